@@ -1,0 +1,36 @@
+//! What the user asked for and what the program needs, without doing anything.
+//!
+//! [`RunConfig`] is the YAML file, verbatim; [`load`] reads it and names every mistake with its line;
+//! [`Plan`] is the validated form, the one place for rules that span several keys, and its digest must be
+//! equal on every process of a run. [`order`] says which sample goes where: the global order of an epoch, a
+//! rank's slice of a batch, the train / validation split. [`presets`] holds the experiments of the paper.
+//!
+//! Pure: no tch, tokio, clock, environment or file system. Nothing of ours is imported here.
+
+mod dataset;
+mod error;
+mod layers;
+mod load;
+mod order;
+mod plan;
+mod presets;
+mod run_config;
+mod schedule;
+mod typed;
+mod yaml;
+
+pub use dataset::{DataSet, Labels};
+pub use error::{ConfigError, ConfigErrors};
+pub use load::{load_file, load_preset, to_yaml};
+pub use order::{
+    EpochOrder, Position, Split, SplitMix64, init_key, rank_slice, samples_sha256, split_train_validation, stage_key,
+    step_key, view_key,
+};
+pub use plan::{BackbonePlan, Contrastive, Objective, Plan, PlanError, StagePlan, TransferPlan};
+pub use presets::{preset_names, preset_summary};
+pub use run_config::{
+    BackboneConfig, CheckpointConfig, DataConfig, DataKind, DecoderConfig, EncoderConfig, Features, FrozenMode,
+    ModelConfig, ObjectiveConfig, ObjectivePatch, RowConfig, RunConfig, Schedule, Similarity, Stem, TrainConfig,
+    TransferConfig, ViewsConfig,
+};
+pub use schedule::learning_rate;

@@ -1,0 +1,361 @@
+//! `RunConfig`: the YAML file as the user wrote it, key by key, with the defaults of the reference recipe.
+//! It must not know what is sensible: rules that span keys are in `plan.rs`.
+
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// One launch of an experiment. Every key has a default: the CIFAR-10 recipe of the paper (method.md section 4).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RunConfig {
+    /// Shown in tables and in `results.json`; a preset's own name unless the file says otherwise.
+    pub name: String,
+    /// Decides initial weights, the order of samples, every view and every dropout mask.
+    pub seed: u64,
+    pub data: DataConfig,
+    pub views: ViewsConfig,
+    pub model: ModelConfig,
+    /// What every backbone is trained on, unless the backbone says otherwise.
+    pub objective: ObjectiveConfig,
+    pub train: TrainConfig,
+    /// Encoders trained on coarse labels, in this order.
+    pub backbones: Vec<BackboneConfig>,
+    /// The linear probe on fine labels, the same for every row.
+    pub transfer: TransferConfig,
+    /// Rows of the result table: each a probe on one or more frozen backbones.
+    pub rows: Vec<RowConfig>,
+    pub checkpoint: CheckpointConfig,
+}
+
+impl Default for RunConfig {
+    fn default() -> Self {
+        Self {
+            name: "custom".into(),
+            seed: 0,
+            data: DataConfig::default(),
+            views: ViewsConfig::default(),
+            model: ModelConfig::default(),
+            objective: ObjectiveConfig::default(),
+            train: TrainConfig::default(),
+            backbones: Vec::new(),
+            transfer: TransferConfig::default(),
+            rows: Vec::new(),
+            checkpoint: CheckpointConfig::default(),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DataConfig {
+    pub kind: DataKind,
+    /// Folder of the raw files; `digits` is embedded and needs none.
+    pub dir: Option<PathBuf>,
+    /// Leave an epoch's last, short batch out. Off: it is trained on like every other.
+    pub drop_last: bool,
+    /// Share of the official training set held out to select the best epoch, in (0, 1).
+    pub validation_fraction: f64,
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        Self { kind: DataKind::Cifar10, dir: None, drop_last: false, validation_fraction: 0.1 }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DataKind {
+    Digits,
+    Mnist,
+    FashionMnist,
+    Cifar10,
+}
+
+/// Training augmentation, in the order of the fields; probabilities in [0, 1], strengths as torchvision's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ViewsConfig {
+    /// Probability of a horizontal flip.
+    pub horizontal_flip: f64,
+    /// Share of the image's area that a crop covers: least, most.
+    pub crop_scale: [f64; 2],
+    /// Width over height of a crop: least, most.
+    pub crop_ratio: [f64; 2],
+    /// Probability that the colour jitter is applied at all.
+    pub jitter: f64,
+    pub brightness: f64,
+    pub contrast: f64,
+    /// Ignored for one-channel images, like hue and grayscale.
+    pub saturation: f64,
+    /// In turns of the colour wheel, at most 0.5.
+    pub hue: f64,
+    /// Probability that the image is turned to grey.
+    pub grayscale: f64,
+}
+
+impl Default for ViewsConfig {
+    fn default() -> Self {
+        Self {
+            horizontal_flip: 0.5,
+            crop_scale: [0.2, 1.0],
+            crop_ratio: [0.75, 4.0 / 3.0],
+            jitter: 0.8,
+            brightness: 0.4,
+            contrast: 0.4,
+            saturation: 0.4,
+            hue: 0.1,
+            grayscale: 0.2,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelConfig {
+    pub encoder: EncoderConfig,
+    /// Dropout of the blocks, and the greatest stochastic depth. 0 turns every kind of dropout off.
+    pub dropout: f64,
+    /// Dropout behind the patch embedding.
+    pub embedding_dropout: f64,
+    /// Probability that a query token attends uniformly.
+    pub query_dropout: f64,
+    /// Used by backbones with a reconstruction term.
+    pub decoder: DecoderConfig,
+}
+
+impl Default for ModelConfig {
+    fn default() -> Self {
+        Self {
+            encoder: EncoderConfig::Vit { patch: 4, width: 256, depth: 7, heads: 8, mlp: 512 },
+            dropout: 0.05,
+            embedding_dropout: 0.1,
+            query_dropout: 0.1,
+            decoder: DecoderConfig::default(),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum EncoderConfig {
+    /// `patch` in pixels, `width` and `mlp` in features, `depth` in blocks.
+    Vit {
+        patch: usize,
+        width: usize,
+        depth: usize,
+        heads: usize,
+        mlp: usize,
+    },
+    Resnet18 {
+        stem: Stem,
+    },
+    Resnet50 {
+        stem: Stem,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stem {
+    /// 7 x 7 convolution of stride 2 and a max-pool, as torchvision's.
+    Imagenet,
+    /// 3 x 3 convolution of stride 1, no pool.
+    Cifar,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DecoderConfig {
+    /// Channels of the first stage; the next ones have a half, a quarter and an eighth.
+    pub width: usize,
+}
+
+impl Default for DecoderConfig {
+    fn default() -> Self {
+        Self { width: 512 }
+    }
+}
+
+/// A backbone's loss: weights of its three terms, and the contrastive term's form (method.md section 2).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ObjectiveConfig {
+    /// Weight of the coarse cross-entropy.
+    pub cross_entropy: f64,
+    /// Weight of the contrastive loss; 0 leaves it out.
+    pub contrastive: f64,
+    /// Weight of the autoencoder's mean squared error; 0 leaves it out.
+    pub reconstruction: f64,
+    /// Weight `a` of attraction within the contrastive loss.
+    pub attract: f64,
+    /// Weight `b` of class-conditional InfoNCE within the contrastive loss.
+    pub spread: f64,
+    pub temperature: f64,
+    pub similarity: Similarity,
+    /// Positive logits are clamped at this value in the numerator; null: never.
+    pub clamp_positive_logits: Option<f64>,
+    pub positives_in_denominator: bool,
+    /// Also take view 0 as anchors, and halve.
+    pub both_directions: bool,
+}
+
+impl Default for ObjectiveConfig {
+    fn default() -> Self {
+        Self {
+            cross_entropy: 1.0,
+            contrastive: 1.0,
+            reconstruction: 0.0,
+            attract: 1.0,
+            spread: 0.0,
+            temperature: 0.5,
+            similarity: Similarity::Cosine,
+            clamp_positive_logits: None,
+            positives_in_denominator: false,
+            both_directions: false,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Similarity {
+    Cosine,
+    Dot,
+    /// The published code's: dot products, column j divided by |u_j| |w_j|.
+    Reference,
+}
+
+/// What one backbone changes in `objective`; null: as there.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ObjectivePatch {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cross_entropy: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub contrastive: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reconstruction: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attract: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spread: Option<f64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainConfig {
+    pub epochs: u64,
+    /// Global images a step, over all workers; each gives two views.
+    pub batch_size: u64,
+    /// Stop a backbone after this many steps, whatever `epochs` says.
+    pub max_steps: Option<u64>,
+    pub learning_rate: f64,
+    pub weight_decay: f64,
+    pub schedule: Schedule,
+    /// Epochs of half a cosine; null: all of `epochs`. Shorter than `epochs`, the rate rises again (the reference).
+    pub cosine_period: Option<u64>,
+    /// Epochs between two evaluations on the validation images; the last epoch is always evaluated.
+    pub evaluate_every: u64,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            epochs: 600,
+            batch_size: 128,
+            max_steps: None,
+            learning_rate: 3e-4,
+            weight_decay: 0.01,
+            schedule: Schedule::Cosine,
+            cosine_period: Some(100),
+            evaluate_every: 1,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Schedule {
+    Cosine,
+    Constant,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BackboneConfig {
+    /// Also the name of its stage and of its folder of checkpoints.
+    pub name: String,
+    pub objective: ObjectivePatch,
+    /// Take the encoder from this safetensors file or checkpoint folder instead of training it.
+    pub checkpoint: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TransferConfig {
+    pub epochs: u64,
+    pub batch_size: u64,
+    pub learning_rate: f64,
+    pub weight_decay: f64,
+    /// Stop a probe after this many steps, whatever `epochs` says.
+    pub max_steps: Option<u64>,
+    pub features: Features,
+    /// With `features: augmented`: whether the frozen encoders keep dropout and moving batch statistics.
+    pub frozen_mode: FrozenMode,
+}
+
+impl Default for TransferConfig {
+    fn default() -> Self {
+        Self {
+            epochs: 100,
+            batch_size: 128,
+            learning_rate: 1e-3,
+            weight_decay: 0.01,
+            max_steps: None,
+            features: Features::Augmented,
+            frozen_mode: FrozenMode::Eval,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Features {
+    /// One augmented view an image and step through the frozen encoders (the reference's way).
+    Augmented,
+    /// Each image once through the frozen encoders, without augmentation; standardised, kept in memory.
+    Cached,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FrozenMode {
+    Eval,
+    /// The reference's way.
+    Train,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RowConfig {
+    /// First column of the table.
+    pub method: String,
+    /// Names of backbones; their embeddings are concatenated in this order.
+    pub backbones: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CheckpointConfig {
+    /// Steps between two checkpoints of a stage; null: once an epoch. The end of a stage is always saved.
+    pub every_steps: Option<u64>,
+    /// Newest checkpoints kept in each stage, at least 2.
+    pub keep_last: usize,
+}
+
+impl Default for CheckpointConfig {
+    fn default() -> Self {
+        Self { every_steps: None, keep_last: 2 }
+    }
+}
