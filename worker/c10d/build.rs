@@ -1,0 +1,32 @@
+//! Compiles the shim against libtorch's own headers, found by the environment variable LIBTORCH.
+
+use std::env;
+use std::path::PathBuf;
+
+fn main() {
+    println!("cargo:rerun-if-changed=shim");
+    println!("cargo:rerun-if-env-changed=LIBTORCH");
+    let libtorch = PathBuf::from(env::var("LIBTORCH").expect("LIBTORCH names the torch folder: run `make libtorch`"));
+    let mut build = cc::Build::new();
+    build
+        .cpp(true)
+        .std("c++20")
+        .warnings(false)
+        .file("shim/shim.cpp")
+        .include("shim")
+        .include(libtorch.join("include"))
+        .include(libtorch.join("include/torch/csrc/api/include"))
+        .define("USE_C10D_GLOO", None);
+    if env::var_os("CARGO_FEATURE_CUDA").is_some() {
+        let site = libtorch.parent().expect("LIBTORCH ends in /torch");
+        for folder in ["nvidia/cu13/include", "nvidia/cu13/include/cccl", "nvidia/nccl/include"] {
+            build.include(site.join(folder));
+        }
+        build.define("USE_C10D_NCCL", None);
+    }
+    build.compile("thanos_c10d");
+    println!("cargo:rustc-link-search=native={}", libtorch.join("lib").display());
+    for library in ["torch_cpu", "c10"] {
+        println!("cargo:rustc-link-lib={library}");
+    }
+}

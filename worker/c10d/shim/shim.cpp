@@ -1,0 +1,250 @@
+// The C side of thanos-c10d: libtorch's process groups behind a dozen C functions.
+// It knows tensors and groups, nothing of training. Every function catches every C++ exception and returns its
+// text (malloc'ed, freed by the caller), or null. See ../src/raw.rs for the other side, line by line.
+#include <malloc.h>
+
+#include <ATen/ops/_fused_adamw.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
+#ifdef USE_C10D_NCCL
+#include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
+#endif
+
+#include <cstring>
+#include <stdexcept>
+
+namespace {
+
+using Bytes = std::vector<uint8_t>;
+
+struct Slice {
+  const uint8_t* data;
+  size_t len;
+};
+
+enum StoreOperation : int32_t { kSet, kGet, kAdd, kCompareSet, kDelete, kCheck, kWait };
+
+constexpr int64_t kStoreFailed = INT64_MIN;
+
+// Answers one store operation. Values, or the text of an error, go to `out` by thanos_bytes_assign.
+using StoreCall = int64_t (*)(void* store, int32_t operation, const Slice* slices, size_t count, int64_t number,
+                              Bytes* out);
+using StoreDrop = void (*)(void* store);
+
+// A c10d store whose every operation is a call back into Rust.
+class CallbackStore : public c10d::Store {
+ public:
+  CallbackStore(std::shared_ptr<void> store, StoreCall call, std::chrono::milliseconds timeout)
+      : c10d::Store(timeout), store_(std::move(store)), call_(call) {}
+
+  c10::intrusive_ptr<c10d::Store> clone() override {
+    return c10::make_intrusive<CallbackStore>(store_, call_, timeout_);
+  }
+
+  using c10d::Store::set;
+  void set(const std::string& key, const Bytes& value) override {
+    Bytes out;
+    request(kSet, {slice(key), {value.data(), value.size()}}, 0, out);
+  }
+
+  Bytes get(const std::string& key) override {
+    Bytes out;
+    request(kGet, {slice(key)}, timeout_.count(), out);
+    return out;
+  }
+
+  int64_t add(const std::string& key, int64_t value) override {
+    Bytes out;
+    return request(kAdd, {slice(key)}, value, out);
+  }
+
+  using c10d::Store::compareSet;
+  Bytes compareSet(const std::string& key, const Bytes& current, const Bytes& desired) override {
+    Bytes out;
+    request(kCompareSet, {slice(key), {current.data(), current.size()}, {desired.data(), desired.size()}}, 0, out);
+    return out;
+  }
+
+  bool deleteKey(const std::string& key) override {
+    Bytes out;
+    return request(kDelete, {slice(key)}, 0, out) != 0;
+  }
+
+  bool check(const std::vector<std::string>& keys) override {
+    Bytes out;
+    return request(kCheck, slices(keys), 0, out) != 0;
+  }
+
+  int64_t getNumKeys() override {
+    throw std::runtime_error("the coordinator's store does not count its keys");
+  }
+
+  void wait(const std::vector<std::string>& keys) override { wait(keys, timeout_); }
+
+  void wait(const std::vector<std::string>& keys, const std::chrono::milliseconds& timeout) override {
+    Bytes out;
+    request(kWait, slices(keys), timeout.count(), out);
+  }
+
+ private:
+  static Slice slice(const std::string& text) {
+    return {reinterpret_cast<const uint8_t*>(text.data()), text.size()};
+  }
+
+  static std::vector<Slice> slices(const std::vector<std::string>& keys) {
+    std::vector<Slice> all;
+    for (const auto& key : keys) all.push_back(slice(key));
+    return all;
+  }
+
+  int64_t request(StoreOperation operation, const std::vector<Slice>& all, int64_t number, Bytes& out) {
+    const auto answer = call_(store_.get(), operation, all.data(), all.size(), number, &out);
+    if (answer == kStoreFailed) throw std::runtime_error("store: " + std::string(out.begin(), out.end()));
+    return answer;
+  }
+
+  std::shared_ptr<void> store_;
+  StoreCall call_;
+};
+
+using Backend = c10::intrusive_ptr<c10d::Backend>;
+
+template <typename F>
+char* guard(F&& body) {
+  try {
+    body();
+    return nullptr;
+  } catch (const c10::Error& error) {
+    return strdup(error.what_without_backtrace());
+  } catch (const std::exception& error) {
+    return strdup(error.what());
+  } catch (...) {
+    return strdup("a C++ exception of an unknown type");
+  }
+}
+
+void finish(const c10::intrusive_ptr<c10d::Work>& work) { work->wait(); }
+
+void all_reduce_sum(c10d::Backend& group, const at::Tensor& tensor) {
+  std::vector<at::Tensor> tensors{tensor};
+  finish(group.allreduce(tensors));
+}
+
+// y = sum of x over the ranks. Every rank's loss depends on y, so dL/dx is the sum of dL/dy over the ranks.
+class AllReduceSum : public torch::autograd::Function<AllReduceSum> {
+ public:
+  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& input, Backend group) {
+    context->saved_data["group"] = c10::IValue::make_capsule(group);
+    auto output = input.detach().contiguous().clone();
+    all_reduce_sum(*group, output);
+    return output;
+  }
+
+  static torch::autograd::tensor_list backward(torch::autograd::AutogradContext* context,
+                                               const torch::autograd::tensor_list& gradients) {
+    auto group = c10::static_intrusive_pointer_cast<c10d::Backend>(context->saved_data["group"].toCapsule());
+    auto gradient = gradients[0].contiguous().clone();
+    all_reduce_sum(*group, gradient);
+    return {gradient, at::Tensor()};
+  }
+};
+
+}  // namespace
+
+extern "C" {
+
+void thanos_bytes_assign(Bytes* bytes, const uint8_t* data, size_t len) { bytes->assign(data, data + len); }
+
+// Owns `store` from the call on, also when it fails. An empty `interface` means: bind to `host`.
+char* thanos_gloo_create(void* store, StoreCall call, StoreDrop drop, int32_t rank, int32_t size, const char* host,
+                         const char* interface, int64_t timeout_ms, Backend** out) {
+  std::shared_ptr<void> owned(store, drop);
+  return guard([&] {
+    const std::chrono::milliseconds timeout(timeout_ms);
+    auto options = c10d::ProcessGroupGloo::Options::create(timeout);
+    options->devices.push_back(*interface ? c10d::ProcessGroupGloo::createDeviceForInterface(interface)
+                                          : c10d::ProcessGroupGloo::createDeviceForHostname(host));
+    // One thread keeps collectives in the order in which they were asked for.
+    options->threads = 1;
+    auto rendezvous = c10::make_intrusive<CallbackStore>(owned, call, timeout);
+    *out = new Backend(c10::make_intrusive<c10d::ProcessGroupGloo>(rendezvous, rank, size, options));
+  });
+}
+
+char* thanos_nccl_create(void* store, StoreCall call, StoreDrop drop, int32_t rank, int32_t size, int64_t timeout_ms,
+                         Backend** out) {
+  std::shared_ptr<void> owned(store, drop);
+  return guard([&] {
+#ifdef USE_C10D_NCCL
+    const std::chrono::milliseconds timeout(timeout_ms);
+    auto options = c10d::ProcessGroupNCCL::Options::create();
+    options->timeout = timeout;
+    auto rendezvous = c10::make_intrusive<CallbackStore>(owned, call, timeout);
+    *out = new Backend(c10::make_intrusive<c10d::ProcessGroupNCCL>(rendezvous, rank, size, options));
+#else
+    throw std::runtime_error("this build has no NCCL: build it with the cargo feature `cuda`");
+#endif
+  });
+}
+
+void thanos_group_free(Backend* group) {
+  // A destructor that throws would end the process; a group that died with its peers may.
+  free(guard([&] { delete group; }));
+}
+
+char* thanos_all_reduce(Backend* group, at::Tensor* tensor) {
+  return guard([&] { all_reduce_sum(**group, *tensor); });
+}
+
+char* thanos_all_gather(Backend* group, at::Tensor* output, at::Tensor* input) {
+  return guard([&] { finish((*group)->_allgather_base(*output, *input)); });
+}
+
+char* thanos_reduce_scatter(Backend* group, at::Tensor* output, at::Tensor* input) {
+  return guard([&] { finish((*group)->_reduce_scatter_base(*output, *input)); });
+}
+
+char* thanos_broadcast(Backend* group, at::Tensor* tensor, int32_t root) {
+  return guard([&] {
+    std::vector<at::Tensor> tensors{*tensor};
+    c10d::BroadcastOptions options;
+    options.rootRank = root;
+    finish((*group)->broadcast(tensors, options));
+  });
+}
+
+char* thanos_barrier(Backend* group) {
+  return guard([&] { finish((*group)->barrier()); });
+}
+
+char* thanos_all_reduce_differentiable(Backend* group, at::Tensor* input, at::Tensor** out) {
+  return guard([&] { *out = new at::Tensor(AllReduceSum::apply(*input, *group)); });
+}
+
+// One AdamW update of `count` parameters by libtorch's fused kernel, which tch does not bind. `steps` holds a
+// float scalar a parameter: the number of this update, from 1.
+char* thanos_fused_adamw(size_t count, at::Tensor* const* parameters, at::Tensor* const* gradients,
+                         at::Tensor* const* means, at::Tensor* const* squares, at::Tensor* const* steps,
+                         const double* rates) {
+  return guard([&] {
+    const auto list = [count](at::Tensor* const* tensors) {
+      std::vector<at::Tensor> all;
+      for (size_t i = 0; i < count; i++) all.push_back(*tensors[i]);
+      return all;
+    };
+    at::NoGradGuard no_grad;
+    at::_fused_adamw_(list(parameters), list(gradients), list(means), list(squares), {}, list(steps),
+                      /*lr=*/rates[0], /*beta1=*/rates[1], /*beta2=*/rates[2], /*weight_decay=*/rates[3],
+                      /*eps=*/rates[4], /*amsgrad=*/false, /*maximize=*/false);
+  });
+}
+
+// glibc gives large blocks back to the kernel when they are freed, and a training step frees and takes the same
+// hundreds of megabytes again: every page is then cleared anew. Keep them.
+void thanos_keep_freed_memory() {
+  mallopt(M_MMAP_THRESHOLD, 1 << 30);
+  mallopt(M_TRIM_THRESHOLD, INT32_MAX);
+  mallopt(M_TOP_PAD, 64 << 20);
+}
+
+}  // extern "C"

@@ -1,0 +1,197 @@
+//! `ProcessGroup`: one rank's membership in a group, and the collectives over it.
+//! Sums only: an average would hide by how many ranks it was divided.
+
+use crate::raw;
+use crate::store::{KeyValueStore, call_store, drop_store, into_raw};
+use std::ffi::{CStr, CString, c_char, c_void};
+use std::ptr;
+use std::sync::Arc;
+use std::time::Duration;
+use tch::Tensor;
+
+/// What libtorch said when a collective, or the making of a group, failed: a dead peer, a timeout, a wrong shape.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{operation}: {message}")]
+pub struct Error {
+    pub operation: &'static str,
+    pub message: String,
+}
+
+/// What Gloo binds to. It is never left to resolve the machine's own name: many resolve to 127.0.1.1.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    Host(String),
+    Interface(String),
+}
+
+/// One rank of a group. Every rank must call the same collectives in the same order.
+pub struct ProcessGroup {
+    raw: *mut raw::Backend,
+    rank: usize,
+    size: usize,
+}
+
+// SAFETY: c10d groups may be moved between threads; they are only used by one at a time, as there is no Sync.
+unsafe impl Send for ProcessGroup {}
+
+impl ProcessGroup {
+    /// Joins a Gloo group of `size` ranks; returns when all have come, or fails after `timeout`.
+    pub fn gloo(
+        store: Arc<dyn KeyValueStore>,
+        rank: usize,
+        size: usize,
+        address: &Address,
+        timeout: Duration,
+    ) -> Result<Self, Error> {
+        let (host, interface) = match address {
+            Address::Host(host) => (host.as_str(), ""),
+            Address::Interface(interface) => ("", interface.as_str()),
+        };
+        let (host, interface) = (c_string("gloo", host)?, c_string("gloo", interface)?);
+        Self::create("gloo", rank, size, |out| {
+            // SAFETY: strings and `out` live through the call; the shim owns the store from here on.
+            unsafe {
+                raw::thanos_gloo_create(
+                    into_raw(store),
+                    call_store,
+                    drop_store,
+                    rank as i32,
+                    size as i32,
+                    host.as_ptr(),
+                    interface.as_ptr(),
+                    millis(timeout),
+                    out,
+                )
+            }
+        })
+    }
+
+    /// Joins an NCCL group; without the feature `cuda` an error.
+    pub fn nccl(store: Arc<dyn KeyValueStore>, rank: usize, size: usize, timeout: Duration) -> Result<Self, Error> {
+        Self::create("nccl", rank, size, |out| {
+            // SAFETY: `out` lives through the call; the shim owns the store from here on.
+            unsafe {
+                raw::thanos_nccl_create(
+                    into_raw(store),
+                    call_store,
+                    drop_store,
+                    rank as i32,
+                    size as i32,
+                    millis(timeout),
+                    out,
+                )
+            }
+        })
+    }
+
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Replaces `tensor` by its sum over the ranks. It must be contiguous.
+    pub fn all_reduce(&self, tensor: &mut Tensor) -> Result<(), Error> {
+        // SAFETY: group and tensor are alive; the shim keeps no pointer.
+        self.call("all_reduce", || unsafe { raw::thanos_all_reduce(self.raw, tensor_ptr(tensor)) })
+    }
+
+    /// The `input` of every rank, one behind the other: [n, ...] -> [size * n, ...]. Shapes must be equal.
+    pub fn all_gather(&self, input: &Tensor) -> Result<Tensor, Error> {
+        let input = input.detach().contiguous();
+        let mut shape = input.size();
+        shape[0] *= self.size as i64;
+        let output = Tensor::empty(&shape, (input.kind(), input.device()));
+        self.call("all_gather", || {
+            // SAFETY: group and tensors are alive; the shim keeps no pointer.
+            unsafe { raw::thanos_all_gather(self.raw, tensor_ptr(&output), tensor_ptr(&input)) }
+        })?;
+        Ok(output)
+    }
+
+    /// This rank's part of the sum over the ranks: [size * n, ...] -> [n, ...].
+    pub fn reduce_scatter(&self, input: &Tensor) -> Result<Tensor, Error> {
+        let input = input.detach().contiguous();
+        let mut shape = input.size();
+        shape[0] /= self.size as i64;
+        let output = Tensor::empty(&shape, (input.kind(), input.device()));
+        self.call("reduce_scatter", || {
+            // SAFETY: group and tensors are alive; the shim keeps no pointer.
+            unsafe { raw::thanos_reduce_scatter(self.raw, tensor_ptr(&output), tensor_ptr(&input)) }
+        })?;
+        Ok(output)
+    }
+
+    /// Replaces `tensor` by that of rank `root`. It must be contiguous.
+    pub fn broadcast(&self, tensor: &mut Tensor, root: usize) -> Result<(), Error> {
+        self.call("broadcast", || {
+            // SAFETY: group and tensor are alive; the shim keeps no pointer.
+            unsafe { raw::thanos_broadcast(self.raw, tensor_ptr(tensor), root as i32) }
+        })
+    }
+
+    /// Returns when every rank has come here.
+    pub fn barrier(&self) -> Result<(), Error> {
+        // SAFETY: the group is alive.
+        self.call("barrier", || unsafe { raw::thanos_barrier(self.raw) })
+    }
+
+    /// The sum over the ranks, in the graph: its backward sums the gradients over the ranks.
+    pub fn all_reduce_differentiable(&self, input: &Tensor) -> Result<Tensor, Error> {
+        let mut output: *mut c_void = ptr::null_mut();
+        self.call("all_reduce", || {
+            // SAFETY: group, tensor and `output` are alive; the graph holds its own reference to the group.
+            unsafe { raw::thanos_all_reduce_differentiable(self.raw, tensor_ptr(input), &raw mut output) }
+        })?;
+        // SAFETY: on success the shim has put a new `at::Tensor` there, which tch frees.
+        Ok(unsafe { Tensor::from_ptr(output.cast()) })
+    }
+
+    fn create(
+        operation: &'static str,
+        rank: usize,
+        size: usize,
+        make: impl FnOnce(*mut *mut raw::Backend) -> *mut c_char,
+    ) -> Result<Self, Error> {
+        let mut raw = ptr::null_mut();
+        check(operation, make(&raw mut raw))?;
+        Ok(Self { raw, rank, size })
+    }
+
+    fn call(&self, operation: &'static str, body: impl FnOnce() -> *mut c_char) -> Result<(), Error> {
+        check(operation, body())
+    }
+}
+
+impl Drop for ProcessGroup {
+    fn drop(&mut self) {
+        // SAFETY: made by `create`, freed once. Graphs hold references of their own.
+        unsafe { raw::thanos_group_free(self.raw) }
+    }
+}
+
+pub(crate) fn tensor_ptr(tensor: &Tensor) -> *mut c_void {
+    tensor.as_ptr().cast_mut().cast()
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn c_string(operation: &'static str, text: &str) -> Result<CString, Error> {
+    CString::new(text).map_err(|error| Error { operation, message: format!("`{text}`: {error}") })
+}
+
+/// Turns the shim's message, if there is one, into an error, and frees it.
+pub(crate) fn check(operation: &'static str, message: *mut c_char) -> Result<(), Error> {
+    if message.is_null() {
+        return Ok(());
+    }
+    // SAFETY: the shim returns null or a NUL-terminated string from malloc that is ours.
+    let text = unsafe { CStr::from_ptr(message) }.to_string_lossy().into_owned();
+    // SAFETY: as above; not used again.
+    unsafe { raw::free(message.cast()) };
+    Err(Error { operation, message: text })
+}

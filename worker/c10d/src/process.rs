@@ -1,0 +1,53 @@
+//! Two things of libtorch and glibc that tch does not reach and a fast step needs. Nothing distributed here.
+
+use crate::group::{Error, check, tensor_ptr};
+use crate::raw;
+use std::ffi::c_void;
+use tch::Tensor;
+
+/// The numbers of an AdamW update.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamWRates {
+    pub learning_rate: f64,
+    pub beta1: f64,
+    pub beta2: f64,
+    pub weight_decay: f64,
+    pub eps: f64,
+}
+
+/// One parameter of an AdamW update, with its state; all five of one device, the first four of one shape.
+pub struct AdamWParameter<'a> {
+    pub parameter: &'a Tensor,
+    pub gradient: &'a Tensor,
+    pub mean: &'a Tensor,
+    pub square: &'a Tensor,
+    /// Float scalar: the number of this update, from 1.
+    pub step: &'a Tensor,
+}
+
+/// One AdamW update in place, by the kernel behind `torch.optim.AdamW(fused=True)`.
+pub fn fused_adamw(parameters: &[AdamWParameter<'_>], rates: AdamWRates) -> Result<(), Error> {
+    let list = |of: fn(&AdamWParameter<'_>) -> *mut c_void| parameters.iter().map(of).collect::<Vec<_>>();
+    let (weights, gradients) = (list(|p| tensor_ptr(p.parameter)), list(|p| tensor_ptr(p.gradient)));
+    let (means, squares) = (list(|p| tensor_ptr(p.mean)), list(|p| tensor_ptr(p.square)));
+    let steps = list(|p| tensor_ptr(p.step));
+    let rates = [rates.learning_rate, rates.beta1, rates.beta2, rates.weight_decay, rates.eps];
+    // SAFETY: five arrays of `count` pointers to tensors that are borrowed for the call, and five numbers.
+    check("fused_adamw", unsafe {
+        raw::thanos_fused_adamw(
+            parameters.len(),
+            weights.as_ptr(),
+            gradients.as_ptr(),
+            means.as_ptr(),
+            squares.as_ptr(),
+            steps.as_ptr(),
+            rates.as_ptr(),
+        )
+    })
+}
+
+/// Keeps the memory that a step frees for the next step, instead of giving it back to the kernel. Process-wide.
+pub fn keep_freed_memory() {
+    // SAFETY: mallopt takes a lock and sets numbers.
+    unsafe { raw::thanos_keep_freed_memory() }
+}

@@ -1,0 +1,79 @@
+//! The C functions of `shim/shim.cpp`, as they are. Nothing here is safe; nothing here decides.
+
+use std::ffi::{c_char, c_void};
+
+#[repr(C)]
+pub(crate) struct Slice {
+    pub(crate) data: *const u8,
+    pub(crate) len: usize,
+}
+
+/// `std::vector<uint8_t>` of the shim.
+#[repr(C)]
+pub(crate) struct Bytes {
+    _opaque: [u8; 0],
+}
+
+/// `c10::intrusive_ptr<c10d::Backend>` of the shim.
+#[repr(C)]
+pub(crate) struct Backend {
+    _opaque: [u8; 0],
+}
+
+pub(crate) const STORE_SET: i32 = 0;
+pub(crate) const STORE_GET: i32 = 1;
+pub(crate) const STORE_ADD: i32 = 2;
+pub(crate) const STORE_COMPARE_SET: i32 = 3;
+pub(crate) const STORE_DELETE: i32 = 4;
+pub(crate) const STORE_CHECK: i32 = 5;
+pub(crate) const STORE_WAIT: i32 = 6;
+pub(crate) const STORE_FAILED: i64 = i64::MIN;
+
+pub(crate) type StoreCall = unsafe extern "C" fn(*mut c_void, i32, *const Slice, usize, i64, *mut Bytes) -> i64;
+pub(crate) type StoreDrop = unsafe extern "C" fn(*mut c_void);
+
+unsafe extern "C" {
+    pub(crate) fn thanos_bytes_assign(bytes: *mut Bytes, data: *const u8, len: usize);
+    pub(crate) fn thanos_gloo_create(
+        store: *mut c_void,
+        call: StoreCall,
+        drop: StoreDrop,
+        rank: i32,
+        size: i32,
+        host: *const c_char,
+        interface: *const c_char,
+        timeout_ms: i64,
+        out: *mut *mut Backend,
+    ) -> *mut c_char;
+    pub(crate) fn thanos_nccl_create(
+        store: *mut c_void,
+        call: StoreCall,
+        drop: StoreDrop,
+        rank: i32,
+        size: i32,
+        timeout_ms: i64,
+        out: *mut *mut Backend,
+    ) -> *mut c_char;
+    pub(crate) fn thanos_group_free(group: *mut Backend);
+    pub(crate) fn thanos_all_reduce(group: *mut Backend, tensor: *mut c_void) -> *mut c_char;
+    pub(crate) fn thanos_all_gather(group: *mut Backend, output: *mut c_void, input: *mut c_void) -> *mut c_char;
+    pub(crate) fn thanos_reduce_scatter(group: *mut Backend, output: *mut c_void, input: *mut c_void) -> *mut c_char;
+    pub(crate) fn thanos_broadcast(group: *mut Backend, tensor: *mut c_void, root: i32) -> *mut c_char;
+    pub(crate) fn thanos_barrier(group: *mut Backend) -> *mut c_char;
+    pub(crate) fn thanos_all_reduce_differentiable(
+        group: *mut Backend,
+        input: *mut c_void,
+        out: *mut *mut c_void,
+    ) -> *mut c_char;
+    pub(crate) fn thanos_fused_adamw(
+        count: usize,
+        parameters: *const *mut c_void,
+        gradients: *const *mut c_void,
+        means: *const *mut c_void,
+        squares: *const *mut c_void,
+        steps: *const *mut c_void,
+        rates: *const f64,
+    ) -> *mut c_char;
+    pub(crate) fn thanos_keep_freed_memory();
+    pub(crate) fn free(pointer: *mut c_void);
+}
