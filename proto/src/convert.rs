@@ -1,0 +1,277 @@
+//! Conversions between the generated messages and the domain types. What proto3 cannot say (a part that must be
+//! there) is checked here, once, so that nothing above meets a half-filled message.
+
+use crate::message::{
+    Begin, Best, CheckpointRef, CheckpointWritten, Command, Evaluated, Failed, Heartbeat, Hello, PackRef, StageResult,
+    StepDone, Welcome, WorkerEvent, WrittenFile,
+};
+use crate::v1;
+
+/// A message that lacks a part, or holds a number out of its range.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("malformed {message}: {problem}")]
+pub struct Malformed {
+    pub message: &'static str,
+    pub problem: String,
+}
+
+fn malformed(message: &'static str, problem: impl Into<String>) -> Malformed {
+    Malformed { message, problem: problem.into() }
+}
+
+fn exit_code(message: &'static str, code: u32) -> Result<u8, Malformed> {
+    u8::try_from(code).map_err(|_| malformed(message, format!("{code} is no exit code")))
+}
+
+/// Both ways between messages whose fields are the same.
+macro_rules! same_fields {
+    ($($name:ident { $($field:ident),* })*) => { $(
+        impl From<$name> for v1::$name {
+            fn from(from: $name) -> Self {
+                Self { $($field: from.$field),* }
+            }
+        }
+
+        impl From<v1::$name> for $name {
+            fn from(from: v1::$name) -> Self {
+                Self { $($field: from.$field),* }
+            }
+        }
+    )* };
+}
+
+same_fields! {
+    Hello { worker_id, host, pid, version }
+    Heartbeat { generation, stage, step, phase }
+    Evaluated { stage, epoch, validation_accuracy, best }
+    WrittenFile { name, bytes, sha256 }
+    Best { epoch, validation_accuracy }
+    CheckpointRef { stage, folder, manifest_sha256, step }
+    StageResult {
+        stage, seconds, validation_accuracy, coarse_test_accuracy, fine_test_accuracy, knn_fine_accuracy,
+        cosine_within_coarse, cosine_within_fine, cosine_between_views
+    }
+}
+
+impl From<StepDone> for v1::StepDone {
+    fn from(from: StepDone) -> Self {
+        Self {
+            stage: from.stage,
+            epoch: from.epoch,
+            step: from.step,
+            generation: from.generation,
+            world_size: from.world_size,
+            loss: from.loss,
+            losses: from.losses.into_iter().collect(),
+            lr: from.lr,
+            images: from.images,
+            samples_sha256: from.samples_sha256,
+            total_steps: from.total_steps,
+        }
+    }
+}
+
+impl From<v1::StepDone> for StepDone {
+    fn from(from: v1::StepDone) -> Self {
+        Self {
+            stage: from.stage,
+            epoch: from.epoch,
+            step: from.step,
+            generation: from.generation,
+            world_size: from.world_size,
+            loss: from.loss,
+            losses: from.losses.into_iter().collect(),
+            lr: from.lr,
+            images: from.images,
+            samples_sha256: from.samples_sha256,
+            total_steps: from.total_steps,
+        }
+    }
+}
+
+impl From<CheckpointWritten> for v1::CheckpointWritten {
+    fn from(from: CheckpointWritten) -> Self {
+        Self {
+            stage: from.stage,
+            epoch: from.epoch,
+            step: from.step,
+            generation: from.generation,
+            world_size: from.world_size,
+            folder: from.folder,
+            files: from.files.into_iter().map(v1::WrittenFile::from).collect(),
+            result: from.result.map(v1::StageResult::from),
+            seconds: from.seconds,
+            best: from.best.map(v1::Best::from),
+        }
+    }
+}
+
+impl From<v1::CheckpointWritten> for CheckpointWritten {
+    fn from(from: v1::CheckpointWritten) -> Self {
+        Self {
+            stage: from.stage,
+            epoch: from.epoch,
+            step: from.step,
+            generation: from.generation,
+            world_size: from.world_size,
+            folder: from.folder,
+            files: from.files.into_iter().map(WrittenFile::from).collect(),
+            result: from.result.map(StageResult::from),
+            seconds: from.seconds,
+            best: from.best.map(Best::from),
+        }
+    }
+}
+
+impl From<WorkerEvent> for v1::WorkerEvent {
+    fn from(from: WorkerEvent) -> Self {
+        use v1::worker_event::Event;
+        let event = match from {
+            WorkerEvent::Hello(hello) => Event::Hello(hello.into()),
+            WorkerEvent::Ready { config_digest } => Event::Ready(v1::Ready { config_digest }),
+            WorkerEvent::Heartbeat(heartbeat) => Event::Heartbeat(heartbeat.into()),
+            WorkerEvent::Step(step) => Event::Step(step.into()),
+            WorkerEvent::Evaluated(evaluated) => Event::Evaluated(evaluated.into()),
+            WorkerEvent::Checkpoint(written) => Event::Checkpoint(written.into()),
+            WorkerEvent::StageFinished { stage } => Event::StageFinished(v1::StageFinished { stage }),
+            WorkerEvent::Stopped { stage, step } => Event::Stopped(v1::Stopped { stage, step }),
+            WorkerEvent::Failed(Failed { phase, message, exit_code }) => {
+                Event::Failed(v1::Failed { phase, message, exit_code: exit_code.into() })
+            }
+            WorkerEvent::Finished => Event::Finished(v1::Finished {}),
+        };
+        Self { event: Some(event) }
+    }
+}
+
+impl TryFrom<v1::WorkerEvent> for WorkerEvent {
+    type Error = Malformed;
+
+    fn try_from(from: v1::WorkerEvent) -> Result<Self, Malformed> {
+        use v1::worker_event::Event;
+        Ok(match from.event.ok_or_else(|| malformed("WorkerEvent", "it holds no event"))? {
+            Event::Hello(hello) => WorkerEvent::Hello(hello.into()),
+            Event::Ready(v1::Ready { config_digest }) => WorkerEvent::Ready { config_digest },
+            Event::Heartbeat(heartbeat) => WorkerEvent::Heartbeat(heartbeat.into()),
+            Event::Step(step) => WorkerEvent::Step(step.into()),
+            Event::Evaluated(evaluated) => WorkerEvent::Evaluated(evaluated.into()),
+            Event::Checkpoint(written) => WorkerEvent::Checkpoint(written.into()),
+            Event::StageFinished(v1::StageFinished { stage }) => WorkerEvent::StageFinished { stage },
+            Event::Stopped(v1::Stopped { stage, step }) => WorkerEvent::Stopped { stage, step },
+            Event::Failed(v1::Failed { phase, message, exit_code: code }) => {
+                WorkerEvent::Failed(Failed { phase, message, exit_code: exit_code("Failed", code)? })
+            }
+            Event::Finished(v1::Finished {}) => WorkerEvent::Finished,
+        })
+    }
+}
+
+impl From<Welcome> for v1::Welcome {
+    fn from(from: Welcome) -> Self {
+        let pack = |PackRef { split, path, fingerprint }| v1::Pack { split, path, fingerprint };
+        Self {
+            run_id: from.run_id,
+            run_dir: from.run_dir,
+            config: from.config,
+            config_digest: from.config_digest,
+            packs: from.packs.into_iter().map(pack).collect(),
+        }
+    }
+}
+
+impl From<v1::Welcome> for Welcome {
+    fn from(from: v1::Welcome) -> Self {
+        let pack = |v1::Pack { split, path, fingerprint }| PackRef { split, path, fingerprint };
+        Self {
+            run_id: from.run_id,
+            run_dir: from.run_dir,
+            config: from.config,
+            config_digest: from.config_digest,
+            packs: from.packs.into_iter().map(pack).collect(),
+        }
+    }
+}
+
+impl From<Begin> for v1::Begin {
+    fn from(from: Begin) -> Self {
+        Self {
+            generation: from.generation,
+            rank: from.rank,
+            world_size: from.world_size,
+            stage: from.stage,
+            resume: from.resume.map(v1::CheckpointRef::from),
+            complete: from.complete.into_iter().map(v1::CheckpointRef::from).collect(),
+        }
+    }
+}
+
+impl TryFrom<v1::Begin> for Begin {
+    type Error = Malformed;
+
+    fn try_from(from: v1::Begin) -> Result<Self, Malformed> {
+        if from.rank >= from.world_size {
+            return Err(malformed("Begin", format!("rank {} of {} ranks", from.rank, from.world_size)));
+        }
+        Ok(Self {
+            generation: from.generation,
+            rank: from.rank,
+            world_size: from.world_size,
+            stage: from.stage,
+            resume: from.resume.map(CheckpointRef::from),
+            complete: from.complete.into_iter().map(CheckpointRef::from).collect(),
+        })
+    }
+}
+
+impl From<Result<CheckpointRef, String>> for v1::CheckpointCommitted {
+    fn from(from: Result<CheckpointRef, String>) -> Self {
+        match from {
+            Ok(checkpoint) => Self { checkpoint: Some(checkpoint.into()), error: String::new() },
+            Err(error) => Self { checkpoint: None, error },
+        }
+    }
+}
+
+impl From<v1::CheckpointCommitted> for Result<CheckpointRef, String> {
+    fn from(from: v1::CheckpointCommitted) -> Self {
+        from.checkpoint.map(CheckpointRef::from).ok_or(from.error)
+    }
+}
+
+impl From<Command> for v1::Command {
+    fn from(from: Command) -> Self {
+        use v1::command::Command as Wire;
+        let command = match from {
+            Command::Welcome(welcome) => Wire::Welcome(welcome.into()),
+            Command::Begin(begin) => Wire::Begin(begin.into()),
+            Command::Committed(outcome) => Wire::Committed(outcome.into()),
+            Command::Stop { reason } => Wire::Stop(v1::Stop { reason }),
+            Command::Refused { reason, exit_code } => {
+                Wire::Refused(v1::Refused { reason, exit_code: exit_code.into() })
+            }
+            Command::Leave { reason } => Wire::Leave(v1::Leave { reason }),
+        };
+        Self { command: Some(command) }
+    }
+}
+
+impl TryFrom<v1::Command> for Command {
+    type Error = Malformed;
+
+    fn try_from(from: v1::Command) -> Result<Self, Malformed> {
+        use v1::command::Command as Wire;
+        Ok(match from.command.ok_or_else(|| malformed("Command", "it holds no command"))? {
+            Wire::Welcome(welcome) => Command::Welcome(welcome.into()),
+            Wire::Begin(begin) => Command::Begin(begin.try_into()?),
+            Wire::Committed(outcome) => Command::Committed(outcome.into()),
+            Wire::Stop(v1::Stop { reason }) => Command::Stop { reason },
+            Wire::Refused(v1::Refused { reason, exit_code: code }) => {
+                Command::Refused { reason, exit_code: exit_code("Refused", code)? }
+            }
+            Wire::Leave(v1::Leave { reason }) => Command::Leave { reason },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

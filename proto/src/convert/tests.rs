@@ -1,0 +1,104 @@
+//! Every domain type goes over the wire and comes back equal; what is malformed does not come through.
+
+use super::*;
+use prost::Message;
+use std::collections::BTreeMap;
+
+fn check_event(event: WorkerEvent) {
+    let bytes = v1::WorkerEvent::from(event.clone()).encode_to_vec();
+    let wire = v1::WorkerEvent::decode(bytes.as_slice()).expect("what prost wrote");
+    assert_eq!(WorkerEvent::try_from(wire), Ok(event));
+}
+
+fn check_command(command: Command) {
+    let bytes = v1::Command::from(command.clone()).encode_to_vec();
+    let wire = v1::Command::decode(bytes.as_slice()).expect("what prost wrote");
+    assert_eq!(Command::try_from(wire), Ok(command));
+}
+
+fn checkpoint() -> CheckpointRef {
+    CheckpointRef { stage: "cae".into(), folder: "f".into(), manifest_sha256: "00".into(), step: 7 }
+}
+
+#[test]
+fn events_come_back_equal() {
+    let result = StageResult {
+        stage: "cae".into(),
+        seconds: 1.5,
+        validation_accuracy: 0.5,
+        coarse_test_accuracy: 0.75,
+        fine_test_accuracy: None,
+        knn_fine_accuracy: 0.25,
+        cosine_within_coarse: -0.5,
+        cosine_within_fine: 0.1,
+        cosine_between_views: 1.0,
+    };
+    let written = CheckpointWritten {
+        stage: "cae".into(),
+        epoch: 1,
+        step: 2,
+        generation: 3,
+        world_size: 4,
+        folder: "checkpoints/cae/.tmp".into(),
+        files: vec![WrittenFile { name: "model".into(), bytes: 5, sha256: "ab".into() }],
+        result: Some(StageResult { fine_test_accuracy: Some(0.0), ..result }),
+        seconds: 0.1,
+        best: Some(Best { epoch: 0, validation_accuracy: 0.0 }),
+    };
+    check_event(WorkerEvent::Hello(Hello { worker_id: "w".into(), host: "h".into(), pid: 1, version: "v".into() }));
+    check_event(WorkerEvent::Ready { config_digest: "d".into() });
+    let heartbeat = Heartbeat { generation: 1, stage: "s".into(), step: 2, phase: "p".into() };
+    check_event(WorkerEvent::Heartbeat(heartbeat));
+    check_event(WorkerEvent::Step(StepDone {
+        stage: "s".into(),
+        epoch: 1,
+        step: 2,
+        generation: 3,
+        world_size: 4,
+        loss: 0.1,
+        losses: BTreeMap::from([("a".into(), 1.0), ("b".into(), f64::MIN_POSITIVE)]),
+        lr: 1e-3,
+        images: 128,
+        samples_sha256: "ef".into(),
+        total_steps: 9,
+    }));
+    let evaluated = Evaluated { stage: "s".into(), epoch: 1, validation_accuracy: 0.5, best: true };
+    check_event(WorkerEvent::Evaluated(evaluated));
+    check_event(WorkerEvent::Checkpoint(CheckpointWritten { result: None, best: None, ..written.clone() }));
+    check_event(WorkerEvent::Checkpoint(written));
+    check_event(WorkerEvent::StageFinished { stage: "s".into() });
+    check_event(WorkerEvent::Stopped { stage: "s".into(), step: 3 });
+    check_event(WorkerEvent::Failed(Failed { phase: "p".into(), message: "m".into(), exit_code: 255 }));
+    check_event(WorkerEvent::Finished);
+}
+
+#[test]
+fn commands_come_back_equal() {
+    let pack = PackRef { split: "train".into(), path: "/p".into(), fingerprint: "f".into() };
+    check_command(Command::Welcome(Welcome {
+        run_id: "r".into(),
+        run_dir: "/r".into(),
+        config: "seed: 0".into(),
+        config_digest: "d".into(),
+        packs: vec![pack],
+    }));
+    let begin = Begin { generation: 1, rank: 0, world_size: 2, stage: 1, resume: None, complete: vec![checkpoint()] };
+    check_command(Command::Begin(Begin { resume: Some(checkpoint()), ..begin.clone() }));
+    check_command(Command::Begin(begin));
+    check_command(Command::Committed(Ok(checkpoint())));
+    check_command(Command::Committed(Err("disk full".into())));
+    check_command(Command::Stop { reason: "r".into() });
+    check_command(Command::Refused { reason: "r".into(), exit_code: 78 });
+    check_command(Command::Leave { reason: "r".into() });
+}
+
+#[test]
+fn what_is_malformed_says_so() {
+    let empty = WorkerEvent::try_from(v1::WorkerEvent { event: None }).map(drop);
+    assert_eq!(empty, Err(malformed("WorkerEvent", "it holds no event")));
+    assert!(Command::try_from(v1::Command { command: None }).is_err());
+    let begin = v1::Begin { generation: 1, rank: 2, world_size: 2, stage: 0, resume: None, complete: vec![] };
+    assert_eq!(Begin::try_from(begin), Err(malformed("Begin", "rank 2 of 2 ranks")));
+    let refused = v1::command::Command::Refused(v1::Refused { reason: String::new(), exit_code: 256 });
+    assert!(Command::try_from(v1::Command { command: Some(refused) }).is_err());
+}

@@ -1,0 +1,191 @@
+//! The domain types of the session. They own their data, know no prost, and have no empty-string sentinels.
+
+use std::collections::BTreeMap;
+
+/// What a worker tells the coordinator.
+#[derive(Clone, Debug, PartialEq)]
+pub enum WorkerEvent {
+    /// The first event of a session.
+    Hello(Hello),
+    /// The worker has made its plan and opened its packs; it waits for a generation.
+    Ready {
+        config_digest: String,
+    },
+    Heartbeat(Heartbeat),
+    /// From rank 0, behind each update.
+    Step(StepDone),
+    /// From rank 0, behind each evaluation on the validation images.
+    Evaluated(Evaluated),
+    /// From rank 0: files are written and synced, the coordinator may commit them.
+    Checkpoint(CheckpointWritten),
+    StageFinished {
+        stage: String,
+    },
+    /// The rank stopped at the common step; its state is in the last checkpoint.
+    Stopped {
+        stage: String,
+        step: u64,
+    },
+    Failed(Failed),
+    /// All stages are done.
+    Finished,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Hello {
+    pub worker_id: String,
+    pub host: String,
+    pub pid: u32,
+    pub version: String,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Heartbeat {
+    pub generation: u64,
+    pub stage: String,
+    pub step: u64,
+    pub phase: String,
+}
+
+/// A committed update: a line of `steps.jsonl`. `step` counts over the stage, from 0.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepDone {
+    pub stage: String,
+    pub epoch: u64,
+    pub step: u64,
+    pub generation: u64,
+    pub world_size: u32,
+    pub loss: f64,
+    pub losses: BTreeMap<String, f64>,
+    pub lr: f64,
+    pub images: u64,
+    pub samples_sha256: String,
+    pub total_steps: u64,
+}
+
+/// Accuracy on the validation images, a share in 0..1.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Evaluated {
+    pub stage: String,
+    pub epoch: u64,
+    pub validation_accuracy: f64,
+    pub best: bool,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct WrittenFile {
+    pub name: String,
+    pub bytes: u64,
+    pub sha256: String,
+}
+
+/// A checkpoint that waits for its commit; `folder` is relative to the run directory.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CheckpointWritten {
+    pub stage: String,
+    pub epoch: u64,
+    pub step: u64,
+    pub generation: u64,
+    pub world_size: u32,
+    pub folder: String,
+    pub files: Vec<WrittenFile>,
+    /// There when the stage is complete.
+    pub result: Option<StageResult>,
+    /// Training time of the stage so far.
+    pub seconds: f64,
+    /// `None`: no epoch has been evaluated yet.
+    pub best: Option<Best>,
+}
+
+/// The best validation epoch so far; accuracy as a share in 0..1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Best {
+    pub epoch: u64,
+    pub validation_accuracy: f64,
+}
+
+/// What a finished stage measured; accuracies as shares in 0..1, cosines of test embeddings.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StageResult {
+    pub stage: String,
+    pub seconds: f64,
+    pub validation_accuracy: f64,
+    pub coarse_test_accuracy: f64,
+    /// Transfers only.
+    pub fine_test_accuracy: Option<f64>,
+    pub knn_fine_accuracy: f64,
+    pub cosine_within_coarse: f64,
+    pub cosine_within_fine: f64,
+    pub cosine_between_views: f64,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Failed {
+    pub phase: String,
+    pub message: String,
+    pub exit_code: u8,
+}
+
+/// What the coordinator tells a worker.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Command {
+    /// The answer to `Hello`.
+    Welcome(Welcome),
+    /// A generation is complete: build the process group and train from here.
+    Begin(Begin),
+    /// The answer to `Checkpoint`: committed, or given up and why.
+    Committed(Result<CheckpointRef, String>),
+    /// Finish the step in flight, save, and leave.
+    Stop {
+        reason: String,
+    },
+    Refused {
+        reason: String,
+        exit_code: u8,
+    },
+    /// The run is over for this worker: close the session.
+    Leave {
+        reason: String,
+    },
+}
+
+/// Everything a worker needs to make its plan.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Welcome {
+    pub run_id: String,
+    pub run_dir: String,
+    /// The resolved configuration, as YAML.
+    pub config: String,
+    pub config_digest: String,
+    pub packs: Vec<PackRef>,
+}
+
+/// A pack: `split` is `train` or `test`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PackRef {
+    pub split: String,
+    pub path: String,
+    pub fingerprint: String,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Begin {
+    pub generation: u64,
+    pub rank: u32,
+    pub world_size: u32,
+    /// Index into `Plan::stages` of the first stage to run.
+    pub stage: u32,
+    /// Where that stage stands; `None`: at its start.
+    pub resume: Option<CheckpointRef>,
+    /// The last checkpoints of the stages that are complete.
+    pub complete: Vec<CheckpointRef>,
+}
+
+/// A committed checkpoint: folder relative to the run directory, SHA-256 of its `manifest.json`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CheckpointRef {
+    pub stage: String,
+    pub folder: String,
+    pub manifest_sha256: String,
+    pub step: u64,
+}
