@@ -1,0 +1,105 @@
+//! A backbone stage: two views an image, embedded, contrasted with the global batch, classified and, for
+//! autoencoders, reconstructed. Each term is this rank's share of the global mean: shares are summed over the ranks.
+
+use crate::data::Data;
+use crate::evaluate::{Measures, accuracy, embed_all, measure};
+use crate::gather::{Comparison, contrast_globally};
+use crate::loss::{Form, Similarity, TILE, unlabelled_apart};
+use crate::model::{BatchSum, Mode, Model};
+use crate::tensors::Named;
+use crate::train::{Batch, Losses, Stage, Term};
+use anyhow::Result;
+use std::rc::Rc;
+use tch::{Kind, Reduction, Tensor};
+use thanos_c10d::ProcessGroup;
+use thanos_configs::{Contrastive, Objective, Plan};
+
+pub(crate) struct Backbone<'a> {
+    model: Model,
+    objective: Objective,
+    data: &'a Data,
+    group: Rc<ProcessGroup>,
+}
+
+impl<'a> Backbone<'a> {
+    /// Initial weights come from torch's generator: seed it first, equally on all ranks.
+    pub(crate) fn new(plan: &Plan, objective: &Objective, data: &'a Data, group: &Rc<ProcessGroup>) -> Self {
+        let sum: Rc<dyn BatchSum> = group.clone();
+        let decoder = objective.reconstruction.is_some();
+        let model = Model::new(&plan.config().model, &data.facts, decoder, data.device(), &sum);
+        Self { model, objective: objective.clone(), data, group: group.clone() }
+    }
+}
+
+impl Stage for Backbone<'_> {
+    fn parameters(&self) -> Named {
+        self.model.parameters()
+    }
+
+    fn state(&self) -> Named {
+        self.model.state()
+    }
+
+    fn losses(&mut self, batch: &Batch<'_>) -> Result<Losses> {
+        let data = self.data;
+        let own = &batch.samples[batch.own.clone()];
+        let (b, total) = (own.len() as i64, batch.samples.len() as i64);
+        let images = data.views(&data.train, own, batch.epoch, 2)?.flatten(0, 1); // [2b, C, S, S]
+        let z = self.model.encoder.forward(&images, Mode::Train)?; // [2b, d]
+        let mut losses = Losses::default();
+        if self.objective.cross_entropy > 0.0 {
+            let labels = data.labels(&data.train.coarse, own).repeat_interleave_self_int(2, 0, None); // [2b]
+            let logits = self.model.logits(&z); // [2b, classes]
+            let sum = logits.cross_entropy_loss::<Tensor>(&labels, None, Reduction::Sum, -100, 0.0);
+            losses.add("cross_entropy", self.objective.cross_entropy, sum / (2 * total));
+        }
+        if let Some(contrastive) = &self.objective.contrastive {
+            let labels = unlabelled_apart(&data.labels(&data.train.coarse, batch.samples), 0); // [B]
+            let pairs = z.detach().reshape([b, 2, -1]); // [b, view, d]
+            let (view0, view1) = (pairs.select(1, 0), pairs.select(1, 1));
+            let contrasted = contrast_globally(self.group.as_ref(), &view0, &view1, &labels, &comparison(contrastive))?;
+            let gradient = Tensor::stack(&[contrasted.view0_gradient, contrasted.view1_gradient], 1); // [b, view, d]
+            losses.add_gradient(
+                Term { name: "contrastive", weight: contrastive.weight, share: contrasted.value },
+                &z,
+                &gradient.reshape_as(&z),
+            );
+        }
+        if let (Some(weight), Some(decoder)) = (self.objective.reconstruction, &self.model.decoder) {
+            let reconstructed = decoder.forward(&z, Mode::Train)?; // [2b, C, S, S]
+            let pixels = total * 2 * images.size()[1..].iter().product::<i64>();
+            losses.add("reconstruction", weight, (reconstructed - &images).square().sum(Kind::Float) / pixels);
+        }
+        Ok(losses)
+    }
+
+    fn validation_accuracy(&mut self) -> Result<f64> {
+        let data = self.data;
+        let z = embed_all(&[&self.model], data, &data.train, &data.split.validation, &self.group)?;
+        let labels = data.labels(&data.train.coarse, &data.split.validation);
+        accuracy(&tch::no_grad(|| self.model.logits(&z)), &labels, &self.group)
+    }
+
+    fn measure(&mut self) -> Result<(Measures, Option<f64>)> {
+        Ok((measure(&[&self.model], self.data, &self.group)?, None))
+    }
+}
+
+fn comparison(contrastive: &Contrastive) -> Comparison {
+    Comparison {
+        form: Form {
+            attract: contrastive.attract,
+            spread: contrastive.spread,
+            clamp_positive_logits: contrastive.clamp_positive_logits,
+            positives_in_denominator: contrastive.positives_in_denominator,
+        },
+        similarity: match contrastive.similarity {
+            thanos_configs::Similarity::Cosine => Similarity::Cosine,
+            thanos_configs::Similarity::Dot => Similarity::Dot,
+            thanos_configs::Similarity::Reference => Similarity::Reference,
+        },
+        temperature: contrastive.temperature,
+        both_directions: contrastive.both_directions,
+        tile: TILE,
+    }
+}

@@ -1,0 +1,174 @@
+//! Exact evaluation: every image is counted once, whatever the number of ranks and the batch; ranks report integers.
+//! Also what shows how far classes have collapsed: a kNN accuracy and mean cosines.
+
+use crate::data::Data;
+use crate::gather::gather_rows;
+use crate::model::{Mode, Model};
+use crate::pack::Pack;
+use anyhow::Result;
+use tch::{Kind, Tensor};
+use thanos_c10d::ProcessGroup;
+use thanos_configs::rank_slice;
+
+/// Images through the encoder at a time.
+const BATCH: usize = 256;
+/// Neighbours that vote, and the temperature of their votes (Wu et al., CVPR 2018, section 4.1).
+const NEIGHBOURS: i64 = 20;
+const VOTE_TEMPERATURE: f64 = 0.07;
+/// Test images whose neighbours are looked up at a time.
+const KNN_ROWS: i64 = 256;
+
+/// What evaluation asks of a set of frozen or trained encoders.
+pub(crate) struct Measures {
+    pub coarse_accuracy: f64,
+    pub knn_fine_accuracy: f64,
+    pub cosine_within_coarse: f64,
+    pub cosine_within_fine: f64,
+    pub cosine_between_views: f64,
+}
+
+/// Embeddings of `ids` on every rank, [ids, d of all encoders together]; each rank computes its slice.
+pub(crate) fn embed_all(
+    models: &[&Model],
+    data: &Data,
+    pack: &Pack,
+    ids: &[u64],
+    group: &ProcessGroup,
+) -> Result<Tensor> {
+    let own = &ids[rank_slice(ids.len(), group.rank(), group.size())];
+    let width: i64 = models.iter().map(|model| model.encoder.width()).sum();
+    let mut parts = vec![Tensor::zeros([0, width], (Kind::Float, data.device()))];
+    for chunk in own.chunks(BATCH) {
+        parts.push(embed(models, &data.plain(pack, chunk)?, Mode::Eval)?);
+    }
+    gather_rows(group, &Tensor::cat(&parts, 0), ids.len() as i64)
+}
+
+/// Embeddings of images by all encoders, concatenated: [n, C, S, S] to [n, d]. No graph is kept.
+pub(crate) fn embed(models: &[&Model], images: &Tensor, mode: Mode) -> Result<Tensor> {
+    let _no_graph = tch::no_grad_guard();
+    let parts = models.iter().map(|model| model.encoder.forward(images, mode)).collect::<Result<Vec<_>>>()?;
+    Ok(Tensor::cat(&parts, 1))
+}
+
+/// Share of `labels` [n] that `scores` [n, classes] rank first.
+///
+/// Each rank counts its slice, and the counts are summed: rows are the same on all ranks.
+pub(crate) fn accuracy(scores: &Tensor, labels: &Tensor, group: &ProcessGroup) -> Result<f64> {
+    let n = labels.size()[0];
+    let own = rank_slice(n as usize, group.rank(), group.size());
+    let (start, len) = (own.start as i64, own.len() as i64);
+    let chosen = scores.narrow(0, start, len).argmax(1, false);
+    let correct = chosen.eq_tensor(&labels.narrow(0, start, len)).sum(Kind::Int64).int64_value(&[]);
+    Ok(sum_counts(&[correct], group)?[0] as f64 / n as f64)
+}
+
+/// Sums of integers over the ranks.
+fn sum_counts(counts: &[i64], group: &ProcessGroup) -> Result<Vec<i64>> {
+    let mut counts = Tensor::from_slice(counts);
+    group.all_reduce(&mut counts)?;
+    Ok(Vec::try_from(counts)?)
+}
+
+/// Everything that is measured on the test images, from the models' weights as they are.
+pub(crate) fn measure(models: &[&Model], data: &Data, group: &ProcessGroup) -> Result<Measures> {
+    let _no_graph = tch::no_grad_guard();
+    let test_ids: Vec<u64> = (0..data.test.len() as u64).collect();
+    let test = embed_all(models, data, &data.test, &test_ids, group)?;
+    let train = embed_all(models, data, &data.train, &data.split.train, group)?;
+    let fine = data.labels(&data.test.fine, &test_ids);
+    let coarse = data.labels(&data.test.coarse, &test_ids);
+    let train_fine = data.labels(&data.train.fine, &data.split.train);
+    let directions = unit(models, &test);
+    let classes = data.facts.labels.fine_names.len() as i64;
+    Ok(Measures {
+        coarse_accuracy: accuracy(&coarse_scores(models, &test), &coarse, group)?,
+        knn_fine_accuracy: knn(&directions, &fine, &unit(models, &train), &train_fine, classes, group)?,
+        cosine_within_coarse: mean_cosine_within(&directions, &coarse),
+        cosine_within_fine: mean_cosine_within(&directions, &fine),
+        cosine_between_views: mean_cosine_between_views(models, data, &test_ids, group)?,
+    })
+}
+
+/// Mean of the class probabilities of the models' own coarse heads, [n, coarse classes].
+fn coarse_scores(models: &[&Model], embeddings: &Tensor) -> Tensor {
+    let mut from = 0;
+    let mut scores = Tensor::zeros([], (Kind::Float, embeddings.device()));
+    for model in models {
+        let width = model.encoder.width();
+        scores += model.logits(&embeddings.narrow(1, from, width)).softmax(1, Kind::Float);
+        from += width;
+    }
+    scores
+}
+
+/// Rows of length 1, each encoder's part of length 1 / sqrt(encoders): a cosine is the mean of theirs.
+fn unit(models: &[&Model], embeddings: &Tensor) -> Tensor {
+    let mut from = 0;
+    let share = 1.0 / (models.len() as f64).sqrt();
+    let parts: Vec<Tensor> = models
+        .iter()
+        .map(|model| {
+            let part = embeddings.narrow(1, from, model.encoder.width());
+            from += model.encoder.width();
+            let norm = part.norm_scalaropt_dim(2, &[1_i64][..], true).clamp_min(1e-12);
+            part / norm * share
+        })
+        .collect();
+    Tensor::cat(&parts, 1)
+}
+
+/// Accuracy of a vote of the nearest training images by cosine, weighted by exp(cosine / 0.07).
+fn knn(
+    test: &Tensor,
+    labels: &Tensor,
+    train: &Tensor,
+    train_labels: &Tensor,
+    classes: i64,
+    group: &ProcessGroup,
+) -> Result<f64> {
+    let n = test.size()[0];
+    let own = rank_slice(n as usize, group.rank(), group.size());
+    let neighbours = NEIGHBOURS.min(train.size()[0]);
+    let mut correct = 0;
+    for from in (own.start as i64..own.end as i64).step_by(KNN_ROWS as usize) {
+        let rows = KNN_ROWS.min(own.end as i64 - from);
+        let (cosines, nearest) = test.narrow(0, from, rows).matmul(&train.tr()).topk(neighbours, 1, true, true); // [rows, k]
+        let votes = Tensor::zeros([rows, classes], (Kind::Float, test.device())).scatter_add(
+            1,
+            &train_labels.take(&nearest),
+            &(cosines / VOTE_TEMPERATURE).exp(),
+        );
+        let chosen = votes.argmax(1, false);
+        correct += chosen.eq_tensor(&labels.narrow(0, from, rows)).sum(Kind::Int64).int64_value(&[]);
+    }
+    Ok(sum_counts(&[correct], group)?[0] as f64 / n as f64)
+}
+
+/// Mean cosine over all pairs of different images of one class: 1 where every class is a point.
+///
+/// For a class of n unit rows with sum s, the pairs' cosines sum to |s|^2 - n.
+fn mean_cosine_within(directions: &Tensor, labels: &Tensor) -> f64 {
+    let classes = labels.max().int64_value(&[]) + 1;
+    let like = (Kind::Double, directions.device());
+    let directions = directions.to_kind(Kind::Double);
+    let sums = Tensor::zeros([classes, directions.size()[1]], like).index_add(0, labels, &directions);
+    let counts = labels.bincount::<Tensor>(None, classes).to_kind(Kind::Double);
+    let cosines = sums.square().sum(Kind::Double) - counts.sum(Kind::Double);
+    let pairs = (&counts * (&counts - 1.0)).sum(Kind::Double).double_value(&[]);
+    cosines.double_value(&[]) / pairs.max(1.0)
+}
+
+/// Mean cosine between two views of the same test image.
+fn mean_cosine_between_views(models: &[&Model], data: &Data, ids: &[u64], group: &ProcessGroup) -> Result<f64> {
+    let own = &ids[rank_slice(ids.len(), group.rank(), group.size())];
+    let mut sum = Tensor::zeros([1], (Kind::Double, data.device()));
+    for chunk in own.chunks(BATCH / 2) {
+        let views = data.views(&data.test, chunk, 0, 2)?; // [n, 2, C, S, S]
+        let directions = unit(models, &embed(models, &views.flatten(0, 1), Mode::Eval)?);
+        let pairs = directions.reshape([chunk.len() as i64, 2, -1]);
+        sum += (pairs.select(1, 0) * pairs.select(1, 1)).sum(Kind::Double);
+    }
+    group.all_reduce(&mut sum)?;
+    Ok(sum.double_value(&[0]) / ids.len() as f64)
+}

@@ -1,0 +1,34 @@
+//! One rank of a run: it joins its coordinator, opens the packs, and trains the plan's stages with its peers.
+//!
+//! Reading order: `run.rs` (a worker's life), `train.rs` (the river of one stage: batch, losses, gradients, update,
+//! commit), `backbone.rs` and `transfer.rs` (what a batch becomes in either kind of stage), `gather.rs` and `loss`
+//! (the contrastive loss over all ranks), `model`, `views`.
+//!
+//! Shapes, everywhere: n images or rows, b rows of this rank, B rows of the global batch, d width of an embedding,
+//! C channels, S side in pixels, N images of a data set. Images are [n, C, S, S] f32, normalised; embeddings [n, d];
+//! labels [n] i64. A batch of two views is flattened as (image, view): an image's views are neighbours.
+
+mod backbone;
+mod checkpoint;
+mod data;
+mod evaluate;
+mod exit;
+mod gather;
+pub mod loss;
+pub mod model;
+mod optimizer;
+mod pack;
+mod run;
+mod session;
+pub mod tensors;
+mod train;
+mod transfer;
+pub mod views;
+
+pub use checkpoint::load_weights;
+pub use exit::{EXIT_CONFIG, EXIT_DATA, EXIT_IO, EXIT_SOFTWARE, EXIT_STOPPED, EXIT_UNREACHABLE, exit_code};
+pub use gather::{Comparison, Contrasted, Exchange, contrast_globally, gather_rows};
+pub use optimizer::AdamW;
+pub use pack::Pack;
+pub use run::{Options, Outcome, work};
+pub use thanos_c10d::Address;

@@ -1,0 +1,47 @@
+//! `thanos-worker`: one rank of a run. The launcher starts it; only a foreign launcher's user types its options.
+
+use clap::Parser;
+use std::process::ExitCode;
+use thanos_worker::{Address, Options, Outcome, exit_code, work};
+use tracing_subscriber::EnvFilter;
+
+/// One rank of a run; it joins its coordinator and trains until the run is over.
+#[derive(Parser)]
+#[command(name = "thanos-worker", version)]
+struct Arguments {
+    /// Where the coordinator listens, as HOST:PORT
+    #[arg(long, env = "THANOS_COORDINATOR")]
+    coordinator: String,
+    /// A name of its own in the run, the same after a restart
+    #[arg(long)]
+    id: String,
+    /// Threads that one operation may use
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: u16,
+    /// Address of this machine under which the other workers reach it
+    #[arg(long, default_value = "127.0.0.1", conflicts_with = "interface")]
+    host: String,
+    /// Network interface under which the other workers reach it
+    #[arg(long)]
+    interface: Option<String>,
+}
+
+fn main() -> ExitCode {
+    let filter = EnvFilter::try_from_env("THANOS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    let arguments = Arguments::parse();
+    let options = Options {
+        coordinator: arguments.coordinator,
+        worker_id: arguments.id,
+        threads: arguments.threads.into(),
+        address: arguments.interface.map_or(Address::Host(arguments.host), Address::Interface),
+    };
+    match work(&options) {
+        Ok(Outcome::Finished) => ExitCode::SUCCESS,
+        Ok(Outcome::Stopped) => ExitCode::from(thanos_worker::EXIT_STOPPED),
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! The decoder of the class-conditional autoencoder (method.md section 3): a ResNet-18 turned round, with the
+//! published parameter names. Legend: w width of the first stage (512), S the images' side in pixels.
+
+use super::Mode;
+use super::layers::{conv, linear};
+use super::norm::{BatchNorm, BatchSum};
+use anyhow::Result;
+use std::rc::Rc;
+use tch::nn::{self, Conv2D, Linear, Module};
+use tch::{Kind, Tensor};
+
+#[derive(Debug)]
+pub struct Decoder {
+    linear: Linear,
+    blocks: Vec<Block>,
+    conv1: Conv2D,
+    width: i64,
+    side: i64,
+}
+
+/// Two 3x3 convolutions; where `shortcut` is there, the second follows a doubling of the map's side.
+#[derive(Debug)]
+struct Block {
+    conv1: Conv2D,
+    bn1: BatchNorm,
+    conv2: Conv2D,
+    bn2: BatchNorm,
+    shortcut: Option<(Conv2D, BatchNorm)>,
+}
+
+impl Decoder {
+    /// For embeddings of width `d` and images of `channels` x `side` x `side`.
+    pub fn new(path: &nn::Path<'_>, d: i64, width: i64, channels: i64, side: usize, sum: &Rc<dyn BatchSum>) -> Self {
+        let mut blocks = Vec::new();
+        let mut input = width;
+        for (stage, planes) in [width / 2, width / 4, width / 8, width / 8].into_iter().enumerate() {
+            let path = path / format!("layer{}", stage + 1);
+            blocks.push(Block::new(&(&path / 0), input, planes, stage < 3, sum));
+            blocks.push(Block::new(&(&path / 1), planes, planes, false, sum));
+            input = planes;
+        }
+        Self {
+            linear: linear(&(path / "linear"), d, width * 16, true),
+            blocks,
+            conv1: conv(&(path / "conv1"), input, channels, 3),
+            width,
+            side: side as i64,
+        }
+    }
+
+    /// Embeddings [n, d] to images [n, C, S, S], normalised as the encoder's input is.
+    pub fn forward(&self, embeddings: &Tensor, mode: Mode) -> Result<Tensor> {
+        let n = embeddings.size()[0];
+        let start = (self.side / 8).max(1);
+        let x = self.linear.forward(embeddings).reshape([n, self.width, 4, 4]);
+        let mut x = resize(&x, start); // [n, w, S/8, S/8]
+        for block in &self.blocks {
+            x = block.forward(&x, mode)?;
+        }
+        Ok(resize(&self.conv1.forward(&x), self.side)) // 8 x floor(S / 8) wide before the resize
+    }
+}
+
+impl Block {
+    fn new(path: &nn::Path<'_>, input: i64, planes: i64, upsample: bool, sum: &Rc<dyn BatchSum>) -> Self {
+        let conv2 = path / "conv2";
+        let shortcut = path / "upsample";
+        Self {
+            conv1: conv(&(path / "conv1"), input, input, 3),
+            bn1: BatchNorm::new(&(path / "bn1"), input, sum),
+            conv2: conv(&(if upsample { &conv2 / 1 } else { conv2 }), input, planes, 3),
+            bn2: BatchNorm::new(&(path / "bn2"), planes, sum),
+            shortcut: upsample
+                .then(|| (conv(&(&shortcut / 0 / 1), input, planes, 1), BatchNorm::new(&(&shortcut / 1), planes, sum))),
+        }
+    }
+
+    fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
+        let mut out = self.bn1.forward(&self.conv1.forward(x), mode)?.relu();
+        let identity = match &self.shortcut {
+            Some((conv, norm)) => {
+                let side = 2 * x.size()[3];
+                out = resize(&out, side);
+                norm.forward(&conv.forward(&resize(x, side)), mode)?
+            }
+            None => x.shallow_clone(),
+        };
+        Ok((self.bn2.forward(&self.conv2.forward(&out), mode)? + identity).relu())
+    }
+}
+
+/// Nearest-neighbour resize of [n, C, H, W] to `side`. An empty batch passes, which libtorch refuses.
+fn resize(x: &Tensor, side: i64) -> Tensor {
+    let (n, c, height, width) = x.size4().expect("feature maps have four dimensions");
+    if (height, width) == (side, side) {
+        return x.shallow_clone();
+    }
+    let index = |from: i64| (Tensor::arange(side, (Kind::Int64, x.device())) * from).divide_scalar_mode(side, "floor");
+    if n == 0 {
+        return x.index_select(2, &index(height)).index_select(3, &index(width)).reshape([n, c, side, side]);
+    }
+    x.upsample_nearest2d([side, side], None, None)
+}

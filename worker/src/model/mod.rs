@@ -1,0 +1,118 @@
+//! The networks: an encoder, a linear head on coarse labels, and for autoencoders a decoder.
+//!
+//! They do not know that they are distributed, with one exception in the open: batch norm takes its statistics
+//! over the global batch through a [`BatchSum`]. Parameter names are those of the published code, so that a
+//! checkpoint opens in PyTorch; they are always visited in sorted order.
+
+mod decoder;
+mod layers;
+mod norm;
+mod resnet;
+mod vit;
+
+pub use decoder::Decoder;
+pub(crate) use layers::linear;
+pub use norm::{Alone, BatchSum};
+pub use vit::{Vit, VitShape};
+
+use crate::tensors::Named;
+use anyhow::Result;
+use resnet::Resnet;
+use std::rc::Rc;
+use tch::nn::{self, Module, VarStore};
+use tch::{Device, Tensor};
+use thanos_configs::{DataSet, EncoderConfig, ModelConfig};
+
+/// Whether dropout, stochastic depth and batch statistics are in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    Train,
+    Eval,
+}
+
+/// Images [n, C, S, S] to embeddings [n, d].
+#[derive(Debug)]
+pub enum Encoder {
+    Vit(Vit),
+    Resnet(Resnet),
+}
+
+impl Encoder {
+    fn new(root: &nn::Path<'_>, config: &ModelConfig, data: &DataSet, sum: &Rc<dyn BatchSum>) -> Self {
+        match config.encoder {
+            EncoderConfig::Vit { patch, width, depth, heads, mlp } => {
+                let shape = VitShape { channels: data.channels, side: data.side, patch, width, depth, heads, mlp };
+                Encoder::Vit(Vit::new(root, shape, config))
+            }
+            EncoderConfig::Resnet18 { stem } => Encoder::Resnet(Resnet::eighteen(root, data.channels, stem, sum)),
+            EncoderConfig::Resnet50 { stem } => Encoder::Resnet(Resnet::fifty(root, data.channels, stem, sum)),
+        }
+    }
+
+    /// Width d of an embedding.
+    pub fn width(&self) -> i64 {
+        match self {
+            Encoder::Vit(vit) => vit.width(),
+            Encoder::Resnet(resnet) => resnet.width(),
+        }
+    }
+
+    pub fn forward(&self, images: &Tensor, mode: Mode) -> Result<Tensor> {
+        match self {
+            Encoder::Vit(vit) => Ok(vit.forward(images, mode)),
+            Encoder::Resnet(resnet) => resnet.forward(images, mode),
+        }
+    }
+}
+
+/// What one backbone trains.
+#[derive(Debug)]
+pub struct Model {
+    variables: VarStore,
+    pub encoder: Encoder,
+    /// Linear d -> classes, `cls.*` in checkpoints.
+    pub head: nn::Linear,
+    pub decoder: Option<Decoder>,
+}
+
+impl Model {
+    /// Initial weights come from torch's global generator: seed it first.
+    pub fn new(
+        config: &ModelConfig,
+        data: &DataSet,
+        with_decoder: bool,
+        device: Device,
+        sum: &Rc<dyn BatchSum>,
+    ) -> Self {
+        let variables = VarStore::new(device);
+        let root = variables.root();
+        let encoder = Encoder::new(&root, config, data, sum);
+        let classes = data.labels.coarse_names.len() as i64;
+        let head = linear(&(&root / "cls"), encoder.width(), classes, true);
+        let decoder = with_decoder.then(|| {
+            let channels = data.channels as i64;
+            Decoder::new(&(&root / "decoder"), encoder.width(), config.decoder.width as i64, channels, data.side, sum)
+        });
+        Self { variables, encoder, head, decoder }
+    }
+
+    /// Coarse logits of embeddings: [n, d] -> [n, classes].
+    pub fn logits(&self, embeddings: &Tensor) -> Tensor {
+        self.head.forward(embeddings)
+    }
+
+    /// Parameters and buffers by name, sorted. The tensors share memory with the model.
+    pub fn state(&self) -> Named {
+        self.variables.variables().into_iter().collect()
+    }
+
+    /// Parameters alone, sorted by name.
+    pub fn parameters(&self) -> Named {
+        self.state().into_iter().filter(|(_, tensor)| tensor.requires_grad()).collect()
+    }
+
+    /// Turns parameters and buffers to float64, for checks against exact values.
+    pub fn double(&mut self) {
+        self.variables.double();
+    }
+}

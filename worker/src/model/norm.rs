@@ -1,0 +1,96 @@
+//! Batch normalisation whose training statistics are those of the global batch, so that the curve does not depend
+//! on how many ranks share it. The only place where a model knows that there are others.
+
+use super::Mode;
+use anyhow::Result;
+use std::fmt;
+use std::rc::Rc;
+use tch::{Kind, Tensor, nn};
+use thanos_c10d::ProcessGroup;
+
+const EPS: f64 = 1e-5;
+const MOMENTUM: f64 = 0.1;
+
+/// Sums over the ranks, within the graph.
+pub trait BatchSum {
+    fn sum(&self, local: &Tensor) -> Result<Tensor>;
+}
+
+impl BatchSum for ProcessGroup {
+    fn sum(&self, local: &Tensor) -> Result<Tensor> {
+        Ok(self.all_reduce_differentiable(local)?)
+    }
+}
+
+/// A batch that nobody shares.
+pub struct Alone;
+
+impl BatchSum for Alone {
+    fn sum(&self, local: &Tensor) -> Result<Tensor> {
+        Ok(local.shallow_clone())
+    }
+}
+
+/// `torch.nn.BatchNorm2d` (momentum 0.1, eps 1e-5) over the global batch.
+pub(crate) struct BatchNorm {
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    sum: Rc<dyn BatchSum>,
+}
+
+impl fmt::Debug for BatchNorm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "BatchNorm({})", self.weight.size()[0])
+    }
+}
+
+impl BatchNorm {
+    pub(crate) fn new(path: &nn::Path<'_>, channels: i64, sum: &Rc<dyn BatchSum>) -> Self {
+        Self {
+            weight: path.ones("weight", &[channels]),
+            bias: path.zeros("bias", &[channels]),
+            running_mean: path.zeros_no_train("running_mean", &[channels]),
+            running_var: path.ones_no_train("running_var", &[channels]),
+            sum: sum.clone(),
+        }
+    }
+
+    /// [n, C, H, W] to the same shape. A rank may hold no image.
+    pub(crate) fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
+        if mode == Mode::Eval {
+            return Ok(self.scale(x, &self.running_mean, &self.running_var));
+        }
+        let (n, c, height, width) = x.size4()?;
+        let axes = &[0_i64, 2, 3][..];
+        let local = n * height * width;
+        let count = Tensor::full([1], local as f64, (x.kind(), x.device()));
+        let first = self.sum.sum(&Tensor::cat(&[x.sum_dim_intlist(axes, false, None), count], 0))?; // [C + 1]
+        let count = first.narrow(0, c, 1).detach();
+        let mean = first.narrow(0, 0, c) / &count;
+        let centred = x - mean.view([1, c, 1, 1]);
+        // Two passes: the square of the mean would swallow a small variance.
+        let squares = centred.square().sum_dim_intlist(axes, false, None);
+        let var = self.sum.sum(&squares)? / &count;
+        self.track(&mean, &var, count.double_value(&[0]));
+        let scale = (&var + EPS).rsqrt() * &self.weight;
+        Ok(centred * scale.view([1, c, 1, 1]) + self.bias.view([1, c, 1, 1]))
+    }
+
+    fn scale(&self, x: &Tensor, mean: &Tensor, var: &Tensor) -> Tensor {
+        let scale = (var + EPS).rsqrt() * &self.weight;
+        let shift = &self.bias - mean * &scale;
+        x * scale.view([1, -1, 1, 1]) + shift.view([1, -1, 1, 1])
+    }
+
+    /// Moves the running statistics; the variance without bias, as torch's.
+    fn track(&self, mean: &Tensor, var: &Tensor, count: f64) {
+        tch::no_grad(|| {
+            let unbiased = var * (count / (count - 1.0).max(1.0));
+            let kind: Kind = self.running_mean.kind();
+            _ = self.running_mean.shallow_clone().lerp_(&mean.to_kind(kind), MOMENTUM);
+            _ = self.running_var.shallow_clone().lerp_(&unbiased.to_kind(kind), MOMENTUM);
+        });
+    }
+}

@@ -1,0 +1,143 @@
+//! ResNet-18 and ResNet-50 encoders with torchvision's parameter names (torchvision/models/resnet.py), without the
+//! classifier; a stem for 32 x 32 images beside torchvision's own.
+
+use super::Mode;
+use super::norm::{BatchNorm, BatchSum};
+use anyhow::Result;
+use std::rc::Rc;
+use tch::Tensor;
+use tch::nn::init::{FanInOut, NonLinearity, NormalOrUniform};
+use tch::nn::{self, Conv2D, Init, Module};
+use thanos_configs::Stem;
+
+#[derive(Debug)]
+pub struct Resnet {
+    stem: Stem,
+    conv1: Conv2D,
+    bn1: BatchNorm,
+    blocks: Vec<Block>,
+    width: i64,
+}
+
+/// A residual block: two 3x3 convolutions (basic) or 1x1, 3x3, 1x1 (bottleneck).
+#[derive(Debug)]
+struct Block {
+    layers: Vec<(Conv2D, BatchNorm)>,
+    shortcut: Option<(Conv2D, BatchNorm)>,
+}
+
+/// Whether a block is a bottleneck, which widens its output four times.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Basic,
+    Bottleneck,
+}
+
+impl Kind {
+    fn expansion(self) -> i64 {
+        match self {
+            Kind::Basic => 1,
+            Kind::Bottleneck => 4,
+        }
+    }
+}
+
+impl Resnet {
+    pub(crate) fn eighteen(root: &nn::Path<'_>, channels: usize, stem: Stem, sum: &Rc<dyn BatchSum>) -> Self {
+        Self::new(root, channels, stem, (Kind::Basic, [2, 2, 2, 2]), sum)
+    }
+
+    pub(crate) fn fifty(root: &nn::Path<'_>, channels: usize, stem: Stem, sum: &Rc<dyn BatchSum>) -> Self {
+        Self::new(root, channels, stem, (Kind::Bottleneck, [3, 4, 6, 3]), sum)
+    }
+
+    fn new(
+        root: &nn::Path<'_>,
+        channels: usize,
+        stem: Stem,
+        (kind, depths): (Kind, [usize; 4]),
+        sum: &Rc<dyn BatchSum>,
+    ) -> Self {
+        let (kernel, stride) = match stem {
+            Stem::Imagenet => (7, 2),
+            Stem::Cifar => (3, 1),
+        };
+        let conv1 = conv(&(root / "conv1"), [channels as i64, 64], kernel, stride);
+        let bn1 = BatchNorm::new(&(root / "bn1"), 64, sum);
+        let mut input = 64;
+        let mut blocks = Vec::new();
+        for (stage, depth) in depths.into_iter().enumerate() {
+            let planes = 64 << stage;
+            for block in 0..depth {
+                let path = root / format!("layer{}", stage + 1) / block;
+                let stride = if stage > 0 && block == 0 { 2 } else { 1 };
+                blocks.push(Block::new(&path, kind, [input, planes], stride, sum));
+                input = planes * kind.expansion();
+            }
+        }
+        Self { stem, conv1, bn1, blocks, width: input }
+    }
+
+    pub(crate) fn width(&self) -> i64 {
+        self.width
+    }
+
+    /// Images [n, C, S, S] to embeddings [n, d], the mean over the last feature map.
+    pub(crate) fn forward(&self, images: &Tensor, mode: Mode) -> Result<Tensor> {
+        let mut x = self.bn1.forward(&self.conv1.forward(images), mode)?.relu();
+        if self.stem == Stem::Imagenet {
+            x = x.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false);
+        }
+        for block in &self.blocks {
+            x = block.forward(&x, mode)?;
+        }
+        Ok(x.mean_dim(&[2_i64, 3][..], false, None))
+    }
+}
+
+impl Block {
+    fn new(path: &nn::Path<'_>, kind: Kind, [input, planes]: [i64; 2], stride: i64, sum: &Rc<dyn BatchSum>) -> Self {
+        let output = planes * kind.expansion();
+        // torchvision puts a bottleneck's stride on its 3x3 convolution.
+        let sizes = match kind {
+            Kind::Basic => vec![(input, planes, 3, stride), (planes, planes, 3, 1)],
+            Kind::Bottleneck => vec![(input, planes, 1, 1), (planes, planes, 3, stride), (planes, output, 1, 1)],
+        };
+        let layers = sizes
+            .into_iter()
+            .enumerate()
+            .map(|(i, (from, to, kernel, stride))| {
+                let conv = conv(&(path / format!("conv{}", i + 1)), [from, to], kernel, stride);
+                (conv, BatchNorm::new(&(path / format!("bn{}", i + 1)), to, sum))
+            })
+            .collect();
+        let shortcut = (stride != 1 || input != output).then(|| {
+            let path = path / "downsample";
+            (conv(&(&path / 0), [input, output], 1, stride), BatchNorm::new(&(&path / 1), output, sum))
+        });
+        Self { layers, shortcut }
+    }
+
+    fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
+        let mut out = x.shallow_clone();
+        for (i, (conv, norm)) in self.layers.iter().enumerate() {
+            if i > 0 {
+                out = out.relu();
+            }
+            out = norm.forward(&conv.forward(&out), mode)?;
+        }
+        let identity = match &self.shortcut {
+            Some((conv, norm)) => norm.forward(&conv.forward(x), mode)?,
+            None => x.shallow_clone(),
+        };
+        Ok((out + identity).relu())
+    }
+}
+
+/// No bias; He-normal over the outputs, as torchvision initialises.
+fn conv(path: &nn::Path<'_>, [input, output]: [i64; 2], kernel: i64, stride: i64) -> Conv2D {
+    let ws_init =
+        Init::Kaiming { dist: NormalOrUniform::Normal, fan: FanInOut::FanOut, non_linearity: NonLinearity::ReLU };
+    let config = nn::ConvConfig { stride, padding: kernel / 2, bias: false, ws_init, ..Default::default() };
+    nn::conv2d(path, input, output, kernel, config)
+}

@@ -1,0 +1,113 @@
+//! AdamW with its state as our own tensors, so that it can be saved and moved; the update is libtorch's fused kernel.
+
+use crate::tensors::{Named, copy_into};
+use anyhow::{Context, Result};
+use std::collections::BTreeMap;
+use tch::{Kind, Tensor};
+use thanos_c10d::{AdamWParameter, AdamWRates, fused_adamw};
+
+/// Decoupled weight decay on every parameter, as `torch.optim.AdamW` (betas 0.9 and 0.999, eps 1e-8).
+pub struct AdamW {
+    parameters: Named,
+    means: Named,
+    squares: Named,
+    /// Updates made.
+    step: u64,
+    weight_decay: f64,
+}
+
+impl AdamW {
+    /// For parameters in sorted order; the tensors are the model's own and are updated in place.
+    pub fn new(parameters: Named, weight_decay: f64) -> Self {
+        let zeros = || parameters.iter().map(|(name, p)| (name.clone(), p.detach().zeros_like())).collect::<Named>();
+        Self { means: zeros(), squares: zeros(), parameters, step: 0, weight_decay }
+    }
+
+    /// Number of updates made.
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    /// The gradients of all parameters, in sorted order, as one row; zeros where there is none.
+    pub fn flat_gradient(&self) -> Tensor {
+        let parts: Vec<Tensor> = self
+            .parameters
+            .values()
+            .map(|p| {
+                let gradient = p.grad();
+                if gradient.defined() { gradient.reshape(-1) } else { p.detach().zeros_like().reshape(-1) }
+            })
+            .collect();
+        Tensor::cat(&parts, 0)
+    }
+
+    /// The name of the first parameter whose part of a flat gradient holds a NaN or an infinity; empty: none.
+    pub fn first_non_finite(&self, flat_gradient: &Tensor) -> &str {
+        let mut from = 0;
+        for (name, parameter) in &self.parameters {
+            let len = parameter.numel() as i64;
+            if flat_gradient.narrow(0, from, len).isfinite().all().int64_value(&[]) == 0 {
+                return name;
+            }
+            from += len;
+        }
+        ""
+    }
+
+    /// Forgets the gradients of the last step.
+    pub fn zero_grad(&self) {
+        for parameter in self.parameters.values() {
+            let mut gradient = parameter.grad();
+            if gradient.defined() {
+                _ = gradient.detach_().zero_();
+            }
+        }
+    }
+
+    /// One update from the summed gradient, laid out as by [`Self::flat_gradient`].
+    pub fn update(&mut self, flat_gradient: &Tensor, learning_rate: f64) -> Result<()> {
+        self.step += 1;
+        let mut from = 0;
+        let mut gradients = BTreeMap::new();
+        for (name, parameter) in &self.parameters {
+            let len = parameter.numel() as i64;
+            gradients.insert(name, flat_gradient.narrow(0, from, len).view_as(parameter));
+            from += len;
+        }
+        let device = flat_gradient.device();
+        let step = Tensor::full([], self.step as f64, (Kind::Float, device));
+        let rows: Vec<AdamWParameter<'_>> = self
+            .parameters
+            .iter()
+            .map(|(name, parameter)| AdamWParameter {
+                parameter,
+                gradient: &gradients[name],
+                mean: &self.means[name],
+                square: &self.squares[name],
+                step: &step,
+            })
+            .collect();
+        let rates = AdamWRates { learning_rate, beta1: 0.9, beta2: 0.999, weight_decay: self.weight_decay, eps: 1e-8 };
+        fused_adamw(&rows, rates)?;
+        Ok(())
+    }
+
+    /// The state by name: `exp_avg/NAME`, `exp_avg_sq/NAME` (torch's words) and `step` [1] i64.
+    pub fn state(&self) -> Named {
+        let mut state = Named::new();
+        for (prefix, tensors) in [("exp_avg", &self.means), ("exp_avg_sq", &self.squares)] {
+            state.extend(tensors.iter().map(|(name, tensor)| (format!("{prefix}/{name}"), tensor.shallow_clone())));
+        }
+        state.insert("step".into(), Tensor::from_slice(&[self.step as i64]));
+        state
+    }
+
+    /// Takes over a state made by [`Self::state`].
+    pub fn load(&mut self, state: &Named) -> Result<()> {
+        let target = self.state();
+        let step = target.get("step").map(Tensor::shallow_clone).context("a state has its step")?;
+        copy_into(&target, state).context("optimizer state")?;
+        self.step = step.int64_value(&[0]) as u64;
+        Ok(())
+    }
+}

@@ -1,0 +1,101 @@
+//! `Pack`: a data set decoded once, opened by every worker. libtorch maps the images into memory, so that the ranks
+//! of a host share them; labels are read. Nothing is decoded, augmented or moved to a device here.
+
+use anyhow::{Context, Result, bail, ensure};
+use safetensors::tensor::{Dtype, SafeTensors, TensorInfo};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use tch::{Device, Kind, Tensor};
+
+/// Most bytes that a pack's header may have.
+const MOST_HEADER: u64 = 1 << 20;
+
+/// Images and labels of one split.
+pub struct Pack {
+    path: PathBuf,
+    /// [N, H, W, C] u8, mapped.
+    images: Tensor,
+    pub fine: Vec<i64>,
+    pub coarse: Vec<i64>,
+    /// H, W, C.
+    pub shape: [usize; 3],
+}
+
+impl Pack {
+    /// Opens a pack that has the given fingerprint.
+    ///
+    /// # Errors
+    /// If the file is no pack, or its header names another fingerprint: another data set, or one changed since.
+    pub fn open(path: &Path, fingerprint: &str) -> Result<Self> {
+        Self::read(path, fingerprint).with_context(|| format!("pack {}", path.display()))
+    }
+
+    fn read(path: &Path, fingerprint: &str) -> Result<Self> {
+        let mut file = File::open(path)?;
+        let mut length = [0; 8];
+        file.read_exact(&mut length)?;
+        let length = u64::from_le_bytes(length);
+        ensure!(length <= MOST_HEADER, "its header claims {length} bytes, at most {MOST_HEADER} are allowed");
+        let mut header = length.to_le_bytes().to_vec();
+        file.by_ref().take(length).read_to_end(&mut header)?;
+        let (_, header) = SafeTensors::read_metadata(&header).context("its header is damaged")?;
+        let found = header.metadata().as_ref().and_then(|words| words.get("fingerprint")).cloned().unwrap_or_default();
+        ensure!(
+            found == fingerprint,
+            "its fingerprint is {found}, the coordinator's is {fingerprint}: the file differs"
+        );
+        let info = |name: &str| header.info(name).with_context(|| format!("it has no tensor `{name}`"));
+        let images = info("images")?;
+        let &[n, h, w, c] = images.shape.as_slice() else { bail!("`images` has shape {:?}", images.shape) };
+        ensure!(images.dtype == Dtype::U8, "`images` is {:?}, expected U8", images.dtype);
+        let data_start = 8 + length;
+        let mut labels = |name: &str| -> Result<Vec<i64>> {
+            let info = info(name)?;
+            ensure!(info.shape == [n] && info.dtype == Dtype::I64, "`{name}` is not I64 [{n}]");
+            read_labels(&mut file, data_start, info)
+        };
+        let (fine, coarse) = (labels("fine")?, labels("coarse")?);
+        let from = data_start as i64 + images.data_offsets.0 as i64;
+        let bytes = (n * h * w * c) as i64;
+        let end = from + bytes;
+        ensure!(file.metadata()?.len() >= end as u64, "it is cut off: {end} bytes were expected");
+        let name = path.to_str().context("its path is not UTF-8")?;
+        let images = Tensor::f_from_file(name, false, end, (Kind::Uint8, Device::Cpu))?
+            .narrow(0, from, bytes)
+            .reshape([n as i64, h as i64, w as i64, c as i64]);
+        Ok(Self { path: path.into(), images, fine, coarse, shape: [h, w, c] })
+    }
+
+    /// Number of images.
+    pub fn len(&self) -> usize {
+        self.fine.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.fine.is_empty()
+    }
+
+    /// The pixels of some images, [n * H * W * C], copied one behind the other.
+    ///
+    /// # Errors
+    /// If an id is not in the pack.
+    pub fn images(&self, ids: &[u64]) -> Result<Vec<u8>> {
+        let rows: Vec<i64> = ids.iter().map(|&id| id as i64).collect();
+        let chosen = self
+            .images
+            .f_index_select(0, &Tensor::from_slice(&rows))
+            .with_context(|| format!("pack {} has {} images", self.path.display(), self.len()))?;
+        let mut pixels = vec![0_u8; chosen.numel()];
+        chosen.f_copy_data(&mut pixels, chosen.numel())?;
+        Ok(pixels)
+    }
+}
+
+fn read_labels(file: &mut File, data_start: u64, info: &TensorInfo) -> Result<Vec<i64>> {
+    let (from, to) = info.data_offsets;
+    file.seek(SeekFrom::Start(data_start + from as u64))?;
+    let mut bytes = vec![0; to - from];
+    file.read_exact(&mut bytes)?;
+    Ok(bytes.as_chunks::<8>().0.iter().map(|chunk| i64::from_le_bytes(*chunk)).collect())
+}

@@ -1,0 +1,204 @@
+//! A worker's life: introduce itself, make the plan, open the packs, wait for a generation, train its stages, leave.
+//! What a stage does is not known here.
+
+use crate::backbone::Backbone;
+use crate::checkpoint::{BEST, Committed, load_weights};
+use crate::data::Data;
+use crate::exit::{BadData, EXIT_CONFIG, exit_code};
+use crate::model::{BatchSum, Model};
+use crate::session::{Refused, Session};
+use crate::tensors::{Named, copy_into};
+use crate::train::{Ending, Peers, Recipe, Stage, train};
+use crate::transfer::Transfer;
+use anyhow::{Context, Result, bail};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+use tch::Device;
+use thanos_c10d::{Address, ProcessGroup, keep_freed_memory};
+use thanos_configs::{Plan, StagePlan, TransferPlan, init_key, stage_key};
+use thanos_proto::{Begin, CheckpointRef, Failed, Hello, Welcome, WorkerEvent};
+
+/// How long a rank waits for its peers in the rendezvous and in a collective. Rank 0 may be writing a checkpoint.
+const MOST_COLLECTIVE: Duration = Duration::from_secs(300);
+
+/// What a worker is told on its command line; everything else comes from the coordinator.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// HOST:PORT.
+    pub coordinator: String,
+    /// Stable over restarts, unique in the run.
+    pub worker_id: String,
+    /// Threads of libtorch within an operation.
+    pub threads: usize,
+    /// What Gloo binds to.
+    pub address: Address,
+}
+
+/// How a worker's part of the run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Finished,
+    /// On request, at a step that all ranks agreed on.
+    Stopped,
+}
+
+/// Takes part in a run until it is over.
+///
+/// # Errors
+/// After the coordinator has been told; [`exit_code`] names the process's exit code.
+pub fn work(options: &Options) -> Result<Outcome> {
+    keep_freed_memory();
+    tch::set_num_threads(i32::try_from(options.threads)?);
+    tch::set_num_interop_threads(1);
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
+    let worker_id = options.worker_id.clone();
+    let hello = Hello { worker_id, host, pid: std::process::id(), version: env!("CARGO_PKG_VERSION").into() };
+    let (session, welcome) = Session::connect(&options.coordinator, hello)?;
+    match take_part(options, &session, &welcome) {
+        Ok(last_word) => {
+            let stopped = matches!(last_word, WorkerEvent::Stopped { .. });
+            session.leave(last_word)?;
+            Ok(if stopped { Outcome::Stopped } else { Outcome::Finished })
+        }
+        // Told to go: there is nobody to tell.
+        Err(error) if error.downcast_ref::<Refused>().is_some() => Err(error),
+        Err(error) => {
+            if error.downcast_ref::<thanos_c10d::Error>().is_some() {
+                session.await_the_coordinators_word();
+            }
+            let failed = Failed { phase: session.phase(), message: format!("{error:#}"), exit_code: exit_code(&error) };
+            session.leave(WorkerEvent::Failed(failed)).context("and the coordinator could not be told")?;
+            Err(error)
+        }
+    }
+}
+
+/// From the welcome to the last word.
+fn take_part(options: &Options, session: &Session, welcome: &Welcome) -> Result<WorkerEvent> {
+    let plan = plan_of(welcome)?;
+    let device = Device::cuda_if_available();
+    let data = Data::open(&plan, &welcome.packs, device).map_err(BadData)?;
+    session.send(WorkerEvent::Ready { config_digest: plan.digest().into() })?;
+    let Some(begin) = session.begin()? else { return Ok(WorkerEvent::Stopped { stage: "start".into(), step: 0 }) };
+    session.at("start", 0, "rendezvous");
+    let group = Rc::new(join(options, session, &begin, device)?);
+    let mut worker = Worker {
+        plan: &plan,
+        data: &data,
+        group,
+        session,
+        generation: begin.generation,
+        run_dir: welcome.run_dir.clone().into(),
+        finished: BTreeMap::new(),
+    };
+    worker.train_stages(&begin)
+}
+
+/// The coordinator's configuration as this process understands it.
+fn plan_of(welcome: &Welcome) -> Result<Plan> {
+    let plan = Plan::from_file(&welcome.config, "the coordinator's configuration", &[])
+        .map_err(|error| Refused { reason: error.to_string(), exit_code: EXIT_CONFIG })?;
+    if plan.digest() != welcome.config_digest {
+        let (ours, theirs) = (plan.digest(), &welcome.config_digest);
+        let reason = format!("the configuration's digest is {ours} here and {theirs} at the coordinator");
+        return Err(Refused { reason, exit_code: EXIT_CONFIG }.into());
+    }
+    Ok(plan)
+}
+
+fn join(options: &Options, session: &Session, begin: &Begin, device: Device) -> Result<ProcessGroup> {
+    let (rank, size) = (begin.rank as usize, begin.world_size as usize);
+    let store = session.store(begin.generation);
+    Ok(match device {
+        Device::Cuda(_) => ProcessGroup::nccl(store, rank, size, MOST_COLLECTIVE)?,
+        _ => ProcessGroup::gloo(store, rank, size, &options.address, MOST_COLLECTIVE)?,
+    })
+}
+
+/// One rank of one generation.
+struct Worker<'a> {
+    plan: &'a Plan,
+    data: &'a Data,
+    group: Rc<ProcessGroup>,
+    session: &'a Session,
+    generation: u64,
+    run_dir: PathBuf,
+    /// Best weights of the backbones that are complete, by name.
+    finished: BTreeMap<String, Named>,
+}
+
+impl Worker<'_> {
+    fn train_stages(&mut self, begin: &Begin) -> Result<WorkerEvent> {
+        for checkpoint in &begin.complete {
+            let weights = self.open(checkpoint)?.tensors(BEST).map_err(BadData)?;
+            self.finished.insert(checkpoint.stage.clone(), weights);
+        }
+        let resume = begin.resume.as_ref().map(|checkpoint| self.open(checkpoint)).transpose()?;
+        let mut resume = resume.as_ref();
+        for stage in &self.plan.stages()[begin.stage as usize..] {
+            self.session.at(stage.name(), 0, "set up");
+            match self.train_stage(stage, resume.take())? {
+                Ending::Complete(weights) => self.finished.insert(stage.name().into(), weights),
+                Ending::Stopped { step } => return Ok(WorkerEvent::Stopped { stage: stage.name().into(), step }),
+            };
+        }
+        Ok(WorkerEvent::Finished)
+    }
+
+    fn open(&self, checkpoint: &CheckpointRef) -> Result<Committed> {
+        Ok(Committed::open(&self.run_dir, checkpoint).map_err(BadData)?)
+    }
+
+    fn train_stage(&self, plan: &StagePlan, resume: Option<&Committed>) -> Result<Ending> {
+        let config = self.plan.config();
+        let key = stage_key(plan.name());
+        let recipe = Recipe {
+            name: plan.name(),
+            key,
+            seed: config.seed,
+            train: self.plan.training(plan),
+            samples: &self.data.split.train,
+            drop_last: config.data.drop_last,
+            checkpoint_every: config.checkpoint.every_steps,
+        };
+        let peers =
+            Peers { group: &self.group, session: self.session, generation: self.generation, run_dir: &self.run_dir };
+        tch::manual_seed(init_key(config.seed, key) as i64);
+        let mut stage: Box<dyn Stage + '_> = match plan {
+            StagePlan::Backbone(backbone) => {
+                Box::new(Backbone::new(self.plan, &backbone.objective, self.data, &self.group))
+            }
+            StagePlan::Transfer(transfer) => self.transfer(transfer)?,
+        };
+        train(stage.as_mut(), &recipe, &peers, resume)
+    }
+
+    fn transfer(&self, transfer: &TransferPlan) -> Result<Box<dyn Stage + '_>> {
+        let backbones = transfer.backbones.iter().map(|name| self.frozen(name)).collect::<Result<Vec<_>>>()?;
+        // Making the backbones drew from the generator: the head's weights must not depend on how many there are.
+        let config = self.plan.config();
+        tch::manual_seed(init_key(config.seed, stage_key(&transfer.name)) as i64);
+        Ok(Box::new(Transfer::new(&config.transfer, backbones, self.data, &self.group)?))
+    }
+
+    /// A backbone with the weights of this run, or of the file that the user named.
+    fn frozen(&self, name: &str) -> Result<Model> {
+        let sum: Rc<dyn BatchSum> = self.group.clone();
+        let model = Model::new(&self.plan.config().model, &self.data.facts, false, self.data.device(), &sum);
+        let state = model.state();
+        match (self.finished.get(name), self.plan.backbone_checkpoint(name)) {
+            (Some(weights), _) => copy_into(&state, weights)?,
+            (None, Some(path)) => load_weights(path)
+                .and_then(|weights| copy_into(&state, &weights))
+                .with_context(|| format!("backbone {name} from {}", path.display()))
+                .map_err(BadData)?,
+            (None, None) => bail!("the backbone `{name}` is neither trained yet nor given by a checkpoint"),
+        };
+        for tensor in state.values() {
+            _ = tensor.set_requires_grad(false);
+        }
+        Ok(model)
+    }
+}

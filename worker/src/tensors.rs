@@ -1,0 +1,90 @@
+//! Named tensors: how weights and optimiser state are held, compared, flattened and kept in safetensors files.
+//! The map is sorted, as tch's own order of variables differs between processes.
+
+use anyhow::{Context, Result, bail};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use tch::{Device, Kind, Tensor};
+
+/// Tensors by name, in sorted order.
+pub type Named = BTreeMap<String, Tensor>;
+
+/// Serialises tensors, copied to the CPU, as one safetensors file.
+pub fn to_safetensors(tensors: &Named) -> Result<Vec<u8>> {
+    let mut stored = Vec::with_capacity(tensors.len());
+    for (name, tensor) in tensors {
+        let (dtype, bytes) = bytes(tensor).with_context(|| format!("tensor {name}"))?;
+        let shape: Vec<usize> = tensor.size().into_iter().map(|size| size as usize).collect();
+        stored.push((name.clone(), dtype, shape, bytes));
+    }
+    let views = stored
+        .iter()
+        .map(|(name, dtype, shape, bytes)| Ok((name.clone(), TensorView::new(*dtype, shape.clone(), bytes)?)))
+        .collect::<Result<Vec<_>>>()?;
+    Ok(safetensors::serialize(views, None)?)
+}
+
+/// Reads a safetensors file; every tensor is copied out of `bytes`.
+pub fn from_safetensors(bytes: &[u8]) -> Result<Named> {
+    let file = SafeTensors::deserialize(bytes).context("not a safetensors file")?;
+    file.tensors()
+        .into_iter()
+        .map(|(name, view)| Ok((name.clone(), tensor(&view).with_context(|| format!("tensor {name}"))?)))
+        .collect()
+}
+
+/// SHA-256 over names, shapes and bytes, in hexadecimal: equal exactly if the tensors are, bit by bit.
+pub fn sha256(tensors: &Named) -> Result<String> {
+    let mut hash = Sha256::new();
+    for (name, tensor) in tensors {
+        hash.update(format!("{name} {:?}\n", tensor.size()));
+        hash.update(bytes(tensor)?.1);
+    }
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Copies `source` into the tensors of `target`, by name.
+///
+/// Every tensor of the target must be there with its shape; names that only the source has are returned.
+pub fn copy_into(target: &Named, source: &Named) -> Result<Vec<String>> {
+    for (name, tensor) in target {
+        let Some(from) = source.get(name) else { bail!("it has no tensor `{name}`") };
+        if from.size() != tensor.size() {
+            bail!("`{name}` has shape {:?}, expected {:?}", from.size(), tensor.size());
+        }
+        tch::no_grad(|| tensor.shallow_clone().copy_(from));
+    }
+    Ok(source.keys().filter(|name| !target.contains_key(*name)).cloned().collect())
+}
+
+/// Deep copies.
+pub fn snapshot(tensors: &Named) -> Named {
+    tensors.iter().map(|(name, tensor)| (name.clone(), tensor.detach().copy())).collect()
+}
+
+fn bytes(tensor: &Tensor) -> Result<(Dtype, Vec<u8>)> {
+    let tensor = tensor.detach().to_device(Device::Cpu).contiguous();
+    let (dtype, width) = match tensor.kind() {
+        Kind::Float => (Dtype::F32, 4),
+        Kind::Double => (Dtype::F64, 8),
+        Kind::Int64 => (Dtype::I64, 8),
+        Kind::Uint8 => (Dtype::U8, 1),
+        other => bail!("{other:?} is not stored in checkpoints"),
+    };
+    let mut bytes = vec![0; tensor.numel() * width];
+    tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
+    Ok((dtype, bytes))
+}
+
+fn tensor(view: &TensorView<'_>) -> Result<Tensor> {
+    let kind = match view.dtype() {
+        Dtype::F32 => Kind::Float,
+        Dtype::F64 => Kind::Double,
+        Dtype::I64 => Kind::Int64,
+        Dtype::U8 => Kind::Uint8,
+        other => bail!("{other:?} is none of F32, F64, I64, U8"),
+    };
+    let shape: Vec<i64> = view.shape().iter().map(|&size| size as i64).collect();
+    Ok(Tensor::f_from_data_size(view.data(), &shape, kind)?)
+}

@@ -1,0 +1,348 @@
+//! The river of one stage: batch, losses, gradients, reduction, update, commit. There is no branch on the number of
+//! ranks: one rank is a group of size one. What a batch becomes is the stage's (`backbone.rs`, `transfer.rs`).
+
+use crate::checkpoint::{self, Committed};
+use crate::evaluate::Measures;
+use crate::optimizer::AdamW;
+use crate::session::Session;
+use crate::tensors::{Named, copy_into, snapshot};
+use anyhow::{Result, bail};
+use std::ops::Range;
+use std::path::Path;
+use std::time::Instant;
+use tch::{Kind, Tensor};
+use thanos_c10d::ProcessGroup;
+use thanos_configs::{EpochOrder, Position, TrainConfig, learning_rate, rank_slice, samples_sha256, step_key};
+use thanos_proto::{Best, CheckpointWritten, Evaluated, StageResult, StepDone, WorkerEvent};
+
+/// One global batch, as every rank sees it: sample ids, and the part of them that is this rank's.
+pub(crate) struct Batch<'a> {
+    pub(crate) samples: &'a [u64],
+    pub(crate) own: Range<usize>,
+    pub(crate) epoch: u64,
+}
+
+/// One term of the loss: this rank's share of its global value, a scalar. Shares are summed over the ranks.
+pub(crate) struct Term {
+    pub(crate) name: &'static str,
+    pub(crate) weight: f64,
+    pub(crate) share: Tensor,
+}
+
+/// The terms of one batch, and the scalar whose gradient is theirs.
+#[derive(Default)]
+pub(crate) struct Losses {
+    terms: Vec<Term>,
+    scalar: Option<Tensor>,
+}
+
+impl Losses {
+    /// A term whose gradient autograd finds.
+    pub(crate) fn add(&mut self, name: &'static str, weight: f64, share: Tensor) {
+        self.grow(&share * weight);
+        self.terms.push(Term { name, weight, share: share.detach() });
+    }
+
+    /// A term whose gradient with respect to `z` is known: sum(z * gradient) carries it into z exactly.
+    pub(crate) fn add_gradient(&mut self, term: Term, z: &Tensor, gradient: &Tensor) {
+        self.grow((z * gradient.detach()).sum(z.kind()) * term.weight);
+        self.terms.push(term);
+    }
+
+    fn grow(&mut self, scalar: Tensor) {
+        self.scalar = Some(match self.scalar.take() {
+            Some(sum) => sum + scalar,
+            None => scalar,
+        });
+    }
+
+    fn backward(&self) -> Result<()> {
+        match &self.scalar {
+            Some(scalar) => Ok(scalar.f_backward()?),
+            None => bail!("a plan has a term to learn from, the stage computed none"),
+        }
+    }
+
+    fn shares(&self) -> Vec<f64> {
+        self.terms.iter().map(|term| term.share.double_value(&[])).collect()
+    }
+}
+
+/// What is trained, and how it is judged.
+pub(crate) trait Stage {
+    /// What the optimiser moves, sorted by name.
+    fn parameters(&self) -> Named;
+    /// Parameters and buffers: what a checkpoint holds.
+    fn state(&self) -> Named;
+    fn losses(&mut self, batch: &Batch<'_>) -> Result<Losses>;
+    /// Share of the validation images, over all ranks.
+    fn validation_accuracy(&mut self) -> Result<f64>;
+    /// Measures on the test images and, for a transfer, the fine accuracy.
+    fn measure(&mut self) -> Result<(Measures, Option<f64>)>;
+}
+
+/// A stage's place in the run, and its numbers.
+pub(crate) struct Recipe<'a> {
+    pub(crate) name: &'a str,
+    /// Tells this stage's dropout masks from those of others.
+    pub(crate) key: u64,
+    pub(crate) seed: u64,
+    pub(crate) train: TrainConfig,
+    /// Ids of the training images.
+    pub(crate) samples: &'a [u64],
+    pub(crate) drop_last: bool,
+    /// Steps between two checkpoints; `None`: once an epoch.
+    pub(crate) checkpoint_every: Option<u64>,
+}
+
+impl Recipe<'_> {
+    fn order(&self, epoch: u64) -> EpochOrder {
+        EpochOrder::new(self.samples, self.seed, epoch, self.train.batch_size, self.drop_last)
+    }
+}
+
+/// The others of a generation: what a stage needs to act in common.
+pub(crate) struct Peers<'a> {
+    pub(crate) group: &'a ProcessGroup,
+    pub(crate) session: &'a Session,
+    pub(crate) generation: u64,
+    pub(crate) run_dir: &'a Path,
+}
+
+/// How a stage ended.
+pub(crate) enum Ending {
+    /// With the weights of the best validation epoch.
+    Complete(Named),
+    /// All ranks stopped behind this many updates; a checkpoint holds them.
+    Stopped { step: u64 },
+}
+
+/// Trains a stage from its start, or from where `resume` stands, to its end or to a stop that all ranks agree on.
+pub(crate) fn train(
+    stage: &mut dyn Stage,
+    recipe: &Recipe<'_>,
+    peers: &Peers<'_>,
+    resume: Option<&Committed>,
+) -> Result<Ending> {
+    let mut trainer = Trainer::new(stage, recipe, peers, resume)?;
+    let mut order = recipe.order(0);
+    let steps_per_epoch = order.steps();
+    let total_steps = recipe.train.max_steps.unwrap_or(u64::MAX).min(recipe.train.epochs * steps_per_epoch);
+    let mut epoch_of_order = 0;
+    while trainer.step < total_steps {
+        let at = Position::at(trainer.step, steps_per_epoch);
+        if at.epoch != epoch_of_order {
+            (order, epoch_of_order) = (recipe.order(at.epoch), at.epoch);
+        }
+        let samples = order.batch(at.step_in_epoch);
+        let own = rank_slice(samples.len(), peers.group.rank(), peers.group.size());
+        let stop = trainer.update(&Batch { samples, own, epoch: at.epoch }, total_steps)?;
+        let last = trainer.step == total_steps;
+        let epoch_ends = at.step_in_epoch + 1 == steps_per_epoch;
+        if last || epoch_ends && (at.epoch + 1).is_multiple_of(recipe.train.evaluate_every) {
+            trainer.evaluate(at.epoch)?;
+        }
+        let due = recipe.checkpoint_every.map_or(epoch_ends, |every| trainer.step.is_multiple_of(every));
+        if !last && (due || stop) {
+            trainer.save(at.epoch, None)?;
+        }
+        if stop && !last {
+            return Ok(Ending::Stopped { step: trainer.step });
+        }
+    }
+    trainer.finish()
+}
+
+/// A stage under way.
+struct Trainer<'a> {
+    stage: &'a mut dyn Stage,
+    recipe: &'a Recipe<'a>,
+    peers: &'a Peers<'a>,
+    optimizer: AdamW,
+    /// Updates made.
+    step: u64,
+    best: Option<(Best, Named)>,
+    seconds_before: f64,
+    started: Instant,
+}
+
+impl<'a> Trainer<'a> {
+    fn new(
+        stage: &'a mut dyn Stage,
+        recipe: &'a Recipe<'a>,
+        peers: &'a Peers<'a>,
+        resume: Option<&Committed>,
+    ) -> Result<Self> {
+        let optimizer = AdamW::new(stage.parameters(), recipe.train.weight_decay);
+        let started = Instant::now();
+        let mut trainer = Self { stage, recipe, peers, optimizer, step: 0, best: None, seconds_before: 0.0, started };
+        if let Some(checkpoint) = resume {
+            copy_into(&trainer.stage.state(), &checkpoint.tensors(checkpoint::MODEL)?)?;
+            trainer.optimizer.load(&checkpoint.tensors(checkpoint::OPTIMIZER)?)?;
+            trainer.step = checkpoint.step();
+            trainer.seconds_before = checkpoint.seconds();
+            if let Some(best) = checkpoint.best() {
+                trainer.best = Some((best, checkpoint.tensors(checkpoint::BEST)?));
+            }
+        }
+        Ok(trainer)
+    }
+
+    fn phase(&self, phase: &str) {
+        self.peers.session.at(self.recipe.name, self.step, phase);
+    }
+
+    /// One optimiser update; true: some rank has been asked to stop.
+    fn update(&mut self, batch: &Batch<'_>, total_steps: u64) -> Result<bool> {
+        let rank = self.peers.group.rank() as u64;
+        tch::manual_seed(step_key(self.recipe.seed, self.recipe.key, self.step, rank) as i64);
+        self.phase("forward");
+        let losses = self.stage.losses(batch)?;
+        self.phase("backward");
+        self.optimizer.zero_grad();
+        losses.backward()?;
+        self.phase("reduce");
+        let reduced = self.reduce(&losses)?;
+        self.refuse_non_numbers(&losses, &reduced)?;
+        self.phase("update");
+        let lr = learning_rate(&self.recipe.train, batch.epoch);
+        self.optimizer.update(&reduced.gradient, lr)?;
+        self.commit(batch, &losses, &reduced, (lr, total_steps))?;
+        self.step += 1;
+        Ok(reduced.stop)
+    }
+
+    /// Sums gradients, shares of the loss and requests to stop over the ranks: all ranks see the same from here on.
+    fn reduce(&self, losses: &Losses) -> Result<Reduced> {
+        let mut gradient = self.optimizer.flat_gradient(); // [parameters]
+        self.peers.group.all_reduce(&mut gradient)?;
+        let mut numbers = losses.shares();
+        numbers.push(f64::from(u8::from(self.peers.session.stop_requested())));
+        let mut sums = Tensor::from_slice(&numbers).to_device(gradient.device());
+        self.peers.group.all_reduce(&mut sums)?;
+        let mut terms = Vec::<f64>::try_from(sums)?;
+        let stop = terms.pop().is_some_and(|asked| asked > 0.0);
+        Ok(Reduced { gradient, terms, stop })
+    }
+
+    /// Stops, on all ranks alike and before the update, at a loss or a gradient that is no number.
+    fn refuse_non_numbers(&self, losses: &Losses, reduced: &Reduced) -> Result<()> {
+        for (term, value) in losses.terms.iter().zip(&reduced.terms) {
+            if !value.is_finite() {
+                bail!("the loss `{}` is {value} at step {} of stage {}", term.name, self.step, self.recipe.name);
+            }
+        }
+        if !reduced.gradient.sum(Kind::Double).double_value(&[]).is_finite() {
+            let name = self.optimizer.first_non_finite(&reduced.gradient);
+            bail!("the gradient of `{name}` is not finite at step {} of stage {}", self.step, self.recipe.name);
+        }
+        Ok(())
+    }
+
+    /// Rank 0 tells the coordinator, who writes the line of `steps.jsonl`.
+    fn commit(&self, batch: &Batch<'_>, losses: &Losses, reduced: &Reduced, (lr, total): (f64, u64)) -> Result<()> {
+        if self.peers.group.rank() > 0 {
+            return Ok(());
+        }
+        let terms = || losses.terms.iter().zip(&reduced.terms);
+        self.peers.session.send(WorkerEvent::Step(StepDone {
+            stage: self.recipe.name.into(),
+            epoch: batch.epoch,
+            step: self.step,
+            generation: self.peers.generation,
+            world_size: self.peers.group.size() as u32,
+            loss: terms().map(|(term, value)| term.weight * value).sum(),
+            losses: terms().map(|(term, value)| (term.name.into(), *value)).collect(),
+            lr,
+            images: batch.samples.len() as u64,
+            samples_sha256: samples_sha256(batch.samples),
+            total_steps: total,
+        }))
+    }
+
+    /// Keeps the weights of the first of the best epochs.
+    fn evaluate(&mut self, epoch: u64) -> Result<()> {
+        self.phase("evaluate");
+        let validation_accuracy = self.stage.validation_accuracy()?;
+        let better = self.best.as_ref().is_none_or(|(best, _)| validation_accuracy > best.validation_accuracy);
+        if better {
+            self.best = Some((Best { epoch, validation_accuracy }, snapshot(&self.stage.state())));
+        }
+        if self.peers.group.rank() == 0 {
+            let stage = self.recipe.name.into();
+            let evaluated = Evaluated { stage, epoch, validation_accuracy, best: better };
+            self.peers.session.send(WorkerEvent::Evaluated(evaluated))?;
+        }
+        Ok(())
+    }
+
+    /// Rank 0 writes a checkpoint and waits until the coordinator has committed it; the others meet it again at the
+    /// next collective.
+    fn save(&self, epoch: u64, result: Option<StageResult>) -> Result<()> {
+        self.phase("checkpoint");
+        if self.peers.group.rank() > 0 {
+            return Ok(());
+        }
+        let (state, optimizer) = (self.stage.state(), self.optimizer.state());
+        let mut files = vec![(checkpoint::MODEL, &state), (checkpoint::OPTIMIZER, &optimizer)];
+        if let Some((_, weights)) = &self.best {
+            files.push((checkpoint::BEST, weights));
+        }
+        let written = checkpoint::write(self.peers.run_dir, self.recipe.name, self.step, &files)?;
+        self.peers.session.send(WorkerEvent::Checkpoint(CheckpointWritten {
+            stage: self.recipe.name.into(),
+            epoch,
+            step: self.step,
+            generation: self.peers.generation,
+            world_size: self.peers.group.size() as u32,
+            folder: written.folder,
+            files: written.files,
+            seconds: self.seconds(),
+            best: self.best.as_ref().map(|(best, _)| *best),
+            result,
+        }))?;
+        match self.peers.session.committed()? {
+            Ok(_) => Ok(()),
+            Err(reason) => Err(checkpoint::NotSaved { stage: self.recipe.name.into(), step: self.step, reason }.into()),
+        }
+    }
+
+    /// Measures the best weights on the test images, and saves the stage as complete with the last weights.
+    fn finish(mut self) -> Result<Ending> {
+        self.phase("measure");
+        let Some((best, weights)) = self.best.take() else { bail!("a stage's last step is always evaluated") };
+        let last = snapshot(&self.stage.state());
+        copy_into(&self.stage.state(), &weights)?;
+        let (measures, fine_test_accuracy) = self.stage.measure()?;
+        copy_into(&self.stage.state(), &last)?;
+        let result = StageResult {
+            stage: self.recipe.name.into(),
+            seconds: self.seconds(),
+            validation_accuracy: best.validation_accuracy,
+            coarse_test_accuracy: measures.coarse_accuracy,
+            fine_test_accuracy,
+            knn_fine_accuracy: measures.knn_fine_accuracy,
+            cosine_within_coarse: measures.cosine_within_coarse,
+            cosine_within_fine: measures.cosine_within_fine,
+            cosine_between_views: measures.cosine_between_views,
+        };
+        self.best = Some((best, weights));
+        self.save(best.epoch, Some(result))?;
+        let (_, weights) = self.best.take().expect("set two lines above");
+        self.peers.session.send(WorkerEvent::StageFinished { stage: self.recipe.name.into() })?;
+        Ok(Ending::Complete(weights))
+    }
+
+    fn seconds(&self) -> f64 {
+        self.seconds_before + self.started.elapsed().as_secs_f64()
+    }
+}
+
+/// What all ranks know alike about one step.
+struct Reduced {
+    /// The gradient of the global loss, in the optimiser's layout.
+    gradient: Tensor,
+    /// The global value of each term.
+    terms: Vec<f64>,
+    stop: bool,
+}
