@@ -83,7 +83,7 @@ pub(crate) fn measure(models: &[&Model], data: &Data, group: &ProcessGroup) -> R
     let classes = data.facts.labels.fine_names.len() as i64;
     Ok(Measures {
         coarse_accuracy: accuracy(&coarse_scores(models, &test), &coarse, group)?,
-        knn_fine_accuracy: knn(&directions, &fine, &unit(models, &train), &train_fine, classes, group)?,
+        knn_fine_accuracy: knn((&directions, &fine), (&unit(models, &train), &train_fine), classes, group)?,
         cosine_within_coarse: mean_cosine_within(&directions, &coarse),
         cosine_within_fine: mean_cosine_within(&directions, &fine),
         cosine_between_views: mean_cosine_between_views(models, data, &test_ids, group)?,
@@ -93,13 +93,15 @@ pub(crate) fn measure(models: &[&Model], data: &Data, group: &ProcessGroup) -> R
 /// Mean of the class probabilities of the models' own coarse heads, [n, coarse classes].
 fn coarse_scores(models: &[&Model], embeddings: &Tensor) -> Tensor {
     let mut from = 0;
-    let mut scores = Tensor::zeros([], (Kind::Float, embeddings.device()));
-    for model in models {
-        let width = model.encoder.width();
-        scores += model.logits(&embeddings.narrow(1, from, width)).softmax(1, Kind::Float);
-        from += width;
-    }
-    scores
+    let probabilities: Vec<Tensor> = models
+        .iter()
+        .map(|model| {
+            let part = embeddings.narrow(1, from, model.encoder.width());
+            from += model.encoder.width();
+            model.logits(&part).softmax(1, Kind::Float)
+        })
+        .collect();
+    Tensor::stack(&probabilities, 0).mean_dim(&[0_i64][..], false, None::<Kind>)
 }
 
 /// Rows of length 1, each encoder's part of length 1 / sqrt(encoders): a cosine is the mean of theirs.
@@ -119,11 +121,11 @@ fn unit(models: &[&Model], embeddings: &Tensor) -> Tensor {
 }
 
 /// Accuracy of a vote of the nearest training images by cosine, weighted by exp(cosine / 0.07).
+///
+/// `test` and `train` are unit rows [n, d] with their labels [n]; each rank judges its slice of `test`.
 fn knn(
-    test: &Tensor,
-    labels: &Tensor,
-    train: &Tensor,
-    train_labels: &Tensor,
+    (test, labels): (&Tensor, &Tensor),
+    (train, train_labels): (&Tensor, &Tensor),
     classes: i64,
     group: &ProcessGroup,
 ) -> Result<f64> {

@@ -2,7 +2,7 @@
 //! of a host share them; labels are read. Nothing is decoded, augmented or moved to a device here.
 
 use anyhow::{Context, Result, bail, ensure};
-use safetensors::tensor::{Dtype, SafeTensors, TensorInfo};
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -37,9 +37,10 @@ impl Pack {
         file.read_exact(&mut length)?;
         let length = u64::from_le_bytes(length);
         ensure!(length <= MOST_HEADER, "its header claims {length} bytes, at most {MOST_HEADER} are allowed");
-        let mut header = length.to_le_bytes().to_vec();
+        let mut header = Vec::new();
         file.by_ref().take(length).read_to_end(&mut header)?;
-        let (_, header) = SafeTensors::read_metadata(&header).context("its header is damaged")?;
+        // The crate's own reader wants the whole file, which is to be mapped, not read.
+        let header: Metadata = serde_json::from_slice(&header).context("its header is damaged")?;
         let found = header.metadata().as_ref().and_then(|words| words.get("fingerprint")).cloned().unwrap_or_default();
         ensure!(
             found == fingerprint,

@@ -12,6 +12,7 @@ use crate::train::{Ending, Peers, Recipe, Stage, train};
 use crate::transfer::Transfer;
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
@@ -56,7 +57,7 @@ pub fn work(options: &Options) -> Result<Outcome> {
     let worker_id = options.worker_id.clone();
     let hello = Hello { worker_id, host, pid: std::process::id(), version: env!("CARGO_PKG_VERSION").into() };
     let (session, welcome) = Session::connect(&options.coordinator, hello)?;
-    match take_part(options, &session, &welcome) {
+    match without_panic(|| take_part(options, &session, &welcome)) {
         Ok(last_word) => {
             let stopped = matches!(last_word, WorkerEvent::Stopped { .. });
             session.leave(last_word)?;
@@ -75,13 +76,22 @@ pub fn work(options: &Options) -> Result<Outcome> {
     }
 }
 
+/// libtorch's errors reach us as panics of tch wherever it has no fallible call: they are failures like others.
+fn without_panic<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
+    std::panic::catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        let first_line = text.and_then(|text| text.split("\\n").next()?.lines().next());
+        bail!("{}", first_line.unwrap_or("it panicked without a message"))
+    })
+}
+
 /// From the welcome to the last word.
 fn take_part(options: &Options, session: &Session, welcome: &Welcome) -> Result<WorkerEvent> {
     let plan = plan_of(welcome)?;
     let device = Device::cuda_if_available();
     let data = Data::open(&plan, &welcome.packs, device).map_err(BadData)?;
     session.send(WorkerEvent::Ready { config_digest: plan.digest().into() })?;
-    let Some(begin) = session.begin()? else { return Ok(WorkerEvent::Stopped { stage: "start".into(), step: 0 }) };
+    let begin = session.begin()?;
     session.at("start", 0, "rendezvous");
     let group = Rc::new(join(options, session, &begin, device)?);
     let mut worker = Worker {

@@ -66,12 +66,11 @@ impl Session {
         self.events.blocking_send(event).context("the session with the coordinator has ended")
     }
 
-    /// Waits, as long as it takes, for a generation to be complete; `None`: the run is over before it began.
-    pub(crate) fn begin(&self) -> Result<Option<Begin>> {
+    /// Waits, as long as it takes, for a generation to be complete.
+    pub(crate) fn begin(&self) -> Result<Begin> {
         loop {
             match self.answers.recv().context("the session with the coordinator has ended")? {
-                Command::Begin(begin) => return Ok(Some(begin)),
-                Command::Leave { .. } => return Ok(None),
+                Command::Begin(begin) => return Ok(begin),
                 Command::Stop { .. } => {}
                 other => bail!("expected the start of a generation, got {other:?}"),
             }

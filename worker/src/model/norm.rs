@@ -64,18 +64,21 @@ impl BatchNorm {
         }
         let (n, c, height, width) = x.size4()?;
         let axes = &[0_i64, 2, 3][..];
-        let local = n * height * width;
-        let count = Tensor::full([1], local as f64, (x.kind(), x.device()));
-        let first = self.sum.sum(&Tensor::cat(&[x.sum_dim_intlist(axes, false, None), count], 0))?; // [C + 1]
-        let count = first.narrow(0, c, 1).detach();
-        let mean = first.narrow(0, 0, c) / &count;
-        let centred = x - mean.view([1, c, 1, 1]);
-        // Two passes: the square of the mean would swallow a small variance.
-        let squares = centred.square().sum_dim_intlist(axes, false, None);
-        let var = self.sum.sum(&squares)? / &count;
-        self.track(&mean, &var, count.double_value(&[0]));
-        let scale = (&var + EPS).rsqrt() * &self.weight;
-        Ok(centred * scale.view([1, c, 1, 1]) + self.bias.view([1, c, 1, 1]))
+        let local = Tensor::full([1], (n * height * width) as f64, (Kind::Double, x.device()));
+        // Moments about the running mean, which all ranks share: near the true mean, so that nothing is lost in
+        // their difference, and both travel in one collective.
+        let shift = self.running_mean.copy();
+        let centred = x - shift.view([1, c, 1, 1]);
+        let sum = |x: &Tensor| x.sum_dim_intlist(axes, false, None).to_kind(Kind::Double); // [C]
+        let moments = self.sum.sum(&Tensor::cat(&[sum(&centred), sum(&centred.square()), local], 0))?; // [2C + 1]
+        let count = moments.narrow(0, 2 * c, 1).detach();
+        let mean = moments.narrow(0, 0, c) / &count;
+        let var = (moments.narrow(0, c, c) / &count - mean.square()).clamp_min(0.0);
+        let (mean, var) = (mean.to_kind(x.kind()), var.to_kind(x.kind()));
+        self.track(&(&mean + &shift), &var, count.double_value(&[0]));
+        let scale = (var + EPS).rsqrt() * &self.weight;
+        let offset = &self.bias - mean * &scale;
+        Ok(centred * scale.view([1, c, 1, 1]) + offset.view([1, c, 1, 1]))
     }
 
     fn scale(&self, x: &Tensor, mean: &Tensor, var: &Tensor) -> Tensor {

@@ -1,0 +1,278 @@
+//! Checkpoints as the coordinator sees them: it commits what rank 0 has written, finds the newest good ones when a
+//! run goes on, and removes the old. A checkpoint is believed by its checksums, never by being there.
+
+use crate::run_dir::write_durably;
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use thanos_proto::{Best, CheckpointRef, CheckpointWritten, StageResult};
+
+/// The version of `manifest.json`.
+const FORMAT: u32 = 1;
+
+/// `manifest.json`: what a checkpoint is, and the checksums of its files.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    pub format: u32,
+    pub run: String,
+    pub config_digest: String,
+    pub stage: String,
+    pub generation: u64,
+    pub world_size: u32,
+    pub epoch: u64,
+    /// Updates made.
+    pub step: u64,
+    /// Training time of the stage so far.
+    pub seconds: f64,
+    pub best: Option<ManifestBest>,
+    /// There if the stage is complete.
+    pub result: Option<ManifestResult>,
+    pub files: Vec<ManifestFile>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ManifestBest {
+    pub epoch: u64,
+    pub validation_accuracy: f64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ManifestFile {
+    pub name: String,
+    pub bytes: u64,
+    pub sha256: String,
+}
+
+/// [`StageResult`] as it is kept.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ManifestResult {
+    pub seconds: f64,
+    pub validation_accuracy: f64,
+    pub coarse_test_accuracy: f64,
+    pub fine_test_accuracy: Option<f64>,
+    pub knn_fine_accuracy: f64,
+    pub cosine_within_coarse: f64,
+    pub cosine_within_fine: f64,
+    pub cosine_between_views: f64,
+}
+
+impl ManifestResult {
+    fn of(result: &StageResult) -> Self {
+        Self {
+            seconds: result.seconds,
+            validation_accuracy: result.validation_accuracy,
+            coarse_test_accuracy: result.coarse_test_accuracy,
+            fine_test_accuracy: result.fine_test_accuracy,
+            knn_fine_accuracy: result.knn_fine_accuracy,
+            cosine_within_coarse: result.cosine_within_coarse,
+            cosine_within_fine: result.cosine_within_fine,
+            cosine_between_views: result.cosine_between_views,
+        }
+    }
+
+    fn stage_result(&self, stage: &str) -> StageResult {
+        StageResult {
+            stage: stage.into(),
+            seconds: self.seconds,
+            validation_accuracy: self.validation_accuracy,
+            coarse_test_accuracy: self.coarse_test_accuracy,
+            fine_test_accuracy: self.fine_test_accuracy,
+            knn_fine_accuracy: self.knn_fine_accuracy,
+            cosine_within_coarse: self.cosine_within_coarse,
+            cosine_within_fine: self.cosine_within_fine,
+            cosine_between_views: self.cosine_between_views,
+        }
+    }
+}
+
+/// The checkpoints of one run.
+#[derive(Clone, Debug)]
+pub struct Checkpoints {
+    pub run_dir: PathBuf,
+    /// Of the run and of its configuration: a checkpoint of another one is not used.
+    pub run: String,
+    pub config_digest: String,
+    /// Newest checkpoints kept in each stage.
+    pub keep_last: usize,
+}
+
+/// How far a run has come.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Found {
+    /// The last checkpoints of the stages that are complete, and what they measured.
+    pub complete: Vec<CheckpointRef>,
+    pub results: Vec<StageResult>,
+    /// Where the first stage that is not complete stands; `None`: at its start, or all are complete.
+    pub resume: Option<CheckpointRef>,
+    /// Checkpoints that were passed over, and why.
+    pub warnings: Vec<String>,
+}
+
+impl Checkpoints {
+    /// Makes a checkpoint of the files that rank 0 has written and synced: manifest, rename, `LATEST`; then removes
+    /// the old ones. A crash at any point leaves the checkpoint before it, or this one.
+    pub fn commit(&self, written: &CheckpointWritten) -> Result<CheckpointRef> {
+        let folder = format!("checkpoints/{}/.tmp-step-{:08}", written.stage, written.step);
+        ensure!(written.folder == folder, "rank 0 wrote {}, expected {folder}", written.folder);
+        let temporary = self.run_dir.join(&folder);
+        for file in &written.files {
+            let plain = !file.name.contains('/') && !file.name.starts_with('.');
+            ensure!(plain, "`{}` is no name of a checkpoint's file", file.name);
+            let path = temporary.join(&file.name);
+            let bytes = fs::metadata(&path).with_context(|| format!("{}", path.display()))?.len();
+            ensure!(bytes == file.bytes, "{}: {bytes} bytes, rank 0 wrote {}", path.display(), file.bytes);
+        }
+        let manifest = serde_json::to_vec_pretty(&self.manifest(written))?;
+        let mut file = File::create(temporary.join("manifest.json"))?;
+        file.write_all(&manifest)?;
+        file.sync_all()?;
+        File::open(&temporary)?.sync_all()?;
+        let name = format!("checkpoints/{}/step-{:08}", written.stage, written.step);
+        let place = self.run_dir.join(&name);
+        remove(&place)?;
+        fs::rename(&temporary, &place)?;
+        let stage = self.run_dir.join("checkpoints").join(&written.stage);
+        File::open(&stage)?.sync_all()?;
+        write_durably(&self.run_dir.join("LATEST"), format!("{name}\n").as_bytes())?;
+        let reference = CheckpointRef {
+            stage: written.stage.clone(),
+            folder: name,
+            manifest_sha256: hex(&manifest),
+            step: written.step,
+        };
+        self.prune(&stage, &place)?;
+        Ok(reference)
+    }
+
+    fn manifest(&self, written: &CheckpointWritten) -> Manifest {
+        let best = |best: Best| ManifestBest { epoch: best.epoch, validation_accuracy: best.validation_accuracy };
+        let file = |file: &thanos_proto::WrittenFile| ManifestFile {
+            name: file.name.clone(),
+            bytes: file.bytes,
+            sha256: file.sha256.clone(),
+        };
+        Manifest {
+            format: FORMAT,
+            run: self.run.clone(),
+            config_digest: self.config_digest.clone(),
+            stage: written.stage.clone(),
+            generation: written.generation,
+            world_size: written.world_size,
+            epoch: written.epoch,
+            step: written.step,
+            seconds: written.seconds,
+            best: written.best.map(best),
+            result: written.result.as_ref().map(ManifestResult::of),
+            files: written.files.iter().map(file).collect(),
+        }
+    }
+
+    /// Removes all but the newest, once the newest has been read back and found good.
+    fn prune(&self, stage: &Path, newest: &Path) -> Result<()> {
+        let folders = committed(stage)?;
+        if folders.len() > self.keep_last {
+            verify(newest).context("a checkpoint read back right after its commit")?;
+            for folder in &folders[..folders.len() - self.keep_last] {
+                remove(folder)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// How far the run has come, judged by checkpoints that verify.
+    pub fn find(&self, stages: &[&str]) -> Result<Found> {
+        let mut found = Found::default();
+        for stage in stages {
+            let newest = self.newest(stage, &mut found.warnings)?;
+            match newest {
+                Some((reference, Some(result))) => {
+                    found.complete.push(reference);
+                    found.results.push(result);
+                }
+                newest => {
+                    found.resume = newest.map(|(reference, _)| reference);
+                    break;
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// The newest good checkpoint of a stage, and its result if the stage is complete.
+    fn newest(
+        &self,
+        stage: &str,
+        warnings: &mut Vec<String>,
+    ) -> Result<Option<(CheckpointRef, Option<StageResult>)>> {
+        let folder = self.run_dir.join("checkpoints").join(stage);
+        for place in committed(&folder)?.into_iter().rev() {
+            match self.usable(&place, stage) {
+                Ok(good) => return Ok(Some(good)),
+                Err(error) => warnings.push(format!("{} is not used: {error:#}", place.display())),
+            }
+        }
+        Ok(None)
+    }
+
+    fn usable(&self, place: &Path, stage: &str) -> Result<(CheckpointRef, Option<StageResult>)> {
+        let (manifest, manifest_sha256) = verify(place)?;
+        ensure!(manifest.run == self.run, "it is of run {}, this is {}", manifest.run, self.run);
+        ensure!(manifest.config_digest == self.config_digest, "it is of another configuration");
+        ensure!(manifest.stage == stage, "it is of stage {}", manifest.stage);
+        let folder = format!("checkpoints/{stage}/step-{:08}", manifest.step);
+        ensure!(place == self.run_dir.join(&folder), "it is of step {}", manifest.step);
+        let result = manifest.result.as_ref().map(|result| result.stage_result(stage));
+        Ok((CheckpointRef { stage: stage.into(), folder, manifest_sha256, step: manifest.step }, result))
+    }
+}
+
+/// Reads a committed checkpoint and checks every file's length and checksum; also the manifest's own SHA-256.
+pub fn verify(folder: &Path) -> Result<(Manifest, String)> {
+    let bytes = fs::read(folder.join("manifest.json")).context("manifest.json")?;
+    let manifest: Manifest = serde_json::from_slice(&bytes).context("manifest.json")?;
+    ensure!(manifest.format == FORMAT, "its format is {}, this program reads {FORMAT}", manifest.format);
+    for file in &manifest.files {
+        let content = fs::read(folder.join(&file.name)).with_context(|| file.name.clone())?;
+        let found = content.len() as u64;
+        ensure!(found == file.bytes, "{}: {found} bytes, expected {}", file.name, file.bytes);
+        let (found, expected) = (hex(&content), &file.sha256);
+        ensure!(&found == expected, "{}: its SHA-256 is {found}, expected {expected}", file.name);
+    }
+    Ok((manifest, hex(&bytes)))
+}
+
+/// Folders `step-N` of a stage, oldest first; none if the stage has no folder.
+fn committed(stage: &Path) -> Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(stage) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => bail!("cannot list {}: {error}", stage.display()),
+    };
+    let mut folders = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        if name.strip_prefix("step-").is_some_and(|number| number.parse::<u64>().is_ok()) {
+            folders.push(path);
+        }
+    }
+    folders.sort();
+    Ok(folders)
+}
+
+fn remove(folder: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,287 @@
+//! The command line: what can be typed, and what each command does with it. Exit codes are decided here, once.
+
+use crate::exit::{EXIT_CONFIG, EXIT_DATA, EXIT_STOPPED, EXIT_USAGE, Fatal};
+use crate::ingest;
+use crate::launch::{Launch, Launched, Starter, launch};
+use crate::report::Results;
+use crate::run_dir::fresh_path;
+use crate::status::status;
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use thanos_configs::{ConfigErrors, DataKind, Plan, preset_names, preset_summary, to_yaml};
+
+/// Trains encoders on coarse labels with supervised contrastive losses, over many workers, and shows by linear probes
+/// on fine labels how much each kept.
+#[derive(Parser, Debug)]
+#[command(name = "thanos-coord", version, max_term_width = 100)]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Verb,
+}
+
+#[derive(Subcommand, Debug)]
+enum Verb {
+    /// Start a run with its workers, and print its result table
+    Launch(LaunchArguments),
+    /// Coordinate a run whose workers somebody else starts
+    Serve(LaunchArguments),
+    /// List the experiments that can be launched by name
+    Presets,
+    /// Print a preset or file with all its defaults and overrides
+    Show(Target),
+    /// Read raw data into packs, and look at packs
+    #[command(subcommand)]
+    Data(DataVerb),
+    /// Say how far a run is
+    Status {
+        /// The run's directory
+        run_dir: PathBuf,
+    },
+    /// Print a run's result table
+    Report {
+        /// The run's directory
+        run_dir: PathBuf,
+        /// As JSON, the content of `results.json`
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Args, Debug)]
+struct Target {
+    /// A preset's name (`thanos-coord presets`), or a YAML file
+    #[arg(value_name = "PRESET|FILE")]
+    target: Option<String>,
+    /// Overrides, such as `train.epochs=10` or `data.dir=/data`
+    #[arg(value_name = "KEY=VALUE")]
+    overrides: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+struct LaunchArguments {
+    #[command(flatten)]
+    target: Target,
+    /// Machines; on this one alone, as many groups of workers
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    nodes: u16,
+    /// Workers on each
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    workers_per_node: u16,
+    /// Who starts the workers
+    #[arg(long, value_enum, default_value_t = LauncherName::Local)]
+    launcher: LauncherName,
+    /// Threads of each worker [default: the machine's cores shared among its workers]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads_per_worker: Option<u16>,
+    /// Where the run keeps its files [default: the first free runs/NAME-N]
+    #[arg(long)]
+    run_dir: Option<PathBuf>,
+    /// Go on with the run in --run-dir where it stopped
+    #[arg(long, requires = "run_dir")]
+    resume: bool,
+    /// Where decoded data sets are kept [default: ~/.cache/thanos/packs]
+    #[arg(long, env = "THANOS_PACKS")]
+    packs_dir: Option<PathBuf>,
+    /// Address on which the coordinator listens; port 0 is any free one
+    #[arg(long, default_value = "127.0.0.1:0")]
+    listen: SocketAddr,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum LauncherName {
+    /// This program, on this machine
+    Local,
+    /// Somebody else: the coordinator waits for them
+    None,
+}
+
+#[derive(Subcommand, Debug)]
+enum DataVerb {
+    /// Read a data set's raw files, check them, and write its packs
+    Pack {
+        #[arg(value_enum)]
+        kind: KindName,
+        /// Folder of the raw files; `digits` is built in and needs none
+        #[arg(long)]
+        dir: Option<PathBuf>,
+        /// Where packs are kept [default: ~/.cache/thanos/packs]
+        #[arg(long, env = "THANOS_PACKS")]
+        packs_dir: Option<PathBuf>,
+    },
+    /// Describe a pack: sizes, classes, counts, mean and std
+    Info { pack: PathBuf },
+    /// Check a pack's tensors against its fingerprint
+    Verify { pack: PathBuf },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum KindName {
+    Digits,
+    Mnist,
+    #[value(alias = "fashion-mnist")]
+    FashionMnist,
+    Cifar10,
+}
+
+impl From<KindName> for DataKind {
+    fn from(name: KindName) -> Self {
+        match name {
+            KindName::Digits => DataKind::Digits,
+            KindName::Mnist => DataKind::Mnist,
+            KindName::FashionMnist => DataKind::FashionMnist,
+            KindName::Cifar10 => DataKind::Cifar10,
+        }
+    }
+}
+
+/// Does what was typed, and returns the exit code.
+pub fn run(arguments: Arguments) -> u8 {
+    match act(arguments.command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            exit_code(&error)
+        }
+    }
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    if let Some(fatal) = error.downcast_ref::<Fatal>() {
+        return fatal.exit_code;
+    }
+    if error.downcast_ref::<ConfigErrors>().is_some() {
+        return EXIT_CONFIG;
+    }
+    crate::exit::EXIT_IO
+}
+
+fn act(verb: Verb) -> Result<u8> {
+    match verb {
+        Verb::Launch(arguments) => act_launch(&arguments, arguments.launcher),
+        Verb::Serve(arguments) => act_launch(&arguments, LauncherName::None),
+        Verb::Presets => {
+            for name in preset_names() {
+                println!("{name:22} {}", preset_summary(&name).unwrap_or_default());
+            }
+            Ok(0)
+        }
+        Verb::Show(target) => {
+            print!("{}", to_yaml(plan(&target)?.config()));
+            Ok(0)
+        }
+        Verb::Data(verb) => act_data(verb),
+        Verb::Status { run_dir } => {
+            println!("{}", status(&run_dir)?);
+            Ok(0)
+        }
+        Verb::Report { run_dir, json } => {
+            crate::run_dir::identity(&run_dir)?;
+            let results = Results::read(&run_dir)?;
+            println!("{}", if json { results.to_json() } else { results.to_string() });
+            Ok(0)
+        }
+    }
+}
+
+fn act_launch(arguments: &LaunchArguments, launcher: LauncherName) -> Result<u8> {
+    let plan = match (&arguments.run_dir, arguments.resume, &arguments.target.target) {
+        (Some(run_dir), true, None) => plan_of_run(run_dir)?,
+        _ => plan(&arguments.target)?,
+    };
+    let workers = usize::from(arguments.nodes) * usize::from(arguments.workers_per_node);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = arguments.threads_per_worker.map_or((cores / workers).max(1), usize::from);
+    let what = Launch {
+        run_dir: arguments.run_dir.clone().unwrap_or_else(|| fresh_path(&plan.config().name)),
+        resume: arguments.resume,
+        packs_dir: packs_dir(arguments.packs_dir.as_deref())?,
+        workers,
+        starter: match launcher {
+            LauncherName::Local => Starter::Local { threads },
+            LauncherName::None => Starter::Nobody,
+        },
+        listen: arguments.listen,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let launched = runtime.block_on(launch(&plan, &what))?;
+    match launched {
+        Launched::Done(results) => {
+            println!("{results}");
+            Ok(0)
+        }
+        Launched::Stopped(at) => {
+            let at = at.map_or("before the first step".into(), |(stage, step)| {
+                format!("behind step {step} of stage {stage}")
+            });
+            let run_dir = what.run_dir.display();
+            eprintln!("stopped {at}; go on with: thanos-coord launch --resume --run-dir {run_dir}");
+            Ok(EXIT_STOPPED)
+        }
+    }
+}
+
+/// The plan of a preset or file with its overrides; paths in it are made absolute, for workers that run elsewhere.
+fn plan(target: &Target) -> Result<Plan> {
+    let Some(name) = &target.target else {
+        let message = "name a preset or a YAML file (`thanos-coord presets` lists the presets)";
+        return Err(Fatal::new(EXIT_USAGE, message).into());
+    };
+    let is_file = name.contains('/') || [".yaml", ".yml"].iter().any(|end| name.ends_with(end));
+    let plan = if is_file {
+        let text = std::fs::read_to_string(name)
+            .map_err(|error| Fatal::new(EXIT_CONFIG, format!("cannot read {name}: {error}")))?;
+        Plan::from_file(&text, name, &target.overrides)?
+    } else {
+        Plan::from_preset(name, &target.overrides)?
+    };
+    let mut config = plan.config().clone();
+    let paths = config.backbones.iter_mut().filter_map(|backbone| backbone.checkpoint.as_mut());
+    for path in paths.chain(config.data.dir.as_mut()) {
+        *path = std::path::absolute(&*path).with_context(|| format!("{}", path.display()))?;
+    }
+    Plan::new(config).map_err(|broken| {
+        let rules: Vec<String> = broken.iter().map(ToString::to_string).collect();
+        Fatal::new(EXIT_CONFIG, rules.join("\n")).into()
+    })
+}
+
+/// The plan that a run was started with.
+fn plan_of_run(run_dir: &Path) -> Result<Plan> {
+    crate::run_dir::identity(run_dir)?;
+    let file = run_dir.join("config.yaml");
+    let text = std::fs::read_to_string(&file)
+        .map_err(|error| Fatal::new(EXIT_DATA, format!("cannot read {}: {error}", file.display())))?;
+    Ok(Plan::from_file(&text, &file.display().to_string(), &[])?)
+}
+
+fn packs_dir(given: Option<&Path>) -> Result<PathBuf> {
+    if let Some(folder) = given {
+        return Ok(folder.into());
+    }
+    let home = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let cache = home("XDG_CACHE_HOME").or_else(|| home("HOME").map(|home| home.join(".cache")));
+    let cache = cache.ok_or_else(|| Fatal::new(EXIT_USAGE, "there is no HOME: name a --packs-dir"))?;
+    Ok(cache.join("thanos/packs"))
+}
+
+fn act_data(verb: DataVerb) -> Result<u8> {
+    let refused = |error: ingest::DataError| Fatal::new(error.exit_code(), format!("{:#}", anyhow::Error::from(error)));
+    match verb {
+        DataVerb::Pack { kind, dir, packs_dir: folder } => {
+            let packs = ingest::pack(kind.into(), dir.as_deref(), &packs_dir(folder.as_deref())?).map_err(refused)?;
+            let how = if packs.reused { "already packed" } else { "packed" };
+            for pack in [&packs.train, &packs.test] {
+                println!("{how}: {} {} images, {}", pack.images, pack.split, pack.path.display());
+            }
+        }
+        DataVerb::Info { pack } => println!("{}", ingest::info(&pack).map_err(refused)?),
+        DataVerb::Verify { pack } => {
+            ingest::verify(&pack).map_err(refused)?;
+            println!("{}: its tensors have its fingerprint", pack.display());
+        }
+    }
+    Ok(0)
+}

@@ -1,0 +1,128 @@
+//! The conductor: one task that owns the run. It feeds the rules in `run.rs` with what happens, and carries out what
+//! they say; it decides nothing.
+
+use crate::checkpoints::Checkpoints;
+use crate::exit::Fatal;
+use crate::ledger::Ledger;
+use crate::progress::Progress;
+use crate::run::{Effect, Event, Notice, Run, SessionId, Verdict};
+use crate::server::Sessions;
+use crate::store::Store;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use thanos_proto::{CheckpointWritten, StageResult};
+use tokio::sync::mpsc;
+
+/// How often deadlines are looked at.
+const BETWEEN_TICKS: Duration = Duration::from_millis(100);
+
+/// The run, and everything that its effects reach.
+pub(crate) struct Conductor {
+    pub(crate) run: Run,
+    pub(crate) sessions: Sessions,
+    pub(crate) store: Arc<Store>,
+    pub(crate) ledger: Ledger,
+    pub(crate) checkpoints: Arc<Checkpoints>,
+    pub(crate) progress: Progress,
+    /// Where the outcome of a commit is told.
+    pub(crate) events: mpsc::Sender<Event>,
+    pub(crate) started: Instant,
+    /// What the stages that completed measured.
+    pub(crate) results: Vec<StageResult>,
+}
+
+impl Conductor {
+    /// Conducts the run to its end.
+    pub(crate) async fn conduct(
+        mut self,
+        mut happened: mpsc::Receiver<Event>,
+    ) -> Result<(Verdict, Vec<StageResult>), Fatal> {
+        let mut ticks = tokio::time::interval(BETWEEN_TICKS);
+        loop {
+            let event = tokio::select! {
+                event = happened.recv() => event.unwrap_or(Event::Tick),
+                _ = ticks.tick() => Event::Tick,
+            };
+            for effect in self.run.apply(event, self.started.elapsed()) {
+                if let Some(verdict) = self.carry_out(effect)? {
+                    self.progress.finish();
+                    return Ok((verdict, self.results));
+                }
+            }
+        }
+    }
+
+    fn carry_out(&mut self, effect: Effect) -> Result<Option<Verdict>, Fatal> {
+        match effect {
+            Effect::OpenStore { generation } => self.store.open(generation),
+            Effect::Send { session, command } => self.sessions.send(session, command),
+            Effect::Record(step) => {
+                self.progress.step(&step);
+                self.ledger.step(step)?;
+            }
+            Effect::Commit { session, written } => self.commit(session, written),
+            Effect::Tell(notice) => self.tell(notice)?,
+            Effect::End(verdict) => {
+                self.ledger.event("ended", &ending(&verdict))?;
+                return Ok(Some(verdict));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Commits on a thread of its own: it waits for the disk.
+    fn commit(&self, session: SessionId, written: CheckpointWritten) {
+        let (checkpoints, events) = (self.checkpoints.clone(), self.events.clone());
+        tokio::task::spawn_blocking(move || {
+            let outcome = checkpoints.commit(&written).map_err(|error| format!("{error:#}"));
+            _ = events.blocking_send(Event::Committed { session, outcome, result: written.result });
+        });
+    }
+
+    fn tell(&mut self, notice: Notice) -> Result<(), Fatal> {
+        self.progress.notice(&notice);
+        let (kind, fields) = line(&notice);
+        self.ledger.event(kind, &fields)?;
+        if let Notice::StageComplete(result) = notice {
+            self.results.push(result);
+        }
+        Ok(())
+    }
+}
+
+/// A notice as a line of `events.jsonl`.
+fn line(notice: &Notice) -> (&'static str, Value) {
+    match notice {
+        Notice::Joined { worker, host, pid } => ("joined", json!({"worker": worker, "host": host, "pid": pid})),
+        Notice::Refused { worker, reason } => ("refused", json!({"worker": worker, "reason": reason})),
+        Notice::Began { generation, workers } => ("began", json!({"generation": generation, "ranks": workers})),
+        Notice::Evaluated(evaluated) => (
+            "evaluated",
+            json!({
+                "stage": evaluated.stage,
+                "epoch": evaluated.epoch,
+                "validation_accuracy": evaluated.validation_accuracy,
+                "best": evaluated.best,
+            }),
+        ),
+        Notice::Saved { stage, step } => ("checkpoint", json!({"stage": stage, "step": step})),
+        Notice::NotSaved { stage, step, reason } => {
+            ("checkpoint_failed", json!({"stage": stage, "step": step, "reason": reason}))
+        }
+        Notice::StageComplete(result) => ("stage_complete", json!({"stage": result.stage, "seconds": result.seconds})),
+        Notice::Stopping { reason } => ("stopping", json!({"reason": reason})),
+        Notice::Lost { worker, reason } => ("lost", json!({"worker": worker, "reason": reason})),
+    }
+}
+
+fn ending(verdict: &Verdict) -> Value {
+    match verdict {
+        Verdict::Done => json!({"how": "done"}),
+        Verdict::Stopped { at: Some((stage, step)) } => json!({"how": "stopped", "stage": stage, "step": step}),
+        Verdict::Stopped { at: None } => json!({"how": "stopped"}),
+        Verdict::Failed { message, exit_code } => {
+            json!({"how": "failed", "message": message, "exit_code": exit_code})
+        }
+    }
+}

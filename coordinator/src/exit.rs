@@ -1,0 +1,28 @@
+//! Exit codes of the coordinator (README, "Exit codes"); the numbers are those of BSD's sysexits.h.
+
+/// The command line is wrong.
+pub const EXIT_USAGE: u8 = 64;
+/// A data file, pack or checkpoint is bad.
+pub const EXIT_DATA: u8 = 65;
+/// A worker cannot be reached, or is gone.
+pub const EXIT_UNREACHABLE: u8 = 69;
+/// A file could not be written.
+pub const EXIT_IO: u8 = 74;
+/// Stopped on request; the run can be resumed.
+pub const EXIT_STOPPED: u8 = 75;
+/// The configuration is wrong.
+pub const EXIT_CONFIG: u8 = 78;
+
+/// An error with the exit code that tells what kind it is.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Fatal {
+    pub message: String,
+    pub exit_code: u8,
+}
+
+impl Fatal {
+    pub fn new(exit_code: u8, message: impl Into<String>) -> Self {
+        Self { message: message.into(), exit_code }
+    }
+}

@@ -1,0 +1,177 @@
+//! A pack's header: what it says about the images and labels behind it, as safetensors JSON and back.
+//! It knows lengths and offsets, and reads no pixel.
+
+use super::error::PackFault;
+use safetensors::tensor::{Dtype, Metadata};
+use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read;
+use std::ops::Range;
+use std::path::Path;
+use thanos_configs::DataSet;
+
+/// Version of packs: of the file, of the decoders (a pixel that they give otherwise), and of the fingerprint.
+pub(super) const FORMAT: u32 = 1;
+
+/// Most bytes of the JSON; the worker's reader has the same bound.
+const MOST_JSON: u64 = 1 << 20;
+/// The JSON's length comes first, u64 little-endian.
+const LENGTH_BYTES: u64 = 8;
+
+/// What a pack says about itself.
+#[derive(Debug)]
+pub(super) struct Header {
+    pub(super) name: String,
+    pub(super) split: String,
+    pub(super) fine_names: Vec<String>,
+    pub(super) coarse_names: Vec<String>,
+    pub(super) fingerprint: String,
+    /// N, H, W, C.
+    pub(super) shape: [usize; 4],
+    /// Where the tensors are in the file.
+    pub(super) images_at: Range<u64>,
+    pub(super) fine_at: Range<u64>,
+    pub(super) coarse_at: Range<u64>,
+    /// Length of the whole file.
+    pub(super) bytes: u64,
+}
+
+impl Header {
+    /// Number of images.
+    pub(super) fn images(&self) -> u64 {
+        self.shape[0] as u64
+    }
+
+    /// Whether a pack of this data set and split has this header.
+    pub(super) fn describes(&self, data: &DataSet, split: &str) -> bool {
+        (self.name.as_str(), self.split.as_str()) == (data.name, split)
+            && self.shape[1..] == [data.side, data.side, data.channels]
+            && self.fine_names == data.labels.fine_names
+            && self.coarse_names == data.labels.coarse_names
+    }
+
+    /// Reads a pack's header, and compares the file's length with it.
+    ///
+    /// # Errors
+    /// If the file is no pack of this format, or is cut off.
+    pub(super) fn read(path: &Path) -> Result<Self, PackFault> {
+        let mut file = File::open(path)?;
+        let got = file.metadata()?.len();
+        let mut length = [0; LENGTH_BYTES as usize];
+        if got < LENGTH_BYTES {
+            return Err(PackFault::Length { expected: LENGTH_BYTES, got });
+        }
+        file.read_exact(&mut length)?;
+        let length = u64::from_le_bytes(length);
+        if length > MOST_JSON {
+            return Err(PackFault::Header(format!("its length is {length} bytes, at most {MOST_JSON} are allowed")));
+        }
+        let tensors_at = LENGTH_BYTES + length;
+        if got < tensors_at {
+            return Err(PackFault::Length { expected: tensors_at, got });
+        }
+        let mut text = Vec::new();
+        file.take(length).read_to_end(&mut text)?;
+        let metadata: Metadata = serde_json::from_slice(&text).map_err(|error| PackFault::Header(error.to_string()))?;
+        let expected = tensors_at.saturating_add(metadata.data_len() as u64);
+        if got != expected {
+            return Err(PackFault::Length { expected, got });
+        }
+        Self::of(&metadata, tensors_at, got)
+    }
+
+    fn of(metadata: &Metadata, tensors_at: u64, bytes: u64) -> Result<Self, PackFault> {
+        let words = Words(metadata.metadata().as_ref());
+        let format = words.get("format")?;
+        if format != FORMAT.to_string() {
+            return Err(PackFault::Format { expected: FORMAT, got: format.to_owned() });
+        }
+        let (shape, images_at) = tensor(metadata, "images", Dtype::U8, tensors_at)?;
+        let &[n, h, w, c] = shape else {
+            return Err(PackFault::Header(format!("`images` has shape {shape:?}, expected [N, H, W, C]")));
+        };
+        if n * h * w * c == 0 {
+            return Err(PackFault::Header(format!("`images` has shape {shape:?}: there are no pixels")));
+        }
+        let labels = |name| {
+            let (shape, at) = tensor(metadata, name, Dtype::I64, tensors_at)?;
+            if shape == [n] { Ok(at) } else { Err(PackFault::Header(format!("`{name}` is {shape:?}, expected [{n}]"))) }
+        };
+        Ok(Self {
+            name: words.get("name")?.to_owned(),
+            split: words.get("split")?.to_owned(),
+            fine_names: words.list("fine_names")?,
+            coarse_names: words.list("coarse_names")?,
+            fingerprint: words.get("fingerprint")?.to_owned(),
+            shape: [n, h, w, c],
+            images_at,
+            fine_at: labels("fine")?,
+            coarse_at: labels("coarse")?,
+            bytes,
+        })
+    }
+}
+
+/// The metadata of a header, which is text throughout.
+struct Words<'a>(Option<&'a HashMap<String, String>>);
+
+impl Words<'_> {
+    fn get(&self, key: &str) -> Result<&str, PackFault> {
+        let word = self.0.and_then(|words| words.get(key));
+        word.map(String::as_str).ok_or_else(|| PackFault::Header(format!("it has no `{key}`: not a pack")))
+    }
+
+    fn list(&self, key: &str) -> Result<Vec<String>, PackFault> {
+        let text = self.get(key)?;
+        serde_json::from_str(text).map_err(|_| PackFault::Header(format!("`{key}` is `{text}`, expected a JSON list")))
+    }
+}
+
+/// A tensor's shape, and where it is in the file.
+fn tensor<'a>(
+    metadata: &'a Metadata,
+    name: &str,
+    dtype: Dtype,
+    tensors_at: u64,
+) -> Result<(&'a [usize], Range<u64>), PackFault> {
+    let info =
+        metadata.info(name).ok_or_else(|| PackFault::Header(format!("it has no tensor `{name}`: not a pack")))?;
+    if info.dtype != dtype {
+        return Err(PackFault::Header(format!("`{name}` is {:?}, expected {dtype:?}", info.dtype)));
+    }
+    let (from, to) = info.data_offsets;
+    Ok((&info.shape, tensors_at + from as u64..tensors_at + to as u64))
+}
+
+/// A header's bytes, with its length before it, for `coarse`, `fine` and `images` in this order behind it. Equal data
+/// give equal bytes: keys are in a fixed order.
+pub(super) fn to_bytes(data: &DataSet, split: &str, images: usize, fingerprint: &str) -> Vec<u8> {
+    let labels = 8 * images;
+    let (h, w, c) = (data.side, data.side, data.channels);
+    let text = |value: Value| value.to_string();
+    let header = json!({
+        "__metadata__": {
+            "format": FORMAT.to_string(),
+            "name": data.name,
+            "split": split,
+            "shape": text(json!([h, w, c])),
+            "fine_names": text(json!(data.labels.fine_names)),
+            "coarse_names": text(json!(data.labels.coarse_names)),
+            "mean": text(json!(data.mean)),
+            "std": text(json!(data.std)),
+            "fingerprint": fingerprint,
+        },
+        "coarse": {"dtype": "I64", "shape": [images], "data_offsets": [0, labels]},
+        "fine": {"dtype": "I64", "shape": [images], "data_offsets": [labels, 2 * labels]},
+        "images": {
+            "dtype": "U8",
+            "shape": [images, h, w, c],
+            "data_offsets": [2 * labels, 2 * labels + images * h * w * c],
+        },
+    });
+    let mut json = header.to_string().into_bytes();
+    // The tensors begin at a multiple of 8, as the format asks; spaces fill the gap.
+    json.resize(json.len().next_multiple_of(8), b' ');
+    [&(json.len() as u64).to_le_bytes(), json.as_slice()].concat()
+}

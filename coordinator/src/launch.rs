@@ -1,0 +1,240 @@
+//! `launch`: from a plan to a result table. It prepares everything that can fail before a worker is started, then
+//! lets the conductor run.
+
+use crate::checkpoints::{Checkpoints, Found};
+use crate::conductor::Conductor;
+use crate::exit::{EXIT_DATA, EXIT_STOPPED, EXIT_UNREACHABLE, Fatal};
+use crate::ingest::{self, PackFile, Packs};
+use crate::launcher::{Launcher, WorkerCommand, worker_program};
+use crate::ledger::{self, Ledger};
+use crate::progress::Progress;
+use crate::report::Results;
+use crate::run::{Event, Run, Start, Verdict};
+use crate::run_dir::RunDir;
+use crate::server::{Sessions, serve};
+use crate::store::Store;
+use anyhow::{Context, Result};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use thanos_configs::{Plan, to_yaml};
+use thanos_proto::{PackRef, Welcome};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+
+/// Events that may wait for the conductor; a full queue makes sessions wait.
+const MOST_EVENTS: usize = 4096;
+/// How long the last commands may take to reach the workers when a run is over.
+const MOST_FAREWELL: Duration = Duration::from_secs(2);
+
+/// Who starts the workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Starter {
+    /// This program, on this machine.
+    Local { threads: usize },
+    /// Somebody else: the coordinator waits for them.
+    Nobody,
+}
+
+/// Everything about a launch that is not in the plan.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    pub run_dir: PathBuf,
+    /// Go on with the run in `run_dir`.
+    pub resume: bool,
+    pub packs_dir: PathBuf,
+    pub workers: usize,
+    pub starter: Starter,
+    pub listen: SocketAddr,
+}
+
+/// How a launch ended well.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Launched {
+    Done(Results),
+    /// At this step of this stage; `None`: before the first.
+    Stopped(Option<(String, u64)>),
+}
+
+/// Runs a plan to its end, or to a stop.
+///
+/// # Errors
+/// A [`Fatal`] with the exit code, where it is known.
+pub async fn launch(plan: &Plan, launch: &Launch) -> Result<Launched> {
+    let run_dir = match launch.resume {
+        true => RunDir::open(&launch.run_dir, plan)?,
+        false => RunDir::create(&launch.run_dir, plan)?,
+    };
+    let packs = pack(plan, &launch.packs_dir)?;
+    let checkpoints = Checkpoints {
+        run_dir: run_dir.path().into(),
+        run: run_dir.identity().id.clone(),
+        config_digest: plan.digest().into(),
+        keep_last: plan.config().checkpoint.keep_last,
+    };
+    let stages: Vec<&str> = plan.stages().iter().map(|stage| stage.name()).collect();
+    let found = checkpoints.find(&stages)?;
+    for warning in &found.warnings {
+        tracing::warn!("{warning}");
+    }
+    refuse_without_any(&run_dir, &found)?;
+    let last_generation = cut_ledger(run_dir.path(), &stages, &found)?;
+    let finished = |results: &[_]| -> Result<Launched> {
+        let results = Results::new(run_dir.identity(), plan, results);
+        results.write(run_dir.path())?;
+        Ok(Launched::Done(results))
+    };
+    if found.complete.len() == stages.len() {
+        return finished(&found.results);
+    }
+    let start = Start {
+        workers: launch.workers,
+        welcome: welcome(plan, &run_dir, &packs)?,
+        version: env!("CARGO_PKG_VERSION").into(),
+        last_generation,
+        stage: found.complete.len(),
+        resume: found.resume,
+        complete: found.complete,
+    };
+    let (verdict, mut new) = conduct(start, launch, checkpoints).await?;
+    let mut results = found.results;
+    results.append(&mut new);
+    match verdict {
+        Verdict::Done => finished(&results),
+        Verdict::Stopped { at } => {
+            Results::new(run_dir.identity(), plan, &results).write(run_dir.path())?;
+            Ok(Launched::Stopped(at))
+        }
+        Verdict::Failed { message, exit_code } => Err(Fatal::new(exit_code, message).into()),
+    }
+}
+
+/// Packs the plan's data, unless that was done before.
+fn pack(plan: &Plan, packs_dir: &Path) -> Result<Packs> {
+    let data = &plan.config().data;
+    let packs = ingest::pack(data.kind, data.dir.as_deref(), packs_dir)
+        .map_err(|error| Fatal::new(error.exit_code(), format!("{:#}", anyhow::Error::from(error))))?;
+    plan.check_images(packs.train.images).map_err(|rule| Fatal::new(EXIT_DATA, rule.to_string()))?;
+    Ok(packs)
+}
+
+/// A run that had checkpoints and has none that is good must not silently start over.
+fn refuse_without_any(run_dir: &RunDir, found: &Found) -> Result<(), Fatal> {
+    if found.warnings.is_empty() || found.resume.is_some() || !found.complete.is_empty() {
+        return Ok(());
+    }
+    let message = format!(
+        "no checkpoint of {} is good:\n  {}\nto start over, name another --run-dir",
+        run_dir.path().display(),
+        found.warnings.join("\n  ")
+    );
+    Err(Fatal::new(EXIT_DATA, message))
+}
+
+/// Takes out of the ledger what will be done again; returns the greatest generation so far.
+fn cut_ledger(run_dir: &Path, stages: &[&str], found: &Found) -> Result<u64, Fatal> {
+    let steps_done = found.resume.as_ref().map_or(0, |checkpoint| checkpoint.step);
+    ledger::cut(run_dir, |line| {
+        let stage = stages.iter().position(|stage| *stage == line.stage);
+        stage.is_some_and(|stage| match stage.cmp(&found.complete.len()) {
+            std::cmp::Ordering::Less => true,
+            std::cmp::Ordering::Equal => line.step < steps_done,
+            std::cmp::Ordering::Greater => false,
+        })
+    })
+}
+
+fn welcome(plan: &Plan, run_dir: &RunDir, packs: &Packs) -> Result<Welcome> {
+    let text = |path: &Path| -> Result<String> {
+        let path = std::path::absolute(path)?;
+        path.to_str().map(str::to_owned).with_context(|| format!("{} is not UTF-8", path.display()))
+    };
+    let pack = |pack: &PackFile| -> Result<PackRef> {
+        Ok(PackRef { split: pack.split.clone(), path: text(&pack.path)?, fingerprint: pack.fingerprint.clone() })
+    };
+    Ok(Welcome {
+        run_id: run_dir.identity().id.clone(),
+        run_dir: text(run_dir.path())?,
+        config: to_yaml(plan.config()),
+        config_digest: plan.digest().into(),
+        packs: vec![pack(&packs.train)?, pack(&packs.test)?],
+    })
+}
+
+/// Serves, starts the workers and conducts the run.
+async fn conduct(
+    start: Start,
+    launch: &Launch,
+    checkpoints: Checkpoints,
+) -> Result<(Verdict, Vec<thanos_proto::StageResult>)> {
+    let listener = TcpListener::bind(launch.listen).await.map_err(|error| {
+        Fatal::new(EXIT_UNREACHABLE, format!("cannot listen on {}: {error}", launch.listen))
+    })?;
+    let address = listener.local_addr()?;
+    let (events, happened) = mpsc::channel(MOST_EVENTS);
+    let (sessions, store) = (Sessions::default(), Arc::new(Store::default()));
+    let (stop_serving, stopped) = oneshot::channel();
+    let server = tokio::spawn(serve(listener, events.clone(), sessions.clone(), store.clone(), stopped));
+    tokio::spawn(watch_signals(events.clone()));
+    let progress = Progress::new();
+    progress.line(&format!("run directory: {}", launch.run_dir.display()));
+    let launcher = match launch.starter {
+        Starter::Local { threads } => {
+            let logs = launch.run_dir.join("logs");
+            let command =
+                WorkerCommand { program: worker_program()?, coordinator: address.to_string(), threads, logs };
+            Some(Launcher::start(&command, launch.workers, &events)?)
+        }
+        Starter::Nobody => {
+            let workers = launch.workers;
+            progress.line(&format!(
+                "waiting at {address} for {workers} worker(s): thanos-worker --coordinator {address} --id NAME"
+            ));
+            None
+        }
+    };
+    let now = Instant::now();
+    let conductor = Conductor {
+        run: Run::new(start, Duration::ZERO),
+        sessions,
+        store,
+        ledger: Ledger::open(&launch.run_dir)?,
+        checkpoints: Arc::new(checkpoints),
+        progress,
+        events,
+        started: now,
+        results: Vec::new(),
+    };
+    let outcome = conductor.conduct(happened).await;
+    _ = stop_serving.send(());
+    if let Some(launcher) = launcher {
+        launcher.finish().await;
+    }
+    _ = tokio::time::timeout(MOST_FAREWELL, server).await;
+    Ok(outcome?)
+}
+
+/// Ctrl-C, SIGTERM and SIGUSR1 ask for a stop; the second one ends the program at once.
+async fn watch_signals(events: mpsc::Sender<Event>) {
+    let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::user_defined1()];
+    let [Ok(mut interrupt), Ok(mut terminate), Ok(mut user)] = kinds.map(signal) else {
+        tracing::warn!("signals cannot be watched: a Ctrl-C will not save a checkpoint");
+        return;
+    };
+    let mut asked = false;
+    loop {
+        let name = tokio::select! {
+            _ = interrupt.recv() => "Ctrl-C",
+            _ = terminate.recv() => "SIGTERM",
+            _ = user.recv() => "SIGUSR1",
+        };
+        if asked {
+            tracing::warn!("a second signal ({name}): ending at once, without a checkpoint");
+            std::process::exit(i32::from(EXIT_STOPPED));
+        }
+        asked = true;
+        _ = events.send(Event::StopAsked { reason: name.into() }).await;
+    }
+}

@@ -1,0 +1,197 @@
+//! The ledger of a run: `steps.jsonl`, one line a committed step, and `events.jsonl`, one line an event. It is what a
+//! run can be checked by, so it never holds a step twice: what a resumed run will redo is cut off first.
+
+use crate::exit::{EXIT_DATA, EXIT_IO, Fatal};
+use crate::run_dir::write_durably;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+use thanos_proto::StepDone;
+
+/// One committed step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepLine {
+    pub stage: String,
+    pub epoch: u64,
+    /// Counted over the stage, from 0.
+    pub step: u64,
+    pub generation: u64,
+    pub world_size: u32,
+    /// The weighted sum of `losses`.
+    pub loss: f64,
+    pub losses: BTreeMap<String, f64>,
+    pub lr: f64,
+    /// Images of the global batch.
+    pub images: u64,
+    /// SHA-256 over the sorted sample ids as little-endian u64.
+    pub samples_sha256: String,
+}
+
+impl From<StepDone> for StepLine {
+    fn from(step: StepDone) -> Self {
+        Self {
+            stage: step.stage,
+            epoch: step.epoch,
+            step: step.step,
+            generation: step.generation,
+            world_size: step.world_size,
+            loss: step.loss,
+            losses: step.losses,
+            lr: step.lr,
+            images: step.images,
+            samples_sha256: step.samples_sha256,
+        }
+    }
+}
+
+/// The two files, open for appending.
+#[derive(Debug)]
+pub struct Ledger {
+    path: PathBuf,
+    steps: File,
+    events: File,
+}
+
+impl Ledger {
+    /// Opens the files of a run directory, or makes them.
+    ///
+    /// # Errors
+    /// 74, naming the file.
+    pub fn open(run_dir: &Path) -> Result<Self, Fatal> {
+        let append = |name: &str| {
+            let path = run_dir.join(name);
+            let opened = File::options().create(true).append(true).open(&path);
+            opened.map_err(|error| Fatal::new(EXIT_IO, format!("cannot open {}: {error}", path.display())))
+        };
+        Ok(Self { path: run_dir.into(), steps: append("steps.jsonl")?, events: append("events.jsonl")? })
+    }
+
+    /// Appends one step.
+    ///
+    /// # Errors
+    /// 74, naming the file.
+    pub fn step(&mut self, step: StepDone) -> Result<(), Fatal> {
+        let line = serde_json::to_string(&StepLine::from(step)).expect("a step is always JSON");
+        writeln!(self.steps, "{line}").map_err(|error| self.cannot("steps.jsonl", &error))
+    }
+
+    /// Appends one event with the time, in seconds since 1970, and its fields.
+    ///
+    /// # Errors
+    /// 74, naming the file.
+    pub fn event(&mut self, kind: &str, fields: &Value) -> Result<(), Fatal> {
+        let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as f64 / 1e3;
+        let mut line = json!({ "time": time, "event": kind });
+        if let (Value::Object(line), Value::Object(fields)) = (&mut line, fields) {
+            line.extend(fields.clone());
+        }
+        writeln!(self.events, "{line}").map_err(|error| self.cannot("events.jsonl", &error))
+    }
+
+    fn cannot(&self, name: &str, error: &std::io::Error) -> Fatal {
+        Fatal::new(EXIT_IO, format!("cannot write {}: {error}", self.path.join(name).display()))
+    }
+}
+
+/// All committed steps of a run directory, in order; none if it has no ledger yet. A last line that a crash cut off
+/// is left out.
+///
+/// # Errors
+/// 65, naming the line that is none.
+pub fn read_steps(run_dir: &Path) -> Result<Vec<StepLine>, Fatal> {
+    let path = run_dir.join("steps.jsonl");
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(Fatal::new(EXIT_DATA, format!("cannot read {}: {error}", path.display()))),
+    };
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    let read = |(index, line): (usize, &str)| {
+        serde_json::from_str(line).map_err(|error| {
+            Fatal::new(EXIT_DATA, format!("{}, line {}: not a step: {error}", path.display(), index + 1))
+        })
+    };
+    whole.lines().enumerate().map(read).collect()
+}
+
+/// Cuts the ledger down to the steps that `keep` answers yes to, and returns the greatest generation it ever held.
+///
+/// # Errors
+/// As of [`read_steps`]; 74 if it cannot be written.
+pub fn cut(run_dir: &Path, keep: impl Fn(&StepLine) -> bool) -> Result<u64, Fatal> {
+    let steps = read_steps(run_dir)?;
+    let generation = steps.iter().map(|line| line.generation).max().unwrap_or(0);
+    let mut text = String::new();
+    for line in steps.iter().filter(|line| keep(line)) {
+        text.push_str(&serde_json::to_string(line).expect("a step is always JSON"));
+        text.push('\n');
+    }
+    write_durably(&run_dir.join("steps.jsonl"), text.as_bytes())?;
+    Ok(generation)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step(stage: &str, step: u64, generation: u64) -> StepDone {
+        StepDone {
+            stage: stage.into(),
+            epoch: 0,
+            step,
+            generation,
+            world_size: 2,
+            loss: 0.1 + 0.2,
+            losses: BTreeMap::from([("cross_entropy".into(), 1.0 / 3.0)]),
+            lr: 1e-3,
+            images: 128,
+            samples_sha256: "00".into(),
+            total_steps: 9,
+        }
+    }
+
+    #[test]
+    fn what_is_cut_is_gone_and_the_rest_is_the_same_to_the_bit() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut ledger = Ledger::open(folder.path()).expect("new");
+        for (stage, number) in [("a", 0), ("a", 1), ("b", 0), ("b", 1)] {
+            ledger.step(step(stage, number, 3)).expect("written");
+        }
+        let before = read_steps(folder.path()).expect("whole");
+        let generation = cut(folder.path(), |line| line.stage == "a" || line.step < 1).expect("cut");
+        assert_eq!(generation, 3);
+        assert_eq!(read_steps(folder.path()).expect("whole"), before[..3]);
+        let mut ledger = Ledger::open(folder.path()).expect("there");
+        ledger.step(step("b", 1, 3)).expect("written");
+        assert_eq!(read_steps(folder.path()).expect("whole"), before);
+    }
+
+    #[test]
+    fn a_line_that_a_crash_cut_off_is_left_out_and_a_wrong_one_named() {
+        let folder = tempfile::tempdir().expect("a folder");
+        assert_eq!(read_steps(folder.path()).expect("nothing yet"), []);
+        Ledger::open(folder.path()).and_then(|mut ledger| ledger.step(step("a", 0, 1))).expect("written");
+        let path = folder.path().join("steps.jsonl");
+        let whole = fs::read_to_string(&path).expect("written");
+        fs::write(&path, format!("{whole}{}", &whole[..20])).expect("written");
+        assert_eq!(read_steps(folder.path()).expect("one whole line").len(), 1);
+        fs::write(&path, format!("{whole}{{}}\n")).expect("written");
+        let fatal = read_steps(folder.path()).expect_err("line 2 is no step");
+        assert!(fatal.exit_code == EXIT_DATA && fatal.message.contains("line 2"), "{fatal}");
+    }
+
+    #[test]
+    fn events_have_a_time_and_their_fields() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut ledger = Ledger::open(folder.path()).expect("new");
+        ledger.event("joined", &json!({"worker": "worker-0"})).expect("written");
+        let text = fs::read_to_string(folder.path().join("events.jsonl")).expect("written");
+        let line: Value = serde_json::from_str(&text).expect("one line of JSON");
+        assert_eq!((&line["event"], &line["worker"]), (&json!("joined"), &json!("worker-0")));
+        assert!(line["time"].as_f64().is_some_and(|time| time > 1.7e9));
+    }
+}

@@ -1,0 +1,28 @@
+//! The coordinator of a run. It never links libtorch.
+//!
+//! Reading order: `run.rs` (the rules, a pure function from events to effects), `conductor.rs` (the task that owns the
+//! run and carries its effects out), `launch.rs` (from a plan to a result table); around them `server.rs` and
+//! `store.rs` (gRPC), `launcher.rs` (worker processes), `run_dir.rs`, `ledger.rs` and `checkpoints.rs` (what is kept),
+//! `ingest.rs` (raw data to packs), `progress.rs`, `report.rs` and `status.rs` (what people see), `cli.rs`.
+
+mod checkpoints;
+mod cli;
+mod conductor;
+mod exit;
+pub mod ingest;
+mod launch;
+mod launcher;
+mod ledger;
+mod progress;
+mod report;
+mod run;
+mod run_dir;
+mod server;
+mod status;
+mod store;
+
+pub use checkpoints::{Manifest, verify};
+pub use cli::{Arguments, run};
+pub use exit::{EXIT_CONFIG, EXIT_DATA, EXIT_IO, EXIT_STOPPED, EXIT_UNREACHABLE, EXIT_USAGE, Fatal};
+pub use ledger::{StepLine, read_steps};
+pub use report::{BackboneRow, Results, Row};

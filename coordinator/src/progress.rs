@@ -1,0 +1,140 @@
+//! What the terminal shows of a run: a bar for the stage in training, or plain lines when nobody watches.
+
+use crate::run::Notice;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::collections::VecDeque;
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+use thanos_proto::{StageResult, StepDone};
+
+/// Where nobody watches, a line comes this often at most.
+const BETWEEN_LINES: Duration = Duration::from_secs(5);
+/// The rate is that of the last seconds.
+const WINDOW: Duration = Duration::from_secs(5);
+
+/// The stage in training, as people see it.
+pub(crate) struct Progress {
+    view: View,
+    stage: Option<Stage>,
+}
+
+enum View {
+    Bar(ProgressBar),
+    Lines { last: Instant },
+}
+
+struct Stage {
+    name: String,
+    started: Instant,
+    /// When a step was committed, and its images.
+    recent: VecDeque<(Instant, u64)>,
+}
+
+impl Progress {
+    /// A bar if standard error is a terminal, else lines.
+    pub(crate) fn new() -> Self {
+        let view = if std::io::stderr().is_terminal() {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
+            let style = ProgressStyle::with_template("{prefix:20} {bar:32} {pos:>6}/{len:6} {msg}");
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+            View::Bar(bar)
+        } else {
+            View::Lines { last: Instant::now() }
+        };
+        Self { view, stage: None }
+    }
+
+    /// A step was committed.
+    pub(crate) fn step(&mut self, step: &StepDone) {
+        let now = Instant::now();
+        if self.stage.as_ref().is_none_or(|stage| stage.name != step.stage) {
+            self.stage = Some(Stage { name: step.stage.clone(), started: now, recent: VecDeque::new() });
+            if let View::Bar(bar) = &self.view {
+                bar.reset();
+                bar.set_prefix(step.stage.clone());
+            }
+        }
+        let Some(stage) = &mut self.stage else { return };
+        stage.recent.push_back((now, step.images));
+        while stage.recent.front().is_some_and(|(then, _)| now.duration_since(*then) > WINDOW) {
+            stage.recent.pop_front();
+        }
+        let text = stage.describe(step, now);
+        match &mut self.view {
+            View::Bar(bar) => {
+                bar.set_length(step.total_steps);
+                bar.set_position(step.step + 1);
+                bar.set_message(text);
+            }
+            View::Lines { last } if now.duration_since(*last) >= BETWEEN_LINES => {
+                *last = now;
+                eprintln!("{}: step {}/{}, {text}", step.stage, step.step + 1, step.total_steps);
+            }
+            View::Lines { .. } => {}
+        }
+    }
+
+    /// Something happened that a person may want to read.
+    pub(crate) fn notice(&mut self, notice: &Notice) {
+        match notice {
+            Notice::Began { generation, workers } => {
+                let ranks = workers.len();
+                self.line(&format!("generation {generation}: {ranks} worker{}", if ranks == 1 { "" } else { "s" }));
+            }
+            Notice::StageComplete(result) => {
+                self.line(&summary(result));
+                self.stage = None;
+            }
+            Notice::Stopping { reason } => self.line(&format!("stopping at a common step: {reason}")),
+            Notice::Lost { worker: _, reason } => self.line(reason),
+            Notice::Refused { reason, .. } => self.line(&format!("refused: {reason}")),
+            Notice::NotSaved { stage, step, reason } => {
+                self.line(&format!("the checkpoint of step {step} of stage {stage} was not saved: {reason}"));
+            }
+            Notice::Joined { .. } | Notice::Evaluated(_) | Notice::Saved { .. } => {}
+        }
+    }
+
+    /// A line that stays.
+    pub(crate) fn line(&self, text: &str) {
+        match &self.view {
+            View::Bar(bar) => bar.suspend(|| eprintln!("{text}")),
+            View::Lines { .. } => eprintln!("{text}"),
+        }
+    }
+
+    pub(crate) fn finish(&self) {
+        if let View::Bar(bar) = &self.view {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Stage {
+    /// Loss, images a second, time left.
+    fn describe(&self, step: &StepDone, now: Instant) -> String {
+        let (first, _) = self.recent.front().copied().unwrap_or((self.started, 0));
+        let seconds = now.duration_since(first).as_secs_f64();
+        // The first entry opened the window: its images were done before it.
+        let images: u64 = self.recent.iter().skip(1).map(|(_, images)| images).sum();
+        let steps = self.recent.len().saturating_sub(1) as f64;
+        if seconds <= 0.0 || steps <= 0.0 {
+            return format!("loss {:.4}", step.loss);
+        }
+        let left = (step.total_steps - step.step - 1) as f64 * seconds / steps;
+        let (minutes, seconds_left) = (left as u64 / 60, left as u64 % 60);
+        format!("loss {:.4}  {:.0} images/s  ETA {minutes}:{seconds_left:02}", step.loss, images as f64 / seconds)
+    }
+}
+
+fn summary(result: &StageResult) -> String {
+    let percent = |share: f64| format!("{:.1} %", share * 100.0);
+    let accuracy = match result.fine_test_accuracy {
+        Some(fine) => format!("fine test accuracy {}", percent(fine)),
+        None => {
+            let knn = percent(result.knn_fine_accuracy);
+            format!("coarse test accuracy {}, kNN on fine labels {knn}", percent(result.coarse_test_accuracy))
+        }
+    };
+    format!("{}: done in {:.1} s, {accuracy}", result.stage, result.seconds)
+}

@@ -1,0 +1,456 @@
+//! The rules of a run, as one pure function: what happened goes in, what is to be done comes out. There is no lock,
+//! clock, socket, log or wire type here; `conductor.rs` carries the effects out.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+use thanos_proto::{
+    Begin, CheckpointRef, CheckpointWritten, Command, Evaluated, Failed, Hello, StageResult, StepDone, Welcome,
+    WorkerEvent,
+};
+
+use crate::exit::{EXIT_CONFIG, EXIT_STOPPED, EXIT_UNREACHABLE};
+
+/// How long all workers together may take to start and open their packs.
+pub const MOST_GATHERING: Duration = Duration::from_secs(120);
+/// A worker that says nothing for this long is dead; it heartbeats once a second.
+pub const MOST_SILENCE: Duration = Duration::from_secs(30);
+/// How long the launcher may take to say how a worker ended whose session broke.
+pub const FOR_THE_EXIT_STATUS: Duration = Duration::from_millis(500);
+
+/// A session, as the server numbers them.
+pub type SessionId = u64;
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// A worker opened a session and introduced itself.
+    Opened { session: SessionId, hello: Hello },
+    Said { session: SessionId, event: WorkerEvent },
+    /// The session's stream ended.
+    Closed { session: SessionId },
+    /// The launcher saw a worker's process end.
+    Exited { worker: String, how: String },
+    /// A checkpoint was committed, or given up and why.
+    Committed { session: SessionId, outcome: Result<CheckpointRef, String>, result: Option<StageResult> },
+    /// The user, or the machine, wants the run to stop where it can be resumed.
+    StopAsked { reason: String },
+    Tick,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    Send { session: SessionId, command: Command },
+    /// Give a new generation an empty rendezvous, before its ranks hear of it.
+    OpenStore { generation: u64 },
+    /// Append a line to `steps.jsonl`.
+    Record(StepDone),
+    /// Commit what rank 0 has written, and answer with [`Event::Committed`].
+    Commit { session: SessionId, written: CheckpointWritten },
+    Tell(Notice),
+    /// The run is over; nothing follows.
+    End(Verdict),
+}
+
+/// What a user may want to read, and `events.jsonl` keeps.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Notice {
+    Joined { worker: String, host: String, pid: u32 },
+    Refused { worker: String, reason: String },
+    Began { generation: u64, workers: Vec<String> },
+    Evaluated(Evaluated),
+    Saved { stage: String, step: u64 },
+    NotSaved { stage: String, step: u64, reason: String },
+    StageComplete(StageResult),
+    Stopping { reason: String },
+    Lost { worker: String, reason: String },
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Done,
+    /// At a common step; `None`: before the first one.
+    Stopped { at: Option<(String, u64)> },
+    Failed { message: String, exit_code: u8 },
+}
+
+/// What is known when a run starts, or starts again.
+#[derive(Clone, Debug)]
+pub struct Start {
+    pub workers: usize,
+    pub welcome: Welcome,
+    pub version: String,
+    /// The greatest generation that this run directory has seen.
+    pub last_generation: u64,
+    /// Index of the first stage that is not complete, and where it stands.
+    pub stage: usize,
+    pub resume: Option<CheckpointRef>,
+    pub complete: Vec<CheckpointRef>,
+}
+
+/// The state of a run.
+#[derive(Clone, Debug)]
+pub struct Run {
+    start: Start,
+    phase: Phase,
+    generation: u64,
+    members: BTreeMap<SessionId, Member>,
+    /// The stage in training and the step that comes next, as rank 0 tells it.
+    next_step: Option<(String, u64)>,
+    stopped_at: Option<(String, u64)>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Phase {
+    Gathering { since: Duration },
+    Training { stopping: bool },
+    /// A worker is gone without a word: its exit status is awaited, for the message.
+    Losing { worker: String, reason: String, since: Duration },
+    Over,
+}
+
+#[derive(Clone, Debug)]
+struct Member {
+    hello: Hello,
+    ready: bool,
+    rank: Option<u32>,
+    /// Where it last said it was.
+    whereabouts: String,
+    heard: Duration,
+    /// It has said its last word and was told to leave.
+    left: bool,
+}
+
+impl Run {
+    /// A run that waits for its workers; `now` is the time since some fixed moment, as in [`Run::apply`].
+    pub fn new(start: Start, now: Duration) -> Self {
+        let generation = start.last_generation;
+        let next_step = start.resume.as_ref().map(|checkpoint| (checkpoint.stage.clone(), checkpoint.step));
+        let phase = Phase::Gathering { since: now };
+        Self { start, phase, generation, members: BTreeMap::new(), next_step, stopped_at: None }
+    }
+
+    /// The only way in which a run changes.
+    pub fn apply(&mut self, event: Event, now: Duration) -> Vec<Effect> {
+        if self.phase == Phase::Over {
+            return self.answer_behind_the_end(event);
+        }
+        match event {
+            Event::Opened { session, hello } => self.opened(session, hello, now),
+            Event::Said { session, event } => self.said(session, event, now),
+            Event::Closed { session } => self.closed(session, now),
+            Event::Exited { worker, how } => self.exited(&worker, &how),
+            Event::Committed { session, outcome, result } => self.committed(session, outcome, result),
+            Event::StopAsked { reason } => self.stop_asked(reason),
+            Event::Tick => self.tick(now),
+        }
+    }
+
+    /// Who was told nothing yet must be told; nobody else matters any more.
+    fn answer_behind_the_end(&mut self, event: Event) -> Vec<Effect> {
+        match event {
+            Event::Opened { session, .. } => {
+                let reason = "the run is over".into();
+                vec![Effect::Send { session, command: Command::Refused { reason, exit_code: EXIT_UNREACHABLE } }]
+            }
+            Event::Said { session, event: WorkerEvent::Failed(_) } => {
+                vec![Effect::Send { session, command: Command::Leave { reason: "the run is over".into() } }]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn opened(&mut self, session: SessionId, hello: Hello, now: Duration) -> Vec<Effect> {
+        let refusal = if hello.version != self.start.version {
+            let (theirs, ours) = (&hello.version, &self.start.version);
+            Some((format!("worker {} is version {theirs}, the coordinator {ours}", hello.worker_id), EXIT_CONFIG))
+        } else if self.members.values().any(|member| member.hello.worker_id == hello.worker_id) {
+            Some((format!("a worker called {} is already here", hello.worker_id), EXIT_CONFIG))
+        } else if !matches!(self.phase, Phase::Gathering { .. }) || self.members.len() >= self.start.workers {
+            Some((format!("all {} workers of this run are already here", self.start.workers), EXIT_STOPPED))
+        } else {
+            None
+        };
+        if let Some((reason, exit_code)) = refusal {
+            let told = Notice::Refused { worker: hello.worker_id, reason: reason.clone() };
+            return vec![
+                Effect::Send { session, command: Command::Refused { reason, exit_code } },
+                Effect::Tell(told),
+            ];
+        }
+        let told = Notice::Joined { worker: hello.worker_id.clone(), host: hello.host.clone(), pid: hello.pid };
+        let member =
+            Member { hello, ready: false, rank: None, whereabouts: "start".into(), heard: now, left: false };
+        self.members.insert(session, member);
+        let welcome = Command::Welcome(self.start.welcome.clone());
+        vec![Effect::Send { session, command: welcome }, Effect::Tell(told)]
+    }
+
+    fn said(&mut self, session: SessionId, event: WorkerEvent, now: Duration) -> Vec<Effect> {
+        let Some(member) = self.members.get_mut(&session) else { return Vec::new() };
+        member.heard = now;
+        match event {
+            WorkerEvent::Hello(_) => self.broke_the_protocol(session, "it introduced itself twice"),
+            WorkerEvent::Ready { config_digest } => self.ready(session, &config_digest),
+            WorkerEvent::Heartbeat(heartbeat) => {
+                if heartbeat.generation == self.generation {
+                    member.whereabouts =
+                        format!("{} of step {} of stage {}", heartbeat.phase, heartbeat.step, heartbeat.stage);
+                }
+                Vec::new()
+            }
+            WorkerEvent::Step(step) => self.step(session, step),
+            WorkerEvent::Evaluated(evaluated) => vec![Effect::Tell(Notice::Evaluated(evaluated))],
+            WorkerEvent::Checkpoint(written) => self.checkpoint(session, written),
+            WorkerEvent::StageFinished { .. } => Vec::new(),
+            WorkerEvent::Stopped { stage, step } => self.last_word(session, Some((stage, step))),
+            WorkerEvent::Finished => self.last_word(session, None),
+            WorkerEvent::Failed(failed) => self.failed(session, &failed),
+        }
+    }
+
+    fn ready(&mut self, session: SessionId, digest: &str) -> Vec<Effect> {
+        let Phase::Gathering { .. } = self.phase else {
+            return self.broke_the_protocol(session, "it was ready twice");
+        };
+        if digest != self.start.welcome.config_digest {
+            let ours = &self.start.welcome.config_digest;
+            let reason = format!("the configuration's digest is {digest} there and {ours} at the coordinator");
+            let refused = Command::Refused { reason: reason.clone(), exit_code: EXIT_CONFIG };
+            let mut effects = vec![Effect::Send { session, command: refused }];
+            effects.extend(self.fail(format!("{}: {reason}", self.name(session)), EXIT_CONFIG));
+            return effects;
+        }
+        if let Some(member) = self.members.get_mut(&session) {
+            member.ready = true;
+        }
+        if self.members.values().filter(|member| member.ready).count() < self.start.workers {
+            return Vec::new();
+        }
+        self.begin()
+    }
+
+    /// All are here: ranks in the order of the workers' names, so that a restart numbers them alike.
+    fn begin(&mut self) -> Vec<Effect> {
+        self.generation += 1;
+        self.phase = Phase::Training { stopping: false };
+        let mut sessions: Vec<SessionId> = self.members.keys().copied().collect();
+        sessions.sort_by_key(|session| {
+            let id = self.members[session].hello.worker_id.clone();
+            (id.len(), id)
+        });
+        let workers = sessions.iter().map(|session| self.members[session].hello.worker_id.clone()).collect();
+        let generation = self.generation;
+        let mut effects = vec![Effect::OpenStore { generation }, Effect::Tell(Notice::Began { generation, workers })];
+        for (rank, session) in sessions.iter().enumerate() {
+            let Some(member) = self.members.get_mut(session) else { continue };
+            member.rank = Some(rank as u32);
+            let begin = Begin {
+                generation: self.generation,
+                rank: rank as u32,
+                world_size: sessions.len() as u32,
+                stage: self.start.stage as u32,
+                resume: self.start.resume.clone(),
+                complete: self.start.complete.clone(),
+            };
+            effects.push(Effect::Send { session: *session, command: Command::Begin(begin) });
+        }
+        effects
+    }
+
+    fn step(&mut self, session: SessionId, step: StepDone) -> Vec<Effect> {
+        if let Some(problem) = self.fence(session, step.generation) {
+            return self.broke_the_protocol(session, &problem);
+        }
+        let expected = match &self.next_step {
+            Some((stage, next)) if *stage == step.stage => *next,
+            _ => 0,
+        };
+        if step.step != expected {
+            let problem = format!("it told step {} of stage {} where {expected} comes next", step.step, step.stage);
+            return self.broke_the_protocol(session, &problem);
+        }
+        self.next_step = Some((step.stage.clone(), step.step + 1));
+        vec![Effect::Record(step)]
+    }
+
+    fn checkpoint(&mut self, session: SessionId, written: CheckpointWritten) -> Vec<Effect> {
+        match self.fence(session, written.generation) {
+            Some(problem) => self.broke_the_protocol(session, &problem),
+            None => vec![Effect::Commit { session, written }],
+        }
+    }
+
+    /// Why this session may not speak for the run, if so: only rank 0 of the running generation may.
+    fn fence(&self, session: SessionId, generation: u64) -> Option<String> {
+        let rank = self.members.get(&session).and_then(|member| member.rank);
+        if !matches!(self.phase, Phase::Training { .. } | Phase::Losing { .. }) || rank != Some(0) {
+            return Some("only rank 0 of a running generation tells steps and checkpoints".into());
+        }
+        let current = self.generation;
+        (generation != current).then(|| format!("it speaks of generation {generation}, this is {current}"))
+    }
+
+    fn committed(
+        &mut self,
+        session: SessionId,
+        outcome: Result<CheckpointRef, String>,
+        result: Option<StageResult>,
+    ) -> Vec<Effect> {
+        let (stage, step) = self.next_step.clone().unwrap_or_default();
+        let told = match &outcome {
+            Ok(saved) => Notice::Saved { stage: saved.stage.clone(), step: saved.step },
+            Err(reason) => Notice::NotSaved { stage, step, reason: reason.clone() },
+        };
+        let complete = result.filter(|_| outcome.is_ok()).map(|result| Effect::Tell(Notice::StageComplete(result)));
+        let answer = Effect::Send { session, command: Command::Committed(outcome) };
+        [Effect::Tell(told), answer].into_iter().chain(complete).collect()
+    }
+
+    /// A worker is through: with the whole run (`None`), or stopped somewhere.
+    fn last_word(&mut self, session: SessionId, stopped_at: Option<(String, u64)>) -> Vec<Effect> {
+        if stopped_at.is_some() {
+            self.stopped_at = stopped_at;
+        }
+        if let Some(member) = self.members.get_mut(&session) {
+            member.left = true;
+        }
+        let reason = "this worker's part is done".into();
+        let mut effects = vec![Effect::Send { session, command: Command::Leave { reason } }];
+        if self.members.values().all(|member| member.left) {
+            self.phase = Phase::Over;
+            let verdict = match self.stopped_at.take() {
+                Some(at) => Verdict::Stopped { at: Some(at) },
+                None => Verdict::Done,
+            };
+            effects.push(Effect::End(verdict));
+        }
+        effects
+    }
+
+    fn failed(&mut self, session: SessionId, failed: &Failed) -> Vec<Effect> {
+        let message = format!("{} failed in {}: {}", self.name(session), failed.phase, failed.message);
+        let reason = "the failure is noted".into();
+        if let Some(member) = self.members.get_mut(&session) {
+            member.left = true;
+        }
+        let mut effects = vec![Effect::Send { session, command: Command::Leave { reason } }];
+        effects.extend(self.fail(message, failed.exit_code));
+        effects
+    }
+
+    fn closed(&mut self, session: SessionId, now: Duration) -> Vec<Effect> {
+        let Some(member) = self.members.get(&session) else { return Vec::new() };
+        if member.left || matches!(self.phase, Phase::Losing { .. }) {
+            return Vec::new();
+        }
+        let worker = member.hello.worker_id.clone();
+        let reason = format!("{} is gone without a word, last seen in {}", self.name(session), member.whereabouts);
+        let mut effects = vec![Effect::Tell(Notice::Lost { worker: worker.clone(), reason: reason.clone() })];
+        effects.extend(self.tell_all_to_leave(&reason));
+        self.phase = Phase::Losing { worker, reason, since: now };
+        effects
+    }
+
+    fn exited(&mut self, worker: &str, how: &str) -> Vec<Effect> {
+        if let Phase::Losing { worker: lost, reason, .. } = &self.phase {
+            return if lost == worker { self.fail(format!("{reason}; it {how}"), EXIT_UNREACHABLE) } else { Vec::new() };
+        }
+        let member = self.members.iter().find(|(_, member)| member.hello.worker_id == worker);
+        match member {
+            Some((_, member)) if member.left => Vec::new(),
+            // Its session ends as well, and says more: where it was.
+            Some(_) => Vec::new(),
+            None => self.fail(format!("{worker} {how} before it joined the run"), EXIT_UNREACHABLE),
+        }
+    }
+
+    fn stop_asked(&mut self, reason: String) -> Vec<Effect> {
+        match &mut self.phase {
+            Phase::Gathering { .. } => {
+                let mut effects = self.tell_all_to_leave(&reason);
+                self.phase = Phase::Over;
+                effects.push(Effect::Tell(Notice::Stopping { reason }));
+                effects.push(Effect::End(Verdict::Stopped { at: self.next_step.clone() }));
+                effects
+            }
+            Phase::Training { stopping } if !*stopping => {
+                *stopping = true;
+                let stop = |(session, _): (&SessionId, _)| Effect::Send {
+                    session: *session,
+                    command: Command::Stop { reason: reason.clone() },
+                };
+                let sends: Vec<Effect> = self.members.iter().filter(|(_, member)| !member.left).map(stop).collect();
+                [Effect::Tell(Notice::Stopping { reason })].into_iter().chain(sends).collect()
+            }
+            Phase::Training { .. } | Phase::Losing { .. } | Phase::Over => Vec::new(),
+        }
+    }
+
+    fn tick(&mut self, now: Duration) -> Vec<Effect> {
+        match &self.phase {
+            Phase::Losing { reason, since, .. } if now.saturating_sub(*since) >= FOR_THE_EXIT_STATUS => {
+                self.fail(reason.clone(), EXIT_UNREACHABLE)
+            }
+            Phase::Gathering { since } if now.saturating_sub(*since) >= MOST_GATHERING => {
+                let ready = self.members.values().filter(|member| member.ready).map(|member| &member.hello.worker_id);
+                let ready: Vec<String> = ready.cloned().collect();
+                let (here, wanted) = (ready.len(), self.start.workers);
+                let message = format!(
+                    "{here} of {wanted} workers were ready within {MOST_GATHERING:?} ({}): see the others' logs",
+                    if ready.is_empty() { "none".into() } else { ready.join(", ") },
+                );
+                self.fail(message, EXIT_UNREACHABLE)
+            }
+            Phase::Training { .. } => {
+                let silent = |member: &Member| !member.left && now.saturating_sub(member.heard) >= MOST_SILENCE;
+                let session = self.members.iter().find(|(_, member)| silent(member)).map(|(session, _)| *session);
+                session.map_or_else(Vec::new, |session| {
+                    let message = format!(
+                        "{} said nothing for {MOST_SILENCE:?}, last seen in {}",
+                        self.name(session),
+                        self.members[&session].whereabouts
+                    );
+                    self.fail(message, EXIT_UNREACHABLE)
+                })
+            }
+            Phase::Losing { .. } | Phase::Gathering { .. } | Phase::Over => Vec::new(),
+        }
+    }
+
+    fn broke_the_protocol(&mut self, session: SessionId, problem: &str) -> Vec<Effect> {
+        let message = format!("{} broke the protocol: {problem}", self.name(session));
+        self.fail(message, EXIT_UNREACHABLE)
+    }
+
+    fn fail(&mut self, message: String, exit_code: u8) -> Vec<Effect> {
+        let mut effects = self.tell_all_to_leave(&message);
+        self.phase = Phase::Over;
+        effects.push(Effect::End(Verdict::Failed { message, exit_code }));
+        effects
+    }
+
+    /// Everyone who has not been told yet.
+    fn tell_all_to_leave(&mut self, reason: &str) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        for (session, member) in self.members.iter_mut().filter(|(_, member)| !member.left) {
+            member.left = true;
+            let command = Command::Leave { reason: reason.into() };
+            effects.push(Effect::Send { session: *session, command });
+        }
+        effects
+    }
+
+    /// A worker as a message names it.
+    fn name(&self, session: SessionId) -> String {
+        let Some(member) = self.members.get(&session) else { return format!("session {session}") };
+        let rank = member.rank.map_or_else(String::new, |rank| format!("rank {rank}, "));
+        format!("{} ({rank}pid {} on {})", member.hello.worker_id, member.hello.pid, member.hello.host)
+    }
+}
+
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,54 @@
+//! `status`: what a run directory says about its run, read without its lock.
+
+use crate::exit::Fatal;
+use crate::ledger::read_steps;
+use crate::report::Results;
+use crate::run_dir::identity;
+use serde_json::Value;
+use std::fmt::Write;
+use std::fs::{self, File, TryLockError};
+use std::path::Path;
+
+/// A few lines on a run: what it is, how far it is, whether a coordinator is at work on it.
+///
+/// # Errors
+/// 64 if the directory holds no run, 65 if its ledger is damaged.
+pub fn status(run_dir: &Path) -> Result<String, Fatal> {
+    let identity = identity(run_dir)?;
+    let mut text = String::new();
+    let mut line = |key: &str, value: String| _ = writeln!(text, "{key:12} {value}");
+    line("run", identity.id);
+    line("preset", format!("{}, seed {}", identity.preset, identity.seed));
+    line("coordinator", coordinator(run_dir));
+    match read_steps(run_dir)?.last() {
+        Some(last) => {
+            let (stage, step) = (&last.stage, last.step + 1);
+            line("position", format!("{step} steps of stage {stage}, epoch {}, loss {:.4}", last.epoch, last.loss));
+        }
+        None => line("position", "before the first step".into()),
+    }
+    let latest = fs::read_to_string(run_dir.join("LATEST")).unwrap_or_else(|_| "none yet".into());
+    line("checkpoint", latest.trim().into());
+    if let Some(ended) = last_event(run_dir).filter(|event| event["event"] == "ended") {
+        line("ended", ended["message"].as_str().or(ended["how"].as_str()).unwrap_or("somehow").into());
+    }
+    if let Ok(results) = Results::read(run_dir) {
+        _ = write!(text, "\n{results}");
+    }
+    Ok(text.trim_end().to_owned())
+}
+
+/// Who holds the lock, if anybody does.
+fn coordinator(run_dir: &Path) -> String {
+    let path = run_dir.join("lock");
+    let locked = File::open(&path).map(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)));
+    match locked {
+        Ok(true) => fs::read_to_string(&path).unwrap_or_else(|_| "at work".into()),
+        _ => "none: `thanos-coord launch --resume --run-dir` goes on with it".into(),
+    }
+}
+
+fn last_event(run_dir: &Path) -> Option<Value> {
+    let text = fs::read_to_string(run_dir.join("events.jsonl")).ok()?;
+    serde_json::from_str(text.lines().last()?).ok()
+}
