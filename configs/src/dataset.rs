@@ -33,7 +33,7 @@ impl DataSet {
     pub fn of(kind: DataKind) -> Self {
         match kind {
             DataKind::Digits => {
-                Self { name: "digits", side: 8, channels: 1, mean: &[0.3054], std: &[0.3753], labels: DIGITS }
+                Self { name: "digits", side: 8, channels: 1, mean: &[0.3055], std: &[0.3761], labels: DIGITS }
             }
             DataKind::Mnist => {
                 Self { name: "mnist", side: 28, channels: 1, mean: &[0.1307], std: &[0.3081], labels: DIGITS }

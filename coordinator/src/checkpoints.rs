@@ -90,7 +90,7 @@ impl ManifestResult {
 
 /// The checkpoints of one run.
 #[derive(Clone, Debug)]
-pub struct Checkpoints {
+pub(crate) struct Checkpoints {
     pub run_dir: PathBuf,
     /// Of the run and of its configuration: a checkpoint of another one is not used.
     pub run: String,
@@ -101,7 +101,7 @@ pub struct Checkpoints {
 
 /// How far a run has come.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Found {
+pub(crate) struct Found {
     /// The last checkpoints of the stages that are complete, and what they measured.
     pub complete: Vec<CheckpointRef>,
     pub results: Vec<StageResult>,
@@ -114,7 +114,7 @@ pub struct Found {
 impl Checkpoints {
     /// Makes a checkpoint of the files that rank 0 has written and synced: manifest, rename, `LATEST`; then removes
     /// the old ones. A crash at any point leaves the checkpoint before it, or this one.
-    pub fn commit(&self, written: &CheckpointWritten) -> Result<CheckpointRef> {
+    pub(crate) fn commit(&self, written: &CheckpointWritten) -> Result<CheckpointRef> {
         let folder = format!("checkpoints/{}/.tmp-step-{:08}", written.stage, written.step);
         ensure!(written.folder == folder, "rank 0 wrote {}, expected {folder}", written.folder);
         let temporary = self.run_dir.join(&folder);
@@ -183,7 +183,7 @@ impl Checkpoints {
     }
 
     /// How far the run has come, judged by checkpoints that verify.
-    pub fn find(&self, stages: &[&str]) -> Result<Found> {
+    pub(crate) fn find(&self, stages: &[&str]) -> Result<Found> {
         let mut found = Found::default();
         for stage in stages {
             let newest = self.newest(stage, &mut found.warnings)?;

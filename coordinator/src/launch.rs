@@ -31,7 +31,7 @@ const MOST_FAREWELL: Duration = Duration::from_secs(2);
 
 /// Who starts the workers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Starter {
+pub(crate) enum Starter {
     /// This program, on this machine.
     Local { threads: usize },
     /// Somebody else: the coordinator waits for them.
@@ -40,7 +40,7 @@ pub enum Starter {
 
 /// Everything about a launch that is not in the plan.
 #[derive(Clone, Debug)]
-pub struct Launch {
+pub(crate) struct Launch {
     pub run_dir: PathBuf,
     /// Go on with the run in `run_dir`.
     pub resume: bool,
@@ -52,7 +52,7 @@ pub struct Launch {
 
 /// How a launch ended well.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Launched {
+pub(crate) enum Launched {
     Done(Results),
     /// At this step of this stage; `None`: before the first.
     Stopped(Option<(String, u64)>),
@@ -62,7 +62,7 @@ pub enum Launched {
 ///
 /// # Errors
 /// A [`Fatal`] with the exit code, where it is known.
-pub async fn launch(plan: &Plan, launch: &Launch) -> Result<Launched> {
+pub(crate) async fn launch(plan: &Plan, launch: &Launch) -> Result<Launched> {
     let run_dir = match launch.resume {
         true => RunDir::open(&launch.run_dir, plan)?,
         false => RunDir::create(&launch.run_dir, plan)?,

@@ -50,7 +50,7 @@ impl From<StepDone> for StepLine {
 
 /// The two files, open for appending.
 #[derive(Debug)]
-pub struct Ledger {
+pub(crate) struct Ledger {
     path: PathBuf,
     steps: File,
     events: File,
@@ -61,7 +61,7 @@ impl Ledger {
     ///
     /// # Errors
     /// 74, naming the file.
-    pub fn open(run_dir: &Path) -> Result<Self, Fatal> {
+    pub(crate) fn open(run_dir: &Path) -> Result<Self, Fatal> {
         let append = |name: &str| {
             let path = run_dir.join(name);
             let opened = File::options().create(true).append(true).open(&path);
@@ -74,7 +74,7 @@ impl Ledger {
     ///
     /// # Errors
     /// 74, naming the file.
-    pub fn step(&mut self, step: StepDone) -> Result<(), Fatal> {
+    pub(crate) fn step(&mut self, step: StepDone) -> Result<(), Fatal> {
         let line = serde_json::to_string(&StepLine::from(step)).expect("a step is always JSON");
         writeln!(self.steps, "{line}").map_err(|error| self.cannot("steps.jsonl", &error))
     }
@@ -83,7 +83,7 @@ impl Ledger {
     ///
     /// # Errors
     /// 74, naming the file.
-    pub fn event(&mut self, kind: &str, fields: &Value) -> Result<(), Fatal> {
+    pub(crate) fn event(&mut self, kind: &str, fields: &Value) -> Result<(), Fatal> {
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as f64 / 1e3;
         let mut line = json!({ "time": time, "event": kind });
         if let (Value::Object(line), Value::Object(fields)) = (&mut line, fields) {
@@ -122,7 +122,7 @@ pub fn read_steps(run_dir: &Path) -> Result<Vec<StepLine>, Fatal> {
 ///
 /// # Errors
 /// As of [`read_steps`]; 74 if it cannot be written.
-pub fn cut(run_dir: &Path, keep: impl Fn(&StepLine) -> bool) -> Result<u64, Fatal> {
+pub(crate) fn cut(run_dir: &Path, keep: impl Fn(&StepLine) -> bool) -> Result<u64, Fatal> {
     let steps = read_steps(run_dir)?;
     let generation = steps.iter().map(|line| line.generation).max().unwrap_or(0);
     let mut text = String::new();

@@ -162,9 +162,8 @@ impl fmt::Display for Results {
         }
         write!(
             out,
-            "\nfine: a linear layer on the frozen embeddings; coarse: the backbones' own heads; kNN: {}.\n\
-             Cosines within a coarse class, within a fine class, between two views of an image: 1 is a collapse.",
-            "fine labels by 20 nearest neighbours"
+            "\nfine: a linear layer on the frozen embeddings; coarse: the backbones' own heads; kNN: fine labels by 20 nearest neighbours.\n\
+             Cosines within a coarse class, within a fine class, between two views of an image: 1 is a collapse."
         )
     }
 }

@@ -11,18 +11,18 @@ use thanos_proto::{
 use crate::exit::{EXIT_CONFIG, EXIT_STOPPED, EXIT_UNREACHABLE};
 
 /// How long all workers together may take to start and open their packs.
-pub const MOST_GATHERING: Duration = Duration::from_secs(120);
+pub(crate) const MOST_GATHERING: Duration = Duration::from_secs(120);
 /// A worker that says nothing for this long is dead; it heartbeats once a second.
-pub const MOST_SILENCE: Duration = Duration::from_secs(30);
+pub(crate) const MOST_SILENCE: Duration = Duration::from_secs(30);
 /// How long the launcher may take to say how a worker ended whose session broke.
-pub const FOR_THE_EXIT_STATUS: Duration = Duration::from_millis(500);
+pub(crate) const FOR_THE_EXIT_STATUS: Duration = Duration::from_millis(500);
 
 /// A session, as the server numbers them.
-pub type SessionId = u64;
+pub(crate) type SessionId = u64;
 
 /// What happened.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Event {
+pub(crate) enum Event {
     /// A worker opened a session and introduced itself.
     Opened { session: SessionId, hello: Hello },
     Said { session: SessionId, event: WorkerEvent },
@@ -39,7 +39,7 @@ pub enum Event {
 
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Effect {
+pub(crate) enum Effect {
     Send { session: SessionId, command: Command },
     /// Give a new generation an empty rendezvous, before its ranks hear of it.
     OpenStore { generation: u64 },
@@ -54,7 +54,7 @@ pub enum Effect {
 
 /// What a user may want to read, and `events.jsonl` keeps.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Notice {
+pub(crate) enum Notice {
     Joined { worker: String, host: String, pid: u32 },
     Refused { worker: String, reason: String },
     Began { generation: u64, workers: Vec<String> },
@@ -68,7 +68,7 @@ pub enum Notice {
 
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     Done,
     /// At a common step; `None`: before the first one.
     Stopped { at: Option<(String, u64)> },
@@ -77,7 +77,7 @@ pub enum Verdict {
 
 /// What is known when a run starts, or starts again.
 #[derive(Clone, Debug)]
-pub struct Start {
+pub(crate) struct Start {
     pub workers: usize,
     pub welcome: Welcome,
     pub version: String,
@@ -91,7 +91,7 @@ pub struct Start {
 
 /// The state of a run.
 #[derive(Clone, Debug)]
-pub struct Run {
+pub(crate) struct Run {
     start: Start,
     phase: Phase,
     generation: u64,
@@ -124,7 +124,7 @@ struct Member {
 
 impl Run {
     /// A run that waits for its workers; `now` is the time since some fixed moment, as in [`Run::apply`].
-    pub fn new(start: Start, now: Duration) -> Self {
+    pub(crate) fn new(start: Start, now: Duration) -> Self {
         let generation = start.last_generation;
         let next_step = start.resume.as_ref().map(|checkpoint| (checkpoint.stage.clone(), checkpoint.step));
         let phase = Phase::Gathering { since: now };
@@ -132,7 +132,7 @@ impl Run {
     }
 
     /// The only way in which a run changes.
-    pub fn apply(&mut self, event: Event, now: Duration) -> Vec<Effect> {
+    pub(crate) fn apply(&mut self, event: Event, now: Duration) -> Vec<Effect> {
         if self.phase == Phase::Over {
             return self.answer_behind_the_end(event);
         }
@@ -188,7 +188,8 @@ impl Run {
     }
 
     fn said(&mut self, session: SessionId, event: WorkerEvent, now: Duration) -> Vec<Effect> {
-        let Some(member) = self.members.get_mut(&session) else { return Vec::new() };
+        // A stranger, or one that was told to leave: what it still says is nobody's business.
+        let Some(member) = self.members.get_mut(&session).filter(|member| !member.left) else { return Vec::new() };
         member.heard = now;
         match event {
             WorkerEvent::Hello(_) => self.broke_the_protocol(session, "it introduced itself twice"),

@@ -22,7 +22,7 @@ pub struct Identity {
 
 /// A run directory whose lock this process holds.
 #[derive(Debug)]
-pub struct RunDir {
+pub(crate) struct RunDir {
     path: PathBuf,
     identity: Identity,
     /// Locked while it is open.
@@ -34,7 +34,7 @@ impl RunDir {
     ///
     /// # Errors
     /// 64 if it is in use, or holds a run already; 74 if it cannot be written.
-    pub fn create(path: &Path, plan: &Plan) -> Result<Self, Fatal> {
+    pub(crate) fn create(path: &Path, plan: &Plan) -> Result<Self, Fatal> {
         fs::create_dir_all(path).map_err(|error| cannot("make", path, &error))?;
         let lock = lock(path)?;
         if path.join("run.json").exists() {
@@ -66,7 +66,7 @@ impl RunDir {
     ///
     /// # Errors
     /// 64 if it is in use or holds no run, 78 if its configuration is not `plan`'s.
-    pub fn open(path: &Path, plan: &Plan) -> Result<Self, Fatal> {
+    pub(crate) fn open(path: &Path, plan: &Plan) -> Result<Self, Fatal> {
         let identity = identity(path)?;
         let lock = lock(path)?;
         if identity.config_digest != plan.digest() {
@@ -82,11 +82,11 @@ impl RunDir {
         Ok(Self { path: path.into(), identity, _lock: lock })
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    pub fn identity(&self) -> &Identity {
+    pub(crate) fn identity(&self) -> &Identity {
         &self.identity
     }
 }
@@ -95,7 +95,7 @@ impl RunDir {
 ///
 /// # Errors
 /// 64 if the directory holds no run.
-pub fn identity(path: &Path) -> Result<Identity, Fatal> {
+pub(crate) fn identity(path: &Path) -> Result<Identity, Fatal> {
     let file = path.join("run.json");
     let text = fs::read_to_string(&file).map_err(|error| {
         Fatal::new(EXIT_USAGE, format!("{} holds no run ({}: {error})", path.display(), file.display()))
@@ -105,7 +105,7 @@ pub fn identity(path: &Path) -> Result<Identity, Fatal> {
 }
 
 /// `runs/NAME-1`, or the first number that is free.
-pub fn fresh_path(name: &str) -> PathBuf {
+pub(crate) fn fresh_path(name: &str) -> PathBuf {
     (1..).map(|number| PathBuf::from(format!("runs/{name}-{number}"))).find(|path| !path.exists()).unwrap_or_default()
 }
 
@@ -113,7 +113,7 @@ pub fn fresh_path(name: &str) -> PathBuf {
 ///
 /// # Errors
 /// 74, naming the file.
-pub fn write_durably(path: &Path, bytes: &[u8]) -> Result<(), Fatal> {
+pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> Result<(), Fatal> {
     write_and_rename(path, bytes).map_err(|error| cannot("write", path, &error))
 }
 

@@ -13,7 +13,7 @@ use std::path::Path;
 ///
 /// # Errors
 /// 64 if the directory holds no run, 65 if its ledger is damaged.
-pub fn status(run_dir: &Path) -> Result<String, Fatal> {
+pub(crate) fn status(run_dir: &Path) -> Result<String, Fatal> {
     let identity = identity(run_dir)?;
     let mut text = String::new();
     let mut line = |key: &str, value: String| _ = writeln!(text, "{key:12} {value}");

@@ -1,0 +1,149 @@
+//! Commit, find and prune on real folders; damage of every kind.
+
+use super::*;
+use thanos_proto::WrittenFile;
+
+fn checkpoints(run_dir: &Path) -> Checkpoints {
+    Checkpoints { run_dir: run_dir.into(), run: "run".into(), config_digest: "digest".into(), keep_last: 2 }
+}
+
+/// Writes what rank 0 writes, for a step of a stage.
+fn write(run_dir: &Path, stage: &str, step: u64, complete: bool) -> CheckpointWritten {
+    let folder = format!("checkpoints/{stage}/.tmp-step-{step:08}");
+    fs::create_dir_all(run_dir.join(&folder)).expect("a folder");
+    let files = [("model.safetensors", format!("weights {step}")), ("optimizer.safetensors", "state".into())];
+    let files = files.map(|(name, content)| {
+        fs::write(run_dir.join(&folder).join(name), &content).expect("a file");
+        WrittenFile { name: name.into(), bytes: content.len() as u64, sha256: hex(content.as_bytes()) }
+    });
+    let result = StageResult {
+        stage: stage.into(),
+        seconds: 1.5,
+        validation_accuracy: 1.0 / 3.0,
+        coarse_test_accuracy: 0.5,
+        fine_test_accuracy: None,
+        knn_fine_accuracy: 0.25,
+        cosine_within_coarse: 0.1,
+        cosine_within_fine: 0.2,
+        cosine_between_views: 0.3,
+    };
+    CheckpointWritten {
+        stage: stage.into(),
+        epoch: 1,
+        step,
+        generation: 1,
+        world_size: 2,
+        folder,
+        files: files.into(),
+        result: complete.then_some(result),
+        seconds: 1.5,
+        best: Some(Best { epoch: 0, validation_accuracy: 1.0 / 3.0 }),
+    }
+}
+
+#[test]
+fn a_commit_is_found_again_and_old_ones_go() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let checkpoints = checkpoints(folder.path());
+    assert_eq!(checkpoints.find(&["a", "b"]).expect("nothing yet"), Found::default());
+    for step in [5, 10, 15] {
+        checkpoints.commit(&write(folder.path(), "a", step, false)).expect("committed");
+    }
+    let found = checkpoints.find(&["a", "b"]).expect("there");
+    assert_eq!(found.resume.as_ref().map(|found| found.step), Some(15));
+    let kept = committed(&folder.path().join("checkpoints/a")).expect("listed");
+    assert_eq!(kept.len(), 2, "{kept:?}");
+    let written = write(folder.path(), "a", 20, true);
+    let last = checkpoints.commit(&written).expect("committed");
+    let latest = fs::read_to_string(folder.path().join("LATEST")).expect("there");
+    assert_eq!(latest.trim(), last.folder);
+    let found = checkpoints.find(&["a", "b"]).expect("there");
+    assert_eq!((found.complete, found.resume), (vec![last], None));
+    assert_eq!(found.results, [written.result.expect("complete")], "to the bit");
+}
+
+#[test]
+fn a_redone_step_replaces_its_checkpoint() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let checkpoints = checkpoints(folder.path());
+    checkpoints.commit(&write(folder.path(), "a", 5, false)).expect("committed");
+    checkpoints.commit(&write(folder.path(), "a", 5, true)).expect("committed again");
+    assert_eq!(checkpoints.find(&["a"]).expect("there").complete.len(), 1);
+}
+
+#[test]
+fn what_rank_0_did_not_write_is_not_committed() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let checkpoints = checkpoints(folder.path());
+    let refused = |written: CheckpointWritten, part: &str| {
+        let error = format!("{:#}", checkpoints.commit(&written).expect_err("refused"));
+        assert!(error.contains(part), "no `{part}` in {error}");
+    };
+    let good = write(folder.path(), "a", 5, false);
+    refused(CheckpointWritten { folder: "checkpoints/../../etc".into(), ..good.clone() }, "expected checkpoints/a/");
+    let file = WrittenFile { name: "../x".into(), bytes: 1, sha256: String::new() };
+    refused(CheckpointWritten { files: vec![file], ..good.clone() }, "no name of a checkpoint's file");
+    let mut short = good.clone();
+    short.files[0].bytes += 1;
+    refused(short, "9 bytes, rank 0 wrote 10");
+    let mut missing = good;
+    missing.files[0].name = "missing".into();
+    refused(missing, "missing");
+}
+
+#[test]
+fn damage_is_seen_and_the_one_before_is_used() {
+    let damage: [(&str, &dyn Fn(&Path)); 6] = [
+        ("expected", &|place| fs::write(place.join("model.safetensors"), "weights 9x").expect("written")),
+        ("SHA-256", &|place| fs::write(place.join("model.safetensors"), "weighty 10").expect("written")),
+        ("optimizer", &|place| fs::remove_file(place.join("optimizer.safetensors")).expect("removed")),
+        ("manifest", &|place| fs::remove_file(place.join("manifest.json")).expect("removed")),
+        ("manifest", &|place| fs::write(place.join("manifest.json"), "{").expect("written")),
+        ("of run other", &|place| replace(&place.join("manifest.json"), "\"run\": \"run\"", "\"run\": \"other\"")),
+    ];
+    for (part, damage) in damage {
+        let folder = tempfile::tempdir().expect("a folder");
+        let checkpoints = checkpoints(folder.path());
+        for step in [5, 10] {
+            checkpoints.commit(&write(folder.path(), "a", step, false)).expect("committed");
+        }
+        if part == "expected" {
+            fs::write(folder.path().join("checkpoints/a/step-00000010/model.safetensors"), "x").expect("written");
+        } else {
+            damage(&folder.path().join("checkpoints/a/step-00000010"));
+        }
+        let found = checkpoints.find(&["a"]).expect("found");
+        assert_eq!(found.resume.as_ref().map(|found| found.step), Some(5), "{part}");
+        assert!(found.warnings.len() == 1 && found.warnings[0].contains(part), "{part}: {:?}", found.warnings);
+    }
+}
+
+/// Any flipped bit of any file is seen.
+#[test]
+fn no_flipped_bit_is_loaded() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let checkpoints = checkpoints(folder.path());
+    let reference = checkpoints.commit(&write(folder.path(), "a", 5, false)).expect("committed");
+    let place = folder.path().join(&reference.folder);
+    for name in ["model.safetensors", "optimizer.safetensors", "manifest.json"] {
+        let path = place.join(name);
+        let good = fs::read(&path).expect("there");
+        for bit in 0..good.len() * 8 {
+            let mut bad = good.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            fs::write(&path, &bad).expect("written");
+            // A manifest may still be read with a bit flipped in a word: its own checksum, held by whoever committed
+            // it, is not the same.
+            let loaded = verify(&place).is_ok_and(|(_, sha256)| sha256 == reference.manifest_sha256);
+            assert!(!loaded, "bit {bit} of {name}");
+        }
+        fs::write(&path, &good).expect("written");
+    }
+    assert!(verify(&place).is_ok());
+}
+
+fn replace(path: &Path, from: &str, to: &str) {
+    let text = fs::read_to_string(path).expect("read");
+    assert!(text.contains(from), "no {from} in {text}");
+    fs::write(path, text.replace(from, to)).expect("written");
+}

@@ -1,0 +1,287 @@
+//! The rules one by one: what happens, and exactly what is to be done about it.
+
+use super::*;
+use std::collections::BTreeMap;
+use thanos_proto::{Heartbeat, PackRef, WrittenFile};
+
+const NOW: Duration = Duration::from_secs(1);
+
+pub(super) fn start(workers: usize) -> Start {
+    let pack = PackRef { split: "train".into(), path: "/p".into(), fingerprint: "f".into() };
+    Start {
+        workers,
+        welcome: Welcome {
+            run_id: "run".into(),
+            run_dir: "/run".into(),
+            config: String::new(),
+            config_digest: "digest".into(),
+            packs: vec![pack],
+        },
+        version: "1".into(),
+        last_generation: 3,
+        stage: 0,
+        resume: None,
+        complete: Vec::new(),
+    }
+}
+
+pub(super) fn hello(worker: &str) -> Hello {
+    Hello { worker_id: worker.into(), host: "h".into(), pid: 7, version: "1".into() }
+}
+
+pub(super) fn ready() -> WorkerEvent {
+    WorkerEvent::Ready { config_digest: "digest".into() }
+}
+
+pub(super) fn step(stage: &str, step: u64, generation: u64) -> StepDone {
+    StepDone {
+        stage: stage.into(),
+        epoch: 0,
+        step,
+        generation,
+        world_size: 2,
+        loss: 1.0,
+        losses: BTreeMap::new(),
+        lr: 0.1,
+        images: 8,
+        samples_sha256: String::new(),
+        total_steps: 10,
+    }
+}
+
+/// A run whose two workers are in training, sessions 1 (rank 0) and 2 (rank 1).
+fn training() -> Run {
+    let mut run = Run::new(start(2), Duration::ZERO);
+    for (session, worker) in [(1, "worker-0"), (2, "worker-1")] {
+        run.apply(Event::Opened { session, hello: hello(worker) }, NOW);
+        run.apply(Event::Said { session, event: ready() }, NOW);
+    }
+    assert_eq!(run.phase, Phase::Training { stopping: false });
+    run
+}
+
+fn said(run: &mut Run, session: SessionId, event: WorkerEvent) -> Vec<Effect> {
+    run.apply(Event::Said { session, event }, NOW)
+}
+
+/// The verdict among the effects, and who was told to leave.
+fn end(effects: &[Effect]) -> (Option<Verdict>, Vec<SessionId>) {
+    let verdict = effects.iter().find_map(|effect| match effect {
+        Effect::End(verdict) => Some(verdict.clone()),
+        _ => None,
+    });
+    let told = effects.iter().filter_map(|effect| match effect {
+        Effect::Send { session, command: Command::Leave { .. } } => Some(*session),
+        _ => None,
+    });
+    (verdict, told.collect())
+}
+
+fn failure(effects: &[Effect]) -> (String, u8) {
+    match end(effects).0 {
+        Some(Verdict::Failed { message, exit_code }) => (message, exit_code),
+        other => panic!("expected a failure, got {other:?} of {effects:?}"),
+    }
+}
+
+#[test]
+fn ranks_follow_the_workers_names_and_generations_rise() {
+    let mut run = Run::new(start(11), Duration::ZERO);
+    let mut effects = Vec::new();
+    // worker-10 comes first, and is rank 10 all the same.
+    for session in (0..11).rev() {
+        run.apply(Event::Opened { session, hello: hello(&format!("worker-{session}")) }, NOW);
+        effects = said(&mut run, session, ready());
+    }
+    assert_eq!(effects[0], Effect::OpenStore { generation: 4 });
+    let ranks: Vec<(SessionId, u32, u32)> = effects
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Send { session, command: Command::Begin(begin) } => Some((*session, begin.rank, begin.world_size)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(ranks, (0..11).map(|rank| (rank, rank as u32, 11)).collect::<Vec<_>>());
+}
+
+#[test]
+fn who_does_not_fit_is_refused_and_the_run_goes_on() {
+    let check = |run: &mut Run, hello: Hello, exit_code: u8, part: &str| {
+        let effects = run.apply(Event::Opened { session: 9, hello }, NOW);
+        match &effects[..] {
+            [Effect::Send { session: 9, command: Command::Refused { reason, exit_code: code } }, Effect::Tell(_)] => {
+                assert!(*code == exit_code && reason.contains(part), "{reason}");
+            }
+            other => panic!("expected a refusal, got {other:?}"),
+        }
+    };
+    let mut run = Run::new(start(2), Duration::ZERO);
+    check(&mut run, Hello { version: "2".into(), ..hello("w") }, EXIT_CONFIG, "is version 2, the coordinator 1");
+    run.apply(Event::Opened { session: 1, hello: hello("w") }, NOW);
+    check(&mut run, hello("w"), EXIT_CONFIG, "a worker called w is already here");
+    check(&mut training(), hello("late"), EXIT_STOPPED, "all 2 workers of this run are already here");
+}
+
+#[test]
+fn another_digest_ends_the_run_with_both() {
+    let mut run = Run::new(start(2), Duration::ZERO);
+    run.apply(Event::Opened { session: 1, hello: hello("w") }, NOW);
+    let effects = said(&mut run, 1, WorkerEvent::Ready { config_digest: "other".into() });
+    let (message, exit_code) = failure(&effects);
+    assert_eq!(exit_code, EXIT_CONFIG);
+    assert!(message.contains("other") && message.contains("digest at the coordinator"), "{message}");
+}
+
+#[test]
+fn steps_come_from_rank_0_in_order_and_of_this_generation() {
+    let mut run = training();
+    for (stage, number) in [("a", 0), ("a", 1), ("b", 0)] {
+        let done = step(stage, number, 4);
+        assert_eq!(said(&mut run, 1, WorkerEvent::Step(done.clone())), [Effect::Record(done)]);
+    }
+    let check = |session, done: StepDone, part: &str| {
+        let (message, _) = failure(&said(&mut training(), session, WorkerEvent::Step(done)));
+        assert!(message.contains(part), "{message}");
+    };
+    check(2, step("a", 0, 4), "only rank 0");
+    check(1, step("a", 0, 3), "it speaks of generation 3, this is 4");
+    check(1, step("a", 1, 4), "it told step 1 of stage a where 0 comes next");
+}
+
+#[test]
+fn a_resumed_stage_goes_on_behind_its_checkpoint() {
+    let checkpoint = CheckpointRef { stage: "b".into(), folder: "f".into(), manifest_sha256: "0".into(), step: 5 };
+    let start = Start { resume: Some(checkpoint), stage: 1, ..start(1) };
+    let mut run = Run::new(start, Duration::ZERO);
+    run.apply(Event::Opened { session: 1, hello: hello("w") }, NOW);
+    said(&mut run, 1, ready());
+    let done = step("b", 5, 4);
+    assert_eq!(said(&mut run, 1, WorkerEvent::Step(done.clone())), [Effect::Record(done)]);
+}
+
+#[test]
+fn a_commit_is_answered_and_a_complete_stage_told() {
+    let mut run = training();
+    let written = CheckpointWritten {
+        stage: "a".into(),
+        epoch: 0,
+        step: 1,
+        generation: 4,
+        world_size: 2,
+        folder: "f".into(),
+        files: vec![WrittenFile { name: "m".into(), bytes: 1, sha256: "0".into() }],
+        result: None,
+        seconds: 1.0,
+        best: None,
+    };
+    let commit = [Effect::Commit { session: 1, written: written.clone() }];
+    assert_eq!(said(&mut run, 1, WorkerEvent::Checkpoint(written.clone())), commit);
+    failure(&said(&mut training(), 2, WorkerEvent::Checkpoint(written)));
+    let saved = CheckpointRef { stage: "a".into(), folder: "f".into(), manifest_sha256: "0".into(), step: 1 };
+    let answer =
+        run.apply(Event::Committed { session: 1, outcome: Ok(saved.clone()), result: None }, NOW);
+    assert!(answer.contains(&Effect::Send { session: 1, command: Command::Committed(Ok(saved)) }));
+    let refused = Err("no space left".to_string());
+    let answer = run.apply(Event::Committed { session: 1, outcome: refused.clone(), result: None }, NOW);
+    assert!(answer.contains(&Effect::Send { session: 1, command: Command::Committed(refused) }));
+    assert!(answer.iter().any(|effect| matches!(effect, Effect::Tell(Notice::NotSaved { .. }))));
+}
+
+#[test]
+fn the_run_is_done_when_the_last_has_finished() {
+    let mut run = training();
+    assert_eq!(end(&said(&mut run, 2, WorkerEvent::Finished)), (None, vec![2]));
+    assert_eq!(run.apply(Event::Closed { session: 2 }, NOW), []);
+    assert_eq!(end(&said(&mut run, 1, WorkerEvent::Finished)), (Some(Verdict::Done), vec![1]));
+    assert_eq!(run.apply(Event::Closed { session: 1 }, NOW), []);
+}
+
+#[test]
+fn a_stop_is_told_once_and_ends_where_the_ranks_agreed() {
+    let mut run = training();
+    let asked = || Event::StopAsked { reason: "SIGTERM".into() };
+    let told: Vec<Effect> = run.apply(asked(), NOW);
+    let stop = |session| Effect::Send { session, command: Command::Stop { reason: "SIGTERM".into() } };
+    assert!(told.contains(&stop(1)) && told.contains(&stop(2)), "{told:?}");
+    assert_eq!(run.apply(asked(), NOW), []);
+    let stopped = || WorkerEvent::Stopped { stage: "a".into(), step: 7 };
+    assert_eq!(end(&said(&mut run, 1, stopped())).0, None);
+    let at = Some(("a".to_string(), 7));
+    assert_eq!(end(&said(&mut run, 2, stopped())).0, Some(Verdict::Stopped { at }));
+}
+
+#[test]
+fn a_stop_while_gathering_ends_at_once() {
+    let mut run = Run::new(start(2), Duration::ZERO);
+    run.apply(Event::Opened { session: 1, hello: hello("w") }, NOW);
+    let effects = run.apply(Event::StopAsked { reason: "Ctrl-C".into() }, NOW);
+    assert_eq!(end(&effects), (Some(Verdict::Stopped { at: None }), vec![1]));
+}
+
+#[test]
+fn a_failure_names_worker_rank_and_phase_and_all_leave() {
+    let mut run = training();
+    let failed = Failed { phase: "forward of step 3".into(), message: "boom".into(), exit_code: 70 };
+    let effects = said(&mut run, 2, WorkerEvent::Failed(failed.clone()));
+    assert_eq!(end(&effects).1, [2, 1]);
+    let expected = "worker-1 (rank 1, pid 7 on h) failed in forward of step 3: boom".to_string();
+    assert_eq!(failure(&effects), (expected, 70));
+    // The first error is the run's; a later one is only let go.
+    let later = said(&mut run, 1, WorkerEvent::Failed(failed));
+    assert_eq!(end(&later), (None, vec![1]));
+}
+
+#[test]
+fn a_lost_worker_is_named_with_how_its_process_ended() {
+    let lost = |run: &mut Run| {
+        let heartbeat = Heartbeat { generation: 4, stage: "a".into(), step: 3, phase: "reduce".into() };
+        said(run, 2, WorkerEvent::Heartbeat(heartbeat));
+        let effects = run.apply(Event::Closed { session: 2 }, NOW);
+        assert_eq!(end(&effects), (None, vec![1, 2]), "the survivors are let go at once");
+    };
+    let mut run = training();
+    lost(&mut run);
+    let effects = run.apply(Event::Exited { worker: "worker-1".into(), how: "was killed by signal 9".into() }, NOW);
+    let expected = "worker-1 (rank 1, pid 7 on h) is gone without a word, last seen in reduce of step 3 of stage a";
+    assert_eq!(failure(&effects), (format!("{expected}; it was killed by signal 9"), EXIT_UNREACHABLE));
+    // Without a launcher nobody says how: the wait is short.
+    let mut run = training();
+    lost(&mut run);
+    assert_eq!(run.apply(Event::Tick, NOW), []);
+    assert_eq!(failure(&run.apply(Event::Tick, NOW + FOR_THE_EXIT_STATUS)).0, expected);
+}
+
+#[test]
+fn a_worker_that_dies_before_it_joins_ends_the_run() {
+    let mut run = Run::new(start(2), Duration::ZERO);
+    let exited = Event::Exited { worker: "worker-1".into(), how: "ended with exit code 127".into() };
+    let (message, _) = failure(&run.apply(exited, NOW));
+    assert_eq!(message, "worker-1 ended with exit code 127 before it joined the run");
+}
+
+#[test]
+fn deadlines_name_who_is_missing_or_silent() {
+    let mut run = Run::new(start(2), Duration::ZERO);
+    run.apply(Event::Opened { session: 1, hello: hello("w") }, NOW);
+    said(&mut run, 1, ready());
+    assert_eq!(run.apply(Event::Tick, MOST_GATHERING - NOW), []);
+    let (message, _) = failure(&run.apply(Event::Tick, MOST_GATHERING));
+    assert!(message.starts_with("1 of 2 workers were ready within 120s (w)"), "{message}");
+
+    let mut run = training();
+    let heartbeat = Heartbeat { generation: 4, stage: "a".into(), step: 3, phase: "reduce".into() };
+    let later = NOW + MOST_SILENCE;
+    run.apply(Event::Said { session: 1, event: WorkerEvent::Heartbeat(heartbeat) }, later);
+    let (message, _) = failure(&run.apply(Event::Tick, later));
+    assert_eq!(message, "worker-1 (rank 1, pid 7 on h) said nothing for 30s, last seen in start");
+}
+
+#[test]
+fn behind_the_end_nothing_moves() {
+    let mut run = training();
+    run.apply(Event::Closed { session: 2 }, NOW);
+    failure(&run.apply(Event::Tick, NOW + FOR_THE_EXIT_STATUS));
+    assert_eq!(said(&mut run, 1, WorkerEvent::Step(step("a", 0, 4))), []);
+    let effects = run.apply(Event::Opened { session: 5, hello: hello("w") }, NOW);
+    assert!(matches!(&effects[..], [Effect::Send { session: 5, command: Command::Refused { .. } }]));
+}

@@ -1,0 +1,17 @@
+//! The one test binary, as every binary links libtorch. `parity_checks`: ours against the golden vectors of the
+//! published code. `losses`: the closed-form gradient against finite differences, tile sizes and ranks. `memory`: a
+//! batch whose square would not fit. `exchanges`, `nearness` and `rerun` serve them.
+
+mod exchanges;
+mod losses;
+mod memory;
+mod nearness;
+mod parity_checks;
+mod rerun;
+
+use std::io::{Write, stdout};
+
+/// Prints a measurement on lines of its own, also of a test that passes, whose `println!` cargo would hide.
+fn tell(text: &str) {
+    stdout().write_all(format!("\n{text}\n").as_bytes()).expect("standard output takes a line");
+}

@@ -1,0 +1,69 @@
+//! Memory of the contrastive loss: a batch whose matrix of logits has 4 GB a copy is contrasted in a few hundred MB.
+//! The test measures a process of its own, this binary started again, so that other tests do not blur the number.
+
+use crate::exchanges::Solo;
+use crate::rerun::alone;
+use crate::tell;
+use std::env;
+use std::fs;
+use std::time::Instant;
+use tch::{Device, Kind, Tensor};
+use thanos_worker::loss::{Form, Similarity, TILE};
+use thanos_worker::{Comparison, contrast_globally};
+
+const IMAGES: i64 = 32_768;
+const WIDTH: i64 = 128;
+const LIMIT_MB: u64 = 600;
+
+/// Set in the process that measures.
+const MEASURE: &str = "THANOS_TEST_MEASURE_MEMORY";
+const ANSWER: &str = "peak memory above the inputs: ";
+
+#[test]
+fn a_large_batch_needs_no_square_of_itself() {
+    if env::var_os(MEASURE).is_some() {
+        return measure();
+    }
+    let text = alone("memory::a_large_batch_needs_no_square_of_itself", (MEASURE, "1"));
+    let answer = text.lines().find(|line| line.contains(ANSWER)).expect("the process answers");
+    tell(answer);
+    let number = answer.split(ANSWER).nth(1).and_then(|text| text.split(' ').next()).map(str::parse::<u64>);
+    let peak_mb = number.and_then(Result::ok).expect("an answer holds a number");
+    assert!(peak_mb > 0 && peak_mb < LIMIT_MB, "{peak_mb} MB above the inputs, at most {LIMIT_MB} are allowed");
+}
+
+/// Prints the peak of one loss and gradient above what the process held before.
+fn measure() {
+    let comparison = Comparison {
+        form: Form { attract: 1.0, spread: 1.0, clamp_positive_logits: None, positives_in_denominator: false },
+        similarity: Similarity::Cosine,
+        temperature: 0.5,
+        both_directions: false,
+        tile: TILE,
+    };
+    let rows = |images: i64| Tensor::randn([images, WIDTH], (Kind::Float, Device::Cpu));
+    let labels = |images: i64| Tensor::arange(images, (Kind::Int64, Device::Cpu)).remainder(10);
+    let contrast = |view0: &Tensor, view1: &Tensor, labels: &Tensor| {
+        contrast_globally(&Solo, view0, view1, labels, &comparison).expect("a loss").value.double_value(&[])
+    };
+    // Threads and libraries hold memory of their own, from the first call on.
+    contrast(&rows(64), &rows(64), &labels(64));
+    let (view0, view1, labels) = (rows(IMAGES), rows(IMAGES), labels(IMAGES));
+
+    let before_kb = status_kb("VmRSS");
+    fs::write("/proc/self/clear_refs", "5").expect("the peak is reset");
+    let start = Instant::now();
+    let value = contrast(&view0, &view1, &labels);
+    let seconds = start.elapsed().as_secs_f64();
+    let peak_mb = status_kb("VmHWM").saturating_sub(before_kb) * 1024 / 1_000_000;
+    assert!(value.is_finite(), "the loss is {value}");
+    tell(&format!("{ANSWER}{peak_mb} MB at {IMAGES} x {WIDTH}, {seconds:.1} s"));
+}
+
+/// A line of /proc/self/status, in kB (of 1024 bytes).
+fn status_kb(key: &str) -> u64 {
+    let status = fs::read_to_string("/proc/self/status").expect("a process has a status");
+    let line = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+    let number = line.and_then(|line| line.trim().split(' ').next()).map(str::parse);
+    number.and_then(Result::ok).unwrap_or_else(|| panic!("no {key} in /proc/self/status"))
+}

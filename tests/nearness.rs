@@ -1,0 +1,27 @@
+//! How far a tensor is from what it should be.
+
+use tch::{Kind, Tensor};
+
+/// |found - expected| / |expected|, Euclidean norms in float64; infinite if shapes differ or a number is none.
+///
+/// Below `least_norm` the expected norm counts as that: what is zero but for rounding has no relative error.
+pub(crate) fn relative_error(found: &Tensor, expected: &Tensor, least_norm: f64) -> f64 {
+    if found.size() != expected.size() {
+        return f64::INFINITY;
+    }
+    let expected = expected.to_kind(Kind::Double);
+    let norm = |x: &Tensor| x.norm().double_value(&[]);
+    let error = norm(&(found.to_kind(Kind::Double) - &expected)) / norm(&expected).max(least_norm);
+    if error.is_nan() { f64::INFINITY } else { error }
+}
+
+/// The largest |found - expected| / (absolute + relative |expected|): at most 1 if every element is near enough.
+pub(crate) fn worst_element(found: &Tensor, expected: &Tensor, absolute: f64, relative: f64) -> f64 {
+    if found.size() != expected.size() {
+        return f64::INFINITY;
+    }
+    let expected = expected.to_kind(Kind::Double);
+    let allowed = expected.abs() * relative + absolute;
+    let worst = ((found.to_kind(Kind::Double) - &expected).abs() / allowed).max().double_value(&[]);
+    if worst.is_nan() { f64::INFINITY } else { worst }
+}
