@@ -1,13 +1,21 @@
 //! The one test binary, as every binary links libtorch. `parity_checks`: ours against the golden vectors of the
 //! published code. `losses`: the closed-form gradient against finite differences, tile sizes and ranks. `memory`: a
-//! batch whose square would not fit. `exchanges`, `nearness` and `rerun` serve them.
+//! batch whose square would not fit. `exchanges`, `nearness` and `rerun` serve them. The others start the real programs:
+//! `world_sizes`, `resume`, `ledger` and `evaluation` hold the promises, `endings` what happens to processes,
+//! `pytorch_names` what is in a checkpoint.
 
+mod endings;
+mod evaluation;
 mod exchanges;
+mod ledger;
 mod losses;
 mod memory;
 mod nearness;
 mod parity_checks;
+mod pytorch_names;
 mod rerun;
+mod resume;
+mod world_sizes;
 
 use std::io::{Write, stdout};
 

@@ -202,11 +202,7 @@ impl Checkpoints {
     }
 
     /// The newest good checkpoint of a stage, and its result if the stage is complete.
-    fn newest(
-        &self,
-        stage: &str,
-        warnings: &mut Vec<String>,
-    ) -> Result<Option<(CheckpointRef, Option<StageResult>)>> {
+    fn newest(&self, stage: &str, warnings: &mut Vec<String>) -> Result<Option<(CheckpointRef, Option<StageResult>)>> {
         let folder = self.run_dir.join("checkpoints").join(stage);
         for place in committed(&folder)?.into_iter().rev() {
             match self.usable(&place, stage) {

@@ -213,9 +213,8 @@ fn act_launch(arguments: &LaunchArguments, launcher: LauncherName) -> Result<u8>
             Ok(0)
         }
         Launched::Stopped(at) => {
-            let at = at.map_or("before the first step".into(), |(stage, step)| {
-                format!("behind step {step} of stage {stage}")
-            });
+            let at = at
+                .map_or("before the first step".into(), |(stage, step)| format!("behind step {step} of stage {stage}"));
             let run_dir = what.run_dir.display();
             eprintln!("stopped {at}; go on with: thanos-coord launch --resume --run-dir {run_dir}");
             Ok(EXIT_STOPPED)

@@ -169,9 +169,9 @@ async fn conduct(
     launch: &Launch,
     checkpoints: Checkpoints,
 ) -> Result<(Verdict, Vec<thanos_proto::StageResult>)> {
-    let listener = TcpListener::bind(launch.listen).await.map_err(|error| {
-        Fatal::new(EXIT_UNREACHABLE, format!("cannot listen on {}: {error}", launch.listen))
-    })?;
+    let listener = TcpListener::bind(launch.listen)
+        .await
+        .map_err(|error| Fatal::new(EXIT_UNREACHABLE, format!("cannot listen on {}: {error}", launch.listen)))?;
     let address = listener.local_addr()?;
     let (events, happened) = mpsc::channel(MOST_EVENTS);
     let (sessions, store) = (Sessions::default(), Arc::new(Store::default()));
@@ -183,8 +183,7 @@ async fn conduct(
     let launcher = match launch.starter {
         Starter::Local { threads } => {
             let logs = launch.run_dir.join("logs");
-            let command =
-                WorkerCommand { program: worker_program()?, coordinator: address.to_string(), threads, logs };
+            let command = WorkerCommand { program: worker_program()?, coordinator: address.to_string(), threads, logs };
             Some(Launcher::start(&command, launch.workers, &events)?)
         }
         Starter::Nobody => {

@@ -84,9 +84,8 @@ impl Results {
     /// 65, naming the file.
     pub fn read(run_dir: &Path) -> Result<Self, Fatal> {
         let path = run_dir.join("results.json");
-        let text = std::fs::read_to_string(&path).map_err(|error| {
-            Fatal::new(EXIT_DATA, format!("there are no results yet: {}: {error}", path.display()))
-        })?;
+        let text = std::fs::read_to_string(&path)
+            .map_err(|error| Fatal::new(EXIT_DATA, format!("there are no results yet: {}: {error}", path.display())))?;
         serde_json::from_str(&text).map_err(|error| Fatal::new(EXIT_DATA, format!("{}: {error}", path.display())))
     }
 

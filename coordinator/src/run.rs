@@ -24,29 +24,54 @@ pub(crate) type SessionId = u64;
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Event {
     /// A worker opened a session and introduced itself.
-    Opened { session: SessionId, hello: Hello },
-    Said { session: SessionId, event: WorkerEvent },
+    Opened {
+        session: SessionId,
+        hello: Hello,
+    },
+    Said {
+        session: SessionId,
+        event: WorkerEvent,
+    },
     /// The session's stream ended.
-    Closed { session: SessionId },
+    Closed {
+        session: SessionId,
+    },
     /// The launcher saw a worker's process end.
-    Exited { worker: String, how: String },
+    Exited {
+        worker: String,
+        how: String,
+    },
     /// A checkpoint was committed, or given up and why.
-    Committed { session: SessionId, outcome: Result<CheckpointRef, String>, result: Option<StageResult> },
+    Committed {
+        session: SessionId,
+        outcome: Result<CheckpointRef, String>,
+        result: Option<StageResult>,
+    },
     /// The user, or the machine, wants the run to stop where it can be resumed.
-    StopAsked { reason: String },
+    StopAsked {
+        reason: String,
+    },
     Tick,
 }
 
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Effect {
-    Send { session: SessionId, command: Command },
+    Send {
+        session: SessionId,
+        command: Command,
+    },
     /// Give a new generation an empty rendezvous, before its ranks hear of it.
-    OpenStore { generation: u64 },
+    OpenStore {
+        generation: u64,
+    },
     /// Append a line to `steps.jsonl`.
     Record(StepDone),
     /// Commit what rank 0 has written, and answer with [`Event::Committed`].
-    Commit { session: SessionId, written: CheckpointWritten },
+    Commit {
+        session: SessionId,
+        written: CheckpointWritten,
+    },
     Tell(Notice),
     /// The run is over; nothing follows.
     End(Verdict),
@@ -71,8 +96,13 @@ pub(crate) enum Notice {
 pub(crate) enum Verdict {
     Done,
     /// At a common step; `None`: before the first one.
-    Stopped { at: Option<(String, u64)> },
-    Failed { message: String, exit_code: u8 },
+    Stopped {
+        at: Option<(String, u64)>,
+    },
+    Failed {
+        message: String,
+        exit_code: u8,
+    },
 }
 
 /// What is known when a run starts, or starts again.
@@ -103,10 +133,18 @@ pub(crate) struct Run {
 
 #[derive(Clone, Debug, PartialEq)]
 enum Phase {
-    Gathering { since: Duration },
-    Training { stopping: bool },
+    Gathering {
+        since: Duration,
+    },
+    Training {
+        stopping: bool,
+    },
     /// A worker is gone without a word: its exit status is awaited, for the message.
-    Losing { worker: String, reason: String, since: Duration },
+    Losing {
+        worker: String,
+        reason: String,
+        since: Duration,
+    },
     Over,
 }
 
@@ -174,14 +212,10 @@ impl Run {
         };
         if let Some((reason, exit_code)) = refusal {
             let told = Notice::Refused { worker: hello.worker_id, reason: reason.clone() };
-            return vec![
-                Effect::Send { session, command: Command::Refused { reason, exit_code } },
-                Effect::Tell(told),
-            ];
+            return vec![Effect::Send { session, command: Command::Refused { reason, exit_code } }, Effect::Tell(told)];
         }
         let told = Notice::Joined { worker: hello.worker_id.clone(), host: hello.host.clone(), pid: hello.pid };
-        let member =
-            Member { hello, ready: false, rank: None, whereabouts: "start".into(), heard: now, left: false };
+        let member = Member { hello, ready: false, rank: None, whereabouts: "start".into(), heard: now, left: false };
         self.members.insert(session, member);
         let welcome = Command::Welcome(self.start.welcome.clone());
         vec![Effect::Send { session, command: welcome }, Effect::Tell(told)]
@@ -356,7 +390,11 @@ impl Run {
 
     fn exited(&mut self, worker: &str, how: &str) -> Vec<Effect> {
         if let Phase::Losing { worker: lost, reason, .. } = &self.phase {
-            return if lost == worker { self.fail(format!("{reason}; it {how}"), EXIT_UNREACHABLE) } else { Vec::new() };
+            return if lost == worker {
+                self.fail(format!("{reason}; it {how}"), EXIT_UNREACHABLE)
+            } else {
+                Vec::new()
+            };
         }
         let member = self.members.iter().find(|(_, member)| member.hello.worker_id == worker);
         match member {

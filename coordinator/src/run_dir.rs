@@ -130,8 +130,7 @@ fn write_and_rename(path: &Path, bytes: &[u8]) -> io::Result<()> {
 fn lock(path: &Path) -> Result<File, Fatal> {
     let file = path.join("lock");
     let failed = |error: io::Error| cannot("lock", &file, &error);
-    let mut lock =
-        File::options().create(true).truncate(false).read(true).write(true).open(&file).map_err(failed)?;
+    let mut lock = File::options().create(true).truncate(false).read(true).write(true).open(&file).map_err(failed)?;
     match lock.try_lock() {
         Ok(()) => {}
         Err(TryLockError::Error(error)) => return Err(failed(error)),

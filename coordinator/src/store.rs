@@ -99,9 +99,7 @@ impl Store {
                 Ok(StoreReply { values: vec![holds], number: 0 })
             }
             Operation::Delete(delete) => Ok(number(i64::from(values.remove(&delete.key).is_some()))),
-            Operation::Check(check) => {
-                Ok(number(i64::from(check.keys.iter().all(|key| values.contains_key(key)))))
-            }
+            Operation::Check(check) => Ok(number(i64::from(check.keys.iter().all(|key| values.contains_key(key))))),
             Operation::Get(_) => Err(Refusal::Invalid("a get changes nothing".into())),
         }
     }

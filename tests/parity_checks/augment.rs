@@ -7,7 +7,9 @@ use anyhow::{Context, Result, bail, ensure};
 use std::collections::HashMap;
 use std::path::Path;
 use tch::{Kind, Tensor};
-use thanos_worker::views::{Crop, adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation, crop, to_gray};
+use thanos_worker::views::{
+    self, Crop, adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation, crop, to_gray,
+};
 
 const PARAMETERS: &str = "params_";
 
@@ -68,7 +70,8 @@ impl Image<'_> {
             rest => (self.whole(), false, rest),
         };
         let mut view = vec![0.0; self.pixels.len()];
-        crop(&self.pixels, self.side, self.channels, &area, flip, &mut view);
+        let image = views::Image { pixels: &self.pixels, side: self.side, channels: self.channels };
+        crop(image, &area, flip, &mut view);
         for operation in rest {
             match *operation {
                 "gray" => to_gray(&mut view),

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::rc::Rc;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Reduction, Tensor};
-use thanos_worker::model::{Alone, BatchSum, Decoder, Mode};
+use thanos_worker::model::{Alone, BatchSum, Decoder, DecoderShape, Mode};
 use thanos_worker::tensors::Named;
 
 /// Relative tolerance of single numbers.
@@ -41,7 +41,7 @@ pub(crate) fn check(path: &Path, report: &mut Report) -> Result<()> {
     let mut store = VarStore::new(Device::Cpu);
     let sum: Rc<dyn BatchSum> = Rc::new(Alone);
     let path = store.root() / "decoder";
-    let decoder = Decoder::new(&path, config.d_input, width, channels, config.side, &sum);
+    let decoder = Decoder::new(&path, DecoderShape { d: config.d_input, width, channels, side: config.side }, &sum);
     store.double();
     let state: Named = store.variables().into_iter().collect();
     fill(&state, &parameters)?;

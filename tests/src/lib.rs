@@ -1,1 +1,244 @@
-//! Work in progress.
+//! The harness: it starts the real programs as a user does, waits for what they write, and reads their run
+//! directories. It knows file names and exit codes, nothing of how they come about.
+
+pub mod idx;
+
+use safetensors::SafeTensors;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// No test's program may run longer.
+const MOST_RUN: Duration = Duration::from_secs(300);
+
+/// A folder for one test: run directories in it, packs shared by all tests.
+pub struct Scene {
+    folder: TempDir,
+}
+
+/// How a program ended, and what it printed.
+#[derive(Debug)]
+pub struct Ran {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Ran {
+    /// # Panics
+    /// With all that it printed, if it did not end with this exit code.
+    #[track_caller]
+    pub fn expect(self, code: i32) -> Self {
+        assert_eq!(self.code, Some(code), "stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
+        self
+    }
+}
+
+impl Default for Scene {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Scene {
+    /// # Panics
+    /// If there is no room for temporary files.
+    pub fn new() -> Self {
+        Self { folder: tempfile::tempdir().expect("a temporary folder") }
+    }
+
+    /// A path in the test's folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Runs `thanos-coord` in the test's folder to its end.
+    pub fn coord(&self, arguments: &[&str]) -> Ran {
+        self.start(arguments).wait()
+    }
+
+    /// Launches a run into `run_dir` (a name in the test's folder) with this many workers, to its end.
+    pub fn launch(&self, run_dir: &str, workers: usize, target: &[&str]) -> Ran {
+        let workers = workers.to_string();
+        let mut arguments = vec!["launch", "--nodes", &workers, "--threads-per-worker", "1", "--run-dir", run_dir];
+        arguments.extend(target);
+        self.coord(&arguments)
+    }
+
+    /// Starts `thanos-coord` in the test's folder.
+    ///
+    /// # Panics
+    /// If the program is not there: `make test` builds it first.
+    pub fn start(&self, arguments: &[&str]) -> Running {
+        let program = program("thanos-coord");
+        let child = Command::new(&program)
+            .args(arguments)
+            .current_dir(self.folder.path())
+            .env("THANOS_PACKS", packs())
+            .stdin(Stdio::null())
+            .stdout(fs::File::create(self.path(".stdout")).expect("a file"))
+            .stderr(fs::File::create(self.path(".stderr")).expect("a file"))
+            .spawn()
+            .unwrap_or_else(|error| panic!("{}: {error}; run `make build` first", program.display()));
+        Running { child, folder: self.folder.path().into() }
+    }
+}
+
+/// A program that was started; it is killed when this is dropped.
+pub struct Running {
+    child: Child,
+    folder: PathBuf,
+}
+
+impl Running {
+    pub fn pid(&self) -> i32 {
+        i32::try_from(self.child.id()).expect("process ids fit")
+    }
+
+    /// Waits for the program to end.
+    ///
+    /// # Panics
+    /// If it takes too long.
+    pub fn wait(mut self) -> Ran {
+        let code = self.wait_for("the program to end", |running| running.child.try_wait().expect("our child"));
+        let read = |name: &str| fs::read_to_string(self.folder.join(name)).unwrap_or_default();
+        Ran { code: code.code(), stdout: read(".stdout"), stderr: read(".stderr") }
+    }
+
+    /// Waits until the ledger of a run in the test's folder has `lines` lines.
+    ///
+    /// # Panics
+    /// If the program ends before, or it takes too long.
+    pub fn wait_for_steps(&mut self, run_dir: &str, lines: usize) {
+        let ledger = self.folder.join(run_dir).join("steps.jsonl");
+        self.wait_for("steps", |running| {
+            let ended = running.child.try_wait().expect("our child");
+            let stderr = || fs::read_to_string(running.folder.join(".stderr")).unwrap_or_default();
+            assert!(ended.is_none(), "it ended with {ended:?} before {lines} steps:\n{}", stderr());
+            let text = fs::read_to_string(&ledger).unwrap_or_default();
+            (text.lines().count() >= lines).then_some(())
+        });
+    }
+
+    fn wait_for<T>(&mut self, what: &str, mut there: impl FnMut(&mut Self) -> Option<T>) -> T {
+        let started = Instant::now();
+        loop {
+            if let Some(value) = there(self) {
+                return value;
+            }
+            assert!(started.elapsed() < MOST_RUN, "waited {MOST_RUN:?} for {what}");
+            // A poll, not a hope: the condition is looked at again until it holds.
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        _ = self.child.kill();
+        _ = self.child.wait();
+    }
+}
+
+/// A program of this workspace, in the target folder that this test binary is in.
+///
+/// # Panics
+/// If this binary is in no target folder.
+pub fn program(name: &str) -> PathBuf {
+    let this = env::current_exe().expect("the path of this binary");
+    this.parent().and_then(Path::parent).expect("a test binary is in target/release/deps").join(name)
+}
+
+/// The repository's root.
+///
+/// # Panics
+/// Never: this crate is in a folder of the repository.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ is in the repository")
+}
+
+/// Where tests keep packs, for all of them.
+pub fn packs() -> PathBuf {
+    env::temp_dir().join(format!("thanos-test-packs-{}", std::process::id()))
+}
+
+/// The lines of a ledger.
+///
+/// # Panics
+/// If the file is missing or holds something else than JSON lines.
+pub fn lines(run_dir: &Path, name: &str) -> Vec<Value> {
+    let path = run_dir.join(name);
+    let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    text.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect()
+}
+
+/// The losses of a stage's steps, in order.
+///
+/// # Panics
+/// If the ledger skips or repeats a step.
+pub fn losses(run_dir: &Path, stage: &str) -> Vec<f64> {
+    let steps: Vec<Value> = lines(run_dir, "steps.jsonl").into_iter().filter(|line| line["stage"] == stage).collect();
+    for (index, line) in steps.iter().enumerate() {
+        assert_eq!(line["step"], index, "{}: stage {stage}", run_dir.display());
+    }
+    steps.iter().map(|line| line["loss"].as_f64().expect("a number")).collect()
+}
+
+/// `results.json`.
+///
+/// # Panics
+/// If it is missing or no JSON.
+pub fn results(run_dir: &Path) -> Value {
+    let text = fs::read_to_string(run_dir.join("results.json")).expect("results.json");
+    serde_json::from_str(&text).expect("JSON")
+}
+
+/// Folders of a stage's checkpoints, oldest first.
+///
+/// # Panics
+/// If there is none.
+pub fn checkpoints(run_dir: &Path, stage: &str) -> Vec<PathBuf> {
+    let folder = run_dir.join("checkpoints").join(stage);
+    let entries = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let mut folders: Vec<PathBuf> = entries.map(|entry| entry.expect("an entry").path()).collect();
+    folders.sort();
+    assert!(!folders.is_empty(), "{} is empty", folder.display());
+    folders
+}
+
+/// SHA-256 of every file of weights in a stage's last checkpoint.
+///
+/// # Panics
+/// If there is none.
+pub fn weights_sha256(run_dir: &Path, stage: &str) -> BTreeMap<String, String> {
+    let last = checkpoints(run_dir, stage).pop().expect("not empty");
+    ["model.safetensors", "best.safetensors", "optimizer.safetensors"]
+        .into_iter()
+        .map(|name| {
+            let bytes = fs::read(last.join(name)).expect(name);
+            let digest = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+            (name.to_owned(), digest)
+        })
+        .collect()
+}
+
+/// All float32 numbers of a safetensors file whose names start so, in the order of the names.
+///
+/// # Panics
+/// If the file is missing or damaged.
+pub fn numbers(path: &Path, prefix: &str) -> Vec<f32> {
+    let bytes = fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let file = SafeTensors::deserialize(&bytes).expect("safetensors");
+    let mut tensors: Vec<_> = file.tensors().into_iter().filter(|(name, _)| name.starts_with(prefix)).collect();
+    tensors.sort_by(|left, right| left.0.cmp(&right.0));
+    let floats = |data: &[u8]| {
+        data.chunks_exact(4).map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]])).collect::<Vec<_>>()
+    };
+    tensors.iter().flat_map(|(_, view)| floats(view.data())).collect()
+}

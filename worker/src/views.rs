@@ -35,9 +35,10 @@ impl Augmentation {
     }
 
     /// Writes the view of `key` to `out`.
-    pub fn view(&self, image: &[u8], key: u64, out: &mut [f32]) {
+    pub fn view(&self, pixels: &[u8], key: u64, out: &mut [f32]) {
         let draw = Draw::new(&self.config, self.side, self.channels, &mut SplitMix64::new(key));
-        crop(image, self.side, self.channels, &draw.crop, draw.flip, out);
+        let image = Image { pixels, side: self.side, channels: self.channels };
+        crop(image, &draw.crop, draw.flip, out);
         for adjustment in draw.adjustments.iter().flatten() {
             match *adjustment {
                 Adjustment::Brightness(factor) => adjust_brightness(out, factor),
@@ -94,13 +95,22 @@ fn taps(from: usize, len: usize, side: usize, reversed: bool) -> Vec<Tap> {
     if reversed { (0..side).rev().map(tap).collect() } else { (0..side).map(tap).collect() }
 }
 
+/// A square image: `pixels` is [S, S, C].
+#[derive(Clone, Copy, Debug)]
+pub struct Image<'a> {
+    pub pixels: &'a [u8],
+    pub side: usize,
+    pub channels: usize,
+}
+
 /// Cuts `crop` out of `image`, resizes it to S x S, mirrors it if `flip`, and scales pixels to [0, 1].
-pub fn crop(image: &[u8], side: usize, channels: usize, crop: &Crop, flip: bool, out: &mut [f32]) {
+pub fn crop(image: Image<'_>, crop: &Crop, flip: bool, out: &mut [f32]) {
+    let Image { pixels, side, channels } = image;
     let rows = taps(crop.top, crop.height, side, false);
     let columns = taps(crop.left, crop.width, side, flip);
     for (c, plane) in out.chunks_exact_mut(side * side).enumerate() {
         for (row, line) in rows.iter().zip(plane.chunks_exact_mut(side)) {
-            let pixel = |y: usize, x: usize| f32::from(image[(y * side + x) * channels + c]);
+            let pixel = |y: usize, x: usize| f32::from(pixels[(y * side + x) * channels + c]);
             for (column, value) in columns.iter().zip(line) {
                 let along = |y: usize| {
                     let (left, right) = (pixel(y, column.first), pixel(y, column.second));

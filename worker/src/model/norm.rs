@@ -64,21 +64,26 @@ impl BatchNorm {
         }
         let (n, c, height, width) = x.size4()?;
         let axes = &[0_i64, 2, 3][..];
-        let local = Tensor::full([1], (n * height * width) as f64, (Kind::Double, x.device()));
-        // Moments about the running mean, which all ranks share: near the true mean, so that nothing is lost in
-        // their difference, and both travel in one collective.
-        let shift = self.running_mean.copy();
-        let centred = x - shift.view([1, c, 1, 1]);
+        let len = n * height * width;
+        // Moments of what is left behind this rank's own mean: a variance far below the mean's square is not lost.
+        let own_mean = (x.detach().sum_dim_intlist(axes, false, None) / len.max(1) as f64).to_kind(x.kind()); // [C]
+        let centred = x - own_mean.view([1, c, 1, 1]);
         let sum = |x: &Tensor| x.sum_dim_intlist(axes, false, None).to_kind(Kind::Double); // [C]
-        let moments = self.sum.sum(&Tensor::cat(&[sum(&centred), sum(&centred.square()), local], 0))?; // [2C + 1]
+        let (first, second) = (sum(&centred), sum(&centred.square()));
+        // Moved to zero in float64, they add up over the ranks, in one collective.
+        let origin = own_mean.to_kind(Kind::Double);
+        let second = second + &origin * &first * 2.0 + origin.square() * len as f64;
+        let first = first + &origin * len as f64;
+        let local = Tensor::full([1], len as f64, (Kind::Double, x.device()));
+        let moments = self.sum.sum(&Tensor::cat(&[first, second, local], 0))?; // [2C + 1]
         let count = moments.narrow(0, 2 * c, 1).detach();
         let mean = moments.narrow(0, 0, c) / &count;
         let var = (moments.narrow(0, c, c) / &count - mean.square()).clamp_min(0.0);
-        let (mean, var) = (mean.to_kind(x.kind()), var.to_kind(x.kind()));
-        self.track(&(&mean + &shift), &var, count.double_value(&[0]));
-        let scale = (var + EPS).rsqrt() * &self.weight;
-        let offset = &self.bias - mean * &scale;
-        Ok(centred * scale.view([1, c, 1, 1]) + offset.view([1, c, 1, 1]))
+        self.track(&mean, &var, count.double_value(&[0]));
+        let offset = (origin - &mean).to_kind(x.kind());
+        let scale = (var.to_kind(x.kind()) + EPS).rsqrt() * &self.weight;
+        let shift = &self.bias + offset * &scale;
+        Ok(centred * scale.view([1, c, 1, 1]) + shift.view([1, c, 1, 1]))
     }
 
     fn scale(&self, x: &Tensor, mean: &Tensor, var: &Tensor) -> Tensor {

@@ -1,0 +1,62 @@
+# Thin: every target is a line or two that also works by hand.
+#   make run     libtorch, build, and the result table of the embedded digits with four workers
+#   make test    everything; make lint, make parity, make check-cuda, make bench for parts of it
+
+LIBTORCH_VERSION := 2.11.0
+CACHE   := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/thanos
+SITE    := $(CACHE)/libtorch-$(LIBTORCH_VERSION)-cpu
+# With every dependency of the wheel, and the headers that no dependency brings: 4.7 GB.
+SITE_CUDA := $(CACHE)/libtorch-$(LIBTORCH_VERSION)-cuda
+PIP     := python3 -m pip install --quiet --disable-pip-version-check --no-compile --root-user-action=ignore
+TARGET  := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)/release
+PARITY  := $(if $(THANOS_PARITY),$(abspath $(THANOS_PARITY)))
+# One binary at a time, and its tests one after the other: they start up to four processes each, on two cores.
+TESTS   := OMP_NUM_THREADS=1 cargo test --release --locked -p thanos-tests --test thanos -- --test-threads=1
+
+.PHONY: run build test lint parity check-cuda bench libtorch clean
+
+run: build
+	$(TARGET)/thanos-coord launch --nodes 4 digits_table
+
+build: libtorch
+	cargo build --release --locked -p thanos-coord -p thanos-worker
+
+test: build
+	cargo test --release --locked --workspace --exclude thanos-tests
+	$(TESTS)
+
+lint: libtorch
+	cargo fmt --all -- --check
+	cargo clippy --release --locked --workspace --all-targets -- -D warnings
+
+# Only the golden vectors, of another folder with THANOS_PARITY=FOLDER: a line a file.
+parity: libtorch
+	@OMP_NUM_THREADS=1 $(if $(PARITY),THANOS_PARITY=$(PARITY)) cargo test --release --locked --quiet -p thanos-tests \
+		--test thanos -- --nocapture parity_checks::every_case_of_every_file
+
+# Compiles and links the worker with NCCL; needs no GPU.
+check-cuda: $(SITE_CUDA)/.complete
+	LIBTORCH=$(SITE_CUDA)/torch CARGO_TARGET_DIR=$(CACHE)/target-cuda \
+		cargo build --release --locked -p thanos-worker --features cuda
+
+# libtorch, and where cargo finds it: with this file, plain cargo works, and binaries run without any variable.
+libtorch: $(SITE)/.complete .cargo/config.toml
+
+$(SITE)/.complete:
+	rm -rf $(SITE)
+	$(PIP) --no-deps --target $(SITE) torch==$(LIBTORCH_VERSION) nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85
+	touch $@
+
+$(SITE_CUDA)/.complete:
+	rm -rf $(SITE_CUDA)
+	$(PIP) --target $(SITE_CUDA) torch==$(LIBTORCH_VERSION) 'nvidia-cuda-crt==13.0.*' 'nvidia-cuda-cccl==13.0.*'
+	touch $@
+
+.cargo/config.toml: Makefile
+	mkdir -p .cargo
+	printf '%s\n' '# Written by `make libtorch`: where libtorch is on this machine.' \
+		'[env]' 'LIBTORCH = { value = "$(SITE)/torch", force = false }' '' \
+		'[build]' 'rustflags = ["-C", "link-arg=-Wl,-rpath,$(SITE)/torch/lib"]' > $@
+
+clean:
+	rm -rf target .cargo

@@ -1,0 +1,75 @@
+//! Stopped and resumed is not stopped, to the bit: two workers, dropout on, stopped by SIGTERM at steps drawn from a
+//! seed, in a backbone and in a transfer.
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use thanos_configs::SplitMix64;
+use thanos_tests::{Scene, lines, results, weights_sha256};
+
+const TARGET: [&str; 4] = ["digits_cae", "train.max_steps=40", "transfer.epochs=40", "model.dropout=0.1"];
+const STEPS_OF_BACKBONE: usize = 40;
+const STEPS: usize = STEPS_OF_BACKBONE + 40 * 11;
+
+/// Launches with two workers, or resumes; SIGTERM when the ledger has `stop_at` lines. True: it ended by itself.
+fn run(scene: &Scene, run_dir: &str, resume: bool, stop_at: Option<usize>) -> bool {
+    let mut arguments = vec!["launch", "--nodes", "2", "--threads-per-worker", "1", "--run-dir", run_dir];
+    if resume {
+        arguments.push("--resume");
+    } else {
+        arguments.extend(TARGET);
+    }
+    let mut running = scene.start(&arguments);
+    let Some(lines) = stop_at else {
+        running.wait().expect(0);
+        return true;
+    };
+    running.wait_for_steps(run_dir, lines);
+    kill(Pid::from_raw(running.pid()), Signal::SIGTERM).expect("it is running");
+    let ran = running.wait();
+    if ran.code == Some(0) {
+        return true;
+    }
+    let ran = ran.expect(75);
+    assert!(ran.stderr.contains("go on with: thanos-coord launch --resume --run-dir"), "{}", ran.stderr);
+    false
+}
+
+#[test]
+fn stopped_and_resumed_is_not_stopped_to_the_bit() {
+    let scene = Scene::new();
+    run(&scene, "whole", false, None);
+    let mut chance = SplitMix64::new(11);
+    // In the first and in the second half of the backbone, not at an epoch's end, and somewhere in the transfer.
+    let stops = [
+        3 + chance.below(8) as usize,
+        STEPS_OF_BACKBONE / 2 + 5 + chance.below(8) as usize,
+        STEPS_OF_BACKBONE + 60 + chance.below(100) as usize,
+    ];
+    let mut ended = run(&scene, "parts", false, Some(stops[0]));
+    for stop in [Some(stops[1]), Some(stops[2]), None] {
+        assert!(!ended, "it ended before it was stopped at {stops:?}");
+        ended = run(&scene, "parts", true, stop);
+    }
+    let (whole, parts) = (scene.path("whole"), scene.path("parts"));
+    for stage in ["cae", "transfer_cae"] {
+        assert_eq!(weights_sha256(&whole, stage), weights_sha256(&parts, stage), "stage {stage}");
+    }
+    let ledger = |run_dir| {
+        let mut steps = lines(run_dir, "steps.jsonl");
+        for step in &mut steps {
+            step["generation"] = 0.into();
+        }
+        steps
+    };
+    assert_eq!(ledger(&whole).len(), STEPS);
+    assert_eq!(ledger(&whole), ledger(&parts));
+    let accuracies = |run_dir| {
+        let mut row = results(run_dir)["rows"][0].clone();
+        row["seconds"] = 0.into();
+        row
+    };
+    assert_eq!(accuracies(&whole), accuracies(&parts));
+    let generations: Vec<u64> =
+        lines(&parts, "steps.jsonl").iter().map(|line| line["generation"].as_u64().expect("a number")).collect();
+    assert!(generations.is_sorted() && generations.last() == Some(&4), "{:?}", generations.last());
+}
