@@ -30,7 +30,7 @@ pub use plan::{BackbonePlan, Contrastive, Objective, Plan, PlanError, StagePlan,
 pub use presets::{preset_names, preset_summary};
 pub use run_config::{
     BackboneConfig, CheckpointConfig, DataConfig, DataKind, DecoderConfig, EncoderConfig, Features, FrozenMode,
-    ModelConfig, ObjectiveConfig, ObjectivePatch, RowConfig, RunConfig, Schedule, Similarity, Stem, TrainConfig,
-    TransferConfig, ViewsConfig,
+    ModelConfig, ObjectiveConfig, ObjectivePatch, Precision, RowConfig, RunConfig, Schedule, Similarity, Stem,
+    TrainConfig, TransferConfig, ViewsConfig,
 };
 pub use schedule::learning_rate;

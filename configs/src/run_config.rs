@@ -114,6 +114,8 @@ impl Default for ViewsConfig {
 #[serde(deny_unknown_fields, default)]
 pub struct ModelConfig {
     pub encoder: EncoderConfig,
+    /// What everything is computed in; float64 is for proofs, not for speed.
+    pub precision: Precision,
     /// Dropout of the blocks, and the greatest stochastic depth. 0 turns every kind of dropout off.
     pub dropout: f64,
     /// Dropout behind the patch embedding.
@@ -128,12 +130,20 @@ impl Default for ModelConfig {
     fn default() -> Self {
         Self {
             encoder: EncoderConfig::Vit { patch: 4, width: 256, depth: 7, heads: 8, mlp: 512 },
+            precision: Precision::Float32,
             dropout: 0.05,
             embedding_dropout: 0.1,
             query_dropout: 0.1,
             decoder: DecoderConfig::default(),
         }
     }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    Float32,
+    Float64,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

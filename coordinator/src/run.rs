@@ -156,6 +156,8 @@ struct Member {
     /// Where it last said it was.
     whereabouts: String,
     heard: Duration,
+    /// How its process ended, if the launcher was quicker than the end of its session.
+    exited: Option<String>,
     /// It has said its last word and was told to leave.
     left: bool,
 }
@@ -215,7 +217,15 @@ impl Run {
             return vec![Effect::Send { session, command: Command::Refused { reason, exit_code } }, Effect::Tell(told)];
         }
         let told = Notice::Joined { worker: hello.worker_id.clone(), host: hello.host.clone(), pid: hello.pid };
-        let member = Member { hello, ready: false, rank: None, whereabouts: "start".into(), heard: now, left: false };
+        let member = Member {
+            hello,
+            ready: false,
+            rank: None,
+            whereabouts: "start".into(),
+            heard: now,
+            exited: None,
+            left: false,
+        };
         self.members.insert(session, member);
         let welcome = Command::Welcome(self.start.welcome.clone());
         vec![Effect::Send { session, command: welcome }, Effect::Tell(told)]
@@ -381,8 +391,18 @@ impl Run {
             return Vec::new();
         }
         let worker = member.hello.worker_id.clone();
-        let reason = format!("{} is gone without a word, last seen in {}", self.name(session), member.whereabouts);
+        let next = self
+            .next_step
+            .as_ref()
+            .map_or_else(String::new, |(stage, step)| format!(", when step {step} of stage {stage} was next"));
+        let reason =
+            format!("{} is gone without a word, last seen in {}{next}", self.name(session), member.whereabouts);
+        let exited = member.exited.clone();
         let mut effects = vec![Effect::Tell(Notice::Lost { worker: worker.clone(), reason: reason.clone() })];
+        if let Some(how) = exited {
+            effects.extend(self.fail(format!("{reason}; it {how}"), EXIT_UNREACHABLE));
+            return effects;
+        }
         effects.extend(self.tell_all_to_leave(&reason));
         self.phase = Phase::Losing { worker, reason, since: now };
         effects
@@ -396,11 +416,12 @@ impl Run {
                 Vec::new()
             };
         }
-        let member = self.members.iter().find(|(_, member)| member.hello.worker_id == worker);
-        match member {
-            Some((_, member)) if member.left => Vec::new(),
+        match self.members.values_mut().find(|member| member.hello.worker_id == worker) {
             // Its session ends as well, and says more: where it was.
-            Some(_) => Vec::new(),
+            Some(member) => {
+                member.exited = Some(how.into());
+                Vec::new()
+            }
             None => self.fail(format!("{worker} {how} before it joined the run"), EXIT_UNREACHABLE),
         }
     }

@@ -4,6 +4,7 @@
 pub mod idx;
 
 use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -228,17 +229,22 @@ pub fn weights_sha256(run_dir: &Path, stage: &str) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// All float32 numbers of a safetensors file whose names start so, in the order of the names.
+/// All numbers of a safetensors file's float tensors whose names start so, in the order of the names.
 ///
 /// # Panics
 /// If the file is missing or damaged.
-pub fn numbers(path: &Path, prefix: &str) -> Vec<f32> {
+pub fn numbers(path: &Path, prefix: &str) -> Vec<f64> {
     let bytes = fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let file = SafeTensors::deserialize(&bytes).expect("safetensors");
     let mut tensors: Vec<_> = file.tensors().into_iter().filter(|(name, _)| name.starts_with(prefix)).collect();
     tensors.sort_by(|left, right| left.0.cmp(&right.0));
-    let floats = |data: &[u8]| {
-        data.chunks_exact(4).map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]])).collect::<Vec<_>>()
+    let floats = |view: &TensorView<'_>| -> Vec<f64> {
+        let data = view.data();
+        match view.dtype() {
+            Dtype::F32 => data.as_chunks::<4>().0.iter().map(|four| f64::from(f32::from_le_bytes(*four))).collect(),
+            Dtype::F64 => data.as_chunks::<8>().0.iter().map(|eight| f64::from_le_bytes(*eight)).collect(),
+            _ => Vec::new(),
+        }
     };
-    tensors.iter().flat_map(|(_, view)| floats(view.data())).collect()
+    tensors.iter().flat_map(|(_, view)| floats(view)).collect()
 }

@@ -68,7 +68,7 @@ impl Stage for Backbone<'_> {
         if let (Some(weight), Some(decoder)) = (self.objective.reconstruction, &self.model.decoder) {
             let reconstructed = decoder.forward(&z, Mode::Train)?; // [2b, C, S, S]
             let pixels = total * 2 * images.size()[1..].iter().product::<i64>();
-            losses.add("reconstruction", weight, (reconstructed - &images).square().sum(Kind::Float) / pixels);
+            losses.add("reconstruction", weight, (reconstructed - &images).square().sum(images.kind()) / pixels);
         }
         Ok(losses)
     }

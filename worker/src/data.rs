@@ -3,8 +3,8 @@
 use crate::pack::Pack;
 use crate::views::Augmentation;
 use anyhow::{Result, ensure};
-use tch::{Device, Tensor};
-use thanos_configs::{DataSet, Plan, Split, split_train_validation, view_key};
+use tch::{Device, Kind, Tensor};
+use thanos_configs::{DataSet, Plan, Precision, Split, split_train_validation, view_key};
 use thanos_proto::PackRef;
 
 /// Everything a stage may know about images.
@@ -17,6 +17,7 @@ pub(crate) struct Data {
     augmentation: Augmentation,
     seed: u64,
     device: Device,
+    kind: Kind,
 }
 
 impl Data {
@@ -47,7 +48,20 @@ impl Data {
             test.len()
         );
         let augmentation = Augmentation::new(&plan.config().views, plan.data());
-        Ok(Self { train, test, split, facts: plan.data().clone(), augmentation, seed: plan.config().seed, device })
+        let kind = match plan.config().model.precision {
+            Precision::Float32 => Kind::Float,
+            Precision::Float64 => Kind::Double,
+        };
+        Ok(Self {
+            train,
+            test,
+            split,
+            facts: plan.data().clone(),
+            augmentation,
+            seed: plan.config().seed,
+            device,
+            kind,
+        })
     }
 
     /// Views of images of a pack in one epoch: [n, views, C, S, S].
@@ -84,9 +98,14 @@ impl Data {
         self.device
     }
 
+    /// What images and models are: float32 or float64.
+    pub(crate) fn kind(&self) -> Kind {
+        self.kind
+    }
+
     fn tensor(&self, floats: &[f32], leading: &[i64]) -> Tensor {
         let (c, s) = (self.facts.channels as i64, self.facts.side as i64);
         let shape = [leading, &[c, s, s]].concat();
-        Tensor::from_slice(floats).reshape(&shape).to_device(self.device)
+        Tensor::from_slice(floats).reshape(&shape).to_device(self.device).to_kind(self.kind)
     }
 }

@@ -37,7 +37,7 @@ pub(crate) fn embed_all(
 ) -> Result<Tensor> {
     let own = &ids[rank_slice(ids.len(), group.rank(), group.size())];
     let width: i64 = models.iter().map(|model| model.encoder.width()).sum();
-    let mut parts = vec![Tensor::zeros([0, width], (Kind::Float, data.device()))];
+    let mut parts = vec![Tensor::zeros([0, width], (data.kind(), data.device()))];
     for chunk in own.chunks(BATCH) {
         parts.push(embed(models, &data.plain(pack, chunk)?, Mode::Eval)?);
     }
@@ -98,7 +98,7 @@ fn coarse_scores(models: &[&Model], embeddings: &Tensor) -> Tensor {
         .map(|model| {
             let part = embeddings.narrow(1, from, model.encoder.width());
             from += model.encoder.width();
-            model.logits(&part).softmax(1, Kind::Float)
+            model.logits(&part).softmax(1, part.kind())
         })
         .collect();
     Tensor::stack(&probabilities, 0).mean_dim(&[0_i64][..], false, None::<Kind>)
@@ -136,7 +136,7 @@ fn knn(
     for from in (own.start as i64..own.end as i64).step_by(KNN_ROWS as usize) {
         let rows = KNN_ROWS.min(own.end as i64 - from);
         let (cosines, nearest) = test.narrow(0, from, rows).matmul(&train.tr()).topk(neighbours, 1, true, true); // [rows, k]
-        let votes = Tensor::zeros([rows, classes], (Kind::Float, test.device())).scatter_add(
+        let votes = Tensor::zeros([rows, classes], (test.kind(), test.device())).scatter_add(
             1,
             &train_labels.take(&nearest),
             &(cosines / VOTE_TEMPERATURE).exp(),

@@ -53,8 +53,11 @@ impl<'a> Transfer<'a> {
     ) -> Result<Self> {
         let width: i64 = backbones.iter().map(|model| model.encoder.width()).sum();
         let classes = data.facts.labels.fine_names.len() as i64;
-        let variables = VarStore::new(data.device());
+        let mut variables = VarStore::new(data.device());
         let head = linear(&(variables.root() / "cls"), width, classes, true);
+        if data.kind() == Kind::Double {
+            variables.double();
+        }
         let source = match config.features {
             Features::Cached => cached(&backbones, data, group)?,
             Features::Augmented => Source::Augmented {

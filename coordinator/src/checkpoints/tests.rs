@@ -93,13 +93,13 @@ fn what_rank_0_did_not_write_is_not_committed() {
 
 #[test]
 fn damage_is_seen_and_the_one_before_is_used() {
-    let damage: [(&str, &dyn Fn(&Path)); 6] = [
-        ("expected", &|place| fs::write(place.join("model.safetensors"), "weights 9x").expect("written")),
-        ("SHA-256", &|place| fs::write(place.join("model.safetensors"), "weighty 10").expect("written")),
-        ("optimizer", &|place| fs::remove_file(place.join("optimizer.safetensors")).expect("removed")),
-        ("manifest", &|place| fs::remove_file(place.join("manifest.json")).expect("removed")),
-        ("manifest", &|place| fs::write(place.join("manifest.json"), "{").expect("written")),
-        ("of run other", &|place| replace(&place.join("manifest.json"), "\"run\": \"run\"", "\"run\": \"other\"")),
+    let damage: [(&str, fn(&Path)); 6] = [
+        ("expected", |place| fs::write(place.join("model.safetensors"), "x").expect("written")),
+        ("SHA-256", |place| fs::write(place.join("model.safetensors"), "weighty 10").expect("written")),
+        ("optimizer", |place| fs::remove_file(place.join("optimizer.safetensors")).expect("removed")),
+        ("manifest", |place| fs::remove_file(place.join("manifest.json")).expect("removed")),
+        ("manifest", |place| fs::write(place.join("manifest.json"), "{").expect("written")),
+        ("of run other", |place| replace(&place.join("manifest.json"), "\"run\": \"run\"", "\"run\": \"other\"")),
     ];
     for (part, damage) in damage {
         let folder = tempfile::tempdir().expect("a folder");
@@ -107,11 +107,7 @@ fn damage_is_seen_and_the_one_before_is_used() {
         for step in [5, 10] {
             checkpoints.commit(&write(folder.path(), "a", step, false)).expect("committed");
         }
-        if part == "expected" {
-            fs::write(folder.path().join("checkpoints/a/step-00000010/model.safetensors"), "x").expect("written");
-        } else {
-            damage(&folder.path().join("checkpoints/a/step-00000010"));
-        }
+        damage(&folder.path().join("checkpoints/a/step-00000010"));
         let found = checkpoints.find(&["a"]).expect("found");
         assert_eq!(found.resume.as_ref().map(|found| found.step), Some(5), "{part}");
         assert!(found.warnings.len() == 1 && found.warnings[0].contains(part), "{part}: {:?}", found.warnings);

@@ -243,6 +243,12 @@ fn a_lost_worker_is_named_with_how_its_process_ended() {
     let effects = run.apply(Event::Exited { worker: "worker-1".into(), how: "was killed by signal 9".into() }, NOW);
     let expected = "worker-1 (rank 1, pid 7 on h) is gone without a word, last seen in reduce of step 3 of stage a";
     assert_eq!(failure(&effects), (format!("{expected}; it was killed by signal 9"), EXIT_UNREACHABLE));
+    // The launcher may be quicker than the end of the session.
+    let mut run = training();
+    let exited = Event::Exited { worker: "worker-1".into(), how: "was killed by signal 9".into() };
+    assert_eq!(run.apply(exited, NOW), []);
+    let (message, _) = failure(&run.apply(Event::Closed { session: 2 }, NOW));
+    assert!(message.ends_with("is gone without a word, last seen in start; it was killed by signal 9"), "{message}");
     // Without a launcher nobody says how: the wait is short.
     let mut run = training();
     lost(&mut run);

@@ -21,7 +21,7 @@ use resnet::Resnet;
 use std::rc::Rc;
 use tch::nn::{self, Module, VarStore};
 use tch::{Device, Tensor};
-use thanos_configs::{DataSet, EncoderConfig, ModelConfig};
+use thanos_configs::{DataSet, EncoderConfig, ModelConfig, Precision};
 
 /// Whether dropout, stochastic depth and batch statistics are in force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,7 +98,11 @@ impl Model {
             };
             Decoder::new(&(&root / "decoder"), shape, sum)
         });
-        Self { variables, encoder, head, decoder }
+        let mut model = Self { variables, encoder, head, decoder };
+        if config.precision == Precision::Float64 {
+            model.double();
+        }
+        model
     }
 
     /// Coarse logits of embeddings: [n, d] -> [n, classes].
