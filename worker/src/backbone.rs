@@ -10,7 +10,7 @@ use crate::tensors::Named;
 use crate::train::{Batch, Losses, Stage, Term};
 use anyhow::Result;
 use std::rc::Rc;
-use tch::{Kind, Reduction, Tensor};
+use tch::{Reduction, Tensor};
 use thanos_c10d::ProcessGroup;
 use thanos_configs::{Contrastive, Objective, Plan};
 

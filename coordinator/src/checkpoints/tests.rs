@@ -91,9 +91,12 @@ fn what_rank_0_did_not_write_is_not_committed() {
     refused(missing, "missing");
 }
 
+/// Spoils a committed checkpoint.
+type Damage = fn(&Path);
+
 #[test]
 fn damage_is_seen_and_the_one_before_is_used() {
-    let damage: [(&str, fn(&Path)); 6] = [
+    let damage: [(&str, Damage); 6] = [
         ("expected", |place| fs::write(place.join("model.safetensors"), "x").expect("written")),
         ("SHA-256", |place| fs::write(place.join("model.safetensors"), "weighty 10").expect("written")),
         ("optimizer", |place| fs::remove_file(place.join("optimizer.safetensors")).expect("removed")),
