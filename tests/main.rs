@@ -2,11 +2,16 @@
 //! published code. `losses`: the closed-form gradient against finite differences, tile sizes and ranks. `memory`: a
 //! batch whose square would not fit. `exchanges`, `nearness` and `rerun` serve them. The others start the real programs:
 //! `world_sizes`, `resume`, `ledger` and `evaluation` hold the promises, `endings` what happens to processes,
-//! `pytorch_names` what is in a checkpoint.
+//! `pytorch_names` what is in a checkpoint; `bad_input`, `command_line` and `documents` what people type and read.
+//! `layering` reads the sources.
 
+mod bad_input;
+mod command_line;
+mod documents;
 mod endings;
 mod evaluation;
 mod exchanges;
+mod layering;
 mod ledger;
 mod losses;
 mod memory;

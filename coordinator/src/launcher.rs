@@ -37,9 +37,9 @@ impl Launcher {
     pub(crate) fn start(command: &WorkerCommand, workers: usize, events: &mpsc::Sender<Event>) -> Result<Self> {
         let mut waiting = JoinSet::new();
         for index in 0..workers {
-            let worker = format!("worker-{index}");
+            let worker = worker_id(index);
             let log = command.logs.join(format!("{worker}.log"));
-            let mut child = spawn(command, &worker, &log)?;
+            let mut child = spawn(command, index, &log)?;
             let events = events.clone();
             waiting.spawn(async move {
                 let how = match child.wait().await {
@@ -74,11 +74,15 @@ pub(crate) fn worker_program() -> Result<PathBuf> {
     Ok(program)
 }
 
-fn spawn(command: &WorkerCommand, worker: &str, log: &Path) -> Result<Child> {
+fn worker_id(index: usize) -> String {
+    format!("worker-{index}")
+}
+
+fn spawn(command: &WorkerCommand, index: usize, log: &Path) -> Result<Child> {
     let file = File::options().create(true).append(true).open(log).with_context(|| format!("{}", log.display()))?;
     Command::new(&command.program)
-        .args(["--coordinator", &command.coordinator, "--id", worker])
-        .args(["--threads", &command.threads.to_string()])
+        .args(["--coordinator", &command.coordinator, "--id", &worker_id(index)])
+        .args(["--local-rank", &index.to_string(), "--threads", &command.threads.to_string()])
         // One thread of OpenMP a worker, or the workers of a machine fight for its cores.
         .env("OMP_NUM_THREADS", command.threads.to_string())
         .stdin(Stdio::null())

@@ -102,6 +102,16 @@ impl Running {
         i32::try_from(self.child.id()).expect("process ids fit")
     }
 
+    /// Asks the program to stop, as Ctrl-C does, and waits for it to end.
+    ///
+    /// # Panics
+    /// If it has ended already, or takes too long.
+    pub fn interrupt(self) -> Ran {
+        let pid = nix::unistd::Pid::from_raw(self.pid());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).expect("it is running");
+        self.wait()
+    }
+
     /// Waits for the program to end.
     ///
     /// # Panics

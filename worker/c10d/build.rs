@@ -25,8 +25,9 @@ fn main() {
         build.define("USE_C10D_NCCL", None);
     }
     build.compile("thanos_c10d");
+    let cuda = ["torch_cuda", "c10_cuda"].into_iter().filter(|_| env::var_os("CARGO_FEATURE_CUDA").is_some());
     println!("cargo:rustc-link-search=native={}", libtorch.join("lib").display());
-    for library in ["torch_cpu", "c10"] {
+    for library in ["torch_cpu", "c10"].into_iter().chain(cuda) {
         println!("cargo:rustc-link-lib={library}");
     }
 }

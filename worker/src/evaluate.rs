@@ -6,7 +6,7 @@ use crate::gather::gather_rows;
 use crate::model::{Mode, Model};
 use crate::pack::Pack;
 use anyhow::Result;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 use thanos_c10d::ProcessGroup;
 use thanos_configs::rank_slice;
 
@@ -60,14 +60,14 @@ pub(crate) fn accuracy(scores: &Tensor, labels: &Tensor, group: &ProcessGroup) -
     let (start, len) = (own.start as i64, own.len() as i64);
     let chosen = scores.narrow(0, start, len).argmax(1, false);
     let correct = chosen.eq_tensor(&labels.narrow(0, start, len)).sum(Kind::Int64).int64_value(&[]);
-    Ok(sum_counts(&[correct], group)?[0] as f64 / n as f64)
+    Ok(sum_count(correct, labels.device(), group)? as f64 / n as f64)
 }
 
-/// Sums of integers over the ranks.
-fn sum_counts(counts: &[i64], group: &ProcessGroup) -> Result<Vec<i64>> {
-    let mut counts = Tensor::from_slice(counts);
-    group.all_reduce(&mut counts)?;
-    Ok(Vec::try_from(counts)?)
+/// The sum of an integer over the ranks; it travels on the device that the group's collectives run on.
+fn sum_count(count: i64, device: Device, group: &ProcessGroup) -> Result<i64> {
+    let mut sum = Tensor::from_slice(&[count]).to_device(device);
+    group.all_reduce(&mut sum)?;
+    Ok(sum.int64_value(&[0]))
 }
 
 /// Everything that is measured on the test images, from the models' weights as they are.
@@ -144,7 +144,7 @@ fn knn(
         let chosen = votes.argmax(1, false);
         correct += chosen.eq_tensor(&labels.narrow(0, from, rows)).sum(Kind::Int64).int64_value(&[]);
     }
-    Ok(sum_counts(&[correct], group)?[0] as f64 / n as f64)
+    Ok(sum_count(correct, labels.device(), group)? as f64 / n as f64)
 }
 
 /// Mean cosine over all pairs of different images of one class: 1 where every class is a point.

@@ -15,6 +15,9 @@ struct Arguments {
     /// A name of its own in the run, the same after a restart
     #[arg(long)]
     id: String,
+    /// Place among the workers of its machine, from 0: which GPU is its own
+    #[arg(long, default_value_t = 0)]
+    local_rank: usize,
     /// Threads that one operation may use
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: u16,
@@ -33,6 +36,7 @@ fn main() -> ExitCode {
     let options = Options {
         coordinator: arguments.coordinator,
         worker_id: arguments.id,
+        local_rank: arguments.local_rank,
         threads: arguments.threads.into(),
         address: arguments.interface.map_or(Address::Host(arguments.host), Address::Interface),
     };

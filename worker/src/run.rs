@@ -31,6 +31,8 @@ pub struct Options {
     pub coordinator: String,
     /// Stable over restarts, unique in the run.
     pub worker_id: String,
+    /// Place among the workers of its machine, from 0: which GPU is its own, if there are any.
+    pub local_rank: usize,
     /// Threads of libtorch within an operation.
     pub threads: usize,
     /// What Gloo binds to.
@@ -88,7 +90,7 @@ fn without_panic<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
 /// From the welcome to the last word.
 fn take_part(options: &Options, session: &Session, welcome: &Welcome) -> Result<WorkerEvent> {
     let plan = plan_of(welcome)?;
-    let device = Device::cuda_if_available();
+    let device = device(options.local_rank);
     let data = Data::open(&plan, &welcome.packs, device).map_err(BadData)?;
     session.send(WorkerEvent::Ready { config_digest: plan.digest().into() })?;
     let begin = session.begin()?;
@@ -104,6 +106,14 @@ fn take_part(options: &Options, session: &Session, welcome: &Welcome) -> Result<
         finished: BTreeMap::new(),
     };
     worker.train_stages(&begin)
+}
+
+/// One GPU a worker where there are any, else the CPU.
+fn device(local_rank: usize) -> Device {
+    match tch::Cuda::device_count() {
+        gpus if gpus > 0 => Device::Cuda(local_rank % gpus as usize),
+        _ => Device::Cpu,
+    }
 }
 
 /// The coordinator's configuration as this process understands it.

@@ -1,0 +1,113 @@
+//! The documents are true: the tour and every path exist, every command of README.md works, every code is in its table.
+
+use std::collections::BTreeSet;
+use std::fs;
+use thanos_configs::{preset_names, preset_summary};
+use thanos_tests::{Scene, root};
+
+fn read(name: &str) -> String {
+    fs::read_to_string(root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+/// Words in backticks.
+fn quoted(text: &str) -> Vec<&str> {
+    text.lines().flat_map(|line| line.split('`').skip(1).step_by(2)).collect()
+}
+
+/// Lines of the fenced blocks of shell commands, without comments.
+fn commands(text: &str) -> Vec<&str> {
+    let blocks = text.split("```sh\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let lines = blocks.flat_map(str::lines).map(|line| line.split(" #").next().unwrap_or(line).trim());
+    lines.filter(|line| !line.is_empty() && !line.starts_with('#')).collect()
+}
+
+#[test]
+fn the_tour_has_six_files_that_exist() {
+    let readme = read("README.md");
+    let tour = readme.split("## A tour in six files").nth(1).and_then(|rest| rest.split("\n## ").next());
+    let stops: Vec<&str> = tour.expect("a tour").lines().filter(|line| line.starts_with(char::is_numeric)).collect();
+    assert_eq!(stops.len(), 6, "{stops:?}");
+    for stop in stops {
+        let path = quoted(stop).first().copied().unwrap_or_default();
+        assert!(root().join(path).is_file(), "{stop}");
+    }
+}
+
+#[test]
+fn every_path_exists() {
+    let architecture = read("ARCHITECTURE.md");
+    assert!(architecture.lines().count() <= 250, "{} lines", architecture.lines().count());
+    let is_path = |word: &&str| {
+        let ends = [".rs", ".cpp", ".proto", ".yaml", ".md", "/"];
+        word.contains('/') && !word.contains(char::is_whitespace) && ends.iter().any(|end| word.ends_with(end))
+    };
+    let readme = read("README.md");
+    let tables = readme.lines().filter(|line| line.starts_with('|')).collect::<Vec<_>>().join("\n");
+    let documents = [architecture, tables].join("\n");
+    let paths: Vec<&str> = quoted(&documents).into_iter().filter(is_path).collect();
+    assert!(paths.len() > 40, "{paths:?}");
+    for path in paths {
+        assert!(root().join(path).exists(), "{path}");
+    }
+}
+
+#[test]
+fn every_exit_code_is_in_the_table() {
+    let readme = read("README.md");
+    let first_cell = |line: &str| line.strip_prefix("| ")?.split(" |").next()?.parse::<u8>().ok();
+    let codes: Vec<u8> = readme.lines().filter_map(first_cell).collect();
+    assert_eq!(codes, [0, 64, 65, 69, 70, 74, 75, 78]);
+}
+
+#[test]
+fn every_preset_that_is_named_exists() {
+    let text = read("README.md");
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let looks_like = |word: &&str| {
+        ["digits_", "mnist_", "fashion_mnist_", "cifar10_"].iter().any(|start| word.starts_with(start))
+            && word
+                .split('_')
+                .next_back()
+                .is_some_and(|end| ["supcon", "cnce", "cae", "thanos", "table"].contains(&end))
+    };
+    let named: BTreeSet<&str> = words.filter(looks_like).collect();
+    assert!(named.len() >= 6, "{named:?}");
+    for name in named {
+        assert!(preset_summary(name).is_some(), "{name} is none of {:?}", preset_names());
+    }
+}
+
+/// In a folder of their own, in order. Launches on the embedded digits are cut to four steps a backbone and one epoch
+/// a probe, and run; those that need data are resolved; a `make` line must name a target.
+#[test]
+fn every_command_of_the_readme_works() {
+    let readme = read("README.md");
+    let makefile = read("Makefile");
+    let scene = Scene::new();
+    let mut launched = 0;
+    for line in commands(&readme) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[..] {
+            ["make", target] => assert!(makefile.contains(&format!("\n{target}:")), "{line}"),
+            ["target/release/thanos-coord", "launch", ref rest @ ..] if line.contains("data.dir=") => {
+                let target: Vec<&str> = rest.iter().copied().skip_while(|word| !word.contains('_')).collect();
+                scene.coord(&[&["show"], &target[..]].concat()).expect(0);
+            }
+            ["target/release/thanos-coord", "launch", ref rest @ ..] => {
+                let cut: &[&str] = match line.contains("--resume") {
+                    true => &[],
+                    false => &["train.max_steps=4", "transfer.epochs=1"],
+                };
+                let ran = scene.coord(&[&["launch"], rest, cut].concat());
+                assert_eq!(ran.code, Some(0), "{line}: {}", ran.stderr);
+                launched += 1;
+            }
+            ["target/release/thanos-coord", ref rest @ ..] => {
+                let ran = scene.coord(rest);
+                assert_eq!(ran.code, Some(0), "{line}: {}", ran.stderr);
+            }
+            _ => panic!("README.md has a command that this test does not know: {line}"),
+        }
+    }
+    assert!(launched >= 4, "{launched} launches");
+}

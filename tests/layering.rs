@@ -1,0 +1,107 @@
+//! The house rules that no compiler holds: who may import whom, where `unsafe` and effects may be, how files look.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use thanos_tests::root;
+
+const CRATES: [(&str, &[&str]); 6] = [
+    ("configs", &[]),
+    ("proto", &[]),
+    ("worker/c10d", &[]),
+    ("coordinator", &["thanos-proto", "thanos-configs"]),
+    ("worker", &["thanos-proto", "thanos-configs", "thanos-c10d"]),
+    ("tests", &["thanos-worker", "thanos-configs", "thanos-c10d"]),
+];
+const MOST_LINES: usize = 600;
+
+/// Every Rust file of the repository that is ours, with its text.
+fn sources() -> Vec<(PathBuf, String)> {
+    let mut files = Vec::new();
+    for (folder, _) in CRATES {
+        collect(&root().join(folder), &mut files);
+    }
+    files.sort();
+    files.dedup();
+    assert!(files.len() > 60, "{} files", files.len());
+    files.into_iter().map(|path| (path.clone(), fs::read_to_string(&path).expect("a source"))).collect()
+}
+
+fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() && !path.ends_with("target") {
+            collect(&path, files);
+        } else if path.extension().is_some_and(|end| end == "rs") {
+            files.push(path);
+        }
+    }
+}
+
+/// The code of a file: no comments, and nothing behind its unit tests.
+fn code(text: &str) -> Vec<&str> {
+    let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+    code.lines().filter(|line| !line.trim_start().starts_with("//")).collect()
+}
+
+fn below(path: &Path, folder: &str) -> bool {
+    path.starts_with(root().join(folder))
+}
+
+#[test]
+fn crates_depend_on_whom_they_may() {
+    for (folder, allowed) in CRATES {
+        let manifest = fs::read_to_string(root().join(folder).join("Cargo.toml")).expect("a manifest");
+        let ours =
+            manifest.lines().filter_map(|line| line.split('.').next()).filter(|name| name.starts_with("thanos-"));
+        for name in ours {
+            assert!(allowed.contains(&name), "{folder} depends on {name}");
+        }
+        let tch = manifest.lines().any(|line| line.starts_with("tch."));
+        assert_eq!(tch, ["worker", "worker/c10d", "tests"].contains(&folder), "{folder} and libtorch");
+    }
+}
+
+#[test]
+fn effects_and_unsafe_code_stay_where_they_belong() {
+    for (path, text) in sources() {
+        let name = path.display();
+        for line in code(&text) {
+            let has = |word: &str| line.contains(word);
+            assert!(!has("unsafe ") || below(&path, "worker/c10d") || below(&path, "tests"), "{name}: {line}");
+            if below(&path, "configs/src") {
+                for effect in ["tch::", "tokio", "std::fs", "std::env", "std::time", "std::net"] {
+                    assert!(!has(effect), "{name}: {line}");
+                }
+            }
+            if below(&path, "worker/src/loss") {
+                for word in ["ProcessGroup", "Exchange", "rank", "Session", "Plan"] {
+                    assert!(!has(word), "{name}: {line}");
+                }
+            }
+            if path.ends_with("coordinator/src/run.rs") {
+                for effect in ["tokio", "tonic", "std::fs", "Instant", "tracing", "Mutex"] {
+                    assert!(!has(effect), "{name}: {line}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn files_are_short_introduced_and_named_for_what_they_are() {
+    for (path, text) in sources() {
+        let name = path.display();
+        assert!(text.starts_with("//!"), "{name} does not say what it is for");
+        assert!(text.lines().count() <= MOST_LINES, "{name} has {} lines", text.lines().count());
+        let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+        for vague in ["utils", "util", "common", "helpers", "manager", "misc"] {
+            assert_ne!(stem, vague, "{name}");
+        }
+        if path.ends_with("tests/layering.rs") {
+            continue;
+        }
+        for left_over in ["TODO", "FIXME", "todo!(", "dbg!(", "unimplemented!("] {
+            assert!(!text.contains(left_over), "{name} has a {left_over}");
+        }
+    }
+}
