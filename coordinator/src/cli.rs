@@ -63,10 +63,10 @@ struct Target {
 struct LaunchArguments {
     #[command(flatten)]
     target: Target,
-    /// Machines; on this one alone, as many groups of workers
+    /// Nodes to train on; the local launcher has all of them on this machine
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=4096))]
     nodes: u16,
-    /// Workers on each
+    /// Workers on each node
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     workers_per_node: u16,
     /// Who starts the workers
@@ -82,7 +82,7 @@ struct LaunchArguments {
     #[arg(long, requires = "run_dir")]
     resume: bool,
     /// Where decoded data sets are kept [default: ~/.cache/thanos/packs]
-    #[arg(long, env = "THANOS_PACKS")]
+    #[arg(long, env = "THANOS_PACKS", hide_env_values = true)]
     packs_dir: Option<PathBuf>,
     /// Address on which the coordinator listens; port 0 is any free one
     #[arg(long, default_value = "127.0.0.1:0")]
@@ -107,7 +107,7 @@ enum DataVerb {
         #[arg(long)]
         dir: Option<PathBuf>,
         /// Where packs are kept [default: ~/.cache/thanos/packs]
-        #[arg(long, env = "THANOS_PACKS")]
+        #[arg(long, env = "THANOS_PACKS", hide_env_values = true)]
         packs_dir: Option<PathBuf>,
     },
     /// Describe a pack: sizes, classes, counts, mean and std

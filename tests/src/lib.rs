@@ -174,9 +174,9 @@ pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ is in the repository")
 }
 
-/// Where tests keep packs, for all of them.
+/// Where tests keep packs, for all of them: in the target folder, so that nothing is left elsewhere.
 pub fn packs() -> PathBuf {
-    env::temp_dir().join(format!("thanos-test-packs-{}", std::process::id()))
+    program("test-packs")
 }
 
 /// The lines of a ledger.
