@@ -1,165 +1,297 @@
-//! What a user gets wrong, and what they read then: one clear message that names it, a documented exit code, no panic.
+//! Bad input, as a user types it: each mistake ends the real `thanos-coord` with its documented exit code and one
+//! message that names what, where and what to do. 64 is the command line's, 78 the configuration's, 65 the data's,
+//! 69 an address's, 74 the disk's.
 
 use std::fs;
 use std::net::TcpListener;
 use std::path::Path;
 use thanos_tests::{Scene, idx};
 
-const USAGE: i32 = 64;
-const DATA: i32 = 65;
-const UNREACHABLE: i32 = 69;
-const CONFIG: i32 = 78;
+const RECORD_OF_CIFAR10: usize = 1 + 3 * 32 * 32;
+/// As little training as a run can have.
+const SHORT: [&str; 3] = ["digits_cnce", "train.max_steps=2", "rows=[]"];
 
-/// Runs the program and expects this exit code and these parts of its error output.
-fn check(scene: &Scene, arguments: &[&str], code: i32, parts: &[&str]) {
+/// Runs the program; it must end so, and say all of these parts on standard error, and nothing on standard output.
+#[track_caller]
+fn check(scene: &Scene, arguments: &[&str], exit_code: i32, parts: &[&str]) {
     let ran = scene.coord(arguments);
-    let stderr = &ran.stderr;
-    assert_eq!(ran.code, Some(code), "{arguments:?}: {stderr}");
+    assert_eq!(ran.code, Some(exit_code), "{arguments:?}: {}{}", ran.stdout, ran.stderr);
     for part in parts {
-        assert!(stderr.contains(part), "{arguments:?}: no `{part}` in {stderr}");
+        assert!(ran.stderr.contains(part), "{arguments:?}: no `{part}` in\n{}", ran.stderr);
     }
-    for never in ["panicked", "stack backtrace", "RUST_BACKTRACE"] {
-        assert!(!stderr.contains(never), "{arguments:?}: {stderr}");
+    assert_eq!(ran.stdout, "", "{arguments:?}");
+    assert_eq!(ran.stderr.matches("error: ").count(), 1, "{arguments:?}: one message, not\n{}", ran.stderr);
+    for word in ["panicked", "unwrap()", "backtrace", "\x1b"] {
+        assert!(!ran.stderr.contains(word), "{arguments:?}: `{word}` in\n{}", ran.stderr);
     }
 }
 
-/// As `check`, for `launch digits_cnce` with one override.
-fn check_override(scene: &Scene, over: &str, parts: &[&str]) {
-    check(scene, &["launch", "digits_cnce", over], CONFIG, parts);
+/// As [`check`], for a `launch`.
+#[track_caller]
+fn check_launch(scene: &Scene, arguments: &[&str], exit_code: i32, parts: &[&str]) {
+    check(scene, &[&["launch", "--threads-per-worker", "1"], arguments].concat(), exit_code, parts);
+}
+
+fn change(path: &Path, what: impl FnOnce(&mut Vec<u8>)) {
+    let mut bytes = fs::read(path).expect("a file");
+    what(&mut bytes);
+    fs::write(path, bytes).expect("a file");
 }
 
 #[test]
-fn the_command_line() {
+fn verbs_flags_and_their_values() {
     let scene = Scene::new();
-    check(&scene, &["lunch"], USAGE, &["lunch"]);
-    check(&scene, &["launch", "--nods", "4", "digits_cnce"], USAGE, &["--nods"]);
-    check(&scene, &["launch", "--nodes", "0", "digits_cnce"], USAGE, &["0 is not in 1..=4096"]);
-    check(&scene, &["launch", "--nodes", "5000", "digits_cnce"], USAGE, &["5000 is not in 1..=4096"]);
-    check(&scene, &["launch", "--threads-per-worker", "0", "digits_cnce"], USAGE, &["0 is not in 1..=1024"]);
-    check(&scene, &["launch"], USAGE, &["name a preset or a YAML file"]);
-    check(&scene, &["launch", "--resume"], USAGE, &["--run-dir"]);
-    check(&scene, &["launch", "--listen", "localhost", "digits_cnce"], USAGE, &["--listen"]);
-    check(&scene, &["status", "nowhere"], USAGE, &["nowhere holds no run"]);
-    check(&scene, &["report", "nowhere"], USAGE, &["nowhere holds no run"]);
+    check(&scene, &["lanch", "digits_cnce"], 64, &["unrecognized subcommand 'lanch'", "'launch'"]);
+    check(&scene, &["data", "pack", "cifar"], 64, &["'cifar'", "digits, mnist, fashion_mnist, cifar10"]);
+    check_launch(&scene, &["--bogus", "digits_cnce"], 64, &["unexpected argument '--bogus'"]);
+    check_launch(&scene, &[], 64, &["name a preset or a YAML file", "`thanos-coord presets`"]);
+    check_launch(&scene, &["--nodes", "0", "digits_cnce"], 64, &["--nodes", "0 is not in 1..=4096"]);
+    check_launch(&scene, &["--nodes", "5000", "digits_cnce"], 64, &["--nodes", "5000 is not in 1..=4096"]);
+    check_launch(&scene, &["--nodes", "two", "digits_cnce"], 64, &["--nodes", "'two'"]);
+    check_launch(&scene, &["--workers-per-node", "65", "digits_cnce"], 64, &["65 is not in 1..=64"]);
+    check(&scene, &["launch", "--threads-per-worker", "0", "digits_cnce"], 64, &["0 is not in 1..=1024"]);
+    check_launch(&scene, &["--launcher", "loc", "digits_cnce"], 64, &["--launcher", "local, none"]);
+    check_launch(&scene, &["--listen", "localhost", "digits_cnce"], 64, &["--listen", "invalid socket address"]);
+    check_launch(&scene, &["--resume", "digits_cnce"], 64, &["--run-dir <RUN_DIR>"]);
+    assert!(!scene.path("runs").exists(), "a wrong command line leaves nothing behind");
 }
 
 #[test]
-fn the_configuration() {
+fn keys_and_values() {
     let scene = Scene::new();
-    check(&scene, &["launch", "digit_table"], CONFIG, &["did you mean `digits_table`?"]);
-    check(&scene, &["launch", "no/such.yaml"], CONFIG, &["cannot read no/such.yaml"]);
-    check_override(&scene, "train.epoch=3", &["train.epoch: unknown key; did you mean `epochs`?"]);
-    check_override(
-        &scene,
-        "train.epochs=ten",
-        &["train.epochs: expected a whole number, 0 or more, got the text `ten`"],
-    );
-    check_override(&scene, "train.epochs", &["there is no `=`"]);
-    check_override(&scene, "train.batch_size=0", &["train.batch_size: must be between 1 and 1048576, got 0"]);
-    check_override(&scene, "train.epochs=99999999", &["train.epochs: must be between 1 and 1000000"]);
-    check_override(&scene, "objective.temperature=0", &["objective.temperature"]);
-    check_override(&scene, "model.encoder.vit.patch=3", &["3 does not divide the 8 pixels of digits"]);
-    check_override(&scene, "transfer.frozen_mode=train", &["contradicts `transfer.features: cached`"]);
-    check_override(&scene, "objective={attract: 0, spread: 0}", &["0 / 0"]);
-
-    let text = "extends: digits_cnce\ntrain:\n  epochs: ten\n  bach_size: 3\nmodle: {}\n";
-    fs::write(scene.path("f.yaml"), text).expect("written");
-    let all = [
-        "f.yaml:3: train.epochs: expected a whole number",
-        "f.yaml:4: train.bach_size: unknown key; did you mean `batch_size`?",
-        "f.yaml:5: modle: unknown key; did you mean `model`?",
-    ];
-    check(&scene, &["launch", "f.yaml"], CONFIG, &all);
-}
-
-#[test]
-fn the_data() {
-    let scene = Scene::new();
-    let launch = |dir: &str, code, parts: &[&str]| {
-        let over = format!("data.dir={dir}");
-        check(&scene, &["launch", "mnist_cnce", &over], code, parts);
+    let check = |name: &str, overrides: &[&str], parts: &[&str]| {
+        check_launch(&scene, &[&[name], overrides].concat(), 78, parts);
+        check(&scene, &[&["show", name], overrides].concat(), 78, parts);
     };
-    check(&scene, &["launch", "mnist_cnce"], DATA, &["data.dir"]);
-    launch("missing", DATA, &["missing"]);
-    fs::create_dir(scene.path("empty")).expect("a folder");
-    launch("empty", DATA, &["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]);
-    let spoiled = |name: &str, file: &str, spoil: &dyn Fn(&mut Vec<u8>)| {
-        idx::write(&scene.path(name), 20, 10);
-        edit(&scene.path(name).join(file), spoil);
-    };
-    spoiled("magic", "train-images-idx3-ubyte", &|bytes| bytes[3] = 9);
-    launch("magic", DATA, &["magic/train-images-idx3-ubyte", "magic"]);
-    spoiled("label", "train-labels-idx1-ubyte", &|bytes| bytes[8 + 4] = 10);
-    launch("label", DATA, &["train-labels-idx1-ubyte", "label", "10", "12"]);
-    spoiled("short", "t10k-images-idx3-ubyte", &|bytes| bytes.truncate(4000));
-    launch("short", DATA, &["t10k-images-idx3-ubyte", "4000"]);
-    spoiled("count", "train-labels-idx1-ubyte", &|bytes| {
-        bytes[7] = 19;
-        bytes.truncate(8 + 19);
-    });
-    launch("count", DATA, &["20", "19"]);
-
-    fs::create_dir(scene.path("cifar")).expect("a folder");
-    for name in ["data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"] {
-        fs::write(scene.path("cifar").join(format!("{name}.bin")), vec![1; 3074]).expect("written");
-    }
-    let parts = ["data_batch_1.bin", "CIFAR-100"];
-    check(&scene, &["launch", "cifar10_cnce", "data.dir=cifar"], DATA, &parts);
-}
-
-fn edit(path: &Path, change: &dyn Fn(&mut Vec<u8>)) {
-    let mut bytes = fs::read(path).expect("the file");
-    change(&mut bytes);
-    fs::write(path, bytes).expect("written");
+    check("digit_table", &[], &["no preset is called `digit_table`", "did you mean `digits_table`?"]);
+    check("digits_cnce", &["train.bach_size=3"], &["train.bach_size: unknown key; did you mean `batch_size`?"]);
+    check("digits_cnce", &["epochs=3"], &["epochs: unknown key; did you mean `train.epochs`?"]);
+    check("digits_cnce", &["train.epochs"], &["'train.epochs'", "there is no `=`", "train.epochs=10"]);
+    check("digits_cnce", &["train.epochs=many"], &["train.epochs: expected a whole number", "got the text `many`"]);
+    check("digits_cnce", &["data.drop_last=1"], &["data.drop_last: expected true or false, got 1"]);
+    check("digits_cnce", &["train.schedule=cosin"], &["one of cosine, constant", "did you mean `cosine`?"]);
+    check("digits_cnce", &["seed=-1"], &["seed: expected a whole number, 0 or more, got -1"]);
+    check("digits_cnce", &["train.learning_rate=.nan"], &["train.learning_rate: expected a number"]);
+    check("digits_cnce", &["train.batch_size=0"], &["train.batch_size: must be between 1 and 1048576, got 0"]);
+    check("digits_cnce", &["train.epochs=99999999"], &["train.epochs: must be between 1 and 1000000, got 99999999"]);
+    check("digits_cnce", &["objective.temperature=0"], &["objective.temperature: must be between"]);
+    check("digits_cnce", &["model.encoder.vit.width=1000000000"], &["model.encoder.vit.width: must be between"]);
+    check("digits_cnce", &["model.encoder.vit.patch=3"], &["3 does not divide the 8 pixels of digits"]);
+    let contradictory = ["transfer.features=cached", "transfer.frozen_mode=train"];
+    check("digits_cnce", &contradictory, &["transfer.frozen_mode: `train` contradicts `transfer.features: cached`"]);
+    check("digits_cnce", &["rows=[]", "backbones=[]"], &["backbones: nothing to train"]);
+    check("digits_cnce", &["rows.0.backbones=[cae]"], &["no backbone is called `cae`; there are: cnce"]);
+    check("digits_cnce", &["backbones.0.name=../x"], &["backbones.0.name", "it names a folder"]);
+    let three = ["train.batch_size=0", "views.hue=2", "transfer.epochs=0"];
+    check("digits_cnce", &three, &["override 'train.batch_size=0'", "override 'views.hue=2'", "'transfer.epochs=0'"]);
+    assert!(!scene.path("runs").exists(), "a wrong configuration leaves nothing behind");
 }
 
 #[test]
-fn the_run_directory() {
+fn files_of_configuration() {
     let scene = Scene::new();
-    let target = ["digits_cnce", "train.epochs=100000", "rows=[]"];
-    let launch = ["launch", "--run-dir", "run"];
-    let mut running = scene.start(&[&launch[..], &target].concat());
+    let write = |text: &[u8]| fs::write(scene.path("my.yaml"), text).expect("a file");
+    let check = |parts: &[&str]| check_launch(&scene, &["my.yaml"], 78, parts);
+    check(&["cannot read my.yaml: No such file"]);
+    check_launch(&scene, &["./"], 78, &["cannot read ./: Is a directory"]);
+    write(b"\xff\xfe");
+    check(&["cannot read my.yaml", "UTF-8"]);
+    write(b"seed: 1\ntrain: [1\nmodel: 2\n");
+    check(&["my.yaml:3: this is not YAML"]);
+    write(b"extends: digit_cnce\n");
+    check(&["my.yaml:1: extends: no preset is called `digit_cnce`; did you mean `digits_cnce`?"]);
+    // Every mistake at once, each with its line.
+    write(b"extends: digits_cnce\ntrain:\n  epochs: many\n  bach_size: 64\nviews:\n  hue: 0.1\n  hue: 0.2\nrows: {}\n");
+    check(&[
+        "my.yaml:3: train.epochs: expected a whole number, 0 or more, got the text `many`",
+        "my.yaml:4: train.bach_size: unknown key; did you mean `batch_size`?",
+        "my.yaml:7: views.hue: this key is already on line 6: keep one of the two",
+        "my.yaml:8: rows: expected a list, got an empty map",
+    ]);
+    // And every broken rule, once keys and types are right.
+    write(b"extends: digits_cnce\ntrain:\n  epochs: 0\n  batch_size: 0\ntransfer:\n  frozen_mode: train\n");
+    check(&[
+        "my.yaml:3: train.epochs: must be between 1 and 1000000, got 0",
+        "my.yaml:4: train.batch_size: must be between 1 and 1048576, got 0",
+        "my.yaml:6: transfer.frozen_mode: `train` contradicts",
+    ]);
+}
+
+#[test]
+fn folders_without_the_data() {
+    let scene = Scene::new();
+    let check = |overrides: &[&str], parts: &[&str]| check_launch(&scene, overrides, 65, parts);
+    check(&["mnist_cnce"], &["mnist is read from a folder and none is given: set data.dir=DIR", "t10k-images"]);
+    let none = format!("data.dir={}", scene.path("none").display());
+    check(&["mnist_cnce", "data.dir=none"], &[&none, "No such file", "set data.dir=DIR"]);
+    fs::write(scene.path("file"), "").expect("a file");
+    check(&["mnist_cnce", "data.dir=file"], &["/file: not a folder", "set data.dir=DIR"]);
+    idx::write(&scene.path("idx"), 30, 20);
+    fs::remove_file(scene.path("idx/t10k-labels-idx1-ubyte")).expect("it was written");
+    fs::remove_file(scene.path("idx/train-images-idx3-ubyte")).expect("it was written");
+    let both = "missing train-images-idx3-ubyte, t10k-labels-idx1-ubyte; looked in ";
+    check(&["fashion_mnist_cnce", "data.dir=idx"], &["data set fashion_mnist", both, "get the four IDX files"]);
+    let six = "missing data_batch_1.bin, data_batch_2.bin, data_batch_3.bin, data_batch_4.bin, data_batch_5.bin, test_batch.bin";
+    check(&["cifar10_cnce", "data.dir=idx"], &[six, "idx/cifar-10-batches-bin", "cifar-10-binary.tar.gz"]);
+    // A whole epoch's images are less than a batch, and short batches are to be left out.
+    let short = ["digits_cnce", "data.drop_last=true", "train.batch_size=2000"];
+    check(&short, &["data.drop_last: no step is left", "2000, of 1293 training images"]);
+}
+
+/// 30 images of 28 x 28 behind a header of 16 bytes, 30 labels behind one of 8.
+#[test]
+fn idx_files() {
+    let scene = Scene::new();
+    let check = |file: &str, what: &dyn Fn(&mut Vec<u8>), parts: &[&str]| {
+        let folder = scene.path("idx");
+        idx::write(&folder, 30, 20);
+        change(&folder.join(file), what);
+        let path = folder.join(file).display().to_string();
+        check_launch(
+            &scene,
+            &["mnist_cnce", "data.dir=idx"],
+            65,
+            &[&[path.as_str(), "set data.dir=DIR"], parts].concat(),
+        );
+    };
+    let (images, labels) = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte");
+    check(images, &|bytes| bytes[3] = 1, &["expected magic number 0x00000803 (IDX images), got 0x00000801"]);
+    check(labels, &|bytes| bytes[..4].fill(0), &["expected magic number 0x00000801 (IDX labels), got 0x00000000"]);
+    check(labels, &|bytes| bytes[8 + 3] = 10, &["record 3 at offset 11: expected a label in 0..=9, got 10"]);
+    check("t10k-labels-idx1-ubyte", &|bytes| bytes[8] = 255, &["record 0 at offset 8: expected a label in 0..=9"]);
+    let cut = "its header promises 30 records, which is 23536 bytes in all, got 23535 bytes";
+    check(images, &|bytes| _ = bytes.pop(), &[cut]);
+    check(images, &|bytes| bytes.truncate(10), &["its header is cut off: expected 16 bytes, got 10"]);
+    check(images, &|bytes| bytes[11] = 32, &["expected images of 28 x 28 pixels, got 32 x 28"]);
+    check(images, &|bytes| bytes[4..8].fill(255), &["its header promises 4294967295 records"]);
+    let one_less = |bytes: &mut Vec<u8>| {
+        bytes.pop();
+        bytes[7] = 29;
+    };
+    check(labels, &one_less, &["29 labels", "has 30 images"]);
+    // The start of a gzip stream, and no more of it.
+    check(images, &|bytes| *bytes = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3], &["the gzip stream is cut off"]);
+}
+
+#[test]
+fn cifar_files() {
+    let scene = Scene::new();
+    let check = |file: &str, content: &[u8], parts: &[&str]| {
+        let folder = scene.path("cifar");
+        fs::create_dir_all(&folder).expect("a folder");
+        for batch in (1..=5).map(|number| format!("data_batch_{number}.bin")).chain(["test_batch.bin".into()]) {
+            fs::write(folder.join(batch), [0; 2 * RECORD_OF_CIFAR10]).expect("a file");
+        }
+        fs::write(folder.join(file), content).expect("a file");
+        let path = folder.join(file).display().to_string();
+        check_launch(&scene, &["cifar10_cnce", "data.dir=cifar"], 65, &[&[path.as_str()], parts].concat());
+    };
+    let cut = "expected a whole number of records of 3073 bytes, got 6145 bytes: record 1 is cut off";
+    check("data_batch_3.bin", &[0; 2 * RECORD_OF_CIFAR10 - 1], &[cut]);
+    check("test_batch.bin", &[0; 100], &["got 100 bytes: record 0 is cut off"]);
+    check("data_batch_5.bin", &[], &["it holds no records"]);
+    check("data_batch_1.bin", &[0; 2 * (RECORD_OF_CIFAR10 + 1)], &["this is CIFAR-100, expected the binary CIFAR-10"]);
+    let mut labels = [0; 2 * RECORD_OF_CIFAR10];
+    labels[RECORD_OF_CIFAR10] = 10;
+    check("data_batch_2.bin", &labels, &["record 1 at offset 3073: expected a label in 0..=9, got 10"]);
+}
+
+#[test]
+fn run_directories() {
+    let scene = Scene::new();
+    for arguments in [&["launch", "--resume", "--run-dir", "none"][..], &["status", "none"], &["report", "none"]] {
+        check(&scene, arguments, 64, &["none holds no run", "none/run.json"]);
+    }
+    fs::write(scene.path("file"), "").expect("a file");
+    check_launch(&scene, &["--run-dir", "file", "digits_cnce"], 74, &["cannot make file"]);
+    check_launch(&scene, &["--run-dir", "x", "--packs-dir", "file", "digits_cnce"], 74, &["cannot write pack file/"]);
+
+    scene.launch("run", 1, &SHORT).expect(0);
+    check_launch(&scene, &["--run-dir", "run", "digits_cnce"], 64, &["run holds a run already: add --resume"]);
+    let other = ["--resume", "--run-dir", "run", "digits_cnce", "seed=1"];
+    check_launch(&scene, &other, 78, &["run is a run of another configuration", "without naming a preset"]);
+    fs::remove_file(scene.path("run/results.json")).expect("it was written");
+    check(&scene, &["report", "run"], 65, &["there are no results yet", "run/results.json"]);
+    fs::write(scene.path("run/results.json"), "{").expect("a file");
+    check(&scene, &["report", "run"], 65, &["run/results.json"]);
+    change(&scene.path("run/steps.jsonl"), |bytes| bytes.splice(..0, *b"not a step\n").for_each(drop));
+    check(&scene, &["status", "run"], 65, &["run/steps.jsonl, line 1: not a step"]);
+    check_launch(&scene, &["--resume", "--run-dir", "run"], 65, &["run/steps.jsonl, line 1: not a step"]);
+    fs::write(scene.path("run/run.json"), "{}").expect("a file");
+    check(&scene, &["status", "run"], 64, &["run/run.json is damaged"]);
+}
+
+#[test]
+fn a_run_directory_in_use_names_who_uses_it() {
+    let busy = Scene::new();
+    let arguments = ["launch", "--threads-per-worker", "1", "--run-dir", "run", "digits_supcon", "train.epochs=100000"];
+    let mut running = busy.start(&arguments);
     running.wait_for_steps("run", 1);
-    let holder = format!("in use by another coordinator (pid {}", running.pid());
-    check(
-        &Scene::new(),
-        &["launch", "--run-dir", &scene.path("run").display().to_string(), "digits_cnce"],
-        USAGE,
-        &[&holder],
-    );
-    let ended = running.interrupt();
-    assert_eq!(ended.code, Some(75), "{}", ended.stderr);
-
-    check(&scene, &[&launch[..], &target].concat(), USAGE, &["holds a run already: add --resume"]);
-    let resume = ["launch", "--resume", "--run-dir", "run", "digits_cnce", "seed=1"];
-    check(&scene, &resume, CONFIG, &["is a run of another configuration"]);
-    check(&scene, &["launch", "--resume", "--run-dir", "other"], USAGE, &["other holds no run"]);
-    check(&scene, &["report", "nowhere"], USAGE, &["holds no run"]);
-    // Every checkpoint spoiled: nothing to resume from, and no silent start over.
-    for place in thanos_tests::checkpoints(&scene.path("run"), "cnce") {
-        edit(&place.join("model.safetensors"), &|bytes| bytes[100] ^= 1);
-    }
-    let resume = ["launch", "--resume", "--run-dir", "run"];
-    check(&scene, &resume, DATA, &["no checkpoint of run is good", "model.safetensors", "SHA-256"]);
+    let run_dir = busy.path("run").display().to_string();
+    let holder = format!("is in use by another coordinator (pid {} on ", running.pid());
+    let scene = Scene::new();
+    check_launch(&scene, &["--run-dir", &run_dir, "digits_supcon"], 64, &[&run_dir, &holder]);
+    check_launch(&scene, &["--resume", "--run-dir", &run_dir], 64, &[&run_dir, &holder]);
 }
 
+/// Checked by the worker that loads it: the exit code and the message come back through the coordinator.
 #[test]
-fn the_checkpoint_of_a_backbone() {
+fn checkpoints_of_backbones() {
     let scene = Scene::new();
-    let launch = |path: &str, parts: &[&str]| {
-        let over = format!("backbones.0.checkpoint={path}");
-        check(&scene, &["launch", "--run-dir", &format!("run-{path}"), "digits_cnce", &over], DATA, parts);
+    let check = |name: &str, parts: &[&str]| {
+        let path = scene.path(name).display().to_string();
+        let key = format!("backbones.0.checkpoint={name}");
+        check_launch(
+            &scene,
+            &["digits_cnce", &key, "transfer.epochs=1"],
+            65,
+            &[&["cnce", path.as_str()], parts].concat(),
+        );
     };
-    launch("missing.safetensors", &["backbone cnce", "missing.safetensors", "No such file"]);
-    fs::write(scene.path("text.safetensors"), "this is no safetensors file, whatever it says").expect("written");
-    launch("text.safetensors", &["text.safetensors", "not a safetensors file"]);
+    check("none.safetensors", &["No such file"]);
+    fs::write(scene.path("text.safetensors"), "not weights").expect("a file");
+    check("text.safetensors", &["not a safetensors file"]);
+    // A header that promises more than there is: 2^63 bytes.
+    fs::write(scene.path("absurd.safetensors"), [0, 0, 0, 0, 0, 0, 0, 0x80, b'{', b'}']).expect("a file");
+    check("absurd.safetensors", &["not a safetensors file"]);
+    fs::create_dir(scene.path("empty")).expect("a folder");
+    check("empty", &["No such file"]);
+    scene.launch("other", 1, &["digits_cae", "train.max_steps=2", "rows=[]", "model.encoder.vit.depth=1"]).expect(0);
+    let other = fs::read_to_string(scene.path("other/LATEST")).expect("LATEST");
+    check(&format!("other/{}", other.trim()), &["tensor"]);
 }
 
 #[test]
-fn the_port() {
+fn an_address_that_is_taken() {
     let scene = Scene::new();
-    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = taken.local_addr().expect("an address").to_string();
-    let message = format!("cannot listen on {address}");
-    check(&scene, &["launch", "--listen", &address, "digits_cnce"], UNREACHABLE, &[&message]);
+    let parts = [&format!("cannot listen on {address}"), "Address already in use"];
+    check_launch(&scene, &[&["--listen", &address][..], &SHORT].concat(), 69, &parts);
+}
+
+#[test]
+fn packs() {
+    let scene = Scene::new();
+    check(&scene, &["data", "pack", "mnist"], 65, &["mnist is read from a folder and none is given"]);
+    fs::write(scene.path("text"), "not a pack, but longer than the eight bytes of a length").expect("a file");
+    for verb in ["info", "verify"] {
+        check(&scene, &["data", verb, "none"], 65, &["pack none: cannot be read: No such file"]);
+        check(&scene, &["data", verb, "text"], 65, &["pack text: ", "`thanos-coord data pack` writes a good one"]);
+    }
+}
+
+/// What a launch could not do leaves the directory free: the same command with the mistake put right runs in it.
+#[test]
+fn a_launch_that_was_refused_can_be_typed_again() {
+    let scene = Scene::new();
+    idx::write(&scene.path("idx"), 30, 20);
+    check_launch(
+        &scene,
+        &["--run-dir", "run", "mnist_cnce", "train.max_steps=1", "rows=[]"],
+        65,
+        &["set data.dir=DIR"],
+    );
+    let small = "model.encoder.vit={patch: 7, width: 16, depth: 1, heads: 2, mlp: 16}";
+    scene.launch("run", 1, &["mnist_cnce", "data.dir=idx", "train.max_steps=1", "rows=[]", small]).expect(0);
 }

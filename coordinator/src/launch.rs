@@ -63,11 +63,15 @@ pub(crate) enum Launched {
 /// # Errors
 /// A [`Fatal`] with the exit code, where it is known.
 pub(crate) async fn launch(plan: &Plan, launch: &Launch) -> Result<Launched> {
+    // What can be refused comes first: a launch that was refused leaves no run directory, and can be typed again.
+    let packs = pack(plan, &launch.packs_dir)?;
+    let listener = TcpListener::bind(launch.listen)
+        .await
+        .map_err(|error| Fatal::new(EXIT_UNREACHABLE, format!("cannot listen on {}: {error}", launch.listen)))?;
     let run_dir = match launch.resume {
         true => RunDir::open(&launch.run_dir, plan)?,
         false => RunDir::create(&launch.run_dir, plan)?,
     };
-    let packs = pack(plan, &launch.packs_dir)?;
     let checkpoints = Checkpoints {
         run_dir: run_dir.path().into(),
         run: run_dir.identity().id.clone(),
@@ -98,7 +102,7 @@ pub(crate) async fn launch(plan: &Plan, launch: &Launch) -> Result<Launched> {
         resume: found.resume,
         complete: found.complete,
     };
-    let (verdict, mut new) = conduct(start, launch, checkpoints).await?;
+    let (verdict, mut new) = conduct(start, launch, (listener, checkpoints)).await?;
     let mut results = found.results;
     results.append(&mut new);
     match verdict {
@@ -167,11 +171,8 @@ fn welcome(plan: &Plan, run_dir: &RunDir, packs: &Packs) -> Result<Welcome> {
 async fn conduct(
     start: Start,
     launch: &Launch,
-    checkpoints: Checkpoints,
+    (listener, checkpoints): (TcpListener, Checkpoints),
 ) -> Result<(Verdict, Vec<thanos_proto::StageResult>)> {
-    let listener = TcpListener::bind(launch.listen)
-        .await
-        .map_err(|error| Fatal::new(EXIT_UNREACHABLE, format!("cannot listen on {}: {error}", launch.listen)))?;
     let address = listener.local_addr()?;
     let (events, happened) = mpsc::channel(MOST_EVENTS);
     let (sessions, store) = (Sessions::default(), Arc::new(Store::default()));
