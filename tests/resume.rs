@@ -3,8 +3,10 @@
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use std::fs;
+use std::path::Path;
 use thanos_configs::SplitMix64;
-use thanos_tests::{Scene, lines, results, weights_sha256};
+use thanos_tests::{Scene, checkpoints, lines, losses, results, weights_sha256};
 
 const TARGET: [&str; 4] = ["digits_cae", "train.max_steps=40", "transfer.epochs=40", "model.dropout=0.1"];
 const STEPS_OF_BACKBONE: usize = 40;
@@ -72,4 +74,36 @@ fn stopped_and_resumed_is_not_stopped_to_the_bit() {
     let generations: Vec<u64> =
         lines(&parts, "steps.jsonl").iter().map(|line| line["generation"].as_u64().expect("a number")).collect();
     assert!(generations.is_sorted() && generations.last() == Some(&4), "{:?}", generations.last());
+}
+
+fn spoil(file: &Path) {
+    let mut bytes = fs::read(file).expect("a file");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(file, bytes).expect("written");
+}
+
+/// One flipped bit in the newest checkpoint: the one before is used, and the end is the same. In all of them: no
+/// silent start over.
+#[test]
+fn a_spoiled_checkpoint_is_passed_over_and_none_good_is_told() {
+    let scene = Scene::new();
+    let target = ["digits_cnce", "train.max_steps=6", "checkpoint.every_steps=2", "rows=[]"];
+    scene.launch("run", 2, &target).expect(0);
+    let run_dir = scene.path("run");
+    let (weights, steps) = (weights_sha256(&run_dir, "cnce"), losses(&run_dir, "cnce"));
+    let resume = ["launch", "--nodes", "2", "--threads-per-worker", "1", "--resume", "--run-dir", "run"];
+
+    spoil(&checkpoints(&run_dir, "cnce").pop().expect("a checkpoint").join("model.safetensors"));
+    let ran = scene.coord(&resume).expect(0);
+    assert!(ran.stderr.contains("step-00000006 is not used: model.safetensors: its SHA-256"), "{}", ran.stderr);
+    assert_eq!((weights_sha256(&run_dir, "cnce"), losses(&run_dir, "cnce")), (weights, steps));
+
+    for checkpoint in checkpoints(&run_dir, "cnce") {
+        spoil(&checkpoint.join("model.safetensors"));
+    }
+    let ran = scene.coord(&resume).expect(65);
+    for part in ["no checkpoint of run is good", "model.safetensors", "name another --run-dir"] {
+        assert!(ran.stderr.contains(part), "no `{part}` in {}", ran.stderr);
+    }
 }
