@@ -37,6 +37,7 @@ parity: libtorch
 # Compiles and links the worker with NCCL; needs no GPU.
 check-cuda: $(SITE_CUDA)/.complete
 	LIBTORCH=$(SITE_CUDA)/torch CARGO_TARGET_DIR=$(CACHE)/target-cuda \
+		RUSTFLAGS='-C link-arg=-Wl,-rpath,$(SITE_CUDA)/torch/lib' \
 		cargo build --release --locked -p thanos-worker --features cuda
 
 # libtorch, and where cargo finds it: with this file, plain cargo works, and binaries run without any variable.
