@@ -1,6 +1,6 @@
 # Thin: every target is a line or two that also works by hand.
 #   make run     libtorch, build, and the result table of the embedded digits with four workers
-#   make test    everything; make lint, make parity, make check-cuda, make bench for parts of it
+#   make test    everything; make lint, make parity, make check-cuda for parts of it
 
 LIBTORCH_VERSION := 2.11.0
 CACHE   := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/thanos
@@ -13,7 +13,7 @@ PARITY  := $(if $(THANOS_PARITY),$(abspath $(THANOS_PARITY)))
 # One binary at a time, and its tests one after the other: they start up to four processes each, on two cores.
 TESTS   := OMP_NUM_THREADS=1 cargo test --release --locked -p thanos-tests --test thanos -- --test-threads=1
 
-.PHONY: run build test lint parity check-cuda bench libtorch clean
+.PHONY: run build test lint parity check-cuda libtorch clean
 
 run: build
 	$(TARGET)/thanos-coord launch --nodes 4 digits_table

@@ -84,7 +84,7 @@ fn a_second_signal_ends_at_once() {
     }
 }
 
-/// The promise: from `launch` to the first step with four workers in under three seconds.
+/// From `launch` to the first step with four workers, on a pack that is there.
 #[test]
 fn a_run_of_four_workers_begins_within_three_seconds() {
     let scene = Scene::new();

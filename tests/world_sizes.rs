@@ -52,6 +52,25 @@ fn check(preset: &str, precision: &str, held: Losses) {
     }
 }
 
+/// Four workers, and batches of three images: one rank has none, and still takes part in every collective.
+#[test]
+fn a_rank_without_images_changes_nothing() {
+    let scene = Scene::new();
+    for (preset, stage) in [("digits_cnce", "cnce"), ("digits_cae", "cae")] {
+        let train = |workers: usize| {
+            let name = format!("{stage}-{workers}");
+            let few = ["train.batch_size=3", "train.max_steps=5", "model.precision=float64", "transfer.epochs=1"];
+            scene.launch(&name, workers, &[&[preset][..], &few].concat()).expect(0);
+            losses(&scene.path(&name), stage)
+        };
+        let (alone, shared) = (train(1), train(4));
+        assert_eq!((alone.len(), shared.len()), (5, 5));
+        for (left, right) in alone.iter().zip(&shared) {
+            assert!(((left - right) / left).abs() < TOLERANCE, "{preset}: {alone:?} {shared:?}");
+        }
+    }
+}
+
 #[test]
 fn a_contrastive_stage_has_one_curve() {
     check("digits_cnce", "float32", Losses::Held);

@@ -80,7 +80,8 @@ pub struct Objective {
     pub reconstruction: Option<f64>,
 }
 
-/// The contrastive term (method.md section 2).
+/// The contrastive term: the mean over anchors of (attract x attraction + spread x InfoNCE within the class) / (attract
+/// + spread).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Contrastive {
     /// Weight of the whole term in the backbone's loss.
@@ -415,6 +416,7 @@ impl Rules {
     fn names(&mut self, config: &RunConfig) {
         let (count, most) = (config.backbones.len(), MOST_BACKBONES);
         self.require(count <= most, "backbones", || format!("at most {most} are allowed, got {count}"));
+        self.name("name", &config.name, &mut Vec::new());
         let mut seen: Vec<&str> = Vec::new();
         for (index, backbone) in config.backbones.iter().enumerate() {
             self.name(&format!("backbones.{index}.name"), &backbone.name, &mut seen);
@@ -504,6 +506,7 @@ mod tests {
 
     #[test]
     fn names_are_plain_unique_and_known() {
+        check(&["name=../x"], &[("name", "it names a folder")]);
         check(&["backbones.0.name=../x", "rows=[]"], &[("backbones.0.name", "it names a folder")]);
         check(
             &["backbones.0.name=cae"],

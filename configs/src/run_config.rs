@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
-/// One launch of an experiment. Every key has a default: the CIFAR-10 recipe of the paper (method.md section 4).
+/// One launch of an experiment. Every key has a default: the CIFAR-10 recipe of the paper's published code.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RunConfig {
@@ -187,7 +187,7 @@ impl Default for DecoderConfig {
     }
 }
 
-/// A backbone's loss: weights of its three terms, and the contrastive term's form (method.md section 2).
+/// A backbone's loss: weights of its three terms, and the contrastive term's form.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ObjectiveConfig {

@@ -3,7 +3,7 @@
 use crate::run_config::{Schedule, TrainConfig};
 
 /// The learning rate of `epoch` (from 0): constant, or `lr (1 + cos(pi epoch / period)) / 2`, which rises again
-/// behind its period as `torch.optim.lr_scheduler.CosineAnnealingLR` does (method.md section 4).
+/// behind its period as `torch.optim.lr_scheduler.CosineAnnealingLR` does.
 pub fn learning_rate(train: &TrainConfig, epoch: u64) -> f64 {
     match train.schedule {
         Schedule::Constant => train.learning_rate,

@@ -12,6 +12,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use thanos_configs::{ConfigErrors, DataKind, Plan, preset_names, preset_summary, to_yaml};
 
+/// Workers of one run; a session each.
+const MOST_WORKERS: usize = 4096;
+
 /// Trains encoders on coarse labels with supervised contrastive losses, over many workers, and shows by linear probes
 /// on fine labels how much each kept.
 #[derive(Parser, Debug)]
@@ -192,6 +195,10 @@ fn act_launch(arguments: &LaunchArguments, launcher: LauncherName) -> Result<u8>
         _ => plan(&arguments.target)?,
     };
     let workers = usize::from(arguments.nodes) * usize::from(arguments.workers_per_node);
+    if workers > MOST_WORKERS {
+        let message = format!("{workers} workers: at most {MOST_WORKERS} are coordinated");
+        return Err(Fatal::new(EXIT_USAGE, message).into());
+    }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = arguments.threads_per_worker.map_or((cores / workers).max(1), usize::from);
     let what = Launch {

@@ -61,7 +61,10 @@ impl Conductor {
                 self.progress.step(&step);
                 self.ledger.step(step)?;
             }
-            Effect::Commit { session, written } => self.commit(session, written),
+            Effect::Commit { session, written } => {
+                self.ledger.sync_steps()?;
+                self.commit(session, written);
+            }
             Effect::Tell(notice) => self.tell(notice)?,
             Effect::End(verdict) => {
                 self.ledger.event("ended", &ending(&verdict))?;

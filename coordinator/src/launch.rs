@@ -65,6 +65,14 @@ pub(crate) enum Launched {
 pub(crate) async fn launch(plan: &Plan, launch: &Launch) -> Result<Launched> {
     // What can be refused comes first: a launch that was refused leaves no run directory, and can be typed again.
     let packs = pack(plan, &launch.packs_dir)?;
+    for backbone in &plan.config().backbones {
+        if let Some(path) = &backbone.checkpoint
+            && let Err(error) = std::fs::metadata(path)
+        {
+            let message = format!("backbone {}: cannot read {}: {error}", backbone.name, path.display());
+            return Err(Fatal::new(EXIT_DATA, message).into());
+        }
+    }
     let listener = TcpListener::bind(launch.listen)
         .await
         .map_err(|error| Fatal::new(EXIT_UNREACHABLE, format!("cannot listen on {}: {error}", launch.listen)))?;

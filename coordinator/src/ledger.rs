@@ -79,6 +79,14 @@ impl Ledger {
         writeln!(self.steps, "{line}").map_err(|error| self.cannot("steps.jsonl", &error))
     }
 
+    /// Returns when the steps are on the disk: a checkpoint must not outlive the lines of its steps.
+    ///
+    /// # Errors
+    /// 74, naming the file.
+    pub(crate) fn sync_steps(&self) -> Result<(), Fatal> {
+        self.steps.sync_data().map_err(|error| self.cannot("steps.jsonl", &error))
+    }
+
     /// Appends one event with the time, in seconds since 1970, and its fields.
     ///
     /// # Errors

@@ -138,7 +138,7 @@ impl fmt::Display for Results {
             return write!(out, "\nNo linear probe has been trained yet.");
         }
         let width = self.rows.iter().map(|row| row.method.len()).max().unwrap_or(0).max("method".len());
-        writeln!(out, "\n{:width$}  {:^24}  {:^28}", "", "test accuracy, %", "mean cosine of test images")?;
+        writeln!(out, "\n{:width$}  {:^24}  {:^26}", "", "test accuracy, %", "mean cosine of test images")?;
         writeln!(
             out,
             "{:width$}  {:>6}  {:>7}  {:>7}  {:>8}  {:>8}  {:>8}  {:>7}  backbones",

@@ -44,7 +44,7 @@ fn coordinator(run_dir: &Path) -> String {
     let locked = File::open(&path).map(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)));
     match locked {
         Ok(true) => fs::read_to_string(&path).unwrap_or_else(|_| "at work".into()),
-        _ => "none: `thanos-coord launch --resume --run-dir` goes on with it".into(),
+        _ => format!("none: `thanos-coord launch --resume --run-dir {}` goes on with it", run_dir.display()),
     }
 }
 

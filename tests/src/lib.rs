@@ -82,6 +82,8 @@ impl Scene {
             .args(arguments)
             .current_dir(self.folder.path())
             .env("THANOS_PACKS", packs())
+            // Help is as wide as no terminal.
+            .env_remove("COLUMNS")
             .stdin(Stdio::null())
             .stdout(fs::File::create(self.path(".stdout")).expect("a file"))
             .stderr(fs::File::create(self.path(".stderr")).expect("a file"))

@@ -55,7 +55,8 @@ impl Stage for Backbone<'_> {
         }
         if let Some(contrastive) = &self.objective.contrastive {
             let labels = unlabelled_apart(&data.labels(&data.train.coarse, batch.samples), 0); // [B]
-            let pairs = z.detach().reshape([b, 2, -1]); // [b, view, d]
+            // With its width: a rank without images could not guess it.
+            let pairs = z.detach().reshape([b, 2, z.size()[1]]); // [b, view, d]
             let (view0, view1) = (pairs.select(1, 0), pairs.select(1, 1));
             let contrasted = contrast_globally(self.group.as_ref(), &view0, &view1, &labels, &comparison(contrastive))?;
             let gradient = Tensor::stack(&[contrasted.view0_gradient, contrasted.view1_gradient], 1); // [b, view, d]

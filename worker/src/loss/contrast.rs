@@ -8,7 +8,10 @@ use tch::{Kind, Tensor};
 /// Rows and columns of a tile, unless the caller says otherwise: a few MB a temporary in float32.
 pub const TILE: i64 = 1024;
 
-/// The loss's form (method.md section 2).
+/// The loss's form: the mean over anchors of (a attraction + b spread) / (a + b).
+///
+/// Attraction is the mean over p in P of log(e^s_p + Z) - s_p, Z the sum of e^s over N; spread is class-conditional
+/// InfoNCE, q - s of the own other view (arXiv 2204.07596).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Form {
     /// Weight `a` of attraction and weight `b` of class-conditional InfoNCE.
@@ -217,7 +220,8 @@ impl Block {
     }
 }
 
-/// dL/ds of the mean attraction of each row, [r, c] (method.md section 2.2).
+/// dL/ds of the mean attraction of each row, [r, c], in closed form. All positives of a row meet its negatives in one
+/// scalar, r = 1 - mean of sigmoid(s - z) over P.
 fn attraction(s: &Tensor, positive: &Tensor, sums: &RowSums, form: &Form) -> Tensor {
     let share = sums.positives.reciprocal(); // [r, 1]
     // The published gradient mask of the clamp is inclusive.

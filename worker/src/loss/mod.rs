@@ -1,7 +1,7 @@
 //! The losses as pure functions over plain tensors. They know no rank, device, group or config struct.
 //!
 //! [`contrast`] returns the value *and* the gradient of the contrastive loss in closed form, over tiles, so that no
-//! matrix of the global batch by itself is ever held (method.md sections 2.2 and 2.3); [`Similarity`] turns
+//! matrix of the global batch by itself is ever held; [`Similarity`] turns
 //! embeddings into its rows and its gradients back.
 
 mod contrast;

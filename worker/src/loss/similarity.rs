@@ -1,4 +1,4 @@
-//! From embeddings to the rows whose products are the logits, and from their gradients back (method.md section 2).
+//! From embeddings to the rows whose products are the logits, and from their gradients back.
 
 use tch::{Kind, Tensor};
 

@@ -1,4 +1,4 @@
-//! The decoder of the class-conditional autoencoder (method.md section 3): a ResNet-18 turned round, with the
+//! The decoder of the class-conditional autoencoder (arXiv 2204.07596): a ResNet-18 turned round, with the
 //! published parameter names. Legend: w width of the first stage (512), S the images' side in pixels.
 
 use super::Mode;

@@ -1,4 +1,4 @@
-//! The vision transformer of the published code (method.md section 3): pre-norm blocks, no projection behind the
+//! The vision transformer of the paper's published code (arXiv 2204.07596): pre-norm blocks, no projection behind the
 //! attention, query dropout, stochastic depth. Legend: n images, T patches, t = T + 1 tokens, d width, h heads.
 
 use super::Mode;
