@@ -8,6 +8,7 @@
 //! Pure: no tch, tokio, clock, environment or file system. Nothing of ours is imported here.
 
 mod dataset;
+mod digest;
 mod error;
 mod layers;
 mod load;
@@ -20,6 +21,7 @@ mod typed;
 mod yaml;
 
 pub use dataset::{DataSet, Labels};
+pub use digest::hex;
 pub use error::{ConfigError, ConfigErrors};
 pub use load::{load_file, load_preset, to_yaml};
 pub use order::{

@@ -1,6 +1,7 @@
 //! Which sample goes where: the split, the order of an epoch, a rank's slice of a batch, a view's key.
 //! Every answer is a function of its arguments alone, so that no worker count and no restart can change it.
 
+use crate::digest::hex;
 use rand_mt::Mt;
 use sha2::{Digest, Sha256};
 use std::ops::Range;
@@ -107,7 +108,7 @@ pub fn samples_sha256(samples: &[u64]) -> String {
     for sample in sorted {
         hash.update(sample.to_le_bytes());
     }
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&hash.finalize())
 }
 
 /// The seed of one view's randomness, keyed by what the view is and by nothing else.

@@ -2,6 +2,7 @@
 //! digest must be equal on every process of a run. It must not know how many workers there are.
 
 use crate::dataset::DataSet;
+use crate::digest::hex;
 use crate::error::ConfigErrors;
 use crate::load;
 use crate::order::split_train_validation;
@@ -244,7 +245,7 @@ fn transfer_name(method: &str) -> String {
 
 fn digest(config: &RunConfig) -> String {
     let canonical = serde_json::to_vec(config).expect("a RunConfig holds only what JSON can");
-    Sha256::digest(&canonical).iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&Sha256::digest(&canonical))
 }
 
 /// Collects broken rules; each method holds the rules of one section.

@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use thanos_configs::hex;
 use thanos_proto::{Best, CheckpointRef, CheckpointWritten, StageResult};
 
 /// The version of `manifest.json`.
@@ -140,7 +141,7 @@ impl Checkpoints {
         let reference = CheckpointRef {
             stage: written.stage.clone(),
             folder: name,
-            manifest_sha256: hex(&manifest),
+            manifest_sha256: sha256(&manifest),
             step: written.step,
         };
         self.prune(&stage, &place)?;
@@ -234,10 +235,10 @@ pub fn verify(folder: &Path) -> Result<(Manifest, String)> {
         let content = fs::read(folder.join(&file.name)).with_context(|| file.name.clone())?;
         let found = content.len() as u64;
         ensure!(found == file.bytes, "{}: {found} bytes, expected {}", file.name, file.bytes);
-        let (found, expected) = (hex(&content), &file.sha256);
+        let (found, expected) = (sha256(&content), &file.sha256);
         ensure!(&found == expected, "{}: its SHA-256 is {found}, expected {expected}", file.name);
     }
-    Ok((manifest, hex(&bytes)))
+    Ok((manifest, sha256(&bytes)))
 }
 
 /// Folders `step-N` of a stage, oldest first; none if the stage has no folder.
@@ -266,8 +267,8 @@ fn remove(folder: &Path) -> io::Result<()> {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+fn sha256(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ use sha2::{Digest, Sha256};
 use sources::Sources;
 use std::path::{Path, PathBuf};
 use std::thread;
-use thanos_configs::{DataKind, DataSet};
+use thanos_configs::{DataKind, DataSet, hex};
 
 /// One split's pack on disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -128,11 +128,7 @@ fn source_sha256(data: &DataSet, split: Split, files: &[RawFile]) -> String {
     hash.update(pack_header::to_bytes(data, split.name(), 0, ""));
     data.labels.coarse_of.iter().for_each(|coarse| hash.update(coarse.to_le_bytes()));
     files.iter().for_each(|file| file.hash_into(&mut hash));
-    hex(hash)
-}
-
-fn hex(hash: Sha256) -> String {
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&hash.finalize())
 }
 
 /// `files` are in the order of `Sources`.

@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
-use thanos_configs::{Plan, to_yaml};
+use thanos_configs::{Plan, hex, to_yaml};
 
 /// `run.json`: what the run is, written once.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -163,7 +163,7 @@ fn json(value: &impl Serialize) -> Vec<u8> {
 fn new_id(path: &Path) -> String {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     let seed = format!("{} {} {}", path.display(), std::process::id(), now.as_nanos());
-    short(&Sha256::digest(seed.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect::<String>()).into()
+    short(&hex(&Sha256::digest(seed.as_bytes()))).into()
 }
 
 fn short(digest: &str) -> &str {

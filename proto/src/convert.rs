@@ -44,48 +44,13 @@ same_fields! {
     Hello { worker_id, host, pid, version }
     Heartbeat { generation, stage, step, phase }
     Evaluated { stage, epoch, validation_accuracy, best }
+    StepDone { stage, epoch, step, generation, world_size, loss, losses, lr, images, samples_sha256, total_steps }
     WrittenFile { name, bytes, sha256 }
     Best { epoch, validation_accuracy }
     CheckpointRef { stage, folder, manifest_sha256, step }
     StageResult {
         stage, seconds, validation_accuracy, coarse_test_accuracy, fine_test_accuracy, knn_fine_accuracy,
         cosine_within_coarse, cosine_within_fine, cosine_between_views
-    }
-}
-
-impl From<StepDone> for v1::StepDone {
-    fn from(from: StepDone) -> Self {
-        Self {
-            stage: from.stage,
-            epoch: from.epoch,
-            step: from.step,
-            generation: from.generation,
-            world_size: from.world_size,
-            loss: from.loss,
-            losses: from.losses.into_iter().collect(),
-            lr: from.lr,
-            images: from.images,
-            samples_sha256: from.samples_sha256,
-            total_steps: from.total_steps,
-        }
-    }
-}
-
-impl From<v1::StepDone> for StepDone {
-    fn from(from: v1::StepDone) -> Self {
-        Self {
-            stage: from.stage,
-            epoch: from.epoch,
-            step: from.step,
-            generation: from.generation,
-            world_size: from.world_size,
-            loss: from.loss,
-            losses: from.losses.into_iter().collect(),
-            lr: from.lr,
-            images: from.images,
-            samples_sha256: from.samples_sha256,
-            total_steps: from.total_steps,
-        }
     }
 }
 

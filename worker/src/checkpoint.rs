@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use thanos_configs::hex;
 use thanos_proto::{Best, CheckpointRef, WrittenFile};
 
 /// The last weights, those of the best validation epoch, and the optimiser's state.
@@ -77,7 +78,7 @@ fn write_files(folder: &Path, files: &[(&str, &Named)]) -> Result<Vec<WrittenFil
         let mut file = File::create(folder.join(name))?;
         file.write_all(&bytes)?;
         file.sync_all()?;
-        written.push(WrittenFile { name: (*name).into(), bytes: bytes.len() as u64, sha256: hex(&bytes) });
+        written.push(WrittenFile { name: (*name).into(), bytes: bytes.len() as u64, sha256: sha256(&bytes) });
     }
     File::open(folder)?.sync_all()?;
     Ok(written)
@@ -98,7 +99,7 @@ impl Committed {
         let folder = run_dir.join(&checkpoint.folder);
         let place = || format!("checkpoint {}", folder.display());
         let bytes = fs::read(folder.join("manifest.json")).with_context(place)?;
-        let found = hex(&bytes);
+        let found = sha256(&bytes);
         let expected = &checkpoint.manifest_sha256;
         ensure!(&found == expected, "{}: manifest.json has SHA-256 {found}, the coordinator's is {expected}", place());
         let manifest: Manifest = serde_json::from_slice(&bytes).with_context(place)?;
@@ -132,7 +133,7 @@ impl Committed {
             bail!("checkpoint {}: its manifest names no {name}", self.folder.display());
         };
         let bytes = fs::read(&path).with_context(|| format!("checkpoint file {}", path.display()))?;
-        let found = hex(&bytes);
+        let found = sha256(&bytes);
         ensure!(
             bytes.len() as u64 == entry.bytes && found == entry.sha256,
             "{}: {} bytes of SHA-256 {found}, but {} bytes of {} were committed",
@@ -152,6 +153,6 @@ pub fn load_weights(path: &Path) -> Result<Named> {
     from_safetensors(&bytes).with_context(|| format!("weights {}", file.display()))
 }
 
-fn hex(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+fn sha256(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
 }

@@ -6,6 +6,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
+use thanos_configs::hex;
 
 /// Tensors by name, in sorted order.
 pub type Named = BTreeMap<String, Tensor>;
@@ -41,7 +42,7 @@ pub fn sha256(tensors: &Named) -> Result<String> {
         hash.update(format!("{name} {:?}\n", tensor.size()));
         hash.update(bytes(tensor)?.1);
     }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(&hash.finalize()))
 }
 
 /// Copies `source` into the tensors of `target`, by name.

@@ -14,7 +14,7 @@ fn write(run_dir: &Path, stage: &str, step: u64, complete: bool) -> CheckpointWr
     let files = [("model.safetensors", format!("weights {step}")), ("optimizer.safetensors", "state".into())];
     let files = files.map(|(name, content)| {
         fs::write(run_dir.join(&folder).join(name), &content).expect("a file");
-        WrittenFile { name: name.into(), bytes: content.len() as u64, sha256: hex(content.as_bytes()) }
+        WrittenFile { name: name.into(), bytes: content.len() as u64, sha256: sha256(content.as_bytes()) }
     });
     let result = StageResult {
         stage: stage.into(),

@@ -1,16 +1,16 @@
 //! Packs on disk: written whole or not at all, read back, and checked against their fingerprint.
 //! It knows the tensors' bytes; what the header says is `pack_header`'s, raw files are others'.
 
+use super::Samples;
 use super::error::PackFault;
 use super::pack_header::{self, FORMAT, Header};
-use super::{Samples, hex};
 use sha2::{Digest, Sha256};
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use thanos_configs::DataSet;
+use thanos_configs::{DataSet, hex};
 
 /// The tensors of a pack.
 pub(super) struct Contents {
@@ -38,7 +38,7 @@ impl Contents {
         hash.update(&self.images);
         hash.update(to_le_bytes(&self.fine));
         hash.update(to_le_bytes(&self.coarse));
-        hex(hash)
+        hex(&hash.finalize())
     }
 }
 
