@@ -190,10 +190,11 @@ fn cifar_files() {
     check("data_batch_3.bin", &[0; 2 * RECORD_OF_CIFAR10 - 1], &[cut]);
     check("test_batch.bin", &[0; 100], &["got 100 bytes: record 0 is cut off"]);
     check("data_batch_5.bin", &[], &["it holds no records"]);
-    check("data_batch_1.bin", &[0; 2 * (RECORD_OF_CIFAR10 + 1)], &["this is CIFAR-100, expected the binary CIFAR-10"]);
+    check("data_batch_1.bin", &[0; 2 * (RECORD_OF_CIFAR10 + 1)], &["this is CIFAR-100, expected CIFAR-10"]);
     let mut labels = [0; 2 * RECORD_OF_CIFAR10];
     labels[RECORD_OF_CIFAR10] = 10;
     check("data_batch_2.bin", &labels, &["record 1 at offset 3073: expected a label in 0..=9, got 10"]);
+    check("data_batch_2.bin", &[0; 2 * RECORD_OF_CIFAR10], &["same content as", "one batch is there twice"]);
 }
 
 #[test]

@@ -4,13 +4,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use thanos_tests::root;
 
-const CRATES: [(&str, &[&str]); 6] = [
+const CRATES: [(&str, &[&str]); 7] = [
     ("configs", &[]),
     ("proto", &[]),
+    ("views", &["thanos-configs"]),
     ("worker/c10d", &[]),
-    ("coordinator", &["thanos-proto", "thanos-configs"]),
-    ("worker", &["thanos-proto", "thanos-configs", "thanos-c10d"]),
-    ("tests", &["thanos-worker", "thanos-configs", "thanos-c10d"]),
+    ("coordinator", &["thanos-proto", "thanos-configs", "thanos-views"]),
+    ("worker", &["thanos-proto", "thanos-configs", "thanos-views", "thanos-c10d"]),
+    ("tests", &["thanos-worker", "thanos-configs", "thanos-views", "thanos-c10d"]),
 ];
 const MOST_LINES: usize = 600;
 

@@ -1,83 +1,149 @@
 //! What is published about each data set: shapes, class names, the coarse label of each fine one, mean and std.
+//! It knows no file; class names that only the files tell are empty here and come with the pack.
 
-use crate::run_config::DataKind;
+mod labels;
 
-/// A data set's fixed facts; `side` in pixels, `mean` and `std` per channel of images scaled to [0, 1].
+use crate::run_config::{DataConfig, DataKind};
+
+/// Side of the images of `image_folder` where `data.side` is null, in pixels.
+const SIDE_OF_FOLDERS: usize = 64;
+
+/// A data set's facts; `side` in pixels, `mean` and `std` per channel of images scaled to [0, 1].
+///
+/// Before there is a pack, what only the raw files tell is empty: the class names of TinyImageNet and of a folder of
+/// images, and a folder's mean and std, which are measured.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DataSet {
-    pub name: &'static str,
+    pub name: String,
     pub side: usize,
     pub channels: usize,
-    pub mean: &'static [f64],
-    pub std: &'static [f64],
+    pub mean: Vec<f64>,
+    pub std: Vec<f64>,
     pub labels: Labels,
 }
 
 /// The two label sets. `coarse_of[fine]` is the coarse label of a fine one.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Labels {
-    pub fine_names: &'static [&'static str],
-    pub coarse_names: &'static [&'static str],
-    pub coarse_of: &'static [i64],
+    pub fine_names: Vec<String>,
+    pub coarse_names: Vec<String>,
+    pub coarse_of: Vec<i64>,
 }
 
-const DIGIT_NAMES: [&str; 10] = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
+impl Labels {
+    /// Names are separated by white space.
+    fn new(fine_names: &str, coarse_names: &str, coarse_of: &[i64]) -> Self {
+        let words = |text: &str| text.split_whitespace().map(str::to_owned).collect();
+        Self { fine_names: words(fine_names), coarse_names: words(coarse_names), coarse_of: coarse_of.to_vec() }
+    }
 
-/// Digits below five against the others (the published set-up).
-const DIGITS: Labels =
-    Labels { fine_names: &DIGIT_NAMES, coarse_names: &["0-4", "5-9"], coarse_of: &[0, 0, 0, 0, 0, 1, 1, 1, 1, 1] };
+    /// Digits below five against the others (the published set-up).
+    fn digits() -> Self {
+        Self::new("0 1 2 3 4 5 6 7 8 9", "0-4 5-9", &[0, 0, 0, 0, 0, 1, 1, 1, 1, 1])
+    }
+
+    fn cifar100() -> Self {
+        Self::new(labels::CIFAR100_FINE, labels::CIFAR100_COARSE, &labels::CIFAR100_COARSE_OF)
+    }
+
+    /// Classes are named by the files; the published coarse labels have numbers alone.
+    fn tinyimagenet() -> Self {
+        let coarse: Vec<String> = (0..labels::TINYIMAGENET_COARSE).map(|label| label.to_string()).collect();
+        Self::new("", &coarse.join(" "), &labels::TINYIMAGENET_COARSE_OF)
+    }
+}
 
 impl DataSet {
-    /// The facts of a kind. Means and deviations are the published ones; digits and Fashion-MNIST: measured on their
-    /// training images (`thanos-coord data info` prints them).
-    pub fn of(kind: DataKind) -> Self {
-        match kind {
-            DataKind::Digits => {
-                Self { name: "digits", side: 8, channels: 1, mean: &[0.3055], std: &[0.3761], labels: DIGITS }
+    /// The facts of a configuration's data set. Means and deviations are the published ones; digits and
+    /// Fashion-MNIST: measured on their training images (`thanos-coord data info` prints them).
+    pub fn of(config: &DataConfig) -> Self {
+        let gray = |name: &str, side, mean: f64, std: f64, labels| Self {
+            name: name.into(),
+            side,
+            channels: 1,
+            mean: vec![mean],
+            std: vec![std],
+            labels,
+        };
+        let rgb = |name: &str, side, mean: [f64; 3], std: [f64; 3], labels| Self {
+            name: name.into(),
+            side,
+            channels: 3,
+            mean: mean.to_vec(),
+            std: std.to_vec(),
+            labels,
+        };
+        let cifar100 = |name| {
+            let mean = [0.507_075_16, 0.486_548_87, 0.440_917_84];
+            rgb(name, 32, mean, [0.267_334_29, 0.256_438_46, 0.276_150_47], Labels::cifar100())
+        };
+        match config.kind {
+            DataKind::Digits => gray("digits", 8, 0.3055, 0.3761, Labels::digits()),
+            DataKind::Mnist => gray("mnist", 28, 0.1307, 0.3081, Labels::digits()),
+            DataKind::FashionMnist => gray(
+                "fashion_mnist",
+                28,
+                0.2860,
+                0.3530,
+                // Garments of the upper body against the others.
+                Labels::new(
+                    "t-shirt trouser pullover dress coat sandal shirt sneaker bag ankle_boot",
+                    "upper_body other",
+                    &[0, 1, 0, 0, 0, 1, 0, 1, 1, 1],
+                ),
+            ),
+            DataKind::Cifar10 => rgb(
+                "cifar10",
+                32,
+                [0.491_399_68, 0.482_158_41, 0.446_530_91],
+                [0.247_032_23, 0.243_485_13, 0.261_587_84],
+                Labels::new(
+                    "airplane automobile bird cat deer dog frog horse ship truck",
+                    "animal vehicle",
+                    &[1, 1, 0, 0, 0, 0, 0, 0, 1, 1],
+                ),
+            ),
+            DataKind::Cifar100 => cifar100("cifar100"),
+            DataKind::Cifar100U => cifar100("cifar100_u"),
+            DataKind::Tinyimagenet => {
+                rgb("tinyimagenet", 64, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225], Labels::tinyimagenet())
             }
-            DataKind::Mnist => {
-                Self { name: "mnist", side: 28, channels: 1, mean: &[0.1307], std: &[0.3081], labels: DIGITS }
-            }
-            DataKind::FashionMnist => {
-                Self { name: "fashion_mnist", side: 28, channels: 1, mean: &[0.2860], std: &[0.3530], labels: FASHION }
-            }
-            DataKind::Cifar10 => Self {
-                name: "cifar10",
-                side: 32,
+            DataKind::ImageFolder => Self {
+                name: "image_folder".into(),
+                side: config.side.unwrap_or(SIDE_OF_FOLDERS),
                 channels: 3,
-                mean: &[0.491_399_68, 0.482_158_41, 0.446_530_91],
-                std: &[0.247_032_23, 0.243_485_13, 0.261_587_84],
-                labels: CIFAR10,
+                mean: Vec::new(),
+                std: Vec::new(),
+                labels: Labels::default(),
             },
         }
     }
 }
 
-/// Garments of the upper body against the others.
-const FASHION: Labels = Labels {
-    fine_names: &["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle_boot"],
-    coarse_names: &["upper_body", "other"],
-    coarse_of: &[0, 1, 0, 0, 0, 1, 0, 1, 1, 1],
-};
-
-const CIFAR10: Labels = Labels {
-    fine_names: &["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"],
-    coarse_names: &["animal", "vehicle"],
-    coarse_of: &[1, 1, 0, 0, 0, 0, 0, 0, 1, 1],
-};
+/// How many training images each fine class of CIFAR-100-U keeps: of the five classes of a superclass, in ascending
+/// order of their labels, 500, 250, 100, 50 and 50. `coarse_of` is CIFAR-100's.
+pub(crate) fn images_kept_of_cifar100_u(coarse_of: &[i64]) -> Vec<usize> {
+    let place = |fine: usize| coarse_of[..fine].iter().filter(|coarse| **coarse == coarse_of[fine]).count();
+    (0..coarse_of.len()).map(|fine| labels::CIFAR100_U_KEPT[place(fine)]).collect()
+}
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn data_set(kind: DataKind) -> DataSet {
+        DataSet::of(&DataConfig { kind, ..DataConfig::default() })
+    }
+
     #[test]
     fn every_fine_label_has_a_name_and_a_known_coarse_label() {
-        for kind in [DataKind::Digits, DataKind::Mnist, DataKind::FashionMnist, DataKind::Cifar10] {
-            let data = DataSet::of(kind);
+        use DataKind::{Cifar10, Cifar100, Cifar100U, Digits, FashionMnist, Mnist};
+        for kind in [Digits, Mnist, FashionMnist, Cifar10, Cifar100, Cifar100U] {
+            let data = data_set(kind);
             let labels = &data.labels;
             assert_eq!(labels.fine_names.len(), labels.coarse_of.len(), "{}", data.name);
             let coarse: Vec<i64> = (0..labels.coarse_names.len() as i64).collect();
-            let mut used = labels.coarse_of.to_vec();
+            let mut used = labels.coarse_of.clone();
             used.sort_unstable();
             used.dedup();
             assert_eq!(used, coarse, "{}", data.name);
@@ -90,9 +156,9 @@ mod tests {
     #[test]
     fn coarse_labels_are_the_published_ones() {
         let coarse = |kind, name: &str| {
-            let labels = DataSet::of(kind).labels;
+            let labels = data_set(kind).labels;
             let fine = labels.fine_names.iter().position(|fine| *fine == name).expect(name);
-            labels.coarse_names[labels.coarse_of[fine] as usize]
+            labels.coarse_names[labels.coarse_of[fine] as usize].clone()
         };
         assert_eq!(coarse(DataKind::Cifar10, "frog"), "animal");
         assert_eq!(coarse(DataKind::Cifar10, "truck"), "vehicle");
@@ -100,5 +166,41 @@ mod tests {
         assert_eq!(coarse(DataKind::FashionMnist, "bag"), "other");
         assert_eq!(coarse(DataKind::Mnist, "4"), "0-4");
         assert_eq!(coarse(DataKind::Digits, "5"), "5-9");
+        for (fine, superclass) in [
+            ("apple", "fruit_and_vegetables"),
+            ("beaver", "aquatic_mammals"),
+            ("television", "household_electrical_devices"),
+            ("willow_tree", "trees"),
+            ("tractor", "vehicles_2"),
+            ("worm", "non-insect_invertebrates"),
+        ] {
+            assert_eq!(coarse(DataKind::Cifar100, fine), superclass, "{fine}");
+        }
+    }
+
+    /// The published map: 200 classes, 52 of 67 labels.
+    #[test]
+    fn tinyimagenet_has_200_classes_and_52_coarse_labels() {
+        let labels = data_set(DataKind::Tinyimagenet).labels;
+        let mut used = labels.coarse_of.clone();
+        used.sort_unstable();
+        used.dedup();
+        assert_eq!((labels.coarse_of.len(), labels.coarse_names.len(), used.len()), (200, 67, 52));
+        assert!(used.iter().all(|label| (0..67).contains(label)));
+    }
+
+    /// Aquatic mammals are beaver (4), dolphin (30), otter (55), seal (72) and whale (95).
+    #[test]
+    fn cifar100_u_keeps_fewer_of_each_next_class() {
+        let kept = images_kept_of_cifar100_u(&Labels::cifar100().coarse_of);
+        assert_eq!([4, 30, 55, 72, 95].map(|fine| kept[fine]), [500, 250, 100, 50, 50]);
+        assert_eq!(kept.iter().sum::<usize>(), 20 * 950);
+    }
+
+    #[test]
+    fn a_folder_has_the_side_that_is_asked_for() {
+        let folder = |side| DataSet::of(&DataConfig { kind: DataKind::ImageFolder, side, ..DataConfig::default() });
+        assert_eq!((folder(None).side, folder(Some(96)).side), (64, 96));
+        assert!(folder(None).labels.fine_names.is_empty(), "its folders name the classes");
     }
 }

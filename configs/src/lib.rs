@@ -7,6 +7,7 @@
 //!
 //! Pure: no tch, tokio, clock, environment or file system. Nothing of ours is imported here.
 
+mod class_map;
 mod dataset;
 mod digest;
 mod error;
@@ -20,6 +21,7 @@ mod schedule;
 mod typed;
 mod yaml;
 
+pub use class_map::class_map;
 pub use dataset::{DataSet, Labels};
 pub use digest::hex;
 pub use error::{ConfigError, ConfigErrors};
@@ -32,7 +34,7 @@ pub use plan::{BackbonePlan, Contrastive, Objective, Plan, PlanError, StagePlan,
 pub use presets::{preset_names, preset_summary};
 pub use run_config::{
     BackboneConfig, CheckpointConfig, DataConfig, DataKind, DecoderConfig, EncoderConfig, Features, FrozenMode,
-    ModelConfig, ObjectiveConfig, ObjectivePatch, Precision, RowConfig, RunConfig, Schedule, Similarity, Stem,
-    TrainConfig, TransferConfig, ViewsConfig,
+    ModelConfig, ObjectiveConfig, ObjectivePatch, OnBadImage, Precision, RowConfig, RunConfig, Schedule, Similarity,
+    Stem, TrainConfig, TransferConfig, Validation, ViewsConfig,
 };
 pub use schedule::learning_rate;

@@ -27,6 +27,20 @@ pub fn split_train_validation(len: u64, validation_fraction: f64) -> Split {
     Split { train: order, validation }
 }
 
+/// Of `ids`, in their order, the first `most[class]` of each class; `fine[id]` is the class of an id.
+///
+/// Where the ids are a drawn permutation, this draws from each class without replacement.
+pub(crate) fn first_of_each_class(ids: &[u64], fine: &[i64], most: &[usize]) -> Vec<u64> {
+    let mut left = most.to_vec();
+    let mut take = |id: &u64| {
+        let left = &mut left[fine[*id as usize] as usize];
+        let taken = *left > 0;
+        *left = left.saturating_sub(1);
+        taken
+    };
+    ids.iter().copied().filter(|id| take(id)).collect()
+}
+
 /// torch's CPU `randperm` for fewer than 2^32 / 20 elements (ATen/native/TensorFactories.cpp, `randperm_cpu`).
 fn torch_randperm(len: u64, seed: u32) -> Vec<u64> {
     let mut generator = Mt::new(seed);
@@ -224,6 +238,12 @@ mod tests {
         check(9, 1e-9, 8);
         check(9, 1.0 - 1e-9, 1);
         check(1797, 0.2, 1437);
+    }
+
+    #[test]
+    fn the_first_of_each_class_are_kept_in_their_order() {
+        assert_eq!(first_of_each_class(&[4, 1, 3, 0, 2], &[0, 1, 0, 1, 1], &[9, 2]), [4, 1, 0, 2]);
+        assert_eq!(first_of_each_class(&[4, 1, 3, 0, 2], &[0, 1, 0, 1, 1], &[1, 0]), [0]);
     }
 
     #[test]

@@ -1,26 +1,19 @@
 //! `Plan`: the validated form of a `RunConfig`, built once. Every rule that spans keys lives here, and a plan's
 //! digest must be equal on every process of a run. It must not know how many workers there are.
 
-use crate::dataset::DataSet;
+mod rules;
+
+use crate::dataset::{DataSet, images_kept_of_cifar100_u};
 use crate::digest::hex;
 use crate::error::ConfigErrors;
 use crate::load;
-use crate::order::split_train_validation;
+use crate::order::{Split, first_of_each_class, split_train_validation};
 use crate::run_config::{
-    BackboneConfig, EncoderConfig, Features, FrozenMode, ObjectiveConfig, ObjectivePatch, RunConfig, Schedule,
-    Similarity, TrainConfig,
+    BackboneConfig, DataKind, ObjectiveConfig, RunConfig, Schedule, Similarity, TrainConfig, Validation,
 };
+use rules::Rules;
 use sha2::{Digest, Sha256};
 use std::path::Path;
-
-/// Bounds on what a run may ask for: beyond them a number is a slip of the keyboard.
-const MOST_BATCH: u64 = 1 << 20;
-const MOST_EPOCHS: u64 = 1_000_000;
-const MOST_WIDTH: usize = 1 << 14;
-const MOST_DEPTH: usize = 256;
-const MOST_BACKBONES: usize = 16;
-const MOST_ROWS: usize = 256;
-const MOST_WEIGHT: f64 = 1e6;
 
 /// A broken rule: the dotted key it hangs on and what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -99,7 +92,7 @@ pub struct Contrastive {
 impl Plan {
     /// Checks every rule and reports all that are broken.
     pub fn new(config: RunConfig) -> Result<Self, Vec<PlanError>> {
-        let data = DataSet::of(config.data.kind);
+        let data = DataSet::of(&config.data);
         let mut rules = Rules::default();
         rules.data(&config);
         rules.views(&config);
@@ -145,13 +138,30 @@ impl Plan {
         load::plan_preset(name, overrides)
     }
 
-    /// Checks what only the data can tell, given the number of official training images: that either part of the
-    /// split has images and an epoch has a step. Errors: the key to change.
-    pub fn check_images(&self, images: u64) -> Result<(), PlanError> {
-        let split = split_train_validation(images, self.config.data.validation_fraction);
+    /// Which training images are trained on and which are held out, given the fine labels of the official training
+    /// set, [N]. Nothing is held out where the best epoch is selected on the test images.
+    pub fn split(&self, fine: &[i64]) -> Split {
+        let data = &self.config.data;
+        let images = fine.len() as u64;
+        let mut split = match data.validation {
+            Validation::HeldOut => split_train_validation(images, data.validation_fraction),
+            Validation::Test => Split { train: (0..images).collect(), validation: Vec::new() },
+        };
+        if data.kind == DataKind::Cifar100U {
+            // Whatever is held out stays as it is; every image is kept or not, none is repeated.
+            let kept = images_kept_of_cifar100_u(&self.data.labels.coarse_of);
+            split.train = first_of_each_class(&split.train, fine, &kept);
+        }
+        split
+    }
+
+    /// Checks what only the data can tell, given the fine labels of the official training set: that either part of
+    /// the split has images and an epoch has a step. Errors: the key to change.
+    pub fn check_images(&self, fine: &[i64]) -> Result<(), PlanError> {
+        let split = self.split(fine);
         let (train, validation) = (split.train.len() as u64, split.validation.len() as u64);
-        if train == 0 || validation == 0 {
-            let message = format!("{images} training images cannot be split into training and validation");
+        if train == 0 || validation == 0 && self.config.data.validation == Validation::HeldOut {
+            let message = format!("{} training images cannot be split into training and validation", fine.len());
             return Err(PlanError { key: "data.dir".into(), message });
         }
         let batches = [("train", self.config.train.batch_size), ("transfer", self.config.transfer.batch_size)];
@@ -248,293 +258,9 @@ fn digest(config: &RunConfig) -> String {
     hex(&Sha256::digest(&canonical))
 }
 
-/// Collects broken rules; each method holds the rules of one section.
-#[derive(Default)]
-struct Rules {
-    broken: Vec<PlanError>,
-}
-
-impl Rules {
-    fn refuse(&mut self, key: &str, message: impl Into<String>) {
-        self.broken.push(PlanError { key: key.into(), message: message.into() });
-    }
-
-    fn require(&mut self, holds: bool, key: &str, message: impl FnOnce() -> String) {
-        if !holds {
-            self.refuse(key, message());
-        }
-    }
-
-    fn between(&mut self, key: &str, value: f64, least: f64, most: f64) {
-        let inside = value.is_finite() && (least..=most).contains(&value);
-        self.require(inside, key, || format!("must be between {least} and {most}, got {value}"));
-    }
-
-    fn count(&mut self, key: &str, value: u64, most: u64) {
-        self.require((1..=most).contains(&value), key, || format!("must be between 1 and {most}, got {value}"));
-    }
-
-    fn data(&mut self, config: &RunConfig) {
-        let share = config.data.validation_fraction;
-        self.require(share > 0.0 && share < 1.0, "data.validation_fraction", || {
-            format!("must lie between 0 and 1, both excluded, got {share}")
-        });
-    }
-
-    fn views(&mut self, config: &RunConfig) {
-        let views = &config.views;
-        for (key, value) in [
-            ("views.horizontal_flip", views.horizontal_flip),
-            ("views.jitter", views.jitter),
-            ("views.grayscale", views.grayscale),
-            ("views.brightness", views.brightness),
-            ("views.contrast", views.contrast),
-            ("views.saturation", views.saturation),
-        ] {
-            self.between(key, value, 0.0, 1.0);
-        }
-        self.between("views.hue", views.hue, 0.0, 0.5);
-        let [least, most] = views.crop_scale;
-        self.require(0.0 < least && least <= most && most <= 1.0, "views.crop_scale", || {
-            format!("must be [least, most] with 0 < least <= most <= 1, got [{least}, {most}]")
-        });
-        let [least, most] = views.crop_ratio;
-        self.require(0.1 <= least && least <= most && most <= 10.0, "views.crop_ratio", || {
-            format!("must be [least, most] with 0.1 <= least <= most <= 10, got [{least}, {most}]")
-        });
-    }
-
-    fn model(&mut self, config: &RunConfig, data: &DataSet) {
-        let model = &config.model;
-        for (key, value) in [
-            ("model.dropout", model.dropout),
-            ("model.embedding_dropout", model.embedding_dropout),
-            ("model.query_dropout", model.query_dropout),
-        ] {
-            self.between(key, value, 0.0, 0.9);
-        }
-        let decoder = model.decoder.width;
-        self.require(decoder >= 8 && decoder.is_multiple_of(8) && decoder <= MOST_WIDTH, "model.decoder.width", || {
-            format!("must be a multiple of 8 up to {MOST_WIDTH}, got {decoder}")
-        });
-        let EncoderConfig::Vit { patch, width, depth, heads, mlp } = model.encoder else { return };
-        for (key, value, most) in [
-            ("model.encoder.vit.width", width, MOST_WIDTH),
-            ("model.encoder.vit.mlp", mlp, MOST_WIDTH),
-            ("model.encoder.vit.depth", depth, MOST_DEPTH),
-            ("model.encoder.vit.heads", heads, MOST_WIDTH),
-            ("model.encoder.vit.patch", patch, MOST_WIDTH),
-        ] {
-            self.count(key, value as u64, most as u64);
-        }
-        let side = data.side;
-        self.require(patch == 0 || side.is_multiple_of(patch), "model.encoder.vit.patch", || {
-            format!("{patch} does not divide the {side} pixels of {}", data.name)
-        });
-        self.require(heads == 0 || width.is_multiple_of(heads), "model.encoder.vit.heads", || {
-            format!("{heads} does not divide the width {width}")
-        });
-    }
-
-    fn training(&mut self, config: &RunConfig) {
-        let train = &config.train;
-        self.count("train.epochs", train.epochs, MOST_EPOCHS);
-        self.count("train.batch_size", train.batch_size, MOST_BATCH);
-        self.count("train.evaluate_every", train.evaluate_every, MOST_EPOCHS);
-        self.between("train.learning_rate", train.learning_rate, 0.0, 10.0);
-        self.between("train.weight_decay", train.weight_decay, 0.0, 10.0);
-        if let Some(period) = train.cosine_period {
-            self.count("train.cosine_period", period, MOST_EPOCHS);
-        }
-        if let Some(steps) = train.max_steps {
-            self.count("train.max_steps", steps, u64::MAX);
-        }
-        if let Some(steps) = config.checkpoint.every_steps {
-            self.count("checkpoint.every_steps", steps, u64::MAX);
-        }
-        let keep = config.checkpoint.keep_last;
-        self.require((2..=1000).contains(&keep), "checkpoint.keep_last", || {
-            format!("must be between 2 and 1000, got {keep}: a corrupt checkpoint needs an older one to fall back on")
-        });
-    }
-
-    fn transfer(&mut self, config: &RunConfig) {
-        let transfer = &config.transfer;
-        self.count("transfer.epochs", transfer.epochs, MOST_EPOCHS);
-        self.count("transfer.batch_size", transfer.batch_size, MOST_BATCH);
-        self.between("transfer.learning_rate", transfer.learning_rate, 0.0, 10.0);
-        self.between("transfer.weight_decay", transfer.weight_decay, 0.0, 10.0);
-        if let Some(steps) = transfer.max_steps {
-            self.count("transfer.max_steps", steps, u64::MAX);
-        }
-        let contradictory = transfer.features == Features::Cached && transfer.frozen_mode == FrozenMode::Train;
-        self.require(!contradictory, "transfer.frozen_mode", || {
-            "`train` contradicts `transfer.features: cached`: cached features are computed once, in eval mode".into()
-        });
-    }
-
-    /// What every backbone starts from; whether its terms make sense together is seen on each backbone.
-    fn objective(&mut self, objective: &ObjectiveConfig) {
-        for (key, value) in [
-            ("objective.cross_entropy", objective.cross_entropy),
-            ("objective.contrastive", objective.contrastive),
-            ("objective.reconstruction", objective.reconstruction),
-            ("objective.attract", objective.attract),
-            ("objective.spread", objective.spread),
-        ] {
-            self.between(key, value, 0.0, MOST_WEIGHT);
-        }
-        self.between("objective.temperature", objective.temperature, 1e-3, 1e3);
-        let clamp = objective.clamp_positive_logits;
-        self.require(clamp.is_none_or(f64::is_finite), "objective.clamp_positive_logits", || {
-            "must be a finite number or null".into()
-        });
-    }
-
-    /// A backbone's own weights, and whether what it learns from (`patched`) makes sense.
-    fn terms(&mut self, key: &str, own: &ObjectivePatch, patched: &ObjectiveConfig) {
-        for (name, value) in [
-            ("cross_entropy", own.cross_entropy),
-            ("contrastive", own.contrastive),
-            ("reconstruction", own.reconstruction),
-            ("attract", own.attract),
-            ("spread", own.spread),
-        ] {
-            if let Some(value) = value {
-                self.between(&format!("{key}.{name}"), value, 0.0, MOST_WEIGHT);
-            }
-        }
-        let contrastive = patched.contrastive > 0.0;
-        self.require(!contrastive || patched.attract + patched.spread != 0.0, &format!("{key}.attract"), || {
-            "`attract` and `spread` are both 0 while `contrastive` is not: the term would be 0 / 0".into()
-        });
-        let terms = patched.cross_entropy + patched.contrastive + patched.reconstruction;
-        self.require(terms != 0.0, &format!("{key}.cross_entropy"), || {
-            "`cross_entropy`, `contrastive` and `reconstruction` are all 0: nothing to learn".into()
-        });
-    }
-
-    fn names(&mut self, config: &RunConfig) {
-        let (count, most) = (config.backbones.len(), MOST_BACKBONES);
-        self.require(count <= most, "backbones", || format!("at most {most} are allowed, got {count}"));
-        self.name("name", &config.name, &mut Vec::new());
-        let mut seen: Vec<&str> = Vec::new();
-        for (index, backbone) in config.backbones.iter().enumerate() {
-            self.name(&format!("backbones.{index}.name"), &backbone.name, &mut seen);
-        }
-        let rows = config.rows.len();
-        self.require(rows <= MOST_ROWS, "rows", || format!("at most {MOST_ROWS} are allowed, got {rows}"));
-        let known: Vec<&str> = config.backbones.iter().map(|backbone| backbone.name.as_str()).collect();
-        let mut methods: Vec<&str> = Vec::new();
-        for (index, row) in config.rows.iter().enumerate() {
-            self.name(&format!("rows.{index}.method"), &row.method, &mut methods);
-            let stage = transfer_name(&row.method);
-            self.require(!known.contains(&stage.as_str()), &format!("rows.{index}.method"), || {
-                format!("its stage `{stage}` has the name of a backbone: rename one of them")
-            });
-            let key = format!("rows.{index}.backbones");
-            self.require(!row.backbones.is_empty(), &key, || "name at least one backbone".into());
-            for name in &row.backbones {
-                self.require(known.contains(&name.as_str()), &key, || {
-                    format!("no backbone is called `{name}`; there are: {}", known.join(", "))
-                });
-            }
-        }
-    }
-
-    fn name<'a>(&mut self, key: &str, name: &'a str, seen: &mut Vec<&'a str>) {
-        let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
-        self.require(!name.is_empty() && name.len() <= 64 && name.chars().all(plain), key, || {
-            format!("`{name}` must be 1 to 64 letters, digits, `_` or `-`: it names a folder")
-        });
-        self.require(!seen.contains(&name), key, || format!("`{name}` is there twice"));
-        seen.push(name);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Lays overrides over the smallest preset; expects exactly these broken rules, as `key: part of the message`.
-    fn check(overrides: &[&str], expected: &[(&str, &str)]) {
-        let overrides: Vec<String> = overrides.iter().map(|&text| text.into()).collect();
-        let config = crate::load_preset("digits_thanos", &overrides).expect("the types are right");
-        let broken = Plan::new(config).err().unwrap_or_default();
-        let keys: Vec<&str> = broken.iter().map(|rule| rule.key.as_str()).collect();
-        assert_eq!(keys, expected.iter().map(|(key, _)| *key).collect::<Vec<_>>(), "{overrides:?}: {broken:?}");
-        for (rule, (_, part)) in broken.iter().zip(expected) {
-            assert!(rule.message.contains(part), "{overrides:?}: no `{part}` in `{rule}`");
-        }
-    }
-
-    #[test]
-    fn numbers_have_bounds() {
-        check(&[], &[]);
-        check(&["data.validation_fraction=0"], &[("data.validation_fraction", "got 0")]);
-        check(&["data.validation_fraction=1.0"], &[("data.validation_fraction", "got 1")]);
-        check(&["views.jitter=1.5"], &[("views.jitter", "must be between 0 and 1, got 1.5")]);
-        check(&["views.hue=.6"], &[("views.hue", "0.5")]);
-        check(&["views.crop_scale=[0, 1]"], &[("views.crop_scale", "got [0, 1]")]);
-        check(&["views.crop_ratio=[2, 1]"], &[("views.crop_ratio", "least <= most")]);
-        check(&["model.dropout=1"], &[("model.dropout", "must be between 0 and 0.9, got 1")]);
-        check(&["model.decoder.width=12"], &[("model.decoder.width", "a multiple of 8")]);
-        check(&["train.batch_size=0"], &[("train.batch_size", "must be between 1 and 1048576, got 0")]);
-        check(&["train.epochs=10000000"], &[("train.epochs", "got 10000000")]);
-        check(&["train.max_steps=0"], &[("train.max_steps", "got 0")]);
-        check(&["train.cosine_period=0"], &[("train.cosine_period", "got 0")]);
-        check(&["train.learning_rate=-1"], &[("train.learning_rate", "got -1")]);
-        check(&["transfer.max_steps=0"], &[("transfer.max_steps", "got 0")]);
-        check(&["checkpoint.keep_last=1"], &[("checkpoint.keep_last", "an older one to fall back on")]);
-        check(&["checkpoint.every_steps=0"], &[("checkpoint.every_steps", "got 0")]);
-        check(&["objective.temperature=0"], &[("objective.temperature", "got 0")]);
-        check(&["objective.spread=-1"], &[("objective.spread", "got -1"), ("backbones.0.objective.attract", "0 / 0")]);
-        check(&["backbones.0.objective.spread=-2"], &[("backbones.0.objective.spread", "got -2")]);
-    }
-
-    #[test]
-    fn keys_that_contradict_each_other_are_refused() {
-        check(
-            &["model.encoder.vit.patch=3"],
-            &[("model.encoder.vit.patch", "3 does not divide the 8 pixels of digits")],
-        );
-        check(&["model.encoder.vit.heads=5"], &[("model.encoder.vit.heads", "5 does not divide the width 48")]);
-        check(&["transfer.frozen_mode=train"], &[("transfer.frozen_mode", "contradicts `transfer.features: cached`")]);
-        let nothing = ["objective.cross_entropy=0", "backbones.1.objective.reconstruction=0"];
-        check(&nothing, &[("backbones.1.objective.cross_entropy", "nothing to learn")]);
-        check(&["objective={attract: 0, spread: 0}"], &[("backbones.0.objective.attract", "0 / 0")]);
-    }
-
-    #[test]
-    fn names_are_plain_unique_and_known() {
-        check(&["name=../x"], &[("name", "it names a folder")]);
-        check(&["backbones.0.name=../x", "rows=[]"], &[("backbones.0.name", "it names a folder")]);
-        check(
-            &["backbones.0.name=cae"],
-            &[("backbones.1.name", "twice"), ("rows.0.backbones", "no backbone is called")],
-        );
-        check(
-            &["rows.0.backbones=[cnc]"],
-            &[("rows.0.backbones", "no backbone is called `cnc`; there are: cnce, cae")],
-        );
-        check(&["rows.0.backbones=[]"], &[("rows.0.backbones", "at least one")]);
-        let clash = ["backbones.1.name=transfer_x", "rows=[{method: x, backbones: [cnce]}]"];
-        check(&clash, &[("rows.0.method", "the name of a backbone")]);
-        check(&["backbones=[]", "rows=[]"], &[("backbones", "nothing to train")]);
-    }
-
-    #[test]
-    fn all_broken_rules_are_told_at_once() {
-        check(
-            &["train.epochs=0", "views.hue=2", "model.encoder.vit={patch: 0, heads: 0}"],
-            &[
-                ("views.hue", ""),
-                ("model.encoder.vit.heads", "must be between 1"),
-                ("model.encoder.vit.patch", "must be between 1"),
-                ("train.epochs", ""),
-            ],
-        );
-    }
 
     #[test]
     fn a_backbone_with_a_checkpoint_is_not_trained() {
@@ -580,7 +306,7 @@ mod tests {
         let check = |overrides: &[&str], images, key: Option<&str>| {
             let overrides: Vec<String> = overrides.iter().map(|&text| text.into()).collect();
             let plan = Plan::from_preset("digits_cae", &overrides).expect("valid");
-            let broken = plan.check_images(images).err();
+            let broken = plan.check_images(&vec![0; images]).err();
             assert_eq!(broken.as_ref().map(|rule| rule.key.as_str()), key, "{overrides:?} {images}: {broken:?}");
         };
         check(&[], 1437, None);
@@ -588,5 +314,37 @@ mod tests {
         check(&[], 1, Some("data.dir"));
         check(&["data.drop_last=true"], 1437, None);
         check(&["data.drop_last=true"], 128, Some("data.drop_last"));
+    }
+
+    fn plan(preset: &str, overrides: &[&str]) -> Plan {
+        let overrides: Vec<String> = overrides.iter().map(|&text| text.into()).collect();
+        Plan::from_preset(preset, &overrides).expect("valid")
+    }
+
+    /// 500 images of each of 100 classes, class by class: the validation images are CIFAR-100's, and of about 450
+    /// training images a class keeps 500 (all), 250, 100, 50 or 50.
+    #[test]
+    fn cifar100_u_thins_the_training_images_alone() {
+        let fine: Vec<i64> = (0..50_000).map(|image| image / 500).collect();
+        let whole = plan("cifar100_supcon", &[]).split(&fine);
+        let thinned = plan("cifar100_u_supcon", &[]).split(&fine);
+        assert_eq!(thinned.validation, whole.validation);
+        let count = |class: i64, ids: &[u64]| ids.iter().filter(|id| fine[**id as usize] == class).count();
+        assert_eq!(count(4, &thinned.train), count(4, &whole.train), "fewer than 500 are left: all are kept");
+        assert_eq!([30, 55, 72, 95].map(|class| count(class, &thinned.train)), [250, 100, 50, 50]);
+        let mut once = thinned.train.clone();
+        once.sort_unstable();
+        once.dedup();
+        assert_eq!(once.len(), thinned.train.len(), "without replacement");
+        assert!(once.iter().all(|id| whole.train.contains(id)), "from the training images only");
+        assert_eq!(plan("cifar100_u_supcon", &["seed=5"]).split(&fine), thinned, "a data set, whatever the seed");
+    }
+
+    #[test]
+    fn selection_on_the_test_images_holds_nothing_out() {
+        let split = plan("digits_supcon", &["data.validation=test"]).split(&[0; 20]);
+        assert_eq!((split.train.len(), split.validation.len()), (20, 0));
+        let checked = plan("digits_supcon", &["data.validation=test"]).check_images(&[0]);
+        assert_eq!(checked, Ok(()));
     }
 }

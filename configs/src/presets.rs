@@ -13,7 +13,7 @@ struct Part {
     text: &'static str,
 }
 
-const DATASETS: [Part; 4] = [
+const DATASETS: [Part; 8] = [
     Part { name: "digits", about: "UCI digits 8x8 (embedded)", text: include_str!("../presets/datasets/digits.yaml") },
     Part {
         name: "mnist",
@@ -27,8 +27,28 @@ const DATASETS: [Part; 4] = [
     },
     Part {
         name: "cifar10",
-        about: "CIFAR-10 32x32 (binary version in data.dir)",
+        about: "CIFAR-10 32x32 (any published form in data.dir)",
         text: include_str!("../presets/datasets/cifar10.yaml"),
+    },
+    Part {
+        name: "cifar100",
+        about: "CIFAR-100 32x32 (any published form in data.dir)",
+        text: include_str!("../presets/datasets/cifar100.yaml"),
+    },
+    Part {
+        name: "cifar100_u",
+        about: "CIFAR-100 with unbalanced training images",
+        text: include_str!("../presets/datasets/cifar100_u.yaml"),
+    },
+    Part {
+        name: "tinyimagenet",
+        about: "TinyImageNet 64x64 (folder or .zip in data.dir)",
+        text: include_str!("../presets/datasets/tinyimagenet.yaml"),
+    },
+    Part {
+        name: "image_folder",
+        about: "your images (train/ and test/ in data.dir, a folder a class)",
+        text: include_str!("../presets/datasets/image_folder.yaml"),
     },
 ];
 
@@ -125,11 +145,11 @@ mod tests {
     #[test]
     fn every_preset_has_its_name_a_plan_and_a_summary() {
         let names = preset_names();
-        assert_eq!(names.len(), 20);
+        assert_eq!(names.len(), 40);
         for name in names {
             let plan = plan_preset(&name, &[]).expect(&name);
             assert_eq!(plan.config().name, name);
-            assert!(name.starts_with(plan.data().name), "{name} is on {}", plan.data().name);
+            assert!(name.starts_with(&plan.data().name), "{name} is on {}", plan.data().name);
             let stages: Vec<&str> = plan.stages().iter().map(|stage| stage.name()).collect();
             let expected: &[&str] = match name.rsplit('_').next() {
                 Some("supcon") => &["supcon", "transfer_supcon"],
@@ -157,7 +177,7 @@ mod tests {
         let check = |name: &str, part: &str| assert!(unknown_preset(name).contains(part), "{}", unknown_preset(name));
         check("digit_table", "did you mean `digits_table`?");
         check("fashion_mnist_suppcon", "did you mean `fashion_mnist_supcon`?");
-        check("", "lists all 20");
+        check("", "lists all 40");
         assert_eq!(preset_summary("digits"), None);
         assert_eq!(preset_summary("digits_"), None);
     }

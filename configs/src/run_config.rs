@@ -51,15 +51,32 @@ pub struct DataConfig {
     pub kind: DataKind,
     /// Folder of the raw files; `digits` is embedded and needs none.
     pub dir: Option<PathBuf>,
+    /// `image_folder`: images are resized and cut to this many pixels a side; null: 64. Other data sets have their own.
+    pub side: Option<usize>,
+    /// `image_folder`: a YAML file of `CLASS: COARSE CLASS` lines; null: coarse classes are the fine ones.
+    pub coarse_map: Option<PathBuf>,
+    /// What to do with an image that cannot be decoded.
+    pub on_bad_image: OnBadImage,
     /// Leave an epoch's last, short batch out. Off: it is trained on like every other.
     pub drop_last: bool,
+    /// On which images the best epoch is selected.
+    pub validation: Validation,
     /// Share of the official training set held out to select the best epoch, in (0, 1).
     pub validation_fraction: f64,
 }
 
 impl Default for DataConfig {
     fn default() -> Self {
-        Self { kind: DataKind::Cifar10, dir: None, drop_last: false, validation_fraction: 0.1 }
+        Self {
+            kind: DataKind::Cifar10,
+            dir: None,
+            side: None,
+            coarse_map: None,
+            on_bad_image: OnBadImage::Fail,
+            drop_last: false,
+            validation: Validation::HeldOut,
+            validation_fraction: 0.1,
+        }
     }
 }
 
@@ -70,6 +87,31 @@ pub enum DataKind {
     Mnist,
     FashionMnist,
     Cifar10,
+    Cifar100,
+    /// CIFAR-100 with unbalanced training images.
+    #[serde(rename = "cifar100_u")]
+    Cifar100U,
+    Tinyimagenet,
+    /// The user's own: `train/` and `test/` with a folder a class.
+    ImageFolder,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnBadImage {
+    /// Name it and end.
+    Fail,
+    /// Count it, name it, and go on without it: the same on all workers, since they read the same pack.
+    Skip,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Validation {
+    /// A part of the official training set, which is not trained on.
+    HeldOut,
+    /// The test images, as the reference does for TinyImageNet: what is selected on them is also reported on them.
+    Test,
 }
 
 /// Training augmentation, in the order of the fields; probabilities in [0, 1], strengths as torchvision's.

@@ -58,6 +58,7 @@ pub struct ManifestResult {
     pub cosine_within_coarse: f64,
     pub cosine_within_fine: f64,
     pub cosine_between_views: f64,
+    pub data_wait_seconds: f64,
 }
 
 impl ManifestResult {
@@ -71,6 +72,7 @@ impl ManifestResult {
             cosine_within_coarse: result.cosine_within_coarse,
             cosine_within_fine: result.cosine_within_fine,
             cosine_between_views: result.cosine_between_views,
+            data_wait_seconds: result.data_wait_seconds,
         }
     }
 
@@ -85,6 +87,7 @@ impl ManifestResult {
             cosine_within_coarse: self.cosine_within_coarse,
             cosine_within_fine: self.cosine_within_fine,
             cosine_between_views: self.cosine_between_views,
+            data_wait_seconds: self.data_wait_seconds,
         }
     }
 }

@@ -1,16 +1,18 @@
 //! The command line: what can be typed, and what each command does with it. Exit codes are decided here, once.
 
+mod data;
+
 use crate::exit::{EXIT_CONFIG, EXIT_DATA, EXIT_STOPPED, EXIT_USAGE, Fatal};
-use crate::ingest;
 use crate::launch::{Launch, Launched, Starter, launch};
 use crate::report::Results;
 use crate::run_dir::fresh_path;
 use crate::status::status;
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use data::{DataVerb, act_data};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use thanos_configs::{ConfigErrors, DataKind, Plan, preset_names, preset_summary, to_yaml};
+use thanos_configs::{ConfigErrors, Plan, RunConfig, preset_names, preset_summary, to_yaml};
 
 /// Workers of one run; a session each.
 const MOST_WORKERS: usize = 4096;
@@ -34,7 +36,7 @@ enum Verb {
     Presets,
     /// Print a preset or file with all its defaults and overrides
     Show(Target),
-    /// Read raw data into packs, and look at packs
+    /// Download raw data, read it into packs, and look at packs
     #[command(subcommand)]
     Data(DataVerb),
     /// Say how far a run is
@@ -100,46 +102,6 @@ enum LauncherName {
     None,
 }
 
-#[derive(Subcommand, Debug)]
-enum DataVerb {
-    /// Read a data set's raw files, check them, and write its packs
-    Pack {
-        #[arg(value_enum)]
-        kind: KindName,
-        /// Folder of the raw files; `digits` is built in and needs none
-        #[arg(long)]
-        dir: Option<PathBuf>,
-        /// Where packs are kept [default: ~/.cache/thanos/packs]
-        #[arg(long, env = "THANOS_PACKS", hide_env_values = true)]
-        packs_dir: Option<PathBuf>,
-    },
-    /// Describe a pack: sizes, classes, counts, mean and std
-    Info { pack: PathBuf },
-    /// Check a pack's tensors against its fingerprint
-    Verify { pack: PathBuf },
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-#[value(rename_all = "snake_case")]
-enum KindName {
-    Digits,
-    Mnist,
-    #[value(alias = "fashion-mnist")]
-    FashionMnist,
-    Cifar10,
-}
-
-impl From<KindName> for DataKind {
-    fn from(name: KindName) -> Self {
-        match name {
-            KindName::Digits => DataKind::Digits,
-            KindName::Mnist => DataKind::Mnist,
-            KindName::FashionMnist => DataKind::FashionMnist,
-            KindName::Cifar10 => DataKind::Cifar10,
-        }
-    }
-}
-
 /// Does what was typed, and returns the exit code.
 pub fn run(arguments: Arguments) -> u8 {
     match act(arguments.command) {
@@ -175,7 +137,7 @@ fn act(verb: Verb) -> Result<u8> {
             print!("{}", to_yaml(plan(&target)?.config()));
             Ok(0)
         }
-        Verb::Data(verb) => act_data(verb),
+        Verb::Data(verb) => act_data(verb).map(|()| 0),
         Verb::Status { run_dir } => {
             println!("{}", status(&run_dir)?);
             Ok(0)
@@ -235,23 +197,28 @@ fn plan(target: &Target) -> Result<Plan> {
         let message = "name a preset or a YAML file (`thanos-coord presets` lists the presets)";
         return Err(Fatal::new(EXIT_USAGE, message).into());
     };
-    let is_file = name.contains('/') || [".yaml", ".yml"].iter().any(|end| name.ends_with(end));
-    let plan = if is_file {
-        let text = std::fs::read_to_string(name)
-            .map_err(|error| Fatal::new(EXIT_CONFIG, format!("cannot read {name}: {error}")))?;
-        Plan::from_file(&text, name, &target.overrides)?
-    } else {
-        Plan::from_preset(name, &target.overrides)?
-    };
-    let mut config = plan.config().clone();
+    let mut config = config_of(name, &target.overrides)?;
     let paths = config.backbones.iter_mut().filter_map(|backbone| backbone.checkpoint.as_mut());
-    for path in paths.chain(config.data.dir.as_mut()) {
+    for path in paths.chain(config.data.dir.as_mut()).chain(config.data.coarse_map.as_mut()) {
         *path = std::path::absolute(&*path).with_context(|| format!("{}", path.display()))?;
     }
     Plan::new(config).map_err(|broken| {
         let rules: Vec<String> = broken.iter().map(ToString::to_string).collect();
         Fatal::new(EXIT_CONFIG, rules.join("\n")).into()
     })
+}
+
+/// A preset or file with its overrides, its rules checked.
+fn config_of(name: &str, overrides: &[String]) -> Result<RunConfig> {
+    let is_file = name.contains('/') || [".yaml", ".yml"].iter().any(|end| name.ends_with(end));
+    let plan = if is_file {
+        let text = std::fs::read_to_string(name)
+            .map_err(|error| Fatal::new(EXIT_CONFIG, format!("cannot read {name}: {error}")))?;
+        Plan::from_file(&text, name, overrides)?
+    } else {
+        Plan::from_preset(name, overrides)?
+    };
+    Ok(plan.config().clone())
 }
 
 /// The plan that a run was started with.
@@ -271,23 +238,4 @@ fn packs_dir(given: Option<&Path>) -> Result<PathBuf> {
     let cache = home("XDG_CACHE_HOME").or_else(|| home("HOME").map(|home| home.join(".cache")));
     let cache = cache.ok_or_else(|| Fatal::new(EXIT_USAGE, "there is no HOME: name a --packs-dir"))?;
     Ok(cache.join("thanos/packs"))
-}
-
-fn act_data(verb: DataVerb) -> Result<u8> {
-    let refused = |error: ingest::DataError| Fatal::new(error.exit_code(), format!("{:#}", anyhow::Error::from(error)));
-    match verb {
-        DataVerb::Pack { kind, dir, packs_dir: folder } => {
-            let packs = ingest::pack(kind.into(), dir.as_deref(), &packs_dir(folder.as_deref())?).map_err(refused)?;
-            let how = if packs.reused { "already packed" } else { "packed" };
-            for pack in [&packs.train, &packs.test] {
-                println!("{how}: {} {} images, {}", pack.images, pack.split, pack.path.display());
-            }
-        }
-        DataVerb::Info { pack } => println!("{}", ingest::info(&pack).map_err(refused)?),
-        DataVerb::Verify { pack } => {
-            ingest::verify(&pack).map_err(refused)?;
-            println!("{}: its tensors have its fingerprint", pack.display());
-        }
-    }
-    Ok(0)
 }

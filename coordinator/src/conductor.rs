@@ -98,6 +98,9 @@ impl Conductor {
 fn line(notice: &Notice) -> (&'static str, Value) {
     match notice {
         Notice::Joined { worker, host, pid } => ("joined", json!({"worker": worker, "host": host, "pid": pid})),
+        Notice::Fetched { worker, split, from, bytes } => {
+            ("fetched", json!({"worker": worker, "split": split, "from": from, "bytes": bytes}))
+        }
         Notice::Refused { worker, reason } => ("refused", json!({"worker": worker, "reason": reason})),
         Notice::Began { generation, workers } => ("began", json!({"generation": generation, "ranks": workers})),
         Notice::Evaluated(evaluated) => (

@@ -6,23 +6,33 @@ mod cifar;
 mod digits;
 mod error;
 mod idx;
+mod image_folder;
 mod info;
 mod pack_file;
 mod pack_header;
+mod pickle;
+mod picture;
+mod pictures;
 mod raw;
+mod sets;
+mod sheet;
 mod sources;
+mod tinyimagenet;
+mod tree;
 
 pub use error::{DataError, PackFault, RawFault};
 pub use info::PackInfo;
+pub use sheet::contact_sheet;
 
 use pack_file::Contents;
 use pack_header::Header;
-use raw::RawFile;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use sources::Sources;
 use std::path::{Path, PathBuf};
-use std::thread;
-use thanos_configs::{DataKind, DataSet, hex};
+use thanos_configs::{DataConfig, DataSet, hex};
+
+/// Told how many images of a split are decoded, of how many; from any thread.
+pub type OnProgress<'a> = &'a (dyn Fn(u64, u64) + Sync);
 
 /// One split's pack on disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,10 +40,19 @@ pub struct PackFile {
     /// `train` or `test`.
     pub split: String,
     pub path: PathBuf,
-    /// SHA-256 over shape, images and labels, in hexadecimal: equal wherever and whenever the same data is packed.
+    /// SHA-256 over header, images and labels, in hexadecimal: equal wherever and whenever the same data is packed.
     pub fingerprint: String,
     /// Number of images.
     pub images: u64,
+    /// Images that could not be decoded and were left out.
+    pub skipped: Vec<Skipped>,
+}
+
+/// An image that was left out, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Skipped {
+    pub name: String,
+    pub reason: String,
 }
 
 /// The packs of a data set.
@@ -46,16 +65,19 @@ pub struct Packs {
 }
 
 /// Packs a data set's raw files into `packs_dir`, which is made if need be; a pack of the same raw bytes is reused.
-/// `dir` is `data.dir`; an embedded data set ignores it. Several processes may do this at once.
+/// Several processes may do this at once. `progress` is told of each split by name.
 ///
 /// # Errors
 /// If raw files are missing or bad, or a pack cannot be written.
-pub fn pack(kind: DataKind, dir: Option<&Path>, packs_dir: &Path) -> Result<Packs, DataError> {
-    let sources = Sources::locate(kind, dir)?;
-    // One split after the other: only one is in memory.
-    let split = |split| pack_split(kind, split, &sources.read(split)?, packs_dir);
-    let (train, train_reused) = split(Split::Train)?;
-    let (test, test_reused) = split(Split::Test)?;
+pub fn pack(
+    config: &DataConfig,
+    packs_dir: &Path,
+    progress: &(dyn Fn(&str, u64, u64) + Sync),
+) -> Result<Packs, DataError> {
+    let raw = sources::locate(config)?;
+    // One split after the other: only one is in memory. The training images' mean and std are those of both.
+    let (train, facts, train_reused) = pack_split(raw.as_ref(), Split::Train, raw.facts(), (packs_dir, progress))?;
+    let (test, _, test_reused) = pack_split(raw.as_ref(), Split::Test, &facts, (packs_dir, progress))?;
     Ok(Packs { train, test, reused: train_reused && test_reused })
 }
 
@@ -68,7 +90,15 @@ pub fn info(path: &Path) -> Result<PackInfo, DataError> {
     read().map_err(|fault| DataError::Pack { path: path.to_owned(), fault })
 }
 
-/// Recomputes a pack's fingerprint from its images and labels.
+/// The fine labels of a pack, [N].
+///
+/// # Errors
+/// If the file is no pack, or is cut off.
+pub fn fine_labels(path: &Path) -> Result<Vec<i64>, DataError> {
+    pack_file::read_fine(path).map_err(|fault| DataError::Pack { path: path.to_owned(), fault })
+}
+
+/// Recomputes a pack's fingerprint from its header, images and labels.
 ///
 /// # Errors
 /// If the file is no pack, is cut off, or holds something else than when it was written.
@@ -91,81 +121,72 @@ impl Split {
     }
 }
 
+/// A data set's raw files, found and not yet decoded.
+trait RawSet {
+    /// What is known of it, class names included; mean and std are empty where they are to be measured.
+    fn facts(&self) -> &DataSet;
+
+    /// Adds to a hash what tells a split's raw files from others.
+    fn hash_into(&self, split: Split, hash: &mut Sha256) -> Result<(), DataError>;
+
+    fn decode(&self, split: Split, progress: OnProgress<'_>) -> Result<Samples, DataError>;
+}
+
 /// Decoded images, [N, H, W, C] u8, and their fine labels, [N], each below the number of classes.
+#[derive(Default)]
 struct Samples {
     images: Vec<u8>,
     fine: Vec<i64>,
+    skipped: Vec<Skipped>,
 }
 
-/// Also says whether the pack was there.
+impl Samples {
+    fn with_capacity(images: usize, bytes_of_each: usize) -> Self {
+        let (pixels, fine) = (Vec::with_capacity(images * bytes_of_each), Vec::with_capacity(images));
+        Self { images: pixels, fine, skipped: Vec::new() }
+    }
+}
+
+/// Also returns the facts with what was measured, and whether the pack was there.
 fn pack_split(
-    kind: DataKind,
+    raw: &dyn RawSet,
     split: Split,
-    files: &[RawFile],
-    packs_dir: &Path,
-) -> Result<(PackFile, bool), DataError> {
-    let data = DataSet::of(kind);
-    let source = source_sha256(&data, split, files);
-    let path = packs_dir.join(format!("{}-{}-{}.safetensors", data.name, split.name(), &source[..16]));
+    facts: &DataSet,
+    (packs_dir, progress): (&Path, &(dyn Fn(&str, u64, u64) + Sync)),
+) -> Result<(PackFile, DataSet, bool), DataError> {
+    let source = source_sha256(raw, split)?;
+    let path = packs_dir.join(format!("{}-{}-{}.safetensors", facts.name, split.name(), &source[..16]));
     let (header, reused) = match Header::read(&path) {
-        Ok(header) if header.describes(&data, split.name()) => (header, true),
+        Ok(header) if header.describes(facts, split.name()) => (header, true),
         // None yet, or one that is damaged: it is replaced.
         _ => {
-            let contents = Contents::new(&data, decode(kind, split, files)?);
-            let header = pack_file::write(&path, &data, split.name(), &contents)
+            let samples = raw.decode(split, &|done, total| progress(split.name(), done, total))?;
+            let mut facts = facts.clone();
+            if facts.mean.is_empty() {
+                (facts.mean, facts.std) = info::mean_and_std(&samples.images, facts.channels);
+                // A channel that is the same everywhere has nothing to scale by.
+                facts.std.iter_mut().filter(|std| **std == 0.0).for_each(|std| *std = 1.0);
+            }
+            let contents = Contents::new(&facts, samples);
+            let header = pack_file::write(&path, &facts, split.name(), &contents)
                 .map_err(|source| DataError::Write { path: path.clone(), source })?;
             (header, false)
         }
     };
-    let split = split.name().to_owned();
-    Ok((PackFile { split, path, images: header.images(), fingerprint: header.fingerprint }, reused))
+    let facts = DataSet { mean: header.mean.clone(), std: header.std.clone(), ..facts.clone() };
+    let images = header.images();
+    let Header { fingerprint, skipped, .. } = header;
+    Ok((PackFile { split: split.name().into(), path, images, fingerprint, skipped }, facts, reused))
 }
 
-/// Decides whether a pack may be reused: over the raw bytes, the header's words (format, names, mean and std among
-/// them) and the map to coarse labels, so that a corrected fact makes a new pack.
-fn source_sha256(data: &DataSet, split: Split, files: &[RawFile]) -> String {
+/// Decides whether a pack may be reused: over what tells the raw files from others, the header's words (format, names,
+/// mean and std among them) and the map to coarse labels, so that a corrected fact makes a new pack.
+fn source_sha256(raw: &dyn RawSet, split: Split) -> Result<String, DataError> {
     let mut hash = Sha256::new();
-    hash.update(pack_header::to_bytes(data, split.name(), 0, ""));
-    data.labels.coarse_of.iter().for_each(|coarse| hash.update(coarse.to_le_bytes()));
-    files.iter().for_each(|file| file.hash_into(&mut hash));
-    hex(&hash.finalize())
-}
-
-/// `files` are in the order of `Sources`.
-fn decode(kind: DataKind, split: Split, files: &[RawFile]) -> Result<Samples, DataError> {
-    let data = DataSet::of(kind);
-    let classes = data.labels.fine_names.len();
-    match kind {
-        DataKind::Digits => decode_file(&files[0], |content| digits::decode(content, split)),
-        DataKind::Mnist | DataKind::FashionMnist => decode_idx(&data, &files[0], &files[1]),
-        DataKind::Cifar10 => thread::scope(|scope| {
-            let decode_batch = |file| scope.spawn(move || decode_file(file, |content| cifar::decode(content, classes)));
-            let batches: Vec<_> = files.iter().map(decode_batch).collect();
-            let mut all = Samples { images: Vec::new(), fine: Vec::new() };
-            for batch in batches {
-                let batch = batch.join().expect("a decoder does not panic")?;
-                all.images.extend(batch.images);
-                all.fine.extend(batch.fine);
-            }
-            Ok(all)
-        }),
-    }
-}
-
-fn decode_idx(data: &DataSet, images: &RawFile, labels: &RawFile) -> Result<Samples, DataError> {
-    let classes = data.labels.fine_names.len();
-    let pixels = decode_file(images, |content| idx::images(content, data.side).map(<[u8]>::to_vec))?;
-    let fine = decode_file(labels, |content| idx::labels(content, classes))?;
-    let (image_count, label_count) = ((pixels.len() / (data.side * data.side)) as u64, fine.len() as u64);
-    if image_count != label_count {
-        let (images, labels) = (images.path.clone(), labels.path.clone());
-        return Err(DataError::Counts { images, image_count, labels, label_count });
-    }
-    Ok(Samples { images: pixels, fine })
-}
-
-fn decode_file<T>(file: &RawFile, decode: impl FnOnce(&[u8]) -> Result<T, RawFault>) -> Result<T, DataError> {
-    decode(&file.content()?).map_err(|fault| DataError::raw(&file.path, fault))
+    hash.update(pack_header::to_bytes(raw.facts(), split.name(), &[], (0, "")));
+    raw.facts().labels.coarse_of.iter().for_each(|coarse| hash.update(coarse.to_le_bytes()));
+    raw.hash_into(split, &mut hash)?;
+    Ok(hex(&hash.finalize()))
 }
 
 #[cfg(test)]

@@ -7,7 +7,8 @@ use crate::exit::{EXIT_DATA, EXIT_STOPPED, EXIT_UNREACHABLE, Fatal};
 use crate::ingest::{self, PackFile, Packs};
 use crate::launcher::{Launcher, WorkerCommand, worker_program};
 use crate::ledger::{self, Ledger};
-use crate::progress::Progress;
+use crate::packs::PackShelf;
+use crate::progress::{Bar, Progress, tell_skipped};
 use crate::report::Results;
 use crate::run::{Event, Run, Start, Verdict};
 use crate::run_dir::RunDir;
@@ -110,7 +111,8 @@ pub(crate) async fn launch(plan: &Plan, launch: &Launch) -> Result<Launched> {
         resume: found.resume,
         complete: found.complete,
     };
-    let (verdict, mut new) = conduct(start, launch, (listener, checkpoints)).await?;
+    let shelf = PackShelf::new([&packs.train, &packs.test]);
+    let (verdict, mut new) = conduct(start, launch, (listener, checkpoints, shelf)).await?;
     let mut results = found.results;
     results.append(&mut new);
     match verdict {
@@ -125,10 +127,15 @@ pub(crate) async fn launch(plan: &Plan, launch: &Launch) -> Result<Launched> {
 
 /// Packs the plan's data, unless that was done before.
 fn pack(plan: &Plan, packs_dir: &Path) -> Result<Packs> {
+    let refused = |error: ingest::DataError| Fatal::new(error.exit_code(), error.to_string());
+    let bar = Bar::new("images");
     let data = &plan.config().data;
-    let packs = ingest::pack(data.kind, data.dir.as_deref(), packs_dir)
-        .map_err(|error| Fatal::new(error.exit_code(), format!("{:#}", anyhow::Error::from(error))))?;
-    plan.check_images(packs.train.images).map_err(|rule| Fatal::new(EXIT_DATA, rule.to_string()))?;
+    let packs = ingest::pack(data, packs_dir, &|split, done, total| bar.at(split, done, total)).map_err(refused)?;
+    bar.finish();
+    tell_skipped(&packs.train);
+    tell_skipped(&packs.test);
+    let fine = ingest::fine_labels(&packs.train.path).map_err(refused)?;
+    plan.check_images(&fine).map_err(|rule| Fatal::new(EXIT_DATA, rule.to_string()))?;
     Ok(packs)
 }
 
@@ -179,13 +186,14 @@ fn welcome(plan: &Plan, run_dir: &RunDir, packs: &Packs) -> Result<Welcome> {
 async fn conduct(
     start: Start,
     launch: &Launch,
-    (listener, checkpoints): (TcpListener, Checkpoints),
+    (listener, checkpoints, packs): (TcpListener, Checkpoints, PackShelf),
 ) -> Result<(Verdict, Vec<thanos_proto::StageResult>)> {
     let address = listener.local_addr()?;
     let (events, happened) = mpsc::channel(MOST_EVENTS);
     let (sessions, store) = (Sessions::default(), Arc::new(Store::default()));
     let (stop_serving, stopped) = oneshot::channel();
-    let server = tokio::spawn(serve(listener, events.clone(), sessions.clone(), store.clone(), stopped));
+    let server =
+        tokio::spawn(serve(listener, events.clone(), sessions.clone(), (store.clone(), Arc::new(packs)), stopped));
     tokio::spawn(watch_signals(events.clone()));
     let progress = Progress::new();
     progress.line(&format!("run directory: {}", launch.run_dir.display()));

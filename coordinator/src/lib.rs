@@ -2,17 +2,19 @@
 //!
 //! Reading order: `run.rs` (the rules, a pure function from events to effects), `conductor.rs` (the task that owns the
 //! run and carries its effects out), `launch.rs` (from a plan to a result table); around them `server.rs` and
-//! `store.rs` (gRPC), `launcher.rs` (worker processes), `run_dir.rs`, `ledger.rs` and `checkpoints.rs` (what is kept),
-//! `ingest.rs` (raw data to packs), `progress.rs`, `report.rs` and `status.rs` (what people see), `cli.rs`.
+//! `store.rs` and `packs.rs` (gRPC), `launcher.rs` (worker processes), `run_dir.rs`, `ledger.rs` and `checkpoints.rs` (what is kept),
+//! `fetch.rs` and `ingest.rs` (published files, and raw data to packs), `progress.rs`, `report.rs` and `status.rs` (what people see), `cli.rs`.
 
 mod checkpoints;
 mod cli;
 mod conductor;
 mod exit;
+mod fetch;
 pub mod ingest;
 mod launch;
 mod launcher;
 mod ledger;
+mod packs;
 mod progress;
 mod report;
 mod run;

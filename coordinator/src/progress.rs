@@ -1,9 +1,11 @@
 //! What the terminal shows of a run: a bar for the stage in training, or plain lines when nobody watches.
 
+use crate::ingest::PackFile;
 use crate::run::Notice;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::collections::VecDeque;
 use std::io::IsTerminal;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use thanos_proto::{StageResult, StepDone};
 
@@ -11,6 +13,65 @@ use thanos_proto::{StageResult, StepDone};
 const BETWEEN_LINES: Duration = Duration::from_secs(5);
 /// The rate is that of the last seconds.
 const WINDOW: Duration = Duration::from_secs(5);
+
+/// Skipped images that are named; the pack names more.
+const MOST_NAMED: usize = 20;
+
+/// How far packing or a download is: a bar if somebody watches, else nothing until it is done.
+pub(crate) struct Bar {
+    bar: ProgressBar,
+    /// What the bar shows now.
+    part: Mutex<String>,
+}
+
+impl Bar {
+    /// `unit` is what is counted: `images`, or `bytes`.
+    pub(crate) fn new(unit: &str) -> Self {
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
+        let template = match unit {
+            "bytes" => "{prefix:26} {bar:32} {bytes:>10}/{total_bytes:10} {bytes_per_sec} {eta}",
+            _ => "{prefix:8} {bar:32} {pos:>7}/{len:7} {per_sec} {eta}",
+        };
+        bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+        Self { bar, part: Mutex::default() }
+    }
+
+    /// `done` of `total` of a part; from any thread.
+    pub(crate) fn at(&self, part: &str, done: u64, total: u64) {
+        let mut shown = self.part.lock().unwrap_or_else(PoisonError::into_inner);
+        if *shown != part {
+            *shown = part.into();
+            self.bar.set_length(total);
+            self.bar.set_prefix(part.to_owned());
+            self.bar.reset();
+        }
+        self.bar.set_position(done.max(self.bar.position()));
+    }
+
+    /// A line above the bar, or on standard error.
+    pub(crate) fn line(&self, text: &str) {
+        self.bar.suspend(|| eprintln!("{text}"));
+    }
+
+    pub(crate) fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// Names the images of a pack that were left out, if any.
+pub(crate) fn tell_skipped(pack: &PackFile) {
+    let skipped = &pack.skipped;
+    if skipped.is_empty() {
+        return;
+    }
+    eprintln!("left out {} {} images that cannot be decoded:", skipped.len(), pack.split);
+    for image in skipped.iter().take(MOST_NAMED) {
+        eprintln!("  {}: {}", image.name, image.reason);
+    }
+    if skipped.len() > MOST_NAMED {
+        eprintln!("  and {} more: `thanos-coord data info {}`", skipped.len() - MOST_NAMED, pack.path.display());
+    }
+}
 
 /// The stage in training, as people see it.
 pub(crate) struct Progress {
@@ -90,6 +151,9 @@ impl Progress {
             Notice::Refused { reason, .. } => self.line(&format!("refused: {reason}")),
             Notice::NotSaved { stage, step, reason } => {
                 self.line(&format!("the checkpoint of step {step} of stage {stage} was not saved: {reason}"));
+            }
+            Notice::Fetched { worker, split, bytes, .. } => {
+                self.line(&format!("{worker} got the {split} images from here: {}", HumanBytes(*bytes)));
             }
             Notice::Joined { .. } | Notice::Evaluated(_) | Notice::Saved { .. } => {}
         }

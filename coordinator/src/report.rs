@@ -34,6 +34,8 @@ pub struct Row {
     pub cosine_within_coarse: f64,
     pub cosine_within_fine: f64,
     pub cosine_between_views: f64,
+    /// How long the probe's steps waited for their images.
+    pub data_wait_seconds: f64,
 }
 
 /// A trained encoder.
@@ -47,6 +49,8 @@ pub struct BackboneRow {
     pub cosine_within_fine: f64,
     pub cosine_between_views: f64,
     pub seconds: f64,
+    /// How long its steps waited for their images.
+    pub data_wait_seconds: f64,
 }
 
 impl Results {
@@ -106,6 +110,7 @@ fn row(method: &str, backbones: &[String], result: &StageResult, seconds: f64) -
         cosine_within_coarse: result.cosine_within_coarse,
         cosine_within_fine: result.cosine_within_fine,
         cosine_between_views: result.cosine_between_views,
+        data_wait_seconds: thousandths(result.data_wait_seconds),
     }
 }
 
@@ -119,12 +124,17 @@ fn backbone_row(result: &StageResult) -> BackboneRow {
         cosine_within_fine: result.cosine_within_fine,
         cosine_between_views: result.cosine_between_views,
         seconds: tenths(result.seconds),
+        data_wait_seconds: thousandths(result.data_wait_seconds),
     }
 }
 
 /// A share in 0..1 in percent, to a thousandth: a test set of 10,000 images has steps of a hundredth.
 fn percent(share: f64) -> f64 {
     (share * 1e5).round() / 1e3
+}
+
+fn thousandths(seconds: f64) -> f64 {
+    (seconds * 1e3).round() / 1e3
 }
 
 fn tenths(seconds: f64) -> f64 {
@@ -188,6 +198,7 @@ mod tests {
             cosine_within_coarse: 0.9,
             cosine_within_fine: 0.95,
             cosine_between_views: 1.0,
+            data_wait_seconds: 0.125,
         }
     }
 

@@ -4,13 +4,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 use thanos_proto::{
-    Begin, CheckpointRef, CheckpointWritten, Command, Evaluated, Failed, Hello, StageResult, StepDone, Welcome,
-    WorkerEvent,
+    Begin, CheckpointRef, CheckpointWritten, Command, Evaluated, Failed, Fetching, Hello, StageResult, StepDone,
+    Welcome, WorkerEvent,
 };
 
 use crate::exit::{EXIT_CONFIG, EXIT_STOPPED, EXIT_UNREACHABLE};
 
-/// How long all workers together may take to start and open their packs.
+/// How long all workers together may take to start and open their packs; the transfer of a pack does not count.
 pub(crate) const MOST_GATHERING: Duration = Duration::from_secs(120);
 /// A worker that says nothing for this long is dead; it heartbeats once a second.
 pub(crate) const MOST_SILENCE: Duration = Duration::from_secs(30);
@@ -80,15 +80,44 @@ pub(crate) enum Effect {
 /// What a user may want to read, and `events.jsonl` keeps.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Notice {
-    Joined { worker: String, host: String, pid: u32 },
-    Refused { worker: String, reason: String },
-    Began { generation: u64, workers: Vec<String> },
+    Joined {
+        worker: String,
+        host: String,
+        pid: u32,
+    },
+    /// A worker has a pack that it did not see: `bytes` came over the session, `from` were there.
+    Fetched {
+        worker: String,
+        split: String,
+        from: u64,
+        bytes: u64,
+    },
+    Refused {
+        worker: String,
+        reason: String,
+    },
+    Began {
+        generation: u64,
+        workers: Vec<String>,
+    },
     Evaluated(Evaluated),
-    Saved { stage: String, step: u64 },
-    NotSaved { stage: String, step: u64, reason: String },
+    Saved {
+        stage: String,
+        step: u64,
+    },
+    NotSaved {
+        stage: String,
+        step: u64,
+        reason: String,
+    },
     StageComplete(StageResult),
-    Stopping { reason: String },
-    Lost { worker: String, reason: String },
+    Stopping {
+        reason: String,
+    },
+    Lost {
+        worker: String,
+        reason: String,
+    },
 }
 
 /// How a run ended.
@@ -238,6 +267,7 @@ impl Run {
         match event {
             WorkerEvent::Hello(_) => self.broke_the_protocol(session, "it introduced itself twice"),
             WorkerEvent::Ready { config_digest } => self.ready(session, &config_digest),
+            WorkerEvent::Fetching(fetching) => self.fetching(session, fetching, now),
             WorkerEvent::Heartbeat(heartbeat) => {
                 if heartbeat.generation == self.generation {
                     member.whereabouts =
@@ -253,6 +283,19 @@ impl Run {
             WorkerEvent::Finished => self.last_word(session, None),
             WorkerEvent::Failed(failed) => self.failed(session, &failed),
         }
+    }
+
+    /// The time for gathering starts anew with every pack that is under way: it may be large, and the line slow.
+    fn fetching(&mut self, session: SessionId, fetching: Fetching, now: Duration) -> Vec<Effect> {
+        if let Phase::Gathering { since } = &mut self.phase {
+            *since = now;
+        }
+        let Fetching { split, from, done, total } = fetching;
+        if done < total {
+            return Vec::new();
+        }
+        let worker = self.members.get(&session).map(|member| member.hello.worker_id.clone()).unwrap_or_default();
+        vec![Effect::Tell(Notice::Fetched { worker, split, from, bytes: total - from.min(total) })]
     }
 
     fn ready(&mut self, session: SessionId, digest: &str) -> Vec<Effect> {

@@ -1,6 +1,7 @@
 //! The gRPC service: it numbers sessions, turns their messages into events and commands into messages. It decides
 //! nothing; `run.rs` does.
 
+use crate::packs::PackShelf;
 use crate::run::{Event, SessionId};
 use crate::store::{Refusal, Store};
 use anyhow::Result;
@@ -13,7 +14,7 @@ use thanos_proto::v1::coordinator_server::{Coordinator, CoordinatorServer};
 use thanos_proto::{Command, WorkerEvent, v1};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
-use tokio_stream::wrappers::{TcpListenerStream, UnboundedReceiverStream};
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream, UnboundedReceiverStream};
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -53,10 +54,10 @@ pub(crate) async fn serve(
     listener: TcpListener,
     events: mpsc::Sender<Event>,
     sessions: Sessions,
-    store: Arc<Store>,
+    (store, packs): (Arc<Store>, Arc<PackShelf>),
     stop: oneshot::Receiver<()>,
 ) -> Result<()> {
-    let service = Service { events, sessions, store, next_session: AtomicU64::new(1) };
+    let service = Service { events, sessions, store, packs, next_session: AtomicU64::new(1) };
     let service = CoordinatorServer::new(service).max_decoding_message_size(MOST_MESSAGE);
     tonic::transport::Server::builder()
         .tcp_nodelay(true)
@@ -73,11 +74,19 @@ struct Service {
     events: mpsc::Sender<Event>,
     sessions: Sessions,
     store: Arc<Store>,
+    packs: Arc<PackShelf>,
     next_session: AtomicU64,
 }
 
 #[tonic::async_trait]
 impl Coordinator for Service {
+    type FetchPackStream = Pin<Box<dyn Stream<Item = Result<v1::PackPart, Status>> + Send>>;
+
+    async fn fetch_pack(&self, request: Request<v1::PackRequest>) -> Result<Response<Self::FetchPackStream>, Status> {
+        let parts = self.packs.clone().send(request.into_inner())?;
+        Ok(Response::new(Box::pin(ReceiverStream::new(parts))))
+    }
+
     type SessionStream = Pin<Box<dyn Stream<Item = Result<v1::Command, Status>> + Send>>;
 
     async fn session(

@@ -2,8 +2,8 @@
 //! there) is checked here, once, so that nothing above meets a half-filled message.
 
 use crate::message::{
-    Begin, Best, CheckpointRef, CheckpointWritten, Command, Evaluated, Failed, Heartbeat, Hello, PackRef, StageResult,
-    StepDone, Welcome, WorkerEvent, WrittenFile,
+    Begin, Best, CheckpointRef, CheckpointWritten, Command, Evaluated, Failed, Fetching, Heartbeat, Hello, PackRef,
+    StageResult, StepDone, Welcome, WorkerEvent, WrittenFile,
 };
 use crate::v1;
 
@@ -42,6 +42,7 @@ macro_rules! same_fields {
 
 same_fields! {
     Hello { worker_id, host, pid, version }
+    Fetching { split, from, done, total }
     Heartbeat { generation, stage, step, phase }
     Evaluated { stage, epoch, validation_accuracy, best }
     StepDone { stage, epoch, step, generation, world_size, loss, losses, lr, images, samples_sha256, total_steps }
@@ -50,7 +51,7 @@ same_fields! {
     CheckpointRef { stage, folder, manifest_sha256, step }
     StageResult {
         stage, seconds, validation_accuracy, coarse_test_accuracy, fine_test_accuracy, knn_fine_accuracy,
-        cosine_within_coarse, cosine_within_fine, cosine_between_views
+        cosine_within_coarse, cosine_within_fine, cosine_between_views, data_wait_seconds
     }
 }
 
@@ -94,6 +95,7 @@ impl From<WorkerEvent> for v1::WorkerEvent {
         let event = match from {
             WorkerEvent::Hello(hello) => Event::Hello(hello.into()),
             WorkerEvent::Ready { config_digest } => Event::Ready(v1::Ready { config_digest }),
+            WorkerEvent::Fetching(fetching) => Event::Fetching(fetching.into()),
             WorkerEvent::Heartbeat(heartbeat) => Event::Heartbeat(heartbeat.into()),
             WorkerEvent::Step(step) => Event::Step(step.into()),
             WorkerEvent::Evaluated(evaluated) => Event::Evaluated(evaluated.into()),
@@ -117,6 +119,7 @@ impl TryFrom<v1::WorkerEvent> for WorkerEvent {
         Ok(match from.event.ok_or_else(|| malformed("WorkerEvent", "it holds no event"))? {
             Event::Hello(hello) => WorkerEvent::Hello(hello.into()),
             Event::Ready(v1::Ready { config_digest }) => WorkerEvent::Ready { config_digest },
+            Event::Fetching(fetching) => WorkerEvent::Fetching(fetching.into()),
             Event::Heartbeat(heartbeat) => WorkerEvent::Heartbeat(heartbeat.into()),
             Event::Step(step) => WorkerEvent::Step(step.into()),
             Event::Evaluated(evaluated) => WorkerEvent::Evaluated(evaluated.into()),

@@ -11,6 +11,8 @@ pub enum WorkerEvent {
     Ready {
         config_digest: String,
     },
+    /// Before `Ready`: the worker does not see a pack, and gets it from the coordinator.
+    Fetching(Fetching),
     Heartbeat(Heartbeat),
     /// From rank 0, behind each update.
     Step(StepDone),
@@ -37,6 +39,15 @@ pub struct Hello {
     pub host: String,
     pub pid: u32,
     pub version: String,
+}
+
+/// How much of a pack's file has come, in bytes; `from` is what an earlier transfer had brought.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fetching {
+    pub split: String,
+    pub from: u64,
+    pub done: u64,
+    pub total: u64,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -117,6 +128,8 @@ pub struct StageResult {
     pub cosine_within_coarse: f64,
     pub cosine_within_fine: f64,
     pub cosine_between_views: f64,
+    /// Time that rank 0's steps waited for their images, since its worker started the stage.
+    pub data_wait_seconds: f64,
 }
 
 #[derive(Clone, Debug, PartialEq)]

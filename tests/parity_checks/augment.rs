@@ -7,8 +7,8 @@ use anyhow::{Context, Result, bail, ensure};
 use std::collections::HashMap;
 use std::path::Path;
 use tch::{Kind, Tensor};
-use thanos_worker::views::{
-    self, Crop, adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation, crop, to_gray,
+use thanos_views::{
+    self as views, Crop, adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation, crop, to_gray,
 };
 
 const PARAMETERS: &str = "params_";

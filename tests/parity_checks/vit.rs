@@ -54,10 +54,15 @@ impl Config {
             mlp: self.mlp_dim,
         };
         let config = ModelConfig { encoder, dropout: 0.0, ..ModelConfig::default() };
-        let coarse_names = vec!["a class"; self.classes].leak();
-        let labels = Labels { fine_names: &[], coarse_names, coarse_of: &[] };
-        let data =
-            DataSet { name: "golden", side: self.image_side, channels: self.channels, mean: &[], std: &[], labels };
+        let labels = Labels { coarse_names: vec!["a class".into(); self.classes], ..Labels::default() };
+        let data = DataSet {
+            name: "golden".into(),
+            side: self.image_side,
+            channels: self.channels,
+            mean: Vec::new(),
+            std: Vec::new(),
+            labels,
+        };
         let sum: Rc<dyn BatchSum> = Rc::new(Alone);
         let mut model = Model::new(&config, &data, false, Device::Cpu, &sum);
         if kind == Kind::Double {

@@ -3,11 +3,12 @@
 
 use crate::data::Data;
 use crate::evaluate::{Measures, accuracy, embed_all, measure};
+use crate::feed::Batch;
 use crate::gather::{Comparison, contrast_globally};
 use crate::loss::{Form, Similarity, TILE, unlabelled_apart};
 use crate::model::{BatchSum, Mode, Model};
 use crate::tensors::Named;
-use crate::train::{Batch, Losses, Stage, Term};
+use crate::train::{Losses, Stage, Term};
 use anyhow::Result;
 use std::rc::Rc;
 use tch::{Reduction, Tensor};
@@ -40,21 +41,24 @@ impl Stage for Backbone<'_> {
         self.model.state()
     }
 
-    fn losses(&mut self, batch: &Batch<'_>) -> Result<Losses> {
+    fn views(&self) -> u64 {
+        2
+    }
+
+    fn losses(&mut self, batch: &Batch) -> Result<Losses> {
         let data = self.data;
-        let own = &batch.samples[batch.own.clone()];
-        let (b, total) = (own.len() as i64, batch.samples.len() as i64);
-        let images = data.views(&data.train, own, batch.epoch, 2)?.flatten(0, 1); // [2b, C, S, S]
+        let (b, total) = (batch.own().len() as i64, batch.samples.len() as i64);
+        let images = batch.images.flatten(0, 1); // [2b, C, S, S]
         let z = self.model.encoder.forward(&images, Mode::Train)?; // [2b, d]
         let mut losses = Losses::default();
         if self.objective.cross_entropy > 0.0 {
-            let labels = data.labels(&data.train.coarse, own).repeat_interleave_self_int(2, 0, None); // [2b]
+            let labels = data.labels(&data.train.coarse, batch.own()).repeat_interleave_self_int(2, 0, None); // [2b]
             let logits = self.model.logits(&z); // [2b, classes]
             let sum = logits.cross_entropy_loss::<Tensor>(&labels, None, Reduction::Sum, -100, 0.0);
             losses.add("cross_entropy", self.objective.cross_entropy, sum / (2 * total));
         }
         if let Some(contrastive) = &self.objective.contrastive {
-            let labels = unlabelled_apart(&data.labels(&data.train.coarse, batch.samples), 0); // [B]
+            let labels = unlabelled_apart(&data.labels(&data.train.coarse, &batch.samples), 0); // [B]
             // With its width: a rank without images could not guess it.
             let pairs = z.detach().reshape([b, 2, z.size()[1]]); // [b, view, d]
             let (view0, view1) = (pairs.select(1, 0), pairs.select(1, 1));
@@ -76,8 +80,9 @@ impl Stage for Backbone<'_> {
 
     fn validation_accuracy(&mut self) -> Result<f64> {
         let data = self.data;
-        let z = embed_all(&[&self.model], data, &data.train, &data.split.validation, &self.group)?;
-        let labels = data.labels(&data.train.coarse, &data.split.validation);
+        let (pack, ids) = data.validation();
+        let z = embed_all(&[&self.model], data, pack, ids, &self.group)?;
+        let labels = data.labels(&pack.coarse, ids);
         accuracy(&tch::no_grad(|| self.model.logits(&z)), &labels, &self.group)
     }
 

@@ -1,85 +1,134 @@
-//! The run's images as tensors: the two packs, the split, and the views that a stage asks for.
+//! The run's images as tensors: the two packs, the split, and the views that are asked for.
 
-use crate::pack::Pack;
-use crate::views::Augmentation;
-use anyhow::{Result, ensure};
+use crate::device_views::views_on_device;
+use crate::pack::{Images, Pack};
+use anyhow::{Context, Result, ensure};
+use std::path::PathBuf;
+use std::thread;
 use tch::{Device, Kind, Tensor};
-use thanos_configs::{DataSet, Plan, Precision, Split, split_train_validation, view_key};
-use thanos_proto::PackRef;
+use thanos_configs::{DataSet, Plan, Precision, Validation, rank_slice, view_key};
+use thanos_views::{Augmentation, Scratch};
+
+/// A pack's file on this machine.
+pub(crate) struct LocalPack {
+    pub(crate) split: String,
+    pub(crate) path: PathBuf,
+    pub(crate) fingerprint: String,
+}
 
 /// Everything a stage may know about images.
 pub(crate) struct Data {
-    pub train: Pack,
-    pub test: Pack,
-    /// The training pack cut in two; entries are ids in `train`.
-    pub split: Split,
-    pub facts: DataSet,
+    pub(crate) train: Pack,
+    pub(crate) test: Pack,
+    /// What the packs say about themselves.
+    pub(crate) facts: DataSet,
+    /// Ids of the images in `train` that are trained on.
+    pub(crate) train_ids: Vec<u64>,
+    /// Ids of those that select the best epoch, in the pack that `validation` names.
+    validation_ids: Vec<u64>,
+    validation: Validation,
     augmentation: Augmentation,
     seed: u64,
     device: Device,
     kind: Kind,
+    threads: usize,
+    /// The images of both packs on a GPU, where views are then made.
+    on_device: Option<(Images, Images)>,
 }
 
 impl Data {
-    /// Opens the packs that the coordinator named, and checks them against the plan's data set.
-    pub(crate) fn open(plan: &Plan, packs: &[PackRef], device: Device) -> Result<Self> {
+    /// Opens the packs that the coordinator named, and checks them against the plan's data set. `threads` is this
+    /// worker's share of the cores.
+    pub(crate) fn open(plan: &Plan, packs: &[LocalPack], device: Device, threads: usize) -> Result<Self> {
         let open = |split: &str| -> Result<Pack> {
             let found = packs.iter().find(|pack| pack.split == split);
-            let found = found.ok_or_else(|| anyhow::anyhow!("the coordinator named no pack for `{split}`"))?;
-            let pack = Pack::open(found.path.as_ref(), &found.fingerprint)?;
-            let facts = plan.data();
-            let expected = [facts.side, facts.side, facts.channels];
+            let found = found.with_context(|| format!("the coordinator named no pack for `{split}`"))?;
+            let pack = Pack::open(&found.path, &found.fingerprint)?;
+            let (found_shape, expected) = (shape(&pack.facts), shape(plan.data()));
             ensure!(
-                pack.shape == expected,
-                "pack {}: images are {:?} (height, width, channels), {} has {expected:?}",
-                found.path,
-                pack.shape,
-                facts.name
+                found_shape == expected,
+                "pack {}: its images are {found_shape:?} (side, channels), {} has {expected:?}",
+                found.path.display(),
+                plan.data().name
             );
             Ok(pack)
         };
         let (train, test) = (open("train")?, open("test")?);
-        let split = split_train_validation(train.len() as u64, plan.config().data.validation_fraction);
+        let facts = train.facts.clone();
+        ensure!(facts == test.facts, "the packs of training and test images are of two data sets");
+        let split = plan.split(&train.fine);
+        let validation = plan.config().data.validation;
+        let validation_ids = match validation {
+            Validation::HeldOut => split.validation,
+            Validation::Test => (0..test.len() as u64).collect(),
+        };
+        let (trained, validated, tested) = (split.train.len(), validation_ids.len(), test.len());
         ensure!(
-            !split.train.is_empty() && !split.validation.is_empty() && !test.is_empty(),
-            "{} training, {} validation and {} test images: none of them may be empty",
-            split.train.len(),
-            split.validation.len(),
-            test.len()
+            trained > 0 && validated > 0 && tested > 0,
+            "{trained} training, {validated} validation and {tested} test images: none of them may be empty"
         );
-        let augmentation = Augmentation::new(&plan.config().views, plan.data());
+        let augmentation = Augmentation::new(&plan.config().views, facts.side, &facts.mean, &facts.std);
         let kind = match plan.config().model.precision {
             Precision::Float32 => Kind::Float,
             Precision::Float64 => Kind::Double,
         };
+        let on_device = device.is_cuda().then(|| (train.images().on(device), test.images().on(device)));
+        let seed = plan.config().seed;
+        let train_ids = split.train;
         Ok(Self {
             train,
             test,
-            split,
-            facts: plan.data().clone(),
+            facts,
+            train_ids,
+            validation_ids,
+            validation,
             augmentation,
-            seed: plan.config().seed,
+            seed,
             device,
             kind,
+            threads,
+            on_device,
         })
+    }
+
+    /// The images on which the best epoch is selected: their pack, and their ids in it.
+    pub(crate) fn validation(&self) -> (&Pack, &[u64]) {
+        match self.validation {
+            Validation::HeldOut => (&self.train, &self.validation_ids),
+            Validation::Test => (&self.test, &self.validation_ids),
+        }
     }
 
     /// Views of images of a pack in one epoch: [n, views, C, S, S].
     pub(crate) fn views(&self, pack: &Pack, ids: &[u64], epoch: u64, views: u64) -> Result<Tensor> {
-        let pixels = pack.images(ids)?;
-        let size = self.augmentation.pixels();
-        let mut floats = vec![0.0_f32; ids.len() * views as usize * size];
-        let keys = ids.iter().enumerate().flat_map(|(row, &id)| (0..views).map(move |view| (row, id, view)));
-        for ((row, id, view), out) in keys.zip(floats.chunks_exact_mut(size)) {
-            let key = view_key(self.seed, epoch, id, view);
-            self.augmentation.view(&pixels[row * size..(row + 1) * size], key, out);
+        let leading = [ids.len() as i64, views as i64];
+        if let Some((train, test)) = &self.on_device {
+            let images = if std::ptr::eq(pack, &self.test) { test } else { train };
+            let keys = self.maker(images).keys(ids, epoch, views);
+            let repeated: Vec<u64> = ids.iter().flat_map(|&id| (0..views).map(move |_| id)).collect();
+            let made = views_on_device(&self.augmentation, &images.chosen(&repeated)?, &keys);
+            return Ok(made.reshape(self.shape(&leading)).to_kind(self.kind));
         }
-        Ok(self.tensor(&floats, &[ids.len() as i64, views as i64]))
+        let maker = self.maker(pack.images());
+        let share = |part: usize| maker.views(&ids[rank_slice(ids.len(), part, self.threads)], epoch, views);
+        let parts: Vec<Result<Vec<f32>>> = thread::scope(|scope| {
+            // Images of a tensor go to a thread by a handle of its own.
+            let others = (1..self.threads).map(|part| {
+                let (maker, ids) = (maker.clone(), &ids[rank_slice(ids.len(), part, self.threads)]);
+                scope.spawn(move || maker.views(ids, epoch, views))
+            });
+            let others: Vec<_> = others.collect();
+            let first = share(0);
+            let joined = others.into_iter().map(|part| part.join().expect("making views does not panic"));
+            std::iter::once(first).chain(joined).collect()
+        });
+        let floats = parts.into_iter().collect::<Result<Vec<_>>>()?.concat();
+        Ok(self.tensor(&floats, &leading))
     }
 
     /// Images of a pack as evaluation sees them: [n, C, S, S].
     pub(crate) fn plain(&self, pack: &Pack, ids: &[u64]) -> Result<Tensor> {
-        let pixels = pack.images(ids)?;
+        let pixels = pack.images().pixels(ids)?;
         let size = self.augmentation.pixels();
         let mut floats = vec![0.0_f32; ids.len() * size];
         for (image, out) in pixels.chunks_exact(size).zip(floats.chunks_exact_mut(size)) {
@@ -103,9 +152,65 @@ impl Data {
         self.kind
     }
 
-    fn tensor(&self, floats: &[f32], leading: &[i64]) -> Tensor {
+    /// Threads that may make views at once.
+    pub(crate) fn threads(&self) -> usize {
+        self.threads
+    }
+
+    pub(crate) fn makes_views_on_device(&self) -> bool {
+        self.on_device.is_some()
+    }
+
+    /// Makes views of the training images on a thread of its own.
+    pub(crate) fn view_maker(&self) -> ViewMaker {
+        self.maker(self.train.images())
+    }
+
+    fn maker(&self, images: &Images) -> ViewMaker {
+        ViewMaker { augmentation: self.augmentation.clone(), seed: self.seed, images: images.clone() }
+    }
+
+    /// Floats of images as a tensor on the training device: [leading.., C, S, S].
+    pub(crate) fn tensor(&self, floats: &[f32], leading: &[i64]) -> Tensor {
+        Tensor::from_slice(floats).reshape(self.shape(leading)).to_device(self.device).to_kind(self.kind)
+    }
+
+    fn shape(&self, leading: &[i64]) -> Vec<i64> {
         let (c, s) = (self.facts.channels as i64, self.facts.side as i64);
-        let shape = [leading, &[c, s, s]].concat();
-        Tensor::from_slice(floats).reshape(&shape).to_device(self.device).to_kind(self.kind)
+        [leading, &[c, s, s]].concat()
+    }
+}
+
+/// Side and channels of a data set's images.
+fn shape(facts: &DataSet) -> (usize, usize) {
+    (facts.side, facts.channels)
+}
+
+/// Makes views of one pack's images on the CPU; it can be sent to another thread.
+#[derive(Clone)]
+pub(crate) struct ViewMaker {
+    augmentation: Augmentation,
+    seed: u64,
+    images: Images,
+}
+
+impl ViewMaker {
+    /// The floats of views of images in one epoch: [n, views, C, S, S].
+    pub(crate) fn views(&self, ids: &[u64], epoch: u64, views: u64) -> Result<Vec<f32>> {
+        let pixels = self.images.pixels(ids)?;
+        let size = self.augmentation.pixels();
+        let mut floats = vec![0.0_f32; ids.len() * views as usize * size];
+        let mut scratch = Scratch::default();
+        for (at, (key, out)) in self.keys(ids, epoch, views).into_iter().zip(floats.chunks_exact_mut(size)).enumerate()
+        {
+            let image = at / views as usize;
+            self.augmentation.view(&pixels[image * size..(image + 1) * size], key, &mut scratch, out);
+        }
+        Ok(floats)
+    }
+
+    /// Keys of the views of images in one epoch, an image's views behind each other.
+    fn keys(&self, ids: &[u64], epoch: u64, views: u64) -> Vec<u64> {
+        ids.iter().flat_map(|&id| (0..views).map(move |view| view_key(self.seed, epoch, id, view))).collect()
     }
 }

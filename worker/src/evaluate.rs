@@ -75,10 +75,10 @@ pub(crate) fn measure(models: &[&Model], data: &Data, group: &ProcessGroup) -> R
     let _no_graph = tch::no_grad_guard();
     let test_ids: Vec<u64> = (0..data.test.len() as u64).collect();
     let test = embed_all(models, data, &data.test, &test_ids, group)?;
-    let train = embed_all(models, data, &data.train, &data.split.train, group)?;
+    let train = embed_all(models, data, &data.train, &data.train_ids, group)?;
     let fine = data.labels(&data.test.fine, &test_ids);
     let coarse = data.labels(&data.test.coarse, &test_ids);
-    let train_fine = data.labels(&data.train.fine, &data.split.train);
+    let train_fine = data.labels(&data.train.fine, &data.train_ids);
     let directions = unit(models, &test);
     let classes = data.facts.labels.fine_names.len() as i64;
     Ok(Measures {

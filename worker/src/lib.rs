@@ -2,7 +2,7 @@
 //!
 //! Reading order: `run.rs` (a worker's life), `train.rs` (the river of one stage: batch, losses, gradients, update,
 //! commit), `backbone.rs` and `transfer.rs` (what a batch becomes in either kind of stage), `gather.rs` and `loss`
-//! (the contrastive loss over all ranks), `model`, `views`.
+//! (the contrastive loss over all ranks), `model`, `feed.rs` and `data.rs` (which views come next).
 //!
 //! Shapes, everywhere: n images or rows, b rows of this rank, B rows of the global batch, d width of an embedding,
 //! C channels, S side in pixels, N images of a data set. Images are [n, C, S, S] f32, normalised; embeddings [n, d];
@@ -11,19 +11,21 @@
 mod backbone;
 mod checkpoint;
 mod data;
+pub mod device_views;
 mod evaluate;
 mod exit;
+mod feed;
 mod gather;
 pub mod loss;
 pub mod model;
 mod optimizer;
 mod pack;
+mod pack_transfer;
 mod run;
 mod session;
 pub mod tensors;
 mod train;
 mod transfer;
-pub mod views;
 
 pub use checkpoint::load_weights;
 pub use exit::{EXIT_CONFIG, EXIT_DATA, EXIT_IO, EXIT_SOFTWARE, EXIT_STOPPED, EXIT_UNREACHABLE, exit_code};

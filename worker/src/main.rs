@@ -1,6 +1,7 @@
 //! `thanos-worker`: one rank of a run. The launcher starts it; only a foreign launcher's user types its options.
 
 use clap::Parser;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use thanos_worker::{Address, Options, Outcome, exit_code, work};
 use tracing_subscriber::EnvFilter;
@@ -24,6 +25,10 @@ struct Arguments {
     /// Address of this machine under which the other workers reach it
     #[arg(long, default_value = "127.0.0.1", conflicts_with = "interface")]
     host: String,
+    /// Folder of this machine's packs; what is not there comes from the coordinator, once a machine [default: the
+    /// coordinator's own folder where it can be seen, else ~/.cache/thanos/packs]
+    #[arg(long)]
+    packs_dir: Option<PathBuf>,
     /// Network interface under which the other workers reach it
     #[arg(long)]
     interface: Option<String>,
@@ -38,6 +43,7 @@ fn main() -> ExitCode {
         worker_id: arguments.id,
         local_rank: arguments.local_rank,
         threads: arguments.threads.into(),
+        packs_dir: arguments.packs_dir,
         address: arguments.interface.map_or(Address::Host(arguments.host), Address::Interface),
     };
     match work(&options) {

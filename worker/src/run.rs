@@ -3,9 +3,11 @@
 
 use crate::backbone::Backbone;
 use crate::checkpoint::{BEST, Committed, load_weights};
-use crate::data::Data;
+use crate::data::{Data, LocalPack};
 use crate::exit::{BadData, EXIT_CONFIG, exit_code};
+use crate::feed::Schedule;
 use crate::model::{BatchSum, Model};
+use crate::pack_transfer::local_file;
 use crate::session::{Refused, Session};
 use crate::tensors::{Named, copy_into};
 use crate::train::{Ending, Peers, Recipe, Stage, train};
@@ -19,7 +21,7 @@ use std::time::Duration;
 use tch::Device;
 use thanos_c10d::{Address, ProcessGroup, keep_freed_memory};
 use thanos_configs::{Plan, StagePlan, TransferPlan, init_key, stage_key};
-use thanos_proto::{Begin, CheckpointRef, Failed, Hello, Welcome, WorkerEvent};
+use thanos_proto::{Begin, CheckpointRef, Failed, Hello, PackRef, Welcome, WorkerEvent};
 
 /// How long a rank waits for its peers in the rendezvous and in a collective. Rank 0 may be writing a checkpoint.
 const MOST_COLLECTIVE: Duration = Duration::from_secs(300);
@@ -37,6 +39,8 @@ pub struct Options {
     pub threads: usize,
     /// What Gloo binds to.
     pub address: Address,
+    /// This machine's folder of packs; `None`: the coordinator's own files where they can be seen, else a cache.
+    pub packs_dir: Option<PathBuf>,
 }
 
 /// How a worker's part of the run ended.
@@ -91,7 +95,8 @@ fn without_panic<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
 fn take_part(options: &Options, session: &Session, welcome: &Welcome) -> Result<WorkerEvent> {
     let plan = plan_of(welcome)?;
     let device = device(options.local_rank);
-    let data = Data::open(&plan, &welcome.packs, device).map_err(BadData)?;
+    let packs = local_packs(options, session, &welcome.packs)?;
+    let data = Data::open(&plan, &packs, device, options.threads).map_err(BadData)?;
     session.send(WorkerEvent::Ready { config_digest: plan.digest().into() })?;
     let begin = session.begin()?;
     session.at("start", 0, "rendezvous");
@@ -106,6 +111,15 @@ fn take_part(options: &Options, session: &Session, welcome: &Welcome) -> Result<
         finished: BTreeMap::new(),
     };
     worker.train_stages(&begin)
+}
+
+/// The packs on this machine, brought here if need be.
+fn local_packs(options: &Options, session: &Session, packs: &[PackRef]) -> Result<Vec<LocalPack>> {
+    let local = |pack: &PackRef| -> Result<LocalPack> {
+        let path = local_file(session, pack, options.packs_dir.as_deref())?;
+        Ok(LocalPack { split: pack.split.clone(), path, fingerprint: pack.fingerprint.clone() })
+    };
+    packs.iter().map(local).collect()
 }
 
 /// One GPU a worker where there are any, else the CPU.
@@ -179,8 +193,14 @@ impl Worker<'_> {
             key,
             seed: config.seed,
             train: self.plan.training(plan),
-            samples: &self.data.split.train,
-            drop_last: config.data.drop_last,
+            schedule: Schedule {
+                samples: self.data.train_ids.clone(),
+                seed: config.seed,
+                batch_size: self.plan.training(plan).batch_size,
+                drop_last: config.data.drop_last,
+                rank: self.group.rank(),
+                world_size: self.group.size(),
+            },
             checkpoint_every: config.checkpoint.every_steps,
         };
         let peers =
@@ -192,7 +212,7 @@ impl Worker<'_> {
             }
             StagePlan::Transfer(transfer) => self.transfer(transfer)?,
         };
-        train(stage.as_mut(), &recipe, &peers, resume)
+        train(stage.as_mut(), self.data, &recipe, &peers, resume)
     }
 
     fn transfer(&self, transfer: &TransferPlan) -> Result<Box<dyn Stage + '_>> {

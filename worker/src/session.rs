@@ -1,6 +1,7 @@
 //! The worker's session with its coordinator: one gRPC stream on a thread of its own, so that a stalled step still
 //! heartbeats and a run that is over ends a worker that hangs in a collective. It decides nothing about training.
 
+mod packs;
 mod store;
 mod stream;
 
@@ -106,6 +107,11 @@ impl Session {
     pub(crate) fn store(&self, generation: u64) -> Arc<dyn KeyValueStore> {
         self.shared.heartbeat.lock().unwrap_or_else(PoisonError::into_inner).generation = generation;
         Arc::new(store::CoordinatorStore::new(self.client.clone(), self.runtime.handle().clone(), generation))
+    }
+
+    /// Starts a stream of a pack's file, from an offset on.
+    pub(crate) fn fetch_pack(&self, fingerprint: &str, offset: u64) -> Result<packs::PackParts> {
+        packs::PackParts::open(self.client.clone(), self.runtime.handle().clone(), fingerprint, offset)
     }
 
     /// Where this rank last said it was.

@@ -2,25 +2,19 @@
 //! ranks: one rank is a group of size one. What a batch becomes is the stage's (`backbone.rs`, `transfer.rs`).
 
 use crate::checkpoint::{self, Committed};
+use crate::data::Data;
 use crate::evaluate::Measures;
+use crate::feed::{Batch, Feed, Schedule};
 use crate::optimizer::AdamW;
 use crate::session::Session;
 use crate::tensors::{Named, copy_into, snapshot};
 use anyhow::{Result, bail};
-use std::ops::Range;
 use std::path::Path;
 use std::time::Instant;
 use tch::{Kind, Tensor};
 use thanos_c10d::ProcessGroup;
-use thanos_configs::{EpochOrder, Position, TrainConfig, learning_rate, rank_slice, samples_sha256, step_key};
+use thanos_configs::{TrainConfig, learning_rate, samples_sha256, step_key};
 use thanos_proto::{Best, CheckpointWritten, Evaluated, StageResult, StepDone, WorkerEvent};
-
-/// One global batch, as every rank sees it: sample ids, and the part of them that is this rank's.
-pub(crate) struct Batch<'a> {
-    pub(crate) samples: &'a [u64],
-    pub(crate) own: Range<usize>,
-    pub(crate) epoch: u64,
-}
 
 /// One term of the loss: this rank's share of its global value, a scalar. Shares are summed over the ranks.
 pub(crate) struct Term {
@@ -74,7 +68,9 @@ pub(crate) trait Stage {
     fn parameters(&self) -> Named;
     /// Parameters and buffers: what a checkpoint holds.
     fn state(&self) -> Named;
-    fn losses(&mut self, batch: &Batch<'_>) -> Result<Losses>;
+    /// Views of each image that a batch must have.
+    fn views(&self) -> u64;
+    fn losses(&mut self, batch: &Batch) -> Result<Losses>;
     /// Share of the validation images, over all ranks.
     fn validation_accuracy(&mut self) -> Result<f64>;
     /// Measures on the test images and, for a transfer, the fine accuracy.
@@ -88,17 +84,9 @@ pub(crate) struct Recipe<'a> {
     pub(crate) key: u64,
     pub(crate) seed: u64,
     pub(crate) train: TrainConfig,
-    /// Ids of the training images.
-    pub(crate) samples: &'a [u64],
-    pub(crate) drop_last: bool,
+    pub(crate) schedule: Schedule,
     /// Steps between two checkpoints; `None`: once an epoch.
     pub(crate) checkpoint_every: Option<u64>,
-}
-
-impl Recipe<'_> {
-    fn order(&self, epoch: u64) -> EpochOrder {
-        EpochOrder::new(self.samples, self.seed, epoch, self.train.batch_size, self.drop_last)
-    }
 }
 
 /// The others of a generation: what a stage needs to act in common.
@@ -120,23 +108,20 @@ pub(crate) enum Ending {
 /// Trains a stage from its start, or from where `resume` stands, to its end or to a stop that all ranks agree on.
 pub(crate) fn train(
     stage: &mut dyn Stage,
+    data: &Data,
     recipe: &Recipe<'_>,
     peers: &Peers<'_>,
     resume: Option<&Committed>,
 ) -> Result<Ending> {
     let mut trainer = Trainer::new(stage, recipe, peers, resume)?;
-    let mut order = recipe.order(0);
-    let steps_per_epoch = order.steps();
+    let steps_per_epoch = recipe.schedule.steps_per_epoch();
     let total_steps = recipe.train.max_steps.unwrap_or(u64::MAX).min(recipe.train.epochs * steps_per_epoch);
-    let mut epoch_of_order = 0;
-    while trainer.step < total_steps {
-        let at = Position::at(trainer.step, steps_per_epoch);
-        if at.epoch != epoch_of_order {
-            (order, epoch_of_order) = (recipe.order(at.epoch), at.epoch);
-        }
-        let samples = order.batch(at.step_in_epoch);
-        let own = rank_slice(samples.len(), peers.group.rank(), peers.group.size());
-        let stop = trainer.update(&Batch { samples, own, epoch: at.epoch }, total_steps)?;
+    let mut feed = Feed::new(data, &recipe.schedule, trainer.step..total_steps, trainer.stage.views())?;
+    trainer.phase("data");
+    while let Some(batch) = feed.next()? {
+        let at = batch.at;
+        let stop = trainer.update(&batch, total_steps)?;
+        trainer.waited = feed.waited.as_secs_f64();
         let last = trainer.step == total_steps;
         let epoch_ends = at.step_in_epoch + 1 == steps_per_epoch;
         if last || epoch_ends && (at.epoch + 1).is_multiple_of(recipe.train.evaluate_every) {
@@ -149,6 +134,7 @@ pub(crate) fn train(
         if stop && !last {
             return Ok(Ending::Stopped { step: trainer.step });
         }
+        trainer.phase("data");
     }
     trainer.finish()
 }
@@ -163,6 +149,8 @@ struct Trainer<'a> {
     step: u64,
     best: Option<(Best, Named)>,
     seconds_before: f64,
+    /// Seconds that steps waited for their images, since this rank started the stage.
+    waited: f64,
     started: Instant,
 }
 
@@ -175,7 +163,8 @@ impl<'a> Trainer<'a> {
     ) -> Result<Self> {
         let optimizer = AdamW::new(stage.parameters(), recipe.train.weight_decay);
         let started = Instant::now();
-        let mut trainer = Self { stage, recipe, peers, optimizer, step: 0, best: None, seconds_before: 0.0, started };
+        let mut trainer =
+            Self { stage, recipe, peers, optimizer, step: 0, best: None, seconds_before: 0.0, waited: 0.0, started };
         if let Some(checkpoint) = resume {
             copy_into(&trainer.stage.state(), &checkpoint.tensors(checkpoint::MODEL)?)?;
             trainer.optimizer.load(&checkpoint.tensors(checkpoint::OPTIMIZER)?)?;
@@ -193,7 +182,7 @@ impl<'a> Trainer<'a> {
     }
 
     /// One optimiser update; true: some rank has been asked to stop.
-    fn update(&mut self, batch: &Batch<'_>, total_steps: u64) -> Result<bool> {
+    fn update(&mut self, batch: &Batch, total_steps: u64) -> Result<bool> {
         let rank = self.peers.group.rank() as u64;
         tch::manual_seed(step_key(self.recipe.seed, self.recipe.key, self.step, rank) as i64);
         self.phase("forward");
@@ -205,7 +194,7 @@ impl<'a> Trainer<'a> {
         let reduced = self.reduce(&losses)?;
         self.refuse_non_numbers(&losses, &reduced)?;
         self.phase("update");
-        let lr = learning_rate(&self.recipe.train, batch.epoch);
+        let lr = learning_rate(&self.recipe.train, batch.at.epoch);
         self.optimizer.update(&reduced.gradient, lr)?;
         self.commit(batch, &losses, &reduced, (lr, total_steps))?;
         self.step += 1;
@@ -240,14 +229,14 @@ impl<'a> Trainer<'a> {
     }
 
     /// Rank 0 tells the coordinator, who writes the line of `steps.jsonl`.
-    fn commit(&self, batch: &Batch<'_>, losses: &Losses, reduced: &Reduced, (lr, total): (f64, u64)) -> Result<()> {
+    fn commit(&self, batch: &Batch, losses: &Losses, reduced: &Reduced, (lr, total): (f64, u64)) -> Result<()> {
         if self.peers.group.rank() > 0 {
             return Ok(());
         }
         let terms = || losses.terms.iter().zip(&reduced.terms);
         self.peers.session.send(WorkerEvent::Step(StepDone {
             stage: self.recipe.name.into(),
-            epoch: batch.epoch,
+            epoch: batch.at.epoch,
             step: self.step,
             generation: self.peers.generation,
             world_size: self.peers.group.size() as u32,
@@ -255,7 +244,7 @@ impl<'a> Trainer<'a> {
             losses: terms().map(|(term, value)| (term.name.into(), *value)).collect(),
             lr,
             images: batch.samples.len() as u64,
-            samples_sha256: samples_sha256(batch.samples),
+            samples_sha256: samples_sha256(&batch.samples),
             total_steps: total,
         }))
     }
@@ -318,6 +307,7 @@ impl<'a> Trainer<'a> {
         let result = StageResult {
             stage: self.recipe.name.into(),
             seconds: self.seconds(),
+            data_wait_seconds: self.waited,
             validation_accuracy: best.validation_accuracy,
             coarse_test_accuracy: measures.coarse_accuracy,
             fine_test_accuracy,

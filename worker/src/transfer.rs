@@ -2,10 +2,11 @@
 
 use crate::data::Data;
 use crate::evaluate::{Measures, accuracy, embed, embed_all, measure};
+use crate::feed::Batch;
 use crate::model::{Mode, Model, linear};
 use crate::pack::Pack;
 use crate::tensors::Named;
-use crate::train::{Batch, Losses, Stage};
+use crate::train::{Losses, Stage};
 use anyhow::Result;
 use std::rc::Rc;
 use tch::nn::{self, Module, VarStore};
@@ -25,8 +26,9 @@ pub(crate) struct Transfer<'a> {
 
 /// Where a step's features come from.
 enum Source {
-    /// Standardised features of the whole training pack, [N, d], and the scale for others.
-    Cached { features: Tensor, standard: Standard },
+    /// Standardised features of the whole training pack, [N, d], and of the validation images, [n, d]; and the scale
+    /// for others.
+    Cached { features: Tensor, validation: Tensor, standard: Standard },
     /// One augmented view through the encoders in this mode.
     Augmented { mode: Mode },
 }
@@ -94,20 +96,20 @@ impl Stage for Transfer<'_> {
         self.variables.variables().into_iter().collect()
     }
 
-    fn losses(&mut self, batch: &Batch<'_>) -> Result<Losses> {
+    fn views(&self) -> u64 {
+        match self.source {
+            Source::Cached { .. } => 0,
+            Source::Augmented { .. } => 1,
+        }
+    }
+
+    fn losses(&mut self, batch: &Batch) -> Result<Losses> {
         let data = self.data;
-        let own = &batch.samples[batch.own.clone()];
         let features = match &self.source {
-            Source::Cached { features, .. } => {
-                let rows: Vec<i64> = own.iter().map(|&id| id as i64).collect();
-                features.index_select(0, &Tensor::from_slice(&rows).to_device(data.device()))
-            }
-            Source::Augmented { mode } => {
-                let images = data.views(&data.train, own, batch.epoch, 1)?.flatten(0, 1); // [b, C, S, S]
-                embed(&self.models(), &images, *mode)?
-            }
+            Source::Cached { features, .. } => features.index_select(0, &rows(batch.own()).to_device(data.device())),
+            Source::Augmented { mode } => embed(&self.models(), &batch.images.flatten(0, 1), *mode)?,
         }; // [b, d]
-        let labels = data.labels(&data.train.fine, own);
+        let labels = data.labels(&data.train.fine, batch.own());
         let logits = self.head.forward(&features); // [b, classes]
         let sum = logits.cross_entropy_loss::<Tensor>(&labels, None, Reduction::Sum, -100, 0.0);
         let mut losses = Losses::default();
@@ -117,16 +119,12 @@ impl Stage for Transfer<'_> {
 
     fn validation_accuracy(&mut self) -> Result<f64> {
         let data = self.data;
-        let labels = data.labels(&data.train.fine, &data.split.validation);
+        let (pack, ids) = data.validation();
         let scores = match &self.source {
-            Source::Cached { features, .. } => {
-                let rows: Vec<i64> = data.split.validation.iter().map(|&id| id as i64).collect();
-                let rows = features.index_select(0, &Tensor::from_slice(&rows).to_device(data.device()));
-                tch::no_grad(|| self.head.forward(&rows))
-            }
-            Source::Augmented { .. } => self.scores(&data.train, &data.split.validation)?,
+            Source::Cached { validation, .. } => tch::no_grad(|| self.head.forward(validation)),
+            Source::Augmented { .. } => self.scores(pack, ids)?,
         };
-        accuracy(&scores, &labels, &self.group)
+        accuracy(&scores, &data.labels(&pack.fine, ids), &self.group)
     }
 
     fn measure(&mut self) -> Result<(Measures, Option<f64>)> {
@@ -138,16 +136,23 @@ impl Stage for Transfer<'_> {
     }
 }
 
-/// Features of the whole training pack, standardised by those that are trained on.
+/// Features of the whole training pack and of the validation images, standardised by those that are trained on.
 fn cached(backbones: &[Model], data: &Data, group: &Rc<ProcessGroup>) -> Result<Source> {
     let models: Vec<&Model> = backbones.iter().collect();
     let all: Vec<u64> = (0..data.train.len() as u64).collect();
     let features = embed_all(&models, data, &data.train, &all, group)?; // [N, d]
-    let trained: Vec<i64> = data.split.train.iter().map(|&id| id as i64).collect();
-    let trained = features.index_select(0, &Tensor::from_slice(&trained).to_device(data.device()));
+    let trained = features.index_select(0, &rows(&data.train_ids).to_device(data.device()));
     let standard = Standard {
         mean: trained.mean_dim(&[0_i64][..], true, None::<Kind>),
         deviation: trained.std_dim(&[0_i64][..], false, true).clamp_min(1e-6),
     };
-    Ok(Source::Cached { features: standard.apply(&features), standard })
+    let (pack, ids) = data.validation();
+    let validation = standard.apply(&embed_all(&models, data, pack, ids, group)?);
+    Ok(Source::Cached { features: standard.apply(&features), validation, standard })
+}
+
+/// Ids as the rows of a tensor of features, [n] i64.
+fn rows(ids: &[u64]) -> Tensor {
+    let rows: Vec<i64> = ids.iter().map(|&id| id as i64).collect();
+    Tensor::from_slice(&rows)
 }

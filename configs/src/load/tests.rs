@@ -71,7 +71,7 @@ modle: {}
     check_errors(
         load_file(text, "f.yaml", &overrides),
         &[
-            "f.yaml:4: data.kind: expected one of digits, mnist, fashion_mnist, cifar10, got `digit`...`digits`?",
+            "f.yaml:4: data.kind: expected one of digits, mnist, ...got `digit`; did you mean `digits`?",
             "f.yaml:6: train.epochs: expected a whole number, 0 or more, got the text `ten`",
             "f.yaml:7: train.bach_size: unknown key; did you mean `batch_size`? (known here: epochs,...)",
             "f.yaml:9: train.epochs: this key is already on line 6: keep one of the two",
@@ -114,7 +114,7 @@ fn what_is_no_configuration_is_refused() {
     check("extend: digits_cae\n", "f:1: extend: unknown key; did you mean `extends`?...");
     check_errors(
         load_preset("digit_table", &[]),
-        &["preset digit_table: no preset is called `digit_table`; did you mean `digits_table`?...lists all 20)"],
+        &["preset digit_table: no preset is called `digit_table`; did you mean `digits_table`?...lists all 40)"],
     );
 }
 

@@ -26,6 +26,7 @@ fn write(run_dir: &Path, stage: &str, step: u64, complete: bool) -> CheckpointWr
         cosine_within_coarse: 0.1,
         cosine_within_fine: 0.2,
         cosine_between_views: 0.3,
+        data_wait_seconds: 0.5,
     };
     CheckpointWritten {
         stage: stage.into(),

@@ -12,14 +12,20 @@ const EXIT_IO: u8 = 74;
 #[derive(Debug, Error)]
 pub enum DataError {
     #[error("data set {dataset} is read from a folder and none is given: set data.dir=DIR, the folder of {files}")]
-    NoDir { dataset: &'static str, files: String },
+    NoDir { dataset: String, files: String },
     #[error("data.dir={dir}: {fault}; set data.dir=DIR to the folder of {files}")]
     NotAFolder { dir: PathBuf, fault: String, files: String },
     /// `files` are all the missing ones, `places` the folders in which they were looked for.
     #[error("data set {dataset}: missing {files}; looked in {places}; {advice}, and set data.dir=DIR to their folder")]
-    Missing { dataset: &'static str, files: String, places: String, advice: &'static str },
+    Missing { dataset: String, files: String, places: String, advice: &'static str },
+    #[error("{archive}: missing {files}; get the official archive again, and set data.dir=DIR to its folder")]
+    MissingInArchive { archive: PathBuf, files: String },
     #[error("{path}: {fault}; replace the file, or set data.dir=DIR to a folder with a good one")]
     Raw { path: PathBuf, fault: RawFault },
+    #[error("{path}: {fault}; replace it, or leave out what cannot be decoded with data.on_bad_image=skip")]
+    Picture { path: PathBuf, fault: RawFault },
+    #[error("data.coarse_map={path}: {fault}")]
+    CoarseMap { path: PathBuf, fault: String },
     #[error(
         "{labels}: {label_count} labels, but {images} has {image_count} images; \
          the two belong together: replace them, or set data.dir=DIR to a folder with a matching pair"
@@ -27,6 +33,8 @@ pub enum DataError {
     Counts { images: PathBuf, image_count: u64, labels: PathBuf, label_count: u64 },
     #[error("pack {path}: {fault}; if it is there, delete it: `thanos-coord data pack` writes a good one")]
     Pack { path: PathBuf, fault: PackFault },
+    #[error("cannot write contact sheet {path}: {reason}")]
+    Sheet { path: PathBuf, reason: String },
     #[error("cannot write pack {path}: {source}; free some space, or choose a folder that can be written")]
     Write { path: PathBuf, source: io::Error },
 }
@@ -35,7 +43,7 @@ impl DataError {
     /// The process's exit code (sysexits): 74 if a pack could not be written, 65 if data is bad or missing.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Write { .. } => EXIT_IO,
+            Self::Write { .. } | Self::Sheet { .. } => EXIT_IO,
             _ => EXIT_DATA,
         }
     }
@@ -69,14 +77,92 @@ pub enum RawFault {
     Length { records: u64, expected: u64, got: u64 },
     #[error("expected a whole number of records of {record_bytes} bytes, got {got} bytes: record {record} is cut off")]
     PartialRecord { record_bytes: u64, record: u64, got: u64 },
-    #[error("{got} bytes are records of 3074 bytes, not 3073: this is CIFAR-100, expected the binary CIFAR-10")]
-    Cifar100 { got: u64 },
+    #[error("this is {got}, expected {expected}")]
+    OtherCifar { expected: &'static str, got: &'static str },
     #[error("record {record} at offset {offset}: expected a label in 0..={most}, got {got}")]
     Label { record: u64, offset: u64, most: u64, got: i64 },
+    #[error("record {record} at offset {offset}: fine label {fine} has coarse label {expected}, got {got}")]
+    CoarseLabel { record: u64, offset: u64, fine: i64, expected: i64, got: i64 },
+    #[error("it has the same content as {as_file}: one batch is there twice, and another is missing")]
+    SameContent { as_file: PathBuf },
+    #[error("{0}")]
+    Pickle(String),
+    #[error("not the published structure: key `{key}`: expected {expected}, got {got}")]
+    Structure { key: String, expected: String, got: String },
     #[error("row {row}: expected {expected}, got `{got}`")]
     Row { row: u64, expected: &'static str, got: String },
     #[error("expected {expected} rows, got {got}")]
     Rows { expected: u64, got: u64 },
+    // Archives and folders of files.
+    #[error("the archive is cut off")]
+    ArchiveCutOff,
+    #[error("the archive is damaged: {0}")]
+    Archive(String),
+    #[error("the .zip is damaged: {0}")]
+    Zip(String),
+    #[error("a name is there twice in the .zip: what is trained on would depend on the program that reads it")]
+    ZipNamesTwice,
+    #[error("it is there twice in the archive")]
+    TwiceInArchive,
+    #[error("it is no plain file in the archive")]
+    NotRegular,
+    #[error("the entry `{name}` leads out of the archive's folder", name = name.escape_debug())]
+    Outside { name: String },
+    #[error("it is a link to {to}: only links to files below data.dir are followed")]
+    Link { to: PathBuf },
+    #[error("folders are nested deeper than {most}")]
+    TooDeep { most: usize },
+    #[error("more than {most} files")]
+    TooManyFiles { most: usize },
+    #[error("it is not UTF-8")]
+    NotUtf8,
+    #[error("it is not there")]
+    NotThere,
+    // Lists of classes and files; lines count from 1.
+    #[error("line {line} ends in CR LF, expected LF: convert the file, or get it again")]
+    CarriageReturn { line: u64 },
+    #[error("line {line}: `{name}` is there twice, first in line {first}")]
+    Twice { line: u64, first: u64, name: String },
+    #[error("{place}expected a wnid such as n01443537, got `{got}`", place = at_line(*line))]
+    BadWnid { line: Option<u64>, got: String },
+    #[error("{place}expected a wnid of wnids.txt, got `{got}`", place = at_line(*line))]
+    UnknownWnid { line: Option<u64>, got: String },
+    #[error("expected {expected} classes, got {got}")]
+    Classes { expected: u64, got: u64 },
+    #[error("line {line}: expected a file and a wnid separated by a tab, got `{got}`")]
+    Columns { line: u64, got: String },
+    #[error("line {line}: there is no file {name}")]
+    NoSuchFile { line: u64, name: String },
+    #[error("it has no line in {list}")]
+    NotAnnotated { list: String },
+    #[error("expected a folder a class, and images in them")]
+    NoClass,
+    #[error("`{class}` is no folder of train/")]
+    UnknownClass { class: String },
+    #[error("there are no images in it")]
+    NoPictures,
+    #[error("none of {count} images can be decoded; the first: {first}")]
+    AllBad { count: u64, first: String },
+    // Pictures.
+    #[error("its name ends with none of {expected}")]
+    Ending { expected: String },
+    #[error("it is neither JPEG nor PNG: it begins with {}", if start.is_empty() { "nothing" } else { start })]
+    NoPicture { start: String },
+    #[error("the JPEG is cut off after {got} bytes")]
+    PictureCutOff { got: u64 },
+    #[error("the image is damaged: {0}")]
+    Picture(String),
+    #[error("expected {side} x {side} pixels, got {width} x {height}")]
+    PictureSize { side: u32, width: u32, height: u32 },
+    #[error("{width} x {height} pixels: a side may have 1 to {most}")]
+    PictureSides { width: u32, height: u32, most: u32 },
+    #[error("{width} x {height} pixels are more than {most}: it is not decoded")]
+    PicturePixels { width: u32, height: u32, most: u64 },
+}
+
+/// Where in a list, if in one.
+fn at_line(line: Option<u64>) -> String {
+    line.map_or_else(String::new, |line| format!("line {line}: "))
 }
 
 /// What is wrong with a pack.

@@ -1,6 +1,7 @@
 //! What a pack holds, measured, as a person reads it: counts of labels, mean and std of the pixels.
 //! It must not know where packs come from.
 
+use super::Skipped;
 use super::error::PackFault;
 use super::pack_file::Contents;
 use super::pack_header::Header;
@@ -23,6 +24,8 @@ pub struct PackInfo {
     pub coarse_counts: Vec<u64>,
     pub mean: Vec<f64>,
     pub std: Vec<f64>,
+    /// Images that could not be decoded and were left out, as far as they are named.
+    pub skipped: Vec<Skipped>,
     /// As the header says.
     pub fingerprint: String,
     /// Length of the file.
@@ -46,6 +49,7 @@ impl PackInfo {
             coarse_names: header.coarse_names,
             mean,
             std,
+            skipped: header.skipped,
             fingerprint: header.fingerprint,
             bytes: header.bytes,
         })
@@ -68,6 +72,12 @@ impl fmt::Display for PackInfo {
                 write!(out, "\n  {name:<12} {count:>8}")?;
             }
         }
+        if !self.skipped.is_empty() {
+            write!(out, "\nleft out     {} that could not be decoded", self.skipped.len())?;
+        }
+        for Skipped { name, reason } in &self.skipped {
+            write!(out, "\n  {name}: {reason}")?;
+        }
         Ok(())
     }
 }
@@ -82,7 +92,7 @@ fn counts(set: &'static str, labels: &[i64], names: usize) -> Result<Vec<u64>, P
 }
 
 /// Of [.., C] u8 taken as [0, 1], one a channel. Sums are whole numbers, so no order of summing matters.
-fn mean_and_std(images: &[u8], channels: usize) -> (Vec<f64>, Vec<f64>) {
+pub(super) fn mean_and_std(images: &[u8], channels: usize) -> (Vec<f64>, Vec<f64>) {
     let mut sums = vec![(0_u64, 0_u64); channels];
     for pixel in images.chunks_exact(channels) {
         for (&value, (sum, squares)) in pixel.iter().zip(&mut sums) {

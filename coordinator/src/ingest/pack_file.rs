@@ -1,9 +1,9 @@
 //! Packs on disk: written whole or not at all, read back, and checked against their fingerprint.
 //! It knows the tensors' bytes; what the header says is `pack_header`'s, raw files are others'.
 
-use super::Samples;
 use super::error::PackFault;
-use super::pack_header::{self, FORMAT, Header};
+use super::pack_header::{self, Header};
+use super::{Samples, Skipped};
 use sha2::{Digest, Sha256};
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -20,21 +20,21 @@ pub(super) struct Contents {
     pub(super) fine: Vec<i64>,
     /// [N].
     pub(super) coarse: Vec<i64>,
+    pub(super) skipped: Vec<Skipped>,
 }
 
 impl Contents {
     /// Adds the coarse labels, by the data set's map.
     pub(super) fn new(data: &DataSet, samples: Samples) -> Self {
-        let Samples { images, fine } = samples;
+        let Samples { images, fine, skipped } = samples;
         let coarse = fine.iter().map(|fine| data.labels.coarse_of[*fine as usize]).collect();
-        Self { images, fine, coarse }
+        Self { images, fine, coarse, skipped }
     }
 
-    /// SHA-256 over format, shape (N, H, W, C), images, fine and coarse labels, all numbers little-endian.
-    fn fingerprint(&self, shape: [usize; 4]) -> String {
+    /// SHA-256 over the header without its fingerprint, images, fine and coarse labels, all numbers little-endian.
+    fn fingerprint(&self, data: &DataSet, split: &str) -> String {
         let mut hash = Sha256::new();
-        hash.update(FORMAT.to_le_bytes());
-        shape.iter().for_each(|side| hash.update((*side as u64).to_le_bytes()));
+        hash.update(pack_header::to_bytes(data, split, &self.skipped, (self.fine.len(), "")));
         hash.update(&self.images);
         hash.update(to_le_bytes(&self.fine));
         hash.update(to_le_bytes(&self.coarse));
@@ -50,15 +50,15 @@ impl Contents {
 pub(super) fn write(path: &Path, data: &DataSet, split: &str, contents: &Contents) -> io::Result<Header> {
     let folder = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder)?;
-    let images = contents.fine.len();
-    let fingerprint = contents.fingerprint([images, data.side, data.side, data.channels]);
+    let fingerprint = contents.fingerprint(data, split);
+    let header = pack_header::to_bytes(data, split, &contents.skipped, (contents.fine.len(), &fingerprint));
     let mut file = tempfile::Builder::new()
         .prefix(".pack-")
         .suffix(".tmp")
         // Less the umask, as for any file: a temporary one is its owner's alone, but workers may be another user's.
         .permissions(Permissions::from_mode(0o666))
         .tempfile_in(folder)?;
-    file.write_all(&pack_header::to_bytes(data, split, images, &fingerprint))?;
+    file.write_all(&header)?;
     file.write_all(&to_le_bytes(&contents.coarse))?;
     file.write_all(&to_le_bytes(&contents.fine))?;
     file.write_all(&contents.images)?;
@@ -84,7 +84,21 @@ pub(super) fn read(path: &Path) -> Result<(Header, Contents), PackFault> {
     let fine = from_le_bytes(&tensor(&header.fine_at)?);
     let coarse = from_le_bytes(&tensor(&header.coarse_at)?);
     let images = tensor(&header.images_at)?;
-    Ok((header, Contents { images, fine, coarse }))
+    let skipped = header.skipped.clone();
+    Ok((header, Contents { images, fine, coarse, skipped }))
+}
+
+/// The fine labels of a pack, without its images.
+///
+/// # Errors
+/// As [`read`].
+pub(super) fn read_fine(path: &Path) -> Result<Vec<i64>, PackFault> {
+    let header = Header::read(path)?;
+    let mut bytes = vec![0; (header.fine_at.end - header.fine_at.start) as usize];
+    let mut file = File::open(path)?;
+    file.seek(SeekFrom::Start(header.fine_at.start))?;
+    file.read_exact(&mut bytes)?;
+    Ok(from_le_bytes(&bytes))
 }
 
 /// Recomputes the fingerprint.
@@ -93,7 +107,7 @@ pub(super) fn read(path: &Path) -> Result<(Header, Contents), PackFault> {
 /// As [`read`], and if the header names another fingerprint.
 pub(super) fn verify(path: &Path) -> Result<(), PackFault> {
     let (header, contents) = read(path)?;
-    let got = contents.fingerprint(header.shape);
+    let got = contents.fingerprint(&header.facts(), &header.split);
     if got == header.fingerprint {
         return Ok(());
     }

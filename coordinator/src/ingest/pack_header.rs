@@ -1,21 +1,25 @@
 //! A pack's header: what it says about the images and labels behind it, as safetensors JSON and back.
 //! It knows lengths and offsets, and reads no pixel.
 
+use super::Skipped;
 use super::error::PackFault;
 use safetensors::tensor::{Dtype, Metadata};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
 use std::ops::Range;
 use std::path::Path;
-use thanos_configs::DataSet;
+use thanos_configs::{DataSet, Labels};
 
 /// Version of packs: of the file, of the decoders (a pixel that they give otherwise), and of the fingerprint.
-pub(super) const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 2;
 
 /// Most bytes of the JSON; the worker's reader has the same bound.
 const MOST_JSON: u64 = 1 << 20;
+/// Skipped images that a header names; the others are counted.
+const MOST_SKIPPED: usize = 1000;
 /// The JSON's length comes first, u64 little-endian.
 const LENGTH_BYTES: u64 = 8;
 
@@ -26,6 +30,11 @@ pub(super) struct Header {
     pub(super) split: String,
     pub(super) fine_names: Vec<String>,
     pub(super) coarse_names: Vec<String>,
+    /// Per channel, of pixels in [0, 1].
+    pub(super) mean: Vec<f64>,
+    pub(super) std: Vec<f64>,
+    /// Images that were left out, as far as they are named.
+    pub(super) skipped: Vec<Skipped>,
     pub(super) fingerprint: String,
     /// N, H, W, C.
     pub(super) shape: [usize; 4],
@@ -45,10 +54,28 @@ impl Header {
 
     /// Whether a pack of this data set and split has this header.
     pub(super) fn describes(&self, data: &DataSet, split: &str) -> bool {
-        (self.name.as_str(), self.split.as_str()) == (data.name, split)
+        (self.name.as_str(), self.split.as_str()) == (data.name.as_str(), split)
             && self.shape[1..] == [data.side, data.side, data.channels]
             && self.fine_names == data.labels.fine_names
             && self.coarse_names == data.labels.coarse_names
+            && (data.mean.is_empty() || (&self.mean, &self.std) == (&data.mean, &data.std))
+    }
+
+    /// The data set as the header describes it; the map from fine to coarse labels is not in it.
+    pub(super) fn facts(&self) -> DataSet {
+        let [_, side, _, channels] = self.shape;
+        DataSet {
+            name: self.name.clone(),
+            side,
+            channels,
+            mean: self.mean.clone(),
+            std: self.std.clone(),
+            labels: Labels {
+                fine_names: self.fine_names.clone(),
+                coarse_names: self.coarse_names.clone(),
+                coarse_of: Vec::new(),
+            },
+        }
     }
 
     /// Reads a pack's header, and compares the file's length with it.
@@ -103,6 +130,9 @@ impl Header {
             split: words.get("split")?.to_owned(),
             fine_names: words.list("fine_names")?,
             coarse_names: words.list("coarse_names")?,
+            mean: words.list("mean")?,
+            std: words.list("std")?,
+            skipped: words.list("skipped")?,
             fingerprint: words.get("fingerprint")?.to_owned(),
             shape: [n, h, w, c],
             images_at,
@@ -122,7 +152,7 @@ impl Words<'_> {
         word.map(String::as_str).ok_or_else(|| PackFault::Header(format!("it has no `{key}`: not a pack")))
     }
 
-    fn list(&self, key: &str) -> Result<Vec<String>, PackFault> {
+    fn list<T: DeserializeOwned>(&self, key: &str) -> Result<Vec<T>, PackFault> {
         let text = self.get(key)?;
         serde_json::from_str(text).map_err(|_| PackFault::Header(format!("`{key}` is `{text}`, expected a JSON list")))
     }
@@ -146,7 +176,12 @@ fn tensor<'a>(
 
 /// A header's bytes, with its length before it, for `coarse`, `fine` and `images` in this order behind it. Equal data
 /// give equal bytes: keys are in a fixed order.
-pub(super) fn to_bytes(data: &DataSet, split: &str, images: usize, fingerprint: &str) -> Vec<u8> {
+pub(super) fn to_bytes(
+    data: &DataSet,
+    split: &str,
+    skipped: &[Skipped],
+    (images, fingerprint): (usize, &str),
+) -> Vec<u8> {
     let labels = 8 * images;
     let (h, w, c) = (data.side, data.side, data.channels);
     let text = |value: Value| value.to_string();
@@ -160,6 +195,7 @@ pub(super) fn to_bytes(data: &DataSet, split: &str, images: usize, fingerprint: 
             "coarse_names": text(json!(data.labels.coarse_names)),
             "mean": text(json!(data.mean)),
             "std": text(json!(data.std)),
+            "skipped": text(json!(skipped[..skipped.len().min(MOST_SKIPPED)])),
             "fingerprint": fingerprint,
         },
         "coarse": {"dtype": "I64", "shape": [images], "data_offsets": [0, labels]},

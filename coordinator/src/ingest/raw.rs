@@ -1,4 +1,4 @@
-//! Raw files as they come: read whole, hashed, and unpacked if gzipped.
+//! Raw files as they come: read whole, hashed, unpacked if gzipped, and looked up in a .tar.gz.
 //! It knows nothing of what is in them, nor which a data set has.
 
 use super::error::{DataError, RawFault};
@@ -10,7 +10,10 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 /// Most bytes of a raw file, as it is and unpacked: a small gzip file may claim to be endless.
-const MOST_BYTES: u64 = 1 << 30;
+pub(super) const MOST_BYTES: u64 = 1 << 30;
+
+/// Most bytes of an unpacked archive: those of CIFAR have 185 MB.
+const MOST_UNPACKED: u64 = 2 << 30;
 
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 
@@ -42,6 +45,11 @@ impl RawFile {
         gunzip(&self.bytes, MOST_BYTES).map(Cow::Owned).map_err(|fault| DataError::raw(&self.path, fault))
     }
 
+    /// Whether two files have the same bytes on disk.
+    pub(super) fn same_bytes(&self, other: &Self) -> bool {
+        self.bytes == other.bytes
+    }
+
     /// Adds length and bytes to a hash; the length, so that two files cannot pass for one.
     pub(super) fn hash_into(&self, hash: &mut Sha256) {
         hash.update((self.bytes.len() as u64).to_le_bytes());
@@ -57,8 +65,52 @@ fn gunzip(bytes: &[u8], most: u64) -> Result<Vec<u8>, RawFault> {
     })
 }
 
+/// The files of a .tar.gz with these names, in the order of the names; nothing is unpacked to disk. `find` says which
+/// of the names an entry has.
+///
+/// # Errors
+/// A damaged archive; a name that is there twice, is no plain file, or (as `Ok(None)` in its place) is not there.
+pub(super) fn unpack(
+    archive: &RawFile,
+    names: usize,
+    find: impl Fn(&str) -> Option<usize>,
+) -> Result<Vec<Option<RawFile>>, DataError> {
+    let refuse = |fault| DataError::raw(&archive.path, fault);
+    let damaged = |error: io::Error| {
+        let cut_off = error.kind() == io::ErrorKind::UnexpectedEof;
+        refuse(if cut_off { RawFault::ArchiveCutOff } else { RawFault::Archive(error.to_string()) })
+    };
+    // One byte more than allowed, so that an endless archive ends as one that is cut off.
+    let mut tar = tar::Archive::new(MultiGzDecoder::new(&*archive.bytes).take(MOST_UNPACKED));
+    let mut found: Vec<Option<RawFile>> = (0..names).map(|_| None).collect();
+    for entry in tar.entries().map_err(damaged)? {
+        let mut entry = entry.map_err(damaged)?;
+        let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+        let Some(at) = find(name.strip_prefix("./").unwrap_or(&name)) else { continue };
+        let path = archive.path.join(&name);
+        if !entry.header().entry_type().is_file() {
+            return Err(DataError::raw(&path, RawFault::NotRegular));
+        }
+        if found[at].is_some() {
+            return Err(DataError::raw(&path, RawFault::TwiceInArchive));
+        }
+        let bytes = at_most(&mut entry, MOST_BYTES).map_err(|(_, fault)| match fault {
+            RawFault::Io(error) => damaged(error),
+            other => DataError::raw(&path, other),
+        })?;
+        let expected = entry.size();
+        if bytes.len() as u64 != expected {
+            return Err(refuse(RawFault::ArchiveCutOff));
+        }
+        found[at] = Some(RawFile { path, bytes: bytes.into() });
+    }
+    // The end of the stream has its checksum: what is behind the last entry is read, too.
+    io::copy(&mut tar.into_inner(), &mut io::sink()).map_err(damaged)?;
+    Ok(found)
+}
+
 /// Reads to the end. Errors: the fault, and how many bytes came before it.
-fn at_most(from: impl Read, most: u64) -> Result<Vec<u8>, (u64, RawFault)> {
+pub(super) fn at_most(from: impl Read, most: u64) -> Result<Vec<u8>, (u64, RawFault)> {
     let mut bytes = Vec::new();
     let read = from.take(most + 1).read_to_end(&mut bytes);
     let got = bytes.len() as u64;

@@ -6,7 +6,9 @@ use flate2::write::GzEncoder;
 use safetensors::SafeTensors;
 use std::fs;
 use std::io::Write;
+use std::thread;
 use tempfile::TempDir;
+use thanos_configs::DataKind;
 
 const CIFAR_BATCHES: [&str; 5] =
     ["data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin", "data_batch_4.bin", "data_batch_5.bin"];
@@ -30,7 +32,7 @@ impl Folders {
     }
 
     fn pack(&self, kind: DataKind) -> Result<Packs, DataError> {
-        pack(kind, Some(self.raw.path()), self.packs.path())
+        pack_from(kind, Some(self.raw.path()), self.packs.path())
     }
 
     /// The message of the refusal, with the folder called RAW.
@@ -40,6 +42,10 @@ impl Folders {
         assert_eq!(fs::read_dir(self.packs.path()).unwrap().filter(is_temporary).count(), 0);
         error.to_string().replace(&self.raw.path().display().to_string(), "RAW")
     }
+}
+
+fn pack_from(kind: DataKind, dir: Option<&Path>, packs_dir: &Path) -> Result<Packs, DataError> {
+    pack(&DataConfig { kind, dir: dir.map(Path::to_owned), ..DataConfig::default() }, packs_dir, &|_, _, _| {})
 }
 
 fn is_temporary(entry: &std::io::Result<fs::DirEntry>) -> bool {
@@ -145,7 +151,7 @@ fn cifar_batches_are_joined_in_their_order() {
 #[test]
 fn digits_need_no_folder() {
     let packs_dir = tempfile::tempdir().unwrap();
-    let packs = pack(DataKind::Digits, None, &packs_dir.path().join("made/on/the/way")).unwrap();
+    let packs = pack_from(DataKind::Digits, None, &packs_dir.path().join("made/on/the/way")).unwrap();
     assert_eq!((packs.train.images, packs.test.images), (1437, 360));
     verify(&packs.train.path).unwrap();
     let info = info(&packs.train.path).unwrap();
@@ -168,28 +174,28 @@ fn digits_need_no_folder() {
 fn missing_files_are_all_named() {
     let four = "train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte";
     let packs_dir = tempfile::tempdir().unwrap();
-    let error = pack(DataKind::Mnist, None, packs_dir.path()).unwrap_err().to_string();
+    let error = pack_from(DataKind::Mnist, None, packs_dir.path()).unwrap_err().to_string();
     let expected =
         format!("data set mnist is read from a folder and none is given: set data.dir=DIR, the folder of {four}");
     assert_eq!(error, expected);
-    let error = pack(DataKind::Mnist, Some(Path::new("/none/here")), packs_dir.path()).unwrap_err().to_string();
+    let error = pack_from(DataKind::Mnist, Some(Path::new("/none/here")), packs_dir.path()).unwrap_err().to_string();
     let end = format!("; set data.dir=DIR to the folder of {four}");
     assert!(error.starts_with("data.dir=/none/here: No such file") && error.ends_with(&end), "{error}");
     let folders = mnist();
     folders.put("file", b"");
-    let error = pack(DataKind::Mnist, Some(&folders.raw.path().join("file")), packs_dir.path()).unwrap_err();
+    let error = pack_from(DataKind::Mnist, Some(&folders.raw.path().join("file")), packs_dir.path()).unwrap_err();
     assert!(error.to_string().contains("/file: not a folder; set data.dir=DIR"), "{error}");
 
     fs::remove_file(folders.raw.path().join("train-labels-idx1-ubyte")).unwrap();
     fs::remove_file(folders.raw.path().join("t10k-images-idx3-ubyte")).unwrap();
     let expected = "data set mnist: missing train-labels-idx1-ubyte, t10k-images-idx3-ubyte; looked in RAW; get the \
-                    four IDX files, gzipped (.gz) or not, and set data.dir=DIR to their folder";
+                    four IDX files, gzipped (.gz) or not (`thanos-coord data fetch`), and set data.dir=DIR to their folder";
     assert_eq!(folders.refusal(DataKind::Mnist), expected);
 
     // Whichever folder has the most is meant.
     let folders = cifar("cifar-10-batches-bin/");
     fs::remove_file(folders.raw.path().join("cifar-10-batches-bin/data_batch_3.bin")).unwrap();
-    let expected = "data set cifar10: missing data_batch_3.bin; looked in RAW and RAW/cifar-10-batches-bin; unpack";
+    let expected = "data set cifar10: missing data_batch_3.bin; looked in RAW and RAW/cifar-10-batches-bin and";
     let refusal = folders.refusal(DataKind::Cifar10);
     assert!(refusal.starts_with(expected), "{refusal}");
 }
@@ -220,7 +226,7 @@ fn bad_files_are_named_with_the_place() {
         assert!(refusal.starts_with(expected) && refusal.contains("data.dir=DIR"), "{refusal}");
     };
     let two = cifar_record(1, [0; 3]).repeat(2);
-    check("data_batch_4.bin", &[&two[..], &[0; 2]].concat(), "RAW/data_batch_4.bin: 6148 bytes are records of 3074");
+    check("data_batch_4.bin", &[&two[..], &[0; 2]].concat(), "RAW/data_batch_4.bin: this is CIFAR-100, expected");
     check(
         "test_batch.bin",
         &two[1..],
@@ -304,7 +310,7 @@ fn a_changed_pack_is_refused() {
             bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
         }
     };
-    check(&replace(r#""format":"1""#, r#""format":"2""#), "it was written in format 2, this program reads format 1");
+    check(&replace(r#""format":"2""#, r#""format":"9""#), "it was written in format 9, this program reads format 2");
     check(&replace("fingerprint", "fingerprinT"), "its header is damaged: it has no `fingerprint`: not a pack");
     check(&replace(r#""coarse":{"#, r#""coarsE":{"#), "its header is damaged: it has no tensor `coarse`: not a pack");
     // Whatever is not a pack is packed again.
@@ -316,7 +322,7 @@ fn a_changed_pack_is_refused() {
 fn what_cannot_be_written_or_read_is_named() {
     let folders = mnist();
     let file = folders.put("file", b"").raw.path().join("file");
-    let error = pack(DataKind::Mnist, Some(folders.raw.path()), &file).unwrap_err();
+    let error = pack_from(DataKind::Mnist, Some(folders.raw.path()), &file).unwrap_err();
     assert_eq!(error.exit_code(), 74);
     let message = error.to_string();
     assert!(message.starts_with(&format!("cannot write pack {}/mnist-train-", file.display())), "{message}");

@@ -32,6 +32,7 @@ fn events_come_back_equal() {
         cosine_within_coarse: -0.5,
         cosine_within_fine: 0.1,
         cosine_between_views: 1.0,
+        data_wait_seconds: 0.25,
     };
     let written = CheckpointWritten {
         stage: "cae".into(),
@@ -47,6 +48,7 @@ fn events_come_back_equal() {
     };
     check_event(WorkerEvent::Hello(Hello { worker_id: "w".into(), host: "h".into(), pid: 1, version: "v".into() }));
     check_event(WorkerEvent::Ready { config_digest: "d".into() });
+    check_event(WorkerEvent::Fetching(Fetching { split: "train".into(), from: 0, done: 1, total: u64::MAX }));
     let heartbeat = Heartbeat { generation: 1, stage: "s".into(), step: 2, phase: "p".into() };
     check_event(WorkerEvent::Heartbeat(heartbeat));
     check_event(WorkerEvent::Step(StepDone {

@@ -1,0 +1,318 @@
+//! The rules of a valid run, section by section; those that span keys among them. It must not know what is made of a
+//! configuration that keeps them.
+
+use super::{PlanError, transfer_name};
+use crate::dataset::DataSet;
+use crate::run_config::{DataKind, EncoderConfig, Features, FrozenMode, ObjectiveConfig, ObjectivePatch, RunConfig};
+
+/// Bounds on what a run may ask for: beyond them a number is a slip of the keyboard.
+const MOST_BATCH: u64 = 1 << 20;
+const MOST_EPOCHS: u64 = 1_000_000;
+const MOST_SIDE: usize = 1024;
+const MOST_WIDTH: usize = 1 << 14;
+const MOST_DEPTH: usize = 256;
+const MOST_BACKBONES: usize = 16;
+const MOST_ROWS: usize = 256;
+const MOST_WEIGHT: f64 = 1e6;
+
+/// Collects broken rules; each method holds the rules of one section.
+#[derive(Default)]
+pub(super) struct Rules {
+    pub(super) broken: Vec<PlanError>,
+}
+
+impl Rules {
+    pub(super) fn refuse(&mut self, key: &str, message: impl Into<String>) {
+        self.broken.push(PlanError { key: key.into(), message: message.into() });
+    }
+
+    fn require(&mut self, holds: bool, key: &str, message: impl FnOnce() -> String) {
+        if !holds {
+            self.refuse(key, message());
+        }
+    }
+
+    fn between(&mut self, key: &str, value: f64, least: f64, most: f64) {
+        let inside = value.is_finite() && (least..=most).contains(&value);
+        self.require(inside, key, || format!("must be between {least} and {most}, got {value}"));
+    }
+
+    fn count(&mut self, key: &str, value: u64, most: u64) {
+        self.require((1..=most).contains(&value), key, || format!("must be between 1 and {most}, got {value}"));
+    }
+
+    pub(super) fn data(&mut self, config: &RunConfig) {
+        let share = config.data.validation_fraction;
+        self.require(share > 0.0 && share < 1.0, "data.validation_fraction", || {
+            format!("must lie between 0 and 1, both excluded, got {share}")
+        });
+        let folder = config.data.kind == DataKind::ImageFolder;
+        if let Some(side) = config.data.side {
+            self.require(folder, "data.side", || "only `data.kind: image_folder` has a side of its own choice".into());
+            self.require((8..=MOST_SIDE).contains(&side), "data.side", || {
+                format!("must be between 8 and {MOST_SIDE}, got {side}")
+            });
+        }
+        self.require(folder || config.data.coarse_map.is_none(), "data.coarse_map", || {
+            "only `data.kind: image_folder` takes a map: other data sets have a published one".into()
+        });
+    }
+
+    pub(super) fn views(&mut self, config: &RunConfig) {
+        let views = &config.views;
+        for (key, value) in [
+            ("views.horizontal_flip", views.horizontal_flip),
+            ("views.jitter", views.jitter),
+            ("views.grayscale", views.grayscale),
+            ("views.brightness", views.brightness),
+            ("views.contrast", views.contrast),
+            ("views.saturation", views.saturation),
+        ] {
+            self.between(key, value, 0.0, 1.0);
+        }
+        self.between("views.hue", views.hue, 0.0, 0.5);
+        let [least, most] = views.crop_scale;
+        self.require(0.0 < least && least <= most && most <= 1.0, "views.crop_scale", || {
+            format!("must be [least, most] with 0 < least <= most <= 1, got [{least}, {most}]")
+        });
+        let [least, most] = views.crop_ratio;
+        self.require(0.1 <= least && least <= most && most <= 10.0, "views.crop_ratio", || {
+            format!("must be [least, most] with 0.1 <= least <= most <= 10, got [{least}, {most}]")
+        });
+    }
+
+    pub(super) fn model(&mut self, config: &RunConfig, data: &DataSet) {
+        let model = &config.model;
+        for (key, value) in [
+            ("model.dropout", model.dropout),
+            ("model.embedding_dropout", model.embedding_dropout),
+            ("model.query_dropout", model.query_dropout),
+        ] {
+            self.between(key, value, 0.0, 0.9);
+        }
+        let decoder = model.decoder.width;
+        self.require(decoder >= 8 && decoder.is_multiple_of(8) && decoder <= MOST_WIDTH, "model.decoder.width", || {
+            format!("must be a multiple of 8 up to {MOST_WIDTH}, got {decoder}")
+        });
+        let EncoderConfig::Vit { patch, width, depth, heads, mlp } = model.encoder else { return };
+        for (key, value, most) in [
+            ("model.encoder.vit.width", width, MOST_WIDTH),
+            ("model.encoder.vit.mlp", mlp, MOST_WIDTH),
+            ("model.encoder.vit.depth", depth, MOST_DEPTH),
+            ("model.encoder.vit.heads", heads, MOST_WIDTH),
+            ("model.encoder.vit.patch", patch, MOST_WIDTH),
+        ] {
+            self.count(key, value as u64, most as u64);
+        }
+        let side = data.side;
+        self.require(patch == 0 || side.is_multiple_of(patch), "model.encoder.vit.patch", || {
+            format!("{patch} does not divide the {side} pixels of {}", data.name)
+        });
+        self.require(heads == 0 || width.is_multiple_of(heads), "model.encoder.vit.heads", || {
+            format!("{heads} does not divide the width {width}")
+        });
+    }
+
+    pub(super) fn training(&mut self, config: &RunConfig) {
+        let train = &config.train;
+        self.count("train.epochs", train.epochs, MOST_EPOCHS);
+        self.count("train.batch_size", train.batch_size, MOST_BATCH);
+        self.count("train.evaluate_every", train.evaluate_every, MOST_EPOCHS);
+        self.between("train.learning_rate", train.learning_rate, 0.0, 10.0);
+        self.between("train.weight_decay", train.weight_decay, 0.0, 10.0);
+        if let Some(period) = train.cosine_period {
+            self.count("train.cosine_period", period, MOST_EPOCHS);
+        }
+        if let Some(steps) = train.max_steps {
+            self.count("train.max_steps", steps, u64::MAX);
+        }
+        if let Some(steps) = config.checkpoint.every_steps {
+            self.count("checkpoint.every_steps", steps, u64::MAX);
+        }
+        let keep = config.checkpoint.keep_last;
+        self.require((2..=1000).contains(&keep), "checkpoint.keep_last", || {
+            format!("must be between 2 and 1000, got {keep}: a corrupt checkpoint needs an older one to fall back on")
+        });
+    }
+
+    pub(super) fn transfer(&mut self, config: &RunConfig) {
+        let transfer = &config.transfer;
+        self.count("transfer.epochs", transfer.epochs, MOST_EPOCHS);
+        self.count("transfer.batch_size", transfer.batch_size, MOST_BATCH);
+        self.between("transfer.learning_rate", transfer.learning_rate, 0.0, 10.0);
+        self.between("transfer.weight_decay", transfer.weight_decay, 0.0, 10.0);
+        if let Some(steps) = transfer.max_steps {
+            self.count("transfer.max_steps", steps, u64::MAX);
+        }
+        let contradictory = transfer.features == Features::Cached && transfer.frozen_mode == FrozenMode::Train;
+        self.require(!contradictory, "transfer.frozen_mode", || {
+            "`train` contradicts `transfer.features: cached`: cached features are computed once, in eval mode".into()
+        });
+    }
+
+    /// What every backbone starts from; whether its terms make sense together is seen on each backbone.
+    pub(super) fn objective(&mut self, objective: &ObjectiveConfig) {
+        for (key, value) in [
+            ("objective.cross_entropy", objective.cross_entropy),
+            ("objective.contrastive", objective.contrastive),
+            ("objective.reconstruction", objective.reconstruction),
+            ("objective.attract", objective.attract),
+            ("objective.spread", objective.spread),
+        ] {
+            self.between(key, value, 0.0, MOST_WEIGHT);
+        }
+        self.between("objective.temperature", objective.temperature, 1e-3, 1e3);
+        let clamp = objective.clamp_positive_logits;
+        self.require(clamp.is_none_or(f64::is_finite), "objective.clamp_positive_logits", || {
+            "must be a finite number or null".into()
+        });
+    }
+
+    /// A backbone's own weights, and whether what it learns from (`patched`) makes sense.
+    pub(super) fn terms(&mut self, key: &str, own: &ObjectivePatch, patched: &ObjectiveConfig) {
+        for (name, value) in [
+            ("cross_entropy", own.cross_entropy),
+            ("contrastive", own.contrastive),
+            ("reconstruction", own.reconstruction),
+            ("attract", own.attract),
+            ("spread", own.spread),
+        ] {
+            if let Some(value) = value {
+                self.between(&format!("{key}.{name}"), value, 0.0, MOST_WEIGHT);
+            }
+        }
+        let contrastive = patched.contrastive > 0.0;
+        self.require(!contrastive || patched.attract + patched.spread != 0.0, &format!("{key}.attract"), || {
+            "`attract` and `spread` are both 0 while `contrastive` is not: the term would be 0 / 0".into()
+        });
+        let terms = patched.cross_entropy + patched.contrastive + patched.reconstruction;
+        self.require(terms != 0.0, &format!("{key}.cross_entropy"), || {
+            "`cross_entropy`, `contrastive` and `reconstruction` are all 0: nothing to learn".into()
+        });
+    }
+
+    pub(super) fn names(&mut self, config: &RunConfig) {
+        let (count, most) = (config.backbones.len(), MOST_BACKBONES);
+        self.require(count <= most, "backbones", || format!("at most {most} are allowed, got {count}"));
+        self.name("name", &config.name, &mut Vec::new());
+        let mut seen: Vec<&str> = Vec::new();
+        for (index, backbone) in config.backbones.iter().enumerate() {
+            self.name(&format!("backbones.{index}.name"), &backbone.name, &mut seen);
+        }
+        let rows = config.rows.len();
+        self.require(rows <= MOST_ROWS, "rows", || format!("at most {MOST_ROWS} are allowed, got {rows}"));
+        let known: Vec<&str> = config.backbones.iter().map(|backbone| backbone.name.as_str()).collect();
+        let mut methods: Vec<&str> = Vec::new();
+        for (index, row) in config.rows.iter().enumerate() {
+            self.name(&format!("rows.{index}.method"), &row.method, &mut methods);
+            let stage = transfer_name(&row.method);
+            self.require(!known.contains(&stage.as_str()), &format!("rows.{index}.method"), || {
+                format!("its stage `{stage}` has the name of a backbone: rename one of them")
+            });
+            let key = format!("rows.{index}.backbones");
+            self.require(!row.backbones.is_empty(), &key, || "name at least one backbone".into());
+            for name in &row.backbones {
+                self.require(known.contains(&name.as_str()), &key, || {
+                    format!("no backbone is called `{name}`; there are: {}", known.join(", "))
+                });
+            }
+        }
+    }
+
+    fn name<'a>(&mut self, key: &str, name: &'a str, seen: &mut Vec<&'a str>) {
+        let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+        self.require(!name.is_empty() && name.len() <= 64 && name.chars().all(plain), key, || {
+            format!("`{name}` must be 1 to 64 letters, digits, `_` or `-`: it names a folder")
+        });
+        self.require(!seen.contains(&name), key, || format!("`{name}` is there twice"));
+        seen.push(name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Plan;
+
+    /// Lays overrides over the smallest preset; expects exactly these broken rules, as `key: part of the message`.
+    fn check(overrides: &[&str], expected: &[(&str, &str)]) {
+        let overrides: Vec<String> = overrides.iter().map(|&text| text.into()).collect();
+        let config = crate::load_preset("digits_thanos", &overrides).expect("the types are right");
+        let broken = Plan::new(config).err().unwrap_or_default();
+        let keys: Vec<&str> = broken.iter().map(|rule| rule.key.as_str()).collect();
+        assert_eq!(keys, expected.iter().map(|(key, _)| *key).collect::<Vec<_>>(), "{overrides:?}: {broken:?}");
+        for (rule, (_, part)) in broken.iter().zip(expected) {
+            assert!(rule.message.contains(part), "{overrides:?}: no `{part}` in `{rule}`");
+        }
+    }
+
+    #[test]
+    fn numbers_have_bounds() {
+        check(&[], &[]);
+        check(&["data.validation_fraction=0"], &[("data.validation_fraction", "got 0")]);
+        check(&["data.validation_fraction=1.0"], &[("data.validation_fraction", "got 1")]);
+        check(&["data={kind: image_folder, side: 4}"], &[("data.side", "between 8 and 1024, got 4")]);
+        check(&["views.jitter=1.5"], &[("views.jitter", "must be between 0 and 1, got 1.5")]);
+        check(&["views.hue=.6"], &[("views.hue", "0.5")]);
+        check(&["views.crop_scale=[0, 1]"], &[("views.crop_scale", "got [0, 1]")]);
+        check(&["views.crop_ratio=[2, 1]"], &[("views.crop_ratio", "least <= most")]);
+        check(&["model.dropout=1"], &[("model.dropout", "must be between 0 and 0.9, got 1")]);
+        check(&["model.decoder.width=12"], &[("model.decoder.width", "a multiple of 8")]);
+        check(&["train.batch_size=0"], &[("train.batch_size", "must be between 1 and 1048576, got 0")]);
+        check(&["train.epochs=10000000"], &[("train.epochs", "got 10000000")]);
+        check(&["train.max_steps=0"], &[("train.max_steps", "got 0")]);
+        check(&["train.cosine_period=0"], &[("train.cosine_period", "got 0")]);
+        check(&["train.learning_rate=-1"], &[("train.learning_rate", "got -1")]);
+        check(&["transfer.max_steps=0"], &[("transfer.max_steps", "got 0")]);
+        check(&["checkpoint.keep_last=1"], &[("checkpoint.keep_last", "an older one to fall back on")]);
+        check(&["checkpoint.every_steps=0"], &[("checkpoint.every_steps", "got 0")]);
+        check(&["objective.temperature=0"], &[("objective.temperature", "got 0")]);
+        check(&["objective.spread=-1"], &[("objective.spread", "got -1"), ("backbones.0.objective.attract", "0 / 0")]);
+        check(&["backbones.0.objective.spread=-2"], &[("backbones.0.objective.spread", "got -2")]);
+    }
+
+    #[test]
+    fn keys_that_contradict_each_other_are_refused() {
+        check(
+            &["model.encoder.vit.patch=3"],
+            &[("model.encoder.vit.patch", "3 does not divide the 8 pixels of digits")],
+        );
+        check(&["model.encoder.vit.heads=5"], &[("model.encoder.vit.heads", "5 does not divide the width 48")]);
+        check(&["data.side=32"], &[("data.side", "only `data.kind: image_folder`")]);
+        check(&["data.coarse_map=x.yaml"], &[("data.coarse_map", "only `data.kind: image_folder`")]);
+        check(&["transfer.frozen_mode=train"], &[("transfer.frozen_mode", "contradicts `transfer.features: cached`")]);
+        let nothing = ["objective.cross_entropy=0", "backbones.1.objective.reconstruction=0"];
+        check(&nothing, &[("backbones.1.objective.cross_entropy", "nothing to learn")]);
+        check(&["objective={attract: 0, spread: 0}"], &[("backbones.0.objective.attract", "0 / 0")]);
+    }
+
+    #[test]
+    fn names_are_plain_unique_and_known() {
+        check(&["name=../x"], &[("name", "it names a folder")]);
+        check(&["backbones.0.name=../x", "rows=[]"], &[("backbones.0.name", "it names a folder")]);
+        check(
+            &["backbones.0.name=cae"],
+            &[("backbones.1.name", "twice"), ("rows.0.backbones", "no backbone is called")],
+        );
+        check(
+            &["rows.0.backbones=[cnc]"],
+            &[("rows.0.backbones", "no backbone is called `cnc`; there are: cnce, cae")],
+        );
+        check(&["rows.0.backbones=[]"], &[("rows.0.backbones", "at least one")]);
+        let clash = ["backbones.1.name=transfer_x", "rows=[{method: x, backbones: [cnce]}]"];
+        check(&clash, &[("rows.0.method", "the name of a backbone")]);
+        check(&["backbones=[]", "rows=[]"], &[("backbones", "nothing to train")]);
+    }
+
+    #[test]
+    fn all_broken_rules_are_told_at_once() {
+        check(
+            &["train.epochs=0", "views.hue=2", "model.encoder.vit={patch: 0, heads: 0}"],
+            &[
+                ("views.hue", ""),
+                ("model.encoder.vit.heads", "must be between 1"),
+                ("model.encoder.vit.patch", "must be between 1"),
+                ("train.epochs", ""),
+            ],
+        );
+    }
+}

@@ -1,0 +1,204 @@
+//! `thanos-coord data`: fetch raw files, pack them, and look at packs.
+
+use super::{config_of, packs_dir};
+use crate::exit::{EXIT_USAGE, Fatal};
+use crate::fetch::{FetchError, Fetched, Watch, fetch, resources};
+use crate::ingest::{self, DataError};
+use crate::progress::{Bar, tell_skipped};
+use anyhow::Result;
+use clap::{Subcommand, ValueEnum};
+use std::path::{Path, PathBuf};
+use thanos_configs::{DataConfig, DataKind, OnBadImage, ViewsConfig, preset_names};
+
+#[derive(Subcommand, Debug)]
+pub(super) enum DataVerb {
+    /// Download the published files of a data set, checked against their published checksums
+    Fetch {
+        #[arg(value_enum)]
+        dataset: Published,
+        /// Folder to put them in; it is made if need be, and an interrupted download goes on there
+        #[arg(long)]
+        dir: PathBuf,
+        /// Address of a folder that has the files too, tried first; https, or http on this machine
+        #[arg(long, value_name = "URL")]
+        mirror: Vec<String>,
+    },
+    /// Read a data set's raw files, check them, and write its packs
+    Pack {
+        #[arg(value_enum)]
+        kind: KindName,
+        /// Folder of the raw files, or the archive they came in; `digits` is built in and needs none
+        #[arg(long)]
+        dir: Option<PathBuf>,
+        /// image_folder: pixels of a side [default: 64]
+        #[arg(long)]
+        side: Option<usize>,
+        /// image_folder: YAML file of `CLASS: COARSE CLASS` lines [default: each class is its own]
+        #[arg(long, value_name = "FILE")]
+        coarse_map: Option<PathBuf>,
+        /// What to do with an image that cannot be decoded
+        #[arg(long, value_enum, default_value_t = BadImages::Fail)]
+        on_bad_image: BadImages,
+        /// Where packs are kept [default: ~/.cache/thanos/packs]
+        #[arg(long, env = "THANOS_PACKS", hide_env_values = true)]
+        packs_dir: Option<PathBuf>,
+    },
+    /// Describe a pack: sizes, classes, counts, mean and std
+    Info {
+        pack: PathBuf,
+        /// Also draw a sheet of augmented views, as the trainer sees them, to this PNG file
+        #[arg(long, value_name = "FILE.png")]
+        images: Option<PathBuf>,
+        /// Preset or file whose augmentation is drawn [default: a preset of the pack's data set]
+        #[arg(long, value_name = "PRESET|FILE", requires = "images")]
+        views: Option<String>,
+        /// Seed of the views that are drawn
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+    },
+    /// Check a pack's header and tensors against its fingerprint
+    Verify { pack: PathBuf },
+}
+
+/// Data sets that can be downloaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Published {
+    Mnist,
+    #[value(alias = "fashion_mnist")]
+    FashionMnist,
+    Cifar10,
+    Cifar100,
+    Tinyimagenet,
+}
+
+impl Published {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Mnist => "mnist",
+            Self::FashionMnist => "fashion_mnist",
+            Self::Cifar10 => "cifar10",
+            Self::Cifar100 => "cifar100",
+            Self::Tinyimagenet => "tinyimagenet",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub(super) enum KindName {
+    Digits,
+    Mnist,
+    #[value(alias = "fashion-mnist")]
+    FashionMnist,
+    Cifar10,
+    Cifar100,
+    Tinyimagenet,
+    #[value(alias = "image-folder")]
+    ImageFolder,
+}
+
+impl From<KindName> for DataKind {
+    fn from(name: KindName) -> Self {
+        match name {
+            KindName::Digits => DataKind::Digits,
+            KindName::Mnist => DataKind::Mnist,
+            KindName::FashionMnist => DataKind::FashionMnist,
+            KindName::Cifar10 => DataKind::Cifar10,
+            KindName::Cifar100 => DataKind::Cifar100,
+            KindName::Tinyimagenet => DataKind::Tinyimagenet,
+            KindName::ImageFolder => DataKind::ImageFolder,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum BadImages {
+    /// Name it and end
+    Fail,
+    /// Count it, name it, and go on without it
+    Skip,
+}
+
+pub(super) fn act_data(verb: DataVerb) -> Result<()> {
+    match verb {
+        DataVerb::Fetch { dataset, dir, mirror } => act_fetch(dataset.name(), &dir, &mirror)?,
+        DataVerb::Pack { kind, dir, side, coarse_map, on_bad_image, packs_dir: folder } => {
+            let kind = DataKind::from(kind);
+            if kind != DataKind::ImageFolder && (side.is_some() || coarse_map.is_some()) {
+                let message = "--side and --coarse-map are for image_folder: other data sets have their own";
+                return Err(Fatal::new(EXIT_USAGE, message).into());
+            }
+            let on_bad_image = match on_bad_image {
+                BadImages::Fail => OnBadImage::Fail,
+                BadImages::Skip => OnBadImage::Skip,
+            };
+            let config = DataConfig { kind, dir, side, coarse_map, on_bad_image, ..DataConfig::default() };
+            act_pack(&config, &packs_dir(folder.as_deref())?)?;
+        }
+        DataVerb::Info { pack, images, views, seed } => {
+            let info = ingest::info(&pack).map_err(refused)?;
+            println!("{info}");
+            if let Some(sheet) = images {
+                let views = views_of(&info.name, views)?;
+                ingest::contact_sheet(&pack, &views, seed, &sheet).map_err(refused)?;
+                println!("contact sheet: {}", sheet.display());
+            }
+        }
+        DataVerb::Verify { pack } => {
+            ingest::verify(&pack).map_err(refused)?;
+            println!("{}: its header and tensors have its fingerprint", pack.display());
+        }
+    }
+    Ok(())
+}
+
+fn act_pack(config: &DataConfig, packs_dir: &Path) -> Result<()> {
+    // The rules of a configuration hold for flags, too.
+    let bar = Bar::new("images");
+    let packs = ingest::pack(config, packs_dir, &|split, done, total| bar.at(split, done, total)).map_err(refused)?;
+    bar.finish();
+    let how = if packs.reused { "already packed" } else { "packed" };
+    for pack in [&packs.train, &packs.test] {
+        tell_skipped(pack);
+        println!("{how}: {} {} images, {}", pack.images, pack.split, pack.path.display());
+    }
+    Ok(())
+}
+
+fn act_fetch(dataset: &str, dir: &Path, mirrors: &[String]) -> Result<()> {
+    struct Watcher(Bar);
+    impl Watch for Watcher {
+        fn at(&mut self, file: &str, done: u64, total: u64) {
+            self.0.at(file, done, total);
+        }
+        fn say(&mut self, line: &str) {
+            self.0.line(line);
+        }
+    }
+    let resources = resources(dataset).unwrap_or_default();
+    let mut watcher = Watcher(Bar::new("bytes"));
+    let fetched = fetch(resources, mirrors, dir, &mut watcher);
+    watcher.0.finish();
+    let refused = |error: FetchError| Fatal::new(error.exit_code(), error.to_string());
+    for file in fetched.map_err(refused)? {
+        match file {
+            Fetched::New { path, url } => println!("fetched: {} from {url}", path.display()),
+            Fetched::Already { path } => println!("already there: {}", path.display()),
+        }
+    }
+    Ok(())
+}
+
+/// The augmentation of a preset or file, or of the presets of a pack's data set.
+fn views_of(pack: &str, target: Option<String>) -> Result<ViewsConfig> {
+    let preset = format!("{pack}_supcon");
+    match target {
+        Some(target) => Ok(config_of(&target, &[])?.views),
+        None if preset_names().contains(&preset) => Ok(config_of(&preset, &[])?.views),
+        None => Ok(ViewsConfig::default()),
+    }
+}
+
+fn refused(error: DataError) -> Fatal {
+    Fatal::new(error.exit_code(), error.to_string())
+}

@@ -1,0 +1,114 @@
+//! The contact sheet: some images of a pack and augmented views of each, as the trainer sees them, in one PNG file, so
+//! that one look tells whether the augmentation is right.
+
+use super::error::{DataError, PackFault};
+use super::pack_file::{self, Contents};
+use super::pack_header::Header;
+use image::{ImageFormat, Rgb, RgbImage};
+use std::path::Path;
+use thanos_configs::{ViewsConfig, view_key};
+use thanos_views::{Augmentation, Scratch};
+
+/// Images, one a row, and views of each.
+const ROWS: usize = 12;
+const VIEWS: usize = 9;
+/// Pixels between two pictures.
+const GAP: usize = 2;
+/// A picture's least side on the sheet: smaller ones are shown larger, each pixel a square.
+const LEAST_SIDE: usize = 64;
+const PAPER: Rgb<u8> = Rgb([255, 255, 255]);
+
+/// Draws a sheet of a pack to `out`: the images in the first column, as they are; views of the first epoch of `seed`
+/// behind each. Every row is of another fine class, as far as there are that many.
+///
+/// # Errors
+/// If the pack cannot be read, or the sheet not written.
+pub fn contact_sheet(pack: &Path, views: &ViewsConfig, seed: u64, out: &Path) -> Result<(), DataError> {
+    let refuse = |fault| DataError::Pack { path: pack.to_owned(), fault };
+    let (header, contents) = pack_file::read(pack).map_err(refuse)?;
+    if header.shape[1] != header.shape[2] || ![1, 3].contains(&header.shape[3]) {
+        let shape = format!("its images are {:?}, expected squares of 1 or 3 channels", &header.shape[1..]);
+        return Err(refuse(PackFault::Header(shape)));
+    }
+    let sheet = draw(&header, &contents, views, seed);
+    let written = sheet.save_with_format(out, ImageFormat::Png);
+    written.map_err(|error| DataError::Sheet { path: out.to_owned(), reason: error.to_string() })
+}
+
+fn draw(header: &Header, contents: &Contents, views: &ViewsConfig, seed: u64) -> RgbImage {
+    let [_, side, _, channels] = header.shape;
+    // Without normalisation: pixels stay in [0, 1], and can be shown.
+    let augmentation = Augmentation::new(views, side, &vec![0.0; channels], &vec![1.0; channels]);
+    let rows = choose(&contents.fine, header.fine_names.len());
+    let scale = LEAST_SIDE.div_ceil(side);
+    let cell = side * scale + GAP;
+    let extent = |cells: usize| (cells * cell + GAP) as u32;
+    let mut sheet = RgbImage::from_pixel(extent(1 + VIEWS), extent(rows.len()), PAPER);
+    let (mut scratch, mut view) = (Scratch::default(), vec![0.0; augmentation.pixels()]);
+    for (row, &id) in rows.iter().enumerate() {
+        let image = &contents.images[id * augmentation.pixels()..(id + 1) * augmentation.pixels()];
+        for column in 0..=VIEWS {
+            match column {
+                0 => augmentation.plain(image, &mut view),
+                _ => {
+                    let key = view_key(seed, 0, id as u64, column as u64 - 1);
+                    augmentation.view(image, key, &mut scratch, &mut view);
+                }
+            }
+            let corner = (column * cell + GAP, row * cell + GAP);
+            paint(&mut sheet, corner, &view, (side, channels, scale));
+        }
+    }
+    sheet
+}
+
+/// Ids of images: class by class the first of each, then the second, until there are enough.
+fn choose(fine: &[i64], classes: usize) -> Vec<usize> {
+    let mut seen = vec![0; classes];
+    let mut ranked: Vec<(usize, usize)> = Vec::with_capacity(fine.len());
+    for (id, label) in fine.iter().enumerate() {
+        let Some(count) = usize::try_from(*label).ok().and_then(|label| seen.get_mut(label)) else { continue };
+        ranked.push((*count, id));
+        *count += 1;
+    }
+    ranked.sort_by_key(|(count, id)| (*count, fine[*id]));
+    ranked.into_iter().take(ROWS).map(|(_, id)| id).collect()
+}
+
+/// Puts a view, [C, S, S] in [0, 1], on the sheet with its corner there.
+fn paint(
+    sheet: &mut RgbImage,
+    (left, top): (usize, usize),
+    view: &[f32],
+    (side, channels, scale): (usize, usize, usize),
+) {
+    for y in 0..side * scale {
+        for x in 0..side * scale {
+            let at = (y / scale) * side + x / scale;
+            let value =
+                |c: usize| (view[c.min(channels - 1) * side * side + at] * 255.0).round().clamp(0.0, 255.0) as u8;
+            sheet.put_pixel((left + x) as u32, (top + y) as u32, Rgb([value(0), value(1), value(2)]));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_class_comes_before_a_second_of_one() {
+        assert_eq!(choose(&[1, 1, 0, 2, 0], 3), [2, 0, 3, 4, 1]);
+        assert_eq!(choose(&[0; 40], 1).len(), ROWS);
+    }
+
+    /// Two images of one channel, 2 x 2 pixels, each shown 64 pixels wide.
+    #[test]
+    fn the_first_column_shows_the_images_as_they_are() {
+        let mut sheet = RgbImage::from_pixel(8, 8, PAPER);
+        paint(&mut sheet, (2, 2), &[0.0, 1.0, 0.5, 0.25], (2, 1, 2));
+        let grey = |x, y| sheet.get_pixel(x, y).0;
+        assert_eq!([grey(2, 2), grey(4, 3), grey(3, 5), grey(5, 5)], [[0; 3], [255; 3], [128; 3], [64; 3]]);
+        assert_eq!(grey(6, 6), PAPER.0);
+    }
+}

@@ -1,0 +1,110 @@
+//! Packs for workers that do not see this machine's disk: their files, as streams of bounded chunks from any offset.
+//! It knows paths and bytes, nothing of what a pack holds.
+
+use crate::ingest::PackFile;
+use sha2::{Digest, Sha256};
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use thanos_configs::hex;
+use thanos_proto::v1::{PackHead, PackPart, PackRequest, pack_part::Part};
+use tokio::sync::mpsc;
+use tonic::Status;
+
+/// Bytes of one chunk.
+const CHUNK: usize = 1 << 20;
+/// Chunks that may wait for the network; a slow worker makes its own stream wait.
+const MOST_WAITING: usize = 4;
+
+/// The packs of a run.
+pub(crate) struct PackShelf {
+    packs: Vec<Shelved>,
+}
+
+struct Shelved {
+    fingerprint: String,
+    path: PathBuf,
+    /// Length and SHA-256 of the whole file, computed when the first worker asks.
+    head: OnceLock<PackHead>,
+}
+
+impl PackShelf {
+    pub(crate) fn new<'a>(packs: impl IntoIterator<Item = &'a PackFile>) -> Self {
+        let shelve = |pack: &PackFile| Shelved {
+            fingerprint: pack.fingerprint.clone(),
+            path: pack.path.clone(),
+            head: OnceLock::new(),
+        };
+        Self { packs: packs.into_iter().map(shelve).collect() }
+    }
+
+    /// The parts of a pack's file: its head, then chunks from the offset to the end. They are read on a thread of
+    /// their own, no faster than they are taken.
+    ///
+    /// # Errors
+    /// If it is none of this run's packs. A file that cannot be read ends the stream with the reason.
+    pub(crate) fn send(
+        self: Arc<Self>,
+        request: PackRequest,
+    ) -> Result<mpsc::Receiver<Result<PackPart, Status>>, Status> {
+        let PackRequest { fingerprint, offset } = request;
+        let Some(at) = self.packs.iter().position(|pack| pack.fingerprint == fingerprint) else {
+            return Err(Status::not_found("this run has no pack of this fingerprint"));
+        };
+        let (parts, receiver) = mpsc::channel(MOST_WAITING);
+        tokio::task::spawn_blocking(move || {
+            let pack = &self.packs[at];
+            if let Err(error) = pack.send(offset, &parts) {
+                let reason = format!("the coordinator cannot read {}: {error}", pack.path.display());
+                _ = parts.blocking_send(Err(Status::unavailable(reason)));
+            }
+        });
+        Ok(receiver)
+    }
+}
+
+impl Shelved {
+    /// Ends early, and without an error, when nobody takes the parts any more.
+    fn send(&self, offset: u64, parts: &mpsc::Sender<Result<PackPart, Status>>) -> io::Result<()> {
+        let head = match self.head.get() {
+            Some(head) => head.clone(),
+            None => {
+                let head = head_of(&self.path)?;
+                self.head.get_or_init(|| head).clone()
+            }
+        };
+        let part = |part| Ok(PackPart { part: Some(part) });
+        let mut left = head.bytes.saturating_sub(offset);
+        if parts.blocking_send(part(Part::Head(head))).is_err() {
+            return Ok(());
+        }
+        let mut file = File::open(&self.path)?;
+        file.seek(SeekFrom::Start(offset))?;
+        while left > 0 {
+            let mut chunk = vec![0; left.min(CHUNK as u64) as usize];
+            file.read_exact(&mut chunk)?;
+            left -= chunk.len() as u64;
+            if parts.blocking_send(part(Part::Chunk(chunk))).is_err() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+}
+
+fn head_of(path: &Path) -> io::Result<PackHead> {
+    let mut file = File::open(path)?;
+    let mut hash = Sha256::new();
+    let mut chunk = vec![0; CHUNK];
+    let mut bytes = 0;
+    loop {
+        match file.read(&mut chunk)? {
+            0 => return Ok(PackHead { bytes, sha256: hex(&hash.finalize()) }),
+            read => {
+                hash.update(&chunk[..read]);
+                bytes += read as u64;
+            }
+        }
+    }
+}

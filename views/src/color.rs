@@ -1,0 +1,125 @@
+//! Colour operations on one view [C, S, S] in [0, 1], as torchvision's functional API on float tensors
+//! (torchvision/transforms/_functional_tensor.py): each result is clamped to [0, 1]. Loops are without branches and
+//! inlined, so that the caller's vectors are used.
+
+/// Weights of red, green and blue in a grey value.
+const LUMA: [f32; 3] = [0.2989, 0.587, 0.114];
+
+/// Sums that are kept apart, so that they can be vectors; added in one order at the end.
+const LANES: usize = 16;
+
+#[inline(always)]
+pub fn adjust_brightness(view: &mut [f32], factor: f32) {
+    for value in view {
+        *value = clamp(*value * factor);
+    }
+}
+
+/// Blends with the mean grey value of the whole view.
+#[inline(always)]
+pub fn adjust_contrast(view: &mut [f32], channels: usize, factor: f32) {
+    let area = view.len() / channels;
+    let sum = match channels {
+        3 => {
+            let (red, green, blue) = planes(view);
+            sum(area, |i| gray(red[i], green[i], blue[i]))
+        }
+        _ => sum(area, |i| view[i]),
+    };
+    let mean = sum / area as f32;
+    for value in view {
+        *value = blend(*value, mean, factor);
+    }
+}
+
+/// Blends each pixel with its grey value; three channels.
+#[inline(always)]
+pub fn adjust_saturation(view: &mut [f32], factor: f32) {
+    let (red, green, blue) = planes(view);
+    for ((r, g), b) in red.iter_mut().zip(green).zip(blue) {
+        let gray = gray(*r, *g, *b);
+        (*r, *g, *b) = (blend(*r, gray, factor), blend(*g, gray, factor), blend(*b, gray, factor));
+    }
+}
+
+/// Turns the hue by `turns` of the colour wheel, at most 0.5 either way; three channels.
+#[inline(always)]
+pub fn adjust_hue(view: &mut [f32], turns: f32) {
+    let (red, green, blue) = planes(view);
+    for ((r, g), b) in red.iter_mut().zip(green).zip(blue) {
+        (*r, *g, *b) = turn_hue(*r, *g, *b, turns);
+    }
+}
+
+/// Every channel becomes the grey value; three channels.
+#[inline(always)]
+pub fn to_gray(view: &mut [f32]) {
+    let (red, green, blue) = planes(view);
+    for ((r, g), b) in red.iter_mut().zip(green).zip(blue) {
+        let gray = gray(*r, *g, *b);
+        (*r, *g, *b) = (gray, gray, gray);
+    }
+}
+
+#[inline(always)]
+fn planes(view: &mut [f32]) -> (&mut [f32], &mut [f32], &mut [f32]) {
+    let area = view.len() / 3;
+    let (red, rest) = view.split_at_mut(area);
+    let (green, blue) = rest.split_at_mut(area);
+    (red, green, blue)
+}
+
+/// Sum of `value(0..len)`, the same whatever the width of the processor's vectors.
+#[inline(always)]
+fn sum(len: usize, value: impl Fn(usize) -> f32) -> f32 {
+    let mut lanes = [0.0_f32; LANES];
+    let whole = len / LANES * LANES;
+    for from in (0..whole).step_by(LANES) {
+        for (lane, sum) in lanes.iter_mut().enumerate() {
+            *sum += value(from + lane);
+        }
+    }
+    let rest: f32 = (whole..len).map(value).sum();
+    lanes.iter().sum::<f32>() + rest
+}
+
+#[inline(always)]
+fn gray(r: f32, g: f32, b: f32) -> f32 {
+    LUMA[0] * r + LUMA[1] * g + LUMA[2] * b
+}
+
+#[inline(always)]
+fn blend(value: f32, other: f32, factor: f32) -> f32 {
+    clamp(factor * value + (1.0 - factor) * other)
+}
+
+#[inline(always)]
+fn clamp(value: f32) -> f32 {
+    value.clamp(0.0, 1.0)
+}
+
+/// To hue, saturation and value, around the wheel, and back; choices are made by selecting between two results.
+#[inline(always)]
+fn turn_hue(r: f32, g: f32, b: f32, turns: f32) -> (f32, f32, f32) {
+    let (most, least) = (r.max(g).max(b), r.min(g).min(b));
+    let range = most - least;
+    // A grey pixel has no hue: whatever is computed for it is multiplied by a saturation of 0.
+    let divisor = if range == 0.0 { 1.0 } else { range };
+    let from_green = if most == g { 2.0 + (b - r) / divisor } else { 4.0 + (r - g) / divisor };
+    let sixths = if most == r { (g - b) / divisor } else { from_green };
+    let turned = wrap(sixths + 6.0 * turns);
+    let part = |sector: f32| {
+        let k = wrap(sector + turned);
+        // value * (1 - saturation * x) with saturation = range / value.
+        clamp(most - range * clamp(k.min(4.0 - k)))
+    };
+    (part(5.0), part(3.0), part(1.0))
+}
+
+/// Into 0..6, from -6..18.
+#[inline(always)]
+fn wrap(sixths: f32) -> f32 {
+    let up = if sixths < 0.0 { sixths + 6.0 } else { sixths };
+    let down = if up >= 6.0 { up - 6.0 } else { up };
+    if down >= 6.0 { down - 6.0 } else { down }
+}

@@ -1,0 +1,153 @@
+//! The views of `thanos-views`, for a batch at a time and in tensor operations, so that they are made where the images
+//! are: on a GPU. Chance is drawn by the same code from the same keys; the arithmetic agrees to float tolerance.
+//!
+//! Here n is a number of views, each with its image.
+
+use tch::{Device, Kind, Tensor};
+use thanos_views::{Adjustment, Augmentation, Crop, Draw, Tap, taps};
+
+/// Weights of red, green and blue in a grey value, as torchvision's.
+const LUMA: [f32; 3] = [0.2989, 0.587, 0.114];
+
+/// One view of each of `images`, [n, S, S, C] u8, by its key: [n, C, S, S] f32 on the images' device.
+pub fn views_on_device(augmentation: &Augmentation, images: &Tensor, keys: &[u64]) -> Tensor {
+    let _no_graph = tch::no_grad_guard();
+    let draws: Vec<Draw> = keys.iter().map(|&key| augmentation.draw(key)).collect();
+    let mut views = crop(images, &draws); // [n, C, S, S]
+    for place in 0..4 {
+        adjust(
+            &mut views,
+            &draws,
+            |draw| match draw.adjustments[place] {
+                Some(Adjustment::Brightness(factor)) => Some(factor),
+                _ => None,
+            },
+            |views, factor| views * factor,
+        );
+        adjust(
+            &mut views,
+            &draws,
+            |draw| match draw.adjustments[place] {
+                Some(Adjustment::Contrast(factor)) => Some(factor),
+                _ => None,
+            },
+            |views, factor| blend(views, &gray(views).mean_dim(&[1_i64, 2, 3][..], true, None::<Kind>), factor),
+        );
+        adjust(
+            &mut views,
+            &draws,
+            |draw| match draw.adjustments[place] {
+                Some(Adjustment::Saturation(factor)) => Some(factor),
+                _ => None,
+            },
+            |views, factor| blend(views, &gray(views), factor),
+        );
+        adjust(
+            &mut views,
+            &draws,
+            |draw| match draw.adjustments[place] {
+                Some(Adjustment::Hue(turns)) => Some(turns),
+                _ => None,
+            },
+            turn_hue,
+        );
+    }
+    adjust(&mut views, &draws, |draw| draw.gray.then_some(0.0), |views, _| gray(views).expand_as(views));
+    let (scale, shift) = augmentation.normalisation();
+    let channels = |values: &[f32]| Tensor::from_slice(values).reshape([1, -1, 1, 1]).to_device(views.device());
+    &views * channels(scale) + channels(shift)
+}
+
+/// Cuts, resizes and mirrors each image by its own draw: [n, S, S, C] u8 to [n, C, S, S] in [0, 1].
+fn crop(images: &Tensor, draws: &[Draw]) -> Tensor {
+    let size = images.size();
+    let (n, s, c) = (size[0], size[1], size[3]);
+    let device = images.device();
+    let taps_of = |of: &dyn Fn(&Draw) -> Vec<Tap>| -> Vec<Tap> { draws.iter().flat_map(of).collect() };
+    let side = s as usize;
+    let columns =
+        taps_of(&|Draw { crop: Crop { left, width, .. }, flip, .. }| taps(*left, *width, side, *flip).collect());
+    let rows = taps_of(&|Draw { crop: Crop { top, height, .. }, .. }| taps(*top, *height, side, false).collect());
+    let images = images.permute([0, 3, 1, 2]).to_kind(Kind::Float); // [n, C, S, S]
+    let along = resize(&images, 3, &Taps::new(&columns, &[n, 1, 1, s], device), &[n, c, s, s]);
+    resize(&along, 2, &Taps::new(&rows, &[n, 1, s, 1], device), &[n, c, s, s]) / 255.0
+}
+
+/// Taps of one dimension of all views.
+struct Taps {
+    first: Tensor,
+    second: Tensor,
+    weight: Tensor,
+}
+
+impl Taps {
+    fn new(taps: &[Tap], shape: &[i64], device: Device) -> Self {
+        let places = |of: fn(&Tap) -> usize| {
+            let places: Vec<i64> = taps.iter().map(|tap| of(tap) as i64).collect();
+            Tensor::from_slice(&places).reshape(shape).to_device(device)
+        };
+        let weights: Vec<f32> = taps.iter().map(|tap| tap.weight).collect();
+        Self {
+            first: places(|tap| tap.first),
+            second: places(|tap| tap.second),
+            weight: Tensor::from_slice(&weights).reshape(shape).to_device(device),
+        }
+    }
+}
+
+fn resize(images: &Tensor, dim: i64, taps: &Taps, shape: &[i64]) -> Tensor {
+    let at = |places: &Tensor| images.gather(dim, &places.expand(shape, false), false);
+    let (first, second) = (at(&taps.first), at(&taps.second));
+    &first + (second - &first) * &taps.weight
+}
+
+/// Changes the views whose draw has a value: `change` is given them, [m, C, S, S], and their values, [m, 1, 1, 1].
+/// Results are clamped to [0, 1].
+fn adjust(
+    views: &mut Tensor,
+    draws: &[Draw],
+    value: impl Fn(&Draw) -> Option<f32>,
+    change: impl Fn(&Tensor, &Tensor) -> Tensor,
+) {
+    let (rows, values): (Vec<i64>, Vec<f32>) =
+        draws.iter().enumerate().filter_map(|(row, draw)| Some((row as i64, value(draw)?))).unzip();
+    if rows.is_empty() {
+        return;
+    }
+    let rows = Tensor::from_slice(&rows).to_device(views.device());
+    let values = Tensor::from_slice(&values).reshape([-1, 1, 1, 1]).to_device(views.device());
+    let changed = change(&views.index_select(0, &rows), &values).clamp(0.0, 1.0);
+    _ = views.index_copy_(0, &rows, &changed);
+}
+
+/// Grey values, [n, 1, S, S]; of one channel, itself.
+fn gray(views: &Tensor) -> Tensor {
+    match views.size()[1] {
+        3 => {
+            let luma = Tensor::from_slice(&LUMA).reshape([1, 3, 1, 1]).to_device(views.device());
+            (views * luma).sum_dim_intlist(&[1_i64][..], true, None::<Kind>)
+        }
+        _ => views.shallow_clone(),
+    }
+}
+
+fn blend(views: &Tensor, others: &Tensor, factor: &Tensor) -> Tensor {
+    views * factor + others * (1.0 - factor)
+}
+
+/// As `adjust_hue` of `thanos-views`, whose comments say why.
+fn turn_hue(views: &Tensor, turns: &Tensor) -> Tensor {
+    let channel = |c: i64| views.narrow(1, c, 1); // [n, 1, S, S]
+    let (r, g, b) = (channel(0), channel(1), channel(2));
+    let most = r.maximum(&g).maximum(&b);
+    let range = &most - r.minimum(&g).minimum(&b);
+    let divisor = range.where_self(&range.gt(0.0), &range.ones_like());
+    let from_green = ((&b - &r) / &divisor + 2.0).where_self(&most.eq_tensor(&g), &((&r - &g) / &divisor + 4.0));
+    let sixths = ((&g - &b) / &divisor).where_self(&most.eq_tensor(&r), &from_green);
+    let turned = sixths + turns * 6.0;
+    let part = |sector: f64| {
+        let k = (&turned + sector).remainder(6.0);
+        &most - &range * k.minimum(&(4.0 - &k)).clamp(0.0, 1.0)
+    };
+    Tensor::cat(&[part(5.0), part(3.0), part(1.0)], 1)
+}

@@ -1,0 +1,135 @@
+//! A pack that is not on this machine: it comes from the coordinator into a folder of this host, once for all workers
+//! of the host, goes on where an earlier transfer broke off, and gets its name only when its SHA-256 is right.
+//! What is in a pack is `pack.rs`'s.
+
+use crate::session::Session;
+use anyhow::{Context, Result, bail, ensure};
+use sha2::{Digest, Sha256};
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use thanos_configs::hex;
+use thanos_proto::{Fetching, PackRef, WorkerEvent};
+
+/// Streams that may break before a transfer is given up; each goes on where the last one ended.
+const MOST_BREAKS: usize = 5;
+/// Bytes of the largest pack.
+const MOST_BYTES: u64 = 1 << 40;
+/// How often the coordinator hears how far a transfer is.
+const BETWEEN_REPORTS: Duration = Duration::from_secs(2);
+
+/// Bytes that come in, one part after the other.
+pub(crate) trait PackStream {
+    /// Length and SHA-256 of the whole file.
+    fn head(&mut self) -> Result<(u64, String)>;
+    /// The next chunk; `None` at the end.
+    fn chunk(&mut self) -> Result<Option<Vec<u8>>>;
+}
+
+/// The file of a pack on this machine: the coordinator's own, where it can be seen and no other folder is asked for;
+/// else one in `folder`, to which it is brought if need be.
+pub(crate) fn local_file(session: &Session, pack: &PackRef, folder: Option<&Path>) -> Result<PathBuf> {
+    if folder.is_none() && Path::new(&pack.path).is_file() {
+        return Ok(pack.path.clone().into());
+    }
+    let folder = match folder {
+        Some(folder) => folder.to_owned(),
+        None => default_folder()?,
+    };
+    let told = |fetching| session.send(WorkerEvent::Fetching(fetching));
+    let open = |offset| session.fetch_pack(&pack.fingerprint, offset);
+    bring(pack, &folder, open, told).with_context(|| format!("the {} pack in {}", pack.split, folder.display()))
+}
+
+fn default_folder() -> Result<PathBuf> {
+    let home = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let cache = home("XDG_CACHE_HOME").or_else(|| home("HOME").map(|home| home.join(".cache")));
+    Ok(cache.context("there is no HOME to keep packs in: name a --packs-dir")?.join("thanos/packs"))
+}
+
+/// Brings a pack into `folder`, unless it is there. `open` starts a stream at an offset.
+fn bring<S: PackStream>(
+    pack: &PackRef,
+    folder: &Path,
+    mut open: impl FnMut(u64) -> Result<S>,
+    mut told: impl FnMut(Fetching) -> Result<()>,
+) -> Result<PathBuf> {
+    let fingerprint = &pack.fingerprint;
+    let plain = fingerprint.len() == 64 && fingerprint.bytes().all(|byte| byte.is_ascii_hexdigit());
+    ensure!(plain, "`{}` is no fingerprint", fingerprint.escape_debug());
+    let path = folder.join(format!("{fingerprint}.safetensors"));
+    fs::create_dir_all(folder)?;
+    // One worker of a host brings it; the others wait here, and find it.
+    let lock = File::create(folder.join(format!("{fingerprint}.lock")))?;
+    lock.lock()?;
+    if path.is_file() {
+        return Ok(path);
+    }
+    let part_path = folder.join(format!("{fingerprint}.part"));
+    let mut part = File::options().create(true).truncate(false).read(true).write(true).open(&part_path)?;
+    let mut breaks = 0;
+    loop {
+        let from = part.seek(SeekFrom::End(0))?;
+        let report = |done, total| Fetching { split: pack.split.clone(), from, done, total };
+        match receive(&mut part, from, &mut open, |done, total| told(report(done, total))) {
+            Ok((bytes, sha256)) => {
+                if sha256_of(&mut part)? == sha256 {
+                    part.sync_all()?;
+                    fs::rename(&part_path, &path)?;
+                    File::open(folder)?.sync_all()?;
+                    told(report(bytes, bytes))?;
+                    return Ok(path);
+                }
+                // What an earlier transfer had left was no part of this file.
+                part.set_len(0)?;
+                ensure!(from > 0, "its SHA-256 is not the coordinator's: it was damaged on the way");
+                tracing::warn!("what was left of an earlier transfer is damaged: it starts over");
+            }
+            Err(error) => {
+                breaks += 1;
+                ensure!(breaks < MOST_BREAKS, "{error:#}; it broke {breaks} times");
+                tracing::warn!("a pack's transfer broke, and goes on: {error:#}");
+            }
+        }
+    }
+}
+
+/// Appends what comes, up to the length that the head names. Returns the head.
+fn receive<S: PackStream>(
+    part: &mut File,
+    from: u64,
+    open: &mut impl FnMut(u64) -> Result<S>,
+    mut at: impl FnMut(u64, u64) -> Result<()>,
+) -> Result<(u64, String)> {
+    let mut stream = open(from)?;
+    let (bytes, sha256) = stream.head()?;
+    ensure!(bytes <= MOST_BYTES, "a pack of {bytes} bytes: at most {MOST_BYTES} are taken");
+    let mut done = from;
+    let mut told = Instant::now();
+    while let Some(chunk) = stream.chunk()? {
+        done += chunk.len() as u64;
+        ensure!(done <= bytes, "more than the {bytes} bytes that were promised");
+        part.write_all(&chunk)?;
+        if told.elapsed() >= BETWEEN_REPORTS && done < bytes {
+            at(done, bytes)?;
+            told = Instant::now();
+        }
+    }
+    if done < bytes {
+        bail!("it ended behind {done} of {bytes} bytes");
+    }
+    Ok((bytes, sha256))
+}
+
+fn sha256_of(file: &mut File) -> Result<String> {
+    file.seek(SeekFrom::Start(0))?;
+    let mut hash = Sha256::new();
+    let mut chunk = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut chunk)? {
+            0 => return Ok(hex(&hash.finalize())),
+            read => hash.update(&chunk[..read]),
+        }
+    }
+}
