@@ -1,19 +1,22 @@
 # Thin: every target is a line or two that also works by hand.
 #   make run     libtorch, build, and the result table of the embedded digits with four workers
 #   make test    everything; make lint, make parity, make check-cuda for parts of it
+#   make bench   ours and PyTorch's side by side; PEER_PYTHON=... if you have one with torch and torchvision
 
 LIBTORCH_VERSION := 2.11.0
 CACHE   := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/thanos
 SITE    := $(CACHE)/libtorch-$(LIBTORCH_VERSION)-cpu
 # With every dependency of the wheel, and the headers that no dependency brings: 4.7 GB.
 SITE_CUDA := $(CACHE)/libtorch-$(LIBTORCH_VERSION)-cuda
+PEER    := $(CACHE)/peer-$(LIBTORCH_VERSION)
+PEER_PYTHON ?= $(PEER)/bin/python
 PIP     := python3 -m pip install --quiet --disable-pip-version-check --no-compile --root-user-action=ignore
 TARGET  := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)/release
 PARITY  := $(if $(THANOS_PARITY),$(abspath $(THANOS_PARITY)))
 # One binary at a time, and its tests one after the other: they start up to four processes each, on two cores.
 TESTS   := OMP_NUM_THREADS=1 cargo test --release --locked -p thanos-tests --test thanos -- --test-threads=1
 
-.PHONY: run build test lint parity check-cuda libtorch clean
+.PHONY: run build test lint bench parity check-cuda libtorch clean
 
 run: build
 	$(TARGET)/thanos-coord launch --nodes 4 digits_table
@@ -33,6 +36,16 @@ lint: libtorch
 parity: libtorch
 	@OMP_NUM_THREADS=1 $(if $(PARITY),THANOS_PARITY=$(PARITY)) cargo test --release --locked --quiet -p thanos-tests \
 		--test thanos -- --nocapture parity_checks::every_case_of_every_file
+
+# Nothing else should run meanwhile. BENCH="--per-class 500" is the size of the real TinyImageNet.
+bench: build $(PEER_PYTHON)
+	cargo build --release --locked -p thanos-views --example rate
+	$(PEER_PYTHON) benches/run.py --views $(TARGET)/examples/rate --coord $(TARGET)/thanos-coord $(BENCH)
+
+# PyTorch as its users have it: 3 GB, for comparisons only.
+$(PEER)/bin/python:
+	python3 -m venv $(PEER)
+	$(PEER)/bin/pip install --quiet --disable-pip-version-check torch==$(LIBTORCH_VERSION) torchvision==0.26.0 numpy pillow
 
 # Compiles and links the worker with NCCL; needs no GPU.
 check-cuda: $(SITE_CUDA)/.complete

@@ -2,20 +2,26 @@
 //! published code. `losses`: the closed-form gradient against finite differences, tile sizes and ranks. `memory`: a
 //! batch whose square would not fit. `exchanges`, `nearness` and `rerun` serve them. The others start the real programs:
 //! `world_sizes`, `resume`, `ledger` and `evaluation` hold the promises, `endings` what happens to processes,
-//! `pytorch_names` what is in a checkpoint; `bad_input`, `command_line` and `documents` what people type and read.
+//! `pytorch_names` what is in a checkpoint, `data_sets`, `pack_transfer`, `downloads` and `fashion_mnist` how images
+//! come to workers, `device_views` how a GPU makes views of them; `bad_input`, `command_line` and `documents` what people type and read.
 //! `layering` reads the sources.
 
 mod bad_input;
 mod command_line;
+mod data_sets;
+mod device_views;
 mod documents;
+mod downloads;
 mod endings;
 mod evaluation;
 mod exchanges;
+mod fashion_mnist;
 mod layering;
 mod ledger;
 mod losses;
 mod memory;
 mod nearness;
+mod pack_transfer;
 mod parity_checks;
 mod pytorch_names;
 mod rerun;

@@ -24,8 +24,8 @@ pub use error::{DataError, PackFault, RawFault};
 pub use info::PackInfo;
 pub use sheet::contact_sheet;
 
-use pack_file::Contents;
-use pack_header::Header;
+use pack_file::Sink;
+use pack_header::{Header, LeftOut};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
@@ -44,7 +44,8 @@ pub struct PackFile {
     pub fingerprint: String,
     /// Number of images.
     pub images: u64,
-    /// Images that could not be decoded and were left out.
+    /// Number of images that could not be decoded and were left out, and the first of them.
+    pub left_out: u64,
     pub skipped: Vec<Skipped>,
 }
 
@@ -129,7 +130,8 @@ trait RawSet {
     /// Adds to a hash what tells a split's raw files from others.
     fn hash_into(&self, split: Split, hash: &mut Sha256) -> Result<(), DataError>;
 
-    fn decode(&self, split: Split, progress: OnProgress<'_>) -> Result<Samples, DataError>;
+    /// Decodes a split's images into a pack.
+    fn decode(&self, split: Split, sink: &mut Sink<'_>, progress: OnProgress<'_>) -> Result<Decoded, DataError>;
 }
 
 /// Decoded images, [N, H, W, C] u8, and their fine labels, [N], each below the number of classes.
@@ -137,14 +139,19 @@ trait RawSet {
 struct Samples {
     images: Vec<u8>,
     fine: Vec<i64>,
-    skipped: Vec<Skipped>,
 }
 
 impl Samples {
     fn with_capacity(images: usize, bytes_of_each: usize) -> Self {
-        let (pixels, fine) = (Vec::with_capacity(images * bytes_of_each), Vec::with_capacity(images));
-        Self { images: pixels, fine, skipped: Vec::new() }
+        Self { images: Vec::with_capacity(images * bytes_of_each), fine: Vec::with_capacity(images) }
     }
+}
+
+/// What is known of a split when its images are in its pack.
+struct Decoded {
+    /// [N].
+    fine: Vec<i64>,
+    skipped: Vec<Skipped>,
 }
 
 /// Also returns the facts with what was measured, and whether the pack was there.
@@ -160,30 +167,24 @@ fn pack_split(
         Ok(header) if header.describes(facts, split.name()) => (header, true),
         // None yet, or one that is damaged: it is replaced.
         _ => {
-            let samples = raw.decode(split, &|done, total| progress(split.name(), done, total))?;
-            let mut facts = facts.clone();
-            if facts.mean.is_empty() {
-                (facts.mean, facts.std) = info::mean_and_std(&samples.images, facts.channels);
-                // A channel that is the same everywhere has nothing to scale by.
-                facts.std.iter_mut().filter(|std| **std == 0.0).for_each(|std| *std = 1.0);
-            }
-            let contents = Contents::new(&facts, samples);
-            let header = pack_file::write(&path, &facts, split.name(), &contents)
-                .map_err(|source| DataError::Write { path: path.clone(), source })?;
+            let mut sink = Sink::new(&path, facts, split);
+            let decoded = raw.decode(split, &mut sink, &|done, total| progress(split.name(), done, total))?;
+            let header = sink.finish(decoded)?;
             (header, false)
         }
     };
     let facts = DataSet { mean: header.mean.clone(), std: header.std.clone(), ..facts.clone() };
     let images = header.images();
-    let Header { fingerprint, skipped, .. } = header;
-    Ok((PackFile { split: split.name().into(), path, images, fingerprint, skipped }, facts, reused))
+    let Header { fingerprint, left_out, .. } = header;
+    let LeftOut { images: left_out, named: skipped } = left_out;
+    Ok((PackFile { split: split.name().into(), path, images, fingerprint, left_out, skipped }, facts, reused))
 }
 
 /// Decides whether a pack may be reused: over what tells the raw files from others, the header's words (format, names,
 /// mean and std among them) and the map to coarse labels, so that a corrected fact makes a new pack.
 fn source_sha256(raw: &dyn RawSet, split: Split) -> Result<String, DataError> {
     let mut hash = Sha256::new();
-    hash.update(pack_header::to_bytes(raw.facts(), split.name(), &[], (0, "")));
+    hash.update(pack_header::to_bytes(raw.facts(), split.name(), &LeftOut::default(), (0, "")));
     raw.facts().labels.coarse_of.iter().for_each(|coarse| hash.update(coarse.to_le_bytes()));
     raw.hash_into(split, &mut hash)?;
     Ok(hex(&hash.finalize()))

@@ -60,16 +60,15 @@ impl Bar {
 
 /// Names the images of a pack that were left out, if any.
 pub(crate) fn tell_skipped(pack: &PackFile) {
-    let skipped = &pack.skipped;
-    if skipped.is_empty() {
+    if pack.left_out == 0 {
         return;
     }
-    eprintln!("left out {} {} images that cannot be decoded:", skipped.len(), pack.split);
-    for image in skipped.iter().take(MOST_NAMED) {
+    eprintln!("left out {} {} images that cannot be decoded:", pack.left_out, pack.split);
+    for image in pack.skipped.iter().take(MOST_NAMED) {
         eprintln!("  {}: {}", image.name, image.reason);
     }
-    if skipped.len() > MOST_NAMED {
-        eprintln!("  and {} more: `thanos-coord data info {}`", skipped.len() - MOST_NAMED, pack.path.display());
+    if pack.left_out > MOST_NAMED as u64 {
+        eprintln!("  and more, see `thanos-coord data info {}`", pack.path.display());
     }
 }
 

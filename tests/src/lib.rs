@@ -2,6 +2,7 @@
 //! directories. It knows file names and exit codes, nothing of how they come about.
 
 pub mod idx;
+pub mod raw_files;
 
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
@@ -77,26 +78,56 @@ impl Scene {
     /// # Panics
     /// If the program is not there: `make test` builds it first.
     pub fn start(&self, arguments: &[&str]) -> Running {
-        let program = program("thanos-coord");
+        self.start_with(arguments, &[])
+    }
+
+    /// As [`Scene::start`], with more environment variables.
+    ///
+    /// # Panics
+    /// As there.
+    pub fn start_with(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Running {
+        self.spawn("thanos-coord", "", arguments, variables)
+    }
+
+    /// Starts `thanos-worker` with this id in the test's folder, as somebody else than the coordinator does.
+    ///
+    /// # Panics
+    /// As [`Scene::start`].
+    pub fn worker(&self, coordinator: &str, id: &str, arguments: &[&str]) -> Running {
+        let arguments = [&["--coordinator", coordinator, "--id", id], arguments].concat();
+        self.spawn("thanos-worker", id, &arguments, &[])
+    }
+
+    /// `log` tells the files of one program's output from those of others in the same folder.
+    fn spawn(&self, name: &str, log: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Running {
+        let program = program(name);
+        let log = self.path(&format!(".{log}"));
         let child = Command::new(&program)
             .args(arguments)
             .current_dir(self.folder.path())
             .env("THANOS_PACKS", packs())
             // Help is as wide as no terminal.
             .env_remove("COLUMNS")
+            .envs(variables.iter().copied())
             .stdin(Stdio::null())
-            .stdout(fs::File::create(self.path(".stdout")).expect("a file"))
-            .stderr(fs::File::create(self.path(".stderr")).expect("a file"))
+            .stdout(fs::File::create(with_end(&log, "stdout")).expect("a file"))
+            .stderr(fs::File::create(with_end(&log, "stderr")).expect("a file"))
             .spawn()
             .unwrap_or_else(|error| panic!("{}: {error}; run `make build` first", program.display()));
-        Running { child, folder: self.folder.path().into() }
+        Running { child, folder: self.folder.path().into(), log }
     }
+}
+
+fn with_end(log: &Path, end: &str) -> PathBuf {
+    PathBuf::from(format!("{}{end}", log.display()))
 }
 
 /// A program that was started; it is killed when this is dropped.
 pub struct Running {
     child: Child,
     folder: PathBuf,
+    /// What the names of its output files begin with.
+    log: PathBuf,
 }
 
 impl Running {
@@ -120,8 +151,24 @@ impl Running {
     /// If it takes too long.
     pub fn wait(mut self) -> Ran {
         let code = self.wait_for("the program to end", |running| running.child.try_wait().expect("our child"));
-        let read = |name: &str| fs::read_to_string(self.folder.join(name)).unwrap_or_default();
-        Ran { code: code.code(), stdout: read(".stdout"), stderr: read(".stderr") }
+        Ran { code: code.code(), stdout: self.output("stdout"), stderr: self.output("stderr") }
+    }
+
+    /// Waits until a `serve` says where its workers may come, and returns that address.
+    ///
+    /// # Panics
+    /// If the program ends before, or it takes too long.
+    pub fn address(&mut self) -> String {
+        self.wait_for("an address", |running| {
+            let stderr = running.output("stderr");
+            let ended = running.child.try_wait().expect("our child");
+            assert!(ended.is_none(), "it ended with {ended:?} before it listened:\n{stderr}");
+            Some(stderr.split("waiting at ").nth(1)?.split_once(" for ")?.0.to_owned())
+        })
+    }
+
+    fn output(&self, end: &str) -> String {
+        fs::read_to_string(with_end(&self.log, end)).unwrap_or_default()
     }
 
     /// Waits until the ledger of a run in the test's folder has `lines` lines.
@@ -132,8 +179,8 @@ impl Running {
         let ledger = self.folder.join(run_dir).join("steps.jsonl");
         self.wait_for("steps", |running| {
             let ended = running.child.try_wait().expect("our child");
-            let stderr = || fs::read_to_string(running.folder.join(".stderr")).unwrap_or_default();
-            assert!(ended.is_none(), "it ended with {ended:?} before {lines} steps:\n{}", stderr());
+            let stderr = running.output("stderr");
+            assert!(ended.is_none(), "it ended with {ended:?} before {lines} steps:\n{stderr}");
             let text = fs::read_to_string(&ledger).unwrap_or_default();
             (text.lines().count() >= lines).then_some(())
         });

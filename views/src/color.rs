@@ -93,33 +93,37 @@ fn blend(value: f32, other: f32, factor: f32) -> f32 {
     clamp(factor * value + (1.0 - factor) * other)
 }
 
+/// Into [0, 1]. Written as choices, which are one instruction each; `f32::clamp` takes care of NaN, and there is none.
 #[inline(always)]
 fn clamp(value: f32) -> f32 {
-    value.clamp(0.0, 1.0)
+    least_of(most_of(value, 0.0), 1.0)
+}
+
+#[inline(always)]
+fn most_of(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
+}
+
+#[inline(always)]
+fn least_of(a: f32, b: f32) -> f32 {
+    if a < b { a } else { b }
 }
 
 /// To hue, saturation and value, around the wheel, and back; choices are made by selecting between two results.
+///
+/// On a wheel of six sectors, a channel is `least` plus the range times a trapezoid of the hue: red is full around 0,
+/// green around 2, blue around 4, each for two sectors, and rises and falls in one.
 #[inline(always)]
 fn turn_hue(r: f32, g: f32, b: f32, turns: f32) -> (f32, f32, f32) {
-    let (most, least) = (r.max(g).max(b), r.min(g).min(b));
+    let (most, least) = (most_of(most_of(r, g), b), least_of(least_of(r, g), b));
     let range = most - least;
-    // A grey pixel has no hue: whatever is computed for it is multiplied by a saturation of 0.
+    // A grey pixel has no hue: whatever is computed for it is multiplied by a range of 0.
     let divisor = if range == 0.0 { 1.0 } else { range };
-    let from_green = if most == g { 2.0 + (b - r) / divisor } else { 4.0 + (r - g) / divisor };
-    let sixths = if most == r { (g - b) / divisor } else { from_green };
-    let turned = wrap(sixths + 6.0 * turns);
-    let part = |sector: f32| {
-        let k = wrap(sector + turned);
-        // value * (1 - saturation * x) with saturation = range / value.
-        clamp(most - range * clamp(k.min(4.0 - k)))
-    };
-    (part(5.0), part(3.0), part(1.0))
-}
-
-/// Into 0..6, from -6..18.
-#[inline(always)]
-fn wrap(sixths: f32) -> f32 {
-    let up = if sixths < 0.0 { sixths + 6.0 } else { sixths };
-    let down = if up >= 6.0 { up - 6.0 } else { up };
-    if down >= 6.0 { down - 6.0 } else { down }
+    let (from_green, second) = if most == g { (2.0, b - r) } else { (4.0, r - g) };
+    let (from, difference) = if most == r { (0.0, g - b) } else { (from_green, second) };
+    let turned = from + difference / divisor + 6.0 * turns; // in -4..8
+    let up = if turned < 0.0 { turned + 6.0 } else { turned };
+    let hue = if up >= 6.0 { up - 6.0 } else { up };
+    let channel = |trapezoid: f32| least + range * clamp(trapezoid);
+    (channel((hue - 3.0).abs() - 1.0), channel(2.0 - (hue - 2.0).abs()), channel(2.0 - (hue - 4.0).abs()))
 }

@@ -139,15 +139,13 @@ fn blend(views: &Tensor, others: &Tensor, factor: &Tensor) -> Tensor {
 fn turn_hue(views: &Tensor, turns: &Tensor) -> Tensor {
     let channel = |c: i64| views.narrow(1, c, 1); // [n, 1, S, S]
     let (r, g, b) = (channel(0), channel(1), channel(2));
-    let most = r.maximum(&g).maximum(&b);
-    let range = &most - r.minimum(&g).minimum(&b);
+    let (most, least) = (r.maximum(&g).maximum(&b), r.minimum(&g).minimum(&b));
+    let range = &most - &least;
     let divisor = range.where_self(&range.gt(0.0), &range.ones_like());
     let from_green = ((&b - &r) / &divisor + 2.0).where_self(&most.eq_tensor(&g), &((&r - &g) / &divisor + 4.0));
     let sixths = ((&g - &b) / &divisor).where_self(&most.eq_tensor(&r), &from_green);
-    let turned = sixths + turns * 6.0;
-    let part = |sector: f64| {
-        let k = (&turned + sector).remainder(6.0);
-        &most - &range * k.minimum(&(4.0 - &k)).clamp(0.0, 1.0)
-    };
-    Tensor::cat(&[part(5.0), part(3.0), part(1.0)], 1)
+    let hue = (sixths + turns * 6.0).remainder(6.0);
+    let channel = |trapezoid: Tensor| &least + &range * trapezoid.clamp(0.0, 1.0);
+    let away = |from: f64| (&hue - from).abs();
+    Tensor::cat(&[channel(away(3.0) - 1.0), channel(2.0 - away(2.0)), channel(2.0 - away(4.0))], 1)
 }

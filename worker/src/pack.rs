@@ -12,7 +12,7 @@ use tch::{Device, Kind, Tensor};
 use thanos_configs::{DataSet, Labels};
 
 /// Most bytes that a pack's header may have.
-const MOST_HEADER: u64 = 1 << 20;
+const MOST_HEADER: u64 = 64 << 20;
 
 /// Images and labels of one split.
 pub struct Pack {

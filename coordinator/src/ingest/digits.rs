@@ -73,7 +73,7 @@ mod tests {
     #[test]
     fn the_embedded_digits_are_all_there() {
         let check = |split, expected: [usize; 10]| {
-            let Samples { images, fine, .. } = embedded(split);
+            let Samples { images, fine } = embedded(split);
             let counts: Vec<usize> = (0..10).map(|label| fine.iter().filter(|&&fine| fine == label).count()).collect();
             assert_eq!(counts, expected);
             assert_eq!(images.len(), fine.len() * 64);
@@ -86,7 +86,7 @@ mod tests {
     /// The first row of the file begins `0,0,5,13,9,1,0,0,0,0,13,15` and its label is 0: 255 / 16 of each, rounded.
     #[test]
     fn pixels_are_scaled_to_bytes() {
-        let Samples { images, fine, .. } = embedded(Split::Train);
+        let Samples { images, fine } = embedded(Split::Train);
         assert_eq!(images[..12], [0, 0, 80, 207, 143, 16, 0, 0, 0, 0, 207, 239]);
         assert_eq!(fine[0], 0);
     }

@@ -2,10 +2,11 @@
 //! order; a YAML map gives each its coarse class, or every class is its own.
 
 use super::error::{DataError, RawFault};
+use super::pack_file::Sink;
 use super::picture::Size;
 use super::pictures::{Picture, decode_all};
 use super::tree::Tree;
-use super::{OnProgress, RawSet, Samples, Split};
+use super::{Decoded, OnProgress, RawSet, Split};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -57,7 +58,7 @@ impl RawSet for ImageFolder {
         Ok(())
     }
 
-    fn decode(&self, split: Split, progress: OnProgress<'_>) -> Result<Samples, DataError> {
+    fn decode(&self, split: Split, sink: &mut Sink<'_>, progress: OnProgress<'_>) -> Result<Decoded, DataError> {
         let folder = format!("{}/", split.name());
         let mut pictures = Vec::new();
         for (name, file) in self.tree.below(&folder) {
@@ -75,7 +76,7 @@ impl RawSet for ImageFolder {
         if pictures.is_empty() {
             return Err(DataError::raw(&self.tree.path(split.name()), RawFault::NoPictures));
         }
-        decode_all(&self.tree, &pictures, Size::Fit(self.facts.side), self.on_bad_image, progress)
+        decode_all(&self.tree, &pictures, (Size::Fit(self.facts.side), self.on_bad_image), sink, progress)
     }
 }
 

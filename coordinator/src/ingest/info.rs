@@ -24,7 +24,8 @@ pub struct PackInfo {
     pub coarse_counts: Vec<u64>,
     pub mean: Vec<f64>,
     pub std: Vec<f64>,
-    /// Images that could not be decoded and were left out, as far as they are named.
+    /// Number of images that could not be decoded and were left out, and the first of them.
+    pub left_out: u64,
     pub skipped: Vec<Skipped>,
     /// As the header says.
     pub fingerprint: String,
@@ -37,7 +38,9 @@ impl PackInfo {
     pub(super) fn of((header, contents): (Header, Contents)) -> Result<Self, PackFault> {
         let images = header.images();
         let [_, h, w, c] = header.shape;
-        let (mean, std) = mean_and_std(&contents.images, c);
+        let mut moments = Moments::new(c);
+        moments.add(&contents.images);
+        let (mean, std) = moments.mean_and_std();
         Ok(Self {
             fine_counts: counts("fine", &contents.fine, header.fine_names.len())?,
             coarse_counts: counts("coarse", &contents.coarse, header.coarse_names.len())?,
@@ -49,7 +52,8 @@ impl PackInfo {
             coarse_names: header.coarse_names,
             mean,
             std,
-            skipped: header.skipped,
+            left_out: header.left_out.images,
+            skipped: header.left_out.named,
             fingerprint: header.fingerprint,
             bytes: header.bytes,
         })
@@ -72,8 +76,8 @@ impl fmt::Display for PackInfo {
                 write!(out, "\n  {name:<12} {count:>8}")?;
             }
         }
-        if !self.skipped.is_empty() {
-            write!(out, "\nleft out     {} that could not be decoded", self.skipped.len())?;
+        if self.left_out > 0 {
+            write!(out, "\nleft out     {} that could not be decoded", self.left_out)?;
         }
         for Skipped { name, reason } in &self.skipped {
             write!(out, "\n  {name}: {reason}")?;
@@ -91,23 +95,40 @@ fn counts(set: &'static str, labels: &[i64], names: usize) -> Result<Vec<u64>, P
     Ok(counts)
 }
 
-/// Of [.., C] u8 taken as [0, 1], one a channel. Sums are whole numbers, so no order of summing matters.
-pub(super) fn mean_and_std(images: &[u8], channels: usize) -> (Vec<f64>, Vec<f64>) {
-    let mut sums = vec![(0_u64, 0_u64); channels];
-    for pixel in images.chunks_exact(channels) {
-        for (&value, (sum, squares)) in pixel.iter().zip(&mut sums) {
-            let value = u64::from(value);
-            *sum += value;
-            *squares += value * value;
-        }
+/// Sums of [.., C] u8 by channel. They are whole numbers, so no order of summing matters.
+pub(super) struct Moments {
+    /// Of values, and of their squares.
+    sums: Vec<(u64, u64)>,
+    pixels: u64,
+}
+
+impl Moments {
+    pub(super) fn new(channels: usize) -> Self {
+        Self { sums: vec![(0, 0); channels], pixels: 0 }
     }
-    let n = (images.len() / channels) as f64;
-    let measure = |(sum, squares): (u64, u64)| {
-        let mean = sum as f64 / n;
-        let variance = (squares as f64 / n - mean * mean).max(0.0);
-        (mean / 255.0, variance.sqrt() / 255.0)
-    };
-    sums.into_iter().map(measure).unzip()
+
+    pub(super) fn add(&mut self, images: &[u8]) {
+        let channels = self.sums.len();
+        for (channel, (sum, squares)) in self.sums.iter_mut().enumerate() {
+            for value in images.iter().skip(channel).step_by(channels) {
+                let value = u64::from(*value);
+                *sum += value;
+                *squares += value * value;
+            }
+        }
+        self.pixels += (images.len() / channels) as u64;
+    }
+
+    /// Of values taken as [0, 1], one a channel; std is the population's.
+    pub(super) fn mean_and_std(&self) -> (Vec<f64>, Vec<f64>) {
+        let n = self.pixels as f64;
+        let measure = |(sum, squares): &(u64, u64)| {
+            let mean = *sum as f64 / n;
+            let variance = (*squares as f64 / n - mean * mean).max(0.0);
+            (mean / 255.0, variance.sqrt() / 255.0)
+        };
+        self.sums.iter().map(measure).unzip()
+    }
 }
 
 #[cfg(test)]
@@ -117,7 +138,10 @@ mod tests {
     /// Channel 0 is 0 and 255, channel 1 is 51 twice.
     #[test]
     fn mean_and_std_are_per_channel() {
-        let (mean, std) = mean_and_std(&[0, 51, 255, 51], 2);
+        let mut moments = Moments::new(2);
+        moments.add(&[0, 51]);
+        moments.add(&[255, 51]);
+        let (mean, std) = moments.mean_and_std();
         assert_eq!(mean, [0.5, 0.2]);
         assert_eq!(std, [0.5, 0.0]);
     }

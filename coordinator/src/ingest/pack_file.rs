@@ -1,15 +1,17 @@
 //! Packs on disk: written whole or not at all, read back, and checked against their fingerprint.
 //! It knows the tensors' bytes; what the header says is `pack_header`'s, raw files are others'.
 
-use super::error::PackFault;
-use super::pack_header::{self, Header};
-use super::{Samples, Skipped};
+use super::error::{DataError, PackFault};
+use super::info::Moments;
+use super::pack_header::{self, Header, LeftOut};
+use super::{Decoded, Split};
 use sha2::{Digest, Sha256};
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use tempfile::NamedTempFile;
 use thanos_configs::{DataSet, hex};
 
 /// The tensors of a pack.
@@ -20,51 +22,132 @@ pub(super) struct Contents {
     pub(super) fine: Vec<i64>,
     /// [N].
     pub(super) coarse: Vec<i64>,
-    pub(super) skipped: Vec<Skipped>,
 }
 
-impl Contents {
-    /// Adds the coarse labels, by the data set's map.
-    pub(super) fn new(data: &DataSet, samples: Samples) -> Self {
-        let Samples { images, fine, skipped } = samples;
-        let coarse = fine.iter().map(|fine| data.labels.coarse_of[*fine as usize]).collect();
-        Self { images, fine, coarse, skipped }
+/// Bytes of the two labels of an image.
+const LABELS_OF_AN_IMAGE: u64 = 16;
+/// Room in front of the labels for what a header has more than when it was begun: a fingerprint, mean and std.
+const ROOM: usize = 1 << 10;
+/// The same for the names of images that are left out.
+const ROOM_FOR_NAMES: usize = 64 << 10;
+
+/// SHA-256 over images, fine and coarse labels, and the header without its fingerprint, all numbers little-endian;
+/// `hash` has the images already.
+fn fingerprint(mut hash: Sha256, header: &Header, labels: [&[i64]; 2]) -> String {
+    labels.iter().for_each(|labels| hash.update(to_le_bytes(labels)));
+    hash.update(pack_header::to_bytes(&header.facts(), &header.split, &header.left_out, (labels[0].len(), "")));
+    hex(&hash.finalize())
+}
+
+/// Where a decoder puts images: into a pack in the making, beside its final name, so that no reader sees a part of one
+/// and a second writer does no harm. Images are written as they come, and not kept; what stands in front of them is
+/// written at the end, into room that was left for it. Dropped unfinished, it leaves nothing behind.
+pub(super) struct Sink<'a> {
+    path: &'a Path,
+    data: &'a DataSet,
+    split: Split,
+    /// Once it is known how many images may come.
+    begun: Option<Begun>,
+}
+
+struct Begun {
+    file: NamedTempFile,
+    images_at: u64,
+    hash: Sha256,
+    /// Where mean and std are to be measured.
+    moments: Option<Moments>,
+}
+
+impl<'a> Sink<'a> {
+    pub(super) fn new(path: &'a Path, data: &'a DataSet, split: Split) -> Self {
+        Self { path, data, split, begun: None }
     }
 
-    /// SHA-256 over the header without its fingerprint, images, fine and coarse labels, all numbers little-endian.
-    fn fingerprint(&self, data: &DataSet, split: &str) -> String {
-        let mut hash = Sha256::new();
-        hash.update(pack_header::to_bytes(data, split, &self.skipped, (self.fine.len(), "")));
-        hash.update(&self.images);
-        hash.update(to_le_bytes(&self.fine));
-        hash.update(to_le_bytes(&self.coarse));
-        hex(&hash.finalize())
+    /// So many images may come, and `names` of ones that do not. Makes the folder if need be.
+    ///
+    /// # Errors
+    /// If the folder or the file cannot be made.
+    pub(super) fn expect(&mut self, most_images: usize, names: bool) -> Result<(), DataError> {
+        let room = if names { ROOM + ROOM_FOR_NAMES } else { ROOM };
+        let begun = begin(self.path, self.data, self.split, (most_images, room)).map_err(|error| self.cannot(error))?;
+        self.begun = Some(begun);
+        Ok(())
+    }
+
+    /// Appends images, [n, H, W, C].
+    ///
+    /// # Errors
+    /// If they cannot be written.
+    pub(super) fn images(&mut self, pixels: &[u8]) -> Result<(), DataError> {
+        let begun = self.begun.as_mut().expect("a decoder says how many images may come before it brings one");
+        begun.hash.update(pixels);
+        if let Some(moments) = &mut begun.moments {
+            moments.add(pixels);
+        }
+        begun.file.write_all(pixels).map_err(|error| self.cannot(error))
+    }
+
+    /// Writes labels and header, and gives the pack its name. Mean and std that are not known are the images'. The
+    /// header that was written comes back.
+    ///
+    /// # Errors
+    /// If anything cannot be written.
+    pub(super) fn finish(mut self, decoded: Decoded) -> Result<Header, DataError> {
+        let begun = self.begun.take().expect("a decoder brings images");
+        let mut data = self.data.clone();
+        if let Some(moments) = &begun.moments {
+            (data.mean, data.std) = moments.mean_and_std();
+            // A channel that is the same everywhere has nothing to scale by.
+            data.std.iter_mut().filter(|std| **std == 0.0).for_each(|std| *std = 1.0);
+        }
+        finish(begun, self.path, (&data, self.split), decoded).map_err(|error| self.cannot(error))
+    }
+
+    fn cannot(&self, source: io::Error) -> DataError {
+        DataError::Write { path: self.path.into(), source }
     }
 }
 
-/// Writes a pack beside its final name and renames it, so that no reader sees a part of one and a second writer does
-/// no harm; makes the folder if need be. The header that was written comes back.
-///
-/// # Errors
-/// If the folder cannot be made, or the file not written; nothing is left behind.
-pub(super) fn write(path: &Path, data: &DataSet, split: &str, contents: &Contents) -> io::Result<Header> {
+fn begin(path: &Path, data: &DataSet, split: Split, (most_images, room): (usize, usize)) -> io::Result<Begun> {
     let folder = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder)?;
-    let fingerprint = contents.fingerprint(data, split);
-    let header = pack_header::to_bytes(data, split, &contents.skipped, (contents.fine.len(), &fingerprint));
     let mut file = tempfile::Builder::new()
         .prefix(".pack-")
         .suffix(".tmp")
         // Less the umask, as for any file: a temporary one is its owner's alone, but workers may be another user's.
         .permissions(Permissions::from_mode(0o666))
         .tempfile_in(folder)?;
+    let header = pack_header::to_bytes(data, split.name(), &LeftOut::default(), (most_images, "")).len() + room;
+    let images_at = header.next_multiple_of(8) as u64 + LABELS_OF_AN_IMAGE * most_images as u64;
+    file.seek(SeekFrom::Start(images_at))?;
+    let moments = data.mean.is_empty().then(|| Moments::new(data.channels));
+    Ok(Begun { file, images_at, hash: Sha256::new(), moments })
+}
+
+fn finish(begun: Begun, path: &Path, (data, split): (&DataSet, Split), decoded: Decoded) -> io::Result<Header> {
+    let Begun { mut file, images_at, hash, .. } = begun;
+    let Decoded { fine, skipped } = decoded;
+    let coarse: Vec<i64> = fine.iter().map(|fine| data.labels.coarse_of[*fine as usize]).collect();
+    let labels_at = images_at - LABELS_OF_AN_IMAGE * fine.len() as u64;
+    // As many names of images that were left out as there is room for; all are counted.
+    let mut left_out = LeftOut { images: skipped.len() as u64, named: skipped };
+    let bytes =
+        |left_out: &LeftOut, print: &str| pack_header::to_bytes(data, split.name(), left_out, (fine.len(), print));
+    let print_bytes = 2 * Sha256::output_size();
+    while bytes(&left_out, "").len() + print_bytes > labels_at as usize && !left_out.named.is_empty() {
+        left_out.named.truncate(left_out.named.len() / 2);
+    }
+    let header = Header::of(data, split.name(), left_out, &fine);
+    let print = fingerprint(hash, &header, [&fine, &coarse]);
+    let header = pack_header::padded(bytes(&header.left_out, &print), labels_at)
+        .ok_or_else(|| io::Error::other(format!("its header needs more than the {labels_at} bytes left for it")))?;
+    file.seek(SeekFrom::Start(0))?;
     file.write_all(&header)?;
-    file.write_all(&to_le_bytes(&contents.coarse))?;
-    file.write_all(&to_le_bytes(&contents.fine))?;
-    file.write_all(&contents.images)?;
+    file.write_all(&to_le_bytes(&coarse))?;
+    file.write_all(&to_le_bytes(&fine))?;
     file.as_file().sync_all()?;
     file.persist(path).map_err(|error| error.error)?;
-    File::open(folder)?.sync_all()?;
+    File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()?;
     Header::read(path).map_err(|fault| io::Error::other(format!("it was written, but {fault}")))
 }
 
@@ -84,8 +167,7 @@ pub(super) fn read(path: &Path) -> Result<(Header, Contents), PackFault> {
     let fine = from_le_bytes(&tensor(&header.fine_at)?);
     let coarse = from_le_bytes(&tensor(&header.coarse_at)?);
     let images = tensor(&header.images_at)?;
-    let skipped = header.skipped.clone();
-    Ok((header, Contents { images, fine, coarse, skipped }))
+    Ok((header, Contents { images, fine, coarse }))
 }
 
 /// The fine labels of a pack, without its images.
@@ -107,7 +189,7 @@ pub(super) fn read_fine(path: &Path) -> Result<Vec<i64>, PackFault> {
 /// As [`read`], and if the header names another fingerprint.
 pub(super) fn verify(path: &Path) -> Result<(), PackFault> {
     let (header, contents) = read(path)?;
-    let got = contents.fingerprint(&header.facts(), &header.split);
+    let got = fingerprint(Sha256::new_with_prefix(&contents.images), &header, [&contents.fine, &contents.coarse]);
     if got == header.fingerprint {
         return Ok(());
     }

@@ -16,12 +16,18 @@ use thanos_configs::{DataSet, Labels};
 /// Version of packs: of the file, of the decoders (a pixel that they give otherwise), and of the fingerprint.
 pub(super) const FORMAT: u32 = 2;
 
-/// Most bytes of the JSON; the worker's reader has the same bound.
-const MOST_JSON: u64 = 1 << 20;
-/// Skipped images that a header names; the others are counted.
-const MOST_SKIPPED: usize = 1000;
+/// Most bytes of the JSON, the spaces behind it among them; the worker's reader has the same bound.
+const MOST_JSON: u64 = 64 << 20;
 /// The JSON's length comes first, u64 little-endian.
 const LENGTH_BYTES: u64 = 8;
+
+/// Images that could not be decoded and are not in the pack.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct LeftOut {
+    pub(super) images: u64,
+    /// The first of them.
+    pub(super) named: Vec<Skipped>,
+}
 
 /// What a pack says about itself.
 #[derive(Debug)]
@@ -33,8 +39,7 @@ pub(super) struct Header {
     /// Per channel, of pixels in [0, 1].
     pub(super) mean: Vec<f64>,
     pub(super) std: Vec<f64>,
-    /// Images that were left out, as far as they are named.
-    pub(super) skipped: Vec<Skipped>,
+    pub(super) left_out: LeftOut,
     pub(super) fingerprint: String,
     /// N, H, W, C.
     pub(super) shape: [usize; 4],
@@ -47,6 +52,25 @@ pub(super) struct Header {
 }
 
 impl Header {
+    /// That of a pack which is not written yet: it has no fingerprint and no place for its tensors.
+    pub(super) fn of(data: &DataSet, split: &str, left_out: LeftOut, fine: &[i64]) -> Self {
+        Self {
+            name: data.name.clone(),
+            split: split.into(),
+            fine_names: data.labels.fine_names.clone(),
+            coarse_names: data.labels.coarse_names.clone(),
+            mean: data.mean.clone(),
+            std: data.std.clone(),
+            left_out,
+            fingerprint: String::new(),
+            shape: [fine.len(), data.side, data.side, data.channels],
+            images_at: 0..0,
+            fine_at: 0..0,
+            coarse_at: 0..0,
+            bytes: 0,
+        }
+    }
+
     /// Number of images.
     pub(super) fn images(&self) -> u64 {
         self.shape[0] as u64
@@ -105,10 +129,10 @@ impl Header {
         if got != expected {
             return Err(PackFault::Length { expected, got });
         }
-        Self::of(&metadata, tensors_at, got)
+        Self::parse(&metadata, tensors_at, got)
     }
 
-    fn of(metadata: &Metadata, tensors_at: u64, bytes: u64) -> Result<Self, PackFault> {
+    fn parse(metadata: &Metadata, tensors_at: u64, bytes: u64) -> Result<Self, PackFault> {
         let words = Words(metadata.metadata().as_ref());
         let format = words.get("format")?;
         if format != FORMAT.to_string() {
@@ -128,11 +152,11 @@ impl Header {
         Ok(Self {
             name: words.get("name")?.to_owned(),
             split: words.get("split")?.to_owned(),
-            fine_names: words.list("fine_names")?,
-            coarse_names: words.list("coarse_names")?,
-            mean: words.list("mean")?,
-            std: words.list("std")?,
-            skipped: words.list("skipped")?,
+            fine_names: words.json("fine_names")?,
+            coarse_names: words.json("coarse_names")?,
+            mean: words.json("mean")?,
+            std: words.json("std")?,
+            left_out: LeftOut { images: words.json("left_out")?, named: words.json("left_out_names")? },
             fingerprint: words.get("fingerprint")?.to_owned(),
             shape: [n, h, w, c],
             images_at,
@@ -152,9 +176,9 @@ impl Words<'_> {
         word.map(String::as_str).ok_or_else(|| PackFault::Header(format!("it has no `{key}`: not a pack")))
     }
 
-    fn list<T: DeserializeOwned>(&self, key: &str) -> Result<Vec<T>, PackFault> {
+    fn json<T: DeserializeOwned>(&self, key: &str) -> Result<T, PackFault> {
         let text = self.get(key)?;
-        serde_json::from_str(text).map_err(|_| PackFault::Header(format!("`{key}` is `{text}`, expected a JSON list")))
+        serde_json::from_str(text).map_err(|_| PackFault::Header(format!("`{key}` is `{text}`, expected other JSON")))
     }
 }
 
@@ -179,7 +203,7 @@ fn tensor<'a>(
 pub(super) fn to_bytes(
     data: &DataSet,
     split: &str,
-    skipped: &[Skipped],
+    left_out: &LeftOut,
     (images, fingerprint): (usize, &str),
 ) -> Vec<u8> {
     let labels = 8 * images;
@@ -195,7 +219,8 @@ pub(super) fn to_bytes(
             "coarse_names": text(json!(data.labels.coarse_names)),
             "mean": text(json!(data.mean)),
             "std": text(json!(data.std)),
-            "skipped": text(json!(skipped[..skipped.len().min(MOST_SKIPPED)])),
+            "left_out": left_out.images.to_string(),
+            "left_out_names": text(json!(left_out.named)),
             "fingerprint": fingerprint,
         },
         "coarse": {"dtype": "I64", "shape": [images], "data_offsets": [0, labels]},
@@ -210,4 +235,12 @@ pub(super) fn to_bytes(
     // The tensors begin at a multiple of 8, as the format asks; spaces fill the gap.
     json.resize(json.len().next_multiple_of(8), b' ');
     [&(json.len() as u64).to_le_bytes(), json.as_slice()].concat()
+}
+
+/// A header's bytes with spaces behind its JSON, so that it ends at `end`; `None` if it is longer.
+pub(super) fn padded(mut header: Vec<u8>, end: u64) -> Option<Vec<u8>> {
+    let end = usize::try_from(end).ok().filter(|end| *end >= header.len())?;
+    header.resize(end, b' ');
+    header[..LENGTH_BYTES as usize].copy_from_slice(&(end as u64 - LENGTH_BYTES).to_le_bytes());
+    Some(header)
 }

@@ -31,6 +31,19 @@ pub(super) enum Size {
     Fit(usize),
 }
 
+impl Size {
+    fn side(self) -> usize {
+        match self {
+            Self::Exact(side) | Self::Fit(side) => side,
+        }
+    }
+
+    /// Bytes of a decoded picture.
+    pub(super) fn bytes(self) -> usize {
+        self.side() * self.side() * 3
+    }
+}
+
 /// Decodes a picture into `out`, [S, S, 3]; grey ones get three equal channels, what is transparent becomes black.
 ///
 /// # Errors
@@ -105,9 +118,7 @@ fn check_size(width: u32, height: u32, size: Size) -> Result<(), RawFault> {
 
 fn fit(picture: &RgbImage, size: Size, out: &mut [u8]) {
     let (width, height) = picture.dimensions();
-    let side = match size {
-        Size::Exact(side) | Size::Fit(side) => side as u32,
-    };
+    let side = size.side() as u32;
     if (width, height) == (side, side) {
         return out.copy_from_slice(picture.as_raw());
     }

@@ -2,12 +2,16 @@
 //! is left out and named, as `data.on_bad_image` says: either way the same pictures whatever the number of threads.
 
 use super::error::{DataError, RawFault};
+use super::pack_file::Sink;
 use super::picture::{Size, decode};
 use super::tree::{Tree, TreeFile};
-use super::{OnProgress, Samples, Skipped};
+use super::{Decoded, OnProgress, Skipped};
 use rayon::prelude::*;
 use std::sync::atomic::{AtomicU64, Ordering};
 use thanos_configs::OnBadImage;
+
+/// Pictures that are decoded before they are written: at 64 x 64, 12 MB.
+const CHUNK: usize = 1024;
 
 /// Endings of the files that are pictures, in lower case.
 const ENDINGS: [&str; 3] = [".jpeg", ".jpg", ".png"];
@@ -25,56 +29,86 @@ pub(super) fn is_picture(name: &str) -> bool {
     ENDINGS.iter().any(|ending| name.ends_with(ending))
 }
 
-/// Decodes pictures in their order, [N, S, S, 3].
+/// Decodes pictures in their order into a pack, [N, S, S, 3]: some thousands at a time, while the last ones are
+/// written.
 ///
 /// # Errors
 /// The first bad picture, if bad ones are not to be skipped; or that none is good.
 pub(super) fn decode_all(
     tree: &Tree,
     pictures: &[Picture<'_>],
-    size: Size,
-    on_bad_image: OnBadImage,
+    (size, on_bad_image): (Size, OnBadImage),
+    sink: &mut Sink<'_>,
     progress: OnProgress<'_>,
-) -> Result<Samples, DataError> {
-    let (Size::Exact(side) | Size::Fit(side)) = size;
-    let bytes = side * side * 3;
-    let total = pictures.len() as u64;
-    let mut images = vec![0; pictures.len() * bytes];
+) -> Result<Decoded, DataError> {
+    sink.expect(pictures.len(), on_bad_image == OnBadImage::Skip)?;
+    let mut decoded = Decoded { fine: Vec::with_capacity(pictures.len()), skipped: Vec::new() };
     let done = AtomicU64::new(0);
-    let faults: Vec<Option<RawFault>> = images
-        .par_chunks_exact_mut(bytes)
-        .zip(pictures)
-        .map(|(out, picture)| {
-            let fault = read_and_decode(tree, picture.file, size, out).err();
-            progress(done.fetch_add(1, Ordering::Relaxed) + 1, total);
-            fault
-        })
-        .collect();
-    let mut samples = Samples { images: Vec::new(), fine: Vec::new(), skipped: Vec::new() };
+    let count = || progress(done.fetch_add(1, Ordering::Relaxed) + 1, pictures.len() as u64);
+    let (mut ready, mut next) = (Vec::new(), Vec::new());
+    for chunk in pictures.chunks(CHUNK) {
+        let (written, faults) =
+            rayon::join(|| sink.images(&ready), || decode_chunk(tree, chunk, (size, &mut next), &count));
+        written?;
+        keep_good(tree, chunk, faults, &mut next, (on_bad_image, &mut decoded))?;
+        std::mem::swap(&mut ready, &mut next);
+    }
+    sink.images(&ready)?;
+    match decoded.skipped.first() {
+        Some(first) if decoded.fine.is_empty() => {
+            let fault = RawFault::AllBad { count: pictures.len() as u64, first: first.reason.clone() };
+            Err(DataError::raw(&tree.path(&first.name), fault))
+        }
+        _ => Ok(decoded),
+    }
+}
+
+/// Decodes some pictures into `pixels`, one behind the other; says what is wrong with each, if anything.
+fn decode_chunk(
+    tree: &Tree,
+    pictures: &[Picture<'_>],
+    (size, pixels): (Size, &mut Vec<u8>),
+    count: &(dyn Fn() + Sync),
+) -> Vec<Option<RawFault>> {
+    let bytes = size.bytes();
+    pixels.resize(pictures.len() * bytes, 0);
+    let one = |(out, picture): (&mut [u8], &Picture<'_>)| {
+        let fault = read_and_decode(tree, picture.file, size, out).err();
+        count();
+        fault
+    };
+    pixels.par_chunks_exact_mut(bytes).zip(pictures).map(one).collect()
+}
+
+/// Moves what could be decoded together, and notes labels and what is skipped.
+fn keep_good(
+    tree: &Tree,
+    pictures: &[Picture<'_>],
+    faults: Vec<Option<RawFault>>,
+    pixels: &mut Vec<u8>,
+    (on_bad_image, decoded): (OnBadImage, &mut Decoded),
+) -> Result<(), DataError> {
+    let bytes = pixels.len() / pictures.len();
     let mut kept = 0;
     for (at, (picture, fault)) in pictures.iter().zip(faults).enumerate() {
         match fault {
             None => {
-                images.copy_within(at * bytes..(at + 1) * bytes, kept * bytes);
+                if kept < at {
+                    pixels.copy_within(at * bytes..(at + 1) * bytes, kept * bytes);
+                }
                 kept += 1;
-                samples.fine.push(picture.fine);
+                decoded.fine.push(picture.fine);
             }
             Some(fault) if on_bad_image == OnBadImage::Fail => {
                 return Err(DataError::Picture { path: tree.path(&picture.file.name), fault });
             }
             Some(fault) => {
-                samples.skipped.push(Skipped { name: picture.file.name.clone(), reason: fault.to_string() });
+                decoded.skipped.push(Skipped { name: picture.file.name.clone(), reason: fault.to_string() });
             }
         }
     }
-    images.truncate(kept * bytes);
-    samples.images = images;
-    match samples.skipped.first() {
-        Some(first) if kept == 0 => {
-            Err(DataError::raw(&tree.path(&first.name), RawFault::AllBad { count: total, first: first.reason.clone() }))
-        }
-        _ => Ok(samples),
-    }
+    pixels.truncate(kept * bytes);
+    Ok(())
 }
 
 fn read_and_decode(tree: &Tree, file: &TreeFile, size: Size, out: &mut [u8]) -> Result<(), RawFault> {

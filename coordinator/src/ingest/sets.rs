@@ -3,9 +3,10 @@
 
 use super::cifar::Cifar;
 use super::error::{DataError, RawFault};
+use super::pack_file::Sink;
 use super::raw::RawFile;
 use super::sources::{Form, Found};
-use super::{OnProgress, RawSet, Samples, Split, digits, idx};
+use super::{Decoded, OnProgress, RawSet, Samples, Split, digits, idx};
 use rayon::prelude::*;
 use sha2::Sha256;
 use thanos_configs::DataSet;
@@ -30,8 +31,9 @@ impl RawSet for Digits {
         Ok(())
     }
 
-    fn decode(&self, split: Split, _: OnProgress<'_>) -> Result<Samples, DataError> {
-        decode_file(&RawFile::embedded(digits::NAME, digits::EMBEDDED), |content| digits::decode(content, split))
+    fn decode(&self, split: Split, sink: &mut Sink<'_>, _: OnProgress<'_>) -> Result<Decoded, DataError> {
+        let file = RawFile::embedded(digits::NAME, digits::EMBEDDED);
+        put(decode_file(&file, |content| digits::decode(content, split))?, sink)
     }
 }
 
@@ -56,7 +58,7 @@ impl RawSet for IdxFiles {
         Ok(())
     }
 
-    fn decode(&self, split: Split, _: OnProgress<'_>) -> Result<Samples, DataError> {
+    fn decode(&self, split: Split, sink: &mut Sink<'_>, _: OnProgress<'_>) -> Result<Decoded, DataError> {
         let files = self.found.files(split)?;
         let (images, labels) = (&files[0], &files[1]);
         let (side, classes) = (self.facts.side, self.facts.labels.fine_names.len());
@@ -67,7 +69,7 @@ impl RawSet for IdxFiles {
             let (images, labels) = (images.path.clone(), labels.path.clone());
             return Err(DataError::Counts { images, image_count, labels, label_count });
         }
-        Ok(Samples { images: pixels, fine, skipped: Vec::new() })
+        put(Samples { images: pixels, fine }, sink)
     }
 }
 
@@ -92,7 +94,7 @@ impl RawSet for CifarFiles {
         Ok(())
     }
 
-    fn decode(&self, split: Split, _: OnProgress<'_>) -> Result<Samples, DataError> {
+    fn decode(&self, split: Split, sink: &mut Sink<'_>, _: OnProgress<'_>) -> Result<Decoded, DataError> {
         let files = self.found.files(split)?;
         let labels = &self.facts.labels;
         let cifar = if labels.fine_names.len() == 10 { Cifar::Ten } else { Cifar::Hundred };
@@ -108,8 +110,16 @@ impl RawSet for CifarFiles {
             all.fine.extend(batch.fine);
         }
         refuse_twins(&files)?;
-        Ok(all)
+        put(all, sink)
     }
+}
+
+/// Puts all images of a small data set into its pack.
+fn put(samples: Samples, sink: &mut Sink<'_>) -> Result<Decoded, DataError> {
+    let Samples { images, fine } = samples;
+    sink.expect(fine.len(), false)?;
+    sink.images(&images)?;
+    Ok(Decoded { fine, skipped: Vec::new() })
 }
 
 /// A batch that is there twice under two names would be trained on twice.

@@ -1,14 +1,17 @@
 //! Packing from folders as a user has them, on small files in the real formats: what is packed, reused and refused.
 
 use super::*;
-use flate2::Compression;
-use flate2::write::GzEncoder;
 use safetensors::SafeTensors;
 use std::fs;
-use std::io::Write;
 use std::thread;
 use tempfile::TempDir;
 use thanos_configs::DataKind;
+use writers::gzip;
+
+mod archives;
+mod fuzz;
+mod pictures;
+pub(super) mod writers;
 
 const CIFAR_BATCHES: [&str; 5] =
     ["data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin", "data_batch_4.bin", "data_batch_5.bin"];
@@ -50,12 +53,6 @@ fn pack_from(kind: DataKind, dir: Option<&Path>, packs_dir: &Path) -> Result<Pac
 
 fn is_temporary(entry: &std::io::Result<fs::DirEntry>) -> bool {
     entry.as_ref().unwrap().file_name().to_string_lossy().starts_with('.')
-}
-
-fn gzip(bytes: &[u8]) -> Vec<u8> {
-    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
-    encoder.write_all(bytes).unwrap();
-    encoder.finish().unwrap()
 }
 
 /// Image i is 28 x 28 of the byte i + 1.

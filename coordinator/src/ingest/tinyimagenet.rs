@@ -3,11 +3,12 @@
 //! pictures have no labels and are not read.
 
 use super::error::{DataError, RawFault};
+use super::pack_file::Sink;
 use super::picture::Size;
 use super::pictures::{Picture, decode_all, is_picture};
 use super::tree::Tree;
-use super::{OnProgress, RawSet, Samples, Split};
-use sha2::Sha256;
+use super::{Decoded, OnProgress, RawSet, Split};
+use sha2::{Digest, Sha256};
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use thanos_configs::{DataConfig, DataSet, OnBadImage};
@@ -101,16 +102,17 @@ impl RawSet for TinyImageNet {
     }
 
     fn hash_into(&self, _: Split, hash: &mut Sha256) -> Result<(), DataError> {
+        hash.update([u8::from(self.on_bad_image == OnBadImage::Skip)]);
         self.tree.hash_into(hash);
         Ok(())
     }
 
-    fn decode(&self, split: Split, progress: OnProgress<'_>) -> Result<Samples, DataError> {
+    fn decode(&self, split: Split, sink: &mut Sink<'_>, progress: OnProgress<'_>) -> Result<Decoded, DataError> {
         let pictures = match split {
             Split::Train => self.train()?,
             Split::Test => self.test()?,
         };
-        decode_all(&self.tree, &pictures, Size::Exact(self.facts.side), self.on_bad_image, progress)
+        decode_all(&self.tree, &pictures, (Size::Exact(self.facts.side), self.on_bad_image), sink, progress)
     }
 }
 

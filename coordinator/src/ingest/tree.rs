@@ -48,7 +48,10 @@ enum At {
 enum Store {
     Folder,
     /// A copy of the reader shares bytes and directory: one a thread.
-    Zip(ZipArchive<Cursor<Arc<[u8]>>>),
+    Zip {
+        archive: ZipArchive<Cursor<Arc<[u8]>>>,
+        sha256: Vec<u8>,
+    },
 }
 
 impl Tree {
@@ -63,9 +66,10 @@ impl Tree {
         } else {
             let file = File::open(root).map_err(|error| refuse(error.into()))?;
             let bytes = at_most(file, MOST_BYTES).map_err(|(_, fault)| refuse(fault))?;
+            let sha256 = Sha256::digest(&bytes).to_vec();
             let archive = ZipArchive::new(Cursor::new(bytes.into())).map_err(|error| refuse(zip_fault(&error)))?;
             let files = list_zip(root, &archive)?;
-            (Store::Zip(archive), files)
+            (Store::Zip { archive, sha256 }, files)
         };
         files.sort();
         Ok(Self { root: root.into(), store, files })
@@ -94,7 +98,7 @@ impl Tree {
     /// If it cannot be read, is longer than a file of images may be, or is damaged in its archive.
     pub(super) fn read(&self, file: &TreeFile) -> Result<Vec<u8>, RawFault> {
         match (&self.store, &file.at) {
-            (Store::Zip(archive), At::Zip(index)) => {
+            (Store::Zip { archive, .. }, At::Zip(index)) => {
                 let mut archive = archive.clone();
                 let entry = archive.by_index(*index).map_err(|error| zip_fault(&error))?;
                 at_most(entry, MOST_FILE_BYTES).map_err(|(_, fault)| fault)
@@ -106,8 +110,8 @@ impl Tree {
     /// Adds to a hash what tells this tree from another: the bytes of an archive; names, lengths and times of the last
     /// change of the files of a folder, since reading them all would take as long as packing them.
     pub(super) fn hash_into(&self, hash: &mut Sha256) {
-        if let Store::Zip(archive) = &self.store {
-            hash.update(archive.clone().into_inner().into_inner().as_ref());
+        if let Store::Zip { sha256, .. } = &self.store {
+            hash.update(sha256);
             return;
         }
         for file in &self.files {

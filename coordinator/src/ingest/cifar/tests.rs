@@ -1,6 +1,7 @@
 //! Both CIFARs in both forms: what is good comes out as pixels, what is bad says so.
 
 use super::*;
+use crate::ingest::tests::writers::{array, dict, list};
 use thanos_configs::{DataConfig, DataKind, DataSet};
 
 const RECORD: usize = 1 + PIXELS;
@@ -24,40 +25,6 @@ fn assert_pixels(images: &[u8], count: usize) {
             assert_eq!(rgb, [at, 100 + at, 200 + at], "pixel {pixel}");
         }
     }
-}
-
-/// A protocol 2 pickle as Python 2 wrote the published batches: a dict of `entries`, each pickled already.
-fn dict(entries: &[(&str, Vec<u8>)]) -> Vec<u8> {
-    let mut pickle = b"\x80\x02}(".to_vec();
-    for (key, value) in entries {
-        pickle.extend(text(key.as_bytes()));
-        pickle.extend(value);
-    }
-    pickle.extend(b"u.");
-    pickle
-}
-
-fn text(bytes: &[u8]) -> Vec<u8> {
-    [&b"T"[..], &(bytes.len() as u32).to_le_bytes(), bytes].concat()
-}
-
-fn list(labels: &[i64]) -> Vec<u8> {
-    let items = labels.iter().flat_map(|label| [&b"J"[..], &(*label as i32).to_le_bytes()].concat());
-    b"](".iter().copied().chain(items).chain(*b"e").collect()
-}
-
-/// A numpy array of [rows, columns] u8.
-fn array(rows: usize, columns: usize, bytes: &[u8]) -> Vec<u8> {
-    let number = |n: usize| [&b"J"[..], &(n as u32).to_le_bytes()].concat();
-    [
-        &b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85U\x01b\x87R(K\x01"[..],
-        &number(rows),
-        &number(columns),
-        b"\x86cnumpy\ndtype\nU\x02u1K\0K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb\x89",
-        &text(bytes),
-        b"tb",
-    ]
-    .concat()
 }
 
 #[test]

@@ -1,0 +1,33 @@
+//! Views made in tensor operations, as a GPU makes them, are those of the CPU: the same draws, and pixels within 2/255
+//! (in truth, within float rounding). Here the tensors are on the CPU; the operations are the same on every device.
+
+use tch::Tensor;
+use thanos_configs::{SplitMix64, ViewsConfig, view_key};
+use thanos_views::{Augmentation, Scratch};
+use thanos_worker::device_views::views_on_device;
+
+const IMAGES: usize = 64;
+const MOST_APART: f64 = 2.0 / 255.0;
+
+#[test]
+fn they_are_the_views_of_the_cpu() {
+    for (side, channels) in [(32, 3), (64, 3), (28, 1), (8, 1)] {
+        // Without normalisation: values are pixels in [0, 1].
+        let views = Augmentation::new(&ViewsConfig::default(), side, &vec![0.0; channels], &vec![1.0; channels]);
+        let mut stream = SplitMix64::new(5);
+        let pixels: Vec<u8> = (0..IMAGES * views.pixels()).map(|_| stream.next_u64() as u8).collect();
+        let keys: Vec<u64> = (0..IMAGES as u64).map(|id| view_key(1, 2, id, id % 2)).collect();
+        let mut expected = vec![0.0; pixels.len()];
+        let mut scratch = Scratch::default();
+        for (at, out) in expected.chunks_exact_mut(views.pixels()).enumerate() {
+            views.view(&pixels[at * views.pixels()..(at + 1) * views.pixels()], keys[at], &mut scratch, out);
+        }
+        let (n, s, c) = (IMAGES as i64, side as i64, channels as i64);
+        let images = Tensor::from_slice(&pixels).reshape([n, s, s, c]);
+        let found = views_on_device(&views, &images, &keys);
+        assert_eq!(found.size(), [n, c, s, s]);
+        let apart = (found - Tensor::from_slice(&expected).reshape([n, c, s, s])).abs().max().double_value(&[]);
+        assert!(apart < MOST_APART, "{side} x {side} x {channels}: {apart} apart");
+        assert!(apart < 1e-4, "{side} x {side} x {channels}: {apart} apart, more than rounding");
+    }
+}
