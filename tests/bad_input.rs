@@ -179,8 +179,11 @@ fn cifar_files() {
     let check = |file: &str, content: &[u8], parts: &[&str]| {
         let folder = scene.path("cifar");
         fs::create_dir_all(&folder).expect("a folder");
-        for batch in (1..=5).map(|number| format!("data_batch_{number}.bin")).chain(["test_batch.bin".into()]) {
-            fs::write(folder.join(batch), [0; 2 * RECORD_OF_CIFAR10]).expect("a file");
+        let names = (1..=5).map(|number| format!("data_batch_{number}.bin")).chain(["test_batch.bin".into()]);
+        for (label, batch) in names.enumerate() {
+            let mut content = [0; 2 * RECORD_OF_CIFAR10];
+            content[0] = label as u8;
+            fs::write(folder.join(batch), content).expect("a file");
         }
         fs::write(folder.join(file), content).expect("a file");
         let path = folder.join(file).display().to_string();
@@ -194,7 +197,11 @@ fn cifar_files() {
     let mut labels = [0; 2 * RECORD_OF_CIFAR10];
     labels[RECORD_OF_CIFAR10] = 10;
     check("data_batch_2.bin", &labels, &["record 1 at offset 3073: expected a label in 0..=9, got 10"]);
-    check("data_batch_2.bin", &[0; 2 * RECORD_OF_CIFAR10], &["same content as", "one batch is there twice"]);
+    check(
+        "data_batch_2.bin",
+        &[0; 2 * RECORD_OF_CIFAR10],
+        &["data_batch_2.bin: it has the same content as", "one batch is there twice"],
+    );
 }
 
 #[test]

@@ -23,7 +23,9 @@ fn help_and_presets_are_as_they_were() {
     for verb in ["launch", "serve", "presets", "show", "data", "status", "report"] {
         snapshot(&format!("help_{verb}"), &["help", verb]);
     }
-    snapshot("help_data_pack", &["data", "help", "pack"]);
+    for verb in ["fetch", "pack", "info", "verify"] {
+        snapshot(&format!("help_data_{verb}"), &["data", "help", verb]);
+    }
     snapshot("presets", &["presets"]);
 }
 

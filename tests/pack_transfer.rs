@@ -79,3 +79,33 @@ fn a_transfer_goes_on_where_it_broke_off() {
     scene.coord(&["data", "verify", &test.display().to_string()]).expect(0);
     assert!(!train.with_extension("part").exists() && !test.with_extension("part").exists());
 }
+
+/// The coordinator's file is away for a moment, as on a disk that hangs: the stream breaks, and a later one goes on.
+#[test]
+fn a_transfer_survives_a_break_and_gives_up_in_the_end() {
+    let scene = Scene::new();
+    let packed = scene.coord(&["data", "pack", "digits", "--packs-dir", "packs"]).expect(0).stdout;
+    let pack = scene.path(packed.lines().next().and_then(|line| line.rsplit(", ").next()).expect("a path"));
+    let away = pack.with_extension("away");
+    for (name, comes_back) in [("back", true), ("gone", false)] {
+        let arguments = [&["serve", "--packs-dir", "packs", "--run-dir", name][..], &SHORT].concat();
+        let mut serving = scene.start(&arguments);
+        let address = serving.address();
+        fs::rename(&pack, &away).expect("a file");
+        let mut worker = scene.worker(&address, name, &["--packs-dir", name]);
+        worker.wait_for_line("the transfer of a pack broke, and goes on: the coordinator cannot read");
+        if comes_back {
+            fs::rename(&away, &pack).expect("a file");
+            worker.wait().expect(0);
+            serving.wait().expect(0);
+        } else {
+            let told = worker.wait().expect(69).stderr;
+            assert!(
+                told.contains("the train pack in gone: it could not be brought from the coordinator in 5"),
+                "{told}"
+            );
+            let told = serving.wait().expect(69).stderr;
+            assert!(told.contains("No such file"), "{told}");
+        }
+    }
+}

@@ -31,8 +31,11 @@ use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 use thanos_configs::{DataConfig, DataSet, hex};
 
-/// Told how many images of a split are decoded, of how many; from any thread.
-pub type OnProgress<'a> = &'a (dyn Fn(u64, u64) + Sync);
+/// Told of a split how many images are decoded, of how many; from any thread.
+pub type OnSplit<'a> = &'a (dyn Fn(&str, u64, u64) + Sync);
+
+/// The same of the split at hand.
+type OnProgress<'a> = &'a (dyn Fn(u64, u64) + Sync);
 
 /// One split's pack on disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,19 +69,16 @@ pub struct Packs {
 }
 
 /// Packs a data set's raw files into `packs_dir`, which is made if need be; a pack of the same raw bytes is reused.
-/// Several processes may do this at once. `progress` is told of each split by name.
+/// Several processes may do this at once.
 ///
 /// # Errors
 /// If raw files are missing or bad, or a pack cannot be written.
-pub fn pack(
-    config: &DataConfig,
-    packs_dir: &Path,
-    progress: &(dyn Fn(&str, u64, u64) + Sync),
-) -> Result<Packs, DataError> {
+pub fn pack(config: &DataConfig, packs_dir: &Path, on_split: OnSplit<'_>) -> Result<Packs, DataError> {
     let raw = sources::locate(config)?;
-    // One split after the other: only one is in memory. The training images' mean and std are those of both.
-    let (train, facts, train_reused) = pack_split(raw.as_ref(), Split::Train, raw.facts(), (packs_dir, progress))?;
-    let (test, _, test_reused) = pack_split(raw.as_ref(), Split::Test, &facts, (packs_dir, progress))?;
+    let packing = Packing { raw: raw.as_ref(), packs_dir, on_split };
+    // One split after the other. The training images' mean and std are those of both.
+    let (train, facts, train_reused) = packing.pack(Split::Train, raw.facts())?;
+    let (test, _, test_reused) = packing.pack(Split::Test, &facts)?;
     Ok(Packs { train, test, reused: train_reused && test_reused })
 }
 
@@ -154,30 +154,33 @@ struct Decoded {
     skipped: Vec<Skipped>,
 }
 
-/// Also returns the facts with what was measured, and whether the pack was there.
-fn pack_split(
-    raw: &dyn RawSet,
-    split: Split,
-    facts: &DataSet,
-    (packs_dir, progress): (&Path, &(dyn Fn(&str, u64, u64) + Sync)),
-) -> Result<(PackFile, DataSet, bool), DataError> {
-    let source = source_sha256(raw, split)?;
-    let path = packs_dir.join(format!("{}-{}-{}.safetensors", facts.name, split.name(), &source[..16]));
-    let (header, reused) = match Header::read(&path) {
-        Ok(header) if header.describes(facts, split.name()) => (header, true),
-        // None yet, or one that is damaged: it is replaced.
-        _ => {
-            let mut sink = Sink::new(&path, facts, split);
-            let decoded = raw.decode(split, &mut sink, &|done, total| progress(split.name(), done, total))?;
-            let header = sink.finish(decoded)?;
-            (header, false)
-        }
-    };
-    let facts = DataSet { mean: header.mean.clone(), std: header.std.clone(), ..facts.clone() };
-    let images = header.images();
-    let Header { fingerprint, left_out, .. } = header;
-    let LeftOut { images: left_out, named: skipped } = left_out;
-    Ok((PackFile { split: split.name().into(), path, images, fingerprint, left_out, skipped }, facts, reused))
+/// From raw files to packs.
+struct Packing<'a> {
+    raw: &'a dyn RawSet,
+    packs_dir: &'a Path,
+    on_split: OnSplit<'a>,
+}
+
+impl Packing<'_> {
+    /// A split's pack; also the facts with what was measured, and whether the pack was there.
+    fn pack(&self, split: Split, facts: &DataSet) -> Result<(PackFile, DataSet, bool), DataError> {
+        let source = source_sha256(self.raw, split)?;
+        let path = self.packs_dir.join(format!("{}-{}-{}.safetensors", facts.name, split.name(), &source[..16]));
+        let (header, reused) = match Header::read(&path) {
+            Ok(header) if header.describes(facts, split.name()) => (header, true),
+            // None yet, or one that is damaged: it is replaced.
+            _ => {
+                let mut sink = Sink::new(&path, facts, split);
+                let progress = |done, total| (self.on_split)(split.name(), done, total);
+                let decoded = self.raw.decode(split, &mut sink, &progress)?;
+                (sink.finish(decoded)?, false)
+            }
+        };
+        let facts = DataSet { mean: header.mean.clone(), std: header.std.clone(), ..facts.clone() };
+        let images = header.images();
+        let Header { fingerprint, left_out: LeftOut { images: left_out, named: skipped }, .. } = header;
+        Ok((PackFile { split: split.name().into(), path, images, fingerprint, left_out, skipped }, facts, reused))
+    }
 }
 
 /// Decides whether a pack may be reused: over what tells the raw files from others, the header's words (format, names,

@@ -167,6 +167,20 @@ impl Running {
         })
     }
 
+    /// Waits until the program has said this on standard error.
+    ///
+    /// # Panics
+    /// If the program ends before, or it takes too long.
+    pub fn wait_for_line(&mut self, part: &str) {
+        self.wait_for(part, |running| {
+            let stderr = running.output("stderr");
+            let ended = running.child.try_wait().expect("our child");
+            let said = stderr.contains(part);
+            assert!(said || ended.is_none(), "it ended with {ended:?} and did not say `{part}`:\n{stderr}");
+            said.then_some(())
+        });
+    }
+
     fn output(&self, end: &str) -> String {
         fs::read_to_string(with_end(&self.log, end)).unwrap_or_default()
     }

@@ -1,6 +1,7 @@
 //! Exit codes of a worker; the coordinator's are the same (README, "Exit codes").
 
 use crate::checkpoint::NotSaved;
+use crate::pack_transfer::NotBrought;
 use crate::session::Refused;
 
 /// A pack or a checkpoint is bad.
@@ -31,6 +32,9 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     }
     if error.downcast_ref::<NotSaved>().is_some() || error.downcast_ref::<std::io::Error>().is_some() {
         return EXIT_IO;
+    }
+    if error.downcast_ref::<NotBrought>().is_some() {
+        return EXIT_UNREACHABLE;
     }
     if error.downcast_ref::<thanos_c10d::Error>().is_some() || error.downcast_ref::<tonic::Status>().is_some() {
         return EXIT_UNREACHABLE;

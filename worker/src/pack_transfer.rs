@@ -6,18 +6,28 @@ use crate::session::Session;
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::{Duration, Instant};
 use thanos_configs::hex;
 use thanos_proto::{Fetching, PackRef, WorkerEvent};
 
 /// Streams that may break before a transfer is given up; each goes on where the last one ended.
-const MOST_BREAKS: usize = 5;
+const MOST_BREAKS: u32 = 5;
+/// Pause behind the first of them; it doubles each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
 /// Bytes of the largest pack.
 const MOST_BYTES: u64 = 1 << 40;
 /// How often the coordinator hears how far a transfer is.
 const BETWEEN_REPORTS: Duration = Duration::from_secs(2);
+
+/// A pack did not come.
+#[derive(Debug, thiserror::Error)]
+#[error("it could not be brought from the coordinator in {breaks} attempts")]
+pub(crate) struct NotBrought {
+    breaks: u32,
+}
 
 /// Bytes that come in, one part after the other.
 pub(crate) trait PackStream {
@@ -88,8 +98,11 @@ fn bring<S: PackStream>(
             }
             Err(error) => {
                 breaks += 1;
-                ensure!(breaks < MOST_BREAKS, "{error:#}; it broke {breaks} times");
-                tracing::warn!("a pack's transfer broke, and goes on: {error:#}");
+                if breaks == MOST_BREAKS || error.downcast_ref::<io::Error>().is_some() {
+                    return Err(error.context(NotBrought { breaks }));
+                }
+                tracing::warn!("the transfer of a pack broke, and goes on: {error:#}");
+                thread::sleep(FIRST_PAUSE * (1 << (breaks - 1)));
             }
         }
     }

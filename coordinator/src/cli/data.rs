@@ -30,9 +30,9 @@ pub(super) enum DataVerb {
         /// Folder of the raw files, or the archive they came in; `digits` is built in and needs none
         #[arg(long)]
         dir: Option<PathBuf>,
-        /// image_folder: pixels of a side [default: 64]
-        #[arg(long)]
-        side: Option<usize>,
+        /// image_folder: pixels of a side, 8 to 1024 [default: 64]
+        #[arg(long, value_parser = clap::value_parser!(u16).range(8..=1024))]
+        side: Option<u16>,
         /// image_folder: YAML file of `CLASS: COARSE CLASS` lines [default: each class is its own]
         #[arg(long, value_name = "FILE")]
         coarse_map: Option<PathBuf>,
@@ -91,6 +91,7 @@ pub(super) enum KindName {
     #[value(alias = "fashion-mnist")]
     FashionMnist,
     Cifar10,
+    #[value(alias = "cifar100_u")]
     Cifar100,
     Tinyimagenet,
     #[value(alias = "image-folder")]
@@ -132,6 +133,7 @@ pub(super) fn act_data(verb: DataVerb) -> Result<()> {
                 BadImages::Fail => OnBadImage::Fail,
                 BadImages::Skip => OnBadImage::Skip,
             };
+            let side = side.map(usize::from);
             let config = DataConfig { kind, dir, side, coarse_map, on_bad_image, ..DataConfig::default() };
             act_pack(&config, &packs_dir(folder.as_deref())?)?;
         }
@@ -153,7 +155,6 @@ pub(super) fn act_data(verb: DataVerb) -> Result<()> {
 }
 
 fn act_pack(config: &DataConfig, packs_dir: &Path) -> Result<()> {
-    // The rules of a configuration hold for flags, too.
     let bar = Bar::new("images");
     let packs = ingest::pack(config, packs_dir, &|split, done, total| bar.at(split, done, total)).map_err(refused)?;
     bar.finish();

@@ -222,7 +222,7 @@ fn find(config: &DataConfig, layouts: &Layouts) -> Result<Found, DataError> {
     places.insert(0, given.components().collect());
     let places: Vec<String> = places.iter().map(|place| place.display().to_string()).collect();
     let (files, places) = (missing.join(", "), places.join(" and "));
-    Err(DataError::Missing { dataset: dataset, files, places, advice: layouts.advice })
+    Err(DataError::Missing { dataset, files, places, advice: layouts.advice })
 }
 
 /// `data.dir` of a tree of pictures: a folder, its official archive in it, or a .zip.
