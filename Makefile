@@ -16,7 +16,7 @@ PARITY  := $(if $(THANOS_PARITY),$(abspath $(THANOS_PARITY)))
 # One binary at a time, and its tests one after the other: they start up to four processes each, on two cores.
 TESTS   := OMP_NUM_THREADS=1 cargo test --release --locked -p thanos-tests --test thanos -- --test-threads=1
 
-.PHONY: run build test lint bench parity check-cuda libtorch clean
+.PHONY: run build test lint bench chaos parity check-cuda libtorch clean
 
 run: build
 	$(TARGET)/thanos-coord launch --nodes 4 digits_table
@@ -31,6 +31,10 @@ test: build
 lint: libtorch
 	cargo fmt --all -- --check
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
+
+# A hundred kills in one run of four workers: minutes.
+chaos: build
+	OMP_NUM_THREADS=1 cargo test --release --locked -p thanos-tests --test thanos -- --nocapture --ignored recovery::
 
 # Only the golden vectors, of another folder with THANOS_PARITY=FOLDER: a line a file.
 parity: libtorch

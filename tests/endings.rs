@@ -1,5 +1,5 @@
-//! How runs end when they do not end by themselves: a killed worker is named, a killed coordinator leaves nobody
-//! behind, a second signal ends at once. And how fast a run begins.
+//! How runs end when they do not end by themselves: a killed worker is named and replaced, a killed coordinator
+//! leaves nobody behind, a second signal ends at once. And how fast a run begins.
 
 use crate::tell;
 use nix::sys::signal::{Signal, kill};
@@ -40,17 +40,20 @@ fn gone_within(pids: &[i32], most: Duration) -> Duration {
 }
 
 #[test]
-fn a_killed_worker_is_named_and_the_others_leave() {
+fn a_killed_worker_is_named_and_the_run_goes_on() {
     let scene = Scene::new();
     let mut running = start(&scene, "3");
     running.wait_for_steps("run", 3);
-    let pids = workers(&scene);
-    signal(pids[1], Signal::SIGKILL);
-    let ran = running.wait().expect(69);
-    let named = format!("pid {}", pids[1]);
+    let killed = workers(&scene)[1];
+    signal(killed, Signal::SIGKILL);
+    running.wait_for_line("generation 2 goes on behind step");
+    let ran = running.interrupt().expect(75);
+    let named = format!("pid {killed}");
     for part in [named.as_str(), "is gone without a word", "was killed by signal 9", "of stage supcon"] {
         assert!(ran.stderr.contains(part), "no `{part}` in {}", ran.stderr);
     }
+    let pids = workers(&scene);
+    assert_eq!(pids.len(), 4, "three at the start, and one again: {pids:?}");
     gone_within(&pids, Duration::from_secs(1));
 }
 

@@ -3,9 +3,10 @@
 
 use crate::checkpoints::Checkpoints;
 use crate::exit::Fatal;
+use crate::launcher::Launcher;
 use crate::ledger::Ledger;
 use crate::progress::Progress;
-use crate::run::{Effect, Event, Notice, Run, SessionId, Verdict};
+use crate::run::{Effect, Event, Notice, RecoveredFrom, Run, SessionId, Verdict};
 use crate::server::Sessions;
 use crate::store::Store;
 use serde_json::{Value, json};
@@ -24,6 +25,8 @@ pub(crate) struct Conductor {
     pub(crate) store: Arc<Store>,
     pub(crate) ledger: Ledger,
     pub(crate) checkpoints: Arc<Checkpoints>,
+    /// Where workers are started, if this program does it.
+    pub(crate) launcher: Option<Arc<Launcher>>,
     pub(crate) progress: Progress,
     /// Where the outcome of a commit is told.
     pub(crate) events: mpsc::Sender<Event>,
@@ -66,6 +69,16 @@ impl Conductor {
                 self.commit(session, written);
             }
             Effect::Tell(notice) => self.tell(notice)?,
+            Effect::Restart { worker, after } => {
+                if let Some(launcher) = &self.launcher {
+                    launcher.restart(&worker, after);
+                }
+            }
+            Effect::Kill { worker } => {
+                if let Some(launcher) = &self.launcher {
+                    launcher.kill(&worker);
+                }
+            }
             Effect::End(verdict) => {
                 self.ledger.event("ended", &ending(&verdict))?;
                 return Ok(Some(verdict));
@@ -119,6 +132,20 @@ fn line(notice: &Notice) -> (&'static str, Value) {
         Notice::StageComplete(result) => ("stage_complete", json!({"stage": result.stage, "seconds": result.seconds})),
         Notice::Stopping { reason } => ("stopping", json!({"reason": reason})),
         Notice::Lost { worker, reason } => ("lost", json!({"worker": worker, "reason": reason})),
+        Notice::Restarting { worker, how, restart } => {
+            ("restarting", json!({"worker": worker, "how": how, "restart": restart}))
+        }
+        Notice::Recovered { generation, stage, step, seconds, from } => {
+            let from = match from {
+                RecoveredFrom::Memory(worker) => json!({"memory": worker}),
+                RecoveredFrom::Checkpoint => json!("checkpoint"),
+                RecoveredFrom::Start => json!("start"),
+            };
+            let fields = json!({
+                "generation": generation, "stage": stage, "step": step, "seconds": seconds, "from": from,
+            });
+            ("recovered", fields)
+        }
     }
 }
 

@@ -201,7 +201,7 @@ async fn conduct(
         Starter::Local { threads } => {
             let logs = launch.run_dir.join("logs");
             let command = WorkerCommand { program: worker_program()?, coordinator: address.to_string(), threads, logs };
-            Some(Launcher::start(&command, launch.workers, &events)?)
+            Some(Arc::new(Launcher::start(command, launch.workers, &events)?))
         }
         Starter::Nobody => {
             let workers = launch.workers;
@@ -218,6 +218,7 @@ async fn conduct(
         store,
         ledger: Ledger::open(&launch.run_dir)?,
         checkpoints: Arc::new(checkpoints),
+        launcher: launcher.clone(),
         progress,
         events,
         started: now,

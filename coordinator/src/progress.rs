@@ -1,7 +1,7 @@
 //! What the terminal shows of a run: a bar for the stage in training, or plain lines when nobody watches.
 
 use crate::ingest::PackFile;
-use crate::run::Notice;
+use crate::run::{Notice, RecoveredFrom};
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::collections::VecDeque;
 use std::io::IsTerminal;
@@ -30,7 +30,7 @@ impl Bar {
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
         let template = match unit {
             "bytes" => "{prefix:26} {bar:32} {bytes:>10}/{total_bytes:10} {bytes_per_sec} {eta}",
-            _ => "{prefix:8} {bar:32} {pos:>7}/{len:7} {per_sec} {eta}",
+            _ => "{prefix:8} {bar:32} {pos:>7}/{len:7} {eta}",
         };
         bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
         Self { bar, part: Mutex::default() }
@@ -41,9 +41,9 @@ impl Bar {
         let mut shown = self.part.lock().unwrap_or_else(PoisonError::into_inner);
         if *shown != part {
             *shown = part.into();
-            self.bar.set_length(total);
-            self.bar.set_prefix(part.to_owned());
             self.bar.reset();
+            self.bar.set_prefix(part.to_owned());
+            self.bar.set_length(total);
         }
         self.bar.set_position(done.max(self.bar.position()));
     }
@@ -147,6 +147,17 @@ impl Progress {
             }
             Notice::Stopping { reason } => self.line(&format!("stopping at a common step: {reason}")),
             Notice::Lost { worker: _, reason } => self.line(reason),
+            Notice::Restarting { worker, how, restart } => {
+                self.line(&format!("{worker} {how}: it is started again (start {restart} since the last step)"));
+            }
+            Notice::Recovered { generation, step, seconds, from, .. } => {
+                let from = match from {
+                    RecoveredFrom::Memory(worker) => format!("with the state of {worker}"),
+                    RecoveredFrom::Checkpoint => "from the last checkpoint".into(),
+                    RecoveredFrom::Start => "from the start of the stage".into(),
+                };
+                self.line(&format!("generation {generation} goes on behind step {step} {from}, after {seconds:.1} s"));
+            }
             Notice::Refused { reason, .. } => self.line(&format!("refused: {reason}")),
             Notice::NotSaved { stage, step, reason } => {
                 self.line(&format!("the checkpoint of step {step} of stage {stage} was not saved: {reason}"));

@@ -1,10 +1,12 @@
 //! The rules of a run, as one pure function: what happened goes in, what is to be done comes out. There is no lock,
 //! clock, socket, log or wire type here; `conductor.rs` carries the effects out.
 
-use std::collections::BTreeMap;
+mod recovery;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use thanos_proto::{
-    Begin, CheckpointRef, CheckpointWritten, Command, Evaluated, Failed, Fetching, Hello, StageResult, StepDone,
+    CheckpointRef, CheckpointWritten, Command, Evaluated, Failed, Fetching, Held, Hello, StageResult, StepDone,
     Welcome, WorkerEvent,
 };
 
@@ -12,10 +14,15 @@ use crate::exit::{EXIT_CONFIG, EXIT_STOPPED, EXIT_UNREACHABLE};
 
 /// How long all workers together may take to start and open their packs; the transfer of a pack does not count.
 pub(crate) const MOST_GATHERING: Duration = Duration::from_secs(120);
-/// A worker that says nothing for this long is dead; it heartbeats once a second.
-pub(crate) const MOST_SILENCE: Duration = Duration::from_secs(30);
-/// How long the launcher may take to say how a worker ended whose session broke.
-pub(crate) const FOR_THE_EXIT_STATUS: Duration = Duration::from_millis(500);
+/// A worker that says nothing for this long is stopped or cut off; it heartbeats once a second.
+pub(crate) const MOST_SILENCE: Duration = Duration::from_secs(3);
+/// Ticks this far apart mean that this process was held up itself: nobody's silence is counted meanwhile.
+const HELD_UP: Duration = Duration::from_secs(1);
+/// Starts of a worker, and generations, without a step between them, before the run is given up.
+const MOST_RESTARTS: u32 = 5;
+const MOST_IDLE_GENERATIONS: u32 = 10;
+/// Pause before a worker is started for the second time; it doubles each time. The first time there is none.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
 /// A session, as the server numbers them.
 pub(crate) type SessionId = u64;
@@ -73,6 +80,15 @@ pub(crate) enum Effect {
         written: CheckpointWritten,
     },
     Tell(Notice),
+    /// Start a worker's process again, if this program starts workers.
+    Restart {
+        worker: String,
+        after: Duration,
+    },
+    /// End a worker's process, which does not answer.
+    Kill {
+        worker: String,
+    },
     /// The run is over; nothing follows.
     End(Verdict),
 }
@@ -118,6 +134,29 @@ pub(crate) enum Notice {
         worker: String,
         reason: String,
     },
+    Restarting {
+        worker: String,
+        how: String,
+        restart: u32,
+    },
+    /// After a loss, in training again behind this step.
+    Recovered {
+        generation: u64,
+        stage: String,
+        step: u64,
+        seconds: f64,
+        from: RecoveredFrom,
+    },
+}
+
+/// Where a new generation has its state from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum RecoveredFrom {
+    /// The memory of this worker.
+    Memory(String),
+    Checkpoint,
+    /// The stage begins.
+    Start,
 }
 
 /// How a run ended.
@@ -158,22 +197,28 @@ pub(crate) struct Run {
     /// The stage in training and the step that comes next, as rank 0 tells it.
     next_step: Option<(String, u64)>,
     stopped_at: Option<(String, u64)>,
+    /// A stop was asked for: every generation is told.
+    stopping: Option<String>,
+    /// Commits that are under way: a generation begins behind them.
+    committing: u32,
+    /// Workers that have joined at least once.
+    joined: BTreeSet<String>,
+    /// Starts of each worker since the last step.
+    restarts: BTreeMap<String, u32>,
+    /// Generations since the last step.
+    idle_generations: u32,
+    /// The first loss since the last step, and when.
+    first_loss: Option<(String, Duration)>,
+    last_tick: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 enum Phase {
+    /// Waiting for workers: for the first time, or because a generation has lost one.
     Gathering {
         since: Duration,
     },
-    Training {
-        stopping: bool,
-    },
-    /// A worker is gone without a word: its exit status is awaited, for the message.
-    Losing {
-        worker: String,
-        reason: String,
-        since: Duration,
-    },
+    Training,
     Over,
 }
 
@@ -181,7 +226,10 @@ enum Phase {
 struct Member {
     hello: Hello,
     ready: bool,
+    /// In the newest generation.
     rank: Option<u32>,
+    /// What it holds in memory, while it is ready again.
+    held: Option<Held>,
     /// Where it last said it was.
     whereabouts: String,
     heard: Duration,
@@ -197,7 +245,21 @@ impl Run {
         let generation = start.last_generation;
         let next_step = start.resume.as_ref().map(|checkpoint| (checkpoint.stage.clone(), checkpoint.step));
         let phase = Phase::Gathering { since: now };
-        Self { start, phase, generation, members: BTreeMap::new(), next_step, stopped_at: None }
+        Self {
+            start,
+            phase,
+            generation,
+            members: BTreeMap::new(),
+            next_step,
+            stopped_at: None,
+            stopping: None,
+            committing: 0,
+            joined: BTreeSet::new(),
+            restarts: BTreeMap::new(),
+            idle_generations: 0,
+            first_loss: None,
+            last_tick: now,
+        }
     }
 
     /// The only way in which a run changes.
@@ -209,8 +271,8 @@ impl Run {
             Event::Opened { session, hello } => self.opened(session, hello, now),
             Event::Said { session, event } => self.said(session, event, now),
             Event::Closed { session } => self.closed(session, now),
-            Event::Exited { worker, how } => self.exited(&worker, &how),
-            Event::Committed { session, outcome, result } => self.committed(session, outcome, result),
+            Event::Exited { worker, how } => self.exited(&worker, &how, now),
+            Event::Committed { session, outcome, result } => self.committed(session, outcome, result, now),
             Event::StopAsked { reason } => self.stop_asked(reason),
             Event::Tick => self.tick(now),
         }
@@ -245,11 +307,13 @@ impl Run {
             let told = Notice::Refused { worker: hello.worker_id, reason: reason.clone() };
             return vec![Effect::Send { session, command: Command::Refused { reason, exit_code } }, Effect::Tell(told)];
         }
+        self.joined.insert(hello.worker_id.clone());
         let told = Notice::Joined { worker: hello.worker_id.clone(), host: hello.host.clone(), pid: hello.pid };
         let member = Member {
             hello,
             ready: false,
             rank: None,
+            held: None,
             whereabouts: "start".into(),
             heard: now,
             exited: None,
@@ -266,7 +330,8 @@ impl Run {
         member.heard = now;
         match event {
             WorkerEvent::Hello(_) => self.broke_the_protocol(session, "it introduced itself twice"),
-            WorkerEvent::Ready { config_digest } => self.ready(session, &config_digest),
+            WorkerEvent::Ready { config_digest } => self.ready(session, &config_digest, now),
+            WorkerEvent::Rejoin(rejoin) => self.rejoin(session, rejoin, now),
             WorkerEvent::Fetching(fetching) => self.fetching(session, fetching, now),
             WorkerEvent::Heartbeat(heartbeat) => {
                 if heartbeat.generation == self.generation {
@@ -298,10 +363,11 @@ impl Run {
         vec![Effect::Tell(Notice::Fetched { worker, split, from, bytes: total - from.min(total) })]
     }
 
-    fn ready(&mut self, session: SessionId, digest: &str) -> Vec<Effect> {
-        let Phase::Gathering { .. } = self.phase else {
+    fn ready(&mut self, session: SessionId, digest: &str, now: Duration) -> Vec<Effect> {
+        let ready = self.members.get(&session).is_some_and(|member| member.ready);
+        if !matches!(self.phase, Phase::Gathering { .. }) || ready {
             return self.broke_the_protocol(session, "it was ready twice");
-        };
+        }
         if digest != self.start.welcome.config_digest {
             let ours = &self.start.welcome.config_digest;
             let reason = format!("the configuration's digest is {digest} there and {ours} at the coordinator");
@@ -313,67 +379,55 @@ impl Run {
         if let Some(member) = self.members.get_mut(&session) {
             member.ready = true;
         }
-        if self.members.values().filter(|member| member.ready).count() < self.start.workers {
-            return Vec::new();
-        }
-        self.begin()
-    }
-
-    /// All are here: ranks in the order of the workers' names, so that a restart numbers them alike.
-    fn begin(&mut self) -> Vec<Effect> {
-        self.generation += 1;
-        self.phase = Phase::Training { stopping: false };
-        let mut sessions: Vec<SessionId> = self.members.keys().copied().collect();
-        sessions.sort_by_key(|session| {
-            let id = self.members[session].hello.worker_id.clone();
-            (id.len(), id)
-        });
-        let workers = sessions.iter().map(|session| self.members[session].hello.worker_id.clone()).collect();
-        let generation = self.generation;
-        let mut effects = vec![Effect::OpenStore { generation }, Effect::Tell(Notice::Began { generation, workers })];
-        for (rank, session) in sessions.iter().enumerate() {
-            let Some(member) = self.members.get_mut(session) else { continue };
-            member.rank = Some(rank as u32);
-            let begin = Begin {
-                generation: self.generation,
-                rank: rank as u32,
-                world_size: sessions.len() as u32,
-                stage: self.start.stage as u32,
-                resume: self.start.resume.clone(),
-                complete: self.start.complete.clone(),
-            };
-            effects.push(Effect::Send { session: *session, command: Command::Begin(begin) });
-        }
-        effects
+        self.begin_if_all_are_ready(now)
     }
 
     fn step(&mut self, session: SessionId, step: StepDone) -> Vec<Effect> {
         if let Some(problem) = self.fence(session, step.generation) {
             return self.broke_the_protocol(session, &problem);
         }
-        let expected = match &self.next_step {
-            Some((stage, next)) if *stage == step.stage => *next,
-            _ => 0,
-        };
-        if step.step != expected {
-            let problem = format!("it told step {} of stage {} where {expected} comes next", step.step, step.stage);
-            return self.broke_the_protocol(session, &problem);
+        if self.comes_next(&step) {
+            self.first_loss = None;
+            return vec![self.record(step)];
         }
+        let expected = self.next_step.as_ref().filter(|(stage, _)| *stage == step.stage).map_or(0, |(_, next)| *next);
+        if step.step < expected {
+            // Made again behind a loss; the ledger has it.
+            return Vec::new();
+        }
+        let problem = format!("it told step {} of stage {} where {expected} comes next", step.step, step.stage);
+        self.broke_the_protocol(session, &problem)
+    }
+
+    /// Whether a step is the one that the ledger lacks.
+    fn comes_next(&self, step: &StepDone) -> bool {
+        match &self.next_step {
+            Some((stage, next)) if *stage == step.stage => step.step == *next,
+            _ => step.step == 0,
+        }
+    }
+
+    fn record(&mut self, step: StepDone) -> Effect {
         self.next_step = Some((step.stage.clone(), step.step + 1));
-        vec![Effect::Record(step)]
+        self.restarts.clear();
+        self.idle_generations = 0;
+        Effect::Record(step)
     }
 
     fn checkpoint(&mut self, session: SessionId, written: CheckpointWritten) -> Vec<Effect> {
         match self.fence(session, written.generation) {
             Some(problem) => self.broke_the_protocol(session, &problem),
-            None => vec![Effect::Commit { session, written }],
+            None => {
+                self.committing += 1;
+                vec![Effect::Commit { session, written }]
+            }
         }
     }
 
     /// Why this session may not speak for the run, if so: only rank 0 of the running generation may.
     fn fence(&self, session: SessionId, generation: u64) -> Option<String> {
         let rank = self.members.get(&session).and_then(|member| member.rank);
-        if !matches!(self.phase, Phase::Training { .. } | Phase::Losing { .. }) || rank != Some(0) {
+        if self.phase == Phase::Over || rank != Some(0) {
             return Some("only rank 0 of a running generation tells steps and checkpoints".into());
         }
         let current = self.generation;
@@ -385,15 +439,29 @@ impl Run {
         session: SessionId,
         outcome: Result<CheckpointRef, String>,
         result: Option<StageResult>,
+        now: Duration,
     ) -> Vec<Effect> {
+        self.committing = self.committing.saturating_sub(1);
         let (stage, step) = self.next_step.clone().unwrap_or_default();
         let told = match &outcome {
             Ok(saved) => Notice::Saved { stage: saved.stage.clone(), step: saved.step },
             Err(reason) => Notice::NotSaved { stage, step, reason: reason.clone() },
         };
-        let complete = result.filter(|_| outcome.is_ok()).map(|result| Effect::Tell(Notice::StageComplete(result)));
-        let answer = Effect::Send { session, command: Command::Committed(outcome) };
-        [Effect::Tell(told), answer].into_iter().chain(complete).collect()
+        let mut effects = vec![Effect::Tell(told)];
+        if let Ok(saved) = &outcome {
+            match result {
+                Some(result) => {
+                    self.start.complete.push(saved.clone());
+                    self.start.resume = None;
+                    self.start.stage += 1;
+                    effects.push(Effect::Tell(Notice::StageComplete(result)));
+                }
+                None => self.start.resume = Some(saved.clone()),
+            }
+        }
+        effects.insert(1, Effect::Send { session, command: Command::Committed(outcome) });
+        effects.extend(self.begin_if_all_are_ready(now));
+        effects
     }
 
     /// A worker is through: with the whole run (`None`), or stopped somewhere.
@@ -406,15 +474,29 @@ impl Run {
         }
         let reason = "this worker's part is done".into();
         let mut effects = vec![Effect::Send { session, command: Command::Leave { reason } }];
-        if self.members.values().all(|member| member.left) {
-            self.phase = Phase::Over;
-            let verdict = match self.stopped_at.take() {
-                Some(at) => Verdict::Stopped { at: Some(at) },
-                None => Verdict::Done,
-            };
-            effects.push(Effect::End(verdict));
+        // In a generation the others say theirs; if it is broken, nobody needs another one any more.
+        let broken = matches!(self.phase, Phase::Gathering { .. });
+        if broken || self.members.values().all(|member| member.left) {
+            effects.extend(self.end_well());
         }
         effects
+    }
+
+    /// All is committed that there was to do, or the stop.
+    fn end_well(&mut self) -> Vec<Effect> {
+        let mut effects = self.tell_all_to_leave("the run is over");
+        self.phase = Phase::Over;
+        let verdict = match self.stopped_at.take() {
+            Some(at) => Verdict::Stopped { at: Some(at) },
+            None => Verdict::Done,
+        };
+        effects.push(Effect::End(verdict));
+        effects
+    }
+
+    /// Some worker has said its last word: whatever the others were waiting for is committed.
+    fn is_through(&self) -> bool {
+        self.members.values().any(|member| member.left)
     }
 
     fn failed(&mut self, session: SessionId, failed: &Failed) -> Vec<Effect> {
@@ -429,73 +511,36 @@ impl Run {
     }
 
     fn closed(&mut self, session: SessionId, now: Duration) -> Vec<Effect> {
-        let Some(member) = self.members.get(&session) else { return Vec::new() };
-        if member.left || matches!(self.phase, Phase::Losing { .. }) {
-            return Vec::new();
-        }
-        let worker = member.hello.worker_id.clone();
-        let next = self
-            .next_step
-            .as_ref()
-            .map_or_else(String::new, |(stage, step)| format!(", when step {step} of stage {stage} was next"));
-        let reason =
-            format!("{} is gone without a word, last seen in {}{next}", self.name(session), member.whereabouts);
-        let exited = member.exited.clone();
-        let mut effects = vec![Effect::Tell(Notice::Lost { worker: worker.clone(), reason: reason.clone() })];
-        if let Some(how) = exited {
-            effects.extend(self.fail(format!("{reason}; it {how}"), EXIT_UNREACHABLE));
-            return effects;
-        }
-        effects.extend(self.tell_all_to_leave(&reason));
-        self.phase = Phase::Losing { worker, reason, since: now };
-        effects
-    }
-
-    fn exited(&mut self, worker: &str, how: &str) -> Vec<Effect> {
-        if let Phase::Losing { worker: lost, reason, .. } = &self.phase {
-            return if lost == worker {
-                self.fail(format!("{reason}; it {how}"), EXIT_UNREACHABLE)
-            } else {
-                Vec::new()
-            };
-        }
-        match self.members.values_mut().find(|member| member.hello.worker_id == worker) {
-            // Its session ends as well, and says more: where it was.
-            Some(member) => {
-                member.exited = Some(how.into());
-                Vec::new()
-            }
-            None => self.fail(format!("{worker} {how} before it joined the run"), EXIT_UNREACHABLE),
+        match self.members.get(&session) {
+            Some(member) if !member.left => self.lost(session, "is gone without a word", now),
+            _ => Vec::new(),
         }
     }
 
     fn stop_asked(&mut self, reason: String) -> Vec<Effect> {
-        match &mut self.phase {
-            Phase::Gathering { .. } => {
-                let mut effects = self.tell_all_to_leave(&reason);
-                self.phase = Phase::Over;
-                effects.push(Effect::Tell(Notice::Stopping { reason }));
-                effects.push(Effect::End(Verdict::Stopped { at: self.next_step.clone() }));
-                effects
-            }
-            Phase::Training { stopping } if !*stopping => {
-                *stopping = true;
-                let stop = |(session, _): (&SessionId, _)| Effect::Send {
-                    session: *session,
-                    command: Command::Stop { reason: reason.clone() },
-                };
-                let sends: Vec<Effect> = self.members.iter().filter(|(_, member)| !member.left).map(stop).collect();
-                [Effect::Tell(Notice::Stopping { reason })].into_iter().chain(sends).collect()
-            }
-            Phase::Training { .. } | Phase::Losing { .. } | Phase::Over => Vec::new(),
+        if self.phase == Phase::Over || self.stopping.is_some() {
+            return Vec::new();
         }
+        let told = Effect::Tell(Notice::Stopping { reason: reason.clone() });
+        if matches!(self.phase, Phase::Gathering { .. }) && self.generation == self.start.last_generation {
+            let mut effects = self.tell_all_to_leave(&reason);
+            self.phase = Phase::Over;
+            effects.extend([told, Effect::End(Verdict::Stopped { at: self.next_step.clone() })]);
+            return effects;
+        }
+        let in_generation = self.members.iter().filter(|(_, member)| !member.left && member.rank.is_some());
+        let sends: Vec<Effect> = in_generation.map(|(session, _)| stop(*session, &reason)).collect();
+        self.stopping = Some(reason);
+        [told].into_iter().chain(sends).collect()
     }
 
     fn tick(&mut self, now: Duration) -> Vec<Effect> {
+        let gap = now.saturating_sub(self.last_tick);
+        self.last_tick = now;
+        if gap >= HELD_UP {
+            self.members.values_mut().for_each(|member| member.heard += gap);
+        }
         match &self.phase {
-            Phase::Losing { reason, since, .. } if now.saturating_sub(*since) >= FOR_THE_EXIT_STATUS => {
-                self.fail(reason.clone(), EXIT_UNREACHABLE)
-            }
             Phase::Gathering { since } if now.saturating_sub(*since) >= MOST_GATHERING => {
                 let ready = self.members.values().filter(|member| member.ready).map(|member| &member.hello.worker_id);
                 let ready: Vec<String> = ready.cloned().collect();
@@ -506,19 +551,8 @@ impl Run {
                 );
                 self.fail(message, EXIT_UNREACHABLE)
             }
-            Phase::Training { .. } => {
-                let silent = |member: &Member| !member.left && now.saturating_sub(member.heard) >= MOST_SILENCE;
-                let session = self.members.iter().find(|(_, member)| silent(member)).map(|(session, _)| *session);
-                session.map_or_else(Vec::new, |session| {
-                    let message = format!(
-                        "{} said nothing for {MOST_SILENCE:?}, last seen in {}",
-                        self.name(session),
-                        self.members[&session].whereabouts
-                    );
-                    self.fail(message, EXIT_UNREACHABLE)
-                })
-            }
-            Phase::Losing { .. } | Phase::Gathering { .. } | Phase::Over => Vec::new(),
+            Phase::Gathering { .. } | Phase::Training => self.lose_the_silent(now),
+            Phase::Over => Vec::new(),
         }
     }
 
@@ -551,6 +585,10 @@ impl Run {
         let rank = member.rank.map_or_else(String::new, |rank| format!("rank {rank}, "));
         format!("{} ({rank}pid {} on {})", member.hello.worker_id, member.hello.pid, member.hello.host)
     }
+}
+
+fn stop(session: SessionId, reason: &str) -> Effect {
+    Effect::Send { session, command: Command::Stop { reason: reason.into() } }
 }
 
 #[cfg(test)]

@@ -2,8 +2,8 @@
 //! there) is checked here, once, so that nothing above meets a half-filled message.
 
 use crate::message::{
-    Begin, Best, CheckpointRef, CheckpointWritten, Command, Evaluated, Failed, Fetching, Heartbeat, Hello, PackRef,
-    StageResult, StepDone, Welcome, WorkerEvent, WrittenFile,
+    Begin, Best, CheckpointRef, CheckpointWritten, Command, Evaluated, Failed, Fetching, Heartbeat, Held, Hello,
+    PackRef, Rejoin, StageResult, StepDone, Welcome, WorkerEvent, WrittenFile,
 };
 use crate::v1;
 
@@ -43,6 +43,7 @@ macro_rules! same_fields {
 same_fields! {
     Hello { worker_id, host, pid, version }
     Fetching { split, from, done, total }
+    Held { stage, step, settled }
     Heartbeat { generation, stage, step, phase }
     Evaluated { stage, epoch, validation_accuracy, best }
     StepDone { stage, epoch, step, generation, world_size, loss, losses, lr, images, samples_sha256, total_steps }
@@ -52,6 +53,20 @@ same_fields! {
     StageResult {
         stage, seconds, validation_accuracy, coarse_test_accuracy, fine_test_accuracy, knn_fine_accuracy,
         cosine_within_coarse, cosine_within_fine, cosine_between_views, data_wait_seconds
+    }
+}
+
+impl From<Rejoin> for v1::Rejoin {
+    fn from(from: Rejoin) -> Self {
+        let (held, last_step) = (from.held.map(v1::Held::from), from.last_step.map(v1::StepDone::from));
+        Self { generation: from.generation, held, last_step }
+    }
+}
+
+impl From<v1::Rejoin> for Rejoin {
+    fn from(from: v1::Rejoin) -> Self {
+        let (held, last_step) = (from.held.map(Held::from), from.last_step.map(StepDone::from));
+        Self { generation: from.generation, held, last_step }
     }
 }
 
@@ -95,6 +110,7 @@ impl From<WorkerEvent> for v1::WorkerEvent {
         let event = match from {
             WorkerEvent::Hello(hello) => Event::Hello(hello.into()),
             WorkerEvent::Ready { config_digest } => Event::Ready(v1::Ready { config_digest }),
+            WorkerEvent::Rejoin(rejoin) => Event::Rejoin(rejoin.into()),
             WorkerEvent::Fetching(fetching) => Event::Fetching(fetching.into()),
             WorkerEvent::Heartbeat(heartbeat) => Event::Heartbeat(heartbeat.into()),
             WorkerEvent::Step(step) => Event::Step(step.into()),
@@ -119,6 +135,7 @@ impl TryFrom<v1::WorkerEvent> for WorkerEvent {
         Ok(match from.event.ok_or_else(|| malformed("WorkerEvent", "it holds no event"))? {
             Event::Hello(hello) => WorkerEvent::Hello(hello.into()),
             Event::Ready(v1::Ready { config_digest }) => WorkerEvent::Ready { config_digest },
+            Event::Rejoin(rejoin) => WorkerEvent::Rejoin(rejoin.into()),
             Event::Fetching(fetching) => WorkerEvent::Fetching(fetching.into()),
             Event::Heartbeat(heartbeat) => WorkerEvent::Heartbeat(heartbeat.into()),
             Event::Step(step) => WorkerEvent::Step(step.into()),
@@ -169,6 +186,7 @@ impl From<Begin> for v1::Begin {
             stage: from.stage,
             resume: from.resume.map(v1::CheckpointRef::from),
             complete: from.complete.into_iter().map(v1::CheckpointRef::from).collect(),
+            source: from.source,
         }
     }
 }
@@ -180,6 +198,9 @@ impl TryFrom<v1::Begin> for Begin {
         if from.rank >= from.world_size {
             return Err(malformed("Begin", format!("rank {} of {} ranks", from.rank, from.world_size)));
         }
+        if let Some(source) = from.source.filter(|source| *source >= from.world_size) {
+            return Err(malformed("Begin", format!("source {source} of {} ranks", from.world_size)));
+        }
         Ok(Self {
             generation: from.generation,
             rank: from.rank,
@@ -187,6 +208,7 @@ impl TryFrom<v1::Begin> for Begin {
             stage: from.stage,
             resume: from.resume.map(CheckpointRef::from),
             complete: from.complete.into_iter().map(CheckpointRef::from).collect(),
+            source: from.source,
         })
     }
 }

@@ -13,6 +13,6 @@ pub mod v1 {
 
 pub use convert::Malformed;
 pub use message::{
-    Begin, Best, CheckpointRef, CheckpointWritten, Command, Evaluated, Failed, Fetching, Heartbeat, Hello, PackRef,
-    StageResult, StepDone, Welcome, WorkerEvent, WrittenFile,
+    Begin, Best, CheckpointRef, CheckpointWritten, Command, Evaluated, Failed, Fetching, Heartbeat, Held, Hello,
+    PackRef, Rejoin, StageResult, StepDone, Welcome, WorkerEvent, WrittenFile,
 };

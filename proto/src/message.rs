@@ -13,6 +13,7 @@ pub enum WorkerEvent {
     },
     /// Before `Ready`: the worker does not see a pack, and gets it from the coordinator.
     Fetching(Fetching),
+    Rejoin(Rejoin),
     Heartbeat(Heartbeat),
     /// From rank 0, behind each update.
     Step(StepDone),
@@ -39,6 +40,28 @@ pub struct Hello {
     pub host: String,
     pub pid: u32,
     pub version: String,
+}
+
+/// A peer is gone: the worker left its group, and waits for a generation with what it holds in memory.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rejoin {
+    /// The generation that it left.
+    pub generation: u64,
+    /// `None`: it had not come to hold anything.
+    pub held: Option<Held>,
+    /// The last step that it made, which its rank 0 may not have told.
+    pub last_step: Option<StepDone>,
+}
+
+/// State that a worker holds in memory, in the order of training: the greater one is further.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Held {
+    /// Index of the stage.
+    pub stage: u32,
+    /// Updates made.
+    pub step: u64,
+    /// What is due behind the last of them (an evaluation) is done, too.
+    pub settled: bool,
 }
 
 /// How much of a pack's file has come, in bytes; `from` is what an earlier transfer had brought.
@@ -116,7 +139,7 @@ pub struct Best {
 }
 
 /// What a finished stage measured; accuracies as shares in 0..1, cosines of test embeddings.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct StageResult {
     pub stage: String,
     pub seconds: f64,
@@ -192,6 +215,8 @@ pub struct Begin {
     pub resume: Option<CheckpointRef>,
     /// The last checkpoints of the stages that are complete.
     pub complete: Vec<CheckpointRef>,
+    /// The rank whose memory all take over; `None`: begin from `resume`.
+    pub source: Option<u32>,
 }
 
 /// A committed checkpoint: folder relative to the run directory, SHA-256 of its `manifest.json`.

@@ -135,6 +135,14 @@ impl Running {
         i32::try_from(self.child.id()).expect("process ids fit")
     }
 
+    /// Whether the program has ended; [`Running::wait`] says how.
+    ///
+    /// # Panics
+    /// If the system does not say.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("our child").is_some()
+    }
+
     /// Asks the program to stop, as Ctrl-C does, and waits for it to end.
     ///
     /// # Panics

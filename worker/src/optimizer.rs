@@ -2,7 +2,7 @@
 
 use crate::tensors::{Named, copy_into};
 use anyhow::{Context, Result};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use tch::{Kind, Tensor};
 use thanos_c10d::{AdamWParameter, AdamWRates, fused_adamw};
 
@@ -21,6 +21,11 @@ impl AdamW {
     pub fn new(parameters: Named, weight_decay: f64) -> Self {
         let zeros = || parameters.iter().map(|(name, p)| (name.clone(), p.detach().zeros_like())).collect::<Named>();
         Self { means: zeros(), squares: zeros(), parameters, step: 0, weight_decay }
+    }
+
+    /// Names of the parameters.
+    pub(crate) fn names(&self) -> BTreeSet<String> {
+        self.parameters.keys().cloned().collect()
     }
 
     /// Number of updates made.

@@ -10,7 +10,7 @@ use crate::model::{BatchSum, Model};
 use crate::pack_transfer::local_file;
 use crate::session::{Refused, Session};
 use crate::tensors::{Named, copy_into};
-use crate::train::{Ending, Peers, Recipe, Stage, train};
+use crate::train::{Ending, From, Interrupted, Memory, Peers, Recipe, Stage, train};
 use crate::transfer::Transfer;
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
@@ -21,7 +21,7 @@ use std::time::Duration;
 use tch::Device;
 use thanos_c10d::{Address, ProcessGroup, keep_freed_memory};
 use thanos_configs::{Plan, StagePlan, TransferPlan, init_key, stage_key};
-use thanos_proto::{Begin, CheckpointRef, Failed, Hello, PackRef, Welcome, WorkerEvent};
+use thanos_proto::{Begin, CheckpointRef, Failed, Held, Hello, PackRef, Rejoin, Welcome, WorkerEvent};
 
 /// How long a rank waits for its peers in the rendezvous and in a collective. Rank 0 may be writing a checkpoint.
 const MOST_COLLECTIVE: Duration = Duration::from_secs(300);
@@ -72,9 +72,6 @@ pub fn work(options: &Options) -> Result<Outcome> {
         // Told to go: there is nobody to tell.
         Err(error) if error.downcast_ref::<Refused>().is_some() => Err(error),
         Err(error) => {
-            if error.downcast_ref::<thanos_c10d::Error>().is_some() {
-                session.await_the_coordinators_word();
-            }
             let failed = Failed { phase: session.phase(), message: format!("{error:#}"), exit_code: exit_code(&error) };
             session.leave(WorkerEvent::Failed(failed)).context("and the coordinator could not be told")?;
             Err(error)
@@ -91,26 +88,29 @@ fn without_panic<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
     })
 }
 
-/// From the welcome to the last word.
+/// From the welcome to the last word, through as many generations as it takes.
 fn take_part(options: &Options, session: &Session, welcome: &Welcome) -> Result<WorkerEvent> {
     let plan = plan_of(welcome)?;
     let device = device(options.local_rank);
     let packs = local_packs(options, session, &welcome.packs)?;
     let data = Data::open(&plan, &packs, device, options.threads).map_err(BadData)?;
     session.send(WorkerEvent::Ready { config_digest: plan.digest().into() })?;
-    let begin = session.begin()?;
-    session.at("start", 0, "rendezvous");
-    let group = Rc::new(join(options, session, &begin, device)?);
-    let mut worker = Worker {
-        plan: &plan,
-        data: &data,
-        group,
-        session,
-        generation: begin.generation,
-        run_dir: welcome.run_dir.clone().into(),
-        finished: BTreeMap::new(),
-    };
-    worker.train_stages(&begin)
+    let run_dir = welcome.run_dir.clone().into();
+    let mut worker =
+        Worker { plan: &plan, data: &data, session, run_dir, finished: BTreeMap::new(), memory: None, stage: 0 };
+    loop {
+        let begin = session.begin()?;
+        session.at("start", 0, "rendezvous");
+        let ending =
+            join(options, session, &begin, device).and_then(|group| worker.train_stages(&begin, &Rc::new(group)));
+        match ending {
+            Err(error) if error.downcast_ref::<thanos_c10d::Error>().is_some() => {
+                tracing::warn!("left generation {}, a peer is gone: {error:#}", begin.generation);
+                session.send(WorkerEvent::Rejoin(worker.rejoin(begin.generation)))?;
+            }
+            ending => return ending,
+        }
+    }
 }
 
 /// The packs on this machine, brought here if need be.
@@ -151,32 +151,51 @@ fn join(options: &Options, session: &Session, begin: &Begin, device: Device) -> 
     })
 }
 
-/// One rank of one generation.
+/// A rank, over all its generations.
 struct Worker<'a> {
     plan: &'a Plan,
     data: &'a Data,
-    group: Rc<ProcessGroup>,
     session: &'a Session,
-    generation: u64,
     run_dir: PathBuf,
     /// Best weights of the backbones that are complete, by name.
     finished: BTreeMap<String, Named>,
+    /// What is held of the stage that a lost generation was in.
+    memory: Option<Box<Memory>>,
+    /// Index of the stage in training.
+    stage: usize,
 }
 
 impl Worker<'_> {
-    fn train_stages(&mut self, begin: &Begin) -> Result<WorkerEvent> {
+    fn rejoin(&self, generation: u64) -> Rejoin {
+        let held = |memory: &Memory| Held { stage: self.stage as u32, step: memory.step, settled: memory.settled };
+        let memory = self.memory.as_deref();
+        Rejoin { generation, held: memory.map(held), last_step: memory.and_then(|memory| memory.last_step.clone()) }
+    }
+
+    fn train_stages(&mut self, begin: &Begin, group: &Rc<ProcessGroup>) -> Result<WorkerEvent> {
         for checkpoint in &begin.complete {
-            let weights = self.open(checkpoint)?.tensors(BEST).map_err(BadData)?;
-            self.finished.insert(checkpoint.stage.clone(), weights);
+            if !self.finished.contains_key(&checkpoint.stage) {
+                let weights = self.open(checkpoint)?.tensors(BEST).map_err(BadData)?;
+                self.finished.insert(checkpoint.stage.clone(), weights);
+            }
+        }
+        if self.stage != begin.stage as usize {
+            self.memory = None;
         }
         let resume = begin.resume.as_ref().map(|checkpoint| self.open(checkpoint)).transpose()?;
-        let mut resume = resume.as_ref();
-        for stage in &self.plan.stages()[begin.stage as usize..] {
+        for (index, stage) in self.plan.stages().iter().enumerate().skip(begin.stage as usize) {
+            self.stage = index;
+            let first = index == begin.stage as usize;
+            let resume = resume.as_ref().filter(|_| first);
+            let source = begin.source.filter(|_| first).map(|rank| rank as usize);
             self.session.at(stage.name(), 0, "set up");
-            match self.train_stage(stage, resume.take())? {
+            match self.train_stage(stage, (begin.generation, group), (resume, source))? {
                 Ending::Complete(weights) => self.finished.insert(stage.name().into(), weights),
-                Ending::Stopped { step } => return Ok(WorkerEvent::Stopped { stage: stage.name().into(), step }),
+                Ending::Stopped { step } => {
+                    return Ok(WorkerEvent::Stopped { stage: stage.name().into(), step });
+                }
             };
+            self.memory = None;
         }
         Ok(WorkerEvent::Finished)
     }
@@ -185,7 +204,12 @@ impl Worker<'_> {
         Ok(Committed::open(&self.run_dir, checkpoint).map_err(BadData)?)
     }
 
-    fn train_stage(&self, plan: &StagePlan, resume: Option<&Committed>) -> Result<Ending> {
+    fn train_stage(
+        &mut self,
+        plan: &StagePlan,
+        (generation, group): (u64, &Rc<ProcessGroup>),
+        (resume, source): (Option<&Committed>, Option<usize>),
+    ) -> Result<Ending> {
         let config = self.plan.config();
         let key = stage_key(plan.name());
         let recipe = Recipe {
@@ -198,34 +222,41 @@ impl Worker<'_> {
                 seed: config.seed,
                 batch_size: self.plan.training(plan).batch_size,
                 drop_last: config.data.drop_last,
-                rank: self.group.rank(),
-                world_size: self.group.size(),
+                rank: group.rank(),
+                world_size: group.size(),
             },
             checkpoint_every: config.checkpoint.every_steps,
         };
-        let peers =
-            Peers { group: &self.group, session: self.session, generation: self.generation, run_dir: &self.run_dir };
+        let peers = Peers { group, session: self.session, generation, run_dir: &self.run_dir };
         tch::manual_seed(init_key(config.seed, key) as i64);
         let mut stage: Box<dyn Stage + '_> = match plan {
-            StagePlan::Backbone(backbone) => {
-                Box::new(Backbone::new(self.plan, &backbone.objective, self.data, &self.group))
-            }
-            StagePlan::Transfer(transfer) => self.transfer(transfer)?,
+            StagePlan::Backbone(backbone) => Box::new(Backbone::new(self.plan, &backbone.objective, self.data, group)),
+            StagePlan::Transfer(transfer) => self.transfer(transfer, group)?,
         };
-        train(stage.as_mut(), self.data, &recipe, &peers, resume)
+        let from = match (source, resume) {
+            (Some(source), _) => From::Memory { own: self.memory.as_deref(), source },
+            (None, Some(checkpoint)) => From::Checkpoint(checkpoint),
+            (None, None) => From::Start,
+        };
+        let ending = train(stage.as_mut(), self.data, &recipe, &peers, &from);
+        drop(stage);
+        ending.map_err(|Interrupted { error, memory }| {
+            self.memory = memory.or_else(|| self.memory.take());
+            error
+        })
     }
 
-    fn transfer(&self, transfer: &TransferPlan) -> Result<Box<dyn Stage + '_>> {
-        let backbones = transfer.backbones.iter().map(|name| self.frozen(name)).collect::<Result<Vec<_>>>()?;
+    fn transfer(&self, transfer: &TransferPlan, group: &Rc<ProcessGroup>) -> Result<Box<dyn Stage + '_>> {
+        let backbones = transfer.backbones.iter().map(|name| self.frozen(name, group)).collect::<Result<Vec<_>>>()?;
         // Making the backbones drew from the generator: the head's weights must not depend on how many there are.
         let config = self.plan.config();
         tch::manual_seed(init_key(config.seed, stage_key(&transfer.name)) as i64);
-        Ok(Box::new(Transfer::new(&config.transfer, backbones, self.data, &self.group)?))
+        Ok(Box::new(Transfer::new(&config.transfer, backbones, self.data, group)?))
     }
 
     /// A backbone with the weights of this run, or of the file that the user named.
-    fn frozen(&self, name: &str) -> Result<Model> {
-        let sum: Rc<dyn BatchSum> = self.group.clone();
+    fn frozen(&self, name: &str, group: &Rc<ProcessGroup>) -> Result<Model> {
+        let sum: Rc<dyn BatchSum> = group.clone();
         let model = Model::new(&self.plan.config().model, &self.data.facts, false, self.data.device(), &sum);
         let state = model.state();
         match (self.finished.get(name), self.plan.backbone_checkpoint(name)) {

@@ -19,9 +19,6 @@ use tokio::sync::mpsc;
 const MOST_EVENTS: usize = 1024;
 /// How long a coordinator may take to answer a `Hello`, or a checkpoint.
 const MOST_ANSWER: Duration = Duration::from_secs(120);
-/// A collective fails because a peer is gone: the coordinator knows better which, and gets this long to say so.
-const FOR_THE_COORDINATORS_WORD: Duration = Duration::from_secs(3);
-
 /// The run, as one worker talks to it.
 pub(crate) struct Session {
     events: mpsc::Sender<WorkerEvent>,
@@ -121,11 +118,6 @@ impl Session {
             "start" => "start".into(),
             phase => format!("{phase} of step {} of stage {}", heartbeat.step, heartbeat.stage),
         }
-    }
-
-    /// Waits a moment in which the coordinator may end this process by naming the peer that died.
-    pub(crate) fn await_the_coordinators_word(&self) {
-        std::thread::sleep(FOR_THE_COORDINATORS_WORD);
     }
 
     /// Says the last word, and waits for the coordinator to close the session.

@@ -6,6 +6,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
+use thanos_c10d::ProcessGroup;
 use thanos_configs::hex;
 
 /// Tensors by name, in sorted order.
@@ -62,6 +63,30 @@ pub fn copy_into(target: &Named, source: &Named) -> Result<Vec<String>> {
 /// Deep copies.
 pub fn snapshot(tensors: &Named) -> Named {
     tensors.iter().map(|(name, tensor)| (name.clone(), tensor.detach().copy())).collect()
+}
+
+/// Replaces tensors by those of rank `root`, which must have the same names, shapes and kinds: a broadcast a kind.
+///
+/// # Errors
+/// If a peer is gone.
+pub(crate) fn broadcast(tensors: &Named, group: &ProcessGroup, root: usize) -> Result<()> {
+    for kind in [Kind::Float, Kind::Double, Kind::Int64] {
+        let of_kind: Vec<&Tensor> = tensors.values().filter(|tensor| tensor.kind() == kind).collect();
+        if of_kind.is_empty() {
+            continue;
+        }
+        let parts: Vec<Tensor> = of_kind.iter().map(|tensor| tensor.detach().reshape(-1)).collect();
+        let mut row = Tensor::cat(&parts, 0);
+        group.broadcast(&mut row, root)?;
+        let mut from = 0;
+        for tensor in of_kind {
+            let len = tensor.numel() as i64;
+            let part = row.narrow(0, from, len).view_as(tensor);
+            tch::no_grad(|| tensor.shallow_clone().copy_(&part));
+            from += len;
+        }
+    }
+    Ok(())
 }
 
 fn bytes(tensor: &Tensor) -> Result<(Dtype, Vec<u8>)> {

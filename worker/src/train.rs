@@ -7,13 +7,13 @@ use crate::evaluate::Measures;
 use crate::feed::{Batch, Feed, Schedule};
 use crate::optimizer::AdamW;
 use crate::session::Session;
-use crate::tensors::{Named, copy_into, snapshot};
-use anyhow::{Result, bail};
+use crate::tensors::{Named, broadcast, copy_into, snapshot};
+use anyhow::{Context, Result, bail};
 use std::path::Path;
 use std::time::Instant;
 use tch::{Kind, Tensor};
 use thanos_c10d::ProcessGroup;
-use thanos_configs::{TrainConfig, learning_rate, samples_sha256, step_key};
+use thanos_configs::{Position, TrainConfig, learning_rate, samples_sha256, step_key};
 use thanos_proto::{Best, CheckpointWritten, Evaluated, StageResult, StepDone, WorkerEvent};
 
 /// One term of the loss: this rank's share of its global value, a scalar. Shares are summed over the ranks.
@@ -52,7 +52,10 @@ impl Losses {
 
     fn backward(&self) -> Result<()> {
         match &self.scalar {
-            Some(scalar) => Ok(scalar.f_backward()?),
+            Some(scalar) => scalar.f_backward().map_err(|error| {
+                let lost = thanos_c10d::Error::in_backward(&error.to_string());
+                lost.map_or_else(|| error.into(), anyhow::Error::from)
+            }),
             None => bail!("a plan has a term to learn from, the stage computed none"),
         }
     }
@@ -105,38 +108,49 @@ pub(crate) enum Ending {
     Stopped { step: u64 },
 }
 
-/// Trains a stage from its start, or from where `resume` stands, to its end or to a stop that all ranks agree on.
+/// What a stage begins from.
+pub(crate) enum From<'a> {
+    Start,
+    Checkpoint(&'a Committed),
+    /// Everyone takes over what rank `source` holds; `own` is this rank's, if it has any.
+    Memory {
+        own: Option<&'a Memory>,
+        source: usize,
+    },
+}
+
+/// A rank's state between two steps, kept in memory when its group is lost.
+pub(crate) struct Memory {
+    /// Updates made.
+    pub(crate) step: u64,
+    /// What is due behind the last of them is done, too.
+    pub(crate) settled: bool,
+    /// As told, or as it would be told by rank 0.
+    pub(crate) last_step: Option<StepDone>,
+    model: Named,
+    optimizer: Named,
+    best: Option<(Best, Named)>,
+    seconds: f64,
+}
+
+/// Why a stage ended before its end; `memory` is what the rank holds, once it has begun.
+pub(crate) struct Interrupted {
+    pub(crate) error: anyhow::Error,
+    pub(crate) memory: Option<Box<Memory>>,
+}
+
+/// Trains a stage to its end, or to a stop that all ranks agree on.
 pub(crate) fn train(
     stage: &mut dyn Stage,
     data: &Data,
     recipe: &Recipe<'_>,
     peers: &Peers<'_>,
-    resume: Option<&Committed>,
-) -> Result<Ending> {
-    let mut trainer = Trainer::new(stage, recipe, peers, resume)?;
-    let steps_per_epoch = recipe.schedule.steps_per_epoch();
-    let total_steps = recipe.train.max_steps.unwrap_or(u64::MAX).min(recipe.train.epochs * steps_per_epoch);
-    let mut feed = Feed::new(data, &recipe.schedule, trainer.step..total_steps, trainer.stage.views())?;
-    trainer.phase("data");
-    while let Some(batch) = feed.next()? {
-        let at = batch.at;
-        let stop = trainer.update(&batch, total_steps)?;
-        trainer.waited = feed.waited.as_secs_f64();
-        let last = trainer.step == total_steps;
-        let epoch_ends = at.step_in_epoch + 1 == steps_per_epoch;
-        if last || epoch_ends && (at.epoch + 1).is_multiple_of(recipe.train.evaluate_every) {
-            trainer.evaluate(at.epoch)?;
-        }
-        let due = recipe.checkpoint_every.map_or(epoch_ends, |every| trainer.step.is_multiple_of(every));
-        if !last && (due || stop) {
-            trainer.save(at.epoch, None)?;
-        }
-        if stop && !last {
-            return Ok(Ending::Stopped { step: trainer.step });
-        }
-        trainer.phase("data");
-    }
-    trainer.finish()
+    from: &From<'_>,
+) -> Result<Ending, Interrupted> {
+    let mut trainer = Trainer::new(stage, recipe, peers);
+    // Until all have begun, what a rank held before is still its best: it is not touched.
+    trainer.begin(from).map_err(|error| Interrupted { error, memory: None })?;
+    trainer.run(data).map_err(|error| Interrupted { error, memory: Some(Box::new(trainer.memory())) })
 }
 
 /// A stage under way.
@@ -147,7 +161,11 @@ struct Trainer<'a> {
     optimizer: AdamW,
     /// Updates made.
     step: u64,
+    settled: bool,
+    last_step: Option<StepDone>,
     best: Option<(Best, Named)>,
+    /// The model's buffers before the step in flight, which changes them in its forward pass; empty between steps.
+    buffers: Named,
     seconds_before: f64,
     /// Seconds that steps waited for their images, since this rank started the stage.
     waited: f64,
@@ -155,26 +173,141 @@ struct Trainer<'a> {
 }
 
 impl<'a> Trainer<'a> {
-    fn new(
-        stage: &'a mut dyn Stage,
-        recipe: &'a Recipe<'a>,
-        peers: &'a Peers<'a>,
-        resume: Option<&Committed>,
-    ) -> Result<Self> {
+    fn new(stage: &'a mut dyn Stage, recipe: &'a Recipe<'a>, peers: &'a Peers<'a>) -> Self {
         let optimizer = AdamW::new(stage.parameters(), recipe.train.weight_decay);
-        let started = Instant::now();
-        let mut trainer =
-            Self { stage, recipe, peers, optimizer, step: 0, best: None, seconds_before: 0.0, waited: 0.0, started };
-        if let Some(checkpoint) = resume {
-            copy_into(&trainer.stage.state(), &checkpoint.tensors(checkpoint::MODEL)?)?;
-            trainer.optimizer.load(&checkpoint.tensors(checkpoint::OPTIMIZER)?)?;
-            trainer.step = checkpoint.step();
-            trainer.seconds_before = checkpoint.seconds();
-            if let Some(best) = checkpoint.best() {
-                trainer.best = Some((best, checkpoint.tensors(checkpoint::BEST)?));
+        Self {
+            stage,
+            recipe,
+            peers,
+            optimizer,
+            step: 0,
+            settled: true,
+            last_step: None,
+            best: None,
+            buffers: Named::new(),
+            seconds_before: 0.0,
+            waited: 0.0,
+            started: Instant::now(),
+        }
+    }
+
+    fn begin(&mut self, from: &From<'_>) -> Result<()> {
+        match from {
+            From::Start => Ok(()),
+            From::Checkpoint(checkpoint) => {
+                copy_into(&self.stage.state(), &checkpoint.tensors(checkpoint::MODEL)?)?;
+                self.optimizer.load(&checkpoint.tensors(checkpoint::OPTIMIZER)?)?;
+                self.step = checkpoint.step();
+                self.seconds_before = checkpoint.seconds();
+                if let Some(best) = checkpoint.best() {
+                    self.best = Some((best, checkpoint.tensors(checkpoint::BEST)?));
+                }
+                Ok(())
+            }
+            From::Memory { own, source } => {
+                if self.peers.group.rank() == *source {
+                    self.recall(own.context("the rank whose memory all take over has none")?)?;
+                }
+                self.take_over(*source)
             }
         }
-        Ok(trainer)
+    }
+
+    /// This rank's state as it was.
+    fn recall(&mut self, memory: &Memory) -> Result<()> {
+        copy_into(&self.stage.state(), &memory.model)?;
+        self.optimizer.load(&memory.optimizer)?;
+        (self.step, self.settled, self.seconds_before) = (memory.step, memory.settled, memory.seconds);
+        self.best = memory.best.as_ref().map(|(best, weights)| (*best, snapshot(weights)));
+        self.last_step = memory.last_step.clone();
+        Ok(())
+    }
+
+    /// Everything that rank `source` holds, on every rank.
+    fn take_over(&mut self, source: usize) -> Result<()> {
+        let group = self.peers.group;
+        let state = self.stage.state();
+        let (best, _) = self.best.as_ref().map_or((None, None), |(best, weights)| (Some(*best), Some(weights)));
+        let mut numbers = Tensor::from_slice(&[
+            self.step as f64,
+            f64::from(u8::from(self.settled)),
+            self.seconds_before,
+            f64::from(u8::from(best.is_some())),
+            best.map_or(0.0, |best| best.epoch as f64),
+            best.map_or(0.0, |best| best.validation_accuracy),
+        ])
+        .to_device(state.values().next().map_or(tch::Device::Cpu, Tensor::device));
+        group.broadcast(&mut numbers, source)?;
+        let numbers = Vec::<f64>::try_from(numbers)?;
+        let &[step, settled, seconds, has_best, epoch, validation_accuracy] = numbers.as_slice() else {
+            bail!("six numbers were sent, {} came", numbers.len());
+        };
+        (self.step, self.settled, self.seconds_before) = (step as u64, settled > 0.0, seconds);
+        broadcast(&state, group, source)?;
+        let optimizer = self.optimizer.state();
+        broadcast(&optimizer, group, source)?;
+        self.optimizer.load(&optimizer)?;
+        self.best = if has_best > 0.0 {
+            let weights = self.best.take().map_or_else(|| snapshot(&state), |(_, weights)| weights);
+            broadcast(&weights, group, source)?;
+            Some((Best { epoch: epoch as u64, validation_accuracy }, weights))
+        } else {
+            None
+        };
+        Ok(())
+    }
+
+    /// What this rank holds: the state behind its last update, whatever it was doing when its group was lost.
+    fn memory(&self) -> Memory {
+        let mut model = snapshot(&self.stage.state());
+        model.extend(snapshot(&self.buffers));
+        Memory {
+            step: self.step,
+            settled: self.settled,
+            last_step: self.last_step.clone(),
+            model,
+            optimizer: snapshot(&self.optimizer.state()),
+            best: self.best.as_ref().map(|(best, weights)| (*best, snapshot(weights))),
+            seconds: self.seconds(),
+        }
+    }
+
+    fn run(&mut self, data: &Data) -> Result<Ending> {
+        let recipe = self.recipe;
+        let steps_per_epoch = recipe.schedule.steps_per_epoch();
+        let total_steps = recipe.train.max_steps.unwrap_or(u64::MAX).min(recipe.train.epochs * steps_per_epoch);
+        if !self.settled {
+            self.settle(Position::at(self.step - 1, steps_per_epoch), (steps_per_epoch, total_steps), false)?;
+        }
+        let mut feed = Feed::new(data, &recipe.schedule, self.step..total_steps, self.stage.views())?;
+        self.phase("data");
+        while let Some(batch) = feed.next()? {
+            let stop = self.update(&batch, total_steps)?;
+            self.waited = feed.waited.as_secs_f64();
+            self.settle(batch.at, (steps_per_epoch, total_steps), stop)?;
+            if stop && self.step < total_steps {
+                // Rank 0 has its checkpoint committed before anyone leaves.
+                self.peers.group.barrier()?;
+                return Ok(Ending::Stopped { step: self.step });
+            }
+            self.phase("data");
+        }
+        self.finish()
+    }
+
+    /// What is due behind the update `at`: an evaluation, a checkpoint.
+    fn settle(&mut self, at: Position, (steps_per_epoch, total_steps): (u64, u64), stop: bool) -> Result<()> {
+        let last = self.step == total_steps;
+        let epoch_ends = at.step_in_epoch + 1 == steps_per_epoch;
+        if last || epoch_ends && (at.epoch + 1).is_multiple_of(self.recipe.train.evaluate_every) {
+            self.evaluate(at.epoch)?;
+        }
+        self.settled = true;
+        let due = self.recipe.checkpoint_every.map_or(epoch_ends, |every| self.step.is_multiple_of(every));
+        if !last && (due || stop) {
+            self.save(at.epoch, None)?;
+        }
+        Ok(())
     }
 
     fn phase(&self, phase: &str) {
@@ -185,6 +318,9 @@ impl<'a> Trainer<'a> {
     fn update(&mut self, batch: &Batch, total_steps: u64) -> Result<bool> {
         let rank = self.peers.group.rank() as u64;
         tch::manual_seed(step_key(self.recipe.seed, self.recipe.key, self.step, rank) as i64);
+        let parameters = self.optimizer.names();
+        let is_buffer = |(name, _): &(String, Tensor)| !parameters.contains(name);
+        self.buffers = snapshot(&self.stage.state().into_iter().filter(is_buffer).collect());
         self.phase("forward");
         let losses = self.stage.losses(batch)?;
         self.phase("backward");
@@ -196,8 +332,8 @@ impl<'a> Trainer<'a> {
         self.phase("update");
         let lr = learning_rate(&self.recipe.train, batch.at.epoch);
         self.optimizer.update(&reduced.gradient, lr)?;
+        self.buffers.clear();
         self.commit(batch, &losses, &reduced, (lr, total_steps))?;
-        self.step += 1;
         Ok(reduced.stop)
     }
 
@@ -228,13 +364,10 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// Rank 0 tells the coordinator, who writes the line of `steps.jsonl`.
-    fn commit(&self, batch: &Batch, losses: &Losses, reduced: &Reduced, (lr, total): (f64, u64)) -> Result<()> {
-        if self.peers.group.rank() > 0 {
-            return Ok(());
-        }
+    /// Rank 0 tells the coordinator, who writes the line of `steps.jsonl`; should rank 0 be gone, another can tell.
+    fn commit(&mut self, batch: &Batch, losses: &Losses, reduced: &Reduced, (lr, total): (f64, u64)) -> Result<()> {
         let terms = || losses.terms.iter().zip(&reduced.terms);
-        self.peers.session.send(WorkerEvent::Step(StepDone {
+        let done = StepDone {
             stage: self.recipe.name.into(),
             epoch: batch.at.epoch,
             step: self.step,
@@ -246,7 +379,14 @@ impl<'a> Trainer<'a> {
             images: batch.samples.len() as u64,
             samples_sha256: samples_sha256(&batch.samples),
             total_steps: total,
-        }))
+        };
+        self.step += 1;
+        self.settled = false;
+        self.last_step = Some(done.clone());
+        match self.peers.group.rank() {
+            0 => self.peers.session.send(WorkerEvent::Step(done)),
+            _ => Ok(()),
+        }
     }
 
     /// Keeps the weights of the first of the best epochs.
@@ -297,13 +437,15 @@ impl<'a> Trainer<'a> {
     }
 
     /// Measures the best weights on the test images, and saves the stage as complete with the last weights.
-    fn finish(mut self) -> Result<Ending> {
+    fn finish(&mut self) -> Result<Ending> {
         self.phase("measure");
-        let Some((best, weights)) = self.best.take() else { bail!("a stage's last step is always evaluated") };
+        let Some((best, weights)) = &self.best else { bail!("a stage's last step is always evaluated") };
+        let (best, weights) = (*best, snapshot(weights));
         let last = snapshot(&self.stage.state());
         copy_into(&self.stage.state(), &weights)?;
-        let (measures, fine_test_accuracy) = self.stage.measure()?;
+        let measured = self.stage.measure();
         copy_into(&self.stage.state(), &last)?;
+        let (measures, fine_test_accuracy) = measured?;
         let result = StageResult {
             stage: self.recipe.name.into(),
             seconds: self.seconds(),
@@ -316,9 +458,9 @@ impl<'a> Trainer<'a> {
             cosine_within_fine: measures.cosine_within_fine,
             cosine_between_views: measures.cosine_between_views,
         };
-        self.best = Some((best, weights));
         self.save(best.epoch, Some(result))?;
-        let (_, weights) = self.best.take().expect("set two lines above");
+        // Nobody leaves a stage whose end is not committed: it could not be done again.
+        self.peers.group.barrier()?;
         self.peers.session.send(WorkerEvent::StageFinished { stage: self.recipe.name.into() })?;
         Ok(Ending::Complete(weights))
     }

@@ -1,45 +1,71 @@
-//! A seeded simulation of whole runs: workers that join in any order, train in step, die, say too much or too late,
-//! and a user who asks for stops. Whatever the order, the rules must keep what is asserted here; a failure prints the
-//! seed that replays it.
+//! A seeded simulation of whole runs: workers that join in any order, train in step, commit, die in any moment, fall
+//! silent, say too much or too late, and a user who asks for stops. Whatever the order, the rules must keep what is
+//! asserted here, and once nothing disturbs it any more a run must end well; a failure prints the seed that replays it.
 
 use super::tests::{hello, ready, start, step};
 use super::*;
+use std::collections::VecDeque;
 use thanos_configs::SplitMix64;
-use thanos_proto::Heartbeat;
+use thanos_proto::{Begin, Heartbeat, Rejoin};
 
 const SEEDS: u64 = 10_000;
-const MOST_EVENTS: u64 = 600;
+/// Events with faults among them, and events that may follow until the end.
+const DISTURBED: u64 = 400;
+const CALM: u64 = 4_000;
 const STAGES: [(&str, u64); 2] = [("a", 5), ("b", 3)];
 
+/// Where a worker is: updates made of a stage; behind the last stage there is one more without any.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    stage: usize,
+    made: u64,
+}
+
 /// One simulated worker process.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 enum Worker {
-    Down,
-    /// Its session is open; `ready` was said or not.
+    /// Not running; it may be started.
+    Down {
+        started: bool,
+    },
+    /// Its session is open, and it holds nothing.
     Up {
         session: SessionId,
         ready: bool,
     },
-    /// In a generation.
-    Training {
+    /// It left its group, holds this, and waits.
+    Waiting {
         session: SessionId,
-        rank: u32,
-        generation: u64,
-        told: bool,
+        at: Place,
     },
+    Training(Training),
     /// Its last word is said.
     Leaving {
         session: SessionId,
     },
 }
 
+#[derive(Clone, Debug)]
+struct Training {
+    session: SessionId,
+    rank: u32,
+    generation: u64,
+    at: Place,
+    last_step: Option<StepDone>,
+    /// Rank 0 has told a checkpoint and waits for its commit.
+    waits: bool,
+    stop: bool,
+    stopped: bool,
+}
+
 impl Worker {
     fn session(&self) -> Option<SessionId> {
         match self {
-            Worker::Down => None,
-            Worker::Up { session, .. } | Worker::Training { session, .. } | Worker::Leaving { session } => {
+            Worker::Down { .. } => None,
+            Worker::Up { session, .. } | Worker::Waiting { session, .. } | Worker::Leaving { session } => {
                 Some(*session)
             }
+            Worker::Training(training) => Some(training.session),
         }
     }
 }
@@ -52,10 +78,11 @@ struct World {
     next_session: SessionId,
     /// Steps that were recorded.
     recorded: Vec<(String, u64)>,
-    /// Steps that the group has made: all its ranks are alive.
-    made: u64,
-    stopping: bool,
-    broken: bool,
+    commits: VecDeque<(SessionId, CheckpointWritten)>,
+    /// Workers that were told to leave, whose processes have ended; the launcher has not said so yet.
+    exits: VecDeque<usize>,
+    /// Something was said that no worker says.
+    nonsense: bool,
     verdict: Option<Verdict>,
 }
 
@@ -66,13 +93,13 @@ impl World {
         Self {
             run: Run::new(start(workers), Duration::ZERO),
             chance,
-            workers: vec![Worker::Down; workers],
+            workers: vec![Worker::Down { started: true }; workers],
             now: Duration::ZERO,
             next_session: 1,
             recorded: Vec::new(),
-            made: 0,
-            stopping: false,
-            broken: false,
+            commits: VecDeque::new(),
+            exits: VecDeque::new(),
+            nonsense: false,
             verdict: None,
         }
     }
@@ -88,57 +115,157 @@ impl World {
                     assert!(self.verdict.is_none(), "ended twice");
                     self.verdict = Some(verdict);
                 }
-                Effect::OpenStore { .. } | Effect::Commit { .. } | Effect::Tell(_) => {}
+                Effect::Commit { session, written } => self.commits.push_back((session, written)),
+                Effect::Restart { worker, .. } => {
+                    let index = index_of(&worker);
+                    assert!(matches!(self.workers[index], Worker::Down { .. }), "{worker} was started twice");
+                    self.workers[index] = Worker::Down { started: true };
+                }
+                Effect::Kill { worker } => self.die(index_of(&worker)),
+                Effect::OpenStore { .. } | Effect::Tell(_) => {}
             }
         }
     }
 
     /// Every step once, in order.
     fn record(&mut self, step: &StepDone) {
-        assert_eq!(step.generation, self.run.generation);
-        let flat = self.recorded.len() as u64;
-        assert_eq!((step.stage.clone(), step.step), place(flat), "recorded so far: {:?}", self.recorded);
-        self.recorded.push((step.stage.clone(), step.step));
+        assert!(step.generation <= self.run.generation);
+        let mut all = STAGES.iter().flat_map(|(stage, steps)| (0..*steps).map(move |step| ((*stage).to_owned(), step)));
+        let next = all.nth(self.recorded.len());
+        assert_eq!(next, Some((step.stage.clone(), step.step)), "recorded so far: {:?}", self.recorded);
+        self.recorded.extend(next);
     }
 
     fn hear(&mut self, session: SessionId, command: Command) {
         let Some(index) = self.workers.iter().position(|worker| worker.session() == Some(session)) else { return };
         match command {
-            Command::Begin(begin) => {
-                let worker = &self.workers[index];
-                assert!(matches!(worker, Worker::Up { ready: true, .. }), "{worker:?} was told to begin");
-                assert_eq!(begin.world_size as usize, self.workers.len());
-                let (rank, generation) = (begin.rank, begin.generation);
-                let taken = self.workers.iter().any(|worker| {
-                    matches!(worker, Worker::Training { rank: taken, generation: of, .. }
-                        if (*taken, *of) == (rank, generation))
-                });
-                assert!(!taken, "rank {rank} was given twice");
-                self.workers[index] = Worker::Training { session, rank, generation, told: false };
+            Command::Begin(begin) => self.begin(index, &begin),
+            Command::Leave { .. } | Command::Refused { .. } => {
+                self.workers[index] = Worker::Down { started: false };
+                self.exits.push_back(index);
             }
-            Command::Leave { .. } | Command::Refused { .. } => self.workers[index] = Worker::Down,
-            Command::Stop { .. } => self.stopping = true,
-            Command::Welcome(_) | Command::Committed(_) => {}
+            Command::Stop { .. } => {
+                if let Worker::Training(training) = &mut self.workers[index] {
+                    training.stop = true;
+                }
+            }
+            Command::Committed(outcome) => self.committed(index, &outcome),
+            Command::Welcome(_) => {}
         }
+    }
+
+    /// Takes over what the source holds, or what is committed.
+    fn begin(&mut self, index: usize, begin: &Begin) {
+        assert_eq!(begin.world_size as usize, self.workers.len());
+        assert_eq!(begin.complete.len(), begin.stage as usize);
+        let at = match begin.source {
+            Some(source) => match &self.workers[source as usize] {
+                Worker::Waiting { at, .. } => *at,
+                Worker::Training(training) if training.generation == begin.generation => training.at,
+                other => panic!("{other:?} is the source"),
+            },
+            None => {
+                let made = begin.resume.as_ref().map_or(0, |checkpoint| checkpoint.step);
+                Place { stage: begin.stage as usize, made }
+            }
+        };
+        assert_eq!(at.stage, begin.stage as usize, "a stage that is committed is not done again");
+        let session = match self.workers[index] {
+            Worker::Up { session, ready: true } => session,
+            Worker::Waiting { session, at: held } => {
+                let lost = begin.source.is_some() && held > at;
+                assert!(!lost, "{held:?} was held, and all go on from {at:?}");
+                session
+            }
+            ref other => panic!("{other:?} was told to begin"),
+        };
+        let (rank, generation) = (begin.rank, begin.generation);
+        assert_eq!(rank as usize, index, "ranks follow the names");
+        let (waits, stop, stopped) = (false, false, false);
+        let training = Training { session, rank, generation, at, last_step: None, waits, stop, stopped };
+        self.workers[index] = Worker::Training(training);
+    }
+
+    /// Rank 0 hears of its commit. Behind the end of a stage all go on together, if all are still there.
+    fn committed(&mut self, index: usize, outcome: &Result<CheckpointRef, String>) {
+        let Worker::Training(training) = &mut self.workers[index] else { return };
+        training.waits = false;
+        let (at, generation) = (training.at, training.generation);
+        let ends = outcome.as_ref().is_ok_and(|saved| at.stage < STAGES.len() && saved.step == STAGES[at.stage].1);
+        if ends && at.made == STAGES[at.stage].1 && self.is_whole(generation) {
+            let next = Place { stage: at.stage + 1, made: 0 };
+            // Some may be through the barrier and others not, if somebody dies in it.
+            let torn = self.chance.below(8) == 0;
+            for index in 0..self.workers.len() {
+                let through = !torn || self.chance.below(2) == 0;
+                if let (Worker::Training(training), true) = (&mut self.workers[index], through) {
+                    training.at = next;
+                }
+            }
+            if torn {
+                let index = self.chance.below(self.workers.len() as u64) as usize;
+                self.kill(index);
+            }
+        }
+    }
+
+    fn is_whole(&self, generation: u64) -> bool {
+        self.workers
+            .iter()
+            .all(|worker| matches!(worker, Worker::Training(training) if training.generation == generation))
     }
 
     /// Something happens to some worker.
-    fn happen(&mut self) {
-        self.now += Duration::from_millis(self.chance.below(400));
+    fn happen(&mut self, disturbed: bool) {
+        self.now += Duration::from_millis(self.chance.below(if disturbed { 400 } else { 100 }));
+        if let Some(index) = self.exits.pop_front() {
+            self.apply(Event::Exited { worker: format!("worker-{index}"), how: "ended".into() });
+        }
         match self.chance.below(100) {
-            0 => self.apply(Event::StopAsked { reason: "asked".into() }),
-            1 => self.kill(),
-            2 => self.say_nonsense(),
-            3..20 => self.apply(Event::Tick),
+            0 if disturbed => self.apply(Event::StopAsked { reason: "asked".into() }),
+            1..3 if disturbed => {
+                let index = self.chance.below(self.workers.len() as u64) as usize;
+                self.kill(index);
+            }
+            3 if disturbed && self.chance.below(4) == 0 => self.say_nonsense(),
+            4..20 => self.apply(Event::Tick),
+            20..30 => self.commit(),
             _ => self.advance(),
+        }
+        if !disturbed {
+            for index in 0..self.workers.len() {
+                self.heartbeat(index);
+            }
         }
     }
 
-    fn kill(&mut self) {
-        let index = self.chance.below(self.workers.len() as u64) as usize;
+    fn commit(&mut self) {
+        let Some((session, written)) = self.commits.pop_front() else { return };
+        let CheckpointWritten { stage, step, folder, result, .. } = written;
+        let outcome = Ok(CheckpointRef { stage, folder, manifest_sha256: "0".into(), step });
+        self.apply(Event::Committed { session, outcome, result });
+    }
+
+    /// Dies wherever it is. Of those that were in a step with it, some may still have got its result.
+    fn kill(&mut self, index: usize) {
+        if let Worker::Training(Training { generation, .. }) = self.workers[index]
+            && self.is_whole(generation)
+            && self.chance.below(2) == 0
+        {
+            let all = self.workers.clone();
+            for (other, worker) in all.into_iter().enumerate().filter(|(other, _)| *other != index) {
+                let Worker::Training(training) = worker else { continue };
+                if self.chance.below(2) == 0 {
+                    self.workers[other] = Worker::Training(make_step(training));
+                }
+            }
+        }
+        self.die(index);
+    }
+
+    fn die(&mut self, index: usize) {
         let Some(session) = self.workers[index].session() else { return };
-        self.broken = true;
-        self.workers[index] = Worker::Down;
+        self.workers[index] = Worker::Down { started: false };
         let exited = Event::Exited { worker: format!("worker-{index}"), how: "was killed".into() };
         let closed = Event::Closed { session };
         let (first, second) = if self.chance.below(2) == 0 { (exited, closed) } else { (closed, exited) };
@@ -150,21 +277,34 @@ impl World {
     fn say_nonsense(&mut self) {
         let session = self.chance.below(self.next_session + 2);
         let known = self.workers.iter().any(|worker| worker.session() == Some(session));
-        self.broken |= known;
-        let event = match self.chance.below(4) {
+        self.nonsense |= known;
+        let event = match self.chance.below(5) {
             0 => WorkerEvent::Step(step("a", self.chance.below(9), self.chance.below(9))),
             1 => WorkerEvent::Hello(hello("again")),
             2 => WorkerEvent::Failed(Failed { phase: "p".into(), message: "m".into(), exit_code: 70 }),
+            3 => WorkerEvent::Rejoin(Rejoin { generation: 99, held: None, last_step: None }),
             _ => WorkerEvent::Ready { config_digest: "another".into() },
         };
         self.apply(Event::Said { session, event });
+    }
+
+    fn heartbeat(&mut self, index: usize) {
+        let Worker::Training(Training { session, generation, .. }) = self.workers[index] else {
+            if let Worker::Waiting { session, .. } = self.workers[index] {
+                let heartbeat = Heartbeat { generation: 0, stage: "a".into(), step: 0, phase: "waiting".into() };
+                self.apply(Event::Said { session, event: WorkerEvent::Heartbeat(heartbeat) });
+            }
+            return;
+        };
+        let heartbeat = Heartbeat { generation, stage: "a".into(), step: 0, phase: "forward".into() };
+        self.apply(Event::Said { session, event: WorkerEvent::Heartbeat(heartbeat) });
     }
 
     /// A random worker does what it does next.
     fn advance(&mut self) {
         let index = self.chance.below(self.workers.len() as u64) as usize;
         match self.workers[index].clone() {
-            Worker::Down => {
+            Worker::Down { started: true } => {
                 let session = self.next_session;
                 self.next_session += 1;
                 self.workers[index] = Worker::Up { session, ready: false };
@@ -174,65 +314,108 @@ impl World {
                 self.workers[index] = Worker::Up { session, ready: true };
                 self.apply(Event::Said { session, event: ready() });
             }
-            Worker::Up { .. } | Worker::Leaving { .. } => {}
-            Worker::Training { session, rank, generation, told } => {
-                self.train(index, (session, rank, generation, told));
+            Worker::Training(training) if self.workers.len() == 1 || self.is_whole(training.generation) => {
+                self.train(index, training);
+            }
+            Worker::Training(training) if training.stopped || training.at.stage == STAGES.len() => {
+                self.last_word(index, training);
+            }
+            Worker::Training(Training { session, generation, at, last_step, .. }) => {
+                self.workers[index] = Worker::Waiting { session, at };
+                let held = Some(Held { stage: at.stage as u32, step: at.made, settled: true });
+                let rejoin = Rejoin { generation, held, last_step };
+                self.apply(Event::Said { session, event: WorkerEvent::Rejoin(rejoin) });
+            }
+            Worker::Down { .. } | Worker::Up { .. } | Worker::Waiting { .. } | Worker::Leaving { .. } => {}
+        }
+    }
+
+    /// The whole group makes a step, or rank 0 has something committed; behind the last stage all leave.
+    fn train(&mut self, index: usize, training: Training) {
+        if training.stopped || training.at.stage == STAGES.len() {
+            return self.last_word(index, training);
+        }
+        if training.rank > 0 || training.waits {
+            return self.heartbeat(index);
+        }
+        let (stage, steps) = STAGES[training.at.stage];
+        let ends = training.at.made == steps;
+        if ends || training.at.made > 0 && self.chance.below(6) == 0 {
+            let written = CheckpointWritten {
+                stage: stage.into(),
+                epoch: 0,
+                step: training.at.made,
+                generation: training.generation,
+                world_size: self.workers.len() as u32,
+                folder: "f".into(),
+                files: Vec::new(),
+                result: ends.then(|| StageResult { stage: stage.into(), ..StageResult::default() }),
+                seconds: 1.0,
+                best: None,
+            };
+            let session = training.session;
+            self.workers[index] = Worker::Training(Training { waits: true, ..training });
+            return self.apply(Event::Said { session, event: WorkerEvent::Checkpoint(written) });
+        }
+        let stop = self.workers.iter().any(|worker| matches!(worker, Worker::Training(training) if training.stop));
+        for worker in &mut self.workers {
+            if let Worker::Training(training) = worker {
+                let stepped = make_step(training.clone());
+                *training = Training { stopped: stop && stepped.at.made < steps, ..stepped };
             }
         }
+        let Worker::Training(Training { session, last_step: Some(told), .. }) = self.workers[index].clone() else {
+            unreachable!("rank 0 has made a step")
+        };
+        self.apply(Event::Said { session, event: WorkerEvent::Step(told) });
     }
 
-    /// The group makes a step when all its ranks are there; rank 0 tells it. Then each says its last word.
-    fn train(&mut self, index: usize, (session, rank, generation, told): (SessionId, u32, u64, bool)) {
-        let whole =
-            self.workers.iter().all(|worker| matches!(worker, Worker::Training { .. } | Worker::Leaving { .. }));
-        let total: u64 = STAGES.iter().map(|(_, steps)| steps).sum();
-        if self.made == total || self.stopping {
-            let last_word = match self.stopping {
-                true => WorkerEvent::Stopped { stage: "a".into(), step: self.made },
-                false => WorkerEvent::Finished,
-            };
-            self.workers[index] = Worker::Leaving { session };
-            self.apply(Event::Said { session, event: last_word });
-        } else if rank == 0 && whole {
-            let (stage, number) = place(self.made);
-            self.made += 1;
-            self.apply(Event::Said { session, event: WorkerEvent::Step(step(&stage, number, generation)) });
-        } else if !told {
-            let heartbeat = Heartbeat { generation, stage: "a".into(), step: self.made, phase: "forward".into() };
-            self.apply(Event::Said { session, event: WorkerEvent::Heartbeat(heartbeat) });
-        }
+    fn last_word(&mut self, index: usize, training: Training) {
+        let Training { session, at, stopped, .. } = training;
+        self.workers[index] = Worker::Leaving { session };
+        let last_word = match stopped {
+            true => WorkerEvent::Stopped { stage: STAGES[at.stage].0.into(), step: at.made },
+            false => WorkerEvent::Finished,
+        };
+        self.apply(Event::Said { session, event: last_word });
     }
 }
 
-/// The stage and step of the n-th step of the run.
-fn place(n: u64) -> (String, u64) {
-    let (first, steps) = STAGES[0];
-    if n < steps { (first.into(), n) } else { (STAGES[1].0.into(), n - steps) }
+/// One more update, if the stage has one.
+fn make_step(training: Training) -> Training {
+    let Place { stage, made } = training.at;
+    if stage == STAGES.len() || made == STAGES[stage].1 || training.stopped {
+        return training;
+    }
+    let done = step(STAGES[stage].0, made, training.generation);
+    Training { at: Place { stage, made: made + 1 }, last_step: Some(done), ..training }
 }
 
-/// Runs a world until it ends. Errors say what it did not keep.
+fn index_of(worker: &str) -> usize {
+    worker.trim_start_matches("worker-").parse().expect("workers are numbered")
+}
+
+/// Runs a world until it ends.
 fn live(seed: u64) -> Verdict {
     let mut world = World::new(seed);
-    for _ in 0..MOST_EVENTS {
+    for event in 0..DISTURBED + CALM {
         if world.verdict.is_some() {
             break;
         }
-        world.happen();
+        world.happen(event < DISTURBED);
     }
-    // A run that nothing disturbs any more ends by its deadlines at the latest.
-    world.now += MOST_GATHERING + MOST_SILENCE;
-    world.apply(Event::Tick);
-    world.now += FOR_THE_EXIT_STATUS;
-    world.apply(Event::Tick);
-    let verdict = world.verdict.clone().expect("every run ends");
+    let verdict = world.verdict.clone().expect("a run that nothing disturbs any more ends");
     let waiting =
         world.workers.iter().any(|worker| worker.session().is_some_and(|s| world.run.members.contains_key(&s)));
     assert!(!waiting, "somebody was not told that the run is over: {:?}", world.workers);
-    if verdict == Verdict::Done {
-        assert_eq!(world.recorded.len() as u64, STAGES.iter().map(|(_, steps)| steps).sum::<u64>());
-    }
-    if !world.broken && world.made > 0 {
-        assert!(!matches!(verdict, Verdict::Failed { .. }), "nothing went wrong, and yet {verdict:?}");
+    match &verdict {
+        Verdict::Done => {
+            assert_eq!(world.recorded.len() as u64, STAGES.iter().map(|(_, steps)| steps).sum::<u64>());
+        }
+        Verdict::Failed { message, .. } => {
+            assert!(world.nonsense || message.starts_with("given up"), "nothing was wrong, and yet: {message}");
+        }
+        Verdict::Stopped { .. } => {}
     }
     verdict
 }
@@ -249,5 +432,5 @@ fn ten_thousand_runs_keep_the_rules() {
         }
     }
     // All kinds of ends occur, or the simulation shows nothing.
-    assert!(done > SEEDS / 20 && stopped > SEEDS / 20 && failed > SEEDS / 20, "{done} {stopped} {failed}");
+    assert!(done > SEEDS / 20 && stopped > SEEDS / 20 && failed > SEEDS / 100, "{done} {stopped} {failed}");
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 use std::collections::BTreeMap;
-use thanos_proto::{Heartbeat, PackRef, WrittenFile};
+use thanos_proto::{Begin, Heartbeat, PackRef, Rejoin, WrittenFile};
 
 const NOW: Duration = Duration::from_secs(1);
 
@@ -56,7 +56,7 @@ fn training() -> Run {
         run.apply(Event::Opened { session, hello: hello(worker) }, NOW);
         run.apply(Event::Said { session, event: ready() }, NOW);
     }
-    assert_eq!(run.phase, Phase::Training { stopping: false });
+    assert_eq!(run.phase, Phase::Training);
     run
 }
 
@@ -206,7 +206,12 @@ fn a_stop_is_told_once_and_ends_where_the_ranks_agreed() {
     let stopped = || WorkerEvent::Stopped { stage: "a".into(), step: 7 };
     assert_eq!(end(&said(&mut run, 1, stopped())).0, None);
     let at = Some(("a".to_string(), 7));
-    assert_eq!(end(&said(&mut run, 2, stopped())).0, Some(Verdict::Stopped { at }));
+    assert_eq!(end(&said(&mut run, 2, stopped())).0, Some(Verdict::Stopped { at: at.clone() }));
+    // Once one has stopped the stop is committed: another that dies then changes nothing.
+    let mut run = training();
+    run.apply(asked(), NOW);
+    said(&mut run, 1, stopped());
+    assert_eq!(end(&run.apply(Event::Closed { session: 2 }, NOW)).0, Some(Verdict::Stopped { at }));
 }
 
 #[test]
@@ -230,30 +235,180 @@ fn a_failure_names_worker_rank_and_phase_and_all_leave() {
     assert_eq!(end(&later), (None, vec![1]));
 }
 
-#[test]
-fn a_lost_worker_is_named_with_how_its_process_ended() {
-    let lost = |run: &mut Run| {
-        let heartbeat = Heartbeat { generation: 4, stage: "a".into(), step: 3, phase: "reduce".into() };
-        said(run, 2, WorkerEvent::Heartbeat(heartbeat));
-        let effects = run.apply(Event::Closed { session: 2 }, NOW);
-        assert_eq!(end(&effects), (None, vec![1, 2]), "the survivors are let go at once");
+fn rejoin(held: Option<Held>, last_step: Option<StepDone>) -> WorkerEvent {
+    WorkerEvent::Rejoin(Rejoin { generation: 4, held, last_step })
+}
+
+fn held(step: u64, settled: bool) -> Option<Held> {
+    Some(Held { stage: 0, step, settled })
+}
+
+/// What is told, without what is sent.
+fn notices(effects: &[Effect]) -> Vec<Notice> {
+    let notice = |effect: &Effect| match effect {
+        Effect::Tell(notice) => Some(notice.clone()),
+        _ => None,
     };
+    effects.iter().filter_map(notice).collect()
+}
+
+/// The starts of a generation, by session.
+fn begins(effects: &[Effect]) -> Vec<(SessionId, Begin)> {
+    let begin = |effect: &Effect| match effect {
+        Effect::Send { session, command: Command::Begin(begin) } => Some((*session, begin.clone())),
+        _ => None,
+    };
+    effects.iter().filter_map(begin).collect()
+}
+
+/// Its session ends, then its process; or the other way round.
+#[test]
+fn a_lost_worker_is_named_and_started_again() {
+    let lost = "worker-1 (rank 1, pid 7 on h) is gone without a word, last seen in reduce of step 3 of stage a";
+    let exited = || Event::Exited { worker: "worker-1".into(), how: "was killed by signal 9".into() };
+    let heartbeat =
+        || WorkerEvent::Heartbeat(Heartbeat { generation: 4, stage: "a".into(), step: 3, phase: "reduce".into() });
+    let notice = |reason: &str| Notice::Lost { worker: "worker-1".into(), reason: reason.into() };
+    let restart = Effect::Restart { worker: "worker-1".into(), after: Duration::ZERO };
+
     let mut run = training();
-    lost(&mut run);
-    let effects = run.apply(Event::Exited { worker: "worker-1".into(), how: "was killed by signal 9".into() }, NOW);
-    let expected = "worker-1 (rank 1, pid 7 on h) is gone without a word, last seen in reduce of step 3 of stage a";
-    assert_eq!(failure(&effects), (format!("{expected}; it was killed by signal 9"), EXIT_UNREACHABLE));
-    // The launcher may be quicker than the end of the session.
+    said(&mut run, 2, heartbeat());
+    let effects = run.apply(Event::Closed { session: 2 }, NOW);
+    assert_eq!(notices(&effects), [notice(lost)]);
+    assert!(effects.contains(&Effect::OpenStore { generation: 5 }), "nobody waits in the old rendezvous: {effects:?}");
+    assert_eq!(end(&effects), (None, vec![]), "the others stay");
+    assert!(run.apply(exited(), NOW).contains(&restart));
+
     let mut run = training();
-    let exited = Event::Exited { worker: "worker-1".into(), how: "was killed by signal 9".into() };
-    assert_eq!(run.apply(exited, NOW), []);
-    let (message, _) = failure(&run.apply(Event::Closed { session: 2 }, NOW));
-    assert!(message.ends_with("is gone without a word, last seen in start; it was killed by signal 9"), "{message}");
-    // Without a launcher nobody says how: the wait is short.
+    said(&mut run, 2, heartbeat());
+    assert_eq!(run.apply(exited(), NOW), []);
+    let effects = run.apply(Event::Closed { session: 2 }, NOW);
+    assert_eq!(notices(&effects)[0], notice(&format!("{lost}; it was killed by signal 9")));
+    assert!(effects.contains(&restart));
+}
+
+/// The survivor has made a step that the lost rank 0 did not tell: it is recorded, and everyone goes on behind it.
+#[test]
+fn a_generation_goes_on_from_the_furthest_memory() {
     let mut run = training();
-    lost(&mut run);
-    assert_eq!(run.apply(Event::Tick, NOW), []);
-    assert_eq!(failure(&run.apply(Event::Tick, NOW + FOR_THE_EXIT_STATUS)).0, expected);
+    let steps = [step("a", 0, 4), step("a", 1, 4)];
+    said(&mut run, 1, WorkerEvent::Step(steps[0].clone()));
+    run.apply(Event::Closed { session: 1 }, NOW);
+    run.apply(Event::Exited { worker: "worker-0".into(), how: "was killed".into() }, NOW);
+    let effects = said(&mut run, 2, rejoin(held(2, true), Some(steps[1].clone())));
+    assert_eq!(effects, [Effect::Record(steps[1].clone())]);
+    run.apply(Event::Opened { session: 3, hello: hello("worker-0") }, NOW);
+    let effects = run.apply(Event::Said { session: 3, event: ready() }, NOW * 2);
+    let begun = begins(&effects);
+    let ranks: Vec<(SessionId, u32, Option<u32>)> =
+        begun.iter().map(|(s, begin)| (*s, begin.rank, begin.source)).collect();
+    assert_eq!(ranks, [(3, 0, Some(1)), (2, 1, Some(1))]);
+    assert_eq!(begun[0].1.generation, 5);
+    let recovered = Notice::Recovered {
+        generation: 5,
+        stage: "a".into(),
+        step: 2,
+        seconds: 1.0,
+        from: RecoveredFrom::Memory("worker-1".into()),
+    };
+    assert!(notices(&effects).contains(&recovered), "{effects:?}");
+    // What is made again is not recorded again, and what follows is.
+    assert_eq!(said(&mut run, 3, WorkerEvent::Step(step("a", 1, 5))), []);
+    let next = step("a", 2, 5);
+    assert_eq!(said(&mut run, 3, WorkerEvent::Step(next.clone())), [Effect::Record(next)]);
+}
+
+#[test]
+fn without_a_memory_a_generation_goes_on_from_the_last_commit() {
+    let mut run = training();
+    let saved = CheckpointRef { stage: "a".into(), folder: "f".into(), manifest_sha256: "0".into(), step: 1 };
+    run.apply(Event::Committed { session: 1, outcome: Ok(saved.clone()), result: None }, NOW);
+    for session in [1, 2] {
+        run.apply(Event::Closed { session }, NOW);
+    }
+    for (session, worker) in [(3, "worker-0"), (4, "worker-1")] {
+        run.apply(Event::Opened { session, hello: hello(worker) }, NOW);
+    }
+    said(&mut run, 3, ready());
+    let begun = begins(&said(&mut run, 4, ready()));
+    assert!(begun.iter().all(|(_, begin)| begin.resume == Some(saved.clone()) && begin.source.is_none()), "{begun:?}");
+}
+
+/// All survivors still hold the end of a stage whose commit was the last that rank 0 did: the next one begins.
+#[test]
+fn a_stage_that_is_committed_is_not_done_again() {
+    let mut run = training();
+    let saved = CheckpointRef { stage: "a".into(), folder: "f".into(), manifest_sha256: "0".into(), step: 9 };
+    let written = CheckpointWritten {
+        stage: "a".into(),
+        epoch: 0,
+        step: 9,
+        generation: 4,
+        world_size: 2,
+        folder: "f".into(),
+        files: Vec::new(),
+        result: None,
+        seconds: 1.0,
+        best: None,
+    };
+    said(&mut run, 1, WorkerEvent::Checkpoint(written));
+    run.apply(Event::Closed { session: 1 }, NOW);
+    run.apply(Event::Opened { session: 3, hello: hello("worker-0") }, NOW);
+    said(&mut run, 3, ready());
+    assert_eq!(begins(&said(&mut run, 2, rejoin(held(9, true), None))), [], "a commit is under way");
+    let result = StageResult { stage: "a".into(), ..StageResult::default() };
+    let committed = Event::Committed { session: 1, outcome: Ok(saved.clone()), result: Some(result) };
+    let begun = begins(&run.apply(committed, NOW));
+    assert_eq!(begun.len(), 2);
+    for (_, begin) in begun {
+        assert_eq!((begin.stage, begin.source, begin.complete), (1, None, vec![saved.clone()]));
+    }
+}
+
+#[test]
+fn a_worker_that_always_crashes_ends_the_run_with_the_first_loss() {
+    let mut run = training();
+    said(
+        &mut run,
+        2,
+        WorkerEvent::Heartbeat(Heartbeat { generation: 4, stage: "a".into(), step: 0, phase: "forward".into() }),
+    );
+    run.apply(Event::Closed { session: 2 }, NOW);
+    let mut pauses = Vec::new();
+    let ended = loop {
+        let effects =
+            run.apply(Event::Exited { worker: "worker-1".into(), how: "ended with exit code 70".into() }, NOW);
+        match effects.iter().find_map(|effect| match effect {
+            Effect::Restart { after, .. } => Some(after.as_secs()),
+            _ => None,
+        }) {
+            Some(pause) => pauses.push(pause),
+            None => break effects,
+        }
+    };
+    assert_eq!(pauses, [0, 1, 2, 4, 8]);
+    let (message, exit_code) = failure(&ended);
+    assert!(
+        message.starts_with("given up: worker-1 was started 5 times, and no step was made; the first loss: "),
+        "{message}"
+    );
+    assert!(message.contains("last seen in forward of step 0 of stage a"), "{message}");
+    assert_eq!(exit_code, EXIT_UNREACHABLE);
+}
+
+#[test]
+fn a_stop_during_recovery_is_told_to_the_next_generation() {
+    let mut run = training();
+    run.apply(Event::Closed { session: 2 }, NOW);
+    let effects = run.apply(Event::StopAsked { reason: "SIGTERM".into() }, NOW);
+    assert_eq!(end(&effects).0, None, "what is in memory is saved first");
+    said(&mut run, 1, rejoin(held(3, true), None));
+    run.apply(Event::Opened { session: 3, hello: hello("worker-1") }, NOW);
+    let effects = said(&mut run, 3, ready());
+    for session in [1, 3] {
+        let stop = Effect::Send { session, command: Command::Stop { reason: "SIGTERM".into() } };
+        assert!(effects.contains(&stop), "{effects:?}");
+    }
 }
 
 #[test]
@@ -274,18 +429,30 @@ fn deadlines_name_who_is_missing_or_silent() {
     assert!(message.starts_with("1 of 2 workers were ready within 120s (w)"), "{message}");
 
     let mut run = training();
-    let heartbeat = Heartbeat { generation: 4, stage: "a".into(), step: 3, phase: "reduce".into() };
-    let later = NOW + MOST_SILENCE;
-    run.apply(Event::Said { session: 1, event: WorkerEvent::Heartbeat(heartbeat) }, later);
-    let (message, _) = failure(&run.apply(Event::Tick, later));
-    assert_eq!(message, "worker-1 (rank 1, pid 7 on h) said nothing for 30s, last seen in start");
+    let heartbeat =
+        || WorkerEvent::Heartbeat(Heartbeat { generation: 4, stage: "a".into(), step: 3, phase: "reduce".into() });
+    // The first tick comes late, and is forgiven; then they come all the while.
+    assert_eq!(run.apply(Event::Tick, NOW), []);
+    let mut later = NOW;
+    while later < NOW + HELD_UP + MOST_SILENCE {
+        assert_eq!(run.apply(Event::Tick, later), []);
+        later += Duration::from_millis(500);
+        run.apply(Event::Said { session: 1, event: heartbeat() }, later);
+    }
+    let effects = run.apply(Event::Tick, later);
+    assert!(effects.contains(&Effect::Kill { worker: "worker-1".into() }), "{effects:?}");
+    let reason = "worker-1 (rank 1, pid 7 on h) said nothing for 3s and is ended, last seen in start";
+    assert_eq!(notices(&effects), [Notice::Lost { worker: "worker-1".into(), reason: reason.into() }]);
+    // After a pause of its own, it gives everyone another chance.
+    let mut run = training();
+    assert_eq!(run.apply(Event::Tick, NOW * 60), []);
 }
 
 #[test]
 fn behind_the_end_nothing_moves() {
     let mut run = training();
-    run.apply(Event::Closed { session: 2 }, NOW);
-    failure(&run.apply(Event::Tick, NOW + FOR_THE_EXIT_STATUS));
+    let failed = Failed { phase: "p".into(), message: "m".into(), exit_code: 70 };
+    failure(&said(&mut run, 2, WorkerEvent::Failed(failed)));
     assert_eq!(said(&mut run, 1, WorkerEvent::Step(step("a", 0, 4))), []);
     let effects = run.apply(Event::Opened { session: 5, hello: hello("w") }, NOW);
     assert!(matches!(&effects[..], [Effect::Send { session: 5, command: Command::Refused { .. } }]));

@@ -51,7 +51,7 @@ fn events_come_back_equal() {
     check_event(WorkerEvent::Fetching(Fetching { split: "train".into(), from: 0, done: 1, total: u64::MAX }));
     let heartbeat = Heartbeat { generation: 1, stage: "s".into(), step: 2, phase: "p".into() };
     check_event(WorkerEvent::Heartbeat(heartbeat));
-    check_event(WorkerEvent::Step(StepDone {
+    let told = StepDone {
         stage: "s".into(),
         epoch: 1,
         step: 2,
@@ -63,7 +63,11 @@ fn events_come_back_equal() {
         images: 128,
         samples_sha256: "ef".into(),
         total_steps: 9,
-    }));
+    };
+    check_event(WorkerEvent::Step(told.clone()));
+    let held = Held { stage: 1, step: 2, settled: true };
+    check_event(WorkerEvent::Rejoin(Rejoin { generation: 3, held: Some(held), last_step: Some(told) }));
+    check_event(WorkerEvent::Rejoin(Rejoin { generation: 3, held: None, last_step: None }));
     let evaluated = Evaluated { stage: "s".into(), epoch: 1, validation_accuracy: 0.5, best: true };
     check_event(WorkerEvent::Evaluated(evaluated));
     check_event(WorkerEvent::Checkpoint(CheckpointWritten { result: None, best: None, ..written.clone() }));
@@ -84,8 +88,16 @@ fn commands_come_back_equal() {
         config_digest: "d".into(),
         packs: vec![pack],
     }));
-    let begin = Begin { generation: 1, rank: 0, world_size: 2, stage: 1, resume: None, complete: vec![checkpoint()] };
-    check_command(Command::Begin(Begin { resume: Some(checkpoint()), ..begin.clone() }));
+    let begin = Begin {
+        generation: 1,
+        rank: 0,
+        world_size: 2,
+        stage: 1,
+        resume: None,
+        complete: vec![checkpoint()],
+        source: None,
+    };
+    check_command(Command::Begin(Begin { resume: Some(checkpoint()), source: Some(0), ..begin.clone() }));
     check_command(Command::Begin(begin));
     check_command(Command::Committed(Ok(checkpoint())));
     check_command(Command::Committed(Err("disk full".into())));
@@ -99,8 +111,18 @@ fn what_is_malformed_says_so() {
     let empty = WorkerEvent::try_from(v1::WorkerEvent { event: None }).map(drop);
     assert_eq!(empty, Err(malformed("WorkerEvent", "it holds no event")));
     assert!(Command::try_from(v1::Command { command: None }).is_err());
-    let begin = v1::Begin { generation: 1, rank: 2, world_size: 2, stage: 0, resume: None, complete: vec![] };
+    let begin = v1::Begin { generation: 1, rank: 2, world_size: 2, ..v1::Begin::default() };
     assert_eq!(Begin::try_from(begin), Err(malformed("Begin", "rank 2 of 2 ranks")));
+    let begin = v1::Begin { generation: 1, rank: 1, world_size: 2, source: Some(2), ..v1::Begin::default() };
+    assert_eq!(Begin::try_from(begin), Err(malformed("Begin", "source 2 of 2 ranks")));
     let refused = v1::command::Command::Refused(v1::Refused { reason: String::new(), exit_code: 256 });
     assert!(Command::try_from(v1::Command { command: Some(refused) }).is_err());
+}
+
+/// The further one of two states is the greater: by stage, then by updates, then by what is due behind the last.
+#[test]
+fn states_in_memory_are_in_the_order_of_training() {
+    let held = |stage, step, settled| Held { stage, step, settled };
+    let order = [held(0, 0, false), held(0, 5, false), held(0, 5, true), held(0, 6, false), held(1, 0, false)];
+    assert!(order.is_sorted());
 }

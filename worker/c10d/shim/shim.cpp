@@ -110,7 +110,21 @@ class CallbackStore : public c10d::Store {
   StoreCall call_;
 };
 
-using Backend = c10::intrusive_ptr<c10d::Backend>;
+// A group that its owner can end, whoever else refers to it. After an error, libtorch's autograd engine keeps what was
+// left of the backward pass in a queue of its own until the next one, and with it whatever a graph refers to: peers
+// would wait at connections that nobody uses and nobody closes.
+struct Group : torch::CustomClassHolder {
+  explicit Group(c10::intrusive_ptr<c10d::Backend> made) : backend(std::move(made)) {}
+
+  c10d::Backend& get() const {
+    if (!backend) throw std::runtime_error("the group is over");
+    return *backend;
+  }
+
+  c10::intrusive_ptr<c10d::Backend> backend;
+};
+
+using GroupRef = c10::intrusive_ptr<Group>;
 
 template <typename F>
 char* guard(F&& body) {
@@ -167,21 +181,29 @@ void all_reduce_sum(c10d::Backend& group, const at::Tensor& tensor) {
   finish(group.allreduce(tensors));
 }
 
+// Begins the message of a collective that failed within a backward pass; `group.rs` looks for it.
+constexpr const char* kLostInBackward = "a collective of the backward pass failed: ";
+
 // y = sum of x over the ranks. Every rank's loss depends on y, so dL/dx is the sum of dL/dy over the ranks.
 class AllReduceSum : public torch::autograd::Function<AllReduceSum> {
  public:
-  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& input, Backend group) {
+  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& input, GroupRef group) {
     context->saved_data["group"] = c10::IValue::make_capsule(group);
     auto output = input.detach().contiguous().clone();
-    all_reduce_sum(*group, output);
+    all_reduce_sum(group->get(), output);
     return output;
   }
 
   static torch::autograd::tensor_list backward(torch::autograd::AutogradContext* context,
                                                const torch::autograd::tensor_list& gradients) {
-    auto group = c10::static_intrusive_pointer_cast<c10d::Backend>(context->saved_data["group"].toCapsule());
+    auto group = c10::static_intrusive_pointer_cast<Group>(context->saved_data["group"].toCapsule());
     auto gradient = gradients[0].contiguous().clone();
-    all_reduce_sum(*group, gradient);
+    // It reaches Rust as an error of the whole backward pass: the mark tells it from others.
+    try {
+      all_reduce_sum(group->get(), gradient);
+    } catch (const std::exception& error) {
+      throw std::runtime_error(std::string(kLostInBackward) + error.what());
+    }
     return {gradient, at::Tensor()};
   }
 };
@@ -194,7 +216,7 @@ void thanos_bytes_assign(Bytes* bytes, const uint8_t* data, size_t len) { bytes-
 
 // Owns `store` from the call on, also when it fails. An empty `interface` means: bind to `host`.
 char* thanos_gloo_create(void* store, StoreCall call, StoreDrop drop, int32_t rank, int32_t size, const char* host,
-                         const char* interface, int64_t timeout_ms, Backend** out) {
+                         const char* interface, int64_t timeout_ms, GroupRef** out) {
   std::shared_ptr<void> owned(store, drop);
   return guard([&] {
     const std::chrono::milliseconds timeout(timeout_ms);
@@ -203,12 +225,13 @@ char* thanos_gloo_create(void* store, StoreCall call, StoreDrop drop, int32_t ra
     // One thread keeps collectives in the order in which they were asked for.
     options->threads = 1;
     auto rendezvous = c10::make_intrusive<CallbackStore>(owned, call, timeout);
-    *out = new Backend(c10::make_intrusive<c10d::ProcessGroupGloo>(rendezvous, rank, size, options));
+    *out = new GroupRef(c10::make_intrusive<Group>(
+        c10::make_intrusive<c10d::ProcessGroupGloo>(rendezvous, rank, size, options)));
   });
 }
 
 char* thanos_nccl_create(void* store, StoreCall call, StoreDrop drop, int32_t rank, int32_t size, int64_t timeout_ms,
-                         Backend** out) {
+                         GroupRef** out) {
   std::shared_ptr<void> owned(store, drop);
   return guard([&] {
 #ifdef USE_C10D_NCCL
@@ -216,47 +239,49 @@ char* thanos_nccl_create(void* store, StoreCall call, StoreDrop drop, int32_t ra
     auto options = c10d::ProcessGroupNCCL::Options::create();
     options->timeout = timeout;
     auto rendezvous = c10::make_intrusive<CallbackStore>(owned, call, timeout);
-    *out = new Backend(c10::make_intrusive<c10d::ProcessGroupNCCL>(rendezvous, rank, size, options));
+    *out = new GroupRef(c10::make_intrusive<Group>(
+        c10::make_intrusive<c10d::ProcessGroupNCCL>(rendezvous, rank, size, options)));
 #else
     throw std::runtime_error("this build has no NCCL: build it with the cargo feature `cuda`");
 #endif
   });
 }
 
-void thanos_group_free(Backend* group) {
+void thanos_group_free(GroupRef* group) {
   // A destructor that throws would end the process; a group that died with its peers may.
+  free(guard([&] { (*group)->backend.reset(); }));
   free(guard([&] { delete group; }));
 }
 
-char* thanos_all_reduce(Backend* group, at::Tensor* tensor) {
+char* thanos_all_reduce(GroupRef* group, at::Tensor* tensor) {
   return guard([&] {
     at::NoGradGuard no_grad;
-    all_reduce_sum(**group, *tensor);
+    all_reduce_sum((*group)->get(), *tensor);
   });
 }
 
-char* thanos_all_gather(Backend* group, at::Tensor* output, at::Tensor* input) {
-  return guard([&] { finish((*group)->_allgather_base(*output, *input)); });
+char* thanos_all_gather(GroupRef* group, at::Tensor* output, at::Tensor* input) {
+  return guard([&] { finish((*group)->get()._allgather_base(*output, *input)); });
 }
 
-char* thanos_reduce_scatter(Backend* group, at::Tensor* output, at::Tensor* input) {
-  return guard([&] { finish((*group)->_reduce_scatter_base(*output, *input)); });
+char* thanos_reduce_scatter(GroupRef* group, at::Tensor* output, at::Tensor* input) {
+  return guard([&] { finish((*group)->get()._reduce_scatter_base(*output, *input)); });
 }
 
-char* thanos_broadcast(Backend* group, at::Tensor* tensor, int32_t root) {
+char* thanos_broadcast(GroupRef* group, at::Tensor* tensor, int32_t root) {
   return guard([&] {
     std::vector<at::Tensor> tensors{*tensor};
     c10d::BroadcastOptions options;
     options.rootRank = root;
-    finish((*group)->broadcast(tensors, options));
+    finish((*group)->get().broadcast(tensors, options));
   });
 }
 
-char* thanos_barrier(Backend* group) {
-  return guard([&] { finish((*group)->barrier()); });
+char* thanos_barrier(GroupRef* group) {
+  return guard([&] { finish((*group)->get().barrier()); });
 }
 
-char* thanos_all_reduce_differentiable(Backend* group, at::Tensor* input, at::Tensor** out) {
+char* thanos_all_reduce_differentiable(GroupRef* group, at::Tensor* input, at::Tensor** out) {
   return guard([&] { *out = new at::Tensor(AllReduceSum::apply(*input, *group)); });
 }
 

@@ -17,6 +17,18 @@ pub struct Error {
     pub message: String,
 }
 
+impl Error {
+    /// A collective that failed within a backward pass, which libtorch reports as an error of the whole pass.
+    pub fn in_backward(message: &str) -> Option<Self> {
+        let at = message.find(LOST_IN_BACKWARD)?;
+        let first_line = message[at + LOST_IN_BACKWARD.len()..].lines().next().unwrap_or_default();
+        Some(Self { operation: "all_reduce", message: first_line.into() })
+    }
+}
+
+/// As the shim begins such a message.
+const LOST_IN_BACKWARD: &str = "a collective of the backward pass failed: ";
+
 /// What Gloo binds to. It is never left to resolve the machine's own name: many resolve to 127.0.1.1.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
@@ -26,7 +38,7 @@ pub enum Address {
 
 /// One rank of a group. Every rank must call the same collectives in the same order.
 pub struct ProcessGroup {
-    raw: *mut raw::Backend,
+    raw: *mut raw::Group,
     rank: usize,
     size: usize,
 }
@@ -153,7 +165,7 @@ impl ProcessGroup {
         operation: &'static str,
         rank: usize,
         size: usize,
-        make: impl FnOnce(*mut *mut raw::Backend) -> *mut c_char,
+        make: impl FnOnce(*mut *mut raw::Group) -> *mut c_char,
     ) -> Result<Self, Error> {
         let mut raw = ptr::null_mut();
         check(operation, make(&raw mut raw))?;

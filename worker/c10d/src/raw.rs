@@ -14,9 +14,9 @@ pub(crate) struct Bytes {
     _opaque: [u8; 0],
 }
 
-/// `c10::intrusive_ptr<c10d::Backend>` of the shim.
+/// `GroupRef` of the shim.
 #[repr(C)]
-pub(crate) struct Backend {
+pub(crate) struct Group {
     _opaque: [u8; 0],
 }
 
@@ -43,7 +43,7 @@ unsafe extern "C" {
         host: *const c_char,
         interface: *const c_char,
         timeout_ms: i64,
-        out: *mut *mut Backend,
+        out: *mut *mut Group,
     ) -> *mut c_char;
     pub(crate) fn thanos_nccl_create(
         store: *mut c_void,
@@ -52,16 +52,16 @@ unsafe extern "C" {
         rank: i32,
         size: i32,
         timeout_ms: i64,
-        out: *mut *mut Backend,
+        out: *mut *mut Group,
     ) -> *mut c_char;
-    pub(crate) fn thanos_group_free(group: *mut Backend);
-    pub(crate) fn thanos_all_reduce(group: *mut Backend, tensor: *mut c_void) -> *mut c_char;
-    pub(crate) fn thanos_all_gather(group: *mut Backend, output: *mut c_void, input: *mut c_void) -> *mut c_char;
-    pub(crate) fn thanos_reduce_scatter(group: *mut Backend, output: *mut c_void, input: *mut c_void) -> *mut c_char;
-    pub(crate) fn thanos_broadcast(group: *mut Backend, tensor: *mut c_void, root: i32) -> *mut c_char;
-    pub(crate) fn thanos_barrier(group: *mut Backend) -> *mut c_char;
+    pub(crate) fn thanos_group_free(group: *mut Group);
+    pub(crate) fn thanos_all_reduce(group: *mut Group, tensor: *mut c_void) -> *mut c_char;
+    pub(crate) fn thanos_all_gather(group: *mut Group, output: *mut c_void, input: *mut c_void) -> *mut c_char;
+    pub(crate) fn thanos_reduce_scatter(group: *mut Group, output: *mut c_void, input: *mut c_void) -> *mut c_char;
+    pub(crate) fn thanos_broadcast(group: *mut Group, tensor: *mut c_void, root: i32) -> *mut c_char;
+    pub(crate) fn thanos_barrier(group: *mut Group) -> *mut c_char;
     pub(crate) fn thanos_all_reduce_differentiable(
-        group: *mut Backend,
+        group: *mut Group,
         input: *mut c_void,
         out: *mut *mut c_void,
     ) -> *mut c_char;

@@ -1,0 +1,199 @@
+//! The rules of a run that has lost a worker: who is missing, who is started again, from whose memory all go on, and
+//! when it is given up. Beginning a generation is here, as the first one only differs by having nothing to go on from.
+
+use super::{
+    Effect, FIRST_PAUSE, MOST_IDLE_GENERATIONS, MOST_RESTARTS, MOST_SILENCE, Member, Notice, Phase, RecoveredFrom, Run,
+    SessionId, stop,
+};
+use crate::exit::EXIT_UNREACHABLE;
+use std::time::Duration;
+use thanos_proto::{Begin, Command, Held, Rejoin};
+
+impl Run {
+    /// A worker has left its generation, whose collectives fail, and holds its state in memory.
+    pub(super) fn rejoin(&mut self, session: SessionId, rejoin: Rejoin, now: Duration) -> Vec<Effect> {
+        let Rejoin { generation, held, last_step } = rejoin;
+        let in_generation = self.members.get(&session).is_some_and(|member| member.rank.is_some() && !member.ready);
+        if generation != self.generation || !in_generation {
+            return self.broke_the_protocol(session, "it left a generation that it was not in");
+        }
+        if self.is_through() {
+            return self.end_well();
+        }
+        let mut effects = Vec::new();
+        // A step that was made, and whose rank 0 did not live to tell it.
+        if let Some(step) = last_step.filter(|step| self.comes_next(step)) {
+            effects.push(self.record(step));
+        }
+        if self.phase == Phase::Training {
+            let reason = format!("{} cannot reach its peers any more", self.name(session));
+            effects.extend(self.regroup(reason, now));
+        }
+        if let Some(member) = self.members.get_mut(&session) {
+            (member.ready, member.held) = (true, held);
+        }
+        effects.extend(self.begin_if_all_are_ready(now));
+        effects
+    }
+
+    pub(super) fn begin_if_all_are_ready(&mut self, now: Duration) -> Vec<Effect> {
+        let ready = self.members.values().filter(|member| member.ready).count();
+        let gathering = matches!(self.phase, Phase::Gathering { .. });
+        if !gathering || ready < self.start.workers || self.committing > 0 {
+            return Vec::new();
+        }
+        self.begin(now)
+    }
+
+    /// All are here: ranks in the order of the workers' names, so that a restart numbers them alike.
+    pub(super) fn begin(&mut self, now: Duration) -> Vec<Effect> {
+        self.generation += 1;
+        self.phase = Phase::Training;
+        let mut sessions: Vec<SessionId> = self.members.keys().copied().collect();
+        sessions.sort_by_key(|session| {
+            let id = self.members[session].hello.worker_id.clone();
+            (id.len(), id)
+        });
+        let workers = sessions.iter().map(|session| self.members[session].hello.worker_id.clone()).collect();
+        let generation = self.generation;
+        let mut effects = vec![Effect::OpenStore { generation }, Effect::Tell(Notice::Began { generation, workers })];
+        let source = self.furthest(&sessions);
+        effects.extend(self.recovered(source.map(|(rank, _)| sessions[rank as usize]), now));
+        for (rank, session) in sessions.iter().enumerate() {
+            let Some(member) = self.members.get_mut(session) else { continue };
+            (member.rank, member.ready, member.held, member.heard) = (Some(rank as u32), false, None, now);
+            let begin = Begin {
+                generation,
+                rank: rank as u32,
+                world_size: sessions.len() as u32,
+                stage: self.start.stage as u32,
+                resume: self.start.resume.clone().filter(|_| source.is_none()),
+                complete: self.start.complete.clone(),
+                source: source.map(|(rank, _)| rank),
+            };
+            effects.push(Effect::Send { session: *session, command: Command::Begin(begin) });
+        }
+        if let Some(reason) = self.stopping.clone() {
+            effects.extend(sessions.iter().map(|session| stop(*session, &reason)));
+        }
+        effects
+    }
+
+    /// The rank that is furthest in the stage to go on with, and what it holds; `None`: nobody holds anything of it.
+    pub(super) fn furthest(&self, sessions: &[SessionId]) -> Option<(u32, Held)> {
+        let stage = self.start.stage as u32;
+        let held = |rank: usize| self.members[&sessions[rank]].held.filter(|held| held.stage == stage);
+        let all = (0..sessions.len()).rev().filter_map(|rank| Some((rank as u32, held(rank)?)));
+        // Of equals the lowest rank.
+        all.max_by_key(|(_, held)| *held)
+    }
+
+    /// What to tell of a generation that follows a loss.
+    pub(super) fn recovered(&self, source: Option<SessionId>, now: Duration) -> Option<Effect> {
+        let (_, since) = self.first_loss.as_ref()?;
+        let from = match (source, &self.start.resume) {
+            (Some(session), _) => RecoveredFrom::Memory(self.members[&session].hello.worker_id.clone()),
+            (None, Some(_)) => RecoveredFrom::Checkpoint,
+            (None, None) => RecoveredFrom::Start,
+        };
+        let held = source.and_then(|session| self.members[&session].held).map(|held| held.step);
+        let resumed = self.start.resume.as_ref().map(|checkpoint| checkpoint.step);
+        let stage = self.next_step.as_ref().map_or_else(String::new, |(stage, _)| stage.clone());
+        Some(Effect::Tell(Notice::Recovered {
+            generation: self.generation,
+            stage,
+            step: held.or(resumed).unwrap_or(0),
+            seconds: now.saturating_sub(*since).as_secs_f64(),
+            from,
+        }))
+    }
+
+    /// A worker is gone, or as good as gone: the others regroup, and it is started again when its process has ended.
+    pub(super) fn lost(&mut self, session: SessionId, how: &str, now: Duration) -> Vec<Effect> {
+        let next = self
+            .next_step
+            .as_ref()
+            .map_or_else(String::new, |(stage, step)| format!(", when step {step} of stage {stage} was next"));
+        let name = self.name(session);
+        let Some(member) = self.members.remove(&session) else { return Vec::new() };
+        let exited = member.exited.as_ref().map_or_else(String::new, |exited| format!("; it {exited}"));
+        let reason = format!("{name} {how}, last seen in {}{next}{exited}", member.whereabouts);
+        let worker = member.hello.worker_id;
+        let mut effects = vec![Effect::Tell(Notice::Lost { worker: worker.clone(), reason: reason.clone() })];
+        if self.is_through() {
+            if self.members.values().all(|member| member.left) {
+                effects.extend(self.end_well());
+            }
+            return effects;
+        }
+        effects.extend(self.regroup(reason, now));
+        if let Some(exited) = member.exited.filter(|_| self.phase != Phase::Over) {
+            effects.extend(self.restart(&worker, &exited));
+        }
+        effects
+    }
+
+    /// A generation has lost a worker: whoever waits in its rendezvous is freed, and all gather again.
+    pub(super) fn regroup(&mut self, reason: String, now: Duration) -> Vec<Effect> {
+        self.first_loss.get_or_insert((reason, now));
+        if self.phase == Phase::Training {
+            self.idle_generations += 1;
+            if self.idle_generations > MOST_IDLE_GENERATIONS {
+                return self.give_up(format!("{MOST_IDLE_GENERATIONS} generations in a row made no step"));
+            }
+        }
+        self.phase = Phase::Gathering { since: now };
+        vec![Effect::OpenStore { generation: self.generation + 1 }]
+    }
+
+    pub(super) fn restart(&mut self, worker: &str, how: &str) -> Vec<Effect> {
+        let restarts = self.restarts.entry(worker.into()).or_insert(0);
+        *restarts += 1;
+        let restart = *restarts;
+        if restart > MOST_RESTARTS {
+            return self.give_up(format!("{worker} was started {MOST_RESTARTS} times, and no step was made"));
+        }
+        let after = if restart == 1 { Duration::ZERO } else { FIRST_PAUSE * (1 << (restart - 2)) };
+        let told = Notice::Restarting { worker: worker.into(), how: how.into(), restart };
+        vec![Effect::Tell(told), Effect::Restart { worker: worker.into(), after }]
+    }
+
+    /// Ends the run with what went wrong first: the others are its consequences.
+    pub(super) fn give_up(&mut self, why: String) -> Vec<Effect> {
+        let first =
+            self.first_loss.as_ref().map_or_else(String::new, |(first, _)| format!("; the first loss: {first}"));
+        self.fail(format!("given up: {why}{first}"), EXIT_UNREACHABLE)
+    }
+
+    pub(super) fn exited(&mut self, worker: &str, how: &str, now: Duration) -> Vec<Effect> {
+        match self.members.values_mut().find(|member| member.hello.worker_id == worker) {
+            // Its session ends as well, and says more: where it was.
+            Some(member) => {
+                member.exited = Some(how.into());
+                Vec::new()
+            }
+            // Nothing that worked before has broken: what it says is what the user must read.
+            None if !self.joined.contains(worker) => {
+                self.fail(format!("{worker} {how} before it joined the run"), EXIT_UNREACHABLE)
+            }
+            None => {
+                self.first_loss.get_or_insert((format!("{worker} {how}"), now));
+                self.restart(worker, how)
+            }
+        }
+    }
+
+    /// Whoever of the newest generation says nothing is stopped, hung or cut off: a collective would wait for it.
+    pub(super) fn lose_the_silent(&mut self, now: Duration) -> Vec<Effect> {
+        let silent =
+            |member: &Member| !member.left && member.rank.is_some() && now.saturating_sub(member.heard) >= MOST_SILENCE;
+        let Some(session) = self.members.iter().find(|(_, member)| silent(member)).map(|(session, _)| *session) else {
+            return Vec::new();
+        };
+        let worker = self.members[&session].hello.worker_id.clone();
+        let leave = Command::Leave { reason: format!("it said nothing for {MOST_SILENCE:?}") };
+        let mut effects = vec![Effect::Send { session, command: leave }, Effect::Kill { worker }];
+        effects.extend(self.lost(session, &format!("said nothing for {MOST_SILENCE:?} and is ended"), now));
+        effects
+    }
+}
