@@ -54,15 +54,19 @@ fn disturb(mut running: Running, run_dir: &Path, most: usize, pause: (f64, f64),
     (running.wait(), sent)
 }
 
-/// Everything of two runs that must be equal.
+/// Everything of two runs that must be equal; `verify-run` says so, too.
 #[track_caller]
-fn assert_equal(whole: &Path, disturbed: &Path, stages: &[&str]) {
+fn assert_equal(scene: &Scene, whole: &Path, disturbed: &Path, stages: &[&str]) {
     let ledger = |run_dir| {
         let mut steps = lines(run_dir, "steps.jsonl");
         steps.iter_mut().for_each(|step| step["generation"] = 0.into());
         steps
     };
     assert_eq!(ledger(whole), ledger(disturbed));
+    let [one, other] = [whole, disturbed].map(|run_dir| run_dir.display().to_string());
+    let told = scene.coord(&["verify-run", &one, &other]).expect(0).stdout;
+    assert!(told.contains("every step once and in order, every sample of an epoch once"), "{told}");
+    assert!(told.contains("\nidentical in all "), "{told}");
     for stage in stages {
         assert_eq!(weights_sha256(whole, stage), weights_sha256(disturbed, stage), "stage {stage}");
     }
@@ -91,7 +95,7 @@ fn check_kills(most: usize, pause: (f64, f64), signals: &[Signal], target: &[&st
     launch(&scene, "whole", "4", target).wait().expect(0);
     let (ran, sent) = disturb(launch(&scene, "disturbed", "4", target), &scene.path("disturbed"), most, pause, signals);
     ran.expect(0);
-    assert_equal(&scene.path("whole"), &scene.path("disturbed"), &STAGES);
+    assert_equal(&scene, &scene.path("whole"), &scene.path("disturbed"), &STAGES);
     let (seconds, lost) = recoveries(&scene.path("disturbed"));
     assert!(lost > 0 && !seconds.is_empty(), "nothing was disturbed");
     let at = |share: f64| seconds[((seconds.len() - 1) as f64 * share).round() as usize];
@@ -134,7 +138,7 @@ fn when_all_workers_are_lost_the_last_checkpoint_is_taken() {
     running.wait_for_steps("disturbed", 25);
     kill(Pid::from_raw(pids(&scene.path("disturbed"))[0]), Signal::SIGKILL).expect("it is running");
     running.wait().expect(0);
-    assert_equal(&scene.path("whole"), &scene.path("disturbed"), &["cae", "transfer_cae"]);
+    assert_equal(&scene, &scene.path("whole"), &scene.path("disturbed"), &["cae", "transfer_cae"]);
     let recovered = lines(&scene.path("disturbed"), "events.jsonl");
     let recovered: Vec<&Value> = recovered.iter().filter(|event| event["event"] == "recovered").collect();
     assert_eq!((recovered.len(), &recovered[0]["from"]), (1, &"checkpoint".into()));

@@ -3,10 +3,13 @@
 mod data;
 
 use crate::exit::{EXIT_CONFIG, EXIT_DATA, EXIT_STOPPED, EXIT_USAGE, Fatal};
+use crate::ingest;
 use crate::launch::{Launch, Launched, Starter, launch};
+use crate::ledger::read_steps;
 use crate::report::Results;
 use crate::run_dir::fresh_path;
 use crate::status::status;
+use crate::verify_run::{Comparison, compare, verify_run};
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use data::{DataVerb, act_data};
@@ -43,6 +46,13 @@ enum Verb {
     Status {
         /// The run's directory
         run_dir: PathBuf,
+    },
+    /// Check that a run's ledger has every step and every sample once; with two, say where they differ
+    VerifyRun {
+        /// The run's directory
+        run_dir: PathBuf,
+        /// Another run's, to compare with
+        other: Option<PathBuf>,
     },
     /// Print a run's result table
     Report {
@@ -142,6 +152,7 @@ fn act(verb: Verb) -> Result<u8> {
             println!("{}", status(&run_dir)?);
             Ok(0)
         }
+        Verb::VerifyRun { run_dir, other } => act_verify_run(&run_dir, other.as_deref()),
         Verb::Report { run_dir, json } => {
             crate::run_dir::identity(&run_dir)?;
             let results = Results::read(&run_dir)?;
@@ -149,6 +160,24 @@ fn act(verb: Verb) -> Result<u8> {
             Ok(0)
         }
     }
+}
+
+fn act_verify_run(run_dir: &Path, other: Option<&Path>) -> Result<u8> {
+    for run_dir in [Some(run_dir), other].into_iter().flatten() {
+        let plan = plan_of_run(run_dir)?;
+        let refused = |error: ingest::DataError| Fatal::new(error.exit_code(), error.to_string());
+        let packs = ingest::pack(&plan.config().data, &packs_dir(None)?, &|_, _, _| {}).map_err(refused)?;
+        let fine = ingest::fine_labels(&packs.train.path).map_err(refused)?;
+        println!("{}: {}", run_dir.display(), verify_run(run_dir, &plan, &fine)?);
+    }
+    if let Some(other) = other {
+        let found = compare(&read_steps(run_dir)?, &read_steps(other)?);
+        println!("{found}");
+        if matches!(found, Comparison::Differ { .. }) {
+            return Ok(EXIT_DATA);
+        }
+    }
+    Ok(0)
 }
 
 fn act_launch(arguments: &LaunchArguments, launcher: LauncherName) -> Result<u8> {
@@ -235,6 +264,9 @@ fn packs_dir(given: Option<&Path>) -> Result<PathBuf> {
         return Ok(folder.into());
     }
     let home = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    if let Some(folder) = home("THANOS_PACKS") {
+        return Ok(folder);
+    }
     let cache = home("XDG_CACHE_HOME").or_else(|| home("HOME").map(|home| home.join(".cache")));
     let cache = cache.ok_or_else(|| Fatal::new(EXIT_USAGE, "there is no HOME: name a --packs-dir"))?;
     Ok(cache.join("thanos/packs"))

@@ -3,7 +3,8 @@
 //! Reading order: `run.rs` (the rules, a pure function from events to effects), `conductor.rs` (the task that owns the
 //! run and carries its effects out), `launch.rs` (from a plan to a result table); around them `server.rs` and
 //! `store.rs` and `packs.rs` (gRPC), `launcher.rs` (worker processes), `run_dir.rs`, `ledger.rs` and `checkpoints.rs` (what is kept),
-//! `fetch.rs` and `ingest.rs` (published files, and raw data to packs), `progress.rs`, `report.rs` and `status.rs` (what people see), `cli.rs`.
+//! `fetch.rs` and `ingest.rs` (published files, and raw data to packs), `progress.rs`, `report.rs`, `status.rs` and `verify_run.rs` (what
+//! people see), `cli.rs`.
 
 mod checkpoints;
 mod cli;
@@ -22,6 +23,7 @@ mod run_dir;
 mod server;
 mod status;
 mod store;
+mod verify_run;
 
 pub use checkpoints::{Manifest, verify};
 pub use cli::{Arguments, run};

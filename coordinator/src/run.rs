@@ -343,6 +343,9 @@ impl Run {
             WorkerEvent::Step(step) => self.step(session, step),
             WorkerEvent::Evaluated(evaluated) => vec![Effect::Tell(Notice::Evaluated(evaluated))],
             WorkerEvent::Checkpoint(written) => self.checkpoint(session, written),
+            WorkerEvent::NotSaved { stage, step, reason } => {
+                vec![Effect::Tell(Notice::NotSaved { stage, step, reason })]
+            }
             WorkerEvent::StageFinished { .. } => Vec::new(),
             WorkerEvent::Stopped { stage, step } => self.last_word(session, Some((stage, step))),
             WorkerEvent::Finished => self.last_word(session, None),

@@ -110,6 +110,7 @@ impl From<WorkerEvent> for v1::WorkerEvent {
         let event = match from {
             WorkerEvent::Hello(hello) => Event::Hello(hello.into()),
             WorkerEvent::Ready { config_digest } => Event::Ready(v1::Ready { config_digest }),
+            WorkerEvent::NotSaved { stage, step, reason } => Event::NotSaved(v1::NotSaved { stage, step, reason }),
             WorkerEvent::Rejoin(rejoin) => Event::Rejoin(rejoin.into()),
             WorkerEvent::Fetching(fetching) => Event::Fetching(fetching.into()),
             WorkerEvent::Heartbeat(heartbeat) => Event::Heartbeat(heartbeat.into()),
@@ -135,6 +136,7 @@ impl TryFrom<v1::WorkerEvent> for WorkerEvent {
         Ok(match from.event.ok_or_else(|| malformed("WorkerEvent", "it holds no event"))? {
             Event::Hello(hello) => WorkerEvent::Hello(hello.into()),
             Event::Ready(v1::Ready { config_digest }) => WorkerEvent::Ready { config_digest },
+            Event::NotSaved(v1::NotSaved { stage, step, reason }) => WorkerEvent::NotSaved { stage, step, reason },
             Event::Rejoin(rejoin) => WorkerEvent::Rejoin(rejoin.into()),
             Event::Fetching(fetching) => WorkerEvent::Fetching(fetching.into()),
             Event::Heartbeat(heartbeat) => WorkerEvent::Heartbeat(heartbeat.into()),

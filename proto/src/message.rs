@@ -21,6 +21,12 @@ pub enum WorkerEvent {
     Evaluated(Evaluated),
     /// From rank 0: files are written and synced, the coordinator may commit them.
     Checkpoint(CheckpointWritten),
+    /// From rank 0: a checkpoint could not be written, and is given up.
+    NotSaved {
+        stage: String,
+        step: u64,
+        reason: String,
+    },
     StageFinished {
         stage: String,
     },

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use thanos_configs::hex;
 use thanos_proto::{Best, CheckpointRef, WrittenFile};
@@ -61,12 +61,29 @@ pub(crate) struct Written {
 pub(crate) fn write(run_dir: &Path, stage: &str, step: u64, files: &[(&str, &Named)]) -> Result<Written> {
     let folder = format!("checkpoints/{stage}/.tmp-step-{step:08}");
     let path = run_dir.join(&folder);
+    remove_unfinished(&run_dir.join("checkpoints").join(stage))?;
     let written = write_files(&path, files);
     if written.is_err() {
         _ = fs::remove_dir_all(&path);
     }
     let files = written.with_context(|| format!("checkpoint {}", path.display()))?;
     Ok(Written { folder, files })
+}
+
+/// What a rank 0 was writing when it died: nobody else writes, and what was told to the coordinator is committed before
+/// another generation begins.
+fn remove_unfinished(stage: &Path) -> Result<()> {
+    let entries = match fs::read_dir(stage) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        entries => entries.with_context(|| format!("{}", stage.display()))?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(".tmp-") {
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 fn write_files(folder: &Path, files: &[(&str, &Named)]) -> Result<Vec<WrittenFile>> {

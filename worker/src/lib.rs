@@ -22,6 +22,7 @@ mod optimizer;
 mod pack;
 mod pack_transfer;
 mod run;
+mod saver;
 mod session;
 pub mod tensors;
 mod train;

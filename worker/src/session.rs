@@ -64,12 +64,18 @@ impl Session {
         self.events.blocking_send(event).context("the session with the coordinator has ended")
     }
 
+    /// The way to the coordinator, for another thread.
+    pub(crate) fn events(&self) -> mpsc::Sender<WorkerEvent> {
+        self.events.clone()
+    }
+
     /// Waits, as long as it takes, for a generation to be complete.
     pub(crate) fn begin(&self) -> Result<Begin> {
         loop {
             match self.answers.recv().context("the session with the coordinator has ended")? {
                 Command::Begin(begin) => return Ok(begin),
-                Command::Stop { .. } => {}
+                // Of a generation that is over: its commit is what this one may begin from.
+                Command::Stop { .. } | Command::Committed(_) => {}
                 other => bail!("expected the start of a generation, got {other:?}"),
             }
         }

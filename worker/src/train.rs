@@ -6,6 +6,7 @@ use crate::data::Data;
 use crate::evaluate::Measures;
 use crate::feed::{Batch, Feed, Schedule};
 use crate::optimizer::AdamW;
+use crate::saver::{Save, Saver};
 use crate::session::Session;
 use crate::tensors::{Named, broadcast, copy_into, snapshot};
 use anyhow::{Context, Result, bail};
@@ -159,6 +160,7 @@ struct Trainer<'a> {
     recipe: &'a Recipe<'a>,
     peers: &'a Peers<'a>,
     optimizer: AdamW,
+    saver: Saver<'a>,
     /// Updates made.
     step: u64,
     settled: bool,
@@ -180,6 +182,7 @@ impl<'a> Trainer<'a> {
             recipe,
             peers,
             optimizer,
+            saver: Saver::new(peers.session),
             step: 0,
             settled: true,
             last_step: None,
@@ -258,7 +261,8 @@ impl<'a> Trainer<'a> {
     }
 
     /// What this rank holds: the state behind its last update, whatever it was doing when its group was lost.
-    fn memory(&self) -> Memory {
+    fn memory(&mut self) -> Memory {
+        self.saver.leave();
         let mut model = snapshot(&self.stage.state());
         model.extend(snapshot(&self.buffers));
         Memory {
@@ -286,8 +290,8 @@ impl<'a> Trainer<'a> {
             self.waited = feed.waited.as_secs_f64();
             self.settle(batch.at, (steps_per_epoch, total_steps), stop)?;
             if stop && self.step < total_steps {
-                // Rank 0 has its checkpoint committed before anyone leaves.
-                self.peers.group.barrier()?;
+                // Nobody leaves before it is committed.
+                self.save_for_all(batch.at.epoch, None)?;
                 return Ok(Ending::Stopped { step: self.step });
             }
             self.phase("data");
@@ -304,8 +308,12 @@ impl<'a> Trainer<'a> {
         }
         self.settled = true;
         let due = self.recipe.checkpoint_every.map_or(epoch_ends, |every| self.step.is_multiple_of(every));
-        if !last && (due || stop) {
-            self.save(at.epoch, None)?;
+        if due
+            && !last
+            && !stop
+            && let Some(save) = self.checkpoint(at.epoch, None)
+        {
+            self.saver.start(save)?;
         }
         Ok(())
     }
@@ -405,35 +413,40 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// Rank 0 writes a checkpoint and waits until the coordinator has committed it; the others meet it again at the
-    /// next collective.
-    fn save(&self, epoch: u64, result: Option<StageResult>) -> Result<()> {
+    /// What rank 0 saves behind this update; `None`: this is another rank.
+    fn checkpoint(&self, epoch: u64, result: Option<StageResult>) -> Option<Save> {
         self.phase("checkpoint");
         if self.peers.group.rank() > 0 {
-            return Ok(());
+            return None;
         }
-        let (state, optimizer) = (self.stage.state(), self.optimizer.state());
-        let mut files = vec![(checkpoint::MODEL, &state), (checkpoint::OPTIMIZER, &optimizer)];
+        let mut files = vec![
+            (checkpoint::MODEL, snapshot(&self.stage.state())),
+            (checkpoint::OPTIMIZER, snapshot(&self.optimizer.state())),
+        ];
         if let Some((_, weights)) = &self.best {
-            files.push((checkpoint::BEST, weights));
+            files.push((checkpoint::BEST, snapshot(weights)));
         }
-        let written = checkpoint::write(self.peers.run_dir, self.recipe.name, self.step, &files)?;
-        self.peers.session.send(WorkerEvent::Checkpoint(CheckpointWritten {
+        let told = CheckpointWritten {
             stage: self.recipe.name.into(),
             epoch,
             step: self.step,
             generation: self.peers.generation,
             world_size: self.peers.group.size() as u32,
-            folder: written.folder,
-            files: written.files,
+            folder: String::new(),
+            files: Vec::new(),
             seconds: self.seconds(),
             best: self.best.as_ref().map(|(best, _)| *best),
             result,
-        }))?;
-        match self.peers.session.committed()? {
-            Ok(_) => Ok(()),
-            Err(reason) => Err(checkpoint::NotSaved { stage: self.recipe.name.into(), step: self.step, reason }.into()),
+        };
+        Some(Save { run_dir: self.peers.run_dir.into(), files, told })
+    }
+
+    /// Saves, and returns on every rank when the checkpoint is committed.
+    fn save_for_all(&mut self, epoch: u64, result: Option<StageResult>) -> Result<()> {
+        if let Some(save) = self.checkpoint(epoch, result) {
+            self.saver.save(save)?;
         }
+        Ok(self.peers.group.barrier()?)
     }
 
     /// Measures the best weights on the test images, and saves the stage as complete with the last weights.
@@ -458,9 +471,8 @@ impl<'a> Trainer<'a> {
             cosine_within_fine: measures.cosine_within_fine,
             cosine_between_views: measures.cosine_between_views,
         };
-        self.save(best.epoch, Some(result))?;
         // Nobody leaves a stage whose end is not committed: it could not be done again.
-        self.peers.group.barrier()?;
+        self.save_for_all(best.epoch, Some(result))?;
         self.peers.session.send(WorkerEvent::StageFinished { stage: self.recipe.name.into() })?;
         Ok(Ending::Complete(weights))
     }

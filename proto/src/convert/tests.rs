@@ -72,6 +72,7 @@ fn events_come_back_equal() {
     check_event(WorkerEvent::Evaluated(evaluated));
     check_event(WorkerEvent::Checkpoint(CheckpointWritten { result: None, best: None, ..written.clone() }));
     check_event(WorkerEvent::Checkpoint(written));
+    check_event(WorkerEvent::NotSaved { stage: "s".into(), step: 3, reason: "full".into() });
     check_event(WorkerEvent::StageFinished { stage: "s".into() });
     check_event(WorkerEvent::Stopped { stage: "s".into(), step: 3 });
     check_event(WorkerEvent::Failed(Failed { phase: "p".into(), message: "m".into(), exit_code: 255 }));
