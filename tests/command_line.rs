@@ -20,7 +20,7 @@ fn snapshot(name: &str, arguments: &[&str]) {
 #[test]
 fn help_and_presets_are_as_they_were() {
     snapshot("help", &["--help"]);
-    for verb in ["launch", "serve", "presets", "show", "data", "status", "verify-run", "report"] {
+    for verb in ["launch", "serve", "presets", "show", "data", "status", "verify-run", "chaos", "report"] {
         snapshot(&format!("help_{verb}"), &["help", verb]);
     }
     for verb in ["fetch", "pack", "info", "verify"] {

@@ -144,3 +144,20 @@ fn when_all_workers_are_lost_the_last_checkpoint_is_taken() {
     assert_eq!((recovered.len(), &recovered[0]["from"]), (1, &"checkpoint".into()));
     assert!(recovered[0]["step"].as_u64().is_some_and(|step| step % 7 == 0 && step > 0), "{recovered:?}");
 }
+
+/// `chaos` disturbs a run that somebody else has started, and reports what it cost.
+#[test]
+fn chaos_on_demand_is_reported() {
+    let scene = Scene::new();
+    let ended = scene.coord(&["chaos", "none"]).expect(64);
+    assert!(ended.stderr.contains("none holds no run"), "{}", ended.stderr);
+    let mut running = launch(&scene, "run", "3", &["digits_supcon", "train.epochs=100000"]);
+    running.wait_for_steps("run", 3);
+    let disturbing =
+        scene.spawn("thanos-coord", "chaos", &["chaos", "run", "--every", "300ms", "--most", "3", "--seed", "7"], &[]);
+    let told = disturbing.wait().expect(0).stdout;
+    assert_eq!(told.matches("  killed worker-").count(), 3, "{told}");
+    assert!(told.contains("3 kills and 0 stops in ") && told.contains("; the run goes on"), "{told}");
+    running.interrupt().expect(75);
+    scene.coord(&["chaos", "run"]).expect(65);
+}

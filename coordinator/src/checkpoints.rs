@@ -12,7 +12,7 @@ use thanos_configs::hex;
 use thanos_proto::{Best, CheckpointRef, CheckpointWritten, StageResult};
 
 /// The version of `manifest.json`.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// `manifest.json`: what a checkpoint is, and the checksums of its files.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -92,6 +92,9 @@ impl ManifestResult {
     }
 }
 
+/// The manifest covers every other file, and this one covers the manifest.
+const MANIFEST_SHA256: &str = "manifest.sha256";
+
 /// The checkpoints of one run.
 #[derive(Clone, Debug)]
 pub(crate) struct Checkpoints {
@@ -132,6 +135,9 @@ impl Checkpoints {
         let manifest = serde_json::to_vec_pretty(&self.manifest(written))?;
         let mut file = File::create(temporary.join("manifest.json"))?;
         file.write_all(&manifest)?;
+        file.sync_all()?;
+        let mut file = File::create(temporary.join(MANIFEST_SHA256))?;
+        file.write_all(format!("{}\n", sha256(&manifest)).as_bytes())?;
         file.sync_all()?;
         File::open(&temporary)?.sync_all()?;
         let name = format!("checkpoints/{}/step-{:08}", written.stage, written.step);
@@ -229,9 +235,13 @@ impl Checkpoints {
     }
 }
 
-/// Reads a committed checkpoint and checks every file's length and checksum; also the manifest's own SHA-256.
+/// Reads a committed checkpoint and checks every file's length and checksum, the manifest's among them, which is
+/// returned.
 pub fn verify(folder: &Path) -> Result<(Manifest, String)> {
     let bytes = fs::read(folder.join("manifest.json")).context("manifest.json")?;
+    let expected = fs::read_to_string(folder.join(MANIFEST_SHA256)).context(MANIFEST_SHA256)?;
+    let (found_manifest, expected) = (sha256(&bytes), expected.trim_end());
+    ensure!(expected == found_manifest, "manifest.json: its SHA-256 is {found_manifest}, expected {expected}");
     let manifest: Manifest = serde_json::from_slice(&bytes).context("manifest.json")?;
     ensure!(manifest.format == FORMAT, "its format is {}, this program reads {FORMAT}", manifest.format);
     for file in &manifest.files {
@@ -241,7 +251,7 @@ pub fn verify(folder: &Path) -> Result<(Manifest, String)> {
         let (found, expected) = (sha256(&content), &file.sha256);
         ensure!(&found == expected, "{}: its SHA-256 is {found}, expected {expected}", file.name);
     }
-    Ok((manifest, sha256(&bytes)))
+    Ok((manifest, found_manifest))
 }
 
 /// Folders `step-N` of a stage, oldest first; none if the stage has no folder.

@@ -2,6 +2,7 @@
 
 mod data;
 
+use crate::chaos::{Chaos, chaos};
 use crate::exit::{EXIT_CONFIG, EXIT_DATA, EXIT_STOPPED, EXIT_USAGE, Fatal};
 use crate::ingest;
 use crate::launch::{Launch, Launched, Starter, launch};
@@ -15,6 +16,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use data::{DataVerb, act_data};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use thanos_configs::{ConfigErrors, Plan, RunConfig, preset_names, preset_summary, to_yaml};
 
 /// Workers of one run; a session each.
@@ -47,6 +49,8 @@ enum Verb {
         /// The run's directory
         run_dir: PathBuf,
     },
+    /// Kill and stop workers of a live run on this machine at random moments, and report what it cost
+    Chaos(ChaosArguments),
     /// Check that a run's ledger has every step and every sample once; with two, say where they differ
     VerifyRun {
         /// The run's directory
@@ -104,6 +108,35 @@ struct LaunchArguments {
     listen: SocketAddr,
 }
 
+#[derive(Args, Debug)]
+struct ChaosArguments {
+    /// The run's directory
+    run_dir: PathBuf,
+    /// Weight of killing a worker
+    #[arg(long, default_value_t = 1)]
+    kill: u16,
+    /// Weight of stopping one, so that it does not answer any more
+    #[arg(long, default_value_t = 0)]
+    stop: u16,
+    /// Mean time between two faults, such as 30s or 500ms
+    #[arg(long, default_value = "30s", value_parser = duration)]
+    every: Duration,
+    /// Decides moments and victims
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Stop after so many faults [default: when the run has ended]
+    #[arg(long)]
+    most: Option<u32>,
+}
+
+/// A duration as people type it: a number with `ms`, `s` or `m`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let units = [("ms", 1e-3), ("s", 1.0), ("m", 60.0)];
+    let read = units.iter().find_map(|(unit, seconds)| Some(text.strip_suffix(unit)?.parse::<f64>().ok()? * seconds));
+    let seconds = read.filter(|seconds| (1e-3..=1e6).contains(seconds));
+    seconds.map(Duration::from_secs_f64).ok_or_else(|| "expected a time such as 500ms, 30s or 2m".into())
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum LauncherName {
     /// This program, on this machine
@@ -150,6 +183,12 @@ fn act(verb: Verb) -> Result<u8> {
         Verb::Data(verb) => act_data(verb).map(|()| 0),
         Verb::Status { run_dir } => {
             println!("{}", status(&run_dir)?);
+            Ok(0)
+        }
+        Verb::Chaos(arguments) => {
+            let ChaosArguments { run_dir, kill, stop, every, seed, most } = arguments;
+            let faults = Chaos { kill: kill.into(), stop: stop.into(), every, seed, most };
+            println!("{}", chaos(&run_dir, &faults, &mut |line| println!("{line}"))?);
             Ok(0)
         }
         Verb::VerifyRun { run_dir, other } => act_verify_run(&run_dir, other.as_deref()),

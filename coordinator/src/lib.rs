@@ -4,8 +4,9 @@
 //! run and carries its effects out), `launch.rs` (from a plan to a result table); around them `server.rs` and
 //! `store.rs` and `packs.rs` (gRPC), `launcher.rs` (worker processes), `run_dir.rs`, `ledger.rs` and `checkpoints.rs` (what is kept),
 //! `fetch.rs` and `ingest.rs` (published files, and raw data to packs), `progress.rs`, `report.rs`, `status.rs` and `verify_run.rs` (what
-//! people see), `cli.rs`.
+//! people see), `chaos.rs` (faults on demand), `cli.rs`.
 
+mod chaos;
 mod checkpoints;
 mod cli;
 mod conductor;

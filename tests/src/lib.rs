@@ -98,8 +98,11 @@ impl Scene {
         self.spawn("thanos-worker", id, &arguments, &[])
     }
 
-    /// `log` tells the files of one program's output from those of others in the same folder.
-    fn spawn(&self, name: &str, log: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Running {
+    /// Starts a program of this workspace. `log` tells the files of its output from those of others in the folder.
+    ///
+    /// # Panics
+    /// As [`Scene::start`].
+    pub fn spawn(&self, name: &str, log: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Running {
         let program = program(name);
         let log = self.path(&format!(".{log}"));
         let child = Command::new(&program)
