@@ -82,9 +82,12 @@ struct Target {
 struct LaunchArguments {
     #[command(flatten)]
     target: Target,
-    /// Nodes to train on; the local launcher has all of them on this machine
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=4096))]
-    nodes: u16,
+    /// Nodes to train on, N or LEAST:MOST; the local launcher has all of them on this machine
+    #[arg(long, default_value = "1", value_name = "N|LEAST:MOST", value_parser = nodes)]
+    nodes: Nodes,
+    /// How long to wait for more nodes than the least
+    #[arg(long, default_value = "10s", value_parser = duration)]
+    patience: Duration,
     /// Workers on each node
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     workers_per_node: u16,
@@ -127,6 +130,25 @@ struct ChaosArguments {
     /// Stop after so many faults [default: when the run has ended]
     #[arg(long)]
     most: Option<u32>,
+}
+
+/// How many nodes a run has at least and at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Nodes {
+    least: usize,
+    most: usize,
+}
+
+/// `4`, or `2:4`.
+fn nodes(text: &str) -> Result<Nodes, String> {
+    let number = |text: &str| -> Result<usize, String> {
+        let number = text.parse::<usize>().map_err(|error| error.to_string())?;
+        let known = (1..=MOST_WORKERS).contains(&number);
+        if known { Ok(number) } else { Err(format!("{number} is not in 1..={MOST_WORKERS}")) }
+    };
+    let (least, most) = text.split_once(':').unwrap_or((text, text));
+    let nodes = Nodes { least: number(least)?, most: number(most)? };
+    if nodes.least <= nodes.most { Ok(nodes) } else { Err(format!("{least} is more than {most}")) }
 }
 
 /// A duration as people type it: a number with `ms`, `s` or `m`.
@@ -224,7 +246,8 @@ fn act_launch(arguments: &LaunchArguments, launcher: LauncherName) -> Result<u8>
         (Some(run_dir), true, None) => plan_of_run(run_dir)?,
         _ => plan(&arguments.target)?,
     };
-    let workers = usize::from(arguments.nodes) * usize::from(arguments.workers_per_node);
+    let per_node = usize::from(arguments.workers_per_node);
+    let (least, workers) = (arguments.nodes.least * per_node, arguments.nodes.most * per_node);
     if workers > MOST_WORKERS {
         let message = format!("{workers} workers: at most {MOST_WORKERS} are coordinated");
         return Err(Fatal::new(EXIT_USAGE, message).into());
@@ -236,6 +259,8 @@ fn act_launch(arguments: &LaunchArguments, launcher: LauncherName) -> Result<u8>
         resume: arguments.resume,
         packs_dir: packs_dir(arguments.packs_dir.as_deref())?,
         workers,
+        least,
+        patience: arguments.patience,
         starter: match launcher {
             LauncherName::Local => Starter::Local { threads },
             LauncherName::None => Starter::Nobody,

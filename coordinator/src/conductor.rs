@@ -135,6 +135,7 @@ fn line(notice: &Notice) -> (&'static str, Value) {
         Notice::Restarting { worker, how, restart } => {
             ("restarting", json!({"worker": worker, "how": how, "restart": restart}))
         }
+        Notice::Abandoned { worker, how } => ("abandoned", json!({"worker": worker, "how": how})),
         Notice::Recovered { generation, stage, step, seconds, from } => {
             let from = match from {
                 RecoveredFrom::Memory(worker) => json!({"memory": worker}),

@@ -46,7 +46,11 @@ pub(crate) struct Launch {
     /// Go on with the run in `run_dir`.
     pub resume: bool,
     pub packs_dir: PathBuf,
+    /// Most workers, and least.
     pub workers: usize,
+    pub least: usize,
+    /// How long to wait for more than the least.
+    pub patience: Duration,
     pub starter: Starter,
     pub listen: SocketAddr,
 }
@@ -104,6 +108,8 @@ pub(crate) async fn launch(plan: &Plan, launch: &Launch) -> Result<Launched> {
     }
     let start = Start {
         workers: launch.workers,
+        least: launch.least,
+        patience: launch.patience,
         welcome: welcome(plan, &run_dir, &packs)?,
         version: env!("CARGO_PKG_VERSION").into(),
         last_generation,

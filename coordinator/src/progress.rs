@@ -150,6 +150,7 @@ impl Progress {
             Notice::Restarting { worker, how, restart } => {
                 self.line(&format!("{worker} {how}: it is started again (start {restart} since the last step)"));
             }
+            Notice::Abandoned { worker, how } => self.line(&format!("{worker} {how}: it is not started again")),
             Notice::Recovered { generation, step, seconds, from, .. } => {
                 let from = match from {
                     RecoveredFrom::Memory(worker) => format!("with the state of {worker}"),

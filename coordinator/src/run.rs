@@ -1,6 +1,7 @@
 //! The rules of a run, as one pure function: what happened goes in, what is to be done comes out. There is no lock,
 //! clock, socket, log or wire type here; `conductor.rs` carries the effects out.
 
+mod commits;
 mod recovery;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -139,6 +140,11 @@ pub(crate) enum Notice {
         how: String,
         restart: u32,
     },
+    /// It was started too often without a step: the run goes on without it.
+    Abandoned {
+        worker: String,
+        how: String,
+    },
     /// After a loss, in training again behind this step.
     Recovered {
         generation: u64,
@@ -176,7 +182,10 @@ pub(crate) enum Verdict {
 /// What is known when a run starts, or starts again.
 #[derive(Clone, Debug)]
 pub(crate) struct Start {
+    /// Most workers, and least: a run goes on with fewer than most, once it has waited for more.
     pub workers: usize,
+    pub least: usize,
+    pub patience: Duration,
     pub welcome: Welcome,
     pub version: String,
     /// The greatest generation that this run directory has seen.
@@ -197,6 +206,10 @@ pub(crate) struct Run {
     /// The stage in training and the step that comes next, as rank 0 tells it.
     next_step: Option<(String, u64)>,
     stopped_at: Option<(String, u64)>,
+    /// Until when a generation waits for more workers than the least.
+    patient_until: Duration,
+    /// A worker is ready beside the generation, which was told to make room for it.
+    growing: bool,
     /// A stop was asked for: every generation is told.
     stopping: Option<String>,
     /// Commits that are under way: a generation begins behind them.
@@ -245,8 +258,11 @@ impl Run {
         let generation = start.last_generation;
         let next_step = start.resume.as_ref().map(|checkpoint| (checkpoint.stage.clone(), checkpoint.step));
         let phase = Phase::Gathering { since: now };
+        let patient_until = now + start.patience;
         Self {
             start,
+            patient_until,
+            growing: false,
             phase,
             generation,
             members: BTreeMap::new(),
@@ -298,7 +314,9 @@ impl Run {
             Some((format!("worker {} is version {theirs}, the coordinator {ours}", hello.worker_id), EXIT_CONFIG))
         } else if self.members.values().any(|member| member.hello.worker_id == hello.worker_id) {
             Some((format!("a worker called {} is already here", hello.worker_id), EXIT_CONFIG))
-        } else if !matches!(self.phase, Phase::Gathering { .. }) || self.members.len() >= self.start.workers {
+        } else if self.is_through() {
+            Some(("the run is over but for its last words".into(), EXIT_STOPPED))
+        } else if self.members.len() >= self.start.workers {
             Some((format!("all {} workers of this run are already here", self.start.workers), EXIT_STOPPED))
         } else {
             None
@@ -367,8 +385,8 @@ impl Run {
     }
 
     fn ready(&mut self, session: SessionId, digest: &str, now: Duration) -> Vec<Effect> {
-        let ready = self.members.get(&session).is_some_and(|member| member.ready);
-        if !matches!(self.phase, Phase::Gathering { .. }) || ready {
+        let ready = self.members.get(&session).is_some_and(|member| member.ready || member.rank.is_some());
+        if ready {
             return self.broke_the_protocol(session, "it was ready twice");
         }
         if digest != self.start.welcome.config_digest {
@@ -382,89 +400,13 @@ impl Run {
         if let Some(member) = self.members.get_mut(&session) {
             member.ready = true;
         }
+        if self.phase == Phase::Training && !self.growing {
+            self.growing = true;
+            let in_generation = self.members.iter().filter(|(_, member)| member.rank.is_some());
+            let regroup = |session: &SessionId| Effect::Send { session: *session, command: Command::Regroup };
+            return in_generation.map(|(session, _)| regroup(session)).collect();
+        }
         self.begin_if_all_are_ready(now)
-    }
-
-    fn step(&mut self, session: SessionId, step: StepDone) -> Vec<Effect> {
-        if let Some(problem) = self.fence(session, step.generation) {
-            return self.broke_the_protocol(session, &problem);
-        }
-        if self.comes_next(&step) {
-            self.first_loss = None;
-            return vec![self.record(step)];
-        }
-        let expected = self.next_step.as_ref().filter(|(stage, _)| *stage == step.stage).map_or(0, |(_, next)| *next);
-        if step.step < expected {
-            // Made again behind a loss; the ledger has it.
-            return Vec::new();
-        }
-        let problem = format!("it told step {} of stage {} where {expected} comes next", step.step, step.stage);
-        self.broke_the_protocol(session, &problem)
-    }
-
-    /// Whether a step is the one that the ledger lacks.
-    fn comes_next(&self, step: &StepDone) -> bool {
-        match &self.next_step {
-            Some((stage, next)) if *stage == step.stage => step.step == *next,
-            _ => step.step == 0,
-        }
-    }
-
-    fn record(&mut self, step: StepDone) -> Effect {
-        self.next_step = Some((step.stage.clone(), step.step + 1));
-        self.restarts.clear();
-        self.idle_generations = 0;
-        Effect::Record(step)
-    }
-
-    fn checkpoint(&mut self, session: SessionId, written: CheckpointWritten) -> Vec<Effect> {
-        match self.fence(session, written.generation) {
-            Some(problem) => self.broke_the_protocol(session, &problem),
-            None => {
-                self.committing += 1;
-                vec![Effect::Commit { session, written }]
-            }
-        }
-    }
-
-    /// Why this session may not speak for the run, if so: only rank 0 of the running generation may.
-    fn fence(&self, session: SessionId, generation: u64) -> Option<String> {
-        let rank = self.members.get(&session).and_then(|member| member.rank);
-        if self.phase == Phase::Over || rank != Some(0) {
-            return Some("only rank 0 of a running generation tells steps and checkpoints".into());
-        }
-        let current = self.generation;
-        (generation != current).then(|| format!("it speaks of generation {generation}, this is {current}"))
-    }
-
-    fn committed(
-        &mut self,
-        session: SessionId,
-        outcome: Result<CheckpointRef, String>,
-        result: Option<StageResult>,
-        now: Duration,
-    ) -> Vec<Effect> {
-        self.committing = self.committing.saturating_sub(1);
-        let (stage, step) = self.next_step.clone().unwrap_or_default();
-        let told = match &outcome {
-            Ok(saved) => Notice::Saved { stage: saved.stage.clone(), step: saved.step },
-            Err(reason) => Notice::NotSaved { stage, step, reason: reason.clone() },
-        };
-        let mut effects = vec![Effect::Tell(told)];
-        if let Ok(saved) = &outcome {
-            match result {
-                Some(result) => {
-                    self.start.complete.push(saved.clone());
-                    self.start.resume = None;
-                    self.start.stage += 1;
-                    effects.push(Effect::Tell(Notice::StageComplete(result)));
-                }
-                None => self.start.resume = Some(saved.clone()),
-            }
-        }
-        effects.insert(1, Effect::Send { session, command: Command::Committed(outcome) });
-        effects.extend(self.begin_if_all_are_ready(now));
-        effects
     }
 
     /// A worker is through: with the whole run (`None`), or stopped somewhere.
@@ -479,10 +421,15 @@ impl Run {
         let mut effects = vec![Effect::Send { session, command: Command::Leave { reason } }];
         // In a generation the others say theirs; if it is broken, nobody needs another one any more.
         let broken = matches!(self.phase, Phase::Gathering { .. });
-        if broken || self.members.values().all(|member| member.left) {
+        if broken || self.all_ranks_have_left() {
             effects.extend(self.end_well());
         }
         effects
+    }
+
+    /// Whoever waits beside the generation is not needed any more.
+    fn all_ranks_have_left(&self) -> bool {
+        self.members.values().all(|member| member.left || member.rank.is_none())
     }
 
     /// All is committed that there was to do, or the stop.
@@ -547,14 +494,18 @@ impl Run {
             Phase::Gathering { since } if now.saturating_sub(*since) >= MOST_GATHERING => {
                 let ready = self.members.values().filter(|member| member.ready).map(|member| &member.hello.worker_id);
                 let ready: Vec<String> = ready.cloned().collect();
-                let (here, wanted) = (ready.len(), self.start.workers);
+                let (here, wanted) = (ready.len(), self.start.least);
                 let message = format!(
                     "{here} of {wanted} workers were ready within {MOST_GATHERING:?} ({}): see the others' logs",
                     if ready.is_empty() { "none".into() } else { ready.join(", ") },
                 );
                 self.fail(message, EXIT_UNREACHABLE)
             }
-            Phase::Gathering { .. } | Phase::Training => self.lose_the_silent(now),
+            Phase::Gathering { .. } | Phase::Training => {
+                let mut effects = self.lose_the_silent(now);
+                effects.extend(self.begin_if_all_are_ready(now));
+                effects
+            }
             Phase::Over => Vec::new(),
         }
     }

@@ -238,6 +238,7 @@ impl From<Command> for v1::Command {
             Command::Begin(begin) => Wire::Begin(begin.into()),
             Command::Committed(outcome) => Wire::Committed(outcome.into()),
             Command::Stop { reason } => Wire::Stop(v1::Stop { reason }),
+            Command::Regroup => Wire::Regroup(v1::Regroup {}),
             Command::Refused { reason, exit_code } => {
                 Wire::Refused(v1::Refused { reason, exit_code: exit_code.into() })
             }
@@ -257,6 +258,7 @@ impl TryFrom<v1::Command> for Command {
             Wire::Begin(begin) => Command::Begin(begin.try_into()?),
             Wire::Committed(outcome) => Command::Committed(outcome.into()),
             Wire::Stop(v1::Stop { reason }) => Command::Stop { reason },
+            Wire::Regroup(v1::Regroup {}) => Command::Regroup,
             Wire::Refused(v1::Refused { reason, exit_code: code }) => {
                 Command::Refused { reason, exit_code: exit_code("Refused", code)? }
             }

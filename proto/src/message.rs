@@ -181,6 +181,8 @@ pub enum Command {
     Stop {
         reason: String,
     },
+    /// More workers are here: finish the step in flight, leave the generation, and wait for the next one.
+    Regroup,
     Refused {
         reason: String,
         exit_code: u8,

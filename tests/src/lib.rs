@@ -211,6 +211,18 @@ impl Running {
         });
     }
 
+    /// Waits until something holds, while the program runs.
+    ///
+    /// # Panics
+    /// If the program ends before, or it takes too long.
+    pub fn wait_until(&mut self, what: &str, mut holds: impl FnMut() -> bool) {
+        self.wait_for(what, |running| {
+            let ended = running.child.try_wait().expect("our child");
+            assert!(ended.is_none(), "it ended with {ended:?} before {what}:\n{}", running.output("stderr"));
+            holds().then_some(())
+        });
+    }
+
     fn wait_for<T>(&mut self, what: &str, mut there: impl FnMut(&mut Self) -> Option<T>) -> T {
         let started = Instant::now();
         loop {

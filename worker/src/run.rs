@@ -10,7 +10,7 @@ use crate::model::{BatchSum, Model};
 use crate::pack_transfer::local_file;
 use crate::session::{Refused, Session};
 use crate::tensors::{Named, copy_into};
-use crate::train::{Ending, From, Interrupted, Memory, Peers, Recipe, Stage, train};
+use crate::train::{Ending, From, Interrupted, Memory, Peers, Recipe, Regroup, Stage, train};
 use crate::transfer::Transfer;
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
@@ -104,8 +104,8 @@ fn take_part(options: &Options, session: &Session, welcome: &Welcome) -> Result<
         let ending =
             join(options, session, &begin, device).and_then(|group| worker.train_stages(&begin, &Rc::new(group)));
         match ending {
-            Err(error) if error.downcast_ref::<thanos_c10d::Error>().is_some() => {
-                tracing::warn!("left generation {}, a peer is gone: {error:#}", begin.generation);
+            Err(error) if error.is::<thanos_c10d::Error>() || error.is::<Regroup>() => {
+                tracing::warn!("left generation {}: {error:#}", begin.generation);
                 session.send(WorkerEvent::Rejoin(worker.rejoin(begin.generation)))?;
             }
             ending => return ending,

@@ -31,6 +31,8 @@ pub(crate) struct Session {
 /// What the training thread and the session's thread both see.
 struct Shared {
     stop: AtomicBool,
+    /// The generation is to be left for one with more workers.
+    regroup: AtomicBool,
     /// The worker has said its last word and waits for `Leave`.
     done: AtomicBool,
     heartbeat: Mutex<Heartbeat>,
@@ -45,6 +47,7 @@ impl Session {
         let start = Heartbeat { generation: 0, stage: "start".into(), step: 0, phase: "start".into() };
         let shared = Arc::new(Shared {
             stop: AtomicBool::new(false),
+            regroup: AtomicBool::new(false),
             done: AtomicBool::new(false),
             heartbeat: Mutex::new(start),
         });
@@ -92,6 +95,11 @@ impl Session {
     /// Whether the coordinator has asked for a stop. Ranks hear it at different steps: agree before acting.
     pub(crate) fn stop_requested(&self) -> bool {
         self.shared.stop.load(Ordering::Relaxed)
+    }
+
+    /// Whether the coordinator has asked for another generation. As with a stop: agree before acting.
+    pub(crate) fn regroup_requested(&self) -> bool {
+        self.shared.regroup.load(Ordering::Relaxed)
     }
 
     /// Says in the next heartbeat where this rank is.

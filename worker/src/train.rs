@@ -134,6 +134,11 @@ pub(crate) struct Memory {
     seconds: f64,
 }
 
+/// All ranks leave their generation behind the same step, for one with more workers.
+#[derive(Debug, thiserror::Error)]
+#[error("more workers are here")]
+pub(crate) struct Regroup;
+
 /// Why a stage ended before its end; `memory` is what the rank holds, once it has begun.
 pub(crate) struct Interrupted {
     pub(crate) error: anyhow::Error,
@@ -286,13 +291,16 @@ impl<'a> Trainer<'a> {
         let mut feed = Feed::new(data, &recipe.schedule, self.step..total_steps, self.stage.views())?;
         self.phase("data");
         while let Some(batch) = feed.next()? {
-            let stop = self.update(&batch, total_steps)?;
+            let Asked { stop, regroup } = self.update(&batch, total_steps)?;
             self.waited = feed.waited.as_secs_f64();
             self.settle(batch.at, (steps_per_epoch, total_steps), stop)?;
             if stop && self.step < total_steps {
                 // Nobody leaves before it is committed.
                 self.save_for_all(batch.at.epoch, None)?;
                 return Ok(Ending::Stopped { step: self.step });
+            }
+            if regroup {
+                return Err(Regroup.into());
             }
             self.phase("data");
         }
@@ -322,8 +330,8 @@ impl<'a> Trainer<'a> {
         self.peers.session.at(self.recipe.name, self.step, phase);
     }
 
-    /// One optimiser update; true: some rank has been asked to stop.
-    fn update(&mut self, batch: &Batch, total_steps: u64) -> Result<bool> {
+    /// One optimiser update.
+    fn update(&mut self, batch: &Batch, total_steps: u64) -> Result<Asked> {
         let rank = self.peers.group.rank() as u64;
         tch::manual_seed(step_key(self.recipe.seed, self.recipe.key, self.step, rank) as i64);
         let parameters = self.optimizer.names();
@@ -342,20 +350,22 @@ impl<'a> Trainer<'a> {
         self.optimizer.update(&reduced.gradient, lr)?;
         self.buffers.clear();
         self.commit(batch, &losses, &reduced, (lr, total_steps))?;
-        Ok(reduced.stop)
+        Ok(reduced.asked)
     }
 
-    /// Sums gradients, shares of the loss and requests to stop over the ranks: all ranks see the same from here on.
+    /// Sums gradients, shares of the loss and what was asked for over the ranks: all ranks see the same from here on.
     fn reduce(&self, losses: &Losses) -> Result<Reduced> {
         let mut gradient = self.optimizer.flat_gradient(); // [parameters]
         self.peers.group.all_reduce(&mut gradient)?;
         let mut numbers = losses.shares();
-        numbers.push(f64::from(u8::from(self.peers.session.stop_requested())));
+        let asked = [self.peers.session.stop_requested(), self.peers.session.regroup_requested()];
+        numbers.extend(asked.map(|asked| f64::from(u8::from(asked))));
         let mut sums = Tensor::from_slice(&numbers).to_device(gradient.device());
         self.peers.group.all_reduce(&mut sums)?;
         let mut terms = Vec::<f64>::try_from(sums)?;
+        let regroup = terms.pop().is_some_and(|asked| asked > 0.0);
         let stop = terms.pop().is_some_and(|asked| asked > 0.0);
-        Ok(Reduced { gradient, terms, stop })
+        Ok(Reduced { gradient, terms, asked: Asked { stop, regroup } })
     }
 
     /// Stops, on all ranks alike and before the update, at a loss or a gradient that is no number.
@@ -488,5 +498,12 @@ struct Reduced {
     gradient: Tensor,
     /// The global value of each term.
     terms: Vec<f64>,
+    asked: Asked,
+}
+
+/// What some rank has been asked to do behind this step, so that all do it.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
     stop: bool,
+    regroup: bool,
 }

@@ -25,9 +25,13 @@ impl Run {
         if let Some(step) = last_step.filter(|step| self.comes_next(step)) {
             effects.push(self.record(step));
         }
-        if self.phase == Phase::Training {
-            let reason = format!("{} cannot reach its peers any more", self.name(session));
-            effects.extend(self.regroup(reason, now));
+        match self.phase {
+            Phase::Training if self.growing => effects.push(self.gather(now, now)),
+            Phase::Training => {
+                let reason = format!("{} cannot reach its peers any more", self.name(session));
+                effects.extend(self.regroup(reason, now));
+            }
+            Phase::Gathering { .. } | Phase::Over => {}
         }
         if let Some(member) = self.members.get_mut(&session) {
             (member.ready, member.held) = (true, held);
@@ -36,20 +40,27 @@ impl Run {
         effects
     }
 
+    /// Survivors are always awaited; others as long as there is patience.
     pub(super) fn begin_if_all_are_ready(&mut self, now: Duration) -> Vec<Effect> {
         let ready = self.members.values().filter(|member| member.ready).count();
+        let awaited = self.members.values().any(|member| member.rank.is_some() && !member.ready);
         let gathering = matches!(self.phase, Phase::Gathering { .. });
-        if !gathering || ready < self.start.workers || self.committing > 0 {
+        if !gathering || awaited || ready < self.start.least || self.committing > 0 {
+            return Vec::new();
+        }
+        if ready < self.start.workers && now < self.patient_until {
             return Vec::new();
         }
         self.begin(now)
     }
 
-    /// All are here: ranks in the order of the workers' names, so that a restart numbers them alike.
+    /// All are here that are waited for: ranks in the order of the workers' names, so that a restart numbers them alike.
     pub(super) fn begin(&mut self, now: Duration) -> Vec<Effect> {
         self.generation += 1;
         self.phase = Phase::Training;
-        let mut sessions: Vec<SessionId> = self.members.keys().copied().collect();
+        self.growing = false;
+        let ready = self.members.iter().filter(|(_, member)| member.ready);
+        let mut sessions: Vec<SessionId> = ready.map(|(session, _)| *session).collect();
         sessions.sort_by_key(|session| {
             let id = self.members[session].hello.worker_id.clone();
             (id.len(), id)
@@ -121,12 +132,15 @@ impl Run {
         let worker = member.hello.worker_id;
         let mut effects = vec![Effect::Tell(Notice::Lost { worker: worker.clone(), reason: reason.clone() })];
         if self.is_through() {
-            if self.members.values().all(|member| member.left) {
+            if self.all_ranks_have_left() {
                 effects.extend(self.end_well());
             }
             return effects;
         }
-        effects.extend(self.regroup(reason, now));
+        // One that was not in the generation yet is missed by nobody in it.
+        if member.rank.is_some() || self.phase != Phase::Training {
+            effects.extend(self.regroup(reason, now));
+        }
         if let Some(exited) = member.exited.filter(|_| self.phase != Phase::Over) {
             effects.extend(self.restart(&worker, &exited));
         }
@@ -142,14 +156,23 @@ impl Run {
                 return self.give_up(format!("{MOST_IDLE_GENERATIONS} generations in a row made no step"));
             }
         }
+        vec![self.gather(now, now + self.start.patience)]
+    }
+
+    fn gather(&mut self, now: Duration, patient_until: Duration) -> Effect {
         self.phase = Phase::Gathering { since: now };
-        vec![Effect::OpenStore { generation: self.generation + 1 }]
+        self.patient_until = patient_until;
+        Effect::OpenStore { generation: self.generation + 1 }
     }
 
     pub(super) fn restart(&mut self, worker: &str, how: &str) -> Vec<Effect> {
         let restarts = self.restarts.entry(worker.into()).or_insert(0);
         *restarts += 1;
         let restart = *restarts;
+        if restart > MOST_RESTARTS && self.start.least < self.start.workers {
+            // The run may go on without it.
+            return vec![Effect::Tell(Notice::Abandoned { worker: worker.into(), how: how.into() })];
+        }
         if restart > MOST_RESTARTS {
             return self.give_up(format!("{worker} was started {MOST_RESTARTS} times, and no step was made"));
         }
@@ -166,6 +189,7 @@ impl Run {
     }
 
     pub(super) fn exited(&mut self, worker: &str, how: &str, now: Duration) -> Vec<Effect> {
+        let through = self.is_through();
         match self.members.values_mut().find(|member| member.hello.worker_id == worker) {
             // Its session ends as well, and says more: where it was.
             Some(member) => {
@@ -173,9 +197,10 @@ impl Run {
                 Vec::new()
             }
             // Nothing that worked before has broken: what it says is what the user must read.
-            None if !self.joined.contains(worker) => {
+            None if !self.joined.contains(worker) && self.generation == self.start.last_generation => {
                 self.fail(format!("{worker} {how} before it joined the run"), EXIT_UNREACHABLE)
             }
+            None if through => Vec::new(),
             None => {
                 self.first_loss.get_or_insert((format!("{worker} {how}"), now));
                 self.restart(worker, how)

@@ -50,12 +50,16 @@ struct Training {
     session: SessionId,
     rank: u32,
     generation: u64,
+    world_size: u32,
     at: Place,
     last_step: Option<StepDone>,
     /// Rank 0 has told a checkpoint and waits for its commit.
     waits: bool,
     stop: bool,
     stopped: bool,
+    /// Asked to make room for others; and all have agreed to, behind a step.
+    regroup: bool,
+    regrouping: bool,
 }
 
 impl Worker {
@@ -81,6 +85,8 @@ struct World {
     commits: VecDeque<(SessionId, CheckpointWritten)>,
     /// Workers that were told to leave, whose processes have ended; the launcher has not said so yet.
     exits: VecDeque<usize>,
+    /// The newest generation, with index and place of each of its ranks as they were when it began.
+    ranks: (u64, Vec<(usize, Option<Place>)>),
     /// Something was said that no worker says.
     nonsense: bool,
     verdict: Option<Verdict>,
@@ -90,8 +96,10 @@ impl World {
     fn new(seed: u64) -> Self {
         let mut chance = SplitMix64::new(seed);
         let workers = 1 + chance.below(4) as usize;
+        let least = 1 + chance.below(workers as u64) as usize;
+        let start = Start { least, patience: Duration::from_secs(2), ..start(workers) };
         Self {
-            run: Run::new(start(workers), Duration::ZERO),
+            run: Run::new(start, Duration::ZERO),
             chance,
             workers: vec![Worker::Down { started: true }; workers],
             now: Duration::ZERO,
@@ -99,6 +107,7 @@ impl World {
             recorded: Vec::new(),
             commits: VecDeque::new(),
             exits: VecDeque::new(),
+            ranks: (0, Vec::new()),
             nonsense: false,
             verdict: None,
         }
@@ -149,6 +158,11 @@ impl World {
                     training.stop = true;
                 }
             }
+            Command::Regroup => {
+                if let Worker::Training(training) = &mut self.workers[index] {
+                    training.regroup = true;
+                }
+            }
             Command::Committed(outcome) => self.committed(index, &outcome),
             Command::Welcome(_) => {}
         }
@@ -156,14 +170,20 @@ impl World {
 
     /// Takes over what the source holds, or what is committed.
     fn begin(&mut self, index: usize, begin: &Begin) {
-        assert_eq!(begin.world_size as usize, self.workers.len());
+        if self.ranks.0 != begin.generation {
+            let ready = |(index, worker): (usize, &Worker)| match worker {
+                Worker::Up { ready: true, .. } => Some((index, None)),
+                Worker::Waiting { at, .. } => Some((index, Some(*at))),
+                _ => None,
+            };
+            self.ranks = (begin.generation, self.workers.iter().enumerate().filter_map(ready).collect());
+        }
+        let ranks = &self.ranks.1;
+        assert_eq!(begin.world_size as usize, ranks.len());
+        assert_eq!(ranks[begin.rank as usize].0, index, "ranks follow the names");
         assert_eq!(begin.complete.len(), begin.stage as usize);
         let at = match begin.source {
-            Some(source) => match &self.workers[source as usize] {
-                Worker::Waiting { at, .. } => *at,
-                Worker::Training(training) if training.generation == begin.generation => training.at,
-                other => panic!("{other:?} is the source"),
-            },
+            Some(source) => ranks[source as usize].1.expect("the source holds something"),
             None => {
                 let made = begin.resume.as_ref().map_or(0, |checkpoint| checkpoint.step);
                 Place { stage: begin.stage as usize, made }
@@ -179,11 +199,19 @@ impl World {
             }
             ref other => panic!("{other:?} was told to begin"),
         };
-        let (rank, generation) = (begin.rank, begin.generation);
-        assert_eq!(rank as usize, index, "ranks follow the names");
-        let (waits, stop, stopped) = (false, false, false);
-        let training = Training { session, rank, generation, at, last_step: None, waits, stop, stopped };
-        self.workers[index] = Worker::Training(training);
+        self.workers[index] = Worker::Training(Training {
+            session,
+            rank: begin.rank,
+            generation: begin.generation,
+            world_size: begin.world_size,
+            at,
+            last_step: None,
+            waits: false,
+            stop: false,
+            stopped: false,
+            regroup: false,
+            regrouping: false,
+        });
     }
 
     /// Rank 0 hears of its commit. Behind the end of a stage all go on together, if all are still there.
@@ -210,9 +238,12 @@ impl World {
     }
 
     fn is_whole(&self, generation: u64) -> bool {
-        self.workers
-            .iter()
-            .all(|worker| matches!(worker, Worker::Training(training) if training.generation == generation))
+        let all = self.workers.iter().filter_map(|worker| match worker {
+            Worker::Training(training) if training.generation == generation => Some(training.world_size as usize),
+            _ => None,
+        });
+        let world_size = all.clone().next();
+        world_size == Some(all.count())
     }
 
     /// Something happens to some worker.
@@ -314,7 +345,7 @@ impl World {
                 self.workers[index] = Worker::Up { session, ready: true };
                 self.apply(Event::Said { session, event: ready() });
             }
-            Worker::Training(training) if self.workers.len() == 1 || self.is_whole(training.generation) => {
+            Worker::Training(training) if self.is_whole(training.generation) && !training.regrouping => {
                 self.train(index, training);
             }
             Worker::Training(training) if training.stopped || training.at.stage == STAGES.len() => {
@@ -346,7 +377,7 @@ impl World {
                 epoch: 0,
                 step: training.at.made,
                 generation: training.generation,
-                world_size: self.workers.len() as u32,
+                world_size: training.world_size,
                 folder: "f".into(),
                 files: Vec::new(),
                 result: ends.then(|| StageResult { stage: stage.into(), ..StageResult::default() }),
@@ -357,11 +388,15 @@ impl World {
             self.workers[index] = Worker::Training(Training { waits: true, ..training });
             return self.apply(Event::Said { session, event: WorkerEvent::Checkpoint(written) });
         }
-        let stop = self.workers.iter().any(|worker| matches!(worker, Worker::Training(training) if training.stop));
+        let any = |asked: fn(&Training) -> bool| {
+            self.workers.iter().any(|worker| matches!(worker, Worker::Training(training) if asked(training)))
+        };
+        let (stop, regroup) = (any(|training| training.stop), any(|training| training.regroup));
         for worker in &mut self.workers {
             if let Worker::Training(training) = worker {
                 let stepped = make_step(training.clone());
-                *training = Training { stopped: stop && stepped.at.made < steps, ..stepped };
+                let stopped = stop && stepped.at.made < steps;
+                *training = Training { stopped, regrouping: regroup && !stopped, ..stepped };
             }
         }
         let Worker::Training(Training { session, last_step: Some(told), .. }) = self.workers[index].clone() else {

@@ -10,6 +10,8 @@ pub(super) fn start(workers: usize) -> Start {
     let pack = PackRef { split: "train".into(), path: "/p".into(), fingerprint: "f".into() };
     Start {
         workers,
+        least: workers,
+        patience: Duration::from_secs(10),
         welcome: Welcome {
             run_id: "run".into(),
             run_dir: "/run".into(),
@@ -394,6 +396,52 @@ fn a_worker_that_always_crashes_ends_the_run_with_the_first_loss() {
     );
     assert!(message.contains("last seen in forward of step 0 of stage a"), "{message}");
     assert_eq!(exit_code, EXIT_UNREACHABLE);
+}
+
+/// Two workers at least, three at most, and ten seconds of patience for the third.
+fn elastic() -> Run {
+    let mut run = Run::new(Start { least: 2, ..start(3) }, Duration::ZERO);
+    for (session, worker) in [(1, "worker-0"), (2, "worker-1")] {
+        run.apply(Event::Opened { session, hello: hello(worker) }, NOW);
+        assert_eq!(begins(&said(&mut run, session, ready())), [], "a third may come");
+    }
+    assert_eq!(run.apply(Event::Tick, NOW * 9), []);
+    assert_eq!(begins(&run.apply(Event::Tick, NOW * 10)).len(), 2);
+    run
+}
+
+#[test]
+fn a_run_begins_with_the_least_and_grows_when_more_come() {
+    let mut run = elastic();
+    let later = |event| Event::Said { session: 3, event };
+    run.apply(Event::Opened { session: 3, hello: hello("worker-2") }, NOW * 11);
+    let effects = run.apply(later(ready()), NOW * 11);
+    let regroup = |session| Effect::Send { session, command: Command::Regroup };
+    assert_eq!(effects, [regroup(1), regroup(2)], "they finish their step");
+    run.apply(Event::Said { session: 1, event: rejoin(held(5, true), None) }, NOW * 12);
+    let effects = run.apply(Event::Said { session: 2, event: rejoin(held(5, true), None) }, NOW * 12);
+    let ranks: Vec<(SessionId, u32, Option<u32>)> =
+        begins(&effects).iter().map(|(session, begin)| (*session, begin.world_size, begin.source)).collect();
+    assert_eq!(ranks, [(1, 3, Some(0)), (2, 3, Some(0)), (3, 3, Some(0))]);
+    assert!(!notices(&effects).iter().any(|notice| matches!(notice, Notice::Recovered { .. })), "nothing was lost");
+}
+
+#[test]
+fn a_run_shrinks_when_nobody_comes_back_in_time() {
+    let mut run = elastic();
+    run.apply(Event::Opened { session: 3, hello: hello("worker-2") }, NOW * 11);
+    // It dies before it takes part: the others do not notice.
+    said(&mut run, 3, ready());
+    assert_eq!(notices(&run.apply(Event::Closed { session: 3 }, NOW * 11)).len(), 1);
+    let mut run = Run::new(Start { least: 1, ..start(2) }, Duration::ZERO);
+    for (session, worker) in [(1, "worker-0"), (2, "worker-1")] {
+        run.apply(Event::Opened { session, hello: hello(worker) }, NOW);
+        said(&mut run, session, ready());
+    }
+    run.apply(Event::Closed { session: 2 }, NOW);
+    assert_eq!(begins(&said(&mut run, 1, rejoin(held(5, true), None))), []);
+    let begun = begins(&run.apply(Event::Tick, NOW * 11));
+    assert_eq!((begun.len(), begun[0].1.world_size, begun[0].1.source), (1, 1, Some(0)));
 }
 
 #[test]

@@ -102,6 +102,7 @@ fn commands_come_back_equal() {
     check_command(Command::Begin(begin));
     check_command(Command::Committed(Ok(checkpoint())));
     check_command(Command::Committed(Err("disk full".into())));
+    check_command(Command::Regroup);
     check_command(Command::Stop { reason: "r".into() });
     check_command(Command::Refused { reason: "r".into(), exit_code: 78 });
     check_command(Command::Leave { reason: "r".into() });

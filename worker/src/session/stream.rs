@@ -73,7 +73,14 @@ async fn pump(mut commands: Streaming<v1::Command>, inbound: std::sync::mpsc::Se
                 shared.stop.store(true, Ordering::Relaxed);
                 _ = inbound.send(Command::Stop { reason });
             }
-            Ok(command) => _ = inbound.send(command),
+            Ok(Command::Regroup) => shared.regroup.store(true, Ordering::Relaxed),
+            Ok(command) => {
+                if matches!(command, Command::Begin(_)) {
+                    // What was asked for has come; what is asked for from here on is another one.
+                    shared.regroup.store(false, Ordering::Relaxed);
+                }
+                _ = inbound.send(command);
+            }
             Err(_) if done => return,
             Err(reason) => end(&reason),
         }
