@@ -20,7 +20,8 @@ const SMALL: [&str; 7] = [
 fn launch(scene: &Scene, preset: &str, dir: &Path, extra: &[&str]) {
     let dir = format!("data.dir={}", dir.display());
     let target = [&[preset, &dir, "train.batch_size=20", "transfer.batch_size=20"][..], &SMALL, extra].concat();
-    scene.launch(preset, 2, &target).expect(0);
+    let told = scene.launch(preset, 2, &target).expect(0).stderr;
+    assert_eq!(told.contains("note: 200 train images, "), !preset.starts_with("image_folder"), "{told}");
     let fine = &results(&scene.path(preset))["rows"][0]["fine_test_accuracy"];
     assert!(fine.as_f64().is_some_and(|fine| (0.0..=100.0).contains(&fine)), "{preset}: {fine}");
 }

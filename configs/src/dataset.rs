@@ -120,6 +120,19 @@ impl DataSet {
     }
 }
 
+impl DataKind {
+    /// Training and test images of the published data set; a folder has as many as it has.
+    pub fn published_images(self) -> Option<[u64; 2]> {
+        match self {
+            Self::Digits => Some([1_437, 360]),
+            Self::Mnist | Self::FashionMnist => Some([60_000, 10_000]),
+            Self::Cifar10 | Self::Cifar100 | Self::Cifar100U => Some([50_000, 10_000]),
+            Self::Tinyimagenet => Some([100_000, 10_000]),
+            Self::ImageFolder => None,
+        }
+    }
+}
+
 /// How many training images each fine class of CIFAR-100-U keeps: of the five classes of a superclass, in ascending
 /// order of their labels, 500, 250, 100, 50 and 50. `coarse_of` is CIFAR-100's.
 pub(crate) fn images_kept_of_cifar100_u(coarse_of: &[i64]) -> Vec<usize> {

@@ -8,7 +8,7 @@ use crate::ingest::{self, PackFile, Packs};
 use crate::launcher::{Launcher, WorkerCommand, worker_program};
 use crate::ledger::{self, Ledger};
 use crate::packs::PackShelf;
-use crate::progress::{Bar, Progress, tell_skipped};
+use crate::progress::{Bar, Progress, tell_of};
 use crate::report::Results;
 use crate::run::{Event, Run, Start, Verdict};
 use crate::run_dir::RunDir;
@@ -138,8 +138,7 @@ fn pack(plan: &Plan, packs_dir: &Path) -> Result<Packs> {
     let data = &plan.config().data;
     let packs = ingest::pack(data, packs_dir, &|split, done, total| bar.at(split, done, total)).map_err(refused)?;
     bar.finish();
-    tell_skipped(&packs.train);
-    tell_skipped(&packs.test);
+    tell_of(data.kind, &packs);
     let fine = ingest::fine_labels(&packs.train.path).map_err(refused)?;
     plan.check_images(&fine).map_err(|rule| Fatal::new(EXIT_DATA, rule.to_string()))?;
     Ok(packs)

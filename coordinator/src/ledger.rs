@@ -76,7 +76,7 @@ impl Ledger {
     /// 74, naming the file.
     pub(crate) fn step(&mut self, step: StepDone) -> Result<(), Fatal> {
         let line = serde_json::to_string(&StepLine::from(step)).expect("a step is always JSON");
-        writeln!(self.steps, "{line}").map_err(|error| self.cannot("steps.jsonl", &error))
+        write_line(&mut self.steps, line).map_err(|error| self.cannot("steps.jsonl", &error))
     }
 
     /// Returns when the steps are on the disk: a checkpoint must not outlive the lines of its steps.
@@ -97,12 +97,18 @@ impl Ledger {
         if let (Value::Object(line), Value::Object(fields)) = (&mut line, fields) {
             line.extend(fields.clone());
         }
-        writeln!(self.events, "{line}").map_err(|error| self.cannot("events.jsonl", &error))
+        write_line(&mut self.events, line.to_string()).map_err(|error| self.cannot("events.jsonl", &error))
     }
 
     fn cannot(&self, name: &str, error: &std::io::Error) -> Fatal {
         Fatal::new(EXIT_IO, format!("cannot write {}: {error}", self.path.join(name).display()))
     }
+}
+
+/// In one write, so that whoever reads meanwhile, or after a crash, sees whole lines.
+fn write_line(file: &mut File, mut line: String) -> std::io::Result<()> {
+    line.push('\n');
+    file.write_all(line.as_bytes())
 }
 
 /// All committed steps of a run directory, in order; none if it has no ledger yet. A last line that a crash cut off

@@ -1,12 +1,13 @@
 //! What the terminal shows of a run: a bar for the stage in training, or plain lines when nobody watches.
 
-use crate::ingest::PackFile;
+use crate::ingest::{PackFile, Packs};
 use crate::run::{Notice, RecoveredFrom};
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::collections::VecDeque;
 use std::io::IsTerminal;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use thanos_configs::DataKind;
 use thanos_proto::{StageResult, StepDone};
 
 /// Where nobody watches, a line comes this often at most.
@@ -58,8 +59,19 @@ impl Bar {
     }
 }
 
-/// Names the images of a pack that were left out, if any.
-pub(crate) fn tell_skipped(pack: &PackFile) {
+/// What people should know of packs: that there are not as many images as were published, and which were left out. A
+/// file that was cut off between two records has no other sign.
+pub(crate) fn tell_of(kind: DataKind, packs: &Packs) {
+    for (pack, published) in [&packs.train, &packs.test].into_iter().zip(kind.published_images().unwrap_or_default()) {
+        if published > 0 && pack.images != published {
+            eprintln!("note: {} {} images, {published} are published", pack.images, pack.split);
+        }
+    }
+    tell_left_out(&packs.train);
+    tell_left_out(&packs.test);
+}
+
+fn tell_left_out(pack: &PackFile) {
     if pack.left_out == 0 {
         return;
     }

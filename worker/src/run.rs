@@ -10,7 +10,7 @@ use crate::model::{BatchSum, Model};
 use crate::pack_transfer::local_file;
 use crate::session::{Refused, Session};
 use crate::tensors::{Named, copy_into};
-use crate::train::{Ending, From, Interrupted, Memory, Peers, Recipe, Regroup, Stage, train};
+use crate::train::{Ending, Interrupted, Memory, Origin, Peers, Recipe, Regroup, Stage, train};
 use crate::transfer::Transfer;
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
@@ -234,9 +234,9 @@ impl Worker<'_> {
             StagePlan::Transfer(transfer) => self.transfer(transfer, group)?,
         };
         let from = match (source, resume) {
-            (Some(source), _) => From::Memory { own: self.memory.as_deref(), source },
-            (None, Some(checkpoint)) => From::Checkpoint(checkpoint),
-            (None, None) => From::Start,
+            (Some(source), _) => Origin::Memory { own: self.memory.as_deref(), source },
+            (None, Some(checkpoint)) => Origin::Checkpoint(checkpoint),
+            (None, None) => Origin::Start,
         };
         let ending = train(stage.as_mut(), self.data, &recipe, &peers, &from);
         drop(stage);

@@ -110,7 +110,7 @@ pub(crate) enum Ending {
 }
 
 /// What a stage begins from.
-pub(crate) enum From<'a> {
+pub(crate) enum Origin<'a> {
     Start,
     Checkpoint(&'a Committed),
     /// Everyone takes over what rank `source` holds; `own` is this rank's, if it has any.
@@ -151,7 +151,7 @@ pub(crate) fn train(
     data: &Data,
     recipe: &Recipe<'_>,
     peers: &Peers<'_>,
-    from: &From<'_>,
+    from: &Origin<'_>,
 ) -> Result<Ending, Interrupted> {
     let mut trainer = Trainer::new(stage, recipe, peers);
     // Until all have begun, what a rank held before is still its best: it is not touched.
@@ -199,10 +199,10 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    fn begin(&mut self, from: &From<'_>) -> Result<()> {
+    fn begin(&mut self, from: &Origin<'_>) -> Result<()> {
         match from {
-            From::Start => Ok(()),
-            From::Checkpoint(checkpoint) => {
+            Origin::Start => Ok(()),
+            Origin::Checkpoint(checkpoint) => {
                 copy_into(&self.stage.state(), &checkpoint.tensors(checkpoint::MODEL)?)?;
                 self.optimizer.load(&checkpoint.tensors(checkpoint::OPTIMIZER)?)?;
                 self.step = checkpoint.step();
@@ -212,7 +212,7 @@ impl<'a> Trainer<'a> {
                 }
                 Ok(())
             }
-            From::Memory { own, source } => {
+            Origin::Memory { own, source } => {
                 if self.peers.group.rank() == *source {
                     self.recall(own.context("the rank whose memory all take over has none")?)?;
                 }

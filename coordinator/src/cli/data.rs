@@ -4,7 +4,7 @@ use super::{config_of, packs_dir};
 use crate::exit::{EXIT_USAGE, Fatal};
 use crate::fetch::{FetchError, Fetched, Watch, fetch, resources};
 use crate::ingest::{self, DataError};
-use crate::progress::{Bar, tell_skipped};
+use crate::progress::{Bar, tell_of};
 use anyhow::Result;
 use clap::{Subcommand, ValueEnum};
 use std::path::{Path, PathBuf};
@@ -159,8 +159,8 @@ fn act_pack(config: &DataConfig, packs_dir: &Path) -> Result<()> {
     let packs = ingest::pack(config, packs_dir, &|split, done, total| bar.at(split, done, total)).map_err(refused)?;
     bar.finish();
     let how = if packs.reused { "already packed" } else { "packed" };
+    tell_of(config.kind, &packs);
     for pack in [&packs.train, &packs.test] {
-        tell_skipped(pack);
         println!("{how}: {} {} images, {}", pack.images, pack.split, pack.path.display());
     }
     Ok(())
