@@ -1,10 +1,10 @@
-//! How runs end when they do not end by themselves: a killed worker is named and replaced, a killed coordinator
-//! leaves nobody behind, a second signal ends at once. And how fast a run begins.
+//! How runs end when they do not end by themselves: a killed worker is named and replaced, a killed launch leaves nobody
+//! behind, a second signal ends at once. And how fast a run begins.
 
 use crate::tell;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use std::time::{Duration, Instant};
+use thanos_tests::processes::{coordinator, gone_within, is_alive, send};
 use thanos_tests::{Running, Scene, lines};
 
 const LONG: [&str; 2] = ["digits_supcon", "train.epochs=100000"];
@@ -14,29 +14,10 @@ fn start(scene: &Scene, workers: &str) -> Running {
     scene.start(&[&arguments[..], &LONG].concat())
 }
 
-/// Process ids of the workers, by the run's own events.
-fn workers(scene: &Scene) -> Vec<i32> {
+/// Process ids of all workers that have joined.
+fn joined(scene: &Scene) -> Vec<i32> {
     let joined = lines(&scene.path("run"), "events.jsonl").into_iter().filter(|line| line["event"] == "joined");
     joined.map(|line| line["pid"].as_i64().expect("a pid") as i32).collect()
-}
-
-fn alive(pid: i32) -> bool {
-    // A zombie has a /proc entry, but no command line.
-    std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|words| !words.is_empty())
-}
-
-fn signal(pid: i32, signal: Signal) {
-    kill(Pid::from_raw(pid), signal).expect("it is running");
-}
-
-/// Waits until none of the processes is there.
-fn gone_within(pids: &[i32], most: Duration) -> Duration {
-    let started = Instant::now();
-    while pids.iter().any(|pid| alive(*pid)) {
-        assert!(started.elapsed() < most, "still there after {most:?}: {pids:?}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    started.elapsed()
 }
 
 #[test]
@@ -44,29 +25,31 @@ fn a_killed_worker_is_named_and_the_run_goes_on() {
     let scene = Scene::new();
     let mut running = start(&scene, "3");
     running.wait_for_steps("run", 3);
-    let killed = workers(&scene)[1];
-    signal(killed, Signal::SIGKILL);
+    let killed = joined(&scene)[1];
+    send(killed, Signal::SIGKILL);
     running.wait_for_line("generation 2 goes on behind step");
     let ran = running.interrupt().expect(75);
     let named = format!("pid {killed}");
     for part in [named.as_str(), "is gone without a word", "was killed by signal 9", "of stage supcon"] {
         assert!(ran.stderr.contains(part), "no `{part}` in {}", ran.stderr);
     }
-    let pids = workers(&scene);
+    let pids = joined(&scene);
     assert_eq!(pids.len(), 4, "three at the start, and one again: {pids:?}");
     gone_within(&pids, Duration::from_secs(1));
 }
 
+/// The terminal was closed: there is nobody who would start a coordinator again.
 #[test]
-fn a_killed_coordinator_leaves_no_worker_behind() {
+fn a_killed_launch_leaves_nobody_behind() {
     let scene = Scene::new();
     let mut running = start(&scene, "3");
     running.wait_for_steps("run", 3);
-    let pids = workers(&scene);
-    assert!(pids.len() == 3 && pids.iter().all(|pid| alive(*pid)), "{pids:?}");
-    signal(running.pid(), Signal::SIGKILL);
+    let mut pids = joined(&scene);
+    pids.extend(coordinator(&scene.path("run")));
+    assert!(pids.len() == 4 && pids.iter().all(|pid| is_alive(*pid)), "{pids:?}");
+    send(running.pid(), Signal::SIGKILL);
     let took = gone_within(&pids, Duration::from_secs(5));
-    tell(&format!("workers were gone {took:?} after their coordinator was killed"));
+    tell(&format!("coordinator and workers were gone {took:?} after the launch was killed"));
 }
 
 #[test]
@@ -74,16 +57,16 @@ fn a_second_signal_ends_at_once() {
     let scene = Scene::new();
     let mut running = start(&scene, "2");
     running.wait_for_steps("run", 1);
-    let pids = workers(&scene);
+    let pids = joined(&scene);
     // Stopped workers cannot reach a common step: only the second signal can end this.
     for pid in &pids {
-        signal(*pid, Signal::SIGSTOP);
+        send(*pid, Signal::SIGSTOP);
     }
-    signal(running.pid(), Signal::SIGINT);
-    signal(running.pid(), Signal::SIGTERM);
+    send(running.pid(), Signal::SIGINT);
+    send(running.pid(), Signal::SIGTERM);
     running.wait().expect(75);
     for pid in &pids {
-        signal(*pid, Signal::SIGKILL);
+        send(*pid, Signal::SIGKILL);
     }
 }
 

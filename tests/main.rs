@@ -1,13 +1,17 @@
 //! The one test binary, as every binary links libtorch. `parity_checks`: ours against the golden vectors of the
 //! published code. `losses`: the closed-form gradient against finite differences, tile sizes and ranks. `memory`: a
 //! batch whose square would not fit. `exchanges`, `nearness` and `rerun` serve them. The others start the real programs:
-//! `world_sizes`, `resume`, `ledger` and `evaluation` hold the promises, `recovery`, `elastic`, `full_disk` and `endings` what happens to processes and disks,
+//! `world_sizes`, `resume`, `ledger` and `evaluation` hold the promises, `recovery`, `elastic`, `standstill`, `cut_off`,
+//! `preemption`, `commit_points`, `checks`, `full_disk` and `endings` what happens to processes, networks and disks,
 //! `pytorch_names` what is in a checkpoint, `data_sets`, `pack_transfer`, `downloads` and `fashion_mnist` how images
 //! come to workers, `device_views` how a GPU makes views of them; `bad_input`, `command_line` and `documents` what people type and read.
 //! `layering` reads the sources.
 
 mod bad_input;
+mod checks;
 mod command_line;
+mod commit_points;
+mod cut_off;
 mod data_sets;
 mod device_views;
 mod documents;
@@ -25,10 +29,12 @@ mod memory;
 mod nearness;
 mod pack_transfer;
 mod parity_checks;
+mod preemption;
 mod pytorch_names;
 mod recovery;
 mod rerun;
 mod resume;
+mod standstill;
 mod world_sizes;
 
 use std::io::{Write, stdout};

@@ -9,29 +9,14 @@ use serde_json::Value;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use thanos_configs::SplitMix64;
+use thanos_tests::processes::{coordinator, send, workers};
 use thanos_tests::{Ran, Running, Scene, lines, results, weights_sha256};
 
 const STAGES: [&str; 3] = ["cnce", "cae", "transfer_thanos"];
 
-fn launch(scene: &Scene, run_dir: &str, workers: &str, target: &[&str]) -> Running {
+pub(crate) fn launch(scene: &Scene, run_dir: &str, workers: &str, target: &[&str]) -> Running {
     let arguments = ["launch", "--nodes", workers, "--threads-per-worker", "1", "--run-dir", run_dir];
     scene.start(&[&arguments[..], target].concat())
-}
-
-/// Process ids of the workers that have joined and were not lost since.
-fn pids(run_dir: &Path) -> Vec<i32> {
-    let text = std::fs::read_to_string(run_dir.join("events.jsonl")).unwrap_or_default();
-    let events = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let mut pids = std::collections::BTreeMap::new();
-    for event in events {
-        let worker = event["worker"].as_str().unwrap_or_default().to_owned();
-        match event["event"].as_str() {
-            Some("joined") => _ = pids.insert(worker, event["pid"].as_i64().unwrap_or_default() as i32),
-            Some("lost") => _ = pids.remove(&worker),
-            _ => {}
-        }
-    }
-    pids.into_values().collect()
 }
 
 /// Sends signals to workers at random moments until the run has ended, at most so many.
@@ -41,7 +26,7 @@ fn disturb(mut running: Running, run_dir: &Path, most: usize, pause: (f64, f64),
     let mut next = Instant::now() + Duration::from_secs_f64(1.0);
     while !running.has_ended() {
         if sent < most && Instant::now() >= next {
-            let pids = pids(run_dir);
+            let pids: Vec<i32> = workers(run_dir).into_values().collect();
             if !pids.is_empty() {
                 let pid = pids[stream.below(pids.len() as u64) as usize];
                 let signal = signals[stream.below(signals.len() as u64) as usize];
@@ -56,7 +41,7 @@ fn disturb(mut running: Running, run_dir: &Path, most: usize, pause: (f64, f64),
 
 /// Everything of two runs that must be equal; `verify-run` says so, too.
 #[track_caller]
-fn assert_equal(scene: &Scene, whole: &Path, disturbed: &Path, stages: &[&str]) {
+pub(crate) fn assert_equal(scene: &Scene, whole: &Path, disturbed: &Path, stages: &[&str]) {
     let ledger = |run_dir| {
         let mut steps = lines(run_dir, "steps.jsonl");
         steps.iter_mut().for_each(|step| step["generation"] = 0.into());
@@ -136,13 +121,106 @@ fn when_all_workers_are_lost_the_last_checkpoint_is_taken() {
     launch(&scene, "whole", "1", &target).wait().expect(0);
     let mut running = launch(&scene, "disturbed", "1", &target);
     running.wait_for_steps("disturbed", 25);
-    kill(Pid::from_raw(pids(&scene.path("disturbed"))[0]), Signal::SIGKILL).expect("it is running");
+    send(workers(&scene.path("disturbed"))["worker-0"], Signal::SIGKILL);
     running.wait().expect(0);
     assert_equal(&scene, &scene.path("whole"), &scene.path("disturbed"), &["cae", "transfer_cae"]);
     let recovered = lines(&scene.path("disturbed"), "events.jsonl");
     let recovered: Vec<&Value> = recovered.iter().filter(|event| event["event"] == "recovered").collect();
     assert_eq!((recovered.len(), &recovered[0]["from"]), (1, &"checkpoint".into()));
     assert!(recovered[0]["step"].as_u64().is_some_and(|step| step % 7 == 0 && step > 0), "{recovered:?}");
+}
+
+/// The coordinator is killed five times, and so is a worker each time, a moment before or after: whoever starts again
+/// finds the others, and what they hold.
+#[test]
+fn killed_coordinators_lose_no_step() {
+    let scene = Scene::new();
+    let target = ["digits_thanos", "train.max_steps=120", "transfer.max_steps=150", "checkpoint.every_steps=50"];
+    launch(&scene, "whole", "4", &target).wait().expect(0);
+    let mut running = launch(&scene, "disturbed", "4", &target);
+    let run_dir = scene.path("disturbed");
+    let mut stream = SplitMix64::new(5);
+    let (mut back, mut killed) = (Vec::new(), 0);
+    for steps in [20, 70, 130, 190, 250] {
+        running.wait_for_steps("disturbed", steps);
+        let worker = workers(&run_dir).into_values().nth(stream.below(4) as usize);
+        let both = stream.below(2) == 0;
+        if let Some(worker) = worker.filter(|_| both) {
+            send(worker, Signal::SIGKILL);
+        }
+        let Some(pid) = coordinator(&run_dir) else { continue };
+        send(pid, Signal::SIGKILL);
+        let started = Instant::now();
+        running.wait_until("the coordinator to be back", || coordinator(&run_dir).is_some_and(|again| again != pid));
+        back.push(started.elapsed());
+        killed += 1;
+    }
+    let ran = running.wait().expect(0);
+    assert_eq!(
+        (killed, ran.stderr.matches("was killed by SIGKILL: it is started again").count()),
+        (5, 5),
+        "{}",
+        ran.stderr
+    );
+    assert_equal(&scene, &scene.path("whole"), &run_dir, &STAGES);
+    let most = back.iter().max().copied().unwrap_or_default();
+    let (seconds, _) = recoveries(&run_dir);
+    let slowest = seconds.last().copied().unwrap_or_default();
+    tell(&format!(
+        "five coordinators killed: each back within {most:.2?}, in training {slowest:.2} s later; bit-equal"
+    ));
+    assert!(most < Duration::from_secs(2), "{back:?}");
+    // From memory, or else steps were lost.
+    let events = lines(&run_dir, "events.jsonl");
+    let from = events.iter().filter(|event| event["event"] == "recovered").map(|event| event["from"].clone());
+    assert!(from.clone().all(|from| from["memory"].is_string()), "{:?}", from.collect::<Vec<_>>());
+}
+
+/// Somebody else starts coordinator and workers, and the coordinator again; the workers wait meanwhile.
+#[test]
+fn workers_wait_for_a_coordinator_that_somebody_starts_again() {
+    let scene = Scene::new();
+    let target = ["digits_supcon", "train.max_steps=120", "checkpoint.every_steps=50", "rows=[]"];
+    scene.launch("whole", 2, &target).expect(0);
+    let serve = |listen: &str, more: &[&str]| {
+        let arguments = ["serve", "--nodes", "2", "--run-dir", "run", "--listen", listen];
+        scene.start(&[&arguments[..], more, &target].concat())
+    };
+    let mut serving = serve("127.0.0.1:0", &[]);
+    let address = serving.address();
+    let both = ["a", "b"].map(|id| scene.worker(&address, id, &[]));
+    serving.wait_for_steps("run", 70);
+    drop(serving);
+    // Longer than a local lease.
+    std::thread::sleep(Duration::from_secs(5));
+    serve(&address, &["--resume"]).wait().expect(0);
+    for worker in both {
+        worker.wait().expect(0);
+    }
+    assert_equal(&scene, &scene.path("whole"), &scene.path("run"), &["supcon"]);
+}
+
+/// A worker was stopped, lost, and another started in its place: when it goes on, it is told so, and has done nothing.
+#[test]
+fn a_worker_that_comes_back_too_late_is_refused() {
+    let scene = Scene::new();
+    let target = ["digits_supcon", "train.max_steps=150", "checkpoint.every_steps=50", "rows=[]"];
+    scene.launch("whole", 2, &target).expect(0);
+    let mut serving = scene.start(&[&["serve", "--nodes", "2", "--run-dir", "run"][..], &target].concat());
+    let address = serving.address();
+    let (first, stale) = (scene.worker(&address, "a", &[]), scene.worker(&address, "b", &[]));
+    serving.wait_for_steps("run", 30);
+    send(stale.pid(), Signal::SIGSTOP);
+    serving.wait_for_line("b (rank 1");
+    let second = scene.worker(&address, "b", &[]);
+    serving.wait_for_line("generation 2 goes on");
+    send(stale.pid(), Signal::SIGCONT);
+    let told = stale.wait().expect(75).stderr;
+    assert!(told.contains("said nothing for 3s") || told.contains("a worker called b is already here"), "{told}");
+    serving.wait().expect(0);
+    first.wait().expect(0);
+    second.wait().expect(0);
+    assert_equal(&scene, &scene.path("whole"), &scene.path("run"), &["supcon"]);
 }
 
 /// `chaos` disturbs a run that somebody else has started, and reports what it cost.

@@ -33,8 +33,8 @@ pub use order::{
 pub use plan::{BackbonePlan, Contrastive, Objective, Plan, PlanError, StagePlan, TransferPlan};
 pub use presets::{preset_names, preset_summary};
 pub use run_config::{
-    BackboneConfig, CheckpointConfig, DataConfig, DataKind, DecoderConfig, EncoderConfig, Features, FrozenMode,
-    ModelConfig, ObjectiveConfig, ObjectivePatch, OnBadImage, Precision, RowConfig, RunConfig, Schedule, Similarity,
-    Stem, TrainConfig, TransferConfig, Validation, ViewsConfig,
+    BackboneConfig, CheckpointConfig, ChecksConfig, DataConfig, DataKind, DecoderConfig, EncoderConfig, Features,
+    FrozenMode, ModelConfig, ObjectiveConfig, ObjectivePatch, OnBadImage, OnDivergence, OnNonFinite, Precision,
+    RowConfig, RunConfig, Schedule, Similarity, Stem, TrainConfig, TransferConfig, Validation, ViewsConfig,
 };
 pub use schedule::learning_rate;

@@ -25,6 +25,7 @@ pub struct RunConfig {
     /// Rows of the result table: each a probe on one or more frozen backbones.
     pub rows: Vec<RowConfig>,
     pub checkpoint: CheckpointConfig,
+    pub checks: ChecksConfig,
 }
 
 impl Default for RunConfig {
@@ -41,6 +42,7 @@ impl Default for RunConfig {
             transfer: TransferConfig::default(),
             rows: Vec::new(),
             checkpoint: CheckpointConfig::default(),
+            checks: ChecksConfig::default(),
         }
     }
 }
@@ -410,4 +412,40 @@ impl Default for CheckpointConfig {
     fn default() -> Self {
         Self { every_steps: None, keep_last: 2 }
     }
+}
+
+/// What is looked for while a stage trains, and what is done about it; all ranks decide alike.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ChecksConfig {
+    /// At a loss or gradient that is no number, which is found before the update.
+    pub on_non_finite: OnNonFinite,
+    /// Steps between two comparisons of the ranks' weights and optimiser state, bit by bit; null: never.
+    pub compare_ranks_every: Option<u64>,
+    /// At ranks whose state is not that of the others.
+    pub on_divergence: OnDivergence,
+}
+
+impl Default for ChecksConfig {
+    fn default() -> Self {
+        Self { on_non_finite: OnNonFinite::Stop, compare_ranks_every: Some(100), on_divergence: OnDivergence::Stop }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnNonFinite {
+    /// Name the step, the rank and the tensor, and end.
+    Stop,
+    /// Name them, leave the update out, and go on; ten in a row end the run.
+    Skip,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnDivergence {
+    /// Name the ranks and the first tensor, and end: steps since the last comparison are not what they seem.
+    Stop,
+    /// Name them, give these ranks the state of the majority, and go on.
+    Repair,
 }

@@ -2,6 +2,7 @@
 //! the run's events and sends signals; the run is not told.
 
 use crate::exit::{EXIT_DATA, EXIT_USAGE, Fatal};
+use crate::launcher::is_worker;
 use crate::ledger::read_steps;
 use crate::run_dir::identity;
 use anyhow::Result;
@@ -10,7 +11,6 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -158,13 +158,6 @@ fn alive(events: &[Value]) -> BTreeMap<String, i32> {
         }
     }
     alive
-}
-
-/// A number of another machine's, or one that was used again, must not be signalled.
-fn is_worker(pid: i32) -> bool {
-    let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    let program = command.split(|byte| *byte == 0).next().unwrap_or_default();
-    Path::new(std::ffi::OsStr::from_bytes(program)).ends_with("thanos-worker")
 }
 
 fn cost(events: &[Value], (kills, stops): (u32, u32), elapsed: Duration, steps: usize) -> Cost {

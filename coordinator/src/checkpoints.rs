@@ -3,6 +3,7 @@
 
 use crate::run_dir::write_durably;
 use anyhow::{Context, Result, bail, ensure};
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::fs::{self, File};
@@ -12,7 +13,7 @@ use thanos_configs::hex;
 use thanos_proto::{Best, CheckpointRef, CheckpointWritten, StageResult};
 
 /// The version of `manifest.json`.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// `manifest.json`: what a checkpoint is, and the checksums of its files.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -28,6 +29,8 @@ pub struct Manifest {
     pub step: u64,
     /// Training time of the stage so far.
     pub seconds: f64,
+    /// What is due behind the last update (an evaluation) is done, too.
+    pub settled: bool,
     pub best: Option<ManifestBest>,
     /// There if the stage is complete.
     pub result: Option<ManifestResult>,
@@ -136,16 +139,19 @@ impl Checkpoints {
         let mut file = File::create(temporary.join("manifest.json"))?;
         file.write_all(&manifest)?;
         file.sync_all()?;
+        crash("commit-manifest");
         let mut file = File::create(temporary.join(MANIFEST_SHA256))?;
         file.write_all(format!("{}\n", sha256(&manifest)).as_bytes())?;
         file.sync_all()?;
         File::open(&temporary)?.sync_all()?;
         let name = format!("checkpoints/{}/step-{:08}", written.stage, written.step);
         let place = self.run_dir.join(&name);
-        remove(&place)?;
-        fs::rename(&temporary, &place)?;
+        crash("commit-rename");
+        rename_over(&temporary, &place)?;
+        crash("commit-renamed");
         let stage = self.run_dir.join("checkpoints").join(&written.stage);
         File::open(&stage)?.sync_all()?;
+        crash("commit-latest");
         write_durably(&self.run_dir.join("LATEST"), format!("{name}\n").as_bytes())?;
         let reference = CheckpointRef {
             stage: written.stage.clone(),
@@ -153,6 +159,7 @@ impl Checkpoints {
             manifest_sha256: sha256(&manifest),
             step: written.step,
         };
+        crash("commit-prune");
         self.prune(&stage, &place)?;
         Ok(reference)
     }
@@ -174,6 +181,7 @@ impl Checkpoints {
             epoch: written.epoch,
             step: written.step,
             seconds: written.seconds,
+            settled: written.settled,
             best: written.best.map(best),
             result: written.result.as_ref().map(ManifestResult::of),
             files: written.files.iter().map(file).collect(),
@@ -271,6 +279,20 @@ fn committed(stage: &Path) -> Result<Vec<PathBuf>> {
     }
     folders.sort();
     Ok(folders)
+}
+
+/// Gives a folder its name. One that has the name already, of the same step, keeps it until this very moment.
+fn rename_over(temporary: &Path, place: &Path) -> io::Result<()> {
+    if !place.exists() {
+        return fs::rename(temporary, place);
+    }
+    renameat2(AT_FDCWD, temporary, AT_FDCWD, place, RenameFlags::RENAME_EXCHANGE)?;
+    remove(temporary)
+}
+
+/// The sudden end of this process where a test has armed it, as by a loss of power.
+fn crash(point: &str) {
+    fail::fail_point!(point, |_| std::process::abort());
 }
 
 fn remove(folder: &Path) -> io::Result<()> {

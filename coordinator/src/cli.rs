@@ -10,6 +10,7 @@ use crate::ledger::read_steps;
 use crate::report::Results;
 use crate::run_dir::fresh_path;
 use crate::status::status;
+use crate::supervise::{end_with, listen, supervise};
 use crate::verify_run::{Comparison, compare, verify_run};
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -21,6 +22,10 @@ use thanos_configs::{ConfigErrors, Plan, RunConfig, preset_names, preset_summary
 
 /// Workers of one run; a session each.
 const MOST_WORKERS: usize = 4096;
+/// Workers of this machine must not outlive their supervisor by five seconds; others wait for whoever starts a
+/// coordinator again.
+const LOCAL_LEASE: Duration = Duration::from_secs(4);
+const FOREIGN_LEASE: Duration = Duration::from_secs(60);
 
 /// Trains encoders on coarse labels with supervised contrastive losses, over many workers, and shows by linear probes
 /// on fine labels how much each kept.
@@ -109,6 +114,19 @@ struct LaunchArguments {
     /// Address on which the coordinator listens; port 0 is any free one
     #[arg(long, default_value = "127.0.0.1:0")]
     listen: SocketAddr,
+    /// How long workers that cannot reach the coordinator keep their state and try again [default: 4s where this
+    /// program starts them, else 60s]
+    #[arg(long, value_parser = duration)]
+    lease: Option<Duration>,
+    /// How long a stop may take, until whoever asked for it ends the program: what is not saved by then is done again
+    #[arg(long, value_parser = duration)]
+    grace: Option<Duration>,
+    /// The process that starts this one again
+    #[arg(long, hide = true)]
+    supervised_by: Option<i32>,
+    /// This process was started again
+    #[arg(long, hide = true)]
+    again: bool,
 }
 
 #[derive(Args, Debug)]
@@ -252,10 +270,17 @@ fn act_launch(arguments: &LaunchArguments, launcher: LauncherName) -> Result<u8>
         let message = format!("{workers} workers: at most {MOST_WORKERS} are coordinated");
         return Err(Fatal::new(EXIT_USAGE, message).into());
     }
+    let run_dir = arguments.run_dir.clone().unwrap_or_else(|| fresh_path(&plan.config().name));
+    let listener = listen(arguments.listen)?;
+    match (launcher, arguments.supervised_by) {
+        (LauncherName::Local, None) => return supervise(&run_dir, &listener),
+        (_, Some(supervisor)) => end_with(supervisor)?,
+        (LauncherName::None, None) => {}
+    }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = arguments.threads_per_worker.map_or((cores / workers).max(1), usize::from);
     let what = Launch {
-        run_dir: arguments.run_dir.clone().unwrap_or_else(|| fresh_path(&plan.config().name)),
+        run_dir,
         resume: arguments.resume,
         packs_dir: packs_dir(arguments.packs_dir.as_deref())?,
         workers,
@@ -265,10 +290,15 @@ fn act_launch(arguments: &LaunchArguments, launcher: LauncherName) -> Result<u8>
             LauncherName::Local => Starter::Local { threads },
             LauncherName::None => Starter::Nobody,
         },
-        listen: arguments.listen,
+        lease: arguments.lease.unwrap_or(match launcher {
+            LauncherName::Local => LOCAL_LEASE,
+            LauncherName::None => FOREIGN_LEASE,
+        }),
+        grace: arguments.grace,
+        again: arguments.again,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    let launched = runtime.block_on(launch(&plan, &what))?;
+    let launched = runtime.block_on(launch(&plan, &what, listener))?;
     match launched {
         Launched::Done(results) => {
             println!("{results}");

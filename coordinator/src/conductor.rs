@@ -79,6 +79,15 @@ impl Conductor {
                     launcher.kill(&worker);
                 }
             }
+            Effect::Adopt { worker, pid } => {
+                if let Some(launcher) = &self.launcher {
+                    launcher.adopt(&worker, pid);
+                }
+            }
+            Effect::CutSteps { stages, first } => self.ledger.cut(|line| {
+                let is_first = |(stage, steps): &(String, u64)| *stage == line.stage && line.step < *steps;
+                stages.contains(&line.stage) || first.as_ref().is_some_and(is_first)
+            })?,
             Effect::End(verdict) => {
                 self.ledger.event("ended", &ending(&verdict))?;
                 return Ok(Some(verdict));
@@ -100,8 +109,10 @@ impl Conductor {
         self.progress.notice(&notice);
         let (kind, fields) = line(&notice);
         self.ledger.event(kind, &fields)?;
-        if let Notice::StageComplete(result) = notice {
-            self.results.push(result);
+        match (notice, &self.launcher) {
+            (Notice::StageComplete(result), _) => self.results.push(result),
+            (Notice::Joined { worker, .. }, Some(launcher)) => launcher.joined(&worker),
+            _ => {}
         }
         Ok(())
     }
@@ -131,6 +142,14 @@ fn line(notice: &Notice) -> (&'static str, Value) {
         }
         Notice::StageComplete(result) => ("stage_complete", json!({"stage": result.stage, "seconds": result.seconds})),
         Notice::Stopping { reason } => ("stopping", json!({"reason": reason})),
+        Notice::GraceOver => ("grace_over", json!({})),
+        Notice::Skipped { stage, step, problem } => {
+            ("skipped", json!({"stage": stage, "step": step, "problem": problem}))
+        }
+        Notice::Repaired { problem } => ("repaired", json!({"problem": problem})),
+        Notice::Straggler { worker, whereabouts, share } => {
+            ("straggler", json!({"worker": worker, "in": whereabouts, "share_of_time_waited_for": share}))
+        }
         Notice::Lost { worker, reason } => ("lost", json!({"worker": worker, "reason": reason})),
         Notice::Restarting { worker, how, restart } => {
             ("restarting", json!({"worker": worker, "how": how, "restart": restart}))

@@ -3,10 +3,10 @@
 
 use crate::checkpoints::{Checkpoints, Found};
 use crate::conductor::Conductor;
-use crate::exit::{EXIT_DATA, EXIT_STOPPED, EXIT_UNREACHABLE, Fatal};
+use crate::exit::{EXIT_DATA, EXIT_STOPPED, Fatal};
 use crate::ingest::{self, PackFile, Packs};
-use crate::launcher::{Launcher, WorkerCommand, worker_program};
-use crate::ledger::{self, Ledger};
+use crate::launcher::{Launcher, WorkerCommand, worker_ids, worker_program};
+use crate::ledger::{Ledger, last_generation, read_steps};
 use crate::packs::PackShelf;
 use crate::progress::{Bar, Progress, tell_of};
 use crate::report::Results;
@@ -15,7 +15,7 @@ use crate::run_dir::RunDir;
 use crate::server::{Sessions, serve};
 use crate::store::Store;
 use anyhow::{Context, Result};
-use std::net::SocketAddr;
+use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -52,7 +52,12 @@ pub(crate) struct Launch {
     /// How long to wait for more than the least.
     pub patience: Duration,
     pub starter: Starter,
-    pub listen: SocketAddr,
+    /// How long workers keep their state when they cannot reach the coordinator.
+    pub lease: Duration,
+    /// How long a stop may take; `None`: as long as it takes.
+    pub grace: Option<Duration>,
+    /// An earlier coordinator of this run was killed: its workers may be there.
+    pub again: bool,
 }
 
 /// How a launch ended well.
@@ -67,7 +72,7 @@ pub(crate) enum Launched {
 ///
 /// # Errors
 /// A [`Fatal`] with the exit code, where it is known.
-pub(crate) async fn launch(plan: &Plan, launch: &Launch) -> Result<Launched> {
+pub(crate) async fn launch(plan: &Plan, launch: &Launch, listener: std::net::TcpListener) -> Result<Launched> {
     // What can be refused comes first: a launch that was refused leaves no run directory, and can be typed again.
     let packs = pack(plan, &launch.packs_dir)?;
     for backbone in &plan.config().backbones {
@@ -78,9 +83,6 @@ pub(crate) async fn launch(plan: &Plan, launch: &Launch) -> Result<Launched> {
             return Err(Fatal::new(EXIT_DATA, message).into());
         }
     }
-    let listener = TcpListener::bind(launch.listen)
-        .await
-        .map_err(|error| Fatal::new(EXIT_UNREACHABLE, format!("cannot listen on {}: {error}", launch.listen)))?;
     let run_dir = match launch.resume {
         true => RunDir::open(&launch.run_dir, plan)?,
         false => RunDir::create(&launch.run_dir, plan)?,
@@ -97,7 +99,7 @@ pub(crate) async fn launch(plan: &Plan, launch: &Launch) -> Result<Launched> {
         tracing::warn!("{warning}");
     }
     refuse_without_any(&run_dir, &found)?;
-    let last_generation = cut_ledger(run_dir.path(), &stages, &found)?;
+    let next_step = read_steps(run_dir.path())?.pop().map(|last| (last.stage, last.step + 1));
     let finished = |results: &[_]| -> Result<Launched> {
         let results = Results::new(run_dir.identity(), plan, results);
         results.write(run_dir.path())?;
@@ -110,12 +112,18 @@ pub(crate) async fn launch(plan: &Plan, launch: &Launch) -> Result<Launched> {
         workers: launch.workers,
         least: launch.least,
         patience: launch.patience,
-        welcome: welcome(plan, &run_dir, &packs)?,
+        welcome: welcome(plan, &run_dir, &packs, launch.lease)?,
         version: env!("CARGO_PKG_VERSION").into(),
-        last_generation,
+        last_generation: last_generation(run_dir.path())?,
         stage: found.complete.len(),
         resume: found.resume,
         complete: found.complete,
+        next_step,
+        adopted: match launch.starter {
+            Starter::Local { .. } if launch.again => worker_ids(launch.workers).collect(),
+            Starter::Local { .. } | Starter::Nobody => Vec::new(),
+        },
+        grace: launch.grace,
     };
     let shelf = PackShelf::new([&packs.train, &packs.test]);
     let (verdict, mut new) = conduct(start, launch, (listener, checkpoints, shelf)).await?;
@@ -157,20 +165,7 @@ fn refuse_without_any(run_dir: &RunDir, found: &Found) -> Result<(), Fatal> {
     Err(Fatal::new(EXIT_DATA, message))
 }
 
-/// Takes out of the ledger what will be done again; returns the greatest generation so far.
-fn cut_ledger(run_dir: &Path, stages: &[&str], found: &Found) -> Result<u64, Fatal> {
-    let steps_done = found.resume.as_ref().map_or(0, |checkpoint| checkpoint.step);
-    ledger::cut(run_dir, |line| {
-        let stage = stages.iter().position(|stage| *stage == line.stage);
-        stage.is_some_and(|stage| match stage.cmp(&found.complete.len()) {
-            std::cmp::Ordering::Less => true,
-            std::cmp::Ordering::Equal => line.step < steps_done,
-            std::cmp::Ordering::Greater => false,
-        })
-    })
-}
-
-fn welcome(plan: &Plan, run_dir: &RunDir, packs: &Packs) -> Result<Welcome> {
+fn welcome(plan: &Plan, run_dir: &RunDir, packs: &Packs, lease: Duration) -> Result<Welcome> {
     let text = |path: &Path| -> Result<String> {
         let path = std::path::absolute(path)?;
         path.to_str().map(str::to_owned).with_context(|| format!("{} is not UTF-8", path.display()))
@@ -184,6 +179,7 @@ fn welcome(plan: &Plan, run_dir: &RunDir, packs: &Packs) -> Result<Welcome> {
         config: to_yaml(plan.config()),
         config_digest: plan.digest().into(),
         packs: vec![pack(&packs.train)?, pack(&packs.test)?],
+        lease,
     })
 }
 
@@ -191,22 +187,28 @@ fn welcome(plan: &Plan, run_dir: &RunDir, packs: &Packs) -> Result<Welcome> {
 async fn conduct(
     start: Start,
     launch: &Launch,
-    (listener, checkpoints, packs): (TcpListener, Checkpoints, PackShelf),
+    (listener, checkpoints, packs): (std::net::TcpListener, Checkpoints, PackShelf),
 ) -> Result<(Verdict, Vec<thanos_proto::StageResult>)> {
+    listener.set_nonblocking(true)?;
+    let listener = TcpListener::from_std(listener)?;
     let address = listener.local_addr()?;
     let (events, happened) = mpsc::channel(MOST_EVENTS);
     let (sessions, store) = (Sessions::default(), Arc::new(Store::default()));
     let (stop_serving, stopped) = oneshot::channel();
     let server =
         tokio::spawn(serve(listener, events.clone(), sessions.clone(), (store.clone(), Arc::new(packs)), stopped));
-    tokio::spawn(watch_signals(events.clone()));
+    watch_signals(events.clone());
     let progress = Progress::new();
     progress.line(&format!("run directory: {}", launch.run_dir.display()));
     let launcher = match launch.starter {
         Starter::Local { threads } => {
             let logs = launch.run_dir.join("logs");
             let command = WorkerCommand { program: worker_program()?, coordinator: address.to_string(), threads, logs };
-            Some(Arc::new(Launcher::start(command, launch.workers, &events)?))
+            let launcher = Launcher::new(command, &events);
+            if !launch.again {
+                launcher.start(launch.workers)?;
+            }
+            Some(Arc::new(launcher))
         }
         Starter::Nobody => {
             let workers = launch.workers;
@@ -216,12 +218,14 @@ async fn conduct(
             None
         }
     };
+    let mut ledger = Ledger::open(&launch.run_dir)?;
+    ledger.event("coordinator", &json!({"pid": std::process::id(), "again": launch.again}))?;
     let now = Instant::now();
     let conductor = Conductor {
         run: Run::new(start, Duration::ZERO),
         sessions,
         store,
-        ledger: Ledger::open(&launch.run_dir)?,
+        ledger,
         checkpoints: Arc::new(checkpoints),
         launcher: launcher.clone(),
         progress,
@@ -239,24 +243,26 @@ async fn conduct(
 }
 
 /// Ctrl-C, SIGTERM and SIGUSR1 ask for a stop; the second one ends the program at once.
-async fn watch_signals(events: mpsc::Sender<Event>) {
+fn watch_signals(events: mpsc::Sender<Event>) {
     let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::user_defined1()];
     let [Ok(mut interrupt), Ok(mut terminate), Ok(mut user)] = kinds.map(signal) else {
         tracing::warn!("signals cannot be watched: a Ctrl-C will not save a checkpoint");
         return;
     };
-    let mut asked = false;
-    loop {
-        let name = tokio::select! {
-            _ = interrupt.recv() => "Ctrl-C",
-            _ = terminate.recv() => "SIGTERM",
-            _ = user.recv() => "SIGUSR1",
-        };
-        if asked {
-            tracing::warn!("a second signal ({name}): ending at once, without a checkpoint");
-            std::process::exit(i32::from(EXIT_STOPPED));
+    tokio::spawn(async move {
+        let mut asked = false;
+        loop {
+            let name = tokio::select! {
+                _ = interrupt.recv() => "Ctrl-C",
+                _ = terminate.recv() => "SIGTERM",
+                _ = user.recv() => "SIGUSR1",
+            };
+            if asked {
+                tracing::warn!("a second signal ({name}): ending at once, without a checkpoint");
+                std::process::exit(i32::from(EXIT_STOPPED));
+            }
+            asked = true;
+            _ = events.send(Event::StopAsked { reason: name.into() }).await;
         }
-        asked = true;
-        _ = events.send(Event::StopAsked { reason: name.into() }).await;
-    }
+    });
 }

@@ -1,11 +1,15 @@
-//! The local launcher: worker processes on this machine. They end with the coordinator: each has a session whose end
-//! ends it, and whoever is still there when the launcher is dropped is killed.
+//! The local launcher: worker processes on this machine, its own and those that an earlier coordinator of the run has
+//! started. Whoever is still there when the run is over is killed; should this process be killed itself, they wait for
+//! another coordinator as long as their lease says.
 
 use crate::exit::{EXIT_UNREACHABLE, Fatal};
 use crate::run::Event;
 use anyhow::{Context, Result};
-use std::collections::HashMap;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -18,7 +22,8 @@ use tokio::task::JoinSet;
 /// How long workers may take to leave by themselves when a run is over.
 const MOST_LEAVING: Duration = Duration::from_secs(10);
 
-const SIGKILL: i32 = 9;
+/// How often a process that is not a child is looked at.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
 
 /// What a worker's id begins with; its place on this machine follows.
 const WORKER: &str = "worker-";
@@ -46,23 +51,33 @@ struct Processes {
     waiting: JoinSet<()>,
     /// Ends the process of a worker, by its id.
     kill: HashMap<String, oneshot::Sender<()>>,
+    /// Those that have a session, and are told when to leave.
+    joined: HashSet<String>,
 }
 
 impl Launcher {
-    /// Starts `workers` processes; each one's end is told as [`Event::Exited`].
-    pub(crate) fn start(command: WorkerCommand, workers: usize, events: &mpsc::Sender<Event>) -> Result<Self> {
-        let launcher = Self { command, events: events.clone(), processes: Mutex::default() };
-        for index in 0..workers {
-            let worker = worker_id(index);
-            let child = spawn(&launcher.command, &worker)?;
-            launcher.watch(worker, Some(child), Duration::ZERO);
+    /// A launcher that has started nothing yet; each process's end is told as [`Event::Exited`].
+    pub(crate) fn new(command: WorkerCommand, events: &mpsc::Sender<Event>) -> Self {
+        Self { command, events: events.clone(), processes: Mutex::default() }
+    }
+
+    /// Starts `workers` processes.
+    pub(crate) fn start(&self, workers: usize) -> Result<()> {
+        for worker in worker_ids(workers) {
+            let child = self.command.spawn(&worker)?;
+            self.watch(worker, Some(child), Duration::ZERO);
         }
-        Ok(launcher)
+        Ok(())
     }
 
     /// Starts a worker's process again; one that cannot be started has ended.
     pub(crate) fn restart(&self, worker: &str, after: Duration) {
         self.watch(worker.into(), None, after);
+    }
+
+    /// A worker has opened its session.
+    pub(crate) fn joined(&self, worker: &str) {
+        self.lock().joined.insert(worker.into());
     }
 
     /// Kills a worker's process, which may be stopped.
@@ -72,31 +87,56 @@ impl Launcher {
         }
     }
 
+    /// Takes over a worker's process that is not this one's child.
+    pub(crate) fn adopt(&self, worker: &str, pid: u32) {
+        let Some(process) = Adopted::new(pid) else { return };
+        self.until(worker.into(), |killed| process.wait(killed));
+    }
+
     /// Waits for a process, which is started first if there is none, and tells how it ended.
     fn watch(&self, worker: String, child: Option<Child>, after: Duration) {
-        let (command, events) = (self.command.clone(), self.events.clone());
-        let (kill, killed) = oneshot::channel();
-        let mut processes = self.lock();
-        processes.kill.insert(worker.clone(), kill);
-        processes.waiting.spawn(async move {
-            tokio::time::sleep(after).await;
-            let child = child.map_or_else(|| spawn(&command, &worker), Ok);
-            let how = match child {
-                Ok(child) => wait(child, killed, &command.log(&worker)).await,
-                Err(error) => format!("could not be started: {error:#}"),
-            };
-            _ = events.send(Event::Exited { worker, how }).await;
+        let (command, id) = (self.command.clone(), worker.clone());
+        self.until(worker, |mut killed| async move {
+            tokio::select! {
+                () = tokio::time::sleep(after) => {}
+                Ok(()) = &mut killed => return ("was not started again".into(), false),
+            }
+            match child.map_or_else(|| command.spawn_again(&id), Ok) {
+                Ok(child) => wait(child, killed, &command.log(&id)).await,
+                Err(error) => (format!("could not be started: {error:#}"), false),
+            }
         });
     }
 
-    /// Waits until all have left, and kills whoever does not.
+    /// Tells how a worker's process ended, when it has, and whether it was killed; it is to end when `killed` resolves.
+    fn until<F>(&self, worker: String, ending: impl FnOnce(oneshot::Receiver<()>) -> F)
+    where
+        F: Future<Output = (String, bool)> + Send + 'static,
+    {
+        let events = self.events.clone();
+        let (kill, killed) = oneshot::channel();
+        let ended = ending(killed);
+        let mut processes = self.lock();
+        processes.joined.remove(&worker);
+        processes.kill.insert(worker.clone(), kill);
+        processes.waiting.spawn(async move {
+            let (how, killed) = ended.await;
+            _ = events.send(Event::Exited { worker, how, killed }).await;
+        });
+    }
+
+    /// Waits until all have left, and kills whoever does not, or cannot know that it should.
     pub(crate) async fn finish(&self) {
-        let mut waiting = std::mem::take(&mut self.lock().waiting);
+        let Processes { mut waiting, kill, joined } = std::mem::take(&mut *self.lock());
+        for (_, kill) in kill.into_iter().filter(|(worker, _)| !joined.contains(worker)) {
+            // Nobody will tell it that the run is over.
+            _ = kill.send(());
+        }
         let all_left = async { while waiting.join_next().await.is_some() {} };
         if tokio::time::timeout(MOST_LEAVING, all_left).await.is_err() {
             tracing::warn!("some workers did not leave within {MOST_LEAVING:?} and are killed");
         }
-        // The children die with their tasks.
+        // The processes die with their tasks.
         waiting.shutdown().await;
     }
 
@@ -105,8 +145,47 @@ impl Launcher {
     }
 }
 
-/// Waits for a process to end, by itself or killed on demand, and says how it ended.
-async fn wait(mut child: Child, killed: oneshot::Receiver<()>, log: &Path) -> String {
+/// A worker's process that an earlier coordinator has started. It dies with this value.
+struct Adopted(Pid);
+
+impl Adopted {
+    fn new(pid: u32) -> Option<Self> {
+        i32::try_from(pid).ok().filter(|pid| is_worker(*pid)).map(|pid| Self(Pid::from_raw(pid)))
+    }
+
+    /// Nobody tells a process that is not its parent how another one ended, or when.
+    async fn wait(self, mut killed: oneshot::Receiver<()>) -> (String, bool) {
+        let mut looks = tokio::time::interval(BETWEEN_LOOKS);
+        loop {
+            tokio::select! {
+                _ = looks.tick() => {}
+                Ok(()) = &mut killed => return ("did not answer and was killed".into(), true),
+            }
+            if !is_worker(self.0.as_raw()) {
+                return ("is gone".into(), true);
+            }
+        }
+    }
+}
+
+impl Drop for Adopted {
+    fn drop(&mut self) {
+        // A number that was used again by another program must not be signalled.
+        if is_worker(self.0.as_raw()) {
+            _ = kill(self.0, Signal::SIGKILL);
+        }
+    }
+}
+
+/// Whether this is the process of a worker that runs: not of another program, and not one that nobody has waited for.
+pub(crate) fn is_worker(pid: i32) -> bool {
+    let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let program = command.split(|byte| *byte == 0).next().unwrap_or_default();
+    Path::new(std::ffi::OsStr::from_bytes(program)).ends_with("thanos-worker")
+}
+
+/// Waits for a process to end, by itself or killed on demand, and says how it ended, and whether it was killed.
+async fn wait(mut child: Child, killed: oneshot::Receiver<()>, log: &Path) -> (String, bool) {
     let ended = tokio::select! {
         ended = child.wait() => ended,
         Ok(()) = killed => match child.kill().await {
@@ -115,8 +194,8 @@ async fn wait(mut child: Child, killed: oneshot::Receiver<()>, log: &Path) -> St
         },
     };
     match ended {
-        Ok(status) => describe(status, log),
-        Err(error) => format!("could not be waited for: {error}"),
+        Ok(status) => (describe(status, log), status.signal() == Some(Signal::SIGKILL as i32)),
+        Err(error) => (format!("could not be waited for: {error}"), false),
     }
 }
 
@@ -131,33 +210,50 @@ pub(crate) fn worker_program() -> Result<PathBuf> {
     Ok(program)
 }
 
-fn worker_id(index: usize) -> String {
-    format!("{WORKER}{index}")
+/// Names of this machine's workers.
+pub(crate) fn worker_ids(workers: usize) -> impl Iterator<Item = String> {
+    (0..workers).map(|index| format!("{WORKER}{index}"))
 }
 
 impl WorkerCommand {
     fn log(&self, worker: &str) -> PathBuf {
         self.logs.join(format!("{worker}.log"))
     }
-}
 
-fn spawn(command: &WorkerCommand, worker: &str) -> Result<Child> {
-    let log = command.log(worker);
-    let file = File::options().create(true).append(true).open(&log).with_context(|| format!("{}", log.display()))?;
-    let index = worker.strip_prefix(WORKER).unwrap_or_default();
-    Command::new(&command.program)
-        .args(["--coordinator", &command.coordinator, "--id", worker])
-        .args(["--local-rank", index, "--threads", &command.threads.to_string()])
-        // One thread of OpenMP a worker, or the workers of a machine fight for its cores.
-        .env("OMP_NUM_THREADS", command.threads.to_string())
-        .stdin(Stdio::null())
-        .stdout(file.try_clone()?)
-        .stderr(file)
-        // A Ctrl-C at the terminal is for the coordinator, which tells the workers.
-        .process_group(0)
-        .kill_on_drop(true)
-        .spawn()
-        .with_context(|| format!("{} could not be started", command.program.display()))
+    /// What starts a worker on this machine.
+    fn start(&self, worker: &str) -> Result<Command> {
+        let log = self.log(worker);
+        let file =
+            File::options().create(true).append(true).open(&log).with_context(|| format!("{}", log.display()))?;
+        let index = worker.strip_prefix(WORKER).unwrap_or_default();
+        let mut command = Command::new(&self.program);
+        command
+            .args(["--coordinator", &self.coordinator, "--id", worker])
+            .args(["--local-rank", index, "--threads", &self.threads.to_string()])
+            // One thread of OpenMP a worker, or the workers of a machine fight for its cores.
+            .env("OMP_NUM_THREADS", self.threads.to_string())
+            // What this program was passed is not for its workers.
+            .env_remove("LISTEN_FDS")
+            .env_remove("LISTEN_FDS_FIRST_FD")
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file)
+            // A Ctrl-C at the terminal is for the coordinator, which tells the workers.
+            .process_group(0)
+            .kill_on_drop(true);
+        Ok(command)
+    }
+
+    fn spawn(&self, worker: &str) -> Result<Child> {
+        let spawned = self.start(worker)?.spawn();
+        spawned.with_context(|| format!("{} could not be started", self.program.display()))
+    }
+
+    /// As [`Self::spawn`]; whom a test has broken on purpose is not broken again.
+    fn spawn_again(&self, worker: &str) -> Result<Child> {
+        let spawned = self.start(worker)?.env_remove("FAILPOINTS").spawn();
+        spawned.with_context(|| format!("{} could not be started", self.program.display()))
+    }
 }
 
 /// How a process ended, with the telling line of its log if it did not end well.
@@ -168,7 +264,7 @@ fn describe(status: ExitStatus, log: &Path) -> String {
         (None, None) => "ended".into(),
     };
     // Who is killed from outside has nothing to say about it.
-    if status.success() || status.signal() == Some(SIGKILL) {
+    if status.success() || status.signal() == Some(Signal::SIGKILL as i32) {
         return how;
     }
     let text = std::fs::read_to_string(log).unwrap_or_default();

@@ -21,14 +21,18 @@ pub struct StepLine {
     pub step: u64,
     pub generation: u64,
     pub world_size: u32,
-    /// The weighted sum of `losses`.
-    pub loss: f64,
+    /// The weighted sum of `losses`; null where that is no number.
+    pub loss: Option<f64>,
+    /// Those that are numbers.
     pub losses: BTreeMap<String, f64>,
     pub lr: f64,
     /// Images of the global batch.
     pub images: u64,
     /// SHA-256 over the sorted sample ids as little-endian u64.
     pub samples_sha256: String,
+    /// There if the update was left out, and why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skipped: Option<String>,
 }
 
 impl From<StepDone> for StepLine {
@@ -39,11 +43,12 @@ impl From<StepDone> for StepLine {
             step: step.step,
             generation: step.generation,
             world_size: step.world_size,
-            loss: step.loss,
-            losses: step.losses,
+            loss: step.loss.is_finite().then_some(step.loss),
+            losses: step.losses.into_iter().filter(|(_, loss)| loss.is_finite()).collect(),
             lr: step.lr,
             images: step.images,
             samples_sha256: step.samples_sha256,
+            skipped: step.skipped,
         }
     }
 }
@@ -57,17 +62,31 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    /// Opens the files of a run directory, or makes them.
+    /// Opens the files of a run directory, or makes them. A last line that a crash cut off is removed.
     ///
     /// # Errors
     /// 74, naming the file.
     pub(crate) fn open(run_dir: &Path) -> Result<Self, Fatal> {
         let append = |name: &str| {
             let path = run_dir.join(name);
-            let opened = File::options().create(true).append(true).open(&path);
-            opened.map_err(|error| Fatal::new(EXIT_IO, format!("cannot open {}: {error}", path.display())))
+            open_whole(&path).map_err(|error| Fatal::new(EXIT_IO, format!("cannot open {}: {error}", path.display())))
         };
         Ok(Self { path: run_dir.into(), steps: append("steps.jsonl")?, events: append("events.jsonl")? })
+    }
+
+    /// Cuts the steps down to those that `keep` answers yes to.
+    ///
+    /// # Errors
+    /// As of [`read_steps`]; 74 if it cannot be written.
+    pub(crate) fn cut(&mut self, keep: impl Fn(&StepLine) -> bool) -> Result<(), Fatal> {
+        let mut text = String::new();
+        for line in read_steps(&self.path)?.iter().filter(|line| keep(line)) {
+            text.push_str(&serde_json::to_string(line).expect("a step is always JSON"));
+            text.push('\n');
+        }
+        write_durably(&self.path.join("steps.jsonl"), text.as_bytes())?;
+        *self = Self::open(&self.path)?;
+        Ok(())
     }
 
     /// Appends one step.
@@ -132,20 +151,33 @@ pub fn read_steps(run_dir: &Path) -> Result<Vec<StepLine>, Fatal> {
     whole.lines().enumerate().map(read).collect()
 }
 
-/// Cuts the ledger down to the steps that `keep` answers yes to, and returns the greatest generation it ever held.
+/// The greatest generation that a run directory has seen begin.
 ///
 /// # Errors
-/// As of [`read_steps`]; 74 if it cannot be written.
-pub(crate) fn cut(run_dir: &Path, keep: impl Fn(&StepLine) -> bool) -> Result<u64, Fatal> {
-    let steps = read_steps(run_dir)?;
-    let generation = steps.iter().map(|line| line.generation).max().unwrap_or(0);
-    let mut text = String::new();
-    for line in steps.iter().filter(|line| keep(line)) {
-        text.push_str(&serde_json::to_string(line).expect("a step is always JSON"));
-        text.push('\n');
+/// 65, naming the line of `events.jsonl` that is none.
+pub(crate) fn last_generation(run_dir: &Path) -> Result<u64, Fatal> {
+    let path = run_dir.join("events.jsonl");
+    let text = fs::read_to_string(&path).unwrap_or_default();
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    let mut last = 0;
+    for (index, line) in whole.lines().enumerate() {
+        let event: Value = serde_json::from_str(line).map_err(|error| {
+            Fatal::new(EXIT_DATA, format!("{}, line {}: not an event: {error}", path.display(), index + 1))
+        })?;
+        last = last.max(event["generation"].as_u64().unwrap_or(0));
     }
-    write_durably(&run_dir.join("steps.jsonl"), text.as_bytes())?;
-    Ok(generation)
+    Ok(last)
+}
+
+/// For appending, behind its last whole line.
+fn open_whole(path: &Path) -> std::io::Result<File> {
+    let file = File::options().create(true).append(true).open(path)?;
+    let bytes = fs::read(path)?;
+    let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+    if whole < bytes.len() {
+        file.set_len(whole as u64)?;
+    }
+    Ok(file)
 }
 
 #[cfg(test)]
@@ -165,7 +197,28 @@ mod tests {
             images: 128,
             samples_sha256: "00".into(),
             total_steps: 9,
+            skipped: None,
         }
+    }
+
+    #[test]
+    fn a_loss_that_is_no_number_is_null() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut ledger = Ledger::open(folder.path()).expect("new");
+        let skipped = Some("the loss is no number".to_owned());
+        ledger.step(StepDone { loss: f64::NAN, skipped: skipped.clone(), ..step("a", 0, 1) }).expect("written");
+        let lines = read_steps(folder.path()).expect("whole");
+        assert_eq!((lines[0].loss, &lines[0].skipped), (None, &skipped));
+    }
+
+    #[test]
+    fn the_last_generation_is_the_last_that_began() {
+        let folder = tempfile::tempdir().expect("a folder");
+        assert_eq!(last_generation(folder.path()).expect("none yet"), 0);
+        let mut ledger = Ledger::open(folder.path()).expect("new");
+        ledger.event("began", &json!({"generation": 3})).expect("written");
+        ledger.event("lost", &json!({"worker": "worker-0"})).expect("written");
+        assert_eq!(last_generation(folder.path()).expect("whole"), 3);
     }
 
     #[test]
@@ -176,10 +229,8 @@ mod tests {
             ledger.step(step(stage, number, 3)).expect("written");
         }
         let before = read_steps(folder.path()).expect("whole");
-        let generation = cut(folder.path(), |line| line.stage == "a" || line.step < 1).expect("cut");
-        assert_eq!(generation, 3);
+        ledger.cut(|line| line.stage == "a" || line.step < 1).expect("cut");
         assert_eq!(read_steps(folder.path()).expect("whole"), before[..3]);
-        let mut ledger = Ledger::open(folder.path()).expect("there");
         ledger.step(step("b", 1, 3)).expect("written");
         assert_eq!(read_steps(folder.path()).expect("whole"), before);
     }
@@ -193,6 +244,8 @@ mod tests {
         let whole = fs::read_to_string(&path).expect("written");
         fs::write(&path, format!("{whole}{}", &whole[..20])).expect("written");
         assert_eq!(read_steps(folder.path()).expect("one whole line").len(), 1);
+        Ledger::open(folder.path()).and_then(|mut ledger| ledger.step(step("a", 1, 1))).expect("written");
+        assert_eq!(read_steps(folder.path()).expect("two whole lines").len(), 2);
         fs::write(&path, format!("{whole}{{}}\n")).expect("written");
         let fatal = read_steps(folder.path()).expect_err("line 2 is no step");
         assert!(fatal.exit_code == EXIT_DATA && fatal.message.contains("line 2"), "{fatal}");

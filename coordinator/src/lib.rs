@@ -1,10 +1,11 @@
 //! The coordinator of a run. It never links libtorch.
 //!
 //! Reading order: `run.rs` (the rules, a pure function from events to effects), `conductor.rs` (the task that owns the
-//! run and carries its effects out), `launch.rs` (from a plan to a result table); around them `server.rs` and
-//! `store.rs` and `packs.rs` (gRPC), `launcher.rs` (worker processes), `run_dir.rs`, `ledger.rs` and `checkpoints.rs` (what is kept),
-//! `fetch.rs` and `ingest.rs` (published files, and raw data to packs), `progress.rs`, `report.rs`, `status.rs` and `verify_run.rs` (what
-//! people see), `chaos.rs` (faults on demand), `cli.rs`.
+//! run and carries its effects out), `launch.rs` (from a plan to a result table), `supervise.rs` (the process above
+//! it); around them `server.rs` and `store.rs` and `packs.rs` (gRPC), `launcher.rs` (worker processes), `run_dir.rs`,
+//! `ledger.rs` and `checkpoints.rs` (what is kept), `fetch.rs` and `ingest.rs` (published files, and raw data to packs),
+//! `progress.rs`, `report.rs`, `status.rs` and `verify_run.rs` (what people see), `chaos.rs` (faults on demand),
+//! `cli.rs`.
 
 mod chaos;
 mod checkpoints;
@@ -24,6 +25,7 @@ mod run_dir;
 mod server;
 mod status;
 mod store;
+mod supervise;
 mod verify_run;
 
 pub use checkpoints::{Manifest, verify};

@@ -14,6 +14,8 @@ fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
+    // Tests break this very program at chosen places (`FAILPOINTS`).
+    let _armed = fail::FailScenario::setup();
     let filter = EnvFilter::try_from_env("THANOS_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
     ExitCode::from(run(arguments))

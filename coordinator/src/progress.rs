@@ -158,6 +158,17 @@ impl Progress {
                 self.stage = None;
             }
             Notice::Stopping { reason } => self.line(&format!("stopping at a common step: {reason}")),
+            Notice::GraceOver => self.line("the time for a stop is over: the last checkpoint is what stays"),
+            Notice::Skipped { stage, step, problem } => {
+                self.line(&format!("{problem} at step {step} of stage {stage}: the update is left out"));
+            }
+            Notice::Repaired { problem } => self.line(&format!("{problem}: it was given the state of the others")),
+            Notice::Straggler { worker, whereabouts, share } => {
+                let share = share * 100.0;
+                self.line(&format!(
+                    "{worker} is slow: the others wait for it {share:.0} % of the time, in {whereabouts}"
+                ));
+            }
             Notice::Lost { worker: _, reason } => self.line(reason),
             Notice::Restarting { worker, how, restart } => {
                 self.line(&format!("{worker} {how}: it is started again (start {restart} since the last step)"));

@@ -2,14 +2,16 @@
 //! clock, socket, log or wire type here; `conductor.rs` carries the effects out.
 
 mod commits;
+mod effect;
 mod recovery;
+mod standstill;
 
+use standstill::{Pace, Progress};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
-use thanos_proto::{
-    CheckpointRef, CheckpointWritten, Command, Evaluated, Failed, Fetching, Held, Hello, StageResult, StepDone,
-    Welcome, WorkerEvent,
-};
+use thanos_proto::{CheckpointRef, Command, Failed, Fetching, Held, Hello, Welcome, WorkerEvent};
+
+pub(crate) use effect::{Effect, Event, Notice, RecoveredFrom, SessionId, Verdict};
 
 use crate::exit::{EXIT_CONFIG, EXIT_STOPPED, EXIT_UNREACHABLE};
 
@@ -19,165 +21,17 @@ pub(crate) const MOST_GATHERING: Duration = Duration::from_secs(120);
 pub(crate) const MOST_SILENCE: Duration = Duration::from_secs(3);
 /// Ticks this far apart mean that this process was held up itself: nobody's silence is counted meanwhile.
 const HELD_UP: Duration = Duration::from_secs(1);
+/// What is left of the time for a stop when it is given up: for the last words.
+const FAREWELL: Duration = Duration::from_secs(2);
+/// How long workers of an earlier coordinator have to come back before others are started in their place.
+const MOST_COMING_BACK: Duration = Duration::from_secs(1);
+/// Steps between two answers that steps are recorded.
+const BETWEEN_RECORDED: u64 = 16;
 /// Starts of a worker, and generations, without a step between them, before the run is given up.
 const MOST_RESTARTS: u32 = 5;
 const MOST_IDLE_GENERATIONS: u32 = 10;
 /// Pause before a worker is started for the second time; it doubles each time. The first time there is none.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-
-/// A session, as the server numbers them.
-pub(crate) type SessionId = u64;
-
-/// What happened.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Event {
-    /// A worker opened a session and introduced itself.
-    Opened {
-        session: SessionId,
-        hello: Hello,
-    },
-    Said {
-        session: SessionId,
-        event: WorkerEvent,
-    },
-    /// The session's stream ended.
-    Closed {
-        session: SessionId,
-    },
-    /// The launcher saw a worker's process end.
-    Exited {
-        worker: String,
-        how: String,
-    },
-    /// A checkpoint was committed, or given up and why.
-    Committed {
-        session: SessionId,
-        outcome: Result<CheckpointRef, String>,
-        result: Option<StageResult>,
-    },
-    /// The user, or the machine, wants the run to stop where it can be resumed.
-    StopAsked {
-        reason: String,
-    },
-    Tick,
-}
-
-/// What is to be done.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Effect {
-    Send {
-        session: SessionId,
-        command: Command,
-    },
-    /// Give a new generation an empty rendezvous, before its ranks hear of it.
-    OpenStore {
-        generation: u64,
-    },
-    /// Append a line to `steps.jsonl`.
-    Record(StepDone),
-    /// Commit what rank 0 has written, and answer with [`Event::Committed`].
-    Commit {
-        session: SessionId,
-        written: CheckpointWritten,
-    },
-    Tell(Notice),
-    /// Start a worker's process again, if this program starts workers.
-    Restart {
-        worker: String,
-        after: Duration,
-    },
-    /// End a worker's process, which does not answer.
-    Kill {
-        worker: String,
-    },
-    /// The run is over; nothing follows.
-    End(Verdict),
-}
-
-/// What a user may want to read, and `events.jsonl` keeps.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Notice {
-    Joined {
-        worker: String,
-        host: String,
-        pid: u32,
-    },
-    /// A worker has a pack that it did not see: `bytes` came over the session, `from` were there.
-    Fetched {
-        worker: String,
-        split: String,
-        from: u64,
-        bytes: u64,
-    },
-    Refused {
-        worker: String,
-        reason: String,
-    },
-    Began {
-        generation: u64,
-        workers: Vec<String>,
-    },
-    Evaluated(Evaluated),
-    Saved {
-        stage: String,
-        step: u64,
-    },
-    NotSaved {
-        stage: String,
-        step: u64,
-        reason: String,
-    },
-    StageComplete(StageResult),
-    Stopping {
-        reason: String,
-    },
-    Lost {
-        worker: String,
-        reason: String,
-    },
-    Restarting {
-        worker: String,
-        how: String,
-        restart: u32,
-    },
-    /// It was started too often without a step: the run goes on without it.
-    Abandoned {
-        worker: String,
-        how: String,
-    },
-    /// After a loss, in training again behind this step.
-    Recovered {
-        generation: u64,
-        stage: String,
-        step: u64,
-        seconds: f64,
-        from: RecoveredFrom,
-    },
-}
-
-/// Where a new generation has its state from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum RecoveredFrom {
-    /// The memory of this worker.
-    Memory(String),
-    Checkpoint,
-    /// The stage begins.
-    Start,
-}
-
-/// How a run ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
-    Done,
-    /// At a common step; `None`: before the first one.
-    Stopped {
-        at: Option<(String, u64)>,
-    },
-    Failed {
-        message: String,
-        exit_code: u8,
-    },
-}
 
 /// What is known when a run starts, or starts again.
 #[derive(Clone, Debug)]
@@ -194,6 +48,12 @@ pub(crate) struct Start {
     pub stage: usize,
     pub resume: Option<CheckpointRef>,
     pub complete: Vec<CheckpointRef>,
+    /// The stage that the ledger is in, and the step that it lacks; it may be ahead of `resume`.
+    pub next_step: Option<(String, u64)>,
+    /// Workers that an earlier coordinator of this run has started: they may come back, with what they hold.
+    pub adopted: Vec<String>,
+    /// How long a stop may take; `None`: as long as it takes.
+    pub grace: Option<Duration>,
 }
 
 /// The state of a run.
@@ -210,8 +70,12 @@ pub(crate) struct Run {
     patient_until: Duration,
     /// A worker is ready beside the generation, which was told to make room for it.
     growing: bool,
-    /// A stop was asked for: every generation is told.
-    stopping: Option<String>,
+    /// A stop was asked for, and when: every generation is told.
+    stopping: Option<(String, Duration)>,
+    started: Duration,
+    /// Workers of an earlier coordinator were to come back.
+    again: bool,
+    pace: Pace,
     /// Commits that are under way: a generation begins behind them.
     committing: u32,
     /// Workers that have joined at least once.
@@ -241,6 +105,9 @@ struct Member {
     ready: bool,
     /// In the newest generation.
     rank: Option<u32>,
+    progress: Progress,
+    /// Steps that it told in this session.
+    steps_told: u64,
     /// What it holds in memory, while it is ready again.
     held: Option<Held>,
     /// Where it last said it was.
@@ -252,11 +119,28 @@ struct Member {
     left: bool,
 }
 
+impl Member {
+    fn new(hello: Hello, now: Duration) -> Self {
+        Self {
+            hello,
+            ready: false,
+            rank: None,
+            progress: Progress::default(),
+            steps_told: 0,
+            held: None,
+            whereabouts: "start".into(),
+            heard: now,
+            exited: None,
+            left: false,
+        }
+    }
+}
+
 impl Run {
     /// A run that waits for its workers; `now` is the time since some fixed moment, as in [`Run::apply`].
     pub(crate) fn new(start: Start, now: Duration) -> Self {
         let generation = start.last_generation;
-        let next_step = start.resume.as_ref().map(|checkpoint| (checkpoint.stage.clone(), checkpoint.step));
+        let (next_step, again) = (start.next_step.clone(), !start.adopted.is_empty());
         let phase = Phase::Gathering { since: now };
         let patient_until = now + start.patience;
         Self {
@@ -269,11 +153,14 @@ impl Run {
             next_step,
             stopped_at: None,
             stopping: None,
+            started: now,
+            again,
+            pace: Pace::default(),
             committing: 0,
             joined: BTreeSet::new(),
             restarts: BTreeMap::new(),
             idle_generations: 0,
-            first_loss: None,
+            first_loss: again.then(|| ("the coordinator was killed".into(), now)),
             last_tick: now,
         }
     }
@@ -287,9 +174,9 @@ impl Run {
             Event::Opened { session, hello } => self.opened(session, hello, now),
             Event::Said { session, event } => self.said(session, event, now),
             Event::Closed { session } => self.closed(session, now),
-            Event::Exited { worker, how } => self.exited(&worker, &how, now),
+            Event::Exited { worker, how, killed } => self.exited(&worker, &how, killed, now),
             Event::Committed { session, outcome, result } => self.committed(session, outcome, result, now),
-            Event::StopAsked { reason } => self.stop_asked(reason),
+            Event::StopAsked { reason } => self.stop_asked(reason, now),
             Event::Tick => self.tick(now),
         }
     }
@@ -309,37 +196,51 @@ impl Run {
     }
 
     fn opened(&mut self, session: SessionId, hello: Hello, now: Duration) -> Vec<Effect> {
-        let refusal = if hello.version != self.start.version {
-            let (theirs, ours) = (&hello.version, &self.start.version);
-            Some((format!("worker {} is version {theirs}, the coordinator {ours}", hello.worker_id), EXIT_CONFIG))
-        } else if self.members.values().any(|member| member.hello.worker_id == hello.worker_id) {
-            Some((format!("a worker called {} is already here", hello.worker_id), EXIT_CONFIG))
-        } else if self.is_through() {
-            Some(("the run is over but for its last words".into(), EXIT_STOPPED))
-        } else if self.members.len() >= self.start.workers {
-            Some((format!("all {} workers of this run are already here", self.start.workers), EXIT_STOPPED))
-        } else {
-            None
+        let same_process = |member: &Member| {
+            let of = |hello: &Hello| (hello.worker_id.clone(), hello.pid, hello.host.clone());
+            hello.generation > 0 && of(&member.hello) == of(&hello)
         };
-        if let Some((reason, exit_code)) = refusal {
-            let told = Notice::Refused { worker: hello.worker_id, reason: reason.clone() };
-            return vec![Effect::Send { session, command: Command::Refused { reason, exit_code } }, Effect::Tell(told)];
+        let before = self.members.iter().find(|(_, member)| same_process(member)).map(|(session, _)| *session);
+        let mut effects = before.map_or_else(Vec::new, |before| self.lost(before, "has lost its connection", now));
+        if self.phase == Phase::Over {
+            effects.extend(self.answer_behind_the_end(Event::Opened { session, hello }));
+            return effects;
         }
-        self.joined.insert(hello.worker_id.clone());
-        let told = Notice::Joined { worker: hello.worker_id.clone(), host: hello.host.clone(), pid: hello.pid };
-        let member = Member {
-            hello,
-            ready: false,
-            rank: None,
-            held: None,
-            whereabouts: "start".into(),
-            heard: now,
-            exited: None,
-            left: false,
-        };
-        self.members.insert(session, member);
-        let welcome = Command::Welcome(self.start.welcome.clone());
-        vec![Effect::Send { session, command: welcome }, Effect::Tell(told)]
+        if let Some((reason, exit_code)) = self.refusal(&hello) {
+            let told = Notice::Refused { worker: hello.worker_id, reason: reason.clone() };
+            effects.push(Effect::Send { session, command: Command::Refused { reason, exit_code } });
+            effects.push(Effect::Tell(told));
+            return effects;
+        }
+        let Hello { worker_id: worker, host, pid, .. } = hello.clone();
+        self.joined.insert(worker.clone());
+        effects.push(Effect::Send { session, command: Command::Welcome(self.start.welcome.clone()) });
+        if let Some(index) = self.start.adopted.iter().position(|adopted| *adopted == worker) {
+            self.start.adopted.remove(index);
+            effects.push(Effect::Adopt { worker: worker.clone(), pid });
+        }
+        effects.push(Effect::Tell(Notice::Joined { worker, host, pid }));
+        self.members.insert(session, Member::new(hello, now));
+        effects
+    }
+
+    /// Why a worker does not fit, and the exit code that it is to end with.
+    fn refusal(&self, hello: &Hello) -> Option<(String, u8)> {
+        let worker = &hello.worker_id;
+        if hello.version != self.start.version {
+            let (theirs, ours) = (&hello.version, &self.start.version);
+            return Some((format!("worker {worker} is version {theirs}, the coordinator {ours}"), EXIT_CONFIG));
+        }
+        if self.members.values().any(|member| member.hello.worker_id == *worker) {
+            // One that was away is not wrong: another was started in its place.
+            let exit_code = if hello.generation > 0 { EXIT_STOPPED } else { EXIT_CONFIG };
+            return Some((format!("a worker called {worker} is already here"), exit_code));
+        }
+        if self.is_through() {
+            return Some(("the run is over but for its last words".into(), EXIT_STOPPED));
+        }
+        let full = self.members.len() >= self.start.workers;
+        full.then(|| (format!("all {} workers of this run are already here", self.start.workers), EXIT_STOPPED))
     }
 
     fn said(&mut self, session: SessionId, event: WorkerEvent, now: Duration) -> Vec<Effect> {
@@ -355,10 +256,12 @@ impl Run {
                 if heartbeat.generation == self.generation {
                     member.whereabouts =
                         format!("{} of step {} of stage {}", heartbeat.phase, heartbeat.step, heartbeat.stage);
+                    member.progress.beat(heartbeat, now);
                 }
                 Vec::new()
             }
-            WorkerEvent::Step(step) => self.step(session, step),
+            WorkerEvent::Step(step) => self.step(session, step, now),
+            WorkerEvent::Repaired { problem } => vec![Effect::Tell(Notice::Repaired { problem })],
             WorkerEvent::Evaluated(evaluated) => vec![Effect::Tell(Notice::Evaluated(evaluated))],
             WorkerEvent::Checkpoint(written) => self.checkpoint(session, written),
             WorkerEvent::NotSaved { stage, step, reason } => {
@@ -400,13 +303,21 @@ impl Run {
         if let Some(member) = self.members.get_mut(&session) {
             member.ready = true;
         }
-        if self.phase == Phase::Training && !self.growing {
-            self.growing = true;
-            let in_generation = self.members.iter().filter(|(_, member)| member.rank.is_some());
-            let regroup = |session: &SessionId| Effect::Send { session: *session, command: Command::Regroup };
-            return in_generation.map(|(session, _)| regroup(session)).collect();
+        if self.phase == Phase::Training {
+            return self.make_room();
         }
         self.begin_if_all_are_ready(now)
+    }
+
+    /// A worker is ready beside the generation: its ranks are told to leave it at a common step.
+    fn make_room(&mut self) -> Vec<Effect> {
+        if self.growing {
+            return Vec::new();
+        }
+        self.growing = true;
+        let in_generation = self.members.iter().filter(|(_, member)| member.rank.is_some());
+        let regroup = |session: &SessionId| Effect::Send { session: *session, command: Command::Regroup };
+        in_generation.map(|(session, _)| regroup(session)).collect()
     }
 
     /// A worker is through: with the whole run (`None`), or stopped somewhere.
@@ -467,21 +378,27 @@ impl Run {
         }
     }
 
-    fn stop_asked(&mut self, reason: String) -> Vec<Effect> {
+    fn stop_asked(&mut self, reason: String, now: Duration) -> Vec<Effect> {
         if self.phase == Phase::Over || self.stopping.is_some() {
             return Vec::new();
         }
         let told = Effect::Tell(Notice::Stopping { reason: reason.clone() });
         if matches!(self.phase, Phase::Gathering { .. }) && self.generation == self.start.last_generation {
-            let mut effects = self.tell_all_to_leave(&reason);
-            self.phase = Phase::Over;
-            effects.extend([told, Effect::End(Verdict::Stopped { at: self.next_step.clone() })]);
-            return effects;
+            return [vec![told], self.stop_here(&reason)].concat();
         }
         let in_generation = self.members.iter().filter(|(_, member)| !member.left && member.rank.is_some());
         let sends: Vec<Effect> = in_generation.map(|(session, _)| stop(*session, &reason)).collect();
-        self.stopping = Some(reason);
+        self.stopping = Some((reason, now));
         [told].into_iter().chain(sends).collect()
+    }
+
+    /// Ends the run where its last checkpoint is.
+    fn stop_here(&mut self, reason: &str) -> Vec<Effect> {
+        let mut effects = self.tell_all_to_leave(reason);
+        self.phase = Phase::Over;
+        let at = self.start.resume.as_ref().map(|checkpoint| (checkpoint.stage.clone(), checkpoint.step));
+        effects.push(Effect::End(Verdict::Stopped { at }));
+        effects
     }
 
     fn tick(&mut self, now: Duration) -> Vec<Effect> {
@@ -489,6 +406,12 @@ impl Run {
         self.last_tick = now;
         if gap >= HELD_UP {
             self.members.values_mut().for_each(|member| member.heard += gap);
+        }
+        let overdue = |(_, since): &&(String, Duration)| {
+            self.start.grace.is_some_and(|grace| now.saturating_sub(*since) + FAREWELL >= grace)
+        };
+        if self.phase != Phase::Over && self.stopping.as_ref().filter(overdue).is_some() {
+            return [vec![Effect::Tell(Notice::GraceOver)], self.stop_here("the time for a stop is over")].concat();
         }
         match &self.phase {
             Phase::Gathering { since } if now.saturating_sub(*since) >= MOST_GATHERING => {
@@ -502,7 +425,10 @@ impl Run {
                 self.fail(message, EXIT_UNREACHABLE)
             }
             Phase::Gathering { .. } | Phase::Training => {
-                let mut effects = self.lose_the_silent(now);
+                let mut effects = self.start_who_did_not_come_back(now);
+                effects.extend(self.lose_the_silent(now));
+                effects.extend(self.lose_the_hung(now));
+                effects.extend(self.name_a_straggler(now));
                 effects.extend(self.begin_if_all_are_ready(now));
                 effects
             }

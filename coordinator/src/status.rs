@@ -23,7 +23,8 @@ pub(crate) fn status(run_dir: &Path) -> Result<String, Fatal> {
     match read_steps(run_dir)?.last() {
         Some(last) => {
             let (stage, step) = (&last.stage, last.step + 1);
-            line("position", format!("{step} steps of stage {stage}, epoch {}, loss {:.4}", last.epoch, last.loss));
+            let loss = last.loss.map_or("that is no number".into(), |loss| format!("{loss:.4}"));
+            line("position", format!("{step} steps of stage {stage}, epoch {}, loss {loss}", last.epoch));
         }
         None => line("position", "before the first step".into()),
     }

@@ -130,7 +130,8 @@ impl fmt::Display for Comparison {
                 if one.samples_sha256 != other.samples_sha256 {
                     return write!(out, "made on other samples");
                 }
-                write!(out, "losses {} and {}, rates {} and {}", one.loss, other.loss, one.lr, other.lr)
+                let [one_loss, other_loss] = [one.loss, other.loss].map(|loss| loss.unwrap_or(f64::NAN));
+                write!(out, "losses {one_loss} and {other_loss}, rates {} and {}", one.lr, other.lr)
             }
         }
     }
@@ -160,11 +161,12 @@ mod tests {
                 step,
                 generation: 1 + step / 2,
                 world_size: 2,
-                loss: 1.0,
+                loss: Some(1.0),
                 losses: BTreeMap::new(),
                 lr: 0.1,
                 images: batch.len() as u64,
                 samples_sha256: samples_sha256(batch),
+                skipped: None,
             }
         };
         let first = (0..6).map(|step| line("supcon", step));
@@ -213,7 +215,7 @@ mod tests {
         assert_eq!(compare(&one, &other).to_string(), "identical in all 12 steps");
         let part = "identical to step 7, where one ends: they have 12 and 7 steps";
         assert_eq!(compare(&one, &other[..7]).to_string(), part);
-        other[3].loss = 1.5;
+        other[3].loss = Some(1.5);
         let differ = "they differ first at step 3 of stage supcon: losses 1 and 1.5, rates 0.1 and 0.1";
         assert_eq!(compare(&one, &other).to_string(), differ);
         other.remove(0);

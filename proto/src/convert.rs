@@ -6,6 +6,7 @@ use crate::message::{
     PackRef, Rejoin, StageResult, StepDone, Welcome, WorkerEvent, WrittenFile,
 };
 use crate::v1;
+use std::time::Duration;
 
 /// A message that lacks a part, or holds a number out of its range.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -41,12 +42,12 @@ macro_rules! same_fields {
 }
 
 same_fields! {
-    Hello { worker_id, host, pid, version }
+    Hello { worker_id, host, pid, version, generation }
     Fetching { split, from, done, total }
     Held { stage, step, settled }
-    Heartbeat { generation, stage, step, phase }
+    Heartbeat { generation, stage, step, phase, collectives, waited_ms }
     Evaluated { stage, epoch, validation_accuracy, best }
-    StepDone { stage, epoch, step, generation, world_size, loss, losses, lr, images, samples_sha256, total_steps }
+    StepDone { stage, epoch, step, generation, world_size, loss, losses, lr, images, samples_sha256, total_steps, skipped }
     WrittenFile { name, bytes, sha256 }
     Best { epoch, validation_accuracy }
     CheckpointRef { stage, folder, manifest_sha256, step }
@@ -58,15 +59,15 @@ same_fields! {
 
 impl From<Rejoin> for v1::Rejoin {
     fn from(from: Rejoin) -> Self {
-        let (held, last_step) = (from.held.map(v1::Held::from), from.last_step.map(v1::StepDone::from));
-        Self { generation: from.generation, held, last_step }
+        let recent = from.recent.into_iter().map(v1::StepDone::from).collect();
+        Self { generation: from.generation, held: from.held.map(v1::Held::from), recent }
     }
 }
 
 impl From<v1::Rejoin> for Rejoin {
     fn from(from: v1::Rejoin) -> Self {
-        let (held, last_step) = (from.held.map(Held::from), from.last_step.map(StepDone::from));
-        Self { generation: from.generation, held, last_step }
+        let recent = from.recent.into_iter().map(StepDone::from).collect();
+        Self { generation: from.generation, held: from.held.map(Held::from), recent }
     }
 }
 
@@ -83,6 +84,7 @@ impl From<CheckpointWritten> for v1::CheckpointWritten {
             result: from.result.map(v1::StageResult::from),
             seconds: from.seconds,
             best: from.best.map(v1::Best::from),
+            settled: from.settled,
         }
     }
 }
@@ -100,6 +102,7 @@ impl From<v1::CheckpointWritten> for CheckpointWritten {
             result: from.result.map(StageResult::from),
             seconds: from.seconds,
             best: from.best.map(Best::from),
+            settled: from.settled,
         }
     }
 }
@@ -117,6 +120,7 @@ impl From<WorkerEvent> for v1::WorkerEvent {
             WorkerEvent::Step(step) => Event::Step(step.into()),
             WorkerEvent::Evaluated(evaluated) => Event::Evaluated(evaluated.into()),
             WorkerEvent::Checkpoint(written) => Event::Checkpoint(written.into()),
+            WorkerEvent::Repaired { problem } => Event::Repaired(v1::Repaired { problem }),
             WorkerEvent::StageFinished { stage } => Event::StageFinished(v1::StageFinished { stage }),
             WorkerEvent::Stopped { stage, step } => Event::Stopped(v1::Stopped { stage, step }),
             WorkerEvent::Failed(Failed { phase, message, exit_code }) => {
@@ -143,6 +147,7 @@ impl TryFrom<v1::WorkerEvent> for WorkerEvent {
             Event::Step(step) => WorkerEvent::Step(step.into()),
             Event::Evaluated(evaluated) => WorkerEvent::Evaluated(evaluated.into()),
             Event::Checkpoint(written) => WorkerEvent::Checkpoint(written.into()),
+            Event::Repaired(v1::Repaired { problem }) => WorkerEvent::Repaired { problem },
             Event::StageFinished(v1::StageFinished { stage }) => WorkerEvent::StageFinished { stage },
             Event::Stopped(v1::Stopped { stage, step }) => WorkerEvent::Stopped { stage, step },
             Event::Failed(v1::Failed { phase, message, exit_code: code }) => {
@@ -162,6 +167,7 @@ impl From<Welcome> for v1::Welcome {
             config: from.config,
             config_digest: from.config_digest,
             packs: from.packs.into_iter().map(pack).collect(),
+            lease_ms: u64::try_from(from.lease.as_millis()).unwrap_or(u64::MAX),
         }
     }
 }
@@ -175,6 +181,7 @@ impl From<v1::Welcome> for Welcome {
             config: from.config,
             config_digest: from.config_digest,
             packs: from.packs.into_iter().map(pack).collect(),
+            lease: Duration::from_millis(from.lease_ms),
         }
     }
 }
@@ -239,6 +246,8 @@ impl From<Command> for v1::Command {
             Command::Committed(outcome) => Wire::Committed(outcome.into()),
             Command::Stop { reason } => Wire::Stop(v1::Stop { reason }),
             Command::Regroup => Wire::Regroup(v1::Regroup {}),
+            Command::Abandon { generation, reason } => Wire::Abandon(v1::Abandon { generation, reason }),
+            Command::Recorded { steps } => Wire::Recorded(v1::Recorded { steps }),
             Command::Refused { reason, exit_code } => {
                 Wire::Refused(v1::Refused { reason, exit_code: exit_code.into() })
             }
@@ -259,6 +268,8 @@ impl TryFrom<v1::Command> for Command {
             Wire::Committed(outcome) => Command::Committed(outcome.into()),
             Wire::Stop(v1::Stop { reason }) => Command::Stop { reason },
             Wire::Regroup(v1::Regroup {}) => Command::Regroup,
+            Wire::Abandon(v1::Abandon { generation, reason }) => Command::Abandon { generation, reason },
+            Wire::Recorded(v1::Recorded { steps }) => Command::Recorded { steps },
             Wire::Refused(v1::Refused { reason, exit_code: code }) => {
                 Command::Refused { reason, exit_code: exit_code("Refused", code)? }
             }

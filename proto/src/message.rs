@@ -1,6 +1,7 @@
 //! The domain types of the session. They own their data, know no prost, and have no empty-string sentinels.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// What a worker tells the coordinator.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,6 +28,10 @@ pub enum WorkerEvent {
         step: u64,
         reason: String,
     },
+    /// From rank 0: ranks whose state was not that of the others were given it.
+    Repaired {
+        problem: String,
+    },
     StageFinished {
         stage: String,
     },
@@ -46,17 +51,20 @@ pub struct Hello {
     pub host: String,
     pub pid: u32,
     pub version: String,
+    /// The newest generation that it was in; 0: none, it is new.
+    pub generation: u64,
 }
 
-/// A peer is gone: the worker left its group, and waits for a generation with what it holds in memory.
+/// A peer, or the coordinator, is gone: the worker left its group, and waits for a generation with what it holds in
+/// memory.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rejoin {
     /// The generation that it left.
     pub generation: u64,
     /// `None`: it had not come to hold anything.
     pub held: Option<Held>,
-    /// The last step that it made, which its rank 0 may not have told.
-    pub last_step: Option<StepDone>,
+    /// The last steps of its stage that it made, in order: its rank 0 may not have told them, or nobody may have heard.
+    pub recent: Vec<StepDone>,
 }
 
 /// State that a worker holds in memory, in the order of training: the greater one is further.
@@ -85,6 +93,9 @@ pub struct Heartbeat {
     pub stage: String,
     pub step: u64,
     pub phase: String,
+    /// Collectives entered in this generation, and time spent in them.
+    pub collectives: u64,
+    pub waited_ms: u64,
 }
 
 /// A committed update: a line of `steps.jsonl`. `step` counts over the stage, from 0.
@@ -101,6 +112,8 @@ pub struct StepDone {
     pub images: u64,
     pub samples_sha256: String,
     pub total_steps: u64,
+    /// There if the update was left out, and why.
+    pub skipped: Option<String>,
 }
 
 /// Accuracy on the validation images, a share in 0..1.
@@ -135,6 +148,8 @@ pub struct CheckpointWritten {
     pub seconds: f64,
     /// `None`: no epoch has been evaluated yet.
     pub best: Option<Best>,
+    /// What is due behind the last update (an evaluation) is done, too.
+    pub settled: bool,
 }
 
 /// The best validation epoch so far; accuracy as a share in 0..1.
@@ -183,6 +198,15 @@ pub enum Command {
     },
     /// More workers are here: finish the step in flight, leave the generation, and wait for the next one.
     Regroup,
+    /// The generation has lost a worker: leave it at once, whatever waits for whom.
+    Abandon {
+        generation: u64,
+        reason: String,
+    },
+    /// So many steps of this session are in `steps.jsonl`; told every few steps.
+    Recorded {
+        steps: u64,
+    },
     Refused {
         reason: String,
         exit_code: u8,
@@ -202,6 +226,8 @@ pub struct Welcome {
     pub config: String,
     pub config_digest: String,
     pub packs: Vec<PackRef>,
+    /// How long a worker that cannot reach its coordinator keeps its state and tries again.
+    pub lease: Duration,
 }
 
 /// A pack: `split` is `train` or `test`.

@@ -2,6 +2,7 @@
 //! directories. It knows file names and exit codes, nothing of how they come about.
 
 pub mod idx;
+pub mod processes;
 pub mod raw_files;
 
 use safetensors::SafeTensors;
@@ -103,9 +104,16 @@ impl Scene {
     /// # Panics
     /// As [`Scene::start`].
     pub fn spawn(&self, name: &str, log: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Running {
-        let program = program(name);
+        self.spawn_program(&program(name), log, arguments, variables)
+    }
+
+    /// As [`Scene::spawn`], any program.
+    ///
+    /// # Panics
+    /// As [`Scene::start`].
+    pub fn spawn_program(&self, program: &Path, log: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Running {
         let log = self.path(&format!(".{log}"));
-        let child = Command::new(&program)
+        let child = Command::new(program)
             .args(arguments)
             .current_dir(self.folder.path())
             .env("THANOS_PACKS", packs())

@@ -1,34 +1,31 @@
 //! A backbone stage: two views an image, embedded, contrasted with the global batch, classified and, for
 //! autoencoders, reconstructed. Each term is this rank's share of the global mean: shares are summed over the ranks.
 
-use crate::data::Data;
-use crate::evaluate::{Measures, accuracy, embed_all, measure};
+use crate::evaluate::{Judge, Measures};
 use crate::feed::Batch;
 use crate::gather::{Comparison, contrast_globally};
 use crate::loss::{Form, Similarity, TILE, unlabelled_apart};
 use crate::model::{BatchSum, Mode, Model};
+use crate::stage::{Losses, Stage, Term};
 use crate::tensors::Named;
-use crate::train::{Losses, Stage, Term};
 use anyhow::Result;
 use std::rc::Rc;
 use tch::{Reduction, Tensor};
-use thanos_c10d::ProcessGroup;
 use thanos_configs::{Contrastive, Objective, Plan};
 
 pub(crate) struct Backbone<'a> {
     model: Model,
     objective: Objective,
-    data: &'a Data,
-    group: Rc<ProcessGroup>,
+    judge: Judge<'a>,
 }
 
 impl<'a> Backbone<'a> {
     /// Initial weights come from torch's generator: seed it first, equally on all ranks.
-    pub(crate) fn new(plan: &Plan, objective: &Objective, data: &'a Data, group: &Rc<ProcessGroup>) -> Self {
-        let sum: Rc<dyn BatchSum> = group.clone();
+    pub(crate) fn new(plan: &Plan, objective: &Objective, judge: Judge<'a>) -> Self {
+        let (data, sum): (_, Rc<dyn BatchSum>) = (judge.data, judge.group.clone());
         let decoder = objective.reconstruction.is_some();
         let model = Model::new(&plan.config().model, &data.facts, decoder, data.device(), &sum);
-        Self { model, objective: objective.clone(), data, group: group.clone() }
+        Self { model, objective: objective.clone(), judge }
     }
 }
 
@@ -46,7 +43,7 @@ impl Stage for Backbone<'_> {
     }
 
     fn losses(&mut self, batch: &Batch) -> Result<Losses> {
-        let data = self.data;
+        let data = self.judge.data;
         let (b, total) = (batch.own().len() as i64, batch.samples.len() as i64);
         let images = batch.images.flatten(0, 1); // [2b, C, S, S]
         let z = self.model.encoder.forward(&images, Mode::Train)?; // [2b, d]
@@ -62,7 +59,8 @@ impl Stage for Backbone<'_> {
             // With its width: a rank without images could not guess it.
             let pairs = z.detach().reshape([b, 2, z.size()[1]]); // [b, view, d]
             let (view0, view1) = (pairs.select(1, 0), pairs.select(1, 1));
-            let contrasted = contrast_globally(self.group.as_ref(), &view0, &view1, &labels, &comparison(contrastive))?;
+            let contrasted =
+                contrast_globally(self.judge.group.as_ref(), &view0, &view1, &labels, &comparison(contrastive))?;
             let gradient = Tensor::stack(&[contrasted.view0_gradient, contrasted.view1_gradient], 1); // [b, view, d]
             losses.add_gradient(
                 Term { name: "contrastive", weight: contrastive.weight, share: contrasted.value },
@@ -79,15 +77,15 @@ impl Stage for Backbone<'_> {
     }
 
     fn validation_accuracy(&mut self) -> Result<f64> {
-        let data = self.data;
+        let data = self.judge.data;
         let (pack, ids) = data.validation();
-        let z = embed_all(&[&self.model], data, pack, ids, &self.group)?;
+        let z = self.judge.embed_all(&[&self.model], pack, ids)?;
         let labels = data.labels(&pack.coarse, ids);
-        accuracy(&tch::no_grad(|| self.model.logits(&z)), &labels, &self.group)
+        self.judge.accuracy(&tch::no_grad(|| self.model.logits(&z)), &labels)
     }
 
     fn measure(&mut self) -> Result<(Measures, Option<f64>)> {
-        Ok((measure(&[&self.model], self.data, &self.group)?, None))
+        Ok((self.judge.measure(&[&self.model])?, None))
     }
 }
 

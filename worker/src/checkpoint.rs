@@ -1,6 +1,7 @@
 //! Checkpoints as a worker sees them: rank 0 writes files into a temporary folder and the coordinator commits it;
 //! a loader is told path and hash, and believes no file before its checksum. Formats: `tensors.rs`.
 
+use crate::failpoints::crash;
 use crate::tensors::{Named, from_safetensors, to_safetensors};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
@@ -22,6 +23,7 @@ struct Manifest {
     stage: String,
     step: u64,
     seconds: f64,
+    settled: bool,
     best: Option<ManifestBest>,
     files: Vec<ManifestFile>,
 }
@@ -94,10 +96,12 @@ fn write_files(folder: &Path, files: &[(&str, &Named)]) -> Result<Vec<WrittenFil
         let bytes = to_safetensors(tensors)?;
         let mut file = File::create(folder.join(name))?;
         file.write_all(&bytes)?;
+        crash("save-written");
         file.sync_all()?;
         written.push(WrittenFile { name: (*name).into(), bytes: bytes.len() as u64, sha256: sha256(&bytes) });
     }
     File::open(folder)?.sync_all()?;
+    crash("save-synced");
     Ok(written)
 }
 
@@ -133,6 +137,11 @@ impl Committed {
     /// Training time of its stage until then.
     pub(crate) fn seconds(&self) -> f64 {
         self.manifest.seconds
+    }
+
+    /// What is due behind the last update is done, too.
+    pub(crate) fn settled(&self) -> bool {
+        self.manifest.settled
     }
 
     pub(crate) fn best(&self) -> Option<Best> {

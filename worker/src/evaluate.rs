@@ -2,11 +2,15 @@
 //! Also what shows how far classes have collapsed: a kNN accuracy and mean cosines.
 
 use crate::data::Data;
+use crate::failpoints;
 use crate::gather::gather_rows;
 use crate::model::{Mode, Model};
 use crate::pack::Pack;
+use crate::session::StopFlag;
 use anyhow::Result;
-use tch::{Device, Kind, Tensor};
+use std::ops::Range;
+use std::rc::Rc;
+use tch::{Kind, Tensor};
 use thanos_c10d::ProcessGroup;
 use thanos_configs::rank_slice;
 
@@ -27,21 +31,126 @@ pub(crate) struct Measures {
     pub cosine_between_views: f64,
 }
 
-/// Embeddings of `ids` on every rank, [ids, d of all encoders together]; each rank computes its slice.
-pub(crate) fn embed_all(
-    models: &[&Model],
-    data: &Data,
-    pack: &Pack,
-    ids: &[u64],
-    group: &ProcessGroup,
-) -> Result<Tensor> {
-    let own = &ids[rank_slice(ids.len(), group.rank(), group.size())];
-    let width: i64 = models.iter().map(|model| model.encoder.width()).sum();
-    let mut parts = vec![Tensor::zeros([0, width], (data.kind(), data.device()))];
-    for chunk in own.chunks(BATCH) {
-        parts.push(embed(models, &data.plain(pack, chunk)?, Mode::Eval)?);
+/// A stop was asked for while images were embedded: what was to be measured is left for another time, on all ranks.
+#[derive(Debug, thiserror::Error)]
+#[error("a stop was asked for")]
+pub(crate) struct StopAsked;
+
+/// What an evaluation needs beside models: the images, the other ranks, and whether it should go on.
+#[derive(Clone)]
+pub(crate) struct Judge<'a> {
+    pub(crate) data: &'a Data,
+    pub(crate) group: Rc<ProcessGroup>,
+    /// Looked at between two batches; ranks may see it at different ones.
+    pub(crate) stop: StopFlag,
+}
+
+impl Judge<'_> {
+    /// Embeddings of `ids` on every rank, [ids, d of all encoders together]; each rank computes its slice.
+    ///
+    /// # Errors
+    /// [`StopAsked`], on all ranks alike.
+    pub(crate) fn embed_all(&self, models: &[&Model], pack: &Pack, ids: &[u64]) -> Result<Tensor> {
+        let data = self.data;
+        let width: i64 = models.iter().map(|model| model.encoder.width()).sum();
+        let mut parts = vec![Tensor::zeros([0, width], (data.kind(), data.device()))];
+        for chunk in ids[self.own(ids.len())].chunks(BATCH).take_while(|_| !self.stop.is_set()) {
+            failpoints::pass("embed");
+            parts.push(embed(models, &data.plain(pack, chunk)?, Mode::Eval)?);
+        }
+        self.go_on_together()?;
+        gather_rows(self.group.as_ref(), &Tensor::cat(&parts, 0), ids.len() as i64)
     }
-    gather_rows(group, &Tensor::cat(&parts, 0), ids.len() as i64)
+
+    /// Share of `labels` [n] that `scores` [n, classes] rank first.
+    ///
+    /// Each rank counts its slice, and the counts are summed: rows are the same on all ranks.
+    pub(crate) fn accuracy(&self, scores: &Tensor, labels: &Tensor) -> Result<f64> {
+        let n = labels.size()[0];
+        let own = self.own(n as usize);
+        let (start, len) = (own.start as i64, own.len() as i64);
+        let chosen = scores.narrow(0, start, len).argmax(1, false);
+        let correct = chosen.eq_tensor(&labels.narrow(0, start, len)).sum(Kind::Int64).int64_value(&[]);
+        Ok(self.sum_count(correct)? as f64 / n as f64)
+    }
+
+    /// Everything that is measured on the test images, from the models' weights as they are.
+    pub(crate) fn measure(&self, models: &[&Model]) -> Result<Measures> {
+        let _no_graph = tch::no_grad_guard();
+        let data = self.data;
+        let test_ids: Vec<u64> = (0..data.test.len() as u64).collect();
+        let test = self.embed_all(models, &data.test, &test_ids)?;
+        let train = self.embed_all(models, &data.train, &data.train_ids)?;
+        let fine = data.labels(&data.test.fine, &test_ids);
+        let coarse = data.labels(&data.test.coarse, &test_ids);
+        let train_fine = data.labels(&data.train.fine, &data.train_ids);
+        let directions = unit(models, &test);
+        Ok(Measures {
+            coarse_accuracy: self.accuracy(&coarse_scores(models, &test), &coarse)?,
+            knn_fine_accuracy: self.knn((&directions, &fine), (&unit(models, &train), &train_fine))?,
+            cosine_within_coarse: mean_cosine_within(&directions, &coarse),
+            cosine_within_fine: mean_cosine_within(&directions, &fine),
+            cosine_between_views: self.mean_cosine_between_views(models, &test_ids)?,
+        })
+    }
+
+    /// Accuracy of a vote of the nearest training images by cosine, weighted by exp(cosine / 0.07).
+    ///
+    /// `test` and `train` are unit rows [n, d] with their labels [n]; each rank judges its slice of `test`.
+    fn knn(&self, (test, labels): (&Tensor, &Tensor), (train, train_labels): (&Tensor, &Tensor)) -> Result<f64> {
+        let n = test.size()[0];
+        let own = self.own(n as usize);
+        let classes = self.data.facts.labels.fine_names.len() as i64;
+        let neighbours = NEIGHBOURS.min(train.size()[0]);
+        let mut correct = 0;
+        for from in (own.start as i64..own.end as i64).step_by(KNN_ROWS as usize) {
+            let rows = KNN_ROWS.min(own.end as i64 - from);
+            let (cosines, nearest) = test.narrow(0, from, rows).matmul(&train.tr()).topk(neighbours, 1, true, true); // [rows, k]
+            let votes = Tensor::zeros([rows, classes], (test.kind(), test.device())).scatter_add(
+                1,
+                &train_labels.take(&nearest),
+                &(cosines / VOTE_TEMPERATURE).exp(),
+            );
+            let chosen = votes.argmax(1, false);
+            correct += chosen.eq_tensor(&labels.narrow(0, from, rows)).sum(Kind::Int64).int64_value(&[]);
+        }
+        Ok(self.sum_count(correct)? as f64 / n as f64)
+    }
+
+    /// Mean cosine between two views of the same test image.
+    fn mean_cosine_between_views(&self, models: &[&Model], ids: &[u64]) -> Result<f64> {
+        let data = self.data;
+        let mut sum = Tensor::zeros([1], (Kind::Double, data.device()));
+        for chunk in ids[self.own(ids.len())].chunks(BATCH / 2).take_while(|_| !self.stop.is_set()) {
+            let views = data.views(&data.test, chunk, 0, 2)?; // [n, 2, C, S, S]
+            let directions = unit(models, &embed(models, &views.flatten(0, 1), Mode::Eval)?);
+            let pairs = directions.reshape([chunk.len() as i64, 2, -1]);
+            sum += (pairs.select(1, 0) * pairs.select(1, 1)).sum(Kind::Double);
+        }
+        self.go_on_together()?;
+        self.group.all_reduce(&mut sum)?;
+        Ok(sum.double_value(&[0]) / ids.len() as f64)
+    }
+
+    /// This rank's part of n rows.
+    fn own(&self, n: usize) -> Range<usize> {
+        rank_slice(n, self.group.rank(), self.group.size())
+    }
+
+    /// The sum of an integer over the ranks; it travels on the device that the group's collectives run on.
+    fn sum_count(&self, count: i64) -> Result<i64> {
+        let mut sum = Tensor::from_slice(&[count]).to_device(self.data.device());
+        self.group.all_reduce(&mut sum)?;
+        Ok(sum.int64_value(&[0]))
+    }
+
+    /// Whether some rank has left images out, so that all give up what they measure.
+    fn go_on_together(&self) -> Result<()> {
+        match self.sum_count(i64::from(self.stop.is_set()))? {
+            0 => Ok(()),
+            _ => Err(StopAsked.into()),
+        }
+    }
 }
 
 /// Embeddings of images by all encoders, concatenated: [n, C, S, S] to [n, d]. No graph is kept.
@@ -49,45 +158,6 @@ pub(crate) fn embed(models: &[&Model], images: &Tensor, mode: Mode) -> Result<Te
     let _no_graph = tch::no_grad_guard();
     let parts = models.iter().map(|model| model.encoder.forward(images, mode)).collect::<Result<Vec<_>>>()?;
     Ok(Tensor::cat(&parts, 1))
-}
-
-/// Share of `labels` [n] that `scores` [n, classes] rank first.
-///
-/// Each rank counts its slice, and the counts are summed: rows are the same on all ranks.
-pub(crate) fn accuracy(scores: &Tensor, labels: &Tensor, group: &ProcessGroup) -> Result<f64> {
-    let n = labels.size()[0];
-    let own = rank_slice(n as usize, group.rank(), group.size());
-    let (start, len) = (own.start as i64, own.len() as i64);
-    let chosen = scores.narrow(0, start, len).argmax(1, false);
-    let correct = chosen.eq_tensor(&labels.narrow(0, start, len)).sum(Kind::Int64).int64_value(&[]);
-    Ok(sum_count(correct, labels.device(), group)? as f64 / n as f64)
-}
-
-/// The sum of an integer over the ranks; it travels on the device that the group's collectives run on.
-fn sum_count(count: i64, device: Device, group: &ProcessGroup) -> Result<i64> {
-    let mut sum = Tensor::from_slice(&[count]).to_device(device);
-    group.all_reduce(&mut sum)?;
-    Ok(sum.int64_value(&[0]))
-}
-
-/// Everything that is measured on the test images, from the models' weights as they are.
-pub(crate) fn measure(models: &[&Model], data: &Data, group: &ProcessGroup) -> Result<Measures> {
-    let _no_graph = tch::no_grad_guard();
-    let test_ids: Vec<u64> = (0..data.test.len() as u64).collect();
-    let test = embed_all(models, data, &data.test, &test_ids, group)?;
-    let train = embed_all(models, data, &data.train, &data.train_ids, group)?;
-    let fine = data.labels(&data.test.fine, &test_ids);
-    let coarse = data.labels(&data.test.coarse, &test_ids);
-    let train_fine = data.labels(&data.train.fine, &data.train_ids);
-    let directions = unit(models, &test);
-    let classes = data.facts.labels.fine_names.len() as i64;
-    Ok(Measures {
-        coarse_accuracy: accuracy(&coarse_scores(models, &test), &coarse, group)?,
-        knn_fine_accuracy: knn((&directions, &fine), (&unit(models, &train), &train_fine), classes, group)?,
-        cosine_within_coarse: mean_cosine_within(&directions, &coarse),
-        cosine_within_fine: mean_cosine_within(&directions, &fine),
-        cosine_between_views: mean_cosine_between_views(models, data, &test_ids, group)?,
-    })
 }
 
 /// Mean of the class probabilities of the models' own coarse heads, [n, coarse classes].
@@ -120,33 +190,6 @@ fn unit(models: &[&Model], embeddings: &Tensor) -> Tensor {
     Tensor::cat(&parts, 1)
 }
 
-/// Accuracy of a vote of the nearest training images by cosine, weighted by exp(cosine / 0.07).
-///
-/// `test` and `train` are unit rows [n, d] with their labels [n]; each rank judges its slice of `test`.
-fn knn(
-    (test, labels): (&Tensor, &Tensor),
-    (train, train_labels): (&Tensor, &Tensor),
-    classes: i64,
-    group: &ProcessGroup,
-) -> Result<f64> {
-    let n = test.size()[0];
-    let own = rank_slice(n as usize, group.rank(), group.size());
-    let neighbours = NEIGHBOURS.min(train.size()[0]);
-    let mut correct = 0;
-    for from in (own.start as i64..own.end as i64).step_by(KNN_ROWS as usize) {
-        let rows = KNN_ROWS.min(own.end as i64 - from);
-        let (cosines, nearest) = test.narrow(0, from, rows).matmul(&train.tr()).topk(neighbours, 1, true, true); // [rows, k]
-        let votes = Tensor::zeros([rows, classes], (test.kind(), test.device())).scatter_add(
-            1,
-            &train_labels.take(&nearest),
-            &(cosines / VOTE_TEMPERATURE).exp(),
-        );
-        let chosen = votes.argmax(1, false);
-        correct += chosen.eq_tensor(&labels.narrow(0, from, rows)).sum(Kind::Int64).int64_value(&[]);
-    }
-    Ok(sum_count(correct, labels.device(), group)? as f64 / n as f64)
-}
-
 /// Mean cosine over all pairs of different images of one class: 1 where every class is a point.
 ///
 /// For a class of n unit rows with sum s, the pairs' cosines sum to |s|^2 - n.
@@ -159,18 +202,4 @@ fn mean_cosine_within(directions: &Tensor, labels: &Tensor) -> f64 {
     let cosines = sums.square().sum(Kind::Double) - counts.sum(Kind::Double);
     let pairs = (&counts * (&counts - 1.0)).sum(Kind::Double).double_value(&[]);
     cosines.double_value(&[]) / pairs.max(1.0)
-}
-
-/// Mean cosine between two views of the same test image.
-fn mean_cosine_between_views(models: &[&Model], data: &Data, ids: &[u64], group: &ProcessGroup) -> Result<f64> {
-    let own = &ids[rank_slice(ids.len(), group.rank(), group.size())];
-    let mut sum = Tensor::zeros([1], (Kind::Double, data.device()));
-    for chunk in own.chunks(BATCH / 2) {
-        let views = data.views(&data.test, chunk, 0, 2)?; // [n, 2, C, S, S]
-        let directions = unit(models, &embed(models, &views.flatten(0, 1), Mode::Eval)?);
-        let pairs = directions.reshape([chunk.len() as i64, 2, -1]);
-        sum += (pairs.select(1, 0) * pairs.select(1, 1)).sum(Kind::Double);
-    }
-    group.all_reduce(&mut sum)?;
-    Ok(sum.double_value(&[0]) / ids.len() as f64)
 }

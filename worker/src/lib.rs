@@ -1,7 +1,7 @@
 //! One rank of a run: it joins its coordinator, opens the packs, and trains the plan's stages with its peers.
 //!
 //! Reading order: `run.rs` (a worker's life), `train.rs` (the river of one stage: batch, losses, gradients, update,
-//! commit), `backbone.rs` and `transfer.rs` (what a batch becomes in either kind of stage), `gather.rs` and `loss`
+//! commit), `stage.rs`, `backbone.rs` and `transfer.rs` (what a batch becomes in either kind of stage), `gather.rs` and `loss`
 //! (the contrastive loss over all ranks), `model`, `feed.rs` and `data.rs` (which views come next).
 //!
 //! Shapes, everywhere: n images or rows, b rows of this rank, B rows of the global batch, d width of an embedding,
@@ -14,16 +14,20 @@ mod data;
 pub mod device_views;
 mod evaluate;
 mod exit;
+mod failpoints;
 mod feed;
 mod gather;
 pub mod loss;
+mod memory;
 pub mod model;
 mod optimizer;
 mod pack;
 mod pack_transfer;
+mod replicas;
 mod run;
 mod saver;
 mod session;
+mod stage;
 pub mod tensors;
 mod train;
 mod transfer;

@@ -38,6 +38,8 @@ fn main() -> ExitCode {
     let filter = EnvFilter::try_from_env("THANOS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     let arguments = Arguments::parse();
+    // Tests break this very program at chosen places (`FAILPOINTS`).
+    let _armed = fail::FailScenario::setup();
     let options = Options {
         coordinator: arguments.coordinator,
         worker_id: arguments.id,

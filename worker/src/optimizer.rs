@@ -2,7 +2,7 @@
 
 use crate::tensors::{Named, copy_into};
 use anyhow::{Context, Result};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
 use thanos_c10d::{AdamWParameter, AdamWRates, fused_adamw};
 
@@ -23,9 +23,8 @@ impl AdamW {
         Self { means: zeros(), squares: zeros(), parameters, step: 0, weight_decay }
     }
 
-    /// Names of the parameters.
-    pub(crate) fn names(&self) -> BTreeSet<String> {
-        self.parameters.keys().cloned().collect()
+    pub(crate) fn parameters(&self) -> &Named {
+        &self.parameters
     }
 
     /// Number of updates made.
@@ -46,17 +45,14 @@ impl AdamW {
         Tensor::cat(&parts, 0)
     }
 
-    /// The name of the first parameter whose part of a flat gradient holds a NaN or an infinity; empty: none.
-    pub fn first_non_finite(&self, flat_gradient: &Tensor) -> &str {
+    /// The place of the first parameter whose part of a flat gradient holds a NaN or an infinity.
+    pub(crate) fn first_non_finite(&self, flat_gradient: &Tensor) -> Option<usize> {
         let mut from = 0;
-        for (name, parameter) in &self.parameters {
-            let len = parameter.numel() as i64;
-            if flat_gradient.narrow(0, from, len).isfinite().all().int64_value(&[]) == 0 {
-                return name;
-            }
-            from += len;
-        }
-        ""
+        self.parameters.values().position(|parameter| {
+            let part = flat_gradient.narrow(0, from, parameter.numel() as i64);
+            from += parameter.numel() as i64;
+            part.isfinite().all().int64_value(&[]) == 0
+        })
     }
 
     /// Forgets the gradients of the last step.

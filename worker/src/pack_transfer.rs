@@ -2,7 +2,7 @@
 //! of the host, goes on where an earlier transfer broke off, and gets its name only when its SHA-256 is right.
 //! What is in a pack is `pack.rs`'s.
 
-use crate::session::Session;
+use crate::session::{Session, ends_generation};
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 use std::fs::{self, File};
@@ -47,7 +47,11 @@ pub(crate) fn local_file(session: &Session, pack: &PackRef, folder: Option<&Path
         Some(folder) => folder.to_owned(),
         None => default_folder()?,
     };
-    let told = |fetching| session.send(WorkerEvent::Fetching(fetching));
+    // A coordinator that is gone for a moment misses a report, and nothing else.
+    let told = |fetching| match session.send(WorkerEvent::Fetching(fetching)) {
+        Err(error) if ends_generation(&error) => Ok(()),
+        told => told,
+    };
     let open = |offset| session.fetch_pack(&pack.fingerprint, offset);
     bring(pack, &folder, open, told).with_context(|| format!("the {} pack in {}", pack.split, folder.display()))
 }

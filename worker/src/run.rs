@@ -4,13 +4,16 @@
 use crate::backbone::Backbone;
 use crate::checkpoint::{BEST, Committed, load_weights};
 use crate::data::{Data, LocalPack};
+use crate::evaluate::{Judge, StopAsked};
 use crate::exit::{BadData, EXIT_CONFIG, exit_code};
 use crate::feed::Schedule;
+use crate::memory::Memory;
 use crate::model::{BatchSum, Model};
 use crate::pack_transfer::local_file;
-use crate::session::{Refused, Session};
+use crate::session::{Refused, Session, ends_generation};
+use crate::stage::Stage;
 use crate::tensors::{Named, copy_into};
-use crate::train::{Ending, Interrupted, Memory, Origin, Peers, Recipe, Regroup, Stage, train};
+use crate::train::{Ending, Interrupted, Origin, Peers, Recipe, Regroup, train};
 use crate::transfer::Transfer;
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
@@ -61,19 +64,20 @@ pub fn work(options: &Options) -> Result<Outcome> {
     tch::set_num_interop_threads(1);
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
     let worker_id = options.worker_id.clone();
-    let hello = Hello { worker_id, host, pid: std::process::id(), version: env!("CARGO_PKG_VERSION").into() };
+    let hello =
+        Hello { worker_id, host, pid: std::process::id(), version: env!("CARGO_PKG_VERSION").into(), generation: 0 };
     let (session, welcome) = Session::connect(&options.coordinator, hello)?;
     match without_panic(|| take_part(options, &session, &welcome)) {
         Ok(last_word) => {
             let stopped = matches!(last_word, WorkerEvent::Stopped { .. });
-            session.leave(last_word)?;
+            session.leave(&last_word)?;
             Ok(if stopped { Outcome::Stopped } else { Outcome::Finished })
         }
         // Told to go: there is nobody to tell.
         Err(error) if error.downcast_ref::<Refused>().is_some() => Err(error),
         Err(error) => {
             let failed = Failed { phase: session.phase(), message: format!("{error:#}"), exit_code: exit_code(&error) };
-            session.leave(WorkerEvent::Failed(failed)).context("and the coordinator could not be told")?;
+            session.leave(&WorkerEvent::Failed(failed)).context("and the coordinator could not be told")?;
             Err(error)
         }
     }
@@ -94,19 +98,25 @@ fn take_part(options: &Options, session: &Session, welcome: &Welcome) -> Result<
     let device = device(options.local_rank);
     let packs = local_packs(options, session, &welcome.packs)?;
     let data = Data::open(&plan, &packs, device, options.threads).map_err(BadData)?;
-    session.send(WorkerEvent::Ready { config_digest: plan.digest().into() })?;
     let run_dir = welcome.run_dir.clone().into();
     let mut worker =
         Worker { plan: &plan, data: &data, session, run_dir, finished: BTreeMap::new(), memory: None, stage: 0 };
+    let mut ready = WorkerEvent::Ready { config_digest: plan.digest().into() };
     loop {
-        let begin = session.begin()?;
+        session.announce(&ready)?;
+        let begin = match session.begin() {
+            // Nobody may have heard it.
+            Err(error) if ends_generation(&error) => continue,
+            begin => begin?,
+        };
         session.at("start", 0, "rendezvous");
         let ending =
             join(options, session, &begin, device).and_then(|group| worker.train_stages(&begin, &Rc::new(group)));
+        session.leave_group();
         match ending {
-            Err(error) if error.is::<thanos_c10d::Error>() || error.is::<Regroup>() => {
+            Err(error) if ends_generation(&error) || error.is::<Regroup>() => {
                 tracing::warn!("left generation {}: {error:#}", begin.generation);
-                session.send(WorkerEvent::Rejoin(worker.rejoin(begin.generation)))?;
+                ready = WorkerEvent::Rejoin(worker.rejoin(begin.generation));
             }
             ending => return ending,
         }
@@ -144,7 +154,7 @@ fn plan_of(welcome: &Welcome) -> Result<Plan> {
 
 fn join(options: &Options, session: &Session, begin: &Begin, device: Device) -> Result<ProcessGroup> {
     let (rank, size) = (begin.rank as usize, begin.world_size as usize);
-    let store = session.store(begin.generation);
+    let store = session.enter(begin.generation);
     Ok(match device {
         Device::Cuda(_) => ProcessGroup::nccl(store, rank, size, MOST_COLLECTIVE)?,
         _ => ProcessGroup::gloo(store, rank, size, &options.address, MOST_COLLECTIVE)?,
@@ -169,7 +179,8 @@ impl Worker<'_> {
     fn rejoin(&self, generation: u64) -> Rejoin {
         let held = |memory: &Memory| Held { stage: self.stage as u32, step: memory.step, settled: memory.settled };
         let memory = self.memory.as_deref();
-        Rejoin { generation, held: memory.map(held), last_step: memory.and_then(|memory| memory.last_step.clone()) }
+        let recent = memory.map(|memory| memory.recent.to_vec()).unwrap_or_default();
+        Rejoin { generation, held: memory.map(held), recent }
     }
 
     fn train_stages(&mut self, begin: &Begin, group: &Rc<ProcessGroup>) -> Result<WorkerEvent> {
@@ -226,12 +237,20 @@ impl Worker<'_> {
                 world_size: group.size(),
             },
             checkpoint_every: config.checkpoint.every_steps,
+            checks: &config.checks,
         };
         let peers = Peers { group, session: self.session, generation, run_dir: &self.run_dir };
         tch::manual_seed(init_key(config.seed, key) as i64);
+        let judge = Judge { data: self.data, group: group.clone(), stop: self.session.stop_flag() };
         let mut stage: Box<dyn Stage + '_> = match plan {
-            StagePlan::Backbone(backbone) => Box::new(Backbone::new(self.plan, &backbone.objective, self.data, group)),
-            StagePlan::Transfer(transfer) => self.transfer(transfer, group)?,
+            StagePlan::Backbone(backbone) => Box::new(Backbone::new(self.plan, &backbone.objective, judge)),
+            StagePlan::Transfer(transfer) => match self.transfer(transfer, judge) {
+                // What it has been trained so far is in a checkpoint, or in nobody's.
+                Err(error) if error.is::<StopAsked>() => {
+                    return Ok(Ending::Stopped { step: resume.map_or(0, Committed::step) });
+                }
+                stage => stage?,
+            },
         };
         let from = match (source, resume) {
             (Some(source), _) => Origin::Memory { own: self.memory.as_deref(), source },
@@ -246,12 +265,13 @@ impl Worker<'_> {
         })
     }
 
-    fn transfer(&self, transfer: &TransferPlan, group: &Rc<ProcessGroup>) -> Result<Box<dyn Stage + '_>> {
-        let backbones = transfer.backbones.iter().map(|name| self.frozen(name, group)).collect::<Result<Vec<_>>>()?;
+    fn transfer<'a>(&'a self, transfer: &TransferPlan, judge: Judge<'a>) -> Result<Box<dyn Stage + 'a>> {
+        let frozen = |name: &String| self.frozen(name, &judge.group);
+        let backbones = transfer.backbones.iter().map(frozen).collect::<Result<Vec<_>>>()?;
         // Making the backbones drew from the generator: the head's weights must not depend on how many there are.
         let config = self.plan.config();
         tch::manual_seed(init_key(config.seed, stage_key(&transfer.name)) as i64);
-        Ok(Box::new(Transfer::new(&config.transfer, backbones, self.data, group)?))
+        Ok(Box::new(Transfer::new(&config.transfer, backbones, judge)?))
     }
 
     /// A backbone with the weights of this run, or of the file that the user named.

@@ -1,28 +1,35 @@
 //! The worker's session with its coordinator: one gRPC stream on a thread of its own, so that a stalled step still
-//! heartbeats and a run that is over ends a worker that hangs in a collective. It decides nothing about training.
+//! heartbeats and a run that is over ends a worker that hangs in a collective. A stream that breaks is opened again;
+//! the training thread hears of it as [`LineLost`]. It decides nothing about training.
 
+mod line;
 mod packs;
 mod store;
 mod stream;
 
 use anyhow::{Context, Result, bail};
+use line::{Line, LineLost};
+use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use thanos_c10d::KeyValueStore;
-use thanos_proto::{Begin, CheckpointRef, Command, Heartbeat, Hello, Welcome, WorkerEvent};
+use thanos_c10d::{Breaker, Collectives, Error as GroupError, KeyValueStore, collectives};
+use thanos_proto::{Begin, CheckpointRef, Command, Heartbeat, Hello, StepDone, Welcome, WorkerEvent};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
-/// Events that may wait for the network; a full queue makes the step wait.
-const MOST_EVENTS: usize = 1024;
 /// How long a coordinator may take to answer a `Hello`, or a checkpoint.
 const MOST_ANSWER: Duration = Duration::from_secs(120);
+/// Steps that are told and not yet known to be in the ledger: with more, a step waits. Every rank keeps as many, so that
+/// a coordinator that starts again can be told all that it lacks.
+pub(crate) const MOST_UNRECORDED: usize = 64;
+
 /// The run, as one worker talks to it.
 pub(crate) struct Session {
-    events: mpsc::Sender<WorkerEvent>,
-    answers: Receiver<Command>,
+    /// The stream in use, and those that were opened in its stead since.
+    line: RefCell<Line>,
+    lines: Receiver<Line>,
     shared: Arc<Shared>,
     client: stream::Client,
     runtime: Runtime,
@@ -35,27 +42,69 @@ struct Shared {
     regroup: AtomicBool,
     /// The worker has said its last word and waits for `Leave`.
     done: AtomicBool,
-    heartbeat: Mutex<Heartbeat>,
+    place: Mutex<Place>,
+}
+
+/// Where the training thread is.
+struct Place {
+    heartbeat: Heartbeat,
+    /// What had been counted when the generation began.
+    before: Collectives,
+    /// Ends the generation's group; none between two.
+    breaker: Option<Breaker>,
+}
+
+impl Shared {
+    fn place(&self) -> MutexGuard<'_, Place> {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Frees the training thread from a group that has lost a member; `generation`: only from that of this one.
+    fn break_group(&self, generation: Option<u64>) {
+        let mut place = self.place();
+        if generation.is_none_or(|generation| generation == place.heartbeat.generation)
+            && let Some(breaker) = place.breaker.take()
+        {
+            breaker.break_connections();
+        }
+    }
+
+    fn heartbeat(&self) -> Heartbeat {
+        let place = self.place();
+        let Collectives { entered, waited } = collectives();
+        let waited = waited.saturating_sub(place.before.waited);
+        Heartbeat {
+            collectives: entered - place.before.entered,
+            waited_ms: u64::try_from(waited.as_millis()).unwrap_or(u64::MAX),
+            ..place.heartbeat.clone()
+        }
+    }
 }
 
 impl Session {
     /// Connects to `coordinator` (host:port) and introduces itself; waits until the coordinator is up.
     pub(crate) fn connect(coordinator: &str, hello: Hello) -> Result<(Self, Welcome)> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let (events, outbound) = mpsc::channel(MOST_EVENTS);
-        let (inbound, answers) = std::sync::mpsc::channel();
-        let start = Heartbeat { generation: 0, stage: "start".into(), step: 0, phase: "start".into() };
+        let heartbeat = Heartbeat {
+            generation: 0,
+            stage: "start".into(),
+            step: 0,
+            phase: "start".into(),
+            collectives: 0,
+            waited_ms: 0,
+        };
         let shared = Arc::new(Shared {
             stop: AtomicBool::new(false),
             regroup: AtomicBool::new(false),
             done: AtomicBool::new(false),
-            heartbeat: Mutex::new(start),
+            place: Mutex::new(Place { heartbeat, before: collectives(), breaker: None }),
         });
-        let client = runtime
-            .block_on(stream::open(coordinator, hello, outbound, inbound, shared.clone()))
-            .with_context(|| format!("no coordinator at {coordinator}"))?;
-        runtime.spawn(stream::heartbeats(events.clone(), shared.clone()));
-        let session = Self { events, answers, shared, client, runtime };
+        let (opened, lines) = std::sync::mpsc::channel();
+        let keeper = stream::Keeper::new(coordinator, hello, shared.clone(), opened);
+        let (keeper, client, line) =
+            runtime.block_on(keeper.open_first()).with_context(|| format!("no coordinator at {coordinator}"))?;
+        runtime.spawn(keeper.keep());
+        let session = Self { line: RefCell::new(line), lines, shared, client, runtime };
         match session.answer("the coordinator's welcome")? {
             Command::Welcome(welcome) => Ok((session, welcome)),
             other => bail!("expected a welcome, got {other:?}"),
@@ -63,19 +112,47 @@ impl Session {
     }
 
     /// Tells the coordinator; it is sent in order, and waits only when the queue is full.
+    ///
+    /// # Errors
+    /// [`LineLost`].
     pub(crate) fn send(&self, event: WorkerEvent) -> Result<()> {
-        self.events.blocking_send(event).context("the session with the coordinator has ended")
+        Ok(self.line.borrow().send(event)?)
+    }
+
+    /// Tells a step, once no more than [`MOST_UNRECORDED`] are on their way to the ledger.
+    ///
+    /// # Errors
+    /// [`LineLost`].
+    pub(crate) fn send_step(&self, step: StepDone) -> Result<()> {
+        Ok(self.line.borrow().send_step(step)?)
+    }
+
+    /// Tells what this worker is ready with, on a stream that lives.
+    pub(crate) fn announce(&self, event: &WorkerEvent) -> Result<()> {
+        while self.line.borrow().send(event.clone()).is_err() {
+            self.next_line()?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the stream that is opened in a lost one's stead; the session's thread ends the process if none is.
+    fn next_line(&self) -> Result<()> {
+        *self.line.borrow_mut() = self.lines.recv().context("the session's thread has ended")?;
+        Ok(())
     }
 
     /// The way to the coordinator, for another thread.
     pub(crate) fn events(&self) -> mpsc::Sender<WorkerEvent> {
-        self.events.clone()
+        self.line.borrow().events()
     }
 
     /// Waits, as long as it takes, for a generation to be complete.
+    ///
+    /// # Errors
+    /// [`LineLost`].
     pub(crate) fn begin(&self) -> Result<Begin> {
         loop {
-            match self.answers.recv().context("the session with the coordinator has ended")? {
+            match self.line.borrow().wait()? {
                 Command::Begin(begin) => return Ok(begin),
                 // Of a generation that is over: its commit is what this one may begin from.
                 Command::Stop { .. } | Command::Committed(_) => {}
@@ -97,6 +174,11 @@ impl Session {
         self.shared.stop.load(Ordering::Relaxed)
     }
 
+    /// The same, for whoever has no session.
+    pub(crate) fn stop_flag(&self) -> StopFlag {
+        StopFlag(self.shared.clone())
+    }
+
     /// Whether the coordinator has asked for another generation. As with a stop: agree before acting.
     pub(crate) fn regroup_requested(&self) -> bool {
         self.shared.regroup.load(Ordering::Relaxed)
@@ -104,7 +186,7 @@ impl Session {
 
     /// Says in the next heartbeat where this rank is.
     pub(crate) fn at(&self, stage: &str, step: u64, phase: &str) {
-        let mut heartbeat = self.shared.heartbeat.lock().unwrap_or_else(PoisonError::into_inner);
+        let heartbeat = &mut self.shared.place().heartbeat;
         if heartbeat.stage != stage {
             heartbeat.stage = stage.into();
         }
@@ -114,10 +196,17 @@ impl Session {
         heartbeat.step = step;
     }
 
-    /// Stamps heartbeats with a new generation, and returns the rendezvous of that generation.
-    pub(crate) fn store(&self, generation: u64) -> Arc<dyn KeyValueStore> {
-        self.shared.heartbeat.lock().unwrap_or_else(PoisonError::into_inner).generation = generation;
+    /// Stamps heartbeats with a new generation, whose group is made next, and returns its rendezvous.
+    pub(crate) fn enter(&self, generation: u64) -> Arc<dyn KeyValueStore> {
+        let mut place = self.shared.place();
+        place.heartbeat.generation = generation;
+        (place.before, place.breaker) = (collectives(), Some(Breaker::new()));
         Arc::new(store::CoordinatorStore::new(self.client.clone(), self.runtime.handle().clone(), generation))
+    }
+
+    /// The group of the generation is gone: nothing is left to be broken.
+    pub(crate) fn leave_group(&self) {
+        self.shared.place().breaker = None;
     }
 
     /// Starts a stream of a pack's file, from an offset on.
@@ -127,7 +216,8 @@ impl Session {
 
     /// Where this rank last said it was.
     pub(crate) fn phase(&self) -> String {
-        let heartbeat = self.shared.heartbeat.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = self.shared.place();
+        let heartbeat = &place.heartbeat;
         match heartbeat.phase.as_str() {
             "start" => "start".into(),
             phase => format!("{phase} of step {} of stage {}", heartbeat.step, heartbeat.stage),
@@ -135,13 +225,16 @@ impl Session {
     }
 
     /// Says the last word, and waits for the coordinator to close the session.
-    pub(crate) fn leave(self, last_word: WorkerEvent) -> Result<()> {
+    pub(crate) fn leave(self, last_word: &WorkerEvent) -> Result<()> {
         self.shared.done.store(true, Ordering::Relaxed);
-        self.send(last_word)?;
+        self.announce(last_word)?;
         loop {
-            match self.answers.recv_timeout(MOST_ANSWER) {
-                Ok(Command::Leave { .. } | Command::Refused { .. }) | Err(RecvTimeoutError::Disconnected) => break,
+            let answer = self.line.borrow().wait_for(MOST_ANSWER);
+            match answer {
+                Ok(Command::Leave { .. } | Command::Refused { .. }) => break,
                 Ok(_) => {}
+                // It may not have been heard: said again.
+                Err(RecvTimeoutError::Disconnected) => self.announce(last_word)?,
                 Err(RecvTimeoutError::Timeout) => bail!("the coordinator did not close the session in {MOST_ANSWER:?}"),
             }
         }
@@ -151,16 +244,31 @@ impl Session {
 
     fn answer(&self, what: &str) -> Result<Command> {
         loop {
-            match self.answers.recv_timeout(MOST_ANSWER) {
+            match self.line.borrow().wait_for(MOST_ANSWER) {
                 Ok(Command::Refused { reason, exit_code }) => return Err(Refused { reason, exit_code }.into()),
                 // Asked for a stop: the flag is set, the training loop agrees on the step.
                 Ok(Command::Stop { .. }) => {}
                 Ok(command) => return Ok(command),
                 Err(RecvTimeoutError::Timeout) => bail!("{what} did not come within {MOST_ANSWER:?}"),
-                Err(RecvTimeoutError::Disconnected) => bail!("the session ended before {what}"),
+                Err(RecvTimeoutError::Disconnected) => return Err(LineLost.into()),
             }
         }
     }
+}
+
+/// Whether a stop has been asked for. Ranks hear it at different moments: agree before acting.
+#[derive(Clone)]
+pub(crate) struct StopFlag(Arc<Shared>);
+
+impl StopFlag {
+    pub(crate) fn is_set(&self) -> bool {
+        self.0.stop.load(Ordering::Relaxed)
+    }
+}
+
+/// Whether a generation is over and this worker's state is not: a peer is gone, or the coordinator.
+pub(crate) fn ends_generation(error: &anyhow::Error) -> bool {
+    error.is::<GroupError>() || error.is::<LineLost>()
 }
 
 /// The coordinator does not want this worker.

@@ -1,85 +1,30 @@
 //! The river of one stage: batch, losses, gradients, reduction, update, commit. There is no branch on the number of
-//! ranks: one rank is a group of size one. What a batch becomes is the stage's (`backbone.rs`, `transfer.rs`).
+//! ranks: one rank is a group of size one. What a batch becomes is the stage's (`stage.rs`).
 
 use crate::checkpoint::{self, Committed};
 use crate::data::Data;
-use crate::evaluate::Measures;
+use crate::evaluate::StopAsked;
+use crate::failpoints;
 use crate::feed::{Batch, Feed, Schedule};
+use crate::memory::{Memory, Recent};
 use crate::optimizer::AdamW;
+use crate::replicas::diverged;
 use crate::saver::{Save, Saver};
 use crate::session::Session;
-use crate::tensors::{Named, broadcast, copy_into, snapshot};
-use anyhow::{Context, Result, bail};
+use crate::stage::{Losses, Stage};
+use crate::tensors::{Named, copy_into, snapshot};
+use anyhow::{Result, bail};
 use std::path::Path;
 use std::time::Instant;
 use tch::{Kind, Tensor};
 use thanos_c10d::ProcessGroup;
-use thanos_configs::{Position, TrainConfig, learning_rate, samples_sha256, step_key};
+use thanos_configs::{
+    ChecksConfig, OnDivergence, OnNonFinite, Position, TrainConfig, learning_rate, samples_sha256, step_key,
+};
 use thanos_proto::{Best, CheckpointWritten, Evaluated, StageResult, StepDone, WorkerEvent};
 
-/// One term of the loss: this rank's share of its global value, a scalar. Shares are summed over the ranks.
-pub(crate) struct Term {
-    pub(crate) name: &'static str,
-    pub(crate) weight: f64,
-    pub(crate) share: Tensor,
-}
-
-/// The terms of one batch, and the scalar whose gradient is theirs.
-#[derive(Default)]
-pub(crate) struct Losses {
-    terms: Vec<Term>,
-    scalar: Option<Tensor>,
-}
-
-impl Losses {
-    /// A term whose gradient autograd finds.
-    pub(crate) fn add(&mut self, name: &'static str, weight: f64, share: Tensor) {
-        self.grow(&share * weight);
-        self.terms.push(Term { name, weight, share: share.detach() });
-    }
-
-    /// A term whose gradient with respect to `z` is known: sum(z * gradient) carries it into z exactly.
-    pub(crate) fn add_gradient(&mut self, term: Term, z: &Tensor, gradient: &Tensor) {
-        self.grow((z * gradient.detach()).sum(z.kind()) * term.weight);
-        self.terms.push(term);
-    }
-
-    fn grow(&mut self, scalar: Tensor) {
-        self.scalar = Some(match self.scalar.take() {
-            Some(sum) => sum + scalar,
-            None => scalar,
-        });
-    }
-
-    fn backward(&self) -> Result<()> {
-        match &self.scalar {
-            Some(scalar) => scalar.f_backward().map_err(|error| {
-                let lost = thanos_c10d::Error::in_backward(&error.to_string());
-                lost.map_or_else(|| error.into(), anyhow::Error::from)
-            }),
-            None => bail!("a plan has a term to learn from, the stage computed none"),
-        }
-    }
-
-    fn shares(&self) -> Vec<f64> {
-        self.terms.iter().map(|term| term.share.double_value(&[])).collect()
-    }
-}
-
-/// What is trained, and how it is judged.
-pub(crate) trait Stage {
-    /// What the optimiser moves, sorted by name.
-    fn parameters(&self) -> Named;
-    /// Parameters and buffers: what a checkpoint holds.
-    fn state(&self) -> Named;
-    /// Views of each image that a batch must have.
-    fn views(&self) -> u64;
-    fn losses(&mut self, batch: &Batch) -> Result<Losses>;
-    /// Share of the validation images, over all ranks.
-    fn validation_accuracy(&mut self) -> Result<f64>;
-    /// Measures on the test images and, for a transfer, the fine accuracy.
-    fn measure(&mut self) -> Result<(Measures, Option<f64>)>;
-}
+/// Updates in a row that may be left out because something in them was no number.
+const MOST_SKIPPED: u32 = 10;
 
 /// A stage's place in the run, and its numbers.
 pub(crate) struct Recipe<'a> {
@@ -91,6 +36,7 @@ pub(crate) struct Recipe<'a> {
     pub(crate) schedule: Schedule,
     /// Steps between two checkpoints; `None`: once an epoch.
     pub(crate) checkpoint_every: Option<u64>,
+    pub(crate) checks: &'a ChecksConfig,
 }
 
 /// The others of a generation: what a stage needs to act in common.
@@ -120,20 +66,6 @@ pub(crate) enum Origin<'a> {
     },
 }
 
-/// A rank's state between two steps, kept in memory when its group is lost.
-pub(crate) struct Memory {
-    /// Updates made.
-    pub(crate) step: u64,
-    /// What is due behind the last of them is done, too.
-    pub(crate) settled: bool,
-    /// As told, or as it would be told by rank 0.
-    pub(crate) last_step: Option<StepDone>,
-    model: Named,
-    optimizer: Named,
-    best: Option<(Best, Named)>,
-    seconds: f64,
-}
-
 /// All ranks leave their generation behind the same step, for one with more workers.
 #[derive(Debug, thiserror::Error)]
 #[error("more workers are here")]
@@ -156,7 +88,10 @@ pub(crate) fn train(
     let mut trainer = Trainer::new(stage, recipe, peers);
     // Until all have begun, what a rank held before is still its best: it is not touched.
     trainer.begin(from).map_err(|error| Interrupted { error, memory: None })?;
-    trainer.run(data).map_err(|error| Interrupted { error, memory: Some(Box::new(trainer.memory())) })
+    trainer.run(data).map_err(|error| {
+        trainer.saver.leave();
+        Interrupted { error, memory: Some(Box::new(trainer.memory())) }
+    })
 }
 
 /// A stage under way.
@@ -169,10 +104,14 @@ struct Trainer<'a> {
     /// Updates made.
     step: u64,
     settled: bool,
-    last_step: Option<StepDone>,
+    recent: Recent,
     best: Option<(Best, Named)>,
-    /// The model's buffers before the step in flight, which changes them in its forward pass; empty between steps.
+    /// The model's buffers, and as they were before the step in flight, which changes them in its forward pass; the
+    /// latter is empty between steps.
     buffers: Named,
+    buffers_before: Named,
+    /// Updates that were left out since the last one that was not.
+    skipped: u32,
     seconds_before: f64,
     /// Seconds that steps waited for their images, since this rank started the stage.
     waited: f64,
@@ -181,7 +120,9 @@ struct Trainer<'a> {
 
 impl<'a> Trainer<'a> {
     fn new(stage: &'a mut dyn Stage, recipe: &'a Recipe<'a>, peers: &'a Peers<'a>) -> Self {
-        let optimizer = AdamW::new(stage.parameters(), recipe.train.weight_decay);
+        let parameters = stage.parameters();
+        let buffers = stage.state().into_iter().filter(|(name, _)| !parameters.contains_key(name)).collect();
+        let optimizer = AdamW::new(parameters, recipe.train.weight_decay);
         Self {
             stage,
             recipe,
@@ -190,9 +131,11 @@ impl<'a> Trainer<'a> {
             saver: Saver::new(peers.session),
             step: 0,
             settled: true,
-            last_step: None,
+            recent: Recent::default(),
             best: None,
-            buffers: Named::new(),
+            buffers,
+            buffers_before: Named::new(),
+            skipped: 0,
             seconds_before: 0.0,
             waited: 0.0,
             started: Instant::now(),
@@ -205,7 +148,7 @@ impl<'a> Trainer<'a> {
             Origin::Checkpoint(checkpoint) => {
                 copy_into(&self.stage.state(), &checkpoint.tensors(checkpoint::MODEL)?)?;
                 self.optimizer.load(&checkpoint.tensors(checkpoint::OPTIMIZER)?)?;
-                self.step = checkpoint.step();
+                (self.step, self.settled) = (checkpoint.step(), checkpoint.settled());
                 self.seconds_before = checkpoint.seconds();
                 if let Some(best) = checkpoint.best() {
                     self.best = Some((best, checkpoint.tensors(checkpoint::BEST)?));
@@ -213,67 +156,36 @@ impl<'a> Trainer<'a> {
                 Ok(())
             }
             Origin::Memory { own, source } => {
-                if self.peers.group.rank() == *source {
-                    self.recall(own.context("the rank whose memory all take over has none")?)?;
+                let mut memory = match own {
+                    Some(own) if self.peers.group.rank() == *source => own.copy(),
+                    _ => self.memory(),
+                };
+                memory.take_over(self.peers.group, *source)?;
+                if let Some(own) = own.filter(|own| own.step == memory.step) {
+                    memory.recent = own.recent.clone();
                 }
-                self.take_over(*source)
+                self.recall(memory)
             }
         }
     }
 
-    /// This rank's state as it was.
-    fn recall(&mut self, memory: &Memory) -> Result<()> {
+    fn recall(&mut self, memory: Memory) -> Result<()> {
         copy_into(&self.stage.state(), &memory.model)?;
         self.optimizer.load(&memory.optimizer)?;
         (self.step, self.settled, self.seconds_before) = (memory.step, memory.settled, memory.seconds);
-        self.best = memory.best.as_ref().map(|(best, weights)| (*best, snapshot(weights)));
-        self.last_step = memory.last_step.clone();
-        Ok(())
-    }
-
-    /// Everything that rank `source` holds, on every rank.
-    fn take_over(&mut self, source: usize) -> Result<()> {
-        let group = self.peers.group;
-        let state = self.stage.state();
-        let (best, _) = self.best.as_ref().map_or((None, None), |(best, weights)| (Some(*best), Some(weights)));
-        let mut numbers = Tensor::from_slice(&[
-            self.step as f64,
-            f64::from(u8::from(self.settled)),
-            self.seconds_before,
-            f64::from(u8::from(best.is_some())),
-            best.map_or(0.0, |best| best.epoch as f64),
-            best.map_or(0.0, |best| best.validation_accuracy),
-        ])
-        .to_device(state.values().next().map_or(tch::Device::Cpu, Tensor::device));
-        group.broadcast(&mut numbers, source)?;
-        let numbers = Vec::<f64>::try_from(numbers)?;
-        let &[step, settled, seconds, has_best, epoch, validation_accuracy] = numbers.as_slice() else {
-            bail!("six numbers were sent, {} came", numbers.len());
-        };
-        (self.step, self.settled, self.seconds_before) = (step as u64, settled > 0.0, seconds);
-        broadcast(&state, group, source)?;
-        let optimizer = self.optimizer.state();
-        broadcast(&optimizer, group, source)?;
-        self.optimizer.load(&optimizer)?;
-        self.best = if has_best > 0.0 {
-            let weights = self.best.take().map_or_else(|| snapshot(&state), |(_, weights)| weights);
-            broadcast(&weights, group, source)?;
-            Some((Best { epoch: epoch as u64, validation_accuracy }, weights))
-        } else {
-            None
-        };
+        (self.best, self.recent) = (memory.best, memory.recent);
+        self.started = Instant::now();
         Ok(())
     }
 
     /// What this rank holds: the state behind its last update, whatever it was doing when its group was lost.
-    fn memory(&mut self) -> Memory {
-        self.saver.leave();
+    fn memory(&self) -> Memory {
         let mut model = snapshot(&self.stage.state());
-        model.extend(snapshot(&self.buffers));
+        model.extend(snapshot(&self.buffers_before));
         Memory {
             step: self.step,
             settled: self.settled,
-            last_step: self.last_step.clone(),
+            recent: self.recent.clone(),
             model,
             optimizer: snapshot(&self.optimizer.state()),
             best: self.best.as_ref().map(|(best, weights)| (*best, snapshot(weights))),
@@ -286,18 +198,19 @@ impl<'a> Trainer<'a> {
         let steps_per_epoch = recipe.schedule.steps_per_epoch();
         let total_steps = recipe.train.max_steps.unwrap_or(u64::MAX).min(recipe.train.epochs * steps_per_epoch);
         if !self.settled {
-            self.settle(Position::at(self.step - 1, steps_per_epoch), (steps_per_epoch, total_steps), false)?;
+            let at = Position::at(self.step - 1, steps_per_epoch);
+            if !self.settle(at, (steps_per_epoch, total_steps), false)? {
+                return self.stop(at.epoch);
+            }
         }
         let mut feed = Feed::new(data, &recipe.schedule, self.step..total_steps, self.stage.views())?;
         self.phase("data");
         while let Some(batch) = feed.next()? {
             let Asked { stop, regroup } = self.update(&batch, total_steps)?;
             self.waited = feed.waited.as_secs_f64();
-            self.settle(batch.at, (steps_per_epoch, total_steps), stop)?;
-            if stop && self.step < total_steps {
-                // Nobody leaves before it is committed.
-                self.save_for_all(batch.at.epoch, None)?;
-                return Ok(Ending::Stopped { step: self.step });
+            let settled = self.settle(batch.at, (steps_per_epoch, total_steps), stop)?;
+            if !settled || stop && self.step < total_steps {
+                return self.stop(batch.at.epoch);
             }
             if regroup {
                 return Err(Regroup.into());
@@ -307,12 +220,13 @@ impl<'a> Trainer<'a> {
         self.finish()
     }
 
-    /// What is due behind the update `at`: an evaluation, a checkpoint.
-    fn settle(&mut self, at: Position, (steps_per_epoch, total_steps): (u64, u64), stop: bool) -> Result<()> {
+    /// What is due behind the update `at`: an evaluation, a checkpoint. `false`: a stop was asked for meanwhile.
+    fn settle(&mut self, at: Position, (steps_per_epoch, total_steps): (u64, u64), stop: bool) -> Result<bool> {
         let last = self.step == total_steps;
         let epoch_ends = at.step_in_epoch + 1 == steps_per_epoch;
-        if last || epoch_ends && (at.epoch + 1).is_multiple_of(self.recipe.train.evaluate_every) {
-            self.evaluate(at.epoch)?;
+        let evaluated = last || epoch_ends && (at.epoch + 1).is_multiple_of(self.recipe.train.evaluate_every);
+        if evaluated && !self.evaluate(at.epoch)? {
+            return Ok(false);
         }
         self.settled = true;
         let due = self.recipe.checkpoint_every.map_or(epoch_ends, |every| self.step.is_multiple_of(every));
@@ -323,7 +237,13 @@ impl<'a> Trainer<'a> {
         {
             self.saver.start(save)?;
         }
-        Ok(())
+        Ok(true)
+    }
+
+    /// All ranks stop behind the same update. Nobody leaves before it is committed.
+    fn stop(&mut self, epoch: u64) -> Result<Ending> {
+        self.save_for_all(epoch, None)?;
+        Ok(Ending::Stopped { step: self.step })
     }
 
     fn phase(&self, phase: &str) {
@@ -332,24 +252,30 @@ impl<'a> Trainer<'a> {
 
     /// One optimiser update.
     fn update(&mut self, batch: &Batch, total_steps: u64) -> Result<Asked> {
-        let rank = self.peers.group.rank() as u64;
-        tch::manual_seed(step_key(self.recipe.seed, self.recipe.key, self.step, rank) as i64);
-        let parameters = self.optimizer.names();
-        let is_buffer = |(name, _): &(String, Tensor)| !parameters.contains(name);
-        self.buffers = snapshot(&self.stage.state().into_iter().filter(is_buffer).collect());
+        let rank = self.peers.group.rank();
+        tch::manual_seed(step_key(self.recipe.seed, self.recipe.key, self.step, rank as u64) as i64);
+        self.buffers_before = snapshot(&self.buffers);
         self.phase("forward");
+        failpoints::hang(rank, self.step);
         let losses = self.stage.losses(batch)?;
         self.phase("backward");
         self.optimizer.zero_grad();
         losses.backward()?;
+        failpoints::poison_gradient(self.optimizer.parameters(), rank, self.step);
         self.phase("reduce");
         let reduced = self.reduce(&losses)?;
-        self.refuse_non_numbers(&losses, &reduced)?;
+        let problem = self.non_number(&losses, &reduced)?;
         self.phase("update");
         let lr = learning_rate(&self.recipe.train, batch.at.epoch);
-        self.optimizer.update(&reduced.gradient, lr)?;
-        self.buffers.clear();
-        self.commit(batch, &losses, &reduced, (lr, total_steps))?;
+        match &problem {
+            None => self.optimizer.update(&reduced.gradient, lr)?,
+            Some(problem) => self.skip(problem)?,
+        }
+        self.skipped = if problem.is_some() { self.skipped + 1 } else { 0 };
+        self.buffers_before.clear();
+        self.commit(batch, &losses, &reduced, (lr, total_steps, problem))?;
+        failpoints::change_weight(self.optimizer.parameters(), rank, self.step);
+        self.compare_ranks()?;
         Ok(reduced.asked)
     }
 
@@ -368,23 +294,51 @@ impl<'a> Trainer<'a> {
         Ok(Reduced { gradient, terms, asked: Asked { stop, regroup } })
     }
 
-    /// Stops, on all ranks alike and before the update, at a loss or a gradient that is no number.
-    fn refuse_non_numbers(&self, losses: &Losses, reduced: &Reduced) -> Result<()> {
-        for (term, value) in losses.terms.iter().zip(&reduced.terms) {
-            if !value.is_finite() {
-                bail!("the loss `{}` is {value} at step {} of stage {}", term.name, self.step, self.recipe.name);
-            }
+    /// What in this step is no number, and on which rank: the same on all ranks, before the update. Only where
+    /// something is wrong do they look for the place.
+    fn non_number(&self, losses: &Losses, reduced: &Reduced) -> Result<Option<String>> {
+        let sum = reduced.gradient.sum(Kind::Double).double_value(&[]);
+        if sum.is_finite() && reduced.terms.iter().all(|value| value.is_finite()) {
+            return Ok(None);
         }
-        if !reduced.gradient.sum(Kind::Double).double_value(&[]).is_finite() {
-            let name = self.optimizer.first_non_finite(&reduced.gradient);
-            bail!("the gradient of `{name}` is not finite at step {} of stage {}", self.step, self.recipe.name);
+        let terms = losses.terms().iter().map(|term| format!("the loss `{}`", term.name));
+        let gradients = self.optimizer.parameters().keys().map(|name| format!("the gradient of `{name}`"));
+        let names: Vec<String> = terms.chain(gradients).collect();
+        let own_term = losses.shares().iter().position(|share| !share.is_finite());
+        let own_gradient = self.optimizer.first_non_finite(&self.optimizer.flat_gradient());
+        let own = own_term.or(own_gradient.map(|index| losses.terms().len() + index));
+        let own = Tensor::from_slice(&[own.map_or(-1, |index| index as i64)]).to_device(reduced.gradient.device());
+        let all = Vec::<i64>::try_from(self.peers.group.all_gather(&own)?)?;
+        let first = all.iter().enumerate().find_map(|(rank, &index)| Some((rank, usize::try_from(index).ok()?)));
+        Ok(Some(match first {
+            Some((rank, index)) => format!("{} is no finite number on rank {rank}", names[index]),
+            None => "the sum of the ranks' gradients is no finite number".into(),
+        }))
+    }
+
+    /// Leaves an update out, as if its batch had not been seen, or ends the run.
+    fn skip(&self, problem: &str) -> Result<()> {
+        let place = format!("at step {} of stage {}", self.step, self.recipe.name);
+        if self.recipe.checks.on_non_finite == OnNonFinite::Stop {
+            bail!("{problem} {place} (`checks.on_non_finite: skip` leaves such updates out)");
         }
+        if self.skipped == MOST_SKIPPED {
+            bail!("{problem} {place}, and {MOST_SKIPPED} updates before it were left out");
+        }
+        tracing::warn!("{problem} {place}: the update is left out");
+        copy_into(&self.buffers, &self.buffers_before)?;
         Ok(())
     }
 
     /// Rank 0 tells the coordinator, who writes the line of `steps.jsonl`; should rank 0 be gone, another can tell.
-    fn commit(&mut self, batch: &Batch, losses: &Losses, reduced: &Reduced, (lr, total): (f64, u64)) -> Result<()> {
-        let terms = || losses.terms.iter().zip(&reduced.terms);
+    fn commit(
+        &mut self,
+        batch: &Batch,
+        losses: &Losses,
+        reduced: &Reduced,
+        (lr, total_steps, skipped): (f64, u64, Option<String>),
+    ) -> Result<()> {
+        let terms = || losses.terms().iter().zip(&reduced.terms);
         let done = StepDone {
             stage: self.recipe.name.into(),
             epoch: batch.at.epoch,
@@ -396,21 +350,49 @@ impl<'a> Trainer<'a> {
             lr,
             images: batch.samples.len() as u64,
             samples_sha256: samples_sha256(&batch.samples),
-            total_steps: total,
+            total_steps,
+            skipped,
         };
         self.step += 1;
         self.settled = false;
-        self.last_step = Some(done.clone());
+        self.recent.push(done.clone());
         match self.peers.group.rank() {
-            0 => self.peers.session.send(WorkerEvent::Step(done)),
+            0 => self.peers.session.send_step(done),
             _ => Ok(()),
         }
     }
 
-    /// Keeps the weights of the first of the best epochs.
-    fn evaluate(&mut self, epoch: u64) -> Result<()> {
+    /// Every so many steps: whether all ranks hold the same, to the bit.
+    fn compare_ranks(&mut self) -> Result<()> {
+        let checks = self.recipe.checks;
+        if !checks.compare_ranks_every.is_some_and(|every| self.step.is_multiple_of(every)) {
+            return Ok(());
+        }
+        self.phase("compare");
+        let mut state = self.stage.state();
+        state.extend(self.optimizer.state());
+        let Some(diverged) = diverged(&state, self.peers.group)? else { return Ok(()) };
+        let problem = format!("{diverged} behind step {} of stage {}", self.step, self.recipe.name);
+        if checks.on_divergence == OnDivergence::Stop {
+            bail!("{problem} (`checks.on_divergence: repair` goes on with the state of the majority)");
+        }
+        tracing::warn!("{problem}: it is given the state of the others");
+        let mut memory = self.memory();
+        memory.take_over(self.peers.group, diverged.trusted)?;
+        self.recall(memory)?;
+        match self.peers.group.rank() {
+            0 => self.peers.session.send(WorkerEvent::Repaired { problem }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Keeps the weights of the first of the best epochs. `false`: a stop was asked for meanwhile.
+    fn evaluate(&mut self, epoch: u64) -> Result<bool> {
         self.phase("evaluate");
-        let validation_accuracy = self.stage.validation_accuracy()?;
+        let validation_accuracy = match self.stage.validation_accuracy() {
+            Err(error) if error.is::<StopAsked>() => return Ok(false),
+            evaluated => evaluated?,
+        };
         let better = self.best.as_ref().is_none_or(|(best, _)| validation_accuracy > best.validation_accuracy);
         if better {
             self.best = Some((Best { epoch, validation_accuracy }, snapshot(&self.stage.state())));
@@ -420,7 +402,7 @@ impl<'a> Trainer<'a> {
             let evaluated = Evaluated { stage, epoch, validation_accuracy, best: better };
             self.peers.session.send(WorkerEvent::Evaluated(evaluated))?;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// What rank 0 saves behind this update; `None`: this is another rank.
@@ -446,6 +428,7 @@ impl<'a> Trainer<'a> {
             files: Vec::new(),
             seconds: self.seconds(),
             best: self.best.as_ref().map(|(best, _)| *best),
+            settled: self.settled,
             result,
         };
         Some(Save { run_dir: self.peers.run_dir.into(), files, told })
@@ -468,7 +451,10 @@ impl<'a> Trainer<'a> {
         copy_into(&self.stage.state(), &weights)?;
         let measured = self.stage.measure();
         copy_into(&self.stage.state(), &last)?;
-        let (measures, fine_test_accuracy) = measured?;
+        let (measures, fine_test_accuracy) = match measured {
+            Err(error) if error.is::<StopAsked>() => return self.stop(best.epoch),
+            measured => measured?,
+        };
         let result = StageResult {
             stage: self.recipe.name.into(),
             seconds: self.seconds(),

@@ -1,17 +1,14 @@
 //! A transfer stage: one linear layer on fine labels over frozen backbones, whose embeddings are concatenated.
 
-use crate::data::Data;
-use crate::evaluate::{Measures, accuracy, embed, embed_all, measure};
+use crate::evaluate::{Judge, Measures, embed};
 use crate::feed::Batch;
 use crate::model::{Mode, Model, linear};
 use crate::pack::Pack;
+use crate::stage::{Losses, Stage};
 use crate::tensors::Named;
-use crate::train::{Losses, Stage};
 use anyhow::Result;
-use std::rc::Rc;
 use tch::nn::{self, Module, VarStore};
 use tch::{Kind, Reduction, Tensor};
-use thanos_c10d::ProcessGroup;
 use thanos_configs::{Features, FrozenMode, TransferConfig};
 
 pub(crate) struct Transfer<'a> {
@@ -20,8 +17,7 @@ pub(crate) struct Transfer<'a> {
     /// d of all backbones -> fine classes, `cls.*` in checkpoints.
     head: nn::Linear,
     source: Source,
-    data: &'a Data,
-    group: Rc<ProcessGroup>,
+    judge: Judge<'a>,
 }
 
 /// Where a step's features come from.
@@ -47,12 +43,11 @@ impl Standard {
 
 impl<'a> Transfer<'a> {
     /// The head's initial weights come from torch's generator: seed it first, equally on all ranks.
-    pub(crate) fn new(
-        config: &TransferConfig,
-        backbones: Vec<Model>,
-        data: &'a Data,
-        group: &Rc<ProcessGroup>,
-    ) -> Result<Self> {
+    ///
+    /// # Errors
+    /// [`crate::evaluate::StopAsked`] while features are cached, on all ranks alike.
+    pub(crate) fn new(config: &TransferConfig, backbones: Vec<Model>, judge: Judge<'a>) -> Result<Self> {
+        let data = judge.data;
         let width: i64 = backbones.iter().map(|model| model.encoder.width()).sum();
         let classes = data.facts.labels.fine_names.len() as i64;
         let mut variables = VarStore::new(data.device());
@@ -61,7 +56,7 @@ impl<'a> Transfer<'a> {
             variables.double();
         }
         let source = match config.features {
-            Features::Cached => cached(&backbones, data, group)?,
+            Features::Cached => cached(&backbones, &judge)?,
             Features::Augmented => Source::Augmented {
                 mode: match config.frozen_mode {
                     FrozenMode::Eval => Mode::Eval,
@@ -69,7 +64,7 @@ impl<'a> Transfer<'a> {
                 },
             },
         };
-        Ok(Self { backbones, variables, head, source, data, group: group.clone() })
+        Ok(Self { backbones, variables, head, source, judge })
     }
 
     fn models(&self) -> Vec<&Model> {
@@ -78,7 +73,7 @@ impl<'a> Transfer<'a> {
 
     /// Fine scores of images of a pack as evaluation sees them, on every rank: [ids, classes].
     fn scores(&self, pack: &Pack, ids: &[u64]) -> Result<Tensor> {
-        let features = embed_all(&self.models(), self.data, pack, ids, &self.group)?;
+        let features = self.judge.embed_all(&self.models(), pack, ids)?;
         let features = match &self.source {
             Source::Cached { standard, .. } => standard.apply(&features),
             Source::Augmented { .. } => features,
@@ -104,7 +99,7 @@ impl Stage for Transfer<'_> {
     }
 
     fn losses(&mut self, batch: &Batch) -> Result<Losses> {
-        let data = self.data;
+        let data = self.judge.data;
         let features = match &self.source {
             Source::Cached { features, .. } => features.index_select(0, &rows(batch.own()).to_device(data.device())),
             Source::Augmented { mode } => embed(&self.models(), &batch.images.flatten(0, 1), *mode)?,
@@ -118,36 +113,37 @@ impl Stage for Transfer<'_> {
     }
 
     fn validation_accuracy(&mut self) -> Result<f64> {
-        let data = self.data;
+        let data = self.judge.data;
         let (pack, ids) = data.validation();
         let scores = match &self.source {
             Source::Cached { validation, .. } => tch::no_grad(|| self.head.forward(validation)),
             Source::Augmented { .. } => self.scores(pack, ids)?,
         };
-        accuracy(&scores, &data.labels(&pack.fine, ids), &self.group)
+        self.judge.accuracy(&scores, &data.labels(&pack.fine, ids))
     }
 
     fn measure(&mut self) -> Result<(Measures, Option<f64>)> {
-        let data = self.data;
+        let data = self.judge.data;
         let ids: Vec<u64> = (0..data.test.len() as u64).collect();
         let labels = data.labels(&data.test.fine, &ids);
-        let fine = accuracy(&self.scores(&data.test, &ids)?, &labels, &self.group)?;
-        Ok((measure(&self.models(), data, &self.group)?, Some(fine)))
+        let fine = self.judge.accuracy(&self.scores(&data.test, &ids)?, &labels)?;
+        Ok((self.judge.measure(&self.models())?, Some(fine)))
     }
 }
 
 /// Features of the whole training pack and of the validation images, standardised by those that are trained on.
-fn cached(backbones: &[Model], data: &Data, group: &Rc<ProcessGroup>) -> Result<Source> {
+fn cached(backbones: &[Model], judge: &Judge<'_>) -> Result<Source> {
+    let data = judge.data;
     let models: Vec<&Model> = backbones.iter().collect();
     let all: Vec<u64> = (0..data.train.len() as u64).collect();
-    let features = embed_all(&models, data, &data.train, &all, group)?; // [N, d]
+    let features = judge.embed_all(&models, &data.train, &all)?; // [N, d]
     let trained = features.index_select(0, &rows(&data.train_ids).to_device(data.device()));
     let standard = Standard {
         mean: trained.mean_dim(&[0_i64][..], true, None::<Kind>),
         deviation: trained.std_dim(&[0_i64][..], false, true).clamp_min(1e-6),
     };
     let (pack, ids) = data.validation();
-    let validation = standard.apply(&embed_all(&models, data, pack, ids, group)?);
+    let validation = standard.apply(&judge.embed_all(&models, pack, ids)?);
     Ok(Source::Cached { features: standard.apply(&features), validation, standard })
 }
 

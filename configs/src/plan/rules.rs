@@ -129,6 +129,9 @@ impl Rules {
         if let Some(steps) = config.checkpoint.every_steps {
             self.count("checkpoint.every_steps", steps, u64::MAX);
         }
+        if let Some(steps) = config.checks.compare_ranks_every {
+            self.count("checks.compare_ranks_every", steps, u64::MAX);
+        }
         let keep = config.checkpoint.keep_last;
         self.require((2..=1000).contains(&keep), "checkpoint.keep_last", || {
             format!("must be between 2 and 1000, got {keep}: a corrupt checkpoint needs an older one to fall back on")
@@ -265,6 +268,7 @@ mod tests {
         check(&["transfer.max_steps=0"], &[("transfer.max_steps", "got 0")]);
         check(&["checkpoint.keep_last=1"], &[("checkpoint.keep_last", "an older one to fall back on")]);
         check(&["checkpoint.every_steps=0"], &[("checkpoint.every_steps", "got 0")]);
+        check(&["checks.compare_ranks_every=0"], &[("checks.compare_ranks_every", "got 0")]);
         check(&["objective.temperature=0"], &[("objective.temperature", "got 0")]);
         check(&["objective.spread=-1"], &[("objective.spread", "got -1"), ("backbones.0.objective.attract", "0 / 0")]);
         check(&["backbones.0.objective.spread=-2"], &[("backbones.0.objective.spread", "got -2")]);

@@ -2,39 +2,47 @@
 //! when it is given up. Beginning a generation is here, as the first one only differs by having nothing to go on from.
 
 use super::{
-    Effect, FIRST_PAUSE, MOST_IDLE_GENERATIONS, MOST_RESTARTS, MOST_SILENCE, Member, Notice, Phase, RecoveredFrom, Run,
-    SessionId, stop,
+    Effect, FIRST_PAUSE, MOST_COMING_BACK, MOST_IDLE_GENERATIONS, MOST_RESTARTS, Member, Notice, Phase, Progress,
+    RecoveredFrom, Run, SessionId, stop,
 };
 use crate::exit::EXIT_UNREACHABLE;
 use std::time::Duration;
 use thanos_proto::{Begin, Command, Held, Rejoin};
 
 impl Run {
-    /// A worker has left its generation, whose collectives fail, and holds its state in memory.
+    /// A worker has left its generation, and holds its state in memory; or it comes back to a coordinator that has
+    /// started again, or has begun another generation without it. Only what is of the newest generation counts.
     pub(super) fn rejoin(&mut self, session: SessionId, rejoin: Rejoin, now: Duration) -> Vec<Effect> {
-        let Rejoin { generation, held, last_step } = rejoin;
-        let in_generation = self.members.get(&session).is_some_and(|member| member.rank.is_some() && !member.ready);
-        if generation != self.generation || !in_generation {
+        let Rejoin { generation, held, recent } = rejoin;
+        let Some(Member { rank, ready, .. }) = self.members.get(&session) else { return Vec::new() };
+        let (in_generation, newest) = (rank.is_some(), generation == self.generation);
+        if *ready || in_generation && !newest || generation > self.generation {
             return self.broke_the_protocol(session, "it left a generation that it was not in");
         }
         if self.is_through() {
             return self.end_well();
         }
         let mut effects = Vec::new();
-        // A step that was made, and whose rank 0 did not live to tell it.
-        if let Some(step) = last_step.filter(|step| self.comes_next(step)) {
-            effects.push(self.record(step));
+        let held = held.filter(|held| newest && held.stage == self.start.stage as u32);
+        // Steps that were made, and whose rank 0, or whose coordinator, did not live to tell or hear them.
+        for step in recent.into_iter().filter(|_| held.is_some()) {
+            if self.comes_next(&step) {
+                effects.extend(self.record(step));
+            }
+        }
+        // Without the lines of its steps a state is nobody's; the last checkpoint has them.
+        let held = held.filter(|held| held.step <= self.recorded_of_stage());
+        if let Some(member) = self.members.get_mut(&session) {
+            (member.ready, member.held) = (true, held);
         }
         match self.phase {
+            Phase::Training if !in_generation => effects.extend(self.make_room()),
             Phase::Training if self.growing => effects.push(self.gather(now, now)),
             Phase::Training => {
                 let reason = format!("{} cannot reach its peers any more", self.name(session));
                 effects.extend(self.regroup(reason, now));
             }
             Phase::Gathering { .. } | Phase::Over => {}
-        }
-        if let Some(member) = self.members.get_mut(&session) {
-            (member.ready, member.held) = (true, held);
         }
         effects.extend(self.begin_if_all_are_ready(now));
         effects
@@ -69,10 +77,15 @@ impl Run {
         let generation = self.generation;
         let mut effects = vec![Effect::OpenStore { generation }, Effect::Tell(Notice::Began { generation, workers })];
         let source = self.furthest(&sessions);
+        if source.is_none() {
+            effects.extend(self.cut_steps());
+        }
+        self.pace.begin();
         effects.extend(self.recovered(source.map(|(rank, _)| sessions[rank as usize]), now));
         for (rank, session) in sessions.iter().enumerate() {
             let Some(member) = self.members.get_mut(session) else { continue };
             (member.rank, member.ready, member.held, member.heard) = (Some(rank as u32), false, None, now);
+            member.progress = Progress::new(now);
             let begin = Begin {
                 generation,
                 rank: rank as u32,
@@ -84,7 +97,7 @@ impl Run {
             };
             effects.push(Effect::Send { session: *session, command: Command::Begin(begin) });
         }
-        if let Some(reason) = self.stopping.clone() {
+        if let Some((reason, _)) = self.stopping.clone() {
             effects.extend(sessions.iter().map(|session| stop(*session, &reason)));
         }
         effects
@@ -149,14 +162,22 @@ impl Run {
 
     /// A generation has lost a worker: whoever waits in its rendezvous is freed, and all gather again.
     pub(super) fn regroup(&mut self, reason: String, now: Duration) -> Vec<Effect> {
-        self.first_loss.get_or_insert((reason, now));
+        self.first_loss.get_or_insert((reason.clone(), now));
         if self.phase == Phase::Training {
             self.idle_generations += 1;
             if self.idle_generations > MOST_IDLE_GENERATIONS {
                 return self.give_up(format!("{MOST_IDLE_GENERATIONS} generations in a row made no step"));
             }
         }
-        vec![self.gather(now, now + self.start.patience)]
+        let mut effects = vec![self.gather(now, now + self.start.patience)];
+        // A peer that is stopped or cut off closes no connection: who waits for it is told.
+        let generation = self.generation;
+        let waiting = self.members.iter().filter(|(_, member)| member.rank.is_some() && !member.ready && !member.left);
+        effects.extend(waiting.map(|(session, _)| {
+            let command = Command::Abandon { generation, reason: reason.clone() };
+            Effect::Send { session: *session, command }
+        }));
+        effects
     }
 
     fn gather(&mut self, now: Duration, patient_until: Duration) -> Effect {
@@ -188,8 +209,9 @@ impl Run {
         self.fail(format!("given up: {why}{first}"), EXIT_UNREACHABLE)
     }
 
-    pub(super) fn exited(&mut self, worker: &str, how: &str, now: Duration) -> Vec<Effect> {
+    pub(super) fn exited(&mut self, worker: &str, how: &str, killed: bool, now: Duration) -> Vec<Effect> {
         let through = self.is_through();
+        let first = !self.again && !self.joined.contains(worker) && self.generation == self.start.last_generation;
         match self.members.values_mut().find(|member| member.hello.worker_id == worker) {
             // Its session ends as well, and says more: where it was.
             Some(member) => {
@@ -197,9 +219,7 @@ impl Run {
                 Vec::new()
             }
             // Nothing that worked before has broken: what it says is what the user must read.
-            None if !self.joined.contains(worker) && self.generation == self.start.last_generation => {
-                self.fail(format!("{worker} {how} before it joined the run"), EXIT_UNREACHABLE)
-            }
+            None if first && !killed => self.fail(format!("{worker} {how} before it joined the run"), EXIT_UNREACHABLE),
             None if through => Vec::new(),
             None => {
                 self.first_loss.get_or_insert((format!("{worker} {how}"), now));
@@ -208,17 +228,20 @@ impl Run {
         }
     }
 
-    /// Whoever of the newest generation says nothing is stopped, hung or cut off: a collective would wait for it.
-    pub(super) fn lose_the_silent(&mut self, now: Duration) -> Vec<Effect> {
-        let silent =
-            |member: &Member| !member.left && member.rank.is_some() && now.saturating_sub(member.heard) >= MOST_SILENCE;
-        let Some(session) = self.members.iter().find(|(_, member)| silent(member)).map(|(session, _)| *session) else {
+    /// Workers of an earlier coordinator have had time to come back.
+    pub(super) fn start_who_did_not_come_back(&mut self, now: Duration) -> Vec<Effect> {
+        if now.saturating_sub(self.started) < MOST_COMING_BACK {
             return Vec::new();
+        }
+        let gone = std::mem::take(&mut self.start.adopted);
+        let start = |worker: String| {
+            let how = "did not come back to the coordinator that was started again".into();
+            let told = Notice::Restarting { worker: worker.clone(), how, restart: 1 };
+            [Effect::Tell(told), Effect::Restart { worker, after: Duration::ZERO }]
         };
-        let worker = self.members[&session].hello.worker_id.clone();
-        let leave = Command::Leave { reason: format!("it said nothing for {MOST_SILENCE:?}") };
-        let mut effects = vec![Effect::Send { session, command: leave }, Effect::Kill { worker }];
-        effects.extend(self.lost(session, &format!("said nothing for {MOST_SILENCE:?} and is ended"), now));
-        effects
+        gone.into_iter().flat_map(start).collect()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,7 +6,7 @@ use super::tests::{hello, ready, start, step};
 use super::*;
 use std::collections::VecDeque;
 use thanos_configs::SplitMix64;
-use thanos_proto::{Begin, Heartbeat, Rejoin};
+use thanos_proto::{Begin, CheckpointWritten, Heartbeat, Rejoin, StageResult, StepDone};
 
 const SEEDS: u64 = 10_000;
 /// Events with faults among them, and events that may follow until the end.
@@ -28,21 +28,40 @@ enum Worker {
     Down {
         started: bool,
     },
-    /// Its session is open, and it holds nothing.
+    /// Its coordinator is gone, and it tries again.
+    Away {
+        holds: Holds,
+    },
+    /// Its session is open, and it has not said yet what it holds.
     Up {
         session: SessionId,
-        ready: bool,
+        holds: Holds,
+    },
+    /// It has said that it holds nothing.
+    Ready {
+        session: SessionId,
     },
     /// It left its group, holds this, and waits.
     Waiting {
         session: SessionId,
         at: Place,
+        generation: u64,
+        recent: Vec<StepDone>,
     },
     Training(Training),
     /// Its last word is said.
     Leaving {
         session: SessionId,
+        last_word: WorkerEvent,
     },
+}
+
+/// What a worker has to say when it comes (back).
+#[derive(Clone, Debug)]
+enum Holds {
+    Nothing,
+    Memory { at: Place, generation: u64, recent: Vec<StepDone> },
+    LastWord(WorkerEvent),
 }
 
 #[derive(Clone, Debug)]
@@ -52,7 +71,7 @@ struct Training {
     generation: u64,
     world_size: u32,
     at: Place,
-    last_step: Option<StepDone>,
+    recent: Vec<StepDone>,
     /// Rank 0 has told a checkpoint and waits for its commit.
     waits: bool,
     stop: bool,
@@ -65,10 +84,11 @@ struct Training {
 impl Worker {
     fn session(&self) -> Option<SessionId> {
         match self {
-            Worker::Down { .. } => None,
-            Worker::Up { session, .. } | Worker::Waiting { session, .. } | Worker::Leaving { session } => {
-                Some(*session)
-            }
+            Worker::Down { .. } | Worker::Away { .. } => None,
+            Worker::Up { session, .. }
+            | Worker::Ready { session }
+            | Worker::Waiting { session, .. }
+            | Worker::Leaving { session, .. } => Some(*session),
             Worker::Training(training) => Some(training.session),
         }
     }
@@ -127,11 +147,16 @@ impl World {
                 Effect::Commit { session, written } => self.commits.push_back((session, written)),
                 Effect::Restart { worker, .. } => {
                     let index = index_of(&worker);
-                    assert!(matches!(self.workers[index], Worker::Down { .. }), "{worker} was started twice");
+                    // One that comes back too late is refused, and ends.
+                    let startable = matches!(self.workers[index], Worker::Down { .. } | Worker::Away { .. });
+                    assert!(startable, "{worker} was started twice");
                     self.workers[index] = Worker::Down { started: true };
                 }
                 Effect::Kill { worker } => self.die(index_of(&worker)),
-                Effect::OpenStore { .. } | Effect::Tell(_) => {}
+                Effect::CutSteps { stages, first } => self.recorded.retain(|(stage, step)| {
+                    stages.contains(stage) || first.as_ref().is_some_and(|(first, n)| first == stage && step < n)
+                }),
+                Effect::OpenStore { .. } | Effect::Tell(_) | Effect::Adopt { .. } => {}
             }
         }
     }
@@ -164,7 +189,8 @@ impl World {
                 }
             }
             Command::Committed(outcome) => self.committed(index, &outcome),
-            Command::Welcome(_) => {}
+            // What has lost a member is not whole any more: its ranks leave it by themselves.
+            Command::Welcome(_) | Command::Abandon { .. } | Command::Recorded { .. } => {}
         }
     }
 
@@ -172,7 +198,7 @@ impl World {
     fn begin(&mut self, index: usize, begin: &Begin) {
         if self.ranks.0 != begin.generation {
             let ready = |(index, worker): (usize, &Worker)| match worker {
-                Worker::Up { ready: true, .. } => Some((index, None)),
+                Worker::Ready { .. } => Some((index, None)),
                 Worker::Waiting { at, .. } => Some((index, Some(*at))),
                 _ => None,
             };
@@ -191,9 +217,9 @@ impl World {
         };
         assert_eq!(at.stage, begin.stage as usize, "a stage that is committed is not done again");
         let session = match self.workers[index] {
-            Worker::Up { session, ready: true } => session,
-            Worker::Waiting { session, at: held } => {
-                let lost = begin.source.is_some() && held > at;
+            Worker::Ready { session } => session,
+            Worker::Waiting { session, at: held, generation, .. } => {
+                let lost = begin.source.is_some() && generation + 1 == begin.generation && held > at;
                 assert!(!lost, "{held:?} was held, and all go on from {at:?}");
                 session
             }
@@ -205,7 +231,7 @@ impl World {
             generation: begin.generation,
             world_size: begin.world_size,
             at,
-            last_step: None,
+            recent: Vec::new(),
             waits: false,
             stop: false,
             stopped: false,
@@ -250,10 +276,11 @@ impl World {
     fn happen(&mut self, disturbed: bool) {
         self.now += Duration::from_millis(self.chance.below(if disturbed { 400 } else { 100 }));
         if let Some(index) = self.exits.pop_front() {
-            self.apply(Event::Exited { worker: format!("worker-{index}"), how: "ended".into() });
+            self.apply(Event::Exited { worker: format!("worker-{index}"), how: "ended".into(), killed: false });
         }
         match self.chance.below(100) {
             0 if disturbed => self.apply(Event::StopAsked { reason: "asked".into() }),
+            99 if disturbed && self.chance.below(2) == 0 => self.restart_coordinator(),
             1..3 if disturbed => {
                 let index = self.chance.below(self.workers.len() as u64) as usize;
                 self.kill(index);
@@ -267,6 +294,52 @@ impl World {
             for index in 0..self.workers.len() {
                 self.heartbeat(index);
             }
+        }
+    }
+
+    /// The coordinator is killed, and another one starts with what is on the disk. What it was committing may be there.
+    fn restart_coordinator(&mut self) {
+        if self.verdict.is_some() {
+            return;
+        }
+        let mut start = self.run.start.clone();
+        for (_, written) in std::mem::take(&mut self.commits) {
+            let CheckpointWritten { stage, step, folder, result, .. } = written;
+            let saved = CheckpointRef { stage, folder, manifest_sha256: "0".into(), step };
+            let again = start.complete.iter().any(|complete| complete.stage == saved.stage);
+            match (self.chance.below(2) == 0 && !again, result.is_some()) {
+                (true, true) => {
+                    start.complete.push(saved);
+                    (start.stage, start.resume) = (start.stage + 1, None);
+                }
+                (true, false) => start.resume = Some(saved),
+                (false, _) => {}
+            }
+        }
+        // All is done: such a coordinator only prints the table, and the workers' lease ends.
+        if start.complete.len() == STAGES.len() {
+            self.verdict = Some(Verdict::Done);
+            self.workers.fill(Worker::Down { started: false });
+            return;
+        }
+        start.last_generation = self.run.generation;
+        start.next_step = self.recorded.last().map(|(stage, step)| (stage.clone(), step + 1));
+        start.adopted = (0..self.workers.len()).map(|index| format!("worker-{index}")).collect();
+        self.run = Run::new(start, self.now);
+        self.exits.clear();
+        for worker in &mut self.workers {
+            let holds = match worker.clone() {
+                Worker::Down { .. } => continue,
+                Worker::Away { holds } | Worker::Up { holds, .. } => holds,
+                Worker::Ready { .. } => Holds::Nothing,
+                Worker::Waiting { at, generation, recent, .. }
+                | Worker::Training(Training { at, generation, recent, stopped: false, .. }) => {
+                    Holds::Memory { at, generation, recent }
+                }
+                Worker::Training(training) => Holds::LastWord(last_word(&training)),
+                Worker::Leaving { last_word, .. } => Holds::LastWord(last_word),
+            };
+            *worker = Worker::Away { holds };
         }
     }
 
@@ -297,7 +370,7 @@ impl World {
     fn die(&mut self, index: usize) {
         let Some(session) = self.workers[index].session() else { return };
         self.workers[index] = Worker::Down { started: false };
-        let exited = Event::Exited { worker: format!("worker-{index}"), how: "was killed".into() };
+        let exited = Event::Exited { worker: format!("worker-{index}"), how: "was killed".into(), killed: true };
         let closed = Event::Closed { session };
         let (first, second) = if self.chance.below(2) == 0 { (exited, closed) } else { (closed, exited) };
         self.apply(first);
@@ -313,7 +386,7 @@ impl World {
             0 => WorkerEvent::Step(step("a", self.chance.below(9), self.chance.below(9))),
             1 => WorkerEvent::Hello(hello("again")),
             2 => WorkerEvent::Failed(Failed { phase: "p".into(), message: "m".into(), exit_code: 70 }),
-            3 => WorkerEvent::Rejoin(Rejoin { generation: 99, held: None, last_step: None }),
+            3 => WorkerEvent::Rejoin(Rejoin { generation: 99, held: None, recent: Vec::new() }),
             _ => WorkerEvent::Ready { config_digest: "another".into() },
         };
         self.apply(Event::Said { session, event });
@@ -322,12 +395,21 @@ impl World {
     fn heartbeat(&mut self, index: usize) {
         let Worker::Training(Training { session, generation, .. }) = self.workers[index] else {
             if let Worker::Waiting { session, .. } = self.workers[index] {
-                let heartbeat = Heartbeat { generation: 0, stage: "a".into(), step: 0, phase: "waiting".into() };
+                let heartbeat = Heartbeat {
+                    generation: 0,
+                    stage: "a".into(),
+                    step: 0,
+                    phase: "waiting".into(),
+                    collectives: 0,
+                    waited_ms: 0,
+                };
                 self.apply(Event::Said { session, event: WorkerEvent::Heartbeat(heartbeat) });
             }
             return;
         };
-        let heartbeat = Heartbeat { generation, stage: "a".into(), step: 0, phase: "forward".into() };
+        // Nobody hangs: whoever is in a generation that makes no step may be evaluating.
+        let (stage, phase) = ("a".into(), "evaluate".into());
+        let heartbeat = Heartbeat { generation, stage, step: 0, phase, collectives: 0, waited_ms: 0 };
         self.apply(Event::Said { session, event: WorkerEvent::Heartbeat(heartbeat) });
     }
 
@@ -335,30 +417,43 @@ impl World {
     fn advance(&mut self) {
         let index = self.chance.below(self.workers.len() as u64) as usize;
         match self.workers[index].clone() {
-            Worker::Down { started: true } => {
-                let session = self.next_session;
-                self.next_session += 1;
-                self.workers[index] = Worker::Up { session, ready: false };
-                self.apply(Event::Opened { session, hello: hello(&format!("worker-{index}")) });
-            }
-            Worker::Up { session, ready: false } => {
-                self.workers[index] = Worker::Up { session, ready: true };
-                self.apply(Event::Said { session, event: ready() });
-            }
+            Worker::Down { started: true } => self.open(index, Holds::Nothing),
+            Worker::Away { holds } => self.open(index, holds),
+            Worker::Up { session, holds } => self.announce(index, session, holds),
             Worker::Training(training) if self.is_whole(training.generation) && !training.regrouping => {
                 self.train(index, training);
             }
             Worker::Training(training) if training.stopped || training.at.stage == STAGES.len() => {
                 self.last_word(index, training);
             }
-            Worker::Training(Training { session, generation, at, last_step, .. }) => {
-                self.workers[index] = Worker::Waiting { session, at };
-                let held = Some(Held { stage: at.stage as u32, step: at.made, settled: true });
-                let rejoin = Rejoin { generation, held, last_step };
-                self.apply(Event::Said { session, event: WorkerEvent::Rejoin(rejoin) });
+            Worker::Training(Training { session, generation, at, recent, .. }) => {
+                self.announce(index, session, Holds::Memory { at, generation, recent });
             }
-            Worker::Down { .. } | Worker::Up { .. } | Worker::Waiting { .. } | Worker::Leaving { .. } => {}
+            Worker::Down { .. } | Worker::Ready { .. } | Worker::Waiting { .. } | Worker::Leaving { .. } => {}
         }
+    }
+
+    fn open(&mut self, index: usize, holds: Holds) {
+        let session = self.next_session;
+        self.next_session += 1;
+        let generation = if matches!(holds, Holds::Nothing) { 0 } else { self.run.generation };
+        self.workers[index] = Worker::Up { session, holds };
+        let hello = Hello { generation, ..hello(&format!("worker-{index}")) };
+        self.apply(Event::Opened { session, hello });
+    }
+
+    fn announce(&mut self, index: usize, session: SessionId, holds: Holds) {
+        let (worker, event) = match holds {
+            Holds::Nothing => (Worker::Ready { session }, ready()),
+            Holds::LastWord(event) => (Worker::Leaving { session, last_word: event.clone() }, event),
+            Holds::Memory { at, generation, recent } => {
+                let held = Some(Held { stage: at.stage as u32, step: at.made, settled: true });
+                let rejoin = Rejoin { generation, held, recent: recent.clone() };
+                (Worker::Waiting { session, at, generation, recent }, WorkerEvent::Rejoin(rejoin))
+            }
+        };
+        self.workers[index] = worker;
+        self.apply(Event::Said { session, event });
     }
 
     /// The whole group makes a step, or rank 0 has something committed; behind the last stage all leave.
@@ -383,6 +478,7 @@ impl World {
                 result: ends.then(|| StageResult { stage: stage.into(), ..StageResult::default() }),
                 seconds: 1.0,
                 best: None,
+                settled: true,
             };
             let session = training.session;
             self.workers[index] = Worker::Training(Training { waits: true, ..training });
@@ -399,20 +495,23 @@ impl World {
                 *training = Training { stopped, regrouping: regroup && !stopped, ..stepped };
             }
         }
-        let Worker::Training(Training { session, last_step: Some(told), .. }) = self.workers[index].clone() else {
-            unreachable!("rank 0 has made a step")
+        let Worker::Training(Training { session, recent, .. }) = self.workers[index].clone() else {
+            unreachable!("rank 0 is in training")
         };
+        let told = recent.last().cloned().expect("rank 0 has made a step");
         self.apply(Event::Said { session, event: WorkerEvent::Step(told) });
     }
 
     fn last_word(&mut self, index: usize, training: Training) {
-        let Training { session, at, stopped, .. } = training;
-        self.workers[index] = Worker::Leaving { session };
-        let last_word = match stopped {
-            true => WorkerEvent::Stopped { stage: STAGES[at.stage].0.into(), step: at.made },
-            false => WorkerEvent::Finished,
-        };
-        self.apply(Event::Said { session, event: last_word });
+        self.announce(index, training.session, Holds::LastWord(last_word(&training)));
+    }
+}
+
+fn last_word(training: &Training) -> WorkerEvent {
+    let Place { stage, made } = training.at;
+    match training.stopped {
+        true => WorkerEvent::Stopped { stage: STAGES[stage].0.into(), step: made },
+        false => WorkerEvent::Finished,
     }
 }
 
@@ -422,8 +521,9 @@ fn make_step(training: Training) -> Training {
     if stage == STAGES.len() || made == STAGES[stage].1 || training.stopped {
         return training;
     }
-    let done = step(STAGES[stage].0, made, training.generation);
-    Training { at: Place { stage, made: made + 1 }, last_step: Some(done), ..training }
+    let mut recent = if made == 0 { Vec::new() } else { training.recent };
+    recent.push(step(STAGES[stage].0, made, training.generation));
+    Training { at: Place { stage, made: made + 1 }, recent, ..training }
 }
 
 fn index_of(worker: &str) -> usize {

@@ -2,11 +2,11 @@
 
 use super::*;
 use std::collections::BTreeMap;
-use thanos_proto::{Begin, Heartbeat, PackRef, Rejoin, WrittenFile};
+use thanos_proto::{Begin, CheckpointWritten, Heartbeat, PackRef, Rejoin, StageResult, StepDone, WrittenFile};
 
-const NOW: Duration = Duration::from_secs(1);
+pub(in crate::run) const NOW: Duration = Duration::from_secs(1);
 
-pub(super) fn start(workers: usize) -> Start {
+pub(in crate::run) fn start(workers: usize) -> Start {
     let pack = PackRef { split: "train".into(), path: "/p".into(), fingerprint: "f".into() };
     Start {
         workers,
@@ -18,24 +18,28 @@ pub(super) fn start(workers: usize) -> Start {
             config: String::new(),
             config_digest: "digest".into(),
             packs: vec![pack],
+            lease: Duration::from_secs(4),
         },
         version: "1".into(),
         last_generation: 3,
         stage: 0,
         resume: None,
         complete: Vec::new(),
+        next_step: None,
+        adopted: Vec::new(),
+        grace: None,
     }
 }
 
-pub(super) fn hello(worker: &str) -> Hello {
-    Hello { worker_id: worker.into(), host: "h".into(), pid: 7, version: "1".into() }
+pub(in crate::run) fn hello(worker: &str) -> Hello {
+    Hello { worker_id: worker.into(), host: "h".into(), pid: 7, version: "1".into(), generation: 0 }
 }
 
-pub(super) fn ready() -> WorkerEvent {
+pub(in crate::run) fn ready() -> WorkerEvent {
     WorkerEvent::Ready { config_digest: "digest".into() }
 }
 
-pub(super) fn step(stage: &str, step: u64, generation: u64) -> StepDone {
+pub(in crate::run) fn step(stage: &str, step: u64, generation: u64) -> StepDone {
     StepDone {
         stage: stage.into(),
         epoch: 0,
@@ -48,11 +52,12 @@ pub(super) fn step(stage: &str, step: u64, generation: u64) -> StepDone {
         images: 8,
         samples_sha256: String::new(),
         total_steps: 10,
+        skipped: None,
     }
 }
 
 /// A run whose two workers are in training, sessions 1 (rank 0) and 2 (rank 1).
-fn training() -> Run {
+pub(in crate::run) fn training() -> Run {
     let mut run = Run::new(start(2), Duration::ZERO);
     for (session, worker) in [(1, "worker-0"), (2, "worker-1")] {
         run.apply(Event::Opened { session, hello: hello(worker) }, NOW);
@@ -62,12 +67,12 @@ fn training() -> Run {
     run
 }
 
-fn said(run: &mut Run, session: SessionId, event: WorkerEvent) -> Vec<Effect> {
+pub(in crate::run) fn said(run: &mut Run, session: SessionId, event: WorkerEvent) -> Vec<Effect> {
     run.apply(Event::Said { session, event }, NOW)
 }
 
 /// The verdict among the effects, and who was told to leave.
-fn end(effects: &[Effect]) -> (Option<Verdict>, Vec<SessionId>) {
+pub(in crate::run) fn end(effects: &[Effect]) -> (Option<Verdict>, Vec<SessionId>) {
     let verdict = effects.iter().find_map(|effect| match effect {
         Effect::End(verdict) => Some(verdict.clone()),
         _ => None,
@@ -79,7 +84,7 @@ fn end(effects: &[Effect]) -> (Option<Verdict>, Vec<SessionId>) {
     (verdict, told.collect())
 }
 
-fn failure(effects: &[Effect]) -> (String, u8) {
+pub(in crate::run) fn failure(effects: &[Effect]) -> (String, u8) {
     match end(effects).0 {
         Some(Verdict::Failed { message, exit_code }) => (message, exit_code),
         other => panic!("expected a failure, got {other:?} of {effects:?}"),
@@ -137,10 +142,16 @@ fn another_digest_ends_the_run_with_both() {
 #[test]
 fn steps_come_from_rank_0_in_order_and_of_this_generation() {
     let mut run = training();
-    for (stage, number) in [("a", 0), ("a", 1), ("b", 0)] {
+    let tell = |run: &mut Run, stage, number| {
         let done = step(stage, number, 4);
-        assert_eq!(said(&mut run, 1, WorkerEvent::Step(done.clone())), [Effect::Record(done)]);
-    }
+        assert_eq!(said(run, 1, WorkerEvent::Step(done.clone())), [Effect::Record(done)]);
+    };
+    tell(&mut run, "a", 0);
+    tell(&mut run, "a", 1);
+    let saved = CheckpointRef { stage: "a".into(), folder: "f".into(), manifest_sha256: "0".into(), step: 2 };
+    let result = Some(StageResult { stage: "a".into(), ..StageResult::default() });
+    run.apply(Event::Committed { session: 1, outcome: Ok(saved), result }, NOW);
+    tell(&mut run, "b", 0);
     let check = |session, done: StepDone, part: &str| {
         let (message, _) = failure(&said(&mut training(), session, WorkerEvent::Step(done)));
         assert!(message.contains(part), "{message}");
@@ -153,7 +164,8 @@ fn steps_come_from_rank_0_in_order_and_of_this_generation() {
 #[test]
 fn a_resumed_stage_goes_on_behind_its_checkpoint() {
     let checkpoint = CheckpointRef { stage: "b".into(), folder: "f".into(), manifest_sha256: "0".into(), step: 5 };
-    let start = Start { resume: Some(checkpoint), stage: 1, ..start(1) };
+    let next_step = Some(("b".into(), 5));
+    let start = Start { resume: Some(checkpoint), stage: 1, next_step, ..start(1) };
     let mut run = Run::new(start, Duration::ZERO);
     run.apply(Event::Opened { session: 1, hello: hello("w") }, NOW);
     said(&mut run, 1, ready());
@@ -175,6 +187,7 @@ fn a_commit_is_answered_and_a_complete_stage_told() {
         result: None,
         seconds: 1.0,
         best: None,
+        settled: true,
     };
     let commit = [Effect::Commit { session: 1, written: written.clone() }];
     assert_eq!(said(&mut run, 1, WorkerEvent::Checkpoint(written.clone())), commit);
@@ -237,16 +250,19 @@ fn a_failure_names_worker_rank_and_phase_and_all_leave() {
     assert_eq!(end(&later), (None, vec![1]));
 }
 
-fn rejoin(held: Option<Held>, last_step: Option<StepDone>) -> WorkerEvent {
-    WorkerEvent::Rejoin(Rejoin { generation: 4, held, last_step })
+/// From generation 4, with the state behind so many steps of stage a.
+pub(in crate::run) fn rejoin(made: u64) -> WorkerEvent {
+    let held = Some(Held { stage: 0, step: made, settled: true });
+    WorkerEvent::Rejoin(Rejoin { generation: 4, held, recent: (0..made).map(|number| step("a", number, 4)).collect() })
 }
 
-fn held(step: u64, settled: bool) -> Option<Held> {
-    Some(Held { stage: 0, step, settled })
+pub(in crate::run) fn heartbeat(step: u64, phase: &str, collectives: u64) -> WorkerEvent {
+    let (stage, phase) = ("a".into(), phase.into());
+    WorkerEvent::Heartbeat(Heartbeat { generation: 4, stage, step, phase, collectives, waited_ms: 0 })
 }
 
 /// What is told, without what is sent.
-fn notices(effects: &[Effect]) -> Vec<Notice> {
+pub(in crate::run) fn notices(effects: &[Effect]) -> Vec<Notice> {
     let notice = |effect: &Effect| match effect {
         Effect::Tell(notice) => Some(notice.clone()),
         _ => None,
@@ -255,7 +271,7 @@ fn notices(effects: &[Effect]) -> Vec<Notice> {
 }
 
 /// The starts of a generation, by session.
-fn begins(effects: &[Effect]) -> Vec<(SessionId, Begin)> {
+pub(in crate::run) fn begins(effects: &[Effect]) -> Vec<(SessionId, Begin)> {
     let begin = |effect: &Effect| match effect {
         Effect::Send { session, command: Command::Begin(begin) } => Some((*session, begin.clone())),
         _ => None,
@@ -267,14 +283,12 @@ fn begins(effects: &[Effect]) -> Vec<(SessionId, Begin)> {
 #[test]
 fn a_lost_worker_is_named_and_started_again() {
     let lost = "worker-1 (rank 1, pid 7 on h) is gone without a word, last seen in reduce of step 3 of stage a";
-    let exited = || Event::Exited { worker: "worker-1".into(), how: "was killed by signal 9".into() };
-    let heartbeat =
-        || WorkerEvent::Heartbeat(Heartbeat { generation: 4, stage: "a".into(), step: 3, phase: "reduce".into() });
+    let exited = || Event::Exited { worker: "worker-1".into(), how: "was killed by signal 9".into(), killed: false };
     let notice = |reason: &str| Notice::Lost { worker: "worker-1".into(), reason: reason.into() };
     let restart = Effect::Restart { worker: "worker-1".into(), after: Duration::ZERO };
 
     let mut run = training();
-    said(&mut run, 2, heartbeat());
+    said(&mut run, 2, heartbeat(3, "reduce", 1));
     let effects = run.apply(Event::Closed { session: 2 }, NOW);
     assert_eq!(notices(&effects), [notice(lost)]);
     assert!(effects.contains(&Effect::OpenStore { generation: 5 }), "nobody waits in the old rendezvous: {effects:?}");
@@ -282,7 +296,7 @@ fn a_lost_worker_is_named_and_started_again() {
     assert!(run.apply(exited(), NOW).contains(&restart));
 
     let mut run = training();
-    said(&mut run, 2, heartbeat());
+    said(&mut run, 2, heartbeat(3, "reduce", 1));
     assert_eq!(run.apply(exited(), NOW), []);
     let effects = run.apply(Event::Closed { session: 2 }, NOW);
     assert_eq!(notices(&effects)[0], notice(&format!("{lost}; it was killed by signal 9")));
@@ -296,8 +310,8 @@ fn a_generation_goes_on_from_the_furthest_memory() {
     let steps = [step("a", 0, 4), step("a", 1, 4)];
     said(&mut run, 1, WorkerEvent::Step(steps[0].clone()));
     run.apply(Event::Closed { session: 1 }, NOW);
-    run.apply(Event::Exited { worker: "worker-0".into(), how: "was killed".into() }, NOW);
-    let effects = said(&mut run, 2, rejoin(held(2, true), Some(steps[1].clone())));
+    run.apply(Event::Exited { worker: "worker-0".into(), how: "was killed".into(), killed: false }, NOW);
+    let effects = said(&mut run, 2, rejoin(2));
     assert_eq!(effects, [Effect::Record(steps[1].clone())]);
     run.apply(Event::Opened { session: 3, hello: hello("worker-0") }, NOW);
     let effects = run.apply(Event::Said { session: 3, event: ready() }, NOW * 2);
@@ -352,12 +366,13 @@ fn a_stage_that_is_committed_is_not_done_again() {
         result: None,
         seconds: 1.0,
         best: None,
+        settled: true,
     };
     said(&mut run, 1, WorkerEvent::Checkpoint(written));
     run.apply(Event::Closed { session: 1 }, NOW);
     run.apply(Event::Opened { session: 3, hello: hello("worker-0") }, NOW);
     said(&mut run, 3, ready());
-    assert_eq!(begins(&said(&mut run, 2, rejoin(held(9, true), None))), [], "a commit is under way");
+    assert_eq!(begins(&said(&mut run, 2, rejoin(9))), [], "a commit is under way");
     let result = StageResult { stage: "a".into(), ..StageResult::default() };
     let committed = Event::Committed { session: 1, outcome: Ok(saved.clone()), result: Some(result) };
     let begun = begins(&run.apply(committed, NOW));
@@ -370,16 +385,14 @@ fn a_stage_that_is_committed_is_not_done_again() {
 #[test]
 fn a_worker_that_always_crashes_ends_the_run_with_the_first_loss() {
     let mut run = training();
-    said(
-        &mut run,
-        2,
-        WorkerEvent::Heartbeat(Heartbeat { generation: 4, stage: "a".into(), step: 0, phase: "forward".into() }),
-    );
+    said(&mut run, 2, heartbeat(0, "forward", 1));
     run.apply(Event::Closed { session: 2 }, NOW);
     let mut pauses = Vec::new();
     let ended = loop {
-        let effects =
-            run.apply(Event::Exited { worker: "worker-1".into(), how: "ended with exit code 70".into() }, NOW);
+        let effects = run.apply(
+            Event::Exited { worker: "worker-1".into(), how: "ended with exit code 70".into(), killed: false },
+            NOW,
+        );
         match effects.iter().find_map(|effect| match effect {
             Effect::Restart { after, .. } => Some(after.as_secs()),
             _ => None,
@@ -418,8 +431,8 @@ fn a_run_begins_with_the_least_and_grows_when_more_come() {
     let effects = run.apply(later(ready()), NOW * 11);
     let regroup = |session| Effect::Send { session, command: Command::Regroup };
     assert_eq!(effects, [regroup(1), regroup(2)], "they finish their step");
-    run.apply(Event::Said { session: 1, event: rejoin(held(5, true), None) }, NOW * 12);
-    let effects = run.apply(Event::Said { session: 2, event: rejoin(held(5, true), None) }, NOW * 12);
+    run.apply(Event::Said { session: 1, event: rejoin(5) }, NOW * 12);
+    let effects = run.apply(Event::Said { session: 2, event: rejoin(5) }, NOW * 12);
     let ranks: Vec<(SessionId, u32, Option<u32>)> =
         begins(&effects).iter().map(|(session, begin)| (*session, begin.world_size, begin.source)).collect();
     assert_eq!(ranks, [(1, 3, Some(0)), (2, 3, Some(0)), (3, 3, Some(0))]);
@@ -439,7 +452,7 @@ fn a_run_shrinks_when_nobody_comes_back_in_time() {
         said(&mut run, session, ready());
     }
     run.apply(Event::Closed { session: 2 }, NOW);
-    assert_eq!(begins(&said(&mut run, 1, rejoin(held(5, true), None))), []);
+    assert_eq!(begins(&said(&mut run, 1, rejoin(5))), []);
     let begun = begins(&run.apply(Event::Tick, NOW * 11));
     assert_eq!((begun.len(), begun[0].1.world_size, begun[0].1.source), (1, 1, Some(0)));
 }
@@ -450,7 +463,7 @@ fn a_stop_during_recovery_is_told_to_the_next_generation() {
     run.apply(Event::Closed { session: 2 }, NOW);
     let effects = run.apply(Event::StopAsked { reason: "SIGTERM".into() }, NOW);
     assert_eq!(end(&effects).0, None, "what is in memory is saved first");
-    said(&mut run, 1, rejoin(held(3, true), None));
+    said(&mut run, 1, rejoin(3));
     run.apply(Event::Opened { session: 3, hello: hello("worker-1") }, NOW);
     let effects = said(&mut run, 3, ready());
     for session in [1, 3] {
@@ -462,9 +475,14 @@ fn a_stop_during_recovery_is_told_to_the_next_generation() {
 #[test]
 fn a_worker_that_dies_before_it_joins_ends_the_run() {
     let mut run = Run::new(start(2), Duration::ZERO);
-    let exited = Event::Exited { worker: "worker-1".into(), how: "ended with exit code 127".into() };
+    let exited = Event::Exited { worker: "worker-1".into(), how: "ended with exit code 127".into(), killed: false };
     let (message, _) = failure(&run.apply(exited, NOW));
     assert_eq!(message, "worker-1 ended with exit code 127 before it joined the run");
+    // One that somebody has killed is only started again.
+    let mut run = Run::new(start(2), Duration::ZERO);
+    let killed = Event::Exited { worker: "worker-1".into(), how: "was killed by signal 9".into(), killed: true };
+    let effects = run.apply(killed, NOW);
+    assert!(effects.contains(&Effect::Restart { worker: "worker-1".into(), after: Duration::ZERO }), "{effects:?}");
 }
 
 #[test]
@@ -477,15 +495,13 @@ fn deadlines_name_who_is_missing_or_silent() {
     assert!(message.starts_with("1 of 2 workers were ready within 120s (w)"), "{message}");
 
     let mut run = training();
-    let heartbeat =
-        || WorkerEvent::Heartbeat(Heartbeat { generation: 4, stage: "a".into(), step: 3, phase: "reduce".into() });
     // The first tick comes late, and is forgiven; then they come all the while.
     assert_eq!(run.apply(Event::Tick, NOW), []);
     let mut later = NOW;
     while later < NOW + HELD_UP + MOST_SILENCE {
         assert_eq!(run.apply(Event::Tick, later), []);
         later += Duration::from_millis(500);
-        run.apply(Event::Said { session: 1, event: heartbeat() }, later);
+        run.apply(Event::Said { session: 1, event: heartbeat(3, "reduce", 1) }, later);
     }
     let effects = run.apply(Event::Tick, later);
     assert!(effects.contains(&Effect::Kill { worker: "worker-1".into() }), "{effects:?}");
@@ -504,4 +520,35 @@ fn behind_the_end_nothing_moves() {
     assert_eq!(said(&mut run, 1, WorkerEvent::Step(step("a", 0, 4))), []);
     let effects = run.apply(Event::Opened { session: 5, hello: hello("w") }, NOW);
     assert!(matches!(&effects[..], [Effect::Send { session: 5, command: Command::Refused { .. } }]));
+}
+
+#[test]
+fn a_stop_that_takes_too_long_ends_at_the_last_checkpoint() {
+    let mut run = training();
+    run.start.grace = Some(Duration::from_secs(30));
+    let saved = CheckpointRef { stage: "a".into(), folder: "f".into(), manifest_sha256: "0".into(), step: 5 };
+    run.apply(Event::Committed { session: 1, outcome: Ok(saved), result: None }, NOW);
+    run.apply(Event::StopAsked { reason: "SIGTERM".into() }, NOW);
+    for second in 1..29 {
+        for session in [1, 2] {
+            run.apply(Event::Said { session, event: heartbeat(9, "evaluate", 1) }, NOW * second);
+        }
+        assert_eq!(run.apply(Event::Tick, NOW * second), []);
+    }
+    let effects = run.apply(Event::Tick, NOW * 29);
+    assert_eq!(notices(&effects), [Notice::GraceOver]);
+    assert_eq!(end(&effects), (Some(Verdict::Stopped { at: Some(("a".into(), 5)) }), vec![1, 2]));
+}
+
+#[test]
+fn steps_are_answered_so_that_nobody_runs_ahead_of_the_ledger() {
+    let mut run = training();
+    let told = |effects: &[Effect]| {
+        effects.iter().any(|e| matches!(e, Effect::Send { command: Command::Recorded { .. }, .. }))
+    };
+    for number in 0..15 {
+        assert!(!told(&said(&mut run, 1, WorkerEvent::Step(step("a", number, 4)))));
+    }
+    let effects = said(&mut run, 1, WorkerEvent::Step(step("a", 15, 4)));
+    assert_eq!(effects[1], Effect::Send { session: 1, command: Command::Recorded { steps: 16 } });
 }

@@ -45,11 +45,19 @@ fn events_come_back_equal() {
         result: Some(StageResult { fine_test_accuracy: Some(0.0), ..result }),
         seconds: 0.1,
         best: Some(Best { epoch: 0, validation_accuracy: 0.0 }),
+        settled: true,
     };
-    check_event(WorkerEvent::Hello(Hello { worker_id: "w".into(), host: "h".into(), pid: 1, version: "v".into() }));
+    check_event(WorkerEvent::Hello(Hello {
+        worker_id: "w".into(),
+        host: "h".into(),
+        pid: 1,
+        version: "v".into(),
+        generation: 2,
+    }));
     check_event(WorkerEvent::Ready { config_digest: "d".into() });
     check_event(WorkerEvent::Fetching(Fetching { split: "train".into(), from: 0, done: 1, total: u64::MAX }));
-    let heartbeat = Heartbeat { generation: 1, stage: "s".into(), step: 2, phase: "p".into() };
+    let heartbeat =
+        Heartbeat { generation: 1, stage: "s".into(), step: 2, phase: "p".into(), collectives: 3, waited_ms: 4 };
     check_event(WorkerEvent::Heartbeat(heartbeat));
     let told = StepDone {
         stage: "s".into(),
@@ -63,11 +71,14 @@ fn events_come_back_equal() {
         images: 128,
         samples_sha256: "ef".into(),
         total_steps: 9,
+        skipped: None,
     };
     check_event(WorkerEvent::Step(told.clone()));
     let held = Held { stage: 1, step: 2, settled: true };
-    check_event(WorkerEvent::Rejoin(Rejoin { generation: 3, held: Some(held), last_step: Some(told) }));
-    check_event(WorkerEvent::Rejoin(Rejoin { generation: 3, held: None, last_step: None }));
+    let skipped = StepDone { skipped: Some("a loss".into()), ..told.clone() };
+    check_event(WorkerEvent::Rejoin(Rejoin { generation: 3, held: Some(held), recent: vec![told, skipped] }));
+    check_event(WorkerEvent::Rejoin(Rejoin { generation: 3, held: None, recent: Vec::new() }));
+    check_event(WorkerEvent::Repaired { problem: "p".into() });
     let evaluated = Evaluated { stage: "s".into(), epoch: 1, validation_accuracy: 0.5, best: true };
     check_event(WorkerEvent::Evaluated(evaluated));
     check_event(WorkerEvent::Checkpoint(CheckpointWritten { result: None, best: None, ..written.clone() }));
@@ -88,6 +99,7 @@ fn commands_come_back_equal() {
         config: "seed: 0".into(),
         config_digest: "d".into(),
         packs: vec![pack],
+        lease: Duration::from_millis(1500),
     }));
     let begin = Begin {
         generation: 1,
@@ -103,6 +115,8 @@ fn commands_come_back_equal() {
     check_command(Command::Committed(Ok(checkpoint())));
     check_command(Command::Committed(Err("disk full".into())));
     check_command(Command::Regroup);
+    check_command(Command::Abandon { generation: 3, reason: "r".into() });
+    check_command(Command::Recorded { steps: 48 });
     check_command(Command::Stop { reason: "r".into() });
     check_command(Command::Refused { reason: "r".into(), exit_code: 78 });
     check_command(Command::Leave { reason: "r".into() });

@@ -2,14 +2,16 @@
 //!
 //! A [`ProcessGroup`] is one rank's membership in a group; its peers find each other through a
 //! [`KeyValueStore`], which is the caller's. Three layers: `shim/shim.cpp` turns C++ exceptions into text,
-//! `raw.rs` declares it, `group.rs` and `store.rs` are safe. This is the only crate of the workspace with
+//! `raw.rs` declares it, `group.rs`, `store.rs` and `breaker.rs` are safe. This is the only crate of the workspace with
 //! `unsafe` code. It knows tensors and ranks, nothing of training.
 
+mod breaker;
 mod group;
 mod process;
 mod raw;
 mod store;
 
+pub use breaker::Breaker;
 pub use group::{Address, Error, ProcessGroup};
-pub use process::{AdamWParameter, AdamWRates, fused_adamw, keep_freed_memory};
+pub use process::{AdamWParameter, AdamWRates, Collectives, collectives, fused_adamw, keep_freed_memory};
 pub use store::{KeyValueStore, MemoryStore};

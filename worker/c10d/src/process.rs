@@ -1,8 +1,10 @@
-//! Two things of libtorch and glibc that tch does not reach and a fast step needs. Nothing distributed here.
+//! What concerns the whole process: two things of libtorch and glibc that tch does not reach and a fast step needs, and
+//! the count of its collectives.
 
 use crate::group::{Error, check, tensor_ptr};
 use crate::raw;
 use std::ffi::c_void;
+use std::time::Duration;
 use tch::Tensor;
 
 /// The numbers of an AdamW update.
@@ -44,6 +46,22 @@ pub fn fused_adamw(parameters: &[AdamWParameter<'_>], rates: AdamWRates) -> Resu
             rates.as_ptr(),
         )
     })
+}
+
+/// Collectives of this process since its start, in all groups, backward passes included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Collectives {
+    pub entered: u64,
+    /// Time spent in them.
+    pub waited: Duration,
+}
+
+/// From any thread, also while a collective waits.
+pub fn collectives() -> Collectives {
+    let (mut entered, mut waited_us) = (0, 0);
+    // SAFETY: reads two atomics into numbers that live through the call.
+    unsafe { raw::thanos_collectives(&raw mut entered, &raw mut waited_us) };
+    Collectives { entered, waited: Duration::from_micros(waited_us) }
 }
 
 /// Keeps the memory that a step frees for the next step, instead of giving it back to the kernel. Process-wide.

@@ -1,15 +1,18 @@
-//! The session's own thread: connect, pump events out and commands in, heartbeat, and end the process when the
-//! coordinator is gone or says that the run is over.
+//! The session's own thread: it opens the stream, pumps events out and commands in, heartbeats, opens another stream
+//! when one breaks, and ends the process when the coordinator says so or does not come back.
 
 use super::Shared;
-use crate::exit::EXIT_UNREACHABLE;
-use anyhow::{Context, Result};
+use super::line::{FarEnd, Line};
+use crate::exit::{EXIT_CONFIG, EXIT_UNREACHABLE};
+use anyhow::{Context, Result, anyhow};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::mpsc::Sender;
+use std::time::Duration;
 use thanos_proto::v1::coordinator_client::CoordinatorClient;
-use thanos_proto::{Command, Hello, WorkerEvent, v1};
+use thanos_proto::{Command, Hello, Welcome, WorkerEvent, v1};
 use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, timeout_at};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
@@ -21,83 +24,177 @@ pub(super) type Client = CoordinatorClient<Channel>;
 const MOST_CONNECT: Duration = Duration::from_secs(60);
 const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(100);
 const HEARTBEAT: Duration = Duration::from_secs(1);
+/// A coordinator that does not answer for this long, behind a second of silence, is gone: nothing may have closed the
+/// connection.
+const MOST_SILENCE: Duration = Duration::from_secs(3);
 
-/// Opens the stream; from then on commands arrive at `inbound`.
-pub(super) async fn open(
-    coordinator: &str,
+/// Keeps a stream to the coordinator.
+pub(super) struct Keeper {
+    coordinator: String,
     hello: Hello,
-    outbound: mpsc::Receiver<WorkerEvent>,
-    inbound: std::sync::mpsc::Sender<Command>,
     shared: Arc<Shared>,
-) -> Result<Client> {
-    let channel = connect(coordinator).await?;
-    let mut client = CoordinatorClient::new(channel);
-    let first = tokio_stream::once(WorkerEvent::Hello(hello));
-    let events = first.chain(ReceiverStream::new(outbound)).map(v1::WorkerEvent::from);
-    let commands = client.session(events).await.map_err(|status| anyhow::anyhow!("{}", status.message()))?.into_inner();
-    tokio::spawn(pump(commands, inbound, shared));
-    Ok(client)
+    /// To the training thread: streams that were opened in a lost one's stead.
+    opened: Sender<Line>,
+    welcome: Option<Welcome>,
 }
 
-async fn connect(coordinator: &str) -> Result<Channel> {
-    let endpoint = Endpoint::from_shared(format!("http://{coordinator}"))
-        .with_context(|| format!("`{coordinator}` is not HOST:PORT"))?
-        .tcp_nodelay(true)
-        .connect_timeout(Duration::from_secs(5));
-    let deadline = Instant::now() + MOST_CONNECT;
-    loop {
-        match endpoint.connect().await {
-            Ok(channel) => return Ok(channel),
-            Err(error) if Instant::now() > deadline => {
-                return Err(error).with_context(|| format!("not reached within {MOST_CONNECT:?}"));
+/// A stream that is open, and the training thread's end of it.
+struct Open {
+    commands: Streaming<v1::Command>,
+    answers: Sender<Command>,
+    tally: Arc<super::line::Tally>,
+}
+
+/// A keeper with its first stream.
+pub(super) struct Keeping {
+    keeper: Keeper,
+    open: Open,
+}
+
+impl Keeper {
+    pub(super) fn new(coordinator: &str, hello: Hello, shared: Arc<Shared>, opened: Sender<Line>) -> Self {
+        Self { coordinator: coordinator.into(), hello, shared, opened, welcome: None }
+    }
+
+    /// Waits until the coordinator is up.
+    pub(super) async fn open_first(self) -> Result<(Keeping, Client, Line)> {
+        let (client, line, open) = self.open(MOST_CONNECT).await?;
+        Ok((Keeping { keeper: self, open }, client, line))
+    }
+
+    /// Opens a stream and introduces this worker, again and again for some time.
+    async fn open(&self, most: Duration) -> Result<(Client, Line, Open)> {
+        let deadline = Instant::now() + most;
+        loop {
+            let attempt = timeout_at(deadline, self.open_once()).await;
+            match attempt {
+                Ok(Ok(opened)) => return Ok(opened),
+                Ok(Err(_)) if Instant::now() < deadline => sleep(BETWEEN_ATTEMPTS).await,
+                Ok(Err(error)) => return Err(error.context(format!("not reached within {most:?}"))),
+                Err(_) => return Err(anyhow!("it did not answer within {most:?}")),
             }
-            Err(_) => tokio::time::sleep(BETWEEN_ATTEMPTS).await,
+        }
+    }
+
+    async fn open_once(&self) -> Result<(Client, Line, Open)> {
+        let coordinator = &self.coordinator;
+        let endpoint = Endpoint::from_shared(format!("http://{coordinator}"))
+            .with_context(|| format!("`{coordinator}` is not HOST:PORT"))?
+            .tcp_nodelay(true)
+            .connect_timeout(Duration::from_secs(5))
+            .http2_keep_alive_interval(HEARTBEAT)
+            .keep_alive_timeout(MOST_SILENCE)
+            .keep_alive_while_idle(true);
+        let mut client = CoordinatorClient::new(endpoint.connect().await?);
+        let (line, FarEnd { events, answers, tally }) = Line::new();
+        let first = tokio_stream::once(WorkerEvent::Hello(self.hello.clone()));
+        let stream = first.chain(ReceiverStream::new(events)).map(v1::WorkerEvent::from);
+        let commands = client.session(stream).await.map_err(|status| anyhow!("{}", status.message()))?.into_inner();
+        tokio::spawn(heartbeats(line.events(), self.shared.clone()));
+        Ok((client, line, Open { commands, answers, tally }))
+    }
+}
+
+impl Keeping {
+    /// Until the worker has left.
+    pub(super) async fn keep(self) {
+        let Self { mut keeper, mut open } = self;
+        loop {
+            let Some(reason) = keeper.pump(&mut open).await else { return };
+            open.tally.lose();
+            // Without a coordinator nobody says who is lost: all leave the generation, and keep what they hold.
+            keeper.shared.break_group(None);
+            let lease = keeper.welcome.as_ref().map_or(Duration::ZERO, |welcome| welcome.lease);
+            keeper.hello.generation = keeper.shared.heartbeat().generation;
+            tracing::warn!("{reason}; trying again for {lease:?}");
+            match keeper.open(lease).await {
+                Ok((_, line, again)) => {
+                    // Dropping the old end tells the training thread; the new one is there by then.
+                    _ = keeper.opened.send(line);
+                    open = again;
+                }
+                Err(error) => end(&format!("the coordinator is gone: {error:#}"), EXIT_UNREACHABLE),
+            }
         }
     }
 }
 
-/// Hands commands on until the stream ends. A worker whose coordinator is gone, or whose run is over while it still
-/// trains, ends at once: its training thread may hang in a collective with a dead peer.
-async fn pump(mut commands: Streaming<v1::Command>, inbound: std::sync::mpsc::Sender<Command>, shared: Arc<Shared>) {
-    loop {
-        let command = match commands.next().await {
-            Some(Ok(command)) => Command::try_from(command).map_err(|error| error.to_string()),
-            Some(Err(status)) => Err(format!("the session broke: {}", status.message())),
-            None => Err("the coordinator closed the session".into()),
-        };
-        let done = shared.done.load(Ordering::Relaxed);
+impl Keeper {
+    /// Hands commands on until the stream ends, and says why it did; `None`: the worker was told to leave, as it
+    /// wanted. A worker whose run is over while it still trains ends at once: its training thread may hang in a
+    /// collective with a dead peer.
+    async fn pump(&mut self, open: &mut Open) -> Option<String> {
+        loop {
+            let command = match open.commands.next().await {
+                Some(Ok(command)) => Command::try_from(command).map_err(|error| error.to_string()),
+                Some(Err(status)) => Err(format!("the session broke: {}", status.message())),
+                None => Err("the coordinator closed the session".into()),
+            };
+            let done = self.shared.done.load(Ordering::Relaxed);
+            match command {
+                Err(reason) => return Some(reason),
+                Ok(command @ (Command::Leave { .. } | Command::Refused { .. })) if done || self.welcome.is_none() => {
+                    _ = open.answers.send(command);
+                    return None;
+                }
+                Ok(Command::Leave { reason }) => end(&format!("told to leave: {reason}"), EXIT_UNREACHABLE),
+                Ok(Command::Refused { reason, exit_code }) => end(&format!("refused: {reason}"), exit_code),
+                Ok(Command::Welcome(welcome)) => match &self.welcome {
+                    None => {
+                        self.welcome = Some(welcome.clone());
+                        _ = open.answers.send(Command::Welcome(welcome));
+                    }
+                    Some(first)
+                        if (&first.run_id, &first.config_digest) == (&welcome.run_id, &welcome.config_digest) => {}
+                    Some(first) => {
+                        let (ours, theirs) = (&first.run_id, &welcome.run_id);
+                        end(
+                            &format!("this worker is of run {ours}, the coordinator now has run {theirs}"),
+                            EXIT_CONFIG,
+                        );
+                    }
+                },
+                Ok(command) => self.obey(command, open),
+            }
+        }
+    }
+
+    fn obey(&self, command: Command, open: &Open) {
+        let shared = &self.shared;
         match command {
-            Ok(Command::Leave { reason }) if !done => end(&format!("told to leave: {reason}")),
-            Ok(Command::Stop { reason }) => {
+            Command::Stop { reason } => {
                 tracing::info!(reason, "asked to stop");
                 shared.stop.store(true, Ordering::Relaxed);
-                _ = inbound.send(Command::Stop { reason });
+                _ = open.answers.send(Command::Stop { reason });
             }
-            Ok(Command::Regroup) => shared.regroup.store(true, Ordering::Relaxed),
-            Ok(command) => {
+            Command::Regroup => shared.regroup.store(true, Ordering::Relaxed),
+            Command::Recorded { steps } => open.tally.recorded(steps),
+            Command::Abandon { generation, reason } => {
+                tracing::warn!("generation {generation} is over: {reason}");
+                shared.break_group(Some(generation));
+            }
+            command => {
                 if matches!(command, Command::Begin(_)) {
                     // What was asked for has come; what is asked for from here on is another one.
                     shared.regroup.store(false, Ordering::Relaxed);
                 }
-                _ = inbound.send(command);
+                _ = open.answers.send(command);
             }
-            Err(_) if done => return,
-            Err(reason) => end(&reason),
         }
     }
 }
 
-fn end(reason: &str) -> ! {
+fn end(reason: &str, exit_code: u8) -> ! {
     tracing::error!("{reason}");
-    std::process::exit(i32::from(EXIT_UNREACHABLE));
+    std::process::exit(i32::from(exit_code));
 }
 
-/// Once a second: generation, stage, step, phase.
-pub(super) async fn heartbeats(events: mpsc::Sender<WorkerEvent>, shared: Arc<Shared>) {
+/// Once a second, until the stream ends: generation, stage, step, phase, and what was waited for.
+async fn heartbeats(events: mpsc::Sender<WorkerEvent>, shared: Arc<Shared>) {
     let mut ticks = tokio::time::interval(HEARTBEAT);
     loop {
         ticks.tick().await;
-        let heartbeat = shared.heartbeat.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let heartbeat = shared.heartbeat();
         if heartbeat.generation > 0 && events.send(WorkerEvent::Heartbeat(heartbeat)).await.is_err() {
             return;
         }

@@ -1,0 +1,188 @@
+//! The words of the rules: what happened, what is to be done about it, and what people are told.
+
+use std::time::Duration;
+use thanos_proto::{CheckpointRef, CheckpointWritten, Command, Evaluated, Hello, StageResult, StepDone, WorkerEvent};
+
+/// A session, as the server numbers them.
+pub(crate) type SessionId = u64;
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Event {
+    /// A worker opened a session and introduced itself.
+    Opened {
+        session: SessionId,
+        hello: Hello,
+    },
+    Said {
+        session: SessionId,
+        event: WorkerEvent,
+    },
+    /// The session's stream ended.
+    Closed {
+        session: SessionId,
+    },
+    /// The launcher saw a worker's process end; `killed`: by somebody else, not by itself.
+    Exited {
+        worker: String,
+        how: String,
+        killed: bool,
+    },
+    /// A checkpoint was committed, or given up and why.
+    Committed {
+        session: SessionId,
+        outcome: Result<CheckpointRef, String>,
+        result: Option<StageResult>,
+    },
+    /// The user, or the machine, wants the run to stop where it can be resumed.
+    StopAsked {
+        reason: String,
+    },
+    Tick,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Effect {
+    Send {
+        session: SessionId,
+        command: Command,
+    },
+    /// Give a new generation an empty rendezvous, before its ranks hear of it.
+    OpenStore {
+        generation: u64,
+    },
+    /// Append a line to `steps.jsonl`.
+    Record(StepDone),
+    /// Commit what rank 0 has written, and answer with [`Event::Committed`].
+    Commit {
+        session: SessionId,
+        written: CheckpointWritten,
+    },
+    Tell(Notice),
+    /// Start a worker's process again, if this program starts workers.
+    Restart {
+        worker: String,
+        after: Duration,
+    },
+    /// End a worker's process, which does not answer.
+    Kill {
+        worker: String,
+    },
+    /// Watch over a worker's process, which an earlier coordinator of this run has started.
+    Adopt {
+        worker: String,
+        pid: u32,
+    },
+    /// Take out of `steps.jsonl` what will be done again: all but the steps of these stages, and the first ones of
+    /// another.
+    CutSteps {
+        stages: Vec<String>,
+        first: Option<(String, u64)>,
+    },
+    /// The run is over; nothing follows.
+    End(Verdict),
+}
+
+/// What a user may want to read, and `events.jsonl` keeps.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Notice {
+    Joined {
+        worker: String,
+        host: String,
+        pid: u32,
+    },
+    /// A worker has a pack that it did not see: `bytes` came over the session, `from` were there.
+    Fetched {
+        worker: String,
+        split: String,
+        from: u64,
+        bytes: u64,
+    },
+    Refused {
+        worker: String,
+        reason: String,
+    },
+    Began {
+        generation: u64,
+        workers: Vec<String>,
+    },
+    Evaluated(Evaluated),
+    Saved {
+        stage: String,
+        step: u64,
+    },
+    NotSaved {
+        stage: String,
+        step: u64,
+        reason: String,
+    },
+    StageComplete(StageResult),
+    Stopping {
+        reason: String,
+    },
+    /// The time for a stop is over: what was done since the last checkpoint will be done again.
+    GraceOver,
+    /// An update was left out, as something in it was no number.
+    Skipped {
+        stage: String,
+        step: u64,
+        problem: String,
+    },
+    /// Ranks whose state was not that of the others were given it.
+    Repaired {
+        problem: String,
+    },
+    /// The others wait for this worker, this share of their time.
+    Straggler {
+        worker: String,
+        whereabouts: String,
+        share: f64,
+    },
+    Lost {
+        worker: String,
+        reason: String,
+    },
+    Restarting {
+        worker: String,
+        how: String,
+        restart: u32,
+    },
+    /// It was started too often without a step: the run goes on without it.
+    Abandoned {
+        worker: String,
+        how: String,
+    },
+    /// After a loss, in training again behind this step.
+    Recovered {
+        generation: u64,
+        stage: String,
+        step: u64,
+        seconds: f64,
+        from: RecoveredFrom,
+    },
+}
+
+/// Where a new generation has its state from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum RecoveredFrom {
+    /// The memory of this worker.
+    Memory(String),
+    Checkpoint,
+    /// The stage begins.
+    Start,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Done,
+    /// At a common step; `None`: before the first one.
+    Stopped {
+        at: Option<(String, u64)>,
+    },
+    Failed {
+        message: String,
+        exit_code: u8,
+    },
+}

@@ -1,0 +1,100 @@
+//! A coordinator that was killed and starts again, and workers that come back to it, or to one that went on.
+
+use crate::exit::EXIT_STOPPED;
+use crate::run::tests::{NOW, begins, hello, ready, said, start, step, training};
+use crate::run::{Effect, Event, Run, SessionId, Start};
+use std::time::Duration;
+use thanos_proto::{CheckpointRef, Command, Held, Hello, Rejoin, WorkerEvent};
+
+/// Two workers of a coordinator that was killed, which comes back with what is on the disk: 40 steps in the ledger, the
+/// last checkpoint behind step 30.
+fn started_again() -> Run {
+    let checkpoint = CheckpointRef { stage: "a".into(), folder: "f".into(), manifest_sha256: "0".into(), step: 30 };
+    let adopted = vec!["worker-0".into(), "worker-1".into()];
+    let start = Start { resume: Some(checkpoint), next_step: Some(("a".into(), 40)), adopted, ..start(2) };
+    Run::new(Start { last_generation: 4, ..start }, Duration::ZERO)
+}
+
+/// A worker that comes back, from a generation, with the state behind so many steps.
+fn come_back(run: &mut Run, session: SessionId, generation: u64, made: u64) -> Vec<Effect> {
+    let worker = format!("worker-{}", session - 1);
+    let mut effects = run.apply(Event::Opened { session, hello: Hello { generation, ..hello(&worker) } }, NOW / 2);
+    let recent = (made.saturating_sub(65)..made).map(|number| step("a", number, generation)).collect();
+    let held = Some(Held { stage: 0, step: made, settled: true });
+    let rejoin = WorkerEvent::Rejoin(Rejoin { generation, held, recent });
+    effects.extend(run.apply(Event::Said { session, event: rejoin }, NOW / 2));
+    effects
+}
+
+#[test]
+fn a_coordinator_that_starts_again_loses_no_step() {
+    let mut run = started_again();
+    let effects = come_back(&mut run, 1, 4, 42);
+    assert!(effects.contains(&Effect::Adopt { worker: "worker-0".into(), pid: 7 }), "{effects:?}");
+    // Told to the coordinator that was killed, or not; made in any case.
+    for number in [40, 41] {
+        assert!(effects.contains(&Effect::Record(step("a", number, 4))), "{effects:?}");
+    }
+    let effects = come_back(&mut run, 2, 4, 42);
+    let begun = begins(&effects);
+    assert_eq!((begun.len(), begun[0].1.generation, begun[0].1.source), (2, 5, Some(0)));
+    assert!(!effects.iter().any(|effect| matches!(effect, Effect::Record(_) | Effect::CutSteps { .. })), "{effects:?}");
+    assert_eq!(run.apply(Event::Tick, NOW * 2), [], "all came back");
+}
+
+#[test]
+fn who_does_not_come_back_is_started_and_the_ledger_goes_back_with_the_state() {
+    let mut run = started_again();
+    // Its generation was over already when the coordinator was killed: what it holds is nobody's.
+    assert!(!come_back(&mut run, 1, 3, 45).iter().any(|effect| matches!(effect, Effect::Record(_))));
+    assert_eq!(run.apply(Event::Tick, NOW / 2), []);
+    let effects = run.apply(Event::Tick, NOW);
+    assert!(effects.contains(&Effect::Restart { worker: "worker-1".into(), after: Duration::ZERO }), "{effects:?}");
+    run.apply(Event::Opened { session: 3, hello: hello("worker-1") }, NOW);
+    let effects = run.apply(Event::Said { session: 3, event: ready() }, NOW);
+    let cut = Effect::CutSteps { stages: Vec::new(), first: Some(("a".into(), 30)) };
+    assert!(effects.contains(&cut), "{effects:?}");
+    assert_eq!(begins(&effects)[0].1.resume.as_ref().map(|checkpoint| checkpoint.step), Some(30));
+    let done = step("a", 30, 5);
+    assert_eq!(said(&mut run, 1, WorkerEvent::Step(done.clone())), [Effect::Record(done)]);
+}
+
+#[test]
+fn a_state_whose_steps_the_ledger_lacks_is_not_taken() {
+    let mut run = started_again();
+    come_back(&mut run, 1, 4, 120);
+    let begun = begins(&come_back(&mut run, 2, 4, 120));
+    assert!(begun.iter().all(|(_, begin)| begin.source.is_none() && begin.resume.is_some()), "{begun:?}");
+}
+
+#[test]
+fn a_worker_that_comes_back_too_late_is_refused() {
+    let mut run = training();
+    run.apply(Event::Closed { session: 2 }, NOW);
+    run.apply(Event::Opened { session: 3, hello: Hello { pid: 8, ..hello("worker-1") } }, NOW);
+    let late = Hello { generation: 4, ..hello("worker-1") };
+    let effects = run.apply(Event::Opened { session: 4, hello: late.clone() }, NOW);
+    let refused = |effect: &Effect| match effect {
+        Effect::Send { session: 4, command: Command::Refused { exit_code, .. } } => Some(*exit_code),
+        _ => None,
+    };
+    assert_eq!(effects.iter().find_map(refused), Some(EXIT_STOPPED));
+    // The same process on another connection takes its own place.
+    let mut run = training();
+    let effects = run.apply(Event::Opened { session: 4, hello: late }, NOW);
+    assert!(
+        effects.iter().any(|e| matches!(e, Effect::Send { session: 4, command: Command::Welcome(_) })),
+        "{effects:?}"
+    );
+    assert!(run.members.contains_key(&4) && !run.members.contains_key(&2));
+}
+
+#[test]
+fn whoever_waits_for_a_lost_worker_is_told_at_once() {
+    let mut run = training();
+    let effects = run.apply(Event::Closed { session: 2 }, NOW);
+    let told = |effect: &Effect| {
+        matches!(effect, Effect::Send { session: 1, command: Command::Abandon { generation: 4, .. } })
+    };
+    assert!(effects.iter().any(told), "{effects:?}");
+}

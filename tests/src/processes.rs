@@ -1,0 +1,57 @@
+//! The processes of a run, by its own events: who they are, and signals to them.
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Process ids of the workers that have joined and were not lost since, by their names.
+pub fn workers(run_dir: &Path) -> BTreeMap<String, i32> {
+    let text = fs::read_to_string(run_dir.join("events.jsonl")).unwrap_or_default();
+    let mut pids = BTreeMap::new();
+    for event in text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
+        let worker = event["worker"].as_str().unwrap_or_default().to_owned();
+        match event["event"].as_str() {
+            Some("joined") => _ = pids.insert(worker, event["pid"].as_i64().unwrap_or_default() as i32),
+            Some("lost") => _ = pids.remove(&worker),
+            _ => {}
+        }
+    }
+    pids
+}
+
+/// Process id of the coordinator at work on a run, if there is one.
+pub fn coordinator(run_dir: &Path) -> Option<i32> {
+    let text = fs::read_to_string(run_dir.join("lock")).ok()?;
+    let pid = text.strip_prefix("pid ")?.split(' ').next()?.parse().ok()?;
+    is_alive(pid).then_some(pid)
+}
+
+pub fn is_alive(pid: i32) -> bool {
+    // A zombie has a /proc entry, but no command line.
+    fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|words| !words.is_empty())
+}
+
+/// # Panics
+/// If the process is not there.
+#[track_caller]
+pub fn send(pid: i32, signal: Signal) {
+    kill(Pid::from_raw(pid), signal).expect("it is running");
+}
+
+/// Waits until none of the processes is there, and says how long it took.
+///
+/// # Panics
+/// If it takes longer than `most`.
+#[track_caller]
+pub fn gone_within(pids: &[i32], most: Duration) -> Duration {
+    let started = Instant::now();
+    while pids.iter().any(|pid| is_alive(*pid)) {
+        assert!(started.elapsed() < most, "still there after {most:?}: {pids:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    started.elapsed()
+}

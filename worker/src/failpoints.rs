@@ -1,0 +1,47 @@
+//! What tests break on purpose inside a worker: places where a rank hangs, dies, computes nonsense. They are armed by
+//! the variable `FAILPOINTS` (`NAME=ACTION;...`, actions as the crate `fail` has them) and cost a look at an empty table
+//! otherwise. `return(RANK:STEP)` chooses where.
+
+use crate::tensors::Named;
+use fail::fail_point;
+use std::time::Duration;
+
+/// A rank whose training thread does nothing any more, while its session lives.
+pub(crate) fn hang(rank: usize, step: u64) {
+    if is_here("hang", rank, step) {
+        std::thread::sleep(Duration::from_secs(3600));
+    }
+}
+
+/// A gradient that is no number.
+pub(crate) fn poison_gradient(parameters: &Named, rank: usize, step: u64) {
+    if is_here("poison-gradient", rank, step)
+        && let Some(parameter) = parameters.values().nth(1)
+    {
+        _ = parameter.grad().fill_(f64::NAN);
+    }
+}
+
+/// A weight that is not that of the other ranks.
+pub(crate) fn change_weight(parameters: &Named, rank: usize, step: u64) {
+    if is_here("change-weight", rank, step)
+        && let Some(parameter) = parameters.values().nth(1)
+    {
+        _ = tch::no_grad(|| parameter.shallow_clone().view(-1).narrow(0, 0, 1).fill_(0.125));
+    }
+}
+
+/// A place where time may be spent: `sleep(MILLISECONDS)`.
+pub(crate) fn pass(point: &str) {
+    fail_point!(point);
+}
+
+/// The sudden end of this process, as by a loss of power.
+pub(crate) fn crash(point: &str) {
+    fail_point!(point, |_| std::process::abort());
+}
+
+fn is_here(point: &str, rank: usize, step: u64) -> bool {
+    fail_point!(point, |place| place.is_some_and(|place| place == format!("{rank}:{step}")));
+    false
+}

@@ -1,0 +1,91 @@
+//! A rank's state between two steps, kept in memory when its generation is lost, and handed on to ranks that have none.
+
+use crate::session::MOST_UNRECORDED;
+use crate::tensors::{Named, broadcast, snapshot};
+use anyhow::{Result, bail};
+use std::collections::VecDeque;
+use tch::{Device, Tensor};
+use thanos_c10d::ProcessGroup;
+use thanos_proto::{Best, StepDone};
+
+/// Everything that the next step depends on, and what a coordinator may lack.
+pub(crate) struct Memory {
+    /// Updates made.
+    pub(crate) step: u64,
+    /// What is due behind the last of them is done, too.
+    pub(crate) settled: bool,
+    pub(crate) recent: Recent,
+    pub(crate) model: Named,
+    pub(crate) optimizer: Named,
+    pub(crate) best: Option<(Best, Named)>,
+    /// Training time of the stage so far.
+    pub(crate) seconds: f64,
+}
+
+impl Memory {
+    /// A copy of its own.
+    pub(crate) fn copy(&self) -> Self {
+        Self {
+            model: snapshot(&self.model),
+            optimizer: snapshot(&self.optimizer),
+            best: self.best.as_ref().map(|(best, weights)| (*best, snapshot(weights))),
+            recent: self.recent.clone(),
+            ..*self
+        }
+    }
+
+    /// Replaces this by what rank `source` holds, on every rank; tensors must have the same names and shapes.
+    ///
+    /// # Errors
+    /// If a peer is gone.
+    pub(crate) fn take_over(&mut self, group: &ProcessGroup, source: usize) -> Result<()> {
+        let best = self.best.as_ref().map(|(best, _)| *best);
+        let numbers = [
+            self.step as f64,
+            f64::from(u8::from(self.settled)),
+            self.seconds,
+            f64::from(u8::from(best.is_some())),
+            best.map_or(0.0, |best| best.epoch as f64),
+            best.map_or(0.0, |best| best.validation_accuracy),
+        ];
+        let mut numbers = Tensor::from_slice(&numbers).to_device(self.device());
+        group.broadcast(&mut numbers, source)?;
+        let numbers = Vec::<f64>::try_from(numbers)?;
+        let &[step, settled, seconds, has_best, epoch, validation_accuracy] = numbers.as_slice() else {
+            bail!("six numbers were sent, {} came", numbers.len());
+        };
+        (self.step, self.settled, self.seconds) = (step as u64, settled > 0.0, seconds);
+        broadcast(&self.model, group, source)?;
+        broadcast(&self.optimizer, group, source)?;
+        let own = self.best.take().map(|(_, weights)| weights);
+        if has_best > 0.0 {
+            let weights = own.unwrap_or_else(|| snapshot(&self.model));
+            broadcast(&weights, group, source)?;
+            self.best = Some((Best { epoch: epoch as u64, validation_accuracy }, weights));
+        }
+        Ok(())
+    }
+
+    fn device(&self) -> Device {
+        self.model.values().next().map_or(Device::Cpu, Tensor::device)
+    }
+}
+
+/// The last steps that this rank made of a stage, as its rank 0 tells them: as many as may not be recorded yet, and the
+/// one in flight.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Recent(VecDeque<StepDone>);
+
+impl Recent {
+    pub(crate) fn push(&mut self, step: StepDone) {
+        if self.0.len() > MOST_UNRECORDED {
+            self.0.pop_front();
+        }
+        self.0.push_back(step);
+    }
+
+    /// In order.
+    pub(crate) fn to_vec(&self) -> Vec<StepDone> {
+        self.0.iter().cloned().collect()
+    }
+}

@@ -1,0 +1,87 @@
+//! Whether all ranks hold the same state, bit by bit. They should by construction; memory that has gone bad, a driver or
+//! a bug may say otherwise, and then the curve is nobody's.
+
+use crate::tensors::Named;
+use anyhow::Result;
+use std::fmt;
+use tch::{Kind, Tensor};
+use thanos_c10d::ProcessGroup;
+
+/// Ranks whose state is not that of the majority.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Diverged {
+    pub(crate) ranks: Vec<usize>,
+    /// The lowest rank of the majority.
+    pub(crate) trusted: usize,
+    /// The first tensor that differs.
+    pub(crate) tensor: String,
+}
+
+impl fmt::Display for Diverged {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ranks: Vec<String> = self.ranks.iter().map(ToString::to_string).collect();
+        write!(out, "`{}` of rank {} is not that of rank {}", self.tensor, ranks.join(", "), self.trusted)
+    }
+}
+
+/// Compares the ranks' tensors; all ranks get the same answer. `None`: they are equal.
+///
+/// # Errors
+/// If a peer is gone.
+pub(crate) fn diverged(state: &Named, group: &ProcessGroup) -> Result<Option<Diverged>> {
+    let sums: Vec<Tensor> = state.values().map(bit_sum).collect();
+    let own = Tensor::stack(&sums, 0).unsqueeze(0); // [1, tensors]
+    let all = Vec::<Vec<i64>>::try_from(group.all_gather(&own)?)?; // [ranks, tensors]
+    Ok(judge(&all).map(|(ranks, trusted, tensor)| {
+        let tensor = state.keys().nth(tensor).cloned().unwrap_or_default();
+        Diverged { ranks, trusted, tensor }
+    }))
+}
+
+/// The sum of a tensor's bits, as integers with weights by their place, so that two that are exchanged are seen.
+fn bit_sum(tensor: &Tensor) -> Tensor {
+    let row = tensor.detach().contiguous().view(-1);
+    let bits = match row.kind() {
+        Kind::Int64 => row,
+        Kind::Double => row.view_dtype(Kind::Int64),
+        _ => row.view_dtype(Kind::Int).to_kind(Kind::Int64),
+    };
+    let places = Tensor::arange(bits.size()[0], (Kind::Int64, bits.device())).remainder(65_521) + 1;
+    (bits * places).sum(Kind::Int64)
+}
+
+/// Which rows are not the most frequent one (of equals, the one of the lowest rank), that one's first rank, and the
+/// first column in which a row differs.
+fn judge(rows: &[Vec<i64>]) -> Option<(Vec<usize>, usize, usize)> {
+    let votes = |row: &Vec<i64>| rows.iter().filter(|other| *other == row).count();
+    let trusted = (0..rows.len()).rev().max_by_key(|&rank| votes(&rows[rank]))?;
+    let differs = |rank: &usize| rows[*rank] != rows[trusted];
+    let ranks: Vec<usize> = (0..rows.len()).filter(differs).collect();
+    let column = |rank: &usize| rows[*rank].iter().zip(&rows[trusted]).position(|(one, other)| one != other);
+    let first = ranks.iter().filter_map(column).min()?;
+    Some((ranks, trusted, first))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_majority_is_trusted_and_of_equals_the_lowest_rank() {
+        let rows = |rows: &[[i64; 2]]| rows.iter().map(|row| row.to_vec()).collect::<Vec<_>>();
+        assert_eq!(judge(&rows(&[[1, 2]])), None);
+        assert_eq!(judge(&rows(&[[1, 2], [1, 2], [1, 2]])), None);
+        assert_eq!(judge(&rows(&[[1, 3], [1, 2], [1, 2]])), Some((vec![0], 1, 1)));
+        assert_eq!(judge(&rows(&[[1, 2], [0, 2]])), Some((vec![1], 0, 0)));
+        assert_eq!(judge(&rows(&[[1, 2], [1, 4], [1, 2], [3, 2]])), Some((vec![1, 3], 0, 0)));
+    }
+
+    #[test]
+    fn one_bit_and_an_exchange_are_seen() {
+        let sum = |numbers: &[f32]| bit_sum(&Tensor::from_slice(numbers)).int64_value(&[]);
+        let whole = sum(&[1.0, 2.0, 3.0]);
+        assert_eq!(whole, sum(&[1.0, 2.0, 3.0]));
+        assert_ne!(whole, sum(&[1.0, 2.0, f32::from_bits(3.0_f32.to_bits() ^ 1)]));
+        assert_ne!(whole, sum(&[2.0, 1.0, 3.0]));
+    }
+}
