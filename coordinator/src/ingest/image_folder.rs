@@ -4,10 +4,10 @@
 use super::error::{DataError, RawFault};
 use super::pack_file::Sink;
 use super::picture::Size;
-use super::pictures::{Picture, decode_all};
+use super::pictures::{Picture, decode_all, hash_into};
 use super::tree::Tree;
 use super::{Decoded, OnProgress, RawSet, Split};
-use sha2::{Digest, Sha256};
+use sha2::Sha256;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
@@ -53,8 +53,7 @@ impl RawSet for ImageFolder {
     }
 
     fn hash_into(&self, _: Split, hash: &mut Sha256) -> Result<(), DataError> {
-        hash.update([u8::from(self.on_bad_image == OnBadImage::Skip)]);
-        self.tree.hash_into(hash);
+        hash_into(&self.tree, self.on_bad_image, hash);
         Ok(())
     }
 

@@ -7,6 +7,7 @@ use super::picture::{Size, decode};
 use super::tree::{Tree, TreeFile};
 use super::{Decoded, OnProgress, Skipped};
 use rayon::prelude::*;
+use sha2::{Digest, Sha256};
 use std::sync::atomic::{AtomicU64, Ordering};
 use thanos_configs::OnBadImage;
 
@@ -27,6 +28,12 @@ pub(super) struct Picture<'a> {
 pub(super) fn is_picture(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     ENDINGS.iter().any(|ending| name.ends_with(ending))
+}
+
+/// Adds to a hash what tells the pictures of a pack from others: their tree, and whether bad ones are left out.
+pub(super) fn hash_into(tree: &Tree, on_bad_image: OnBadImage, hash: &mut Sha256) {
+    hash.update([u8::from(on_bad_image == OnBadImage::Skip)]);
+    tree.hash_into(hash);
 }
 
 /// Decodes pictures in their order into a pack, [N, S, S, 3]: some thousands at a time, while the last ones are

@@ -5,10 +5,10 @@
 use super::error::{DataError, RawFault};
 use super::pack_file::Sink;
 use super::picture::Size;
-use super::pictures::{Picture, decode_all, is_picture};
+use super::pictures::{Picture, decode_all, hash_into, is_picture};
 use super::tree::Tree;
 use super::{Decoded, OnProgress, RawSet, Split};
-use sha2::{Digest, Sha256};
+use sha2::Sha256;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use thanos_configs::{DataConfig, DataSet, OnBadImage};
@@ -102,8 +102,7 @@ impl RawSet for TinyImageNet {
     }
 
     fn hash_into(&self, _: Split, hash: &mut Sha256) -> Result<(), DataError> {
-        hash.update([u8::from(self.on_bad_image == OnBadImage::Skip)]);
-        self.tree.hash_into(hash);
+        hash_into(&self.tree, self.on_bad_image, hash);
         Ok(())
     }
 
