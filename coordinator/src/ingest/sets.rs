@@ -37,54 +37,19 @@ impl RawSet for Digits {
     }
 }
 
-pub(super) struct IdxFiles {
+/// A data set of a few files, or of an archive of them.
+pub(super) struct Files {
     facts: DataSet,
     found: Found,
 }
 
-impl IdxFiles {
+impl Files {
     pub(super) fn new(facts: DataSet, found: Found) -> Self {
         Self { facts, found }
     }
 }
 
-impl RawSet for IdxFiles {
-    fn facts(&self) -> &DataSet {
-        &self.facts
-    }
-
-    fn hash_into(&self, split: Split, hash: &mut Sha256) -> Result<(), DataError> {
-        self.found.originals(split)?.iter().for_each(|file| file.hash_into(hash));
-        Ok(())
-    }
-
-    fn decode(&self, split: Split, sink: &mut Sink<'_>, _: OnProgress<'_>) -> Result<Decoded, DataError> {
-        let files = self.found.files(split)?;
-        let (images, labels) = (&files[0], &files[1]);
-        let (side, classes) = (self.facts.side, self.facts.labels.fine_names.len());
-        let pixels = decode_file(images, |content| idx::images(content, side).map(<[u8]>::to_vec))?;
-        let fine = decode_file(labels, |content| idx::labels(content, classes))?;
-        let (image_count, label_count) = ((pixels.len() / (side * side)) as u64, fine.len() as u64);
-        if image_count != label_count {
-            let (images, labels) = (images.path.clone(), labels.path.clone());
-            return Err(DataError::Counts { images, image_count, labels, label_count });
-        }
-        put(Samples { images: pixels, fine }, sink)
-    }
-}
-
-pub(super) struct CifarFiles {
-    facts: DataSet,
-    found: Found,
-}
-
-impl CifarFiles {
-    pub(super) fn new(facts: DataSet, found: Found) -> Self {
-        Self { facts, found }
-    }
-}
-
-impl RawSet for CifarFiles {
+impl RawSet for Files {
     fn facts(&self) -> &DataSet {
         &self.facts
     }
@@ -98,20 +63,43 @@ impl RawSet for CifarFiles {
         let files = self.found.files(split)?;
         let labels = &self.facts.labels;
         let cifar = if labels.fine_names.len() == 10 { Cifar::Ten } else { Cifar::Hundred };
-        let decode = |content: &[u8]| match self.found.layout.form {
-            Form::Pickle => cifar.decode_pickle(content, labels),
-            Form::Binary | Form::Idx => cifar.decode_binary(content, labels),
+        let samples = match self.found.layout.form {
+            Form::Idx => decode_idx(&files, &self.facts)?,
+            Form::Binary => decode_cifar(&files, |content| cifar.decode_binary(content, labels))?,
+            Form::Pickle => decode_cifar(&files, |content| cifar.decode_pickle(content, labels))?,
         };
-        let batches: Vec<_> = files.par_iter().map(|file| decode_file(file, decode)).collect();
-        let mut all = Samples::default();
-        for batch in batches {
-            let batch = batch?;
-            all.images.extend(batch.images);
-            all.fine.extend(batch.fine);
-        }
-        refuse_twins(&files)?;
-        put(all, sink)
+        put(samples, sink)
     }
+}
+
+/// `files` are the images and the labels.
+fn decode_idx(files: &[RawFile], facts: &DataSet) -> Result<Samples, DataError> {
+    let (images, labels) = (&files[0], &files[1]);
+    let (side, classes) = (facts.side, facts.labels.fine_names.len());
+    let pixels = decode_file(images, |content| idx::images(content, side).map(<[u8]>::to_vec))?;
+    let fine = decode_file(labels, |content| idx::labels(content, classes))?;
+    let (image_count, label_count) = ((pixels.len() / (side * side)) as u64, fine.len() as u64);
+    if image_count != label_count {
+        let (images, labels) = (images.path.clone(), labels.path.clone());
+        return Err(DataError::Counts { images, image_count, labels, label_count });
+    }
+    Ok(Samples { images: pixels, fine })
+}
+
+/// `files` are batches, which `decode` reads one by one.
+fn decode_cifar(
+    files: &[RawFile],
+    decode: impl Fn(&[u8]) -> Result<Samples, RawFault> + Sync,
+) -> Result<Samples, DataError> {
+    let batches: Vec<_> = files.par_iter().map(|file| decode_file(file, &decode)).collect();
+    let mut all = Samples::default();
+    for batch in batches {
+        let batch = batch?;
+        all.images.extend(batch.images);
+        all.fine.extend(batch.fine);
+    }
+    refuse_twins(files)?;
+    Ok(all)
 }
 
 /// Puts all images of a small data set into its pack.

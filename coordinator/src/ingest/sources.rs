@@ -3,7 +3,7 @@
 
 use super::error::DataError;
 use super::raw::{RawFile, unpack};
-use super::sets::{CifarFiles, Digits, IdxFiles};
+use super::sets::{Digits, Files};
 use super::{RawSet, Split, image_folder, tinyimagenet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,9 +17,9 @@ pub(super) fn locate(config: &DataConfig) -> Result<Box<dyn RawSet>, DataError> 
     let facts = DataSet::of(config);
     Ok(match config.kind {
         DataKind::Digits => Box::new(Digits::new(facts)),
-        DataKind::Mnist | DataKind::FashionMnist => Box::new(IdxFiles::new(facts, find(config, &IDX)?)),
-        DataKind::Cifar10 => Box::new(CifarFiles::new(facts, find(config, &CIFAR10)?)),
-        DataKind::Cifar100 | DataKind::Cifar100U => Box::new(CifarFiles::new(facts, find(config, &CIFAR100)?)),
+        DataKind::Mnist | DataKind::FashionMnist => Box::new(Files::new(facts, find(config, &IDX)?)),
+        DataKind::Cifar10 => Box::new(Files::new(facts, find(config, &CIFAR10)?)),
+        DataKind::Cifar100 | DataKind::Cifar100U => Box::new(Files::new(facts, find(config, &CIFAR100)?)),
         DataKind::Tinyimagenet => {
             let wanted = "wnids.txt, train/, val/val_annotations.txt, or tiny-imagenet-200.zip";
             let root = root(config, wanted, "tiny-imagenet-200.zip")?;
