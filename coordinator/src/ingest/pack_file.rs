@@ -158,15 +158,9 @@ fn finish(begun: Begun, path: &Path, (data, split): (&DataSet, Split), decoded: 
 pub(super) fn read(path: &Path) -> Result<(Header, Contents), PackFault> {
     let header = Header::read(path)?;
     let mut file = File::open(path)?;
-    let mut tensor = |at: &Range<u64>| -> io::Result<Vec<u8>> {
-        let mut bytes = vec![0; (at.end - at.start) as usize];
-        file.seek(SeekFrom::Start(at.start))?;
-        file.read_exact(&mut bytes)?;
-        Ok(bytes)
-    };
-    let fine = from_le_bytes(&tensor(&header.fine_at)?);
-    let coarse = from_le_bytes(&tensor(&header.coarse_at)?);
-    let images = tensor(&header.images_at)?;
+    let fine = from_le_bytes(&read_tensor(&mut file, &header.fine_at)?);
+    let coarse = from_le_bytes(&read_tensor(&mut file, &header.coarse_at)?);
+    let images = read_tensor(&mut file, &header.images_at)?;
     Ok((header, Contents { images, fine, coarse }))
 }
 
@@ -176,11 +170,14 @@ pub(super) fn read(path: &Path) -> Result<(Header, Contents), PackFault> {
 /// As [`read`].
 pub(super) fn read_fine(path: &Path) -> Result<Vec<i64>, PackFault> {
     let header = Header::read(path)?;
-    let mut bytes = vec![0; (header.fine_at.end - header.fine_at.start) as usize];
-    let mut file = File::open(path)?;
-    file.seek(SeekFrom::Start(header.fine_at.start))?;
+    Ok(from_le_bytes(&read_tensor(&mut File::open(path)?, &header.fine_at)?))
+}
+
+fn read_tensor(file: &mut File, at: &Range<u64>) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; (at.end - at.start) as usize];
+    file.seek(SeekFrom::Start(at.start))?;
     file.read_exact(&mut bytes)?;
-    Ok(from_le_bytes(&bytes))
+    Ok(bytes)
 }
 
 /// Recomputes the fingerprint.
