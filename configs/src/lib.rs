@@ -28,7 +28,7 @@ pub use error::{ConfigError, ConfigErrors};
 pub use load::{load_file, load_preset, to_yaml};
 pub use order::{
     EpochOrder, Position, Split, SplitMix64, init_key, rank_slice, samples_sha256, split_train_validation, stage_key,
-    step_key, view_key,
+    stage_steps, step_key, view_key,
 };
 pub use plan::{BackbonePlan, Contrastive, Objective, Plan, PlanError, StagePlan, TransferPlan};
 pub use presets::{preset_names, preset_summary};

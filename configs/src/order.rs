@@ -107,6 +107,19 @@ impl Position {
     }
 }
 
+/// The steps of `range` of a stage: where each is, and its global batch, as sample ids. `order` makes that of an epoch.
+pub fn stage_steps(range: Range<u64>, order: impl Fn(u64) -> EpochOrder) -> impl Iterator<Item = (Position, Vec<u64>)> {
+    let mut current = order(0);
+    let (mut epoch, steps_per_epoch) = (0, current.steps());
+    range.map(move |step| {
+        let at = Position::at(step, steps_per_epoch);
+        if at.epoch != epoch {
+            (current, epoch) = (order(at.epoch), at.epoch);
+        }
+        (at, current.batch(at.step_in_epoch).to_vec())
+    })
+}
+
 /// The contiguous slice of a global batch of `len` that a rank holds; slices differ by at most one in length.
 ///
 /// The slices of all ranks, in rank order, are the batch.
@@ -288,6 +301,17 @@ mod tests {
         check(11, 0, 11);
         check(12, 1, 0);
         check(30, 2, 6);
+    }
+
+    #[test]
+    fn a_stage_goes_on_in_the_middle_of_an_epoch() {
+        let samples: Vec<u64> = (0..10).collect();
+        let order = |epoch| EpochOrder::new(&samples, 1, epoch, 4, false);
+        let found: Vec<_> = stage_steps(4..7, order).collect();
+        let expected = [(4, 1, 1), (5, 1, 2), (6, 2, 0)].map(|(step, epoch, step_in_epoch)| {
+            (Position { step, epoch, step_in_epoch }, order(epoch).batch(step_in_epoch).to_vec())
+        });
+        assert_eq!(found, expected);
     }
 
     /// `printf` of the sorted ids as little-endian u64 into `sha256sum`.

@@ -6,7 +6,7 @@ use crate::exit::{EXIT_DATA, Fatal};
 use crate::ledger::{StepLine, read_steps};
 use std::fmt;
 use std::path::Path;
-use thanos_configs::{EpochOrder, Plan, Position, samples_sha256};
+use thanos_configs::{EpochOrder, Plan, samples_sha256, stage_steps};
 
 /// What was found of one ledger.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,57 +40,42 @@ pub(crate) fn verify_run(run_dir: &Path, plan: &Plan, fine: &[i64]) -> Result<Ve
 /// Errors: the line, from 1, and what is wrong with it.
 fn verify(lines: &[StepLine], plan: &Plan, fine: &[i64]) -> Result<Verified, (usize, String)> {
     let samples = plan.split(fine).train;
+    let (seed, drop_last) = (plan.config().seed, plan.config().data.drop_last);
     let mut verified = Verified { stages: Vec::new(), generations: 0 };
-    let mut generation = 0;
+    let (mut at, mut generation) = (0, 0);
     let mut stages = plan.stages().iter().peekable();
-    let mut order: Option<(u64, EpochOrder)> = None;
-    for (at, line) in lines.iter().enumerate() {
-        let refuse = |problem: String| Err((at + 1, problem));
-        if verified.stages.last().is_none_or(|(stage, _)| *stage != line.stage) {
-            // A stage that was skipped would be one without steps.
-            if stages.next_if(|stage| stage.name() == line.stage).is_none() {
-                let expected = stages.peek().map_or("no stage any more", |stage| stage.name());
-                return refuse(format!("stage {}, expected {expected}", line.stage));
-            }
-            verified.stages.push((line.stage.clone(), 0));
-            order = None;
-        }
-        let Some((stage, steps)) = verified.stages.last_mut() else { continue };
-        let Some(stage) = plan.stages().iter().find(|known| known.name() == stage) else { continue };
-        if line.step != *steps {
-            return refuse(format!("step {} of stage {}, expected step {steps}", line.step, line.stage));
-        }
-        if line.generation < generation {
-            return refuse(format!("generation {} behind generation {generation}", line.generation));
-        }
-        verified.generations += usize::from(line.generation > generation);
-        generation = line.generation;
-        let training = plan.training(stage);
-        let epoch_order = |epoch| {
-            let (seed, drop_last) = (plan.config().seed, plan.config().data.drop_last);
-            EpochOrder::new(&samples, seed, epoch, training.batch_size, drop_last)
+    for lines in lines.chunk_by(|line, next| line.stage == next.stage) {
+        let name = &lines[0].stage;
+        // A stage that was skipped would be one without steps.
+        let Some(stage) = stages.next_if(|stage| stage.name() == name) else {
+            let expected = stages.peek().map_or("no stage any more", |stage| stage.name());
+            return Err((at + 1, format!("stage {name}, expected {expected}")));
         };
-        let position = Position::at(line.step, epoch_order_steps(&order, &epoch_order));
-        if order.as_ref().is_none_or(|(epoch, _)| *epoch != position.epoch) {
-            order = Some((position.epoch, epoch_order(position.epoch)));
+        let batch_size = plan.training(stage).batch_size;
+        let order = |epoch| EpochOrder::new(&samples, seed, epoch, batch_size, drop_last);
+        for (line, (position, batch)) in lines.iter().zip(stage_steps(0..lines.len() as u64, order)) {
+            at += 1;
+            let refuse = |problem: String| Err((at, problem));
+            if line.step != position.step {
+                return refuse(format!("step {} of stage {name}, expected step {}", line.step, position.step));
+            }
+            if line.generation < generation {
+                return refuse(format!("generation {} behind generation {generation}", line.generation));
+            }
+            verified.generations += usize::from(line.generation > generation);
+            generation = line.generation;
+            if line.epoch != position.epoch || line.images != batch.len() as u64 {
+                let (epoch, images) = (position.epoch, batch.len());
+                let got = format!("epoch {} with {} images", line.epoch, line.images);
+                return refuse(format!("step {} is {got}, expected epoch {epoch} with {images}", line.step));
+            }
+            if line.samples_sha256 != samples_sha256(&batch) {
+                return refuse(format!("step {} of stage {name} was made on other samples", line.step));
+            }
         }
-        let batch = order.as_ref().map_or(&[][..], |(_, order)| order.batch(position.step_in_epoch));
-        if line.epoch != position.epoch || line.images != batch.len() as u64 {
-            let (epoch, images) = (position.epoch, batch.len());
-            let got = format!("epoch {} with {} images", line.epoch, line.images);
-            return refuse(format!("step {} is {got}, expected epoch {epoch} with {images}", line.step));
-        }
-        if line.samples_sha256 != samples_sha256(batch) {
-            return refuse(format!("step {} of stage {} was made on other samples", line.step, line.stage));
-        }
-        *steps += 1;
+        verified.stages.push((name.clone(), lines.len() as u64));
     }
     Ok(verified)
-}
-
-/// Steps of an epoch, from the order at hand or from the first one.
-fn epoch_order_steps(order: &Option<(u64, EpochOrder)>, make: &impl Fn(u64) -> EpochOrder) -> u64 {
-    order.as_ref().map_or_else(|| make(0).steps(), |(_, order)| order.steps())
 }
 
 /// How two ledgers compare, whatever their generations: the first step at which they differ, or how far they agree.

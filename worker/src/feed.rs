@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 use tch::Tensor;
-use thanos_configs::{EpochOrder, Position, rank_slice};
+use thanos_configs::{EpochOrder, Position, rank_slice, stage_steps};
 
 /// Batches that each thread may be ahead of the step.
 const MOST_AHEAD: usize = 2;
@@ -53,15 +53,9 @@ impl Schedule {
 
     /// The steps of `range`: where each is, its global batch, and this rank's part.
     fn steps(self, range: Range<u64>) -> impl Iterator<Item = (Position, Vec<u64>, Range<usize>)> {
-        let mut order = self.order(0);
-        let (mut epoch, steps_per_epoch) = (0, order.steps());
-        range.map(move |step| {
-            let at = Position::at(step, steps_per_epoch);
-            if at.epoch != epoch {
-                (order, epoch) = (self.order(at.epoch), at.epoch);
-            }
-            let samples = order.batch(at.step_in_epoch).to_vec();
-            let own = rank_slice(samples.len(), self.rank, self.world_size);
+        let (rank, world_size) = (self.rank, self.world_size);
+        stage_steps(range, move |epoch| self.order(epoch)).map(move |(at, samples)| {
+            let own = rank_slice(samples.len(), rank, world_size);
             (at, samples, own)
         })
     }
