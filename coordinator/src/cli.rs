@@ -244,9 +244,8 @@ fn act(verb: Verb) -> Result<u8> {
 fn act_verify_run(run_dir: &Path, other: Option<&Path>) -> Result<u8> {
     for run_dir in [Some(run_dir), other].into_iter().flatten() {
         let plan = plan_of_run(run_dir)?;
-        let refused = |error: ingest::DataError| Fatal::new(error.exit_code(), error.to_string());
-        let packs = ingest::pack(&plan.config().data, &packs_dir(None)?, &|_, _, _| {}).map_err(refused)?;
-        let fine = ingest::fine_labels(&packs.train.path).map_err(refused)?;
+        let packs = ingest::pack(&plan.config().data, &packs_dir(None)?, &|_, _, _| {}).map_err(Fatal::from)?;
+        let fine = ingest::fine_labels(&packs.train.path).map_err(Fatal::from)?;
         println!("{}: {}", run_dir.display(), verify_run(run_dir, &plan, &fine)?);
     }
     if let Some(other) = other {

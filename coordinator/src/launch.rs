@@ -141,13 +141,12 @@ pub(crate) async fn launch(plan: &Plan, launch: &Launch, listener: std::net::Tcp
 
 /// Packs the plan's data, unless that was done before.
 fn pack(plan: &Plan, packs_dir: &Path) -> Result<Packs> {
-    let refused = |error: ingest::DataError| Fatal::new(error.exit_code(), error.to_string());
     let bar = Bar::new("images");
     let data = &plan.config().data;
-    let packs = ingest::pack(data, packs_dir, &|split, done, total| bar.at(split, done, total)).map_err(refused)?;
+    let packs = ingest::pack(data, packs_dir, &|split, done, total| bar.at(split, done, total)).map_err(Fatal::from)?;
     bar.finish();
     tell_of(data.kind, &packs);
-    let fine = ingest::fine_labels(&packs.train.path).map_err(refused)?;
+    let fine = ingest::fine_labels(&packs.train.path).map_err(Fatal::from)?;
     plan.check_images(&fine).map_err(|rule| Fatal::new(EXIT_DATA, rule.to_string()))?;
     Ok(packs)
 }

@@ -3,7 +3,7 @@
 use super::{config_of, packs_dir};
 use crate::exit::{EXIT_USAGE, Fatal};
 use crate::fetch::{FetchError, Fetched, Watch, fetch, resources};
-use crate::ingest::{self, DataError};
+use crate::ingest;
 use crate::progress::{Bar, tell_of};
 use anyhow::Result;
 use clap::{Subcommand, ValueEnum};
@@ -138,16 +138,16 @@ pub(super) fn act_data(verb: DataVerb) -> Result<()> {
             act_pack(&config, &packs_dir(folder.as_deref())?)?;
         }
         DataVerb::Info { pack, images, views, seed } => {
-            let info = ingest::info(&pack).map_err(refused)?;
+            let info = ingest::info(&pack).map_err(Fatal::from)?;
             println!("{info}");
             if let Some(sheet) = images {
                 let views = views_of(&info.name, views)?;
-                ingest::contact_sheet(&pack, &views, seed, &sheet).map_err(refused)?;
+                ingest::contact_sheet(&pack, &views, seed, &sheet).map_err(Fatal::from)?;
                 println!("contact sheet: {}", sheet.display());
             }
         }
         DataVerb::Verify { pack } => {
-            ingest::verify(&pack).map_err(refused)?;
+            ingest::verify(&pack).map_err(Fatal::from)?;
             println!("{}: its header and tensors have its fingerprint", pack.display());
         }
     }
@@ -156,7 +156,8 @@ pub(super) fn act_data(verb: DataVerb) -> Result<()> {
 
 fn act_pack(config: &DataConfig, packs_dir: &Path) -> Result<()> {
     let bar = Bar::new("images");
-    let packs = ingest::pack(config, packs_dir, &|split, done, total| bar.at(split, done, total)).map_err(refused)?;
+    let packs =
+        ingest::pack(config, packs_dir, &|split, done, total| bar.at(split, done, total)).map_err(Fatal::from)?;
     bar.finish();
     let how = if packs.reused { "already packed" } else { "packed" };
     tell_of(config.kind, &packs);
@@ -198,8 +199,4 @@ fn views_of(pack: &str, target: Option<String>) -> Result<ViewsConfig> {
         None if preset_names().contains(&preset) => Ok(config_of(&preset, &[])?.views),
         None => Ok(ViewsConfig::default()),
     }
-}
-
-fn refused(error: DataError) -> Fatal {
-    Fatal::new(error.exit_code(), error.to_string())
 }

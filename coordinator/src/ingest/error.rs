@@ -1,12 +1,10 @@
 //! What can be wrong with raw files and packs: each message says where, what was expected and found, and what to do.
 //! Decoders return a `RawFault` and know no path; who reads the file puts the path to it.
 
+use crate::exit::{EXIT_DATA, EXIT_IO, Fatal};
 use std::io;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
-
-const EXIT_DATA: u8 = 65;
-const EXIT_IO: u8 = 74;
 
 /// Why there is no pack, or why a pack is refused.
 #[derive(Debug, Error)]
@@ -50,6 +48,12 @@ impl DataError {
 
     pub(super) fn raw(path: &Path, fault: RawFault) -> Self {
         Self::Raw { path: path.to_owned(), fault }
+    }
+}
+
+impl From<DataError> for Fatal {
+    fn from(error: DataError) -> Self {
+        Self::new(error.exit_code(), error.to_string())
     }
 }
 
