@@ -23,7 +23,7 @@ mod yaml;
 
 pub use class_map::class_map;
 pub use dataset::{DataSet, Labels};
-pub use digest::hex;
+pub use digest::{hex, sha256_of};
 pub use error::{ConfigError, ConfigErrors};
 pub use load::{load_file, load_preset, to_yaml};
 pub use order::{

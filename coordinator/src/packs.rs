@@ -2,12 +2,11 @@
 //! It knows paths and bytes, nothing of what a pack holds.
 
 use crate::ingest::PackFile;
-use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
-use thanos_configs::hex;
+use thanos_configs::sha256_of;
 use thanos_proto::v1::{PackHead, PackPart, PackRequest, pack_part::Part};
 use tokio::sync::mpsc;
 use tonic::Status;
@@ -70,8 +69,8 @@ impl Shelved {
         let head = match self.head.get() {
             Some(head) => head.clone(),
             None => {
-                let head = head_of(&self.path)?;
-                self.head.get_or_init(|| head).clone()
+                let (bytes, sha256) = sha256_of(File::open(&self.path)?)?;
+                self.head.get_or_init(|| PackHead { bytes, sha256 }).clone()
             }
         };
         let part = |part| Ok(PackPart { part: Some(part) });
@@ -90,21 +89,5 @@ impl Shelved {
             }
         }
         Ok(())
-    }
-}
-
-fn head_of(path: &Path) -> io::Result<PackHead> {
-    let mut file = File::open(path)?;
-    let mut hash = Sha256::new();
-    let mut chunk = vec![0; CHUNK];
-    let mut bytes = 0;
-    loop {
-        match file.read(&mut chunk)? {
-            0 => return Ok(PackHead { bytes, sha256: hex(&hash.finalize()) }),
-            read => {
-                hash.update(&chunk[..read]);
-                bytes += read as u64;
-            }
-        }
     }
 }

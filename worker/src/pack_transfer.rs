@@ -4,13 +4,12 @@
 
 use crate::session::{Session, ends_generation};
 use anyhow::{Context, Result, bail, ensure};
-use sha2::{Digest, Sha256};
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
-use thanos_configs::hex;
+use thanos_configs::sha256_of;
 use thanos_proto::{Fetching, PackRef, WorkerEvent};
 
 /// Streams that may break before a transfer is given up; each goes on where the last one ended.
@@ -88,7 +87,8 @@ fn bring<S: PackStream>(
         let report = |done, total| Fetching { split: pack.split.clone(), from, done, total };
         match receive(&mut part, from, &mut open, |done, total| told(report(done, total))) {
             Ok((bytes, sha256)) => {
-                if sha256_of(&mut part)? == sha256 {
+                part.seek(SeekFrom::Start(0))?;
+                if sha256_of(&part)?.1 == sha256 {
                     part.sync_all()?;
                     fs::rename(&part_path, &path)?;
                     File::open(folder)?.sync_all()?;
@@ -137,16 +137,4 @@ fn receive<S: PackStream>(
         bail!("it ended behind {done} of {bytes} bytes");
     }
     Ok((bytes, sha256))
-}
-
-fn sha256_of(file: &mut File) -> Result<String> {
-    file.seek(SeekFrom::Start(0))?;
-    let mut hash = Sha256::new();
-    let mut chunk = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut chunk)? {
-            0 => return Ok(hex(&hash.finalize())),
-            read => hash.update(&chunk[..read]),
-        }
-    }
 }
