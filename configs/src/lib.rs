@@ -14,6 +14,7 @@ mod error;
 mod layers;
 mod load;
 mod order;
+mod packs_dir;
 mod plan;
 mod presets;
 mod run_config;
@@ -30,6 +31,7 @@ pub use order::{
     EpochOrder, Position, Split, SplitMix64, init_key, rank_slice, samples_sha256, split_train_validation, stage_key,
     stage_steps, step_key, view_key,
 };
+pub use packs_dir::default_packs_dir;
 pub use plan::{BackbonePlan, Contrastive, Objective, Plan, PlanError, StagePlan, TransferPlan};
 pub use presets::{preset_names, preset_summary};
 pub use run_config::{

@@ -18,7 +18,7 @@ use data::{DataVerb, act_data};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use thanos_configs::{ConfigErrors, Plan, RunConfig, preset_names, preset_summary, to_yaml};
+use thanos_configs::{ConfigErrors, Plan, RunConfig, default_packs_dir, preset_names, preset_summary, to_yaml};
 
 /// Workers of one run; a session each.
 const MOST_WORKERS: usize = 4096;
@@ -62,6 +62,8 @@ enum Verb {
         run_dir: PathBuf,
         /// Another run's, to compare with
         other: Option<PathBuf>,
+        #[command(flatten)]
+        packs: PacksDir,
     },
     /// Print a run's result table
     Report {
@@ -108,9 +110,8 @@ struct LaunchArguments {
     /// Go on with the run in --run-dir where it stopped
     #[arg(long, requires = "run_dir")]
     resume: bool,
-    /// Where decoded data sets are kept [default: ~/.cache/thanos/packs]
-    #[arg(long, env = "THANOS_PACKS", hide_env_values = true)]
-    packs_dir: Option<PathBuf>,
+    #[command(flatten)]
+    packs: PacksDir,
     /// Address on which the coordinator listens; port 0 is any free one
     #[arg(long, default_value = "127.0.0.1:0")]
     listen: SocketAddr,
@@ -127,6 +128,20 @@ struct LaunchArguments {
     /// This process was started again
     #[arg(long, hide = true)]
     again: bool,
+}
+
+#[derive(Args, Debug)]
+struct PacksDir {
+    /// Where decoded data sets are kept [default: ~/.cache/thanos/packs]
+    #[arg(long, env = "THANOS_PACKS", hide_env_values = true)]
+    packs_dir: Option<PathBuf>,
+}
+
+impl PacksDir {
+    fn path(&self) -> Result<PathBuf, Fatal> {
+        let path = self.packs_dir.clone().or_else(|| default_packs_dir(std::env::var_os));
+        path.ok_or_else(|| Fatal::new(EXIT_USAGE, "there is no HOME: name a --packs-dir"))
+    }
 }
 
 #[derive(Args, Debug)]
@@ -231,7 +246,7 @@ fn act(verb: Verb) -> Result<u8> {
             println!("{}", chaos(&run_dir, &faults, &mut |line| println!("{line}"))?);
             Ok(0)
         }
-        Verb::VerifyRun { run_dir, other } => act_verify_run(&run_dir, other.as_deref()),
+        Verb::VerifyRun { run_dir, other, packs } => act_verify_run(&run_dir, other.as_deref(), &packs.path()?),
         Verb::Report { run_dir, json } => {
             crate::run_dir::identity(&run_dir)?;
             let results = Results::read(&run_dir)?;
@@ -241,10 +256,10 @@ fn act(verb: Verb) -> Result<u8> {
     }
 }
 
-fn act_verify_run(run_dir: &Path, other: Option<&Path>) -> Result<u8> {
+fn act_verify_run(run_dir: &Path, other: Option<&Path>, packs_dir: &Path) -> Result<u8> {
     for run_dir in [Some(run_dir), other].into_iter().flatten() {
         let plan = plan_of_run(run_dir)?;
-        let packs = ingest::pack(&plan.config().data, &packs_dir(None)?, &|_, _, _| {}).map_err(Fatal::from)?;
+        let packs = ingest::pack(&plan.config().data, packs_dir, &|_, _, _| {}).map_err(Fatal::from)?;
         let fine = ingest::fine_labels(&packs.train.path).map_err(Fatal::from)?;
         println!("{}: {}", run_dir.display(), verify_run(run_dir, &plan, &fine)?);
     }
@@ -281,7 +296,7 @@ fn act_launch(arguments: &LaunchArguments, launcher: LauncherName) -> Result<u8>
     let what = Launch {
         run_dir,
         resume: arguments.resume,
-        packs_dir: packs_dir(arguments.packs_dir.as_deref())?,
+        packs_dir: arguments.packs.path()?,
         workers,
         least,
         patience: arguments.patience,
@@ -350,17 +365,4 @@ fn plan_of_run(run_dir: &Path) -> Result<Plan> {
     let text = std::fs::read_to_string(&file)
         .map_err(|error| Fatal::new(EXIT_DATA, format!("cannot read {}: {error}", file.display())))?;
     Ok(Plan::from_file(&text, &file.display().to_string(), &[])?)
-}
-
-fn packs_dir(given: Option<&Path>) -> Result<PathBuf> {
-    if let Some(folder) = given {
-        return Ok(folder.into());
-    }
-    let home = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    if let Some(folder) = home("THANOS_PACKS") {
-        return Ok(folder);
-    }
-    let cache = home("XDG_CACHE_HOME").or_else(|| home("HOME").map(|home| home.join(".cache")));
-    let cache = cache.ok_or_else(|| Fatal::new(EXIT_USAGE, "there is no HOME: name a --packs-dir"))?;
-    Ok(cache.join("thanos/packs"))
 }

@@ -9,7 +9,7 @@ use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
-use thanos_configs::sha256_of;
+use thanos_configs::{default_packs_dir, sha256_of};
 use thanos_proto::{Fetching, PackRef, WorkerEvent};
 
 /// Streams that may break before a transfer is given up; each goes on where the last one ended.
@@ -44,7 +44,7 @@ pub(crate) fn local_file(session: &Session, pack: &PackRef, folder: Option<&Path
     }
     let folder = match folder {
         Some(folder) => folder.to_owned(),
-        None => default_folder()?,
+        None => default_packs_dir(std::env::var_os).context("there is no HOME to keep packs in: name a --packs-dir")?,
     };
     // A coordinator that is gone for a moment misses a report, and nothing else.
     let told = |fetching| match session.send(WorkerEvent::Fetching(fetching)) {
@@ -53,12 +53,6 @@ pub(crate) fn local_file(session: &Session, pack: &PackRef, folder: Option<&Path
     };
     let open = |offset| session.fetch_pack(&pack.fingerprint, offset);
     bring(pack, &folder, open, told).with_context(|| format!("the {} pack in {}", pack.split, folder.display()))
-}
-
-fn default_folder() -> Result<PathBuf> {
-    let home = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let cache = home("XDG_CACHE_HOME").or_else(|| home("HOME").map(|home| home.join(".cache")));
-    Ok(cache.context("there is no HOME to keep packs in: name a --packs-dir")?.join("thanos/packs"))
 }
 
 /// Brings a pack into `folder`, unless it is there. `open` starts a stream at an offset.

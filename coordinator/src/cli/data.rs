@@ -1,6 +1,6 @@
 //! `thanos-coord data`: fetch raw files, pack them, and look at packs.
 
-use super::{config_of, packs_dir};
+use super::{PacksDir, config_of};
 use crate::exit::{EXIT_USAGE, Fatal};
 use crate::fetch::{FetchError, Fetched, Watch, fetch, resources};
 use crate::ingest;
@@ -39,9 +39,8 @@ pub(super) enum DataVerb {
         /// What to do with an image that cannot be decoded
         #[arg(long, value_enum, default_value_t = BadImages::Fail)]
         on_bad_image: BadImages,
-        /// Where packs are kept [default: ~/.cache/thanos/packs]
-        #[arg(long, env = "THANOS_PACKS", hide_env_values = true)]
-        packs_dir: Option<PathBuf>,
+        #[command(flatten)]
+        packs: PacksDir,
     },
     /// Describe a pack: sizes, classes, counts, mean and std
     Info {
@@ -123,7 +122,7 @@ pub(super) enum BadImages {
 pub(super) fn act_data(verb: DataVerb) -> Result<()> {
     match verb {
         DataVerb::Fetch { dataset, dir, mirror } => act_fetch(dataset.name(), &dir, &mirror)?,
-        DataVerb::Pack { kind, dir, side, coarse_map, on_bad_image, packs_dir: folder } => {
+        DataVerb::Pack { kind, dir, side, coarse_map, on_bad_image, packs } => {
             let kind = DataKind::from(kind);
             if kind != DataKind::ImageFolder && (side.is_some() || coarse_map.is_some()) {
                 let message = "--side and --coarse-map are for image_folder: other data sets have their own";
@@ -135,7 +134,7 @@ pub(super) fn act_data(verb: DataVerb) -> Result<()> {
             };
             let side = side.map(usize::from);
             let config = DataConfig { kind, dir, side, coarse_map, on_bad_image, ..DataConfig::default() };
-            act_pack(&config, &packs_dir(folder.as_deref())?)?;
+            act_pack(&config, &packs.path()?)?;
         }
         DataVerb::Info { pack, images, views, seed } => {
             let info = ingest::info(&pack).map_err(Fatal::from)?;
