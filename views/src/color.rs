@@ -2,8 +2,8 @@
 //! (torchvision/transforms/_functional_tensor.py): each result is clamped to [0, 1]. Loops are without branches and
 //! inlined, so that the caller's vectors are used.
 
-/// Weights of red, green and blue in a grey value.
-const LUMA: [f32; 3] = [0.2989, 0.587, 0.114];
+/// Weights of red, green and blue in a grey value, as torchvision's.
+pub const LUMA: [f32; 3] = [0.2989, 0.587, 0.114];
 
 /// Sums that are kept apart, so that they can be vectors; added in one order at the end.
 const LANES: usize = 16;

@@ -15,13 +15,12 @@ pub struct Crop {
 }
 
 /// One operation of the colour jitter.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Adjustment {
-    Brightness(f32),
-    Contrast(f32),
-    Saturation(f32),
-    /// In turns of the colour wheel.
-    Hue(f32),
+    Brightness,
+    Contrast,
+    Saturation,
+    Hue,
 }
 
 /// Everything random about one view.
@@ -29,8 +28,9 @@ pub enum Adjustment {
 pub struct Draw {
     pub crop: Crop,
     pub flip: bool,
-    /// In the order in which they act; an empty place is an operation that is off.
-    pub adjustments: [Option<Adjustment>; 4],
+    /// In the order in which they act, each with its factor, or turns of the colour wheel for the hue; an empty place is
+    /// an operation that is off.
+    pub adjustments: [Option<(Adjustment, f32)>; 4],
     pub gray: bool,
 }
 
@@ -45,16 +45,16 @@ impl Draw {
             let around_one =
                 |stream: &mut SplitMix64, strength: f64| stream.uniform(1.0 - strength, 1.0 + strength) as f32;
             if config.brightness > 0.0 {
-                adjustments[0] = Some(Adjustment::Brightness(around_one(stream, config.brightness)));
+                adjustments[0] = Some((Adjustment::Brightness, around_one(stream, config.brightness)));
             }
             if config.contrast > 0.0 {
-                adjustments[1] = Some(Adjustment::Contrast(around_one(stream, config.contrast)));
+                adjustments[1] = Some((Adjustment::Contrast, around_one(stream, config.contrast)));
             }
             if colour && config.saturation > 0.0 {
-                adjustments[2] = Some(Adjustment::Saturation(around_one(stream, config.saturation)));
+                adjustments[2] = Some((Adjustment::Saturation, around_one(stream, config.saturation)));
             }
             if colour && config.hue > 0.0 {
-                adjustments[3] = Some(Adjustment::Hue(stream.uniform(-config.hue, config.hue) as f32));
+                adjustments[3] = Some((Adjustment::Hue, stream.uniform(-config.hue, config.hue) as f32));
             }
             for i in (1..adjustments.len()).rev() {
                 adjustments.swap(i, stream.below(i as u64 + 1) as usize);

@@ -8,7 +8,7 @@ mod color;
 mod crop;
 mod draw;
 
-pub use color::{adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation, to_gray};
+pub use color::{LUMA, adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation, to_gray};
 pub use crop::{Image, Tap, crop, taps};
 pub use draw::{Adjustment, Crop, Draw};
 
@@ -71,12 +71,12 @@ impl Augmentation {
     fn compute(&self, pixels: &[u8], draw: &Draw, scratch: &mut Scratch, out: &mut [f32]) {
         let image = Image { pixels, side: self.side, channels: self.channels };
         crop::crop_with(image, &draw.crop, draw.flip, scratch, out);
-        for adjustment in draw.adjustments.iter().flatten() {
-            match *adjustment {
-                Adjustment::Brightness(factor) => adjust_brightness(out, factor),
-                Adjustment::Contrast(factor) => adjust_contrast(out, self.channels, factor),
-                Adjustment::Saturation(factor) => adjust_saturation(out, factor),
-                Adjustment::Hue(turns) => adjust_hue(out, turns),
+        for &(adjustment, amount) in draw.adjustments.iter().flatten() {
+            match adjustment {
+                Adjustment::Brightness => adjust_brightness(out, amount),
+                Adjustment::Contrast => adjust_contrast(out, self.channels, amount),
+                Adjustment::Saturation => adjust_saturation(out, amount),
+                Adjustment::Hue => adjust_hue(out, amount),
             }
         }
         if draw.gray {

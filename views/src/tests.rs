@@ -98,14 +98,14 @@ fn jitters_have_the_strengths_and_orders_of_the_definition() {
     let (mut factors, mut orders) = ([const { Vec::new() }; 4], std::collections::BTreeMap::new());
     for draw in all.iter().filter(|draw| draw.adjustments[0].is_some()) {
         let mut order = 0;
-        for adjustment in draw.adjustments.iter().flatten() {
-            let (kind, value) = match *adjustment {
-                Adjustment::Brightness(factor) => (0, factor),
-                Adjustment::Contrast(factor) => (1, factor),
-                Adjustment::Saturation(factor) => (2, factor),
-                Adjustment::Hue(turns) => (3, turns),
+        for &(adjustment, amount) in draw.adjustments.iter().flatten() {
+            let kind = match adjustment {
+                Adjustment::Brightness => 0,
+                Adjustment::Contrast => 1,
+                Adjustment::Saturation => 2,
+                Adjustment::Hue => 3,
             };
-            factors[kind].push(f64::from(value));
+            factors[kind].push(f64::from(amount));
             order = 10 * order + kind;
         }
         *orders.entry(order).or_insert(0) += 1;

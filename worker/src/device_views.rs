@@ -4,10 +4,7 @@
 //! Here n is a number of views, each with its image.
 
 use tch::{Device, Kind, Tensor};
-use thanos_views::{Adjustment, Augmentation, Crop, Draw, Tap, taps};
-
-/// Weights of red, green and blue in a grey value, as torchvision's.
-const LUMA: [f32; 3] = [0.2989, 0.587, 0.114];
+use thanos_views::{Adjustment, Augmentation, Crop, Draw, LUMA, Tap, taps};
 
 /// One view of each of `images`, [n, S, S, C] u8, by its key: [n, C, S, S] f32 on the images' device.
 pub fn views_on_device(augmentation: &Augmentation, images: &Tensor, keys: &[u64]) -> Tensor {
@@ -15,42 +12,10 @@ pub fn views_on_device(augmentation: &Augmentation, images: &Tensor, keys: &[u64
     let draws: Vec<Draw> = keys.iter().map(|&key| augmentation.draw(key)).collect();
     let mut views = crop(images, &draws); // [n, C, S, S]
     for place in 0..4 {
-        adjust(
-            &mut views,
-            &draws,
-            |draw| match draw.adjustments[place] {
-                Some(Adjustment::Brightness(factor)) => Some(factor),
-                _ => None,
-            },
-            |views, factor| views * factor,
-        );
-        adjust(
-            &mut views,
-            &draws,
-            |draw| match draw.adjustments[place] {
-                Some(Adjustment::Contrast(factor)) => Some(factor),
-                _ => None,
-            },
-            |views, factor| blend(views, &gray(views).mean_dim(&[1_i64, 2, 3][..], true, None::<Kind>), factor),
-        );
-        adjust(
-            &mut views,
-            &draws,
-            |draw| match draw.adjustments[place] {
-                Some(Adjustment::Saturation(factor)) => Some(factor),
-                _ => None,
-            },
-            |views, factor| blend(views, &gray(views), factor),
-        );
-        adjust(
-            &mut views,
-            &draws,
-            |draw| match draw.adjustments[place] {
-                Some(Adjustment::Hue(turns)) => Some(turns),
-                _ => None,
-            },
-            turn_hue,
-        );
+        for kind in [Adjustment::Brightness, Adjustment::Contrast, Adjustment::Saturation, Adjustment::Hue] {
+            let amount = |draw: &Draw| draw.adjustments[place].filter(|(of, _)| *of == kind).map(|(_, amount)| amount);
+            adjust(&mut views, &draws, amount, |views, amounts| adjusted(kind, views, amounts));
+        }
     }
     adjust(&mut views, &draws, |draw| draw.gray.then_some(0.0), |views, _| gray(views).expand_as(views));
     let (scale, shift) = augmentation.normalisation();
@@ -118,6 +83,16 @@ fn adjust(
     let values = Tensor::from_slice(&values).reshape([-1, 1, 1, 1]).to_device(views.device());
     let changed = change(&views.index_select(0, &rows), &values).clamp(0.0, 1.0);
     _ = views.index_copy_(0, &rows, &changed);
+}
+
+/// What an adjustment makes of views, [m, C, S, S], by their amounts, [m, 1, 1, 1]; not clamped yet.
+fn adjusted(kind: Adjustment, views: &Tensor, amounts: &Tensor) -> Tensor {
+    match kind {
+        Adjustment::Brightness => views * amounts,
+        Adjustment::Contrast => blend(views, &gray(views).mean_dim(&[1_i64, 2, 3][..], true, None::<Kind>), amounts),
+        Adjustment::Saturation => blend(views, &gray(views), amounts),
+        Adjustment::Hue => turn_hue(views, amounts),
+    }
 }
 
 /// Grey values, [n, 1, S, S]; of one channel, itself.
