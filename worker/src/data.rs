@@ -109,16 +109,15 @@ impl Data {
             let made = views_on_device(&self.augmentation, &images.chosen(&repeated)?, &keys);
             return Ok(made.reshape(self.shape(&leading)).to_kind(self.kind));
         }
-        let maker = self.maker(pack.images());
-        let share = |part: usize| maker.views(&ids[rank_slice(ids.len(), part, self.threads)], epoch, views);
+        let (maker, threads) = (self.maker(pack.images()), self.threads);
         let parts: Vec<Result<Vec<f32>>> = thread::scope(|scope| {
             // Images of a tensor go to a thread by a handle of its own.
-            let others = (1..self.threads).map(|part| {
-                let (maker, ids) = (maker.clone(), &ids[rank_slice(ids.len(), part, self.threads)]);
-                scope.spawn(move || maker.views(ids, epoch, views))
+            let others = (1..threads).map(|part| {
+                let maker = maker.clone();
+                scope.spawn(move || maker.views(ids, (part, threads), epoch, views))
             });
             let others: Vec<_> = others.collect();
-            let first = share(0);
+            let first = maker.views(ids, (0, threads), epoch, views);
             let joined = others.into_iter().map(|part| part.join().expect("making views does not panic"));
             std::iter::once(first).chain(joined).collect()
         });
@@ -195,8 +194,9 @@ pub(crate) struct ViewMaker {
 }
 
 impl ViewMaker {
-    /// The floats of views of images in one epoch: [n, views, C, S, S].
-    pub(crate) fn views(&self, ids: &[u64], epoch: u64, views: u64) -> Result<Vec<f32>> {
+    /// The floats of views of one of so many parts of some images in one epoch: [n, views, C, S, S].
+    pub(crate) fn views(&self, ids: &[u64], (part, parts): (usize, usize), epoch: u64, views: u64) -> Result<Vec<f32>> {
+        let ids = &ids[rank_slice(ids.len(), part, parts)];
         let pixels = self.images.pixels(ids)?;
         let size = self.augmentation.pixels();
         let mut floats = vec![0.0_f32; ids.len() * views as usize * size];

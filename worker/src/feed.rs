@@ -82,7 +82,7 @@ impl<'a> Feed<'a> {
             let (sender, receiver) = sync_channel(MOST_AHEAD);
             let steps = schedule.clone().steps(steps.clone());
             let maker = data.view_maker();
-            let body = move || make_ahead(&maker, steps, (part, threads, views), &sender);
+            let body = move || make_ahead(&maker, steps, ((part, threads), views), &sender);
             thread::Builder::new().name(format!("views-{part}")).spawn(body).context("a thread for views")?;
             ahead.push(receiver);
         }
@@ -113,13 +113,11 @@ impl<'a> Feed<'a> {
 fn make_ahead(
     maker: &ViewMaker,
     steps: impl Iterator<Item = (Position, Vec<u64>, Range<usize>)>,
-    (part, parts, views): (usize, usize, u64),
+    (share, views): ((usize, usize), u64),
     sender: &SyncSender<Result<Vec<f32>>>,
 ) {
     for (at, samples, own) in steps {
-        let ids = &samples[own];
-        let share = &ids[rank_slice(ids.len(), part, parts)];
-        if sender.send(maker.views(share, at.epoch, views)).is_err() {
+        if sender.send(maker.views(&samples[own], share, at.epoch, views)).is_err() {
             return;
         }
     }
