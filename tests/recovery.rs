@@ -9,9 +9,11 @@ use serde_json::Value;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use thanos_configs::SplitMix64;
-use thanos_tests::processes::{coordinator, send, workers};
+use thanos_tests::processes::{coordinator, descriptors, send, workers};
 use thanos_tests::{Ran, Running, Scene, lines, results, weights_sha256};
 
+/// Descriptors that a worker of four may have open.
+const MOST_OPEN: usize = 64;
 const STAGES: [&str; 3] = ["cnce", "cae", "transfer_thanos"];
 
 pub(crate) fn launch(scene: &Scene, run_dir: &str, workers: &str, target: &[&str]) -> Running {
@@ -22,11 +24,13 @@ pub(crate) fn launch(scene: &Scene, run_dir: &str, workers: &str, target: &[&str
 /// Sends signals to workers at random moments until the run has ended, at most so many.
 fn disturb(mut running: Running, run_dir: &Path, most: usize, pause: (f64, f64), signals: &[Signal]) -> (Ran, usize) {
     let mut stream = SplitMix64::new(20_261_124);
-    let mut sent = 0;
+    let (mut sent, mut most_open) = (0, 0);
     let mut next = Instant::now() + Duration::from_secs_f64(1.0);
     while !running.has_ended() {
         if sent < most && Instant::now() >= next {
             let pids: Vec<i32> = workers(run_dir).into_values().collect();
+            // However many generations there were: a group that is over has closed what it had opened.
+            most_open = pids.iter().copied().map(descriptors).fold(most_open, usize::max);
             if !pids.is_empty() {
                 let pid = pids[stream.below(pids.len() as u64) as usize];
                 let signal = signals[stream.below(signals.len() as u64) as usize];
@@ -36,6 +40,7 @@ fn disturb(mut running: Running, run_dir: &Path, most: usize, pause: (f64, f64),
         }
         std::thread::sleep(Duration::from_millis(2));
     }
+    assert!(most_open < MOST_OPEN, "a worker had {most_open} descriptors open");
     (running.wait(), sent)
 }
 

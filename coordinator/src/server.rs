@@ -1,6 +1,7 @@
 //! The gRPC service: it numbers sessions, turns their messages into events and commands into messages. It decides
 //! nothing; `run.rs` does.
 
+use crate::door::connections;
 use crate::packs::PackShelf;
 use crate::run::{Event, SessionId};
 use crate::store::{Refusal, Store};
@@ -14,7 +15,7 @@ use thanos_proto::v1::coordinator_server::{Coordinator, CoordinatorServer};
 use thanos_proto::{Command, WorkerEvent, v1};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream, UnboundedReceiverStream};
+use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -60,10 +61,9 @@ pub(crate) async fn serve(
     let service = Service { events, sessions, store, packs, next_session: AtomicU64::new(1) };
     let service = CoordinatorServer::new(service).max_decoding_message_size(MOST_MESSAGE);
     tonic::transport::Server::builder()
-        .tcp_nodelay(true)
         .http2_keepalive_interval(Some(Duration::from_secs(20)))
         .add_service(service)
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async {
+        .serve_with_incoming_shutdown(connections(listener), async {
             _ = stop.await;
         })
         .await?;

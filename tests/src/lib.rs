@@ -17,6 +17,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
+/// How long processes may outlive their test: a worker's lease is 4 s.
+const MOST_LEAVING: Duration = Duration::from_secs(6);
 /// No test's program may run longer.
 const MOST_RUN: Duration = Duration::from_secs(300);
 
@@ -46,6 +48,20 @@ impl Ran {
 impl Default for Scene {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+impl Drop for Scene {
+    /// Whoever was started in the folder of a test that has passed must be gone with it, at the latest when a lease ends.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        let started = Instant::now();
+        while let Some(left) = processes::at_work_in(self.folder.path()) {
+            assert!(started.elapsed() < MOST_LEAVING, "left behind: {left}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 }
 

@@ -55,3 +55,17 @@ pub fn gone_within(pids: &[i32], most: Duration) -> Duration {
     }
     started.elapsed()
 }
+
+/// The command line of a process whose working folder is this one, if there is any.
+pub fn at_work_in(folder: &Path) -> Option<String> {
+    let folder = folder.canonicalize().ok()?;
+    let entries = fs::read_dir("/proc").ok()?.flatten();
+    let mut here = entries.filter(|entry| fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd == folder));
+    let words = fs::read_to_string(here.next()?.path().join("cmdline")).unwrap_or_default();
+    Some(words.replace('\0', " "))
+}
+
+/// Open descriptors of a process; none if it is gone.
+pub fn descriptors(pid: i32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
+}
