@@ -16,7 +16,7 @@ PARITY  := $(if $(THANOS_PARITY),$(abspath $(THANOS_PARITY)))
 # One binary at a time, and its tests one after the other: they start up to four processes each, on two cores.
 TESTS   := OMP_NUM_THREADS=1 cargo test --release --locked -p thanos-tests --test thanos -- --test-threads=1
 
-.PHONY: run build test lint bench chaos parity check-cuda libtorch clean
+.PHONY: run build test lint bench bench-faults chaos parity check-cuda libtorch clean
 
 run: build
 	$(TARGET)/thanos-coord launch --nodes 4 digits_table
@@ -45,6 +45,10 @@ parity: libtorch
 bench: build $(PEER_PYTHON)
 	cargo build --release --locked -p thanos-views --example rate
 	$(PEER_PYTHON) benches/run.py --views $(TARGET)/examples/rate --coord $(TARGET)/thanos-coord $(BENCH)
+
+# The same kills against ours and against torchrun: FAULTS="--tries 4 --seed 1". An hour.
+bench-faults: build $(PEER_PYTHON)
+	$(PEER_PYTHON) benches/torchrun_faults.py --coord $(TARGET)/thanos-coord --results faults.jsonl $(FAULTS)
 
 # PyTorch as its users have it: 3 GB, for comparisons only.
 $(PEER)/bin/python:

@@ -5,6 +5,7 @@
 use std::fs;
 use std::net::TcpListener;
 use std::path::Path;
+use thanos_tests::processes::coordinator;
 use thanos_tests::{Scene, idx};
 
 const RECORD_OF_CIFAR10: usize = 1 + 3 * 32 * 32;
@@ -236,7 +237,8 @@ fn a_run_directory_in_use_names_who_uses_it() {
     let mut running = busy.start(&arguments);
     running.wait_for_steps("run", 1);
     let run_dir = busy.path("run").display().to_string();
-    let holder = format!("is in use by another coordinator (pid {} on ", running.pid());
+    let pid = coordinator(&busy.path("run")).expect("it is at work");
+    let holder = format!("is in use by another coordinator (pid {pid} on ");
     let scene = Scene::new();
     check_launch(&scene, &["--run-dir", &run_dir, "digits_supcon"], 64, &[&run_dir, &holder]);
     check_launch(&scene, &["--resume", "--run-dir", &run_dir], 64, &[&run_dir, &holder]);
@@ -267,6 +269,21 @@ fn checkpoints_of_backbones() {
     scene.launch("other", 1, &["digits_cae", "train.max_steps=2", "rows=[]", "model.encoder.vit.depth=1"]).expect(0);
     let other = fs::read_to_string(scene.path("other/LATEST")).expect("LATEST");
     check(&format!("other/{}", other.trim()), &["tensor"]);
+}
+
+#[test]
+fn an_address_that_is_not_this_machines() {
+    let scene = Scene::new();
+    for (arguments, parts) in [
+        (["--interface", "nope0"], ["--interface nope0 is not on this machine, which has ", "lo"]),
+        (["--host", "192.0.2.1"], ["--host 192.0.2.1 is no address of this machine: ", "(os error 99)"]),
+        (["--host", "no.such.name.invalid"], ["--host no.such.name.invalid is no address of this machine", "lookup"]),
+    ] {
+        let told = scene.worker("127.0.0.1:1", "w", &arguments).wait().expect(69).stderr;
+        for part in parts {
+            assert!(told.contains(part), "no `{part}` in {told}");
+        }
+    }
 }
 
 #[test]

@@ -17,7 +17,7 @@ use crate::exit::{EXIT_CONFIG, EXIT_STOPPED, EXIT_UNREACHABLE};
 
 /// How long all workers together may take to start and open their packs; the transfer of a pack does not count.
 pub(crate) const MOST_GATHERING: Duration = Duration::from_secs(120);
-/// A worker that says nothing for this long is stopped or cut off; it heartbeats once a second.
+/// A worker that says nothing for this long is stopped or cut off; it heartbeats four times a second.
 pub(crate) const MOST_SILENCE: Duration = Duration::from_secs(3);
 /// Ticks this far apart mean that this process was held up itself: nobody's silence is counted meanwhile.
 const HELD_UP: Duration = Duration::from_secs(1);

@@ -2,6 +2,7 @@
 
 use crate::checkpoint::NotSaved;
 use crate::pack_transfer::NotBrought;
+use crate::run::NotHere;
 use crate::session::Refused;
 
 /// A pack or a checkpoint is bad.
@@ -33,7 +34,7 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     if error.downcast_ref::<NotSaved>().is_some() || error.downcast_ref::<std::io::Error>().is_some() {
         return EXIT_IO;
     }
-    if error.downcast_ref::<NotBrought>().is_some() {
+    if error.downcast_ref::<NotBrought>().is_some() || error.downcast_ref::<NotHere>().is_some() {
         return EXIT_UNREACHABLE;
     }
     if error.downcast_ref::<thanos_c10d::Error>().is_some() || error.downcast_ref::<tonic::Status>().is_some() {

@@ -17,6 +17,7 @@ use crate::train::{Ending, Interrupted, Origin, Peers, Recipe, Regroup, train};
 use crate::transfer::Transfer;
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
+use std::net::TcpListener;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -59,6 +60,7 @@ pub enum Outcome {
 /// # Errors
 /// After the coordinator has been told; [`exit_code`] names the process's exit code.
 pub fn work(options: &Options) -> Result<Outcome> {
+    check_address(&options.address)?;
     keep_freed_memory();
     tch::set_num_threads(i32::try_from(options.threads)?);
     tch::set_num_interop_threads(1);
@@ -82,6 +84,30 @@ pub fn work(options: &Options) -> Result<Outcome> {
         }
     }
 }
+
+/// Peers could not reach this worker at an address that is not this machine's: better said now than by their silence.
+fn check_address(address: &Address) -> Result<(), NotHere> {
+    match address {
+        Address::Host(host) => match TcpListener::bind((host.as_str(), 0)) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(NotHere(format!("--host {host} is no address of this machine: {error}"))),
+        },
+        Address::Interface(name) => {
+            let entries = std::fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
+            let mut names: Vec<String> =
+                entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+            names.sort();
+            let there = names.contains(name);
+            let message = || format!("--interface {name} is not on this machine, which has {}", names.join(", "));
+            if there { Ok(()) } else { Err(NotHere(message())) }
+        }
+    }
+}
+
+/// An address or interface that this machine has not.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct NotHere(String);
 
 /// libtorch's errors reach us as panics of tch wherever it has no fallible call: they are failures like others.
 fn without_panic<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {

@@ -113,8 +113,9 @@ struct Trainer<'a> {
     /// Updates that were left out since the last one that was not.
     skipped: u32,
     seconds_before: f64,
-    /// Seconds that steps waited for their images, since this rank started the stage.
+    /// Seconds that steps waited for their images, and for saves, since this rank started the stage.
     waited: f64,
+    saving: f64,
     started: Instant,
 }
 
@@ -138,6 +139,7 @@ impl<'a> Trainer<'a> {
             skipped: 0,
             seconds_before: 0.0,
             waited: 0.0,
+            saving: 0.0,
             started: Instant::now(),
         }
     }
@@ -230,12 +232,12 @@ impl<'a> Trainer<'a> {
         }
         self.settled = true;
         let due = self.recipe.checkpoint_every.map_or(epoch_ends, |every| self.step.is_multiple_of(every));
-        if due
-            && !last
-            && !stop
-            && let Some(save) = self.checkpoint(at.epoch, None)
-        {
-            self.saver.start(save)?;
+        if due && !last && !stop {
+            let began = Instant::now();
+            if let Some(save) = self.checkpoint(at.epoch, None) {
+                self.saver.start(save)?;
+            }
+            self.saving += began.elapsed().as_secs_f64();
         }
         Ok(true)
     }
@@ -467,6 +469,11 @@ impl<'a> Trainer<'a> {
             cosine_within_fine: measures.cosine_within_fine,
             cosine_between_views: measures.cosine_between_views,
         };
+        let (seconds, waited, saving) = (self.seconds(), self.waited, self.saving);
+        tracing::info!(
+            "stage {}: {seconds:.1} s, of them {waited:.3} s for images, {saving:.3} s for saves",
+            result.stage
+        );
         // Nobody leaves a stage whose end is not committed: it could not be done again.
         self.save_for_all(best.epoch, Some(result))?;
         self.peers.session.send(WorkerEvent::StageFinished { stage: self.recipe.name.into() })?;

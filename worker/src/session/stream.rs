@@ -23,9 +23,9 @@ pub(super) type Client = CoordinatorClient<Channel>;
 /// How long a coordinator may take to come up, and between two attempts to reach it.
 const MOST_CONNECT: Duration = Duration::from_secs(60);
 const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(100);
-const HEARTBEAT: Duration = Duration::from_secs(1);
-/// A coordinator that does not answer for this long, behind a second of silence, is gone: nothing may have closed the
-/// connection.
+const HEARTBEAT: Duration = Duration::from_millis(250);
+/// A coordinator that does not answer for this long, asked once a second, is gone: nothing may have closed the connection.
+const BETWEEN_PINGS: Duration = Duration::from_secs(1);
 const MOST_SILENCE: Duration = Duration::from_secs(3);
 
 /// Keeps a stream to the coordinator.
@@ -82,7 +82,7 @@ impl Keeper {
             .with_context(|| format!("`{coordinator}` is not HOST:PORT"))?
             .tcp_nodelay(true)
             .connect_timeout(Duration::from_secs(5))
-            .http2_keep_alive_interval(HEARTBEAT)
+            .http2_keep_alive_interval(BETWEEN_PINGS)
             .keep_alive_timeout(MOST_SILENCE)
             .keep_alive_while_idle(true);
         let mut client = CoordinatorClient::new(endpoint.connect().await?);
@@ -189,7 +189,7 @@ fn end(reason: &str, exit_code: u8) -> ! {
     std::process::exit(i32::from(exit_code));
 }
 
-/// Once a second, until the stream ends: generation, stage, step, phase, and what was waited for.
+/// Four times a second, until the stream ends: generation, stage, step, phase, and what was waited for.
 async fn heartbeats(events: mpsc::Sender<WorkerEvent>, shared: Arc<Shared>) {
     let mut ticks = tokio::time::interval(HEARTBEAT);
     loop {
