@@ -4,7 +4,7 @@
 //! `world_sizes`, `resume`, `ledger` and `evaluation` hold the promises, `recovery`, `elastic`, `standstill`, `cut_off`,
 //! `preemption`, `commit_points`, `checks`, `strangers`, `full_disk` and `endings` what happens to processes, networks and disks,
 //! `pytorch_names` what is in a checkpoint, `data_sets`, `pack_transfer`, `downloads` and `fashion_mnist` how images
-//! come to workers, `device_views` how a GPU makes views of them; `bad_input`, `command_line` and `documents` what people type and read.
+//! come to workers, `device_views` how a GPU makes views of them; `bad_input`, `command_line`, `metrics` and `documents` what people type and read.
 //! `layering` reads the sources.
 
 mod bad_input;
@@ -26,6 +26,7 @@ mod layering;
 mod ledger;
 mod losses;
 mod memory;
+mod metrics;
 mod nearness;
 mod pack_transfer;
 mod parity_checks;

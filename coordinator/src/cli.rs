@@ -122,6 +122,10 @@ struct LaunchArguments {
     /// How long a stop may take, until whoever asked for it ends the program: what is not saved by then is done again
     #[arg(long, value_parser = duration)]
     grace: Option<Duration>,
+    /// Address on which /metrics (Prometheus), /status (JSON), /healthz and /readyz are served, unencrypted and to
+    /// everybody who can reach it [default: none are]
+    #[arg(long, value_name = "ADDRESS")]
+    status: Option<SocketAddr>,
     /// The process that starts this one again
     #[arg(long, hide = true)]
     supervised_by: Option<i32>,
@@ -310,6 +314,7 @@ fn act_launch(arguments: &LaunchArguments, launcher: LauncherName) -> Result<u8>
         }),
         grace: arguments.grace,
         again: arguments.again,
+        status: arguments.status,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let launched = runtime.block_on(launch(&plan, &what, listener))?;

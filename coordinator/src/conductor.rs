@@ -5,6 +5,7 @@ use crate::checkpoints::Checkpoints;
 use crate::exit::Fatal;
 use crate::launcher::Launcher;
 use crate::ledger::Ledger;
+use crate::observe::Observed;
 use crate::progress::Progress;
 use crate::run::{Effect, Event, Notice, RecoveredFrom, Run, SessionId, Verdict};
 use crate::server::Sessions;
@@ -28,6 +29,8 @@ pub(crate) struct Conductor {
     /// Where workers are started, if this program does it.
     pub(crate) launcher: Option<Arc<Launcher>>,
     pub(crate) progress: Progress,
+    /// What is scraped, if somebody may.
+    pub(crate) observed: Option<Observed>,
     /// Where the outcome of a commit is told.
     pub(crate) events: mpsc::Sender<Event>,
     pub(crate) started: Instant,
@@ -48,6 +51,9 @@ impl Conductor {
                 _ = ticks.tick() => Event::Tick,
             };
             for effect in self.run.apply(event, self.started.elapsed()) {
+                if let Some(observed) = &self.observed {
+                    observed.see(&effect);
+                }
                 if let Some(verdict) = self.carry_out(effect)? {
                     self.progress.finish();
                     return Ok((verdict, self.results));

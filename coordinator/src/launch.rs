@@ -7,6 +7,7 @@ use crate::exit::{EXIT_DATA, EXIT_STOPPED, Fatal};
 use crate::ingest::{self, PackFile, Packs};
 use crate::launcher::{Launcher, WorkerCommand, worker_ids, worker_program};
 use crate::ledger::{Ledger, last_generation, read_steps};
+use crate::observe::Observed;
 use crate::packs::PackShelf;
 use crate::progress::{Bar, Progress, tell_of};
 use crate::report::Results;
@@ -16,6 +17,7 @@ use crate::server::{Sessions, serve};
 use crate::store::Store;
 use anyhow::{Context, Result};
 use serde_json::json;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -58,6 +60,8 @@ pub(crate) struct Launch {
     pub grace: Option<Duration>,
     /// An earlier coordinator of this run was killed: its workers may be there.
     pub again: bool,
+    /// Where metrics and the run's state are served; `None`: nowhere.
+    pub status: Option<SocketAddr>,
 }
 
 /// How a launch ended well.
@@ -217,6 +221,10 @@ async fn conduct(
             None
         }
     };
+    let observed = match launch.status {
+        Some(address) => Some(Observed::serve(address, &start).await?),
+        None => None,
+    };
     let mut ledger = Ledger::open(&launch.run_dir)?;
     ledger.event("coordinator", &json!({"pid": std::process::id(), "again": launch.again}))?;
     let now = Instant::now();
@@ -228,6 +236,7 @@ async fn conduct(
         checkpoints: Arc::new(checkpoints),
         launcher: launcher.clone(),
         progress,
+        observed,
         events,
         started: now,
         results: Vec::new(),

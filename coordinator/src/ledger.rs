@@ -198,6 +198,7 @@ mod tests {
             samples_sha256: "00".into(),
             total_steps: 9,
             skipped: None,
+            phase_seconds: BTreeMap::new(),
         }
     }
 

@@ -4,7 +4,7 @@
 //! run and carries its effects out), `launch.rs` (from a plan to a result table), `supervise.rs` (the process above
 //! it); around them `door.rs`, `server.rs`, `store.rs` and `packs.rs` (gRPC), `launcher.rs` (worker processes), `run_dir.rs`,
 //! `ledger.rs` and `checkpoints.rs` (what is kept), `fetch.rs` and `ingest.rs` (published files, and raw data to packs),
-//! `progress.rs`, `report.rs`, `status.rs` and `verify_run.rs` (what people see), `chaos.rs` (faults on demand),
+//! `observe.rs` and `metrics.rs` (what is scraped), `progress.rs`, `report.rs`, `status.rs` and `verify_run.rs` (what people see), `chaos.rs` (faults on demand),
 //! `cli.rs`.
 
 mod chaos;
@@ -18,6 +18,8 @@ pub mod ingest;
 mod launch;
 mod launcher;
 mod ledger;
+mod metrics;
+mod observe;
 mod packs;
 mod progress;
 mod report;
@@ -33,4 +35,5 @@ pub use checkpoints::{Manifest, verify};
 pub use cli::{Arguments, run};
 pub use exit::{EXIT_CONFIG, EXIT_DATA, EXIT_IO, EXIT_STOPPED, EXIT_UNREACHABLE, EXIT_USAGE, Fatal};
 pub use ledger::{StepLine, read_steps};
+pub use metrics::{COUNTERS, GAUGES, PHASE_SECONDS};
 pub use report::{BackboneRow, Results, Row};

@@ -47,7 +47,10 @@ same_fields! {
     Held { stage, step, settled }
     Heartbeat { generation, stage, step, phase, collectives, waited_ms }
     Evaluated { stage, epoch, validation_accuracy, best }
-    StepDone { stage, epoch, step, generation, world_size, loss, losses, lr, images, samples_sha256, total_steps, skipped }
+    StepDone {
+        stage, epoch, step, generation, world_size, loss, losses, lr, images, samples_sha256, total_steps, skipped,
+        phase_seconds
+    }
     WrittenFile { name, bytes, sha256 }
     Best { epoch, validation_accuracy }
     CheckpointRef { stage, folder, manifest_sha256, step }

@@ -114,6 +114,8 @@ pub struct StepDone {
     pub total_steps: u64,
     /// There if the update was left out, and why.
     pub skipped: Option<String>,
+    /// The teller's time since the step before it, by phase; no two ranks, and no two runs, agree on it.
+    pub phase_seconds: BTreeMap<String, f64>,
 }
 
 /// Accuracy on the validation images, a share in 0..1.

@@ -10,10 +10,11 @@ mod stream;
 use anyhow::{Context, Result, bail};
 use line::{Line, LineLost};
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use thanos_c10d::{Breaker, Collectives, Error as GroupError, KeyValueStore, collectives};
 use thanos_proto::{Begin, CheckpointRef, Command, Heartbeat, Hello, StepDone, Welcome, WorkerEvent};
 use tokio::runtime::Runtime;
@@ -52,6 +53,20 @@ struct Place {
     before: Collectives,
     /// Ends the generation's group; none between two.
     breaker: Option<Breaker>,
+    /// When the phase began, and the time of earlier ones since they were asked for.
+    phase_began: Instant,
+    phase_seconds: BTreeMap<String, f64>,
+}
+
+impl Place {
+    fn end_phase(&mut self) {
+        let now = Instant::now();
+        let seconds = now.duration_since(std::mem::replace(&mut self.phase_began, now)).as_secs_f64();
+        match self.phase_seconds.get_mut(&self.heartbeat.phase) {
+            Some(sum) => *sum += seconds,
+            None => _ = self.phase_seconds.insert(self.heartbeat.phase.clone(), seconds),
+        }
+    }
 }
 
 impl Shared {
@@ -97,7 +112,13 @@ impl Session {
             stop: AtomicBool::new(false),
             regroup: AtomicBool::new(false),
             done: AtomicBool::new(false),
-            place: Mutex::new(Place { heartbeat, before: collectives(), breaker: None }),
+            place: Mutex::new(Place {
+                heartbeat,
+                before: collectives(),
+                breaker: None,
+                phase_began: Instant::now(),
+                phase_seconds: BTreeMap::new(),
+            }),
         });
         let (opened, lines) = std::sync::mpsc::channel();
         let keeper = stream::Keeper::new(coordinator, hello, shared.clone(), opened);
@@ -186,7 +207,9 @@ impl Session {
 
     /// Says in the next heartbeat where this rank is.
     pub(crate) fn at(&self, stage: &str, step: u64, phase: &str) {
-        let heartbeat = &mut self.shared.place().heartbeat;
+        let mut place = self.shared.place();
+        place.end_phase();
+        let heartbeat = &mut place.heartbeat;
         if heartbeat.stage != stage {
             heartbeat.stage = stage.into();
         }
@@ -194,6 +217,13 @@ impl Session {
             heartbeat.phase = phase.into();
         }
         heartbeat.step = step;
+    }
+
+    /// Seconds that were spent in each phase since this was asked for the last time.
+    pub(crate) fn take_phase_seconds(&self) -> BTreeMap<String, f64> {
+        let mut place = self.shared.place();
+        place.end_phase();
+        std::mem::take(&mut place.phase_seconds)
     }
 
     /// Stamps heartbeats with a new generation, whose group is made next, and returns its rendezvous.

@@ -354,6 +354,7 @@ impl<'a> Trainer<'a> {
             samples_sha256: samples_sha256(&batch.samples),
             total_steps,
             skipped,
+            phase_seconds: self.peers.session.take_phase_seconds(),
         };
         self.step += 1;
         self.settled = false;

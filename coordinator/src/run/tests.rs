@@ -53,6 +53,7 @@ pub(in crate::run) fn step(stage: &str, step: u64, generation: u64) -> StepDone 
         samples_sha256: String::new(),
         total_steps: 10,
         skipped: None,
+        phase_seconds: BTreeMap::new(),
     }
 }
 

@@ -72,6 +72,7 @@ fn events_come_back_equal() {
         samples_sha256: "ef".into(),
         total_steps: 9,
         skipped: None,
+        phase_seconds: BTreeMap::from([("forward".into(), 0.25)]),
     };
     check_event(WorkerEvent::Step(told.clone()));
     let held = Held { stage: 1, step: 2, settled: true };

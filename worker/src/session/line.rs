@@ -117,6 +117,7 @@ mod tests {
             samples_sha256: String::new(),
             total_steps: 1000,
             skipped: None,
+            phase_seconds: BTreeMap::new(),
         }
     }
 

@@ -1,0 +1,133 @@
+//! What a run shows over HTTP: its metrics are what the ledger says, every metric that a rule or a panel names exists, and
+//! Prometheus itself accepts, scrapes and judges them, where it is installed.
+
+use crate::tell;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use thanos_coord::{COUNTERS, GAUGES, PHASE_SECONDS};
+use thanos_tests::{Running, Scene, lines, root};
+
+/// Starts a run that shows itself, and returns where.
+fn start(scene: &Scene, status: &str) -> (Running, String) {
+    let arguments = ["launch", "--nodes", "2", "--threads-per-worker", "1", "--run-dir", "run", "--status", status];
+    let mut running = scene.start(&[&arguments[..], &["digits_cnce", "train.epochs=100000"]].concat());
+    running.wait_for_line("metrics and status at http://");
+    let told = std::fs::read_to_string(scene.path(".stderr")).expect("standard error");
+    let address = told.split("status at http://").nth(1).and_then(|rest| rest.lines().next()).expect("an address");
+    (running, address.trim().to_owned())
+}
+
+/// Status code and body of a GET.
+fn get(address: &str, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).expect("it listens");
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+    let code = head.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a code");
+    (code, body.to_owned())
+}
+
+/// The value of a series, as the text format has it.
+fn value(metrics: &str, series: &str) -> Option<f64> {
+    metrics.lines().find_map(|line| line.strip_prefix(series)?.trim().parse().ok())
+}
+
+/// Runs a tool of Prometheus; `None`: it is not installed.
+fn tool(name: &str, arguments: &[&str], stdin: &str) -> Option<(bool, String)> {
+    let folder = root().join("deploy/prometheus");
+    let command = Command::new(name)
+        .args(arguments)
+        .current_dir(folder)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let mut child = command.ok()?;
+    child.stdin.take().expect("piped").write_all(stdin.as_bytes()).expect("it reads");
+    let output = child.wait_with_output().expect("it ends");
+    let told = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    Some((output.status.success(), told))
+}
+
+#[test]
+fn metrics_are_what_the_ledger_says() {
+    let scene = Scene::new();
+    let (mut running, address) = start(&scene, "127.0.0.1:0");
+    running.wait_for_steps("run", 30);
+    assert_eq!(get(&address, "/healthz"), (200, "alive\n".into()));
+    assert_eq!(get(&address, "/readyz"), (200, "training\n".into()));
+    assert_eq!(get(&address, "/nothing").0, 404);
+    let status: serde_json::Value = serde_json::from_str(&get(&address, "/status").1).expect("JSON");
+    assert_eq!((&status["position"]["stage"], &status["generation"]), (&"cnce".into(), &1.into()), "{status}");
+    assert_eq!(status["ranks"], serde_json::json!(["worker-0", "worker-1"]));
+    let (code, metrics) = get(&address, "/metrics");
+    assert_eq!(code, 200);
+    let step = value(&metrics, "thanos_trainer_step{stage=\"cnce\"}").expect("a step") as usize;
+    let line = lines(&scene.path("run"), "steps.jsonl").remove(step - 1);
+    let loss = value(&metrics, "thanos_trainer_loss{stage=\"cnce\",term=\"total\"}");
+    assert_eq!(loss, line["loss"].as_f64(), "step {step}: {metrics}");
+    assert_eq!(value(&metrics, "thanos_trainer_steps_total"), Some(step as f64));
+    for phase in ["data", "forward", "backward", "reduce", "update"] {
+        let count = value(&metrics, &format!("{PHASE_SECONDS}_count{{phase=\"{phase}\"}}"));
+        assert_eq!(count, Some(step as f64), "{phase}: {metrics}");
+    }
+    match tool("promtool", &["check", "metrics"], &metrics) {
+        Some((accepted, told)) => assert!(accepted, "{told}"),
+        None => tell("promtool is not installed: it was not asked"),
+    }
+    running.interrupt().expect(75);
+}
+
+#[test]
+fn every_metric_of_a_rule_or_panel_exists() {
+    let known = GAUGES.iter().map(|(name, ..)| *name).chain(COUNTERS.iter().map(|(name, ..)| *name));
+    let known: Vec<&str> = known.chain([PHASE_SECONDS]).collect();
+    for file in
+        ["deploy/prometheus/alerts.yml", "deploy/prometheus/alerts_test.yml", "deploy/grafana/thanos_trainer.json"]
+    {
+        let text = std::fs::read_to_string(root().join(file)).expect(file);
+        let named = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+        let named: Vec<&str> = named.filter(|word| word.starts_with("thanos_trainer_")).collect();
+        assert!(named.len() > 7, "{file} names {} metrics", named.len());
+        for name in named {
+            let base = ["_sum", "_count", "_bucket"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
+            assert!(known.contains(&base), "{file} names {name}");
+        }
+    }
+}
+
+/// The configuration and the rules that are delivered, on a live run.
+#[test]
+fn prometheus_scrapes_a_run_and_judges_it() {
+    let checks: [&[&str]; 3] = [
+        &["check", "config", "prometheus.yml"],
+        &["check", "rules", "alerts.yml"],
+        &["test", "rules", "alerts_test.yml"],
+    ];
+    for arguments in checks {
+        let Some((good, told)) = tool("promtool", arguments, "") else {
+            tell("skipped: Prometheus is not installed (apt-get install prometheus)");
+            return;
+        };
+        assert!(good, "{arguments:?}: {told}");
+    }
+    let scene = Scene::new();
+    let (mut running, _) = start(&scene, "127.0.0.1:9464");
+    let config = root().join("deploy/prometheus/prometheus.yml").display().to_string();
+    let flags = ["--config.file", &config, "--storage.tsdb.path", "tsdb", "--web.listen-address", "127.0.0.1:19090"];
+    let mut prometheus = scene.spawn_program(Path::new("prometheus"), "prometheus", &flags, &[]);
+    let mut answer = String::new();
+    prometheus.wait_until("a loss in Prometheus", || {
+        let asked = TcpStream::connect("127.0.0.1:19090").is_ok();
+        answer =
+            if asked { get("127.0.0.1:19090", "/api/v1/query?query=thanos_trainer_loss").1 } else { String::new() };
+        answer.contains("\"term\":\"total\"")
+    });
+    assert!(answer.contains("\"stage\":\"cnce\"") && answer.contains("\"job\":\"thanos_trainer\""), "{answer}");
+    running.wait_for_steps("run", 1);
+    prometheus.interrupt().expect(0);
+    running.interrupt().expect(75);
+}
