@@ -272,6 +272,15 @@ fn checkpoints_of_backbones() {
 }
 
 #[test]
+fn an_address_that_others_can_reach() {
+    let scene = Scene::new();
+    for flag in ["--listen", "--status"] {
+        let parts = [flag, "0.0.0.0:7070 can be reached from other machines", "add --insecure"];
+        check_launch(&scene, &["--run-dir", "run", flag, "0.0.0.0:7070", "digits_supcon"], 78, &parts);
+    }
+}
+
+#[test]
 fn an_address_that_is_not_this_machines() {
     let scene = Scene::new();
     for (arguments, parts) in [

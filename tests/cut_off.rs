@@ -69,7 +69,8 @@ fn a_worker_that_is_cut_off_is_out_within_five_seconds_and_comes_back() {
     };
     let scene = Scene::new();
     let listen = format!("{GATEWAY}:0");
-    let arguments = ["serve", "--nodes", "2:3", "--patience", "1s", "--listen", &listen, "--run-dir", "run"];
+    let arguments =
+        ["serve", "--nodes", "2:3", "--patience", "1s", "--listen", &listen, "--insecure", "--run-dir", "run"];
     let mut serving = scene.start(&[&arguments[..], &["digits_supcon", "train.epochs=100000", "rows=[]"]].concat());
     let address = serving.address();
     let workers: Vec<Running> = (0..3).map(|index| worker(&scene, &address, index)).collect();

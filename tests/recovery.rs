@@ -9,7 +9,7 @@ use serde_json::Value;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use thanos_configs::SplitMix64;
-use thanos_tests::processes::{coordinator, descriptors, send, workers};
+use thanos_tests::processes::{commands_in, coordinator, descriptors, send, workers};
 use thanos_tests::{Ran, Running, Scene, lines, results, weights_sha256};
 
 /// Descriptors that a worker of four may have open.
@@ -116,6 +116,34 @@ fn stopped_workers_are_named_and_started_again() {
 fn a_hundred_kills_change_no_bit() {
     let target = ["digits_thanos", "train.max_steps=1050", "transfer.max_steps=1000", "checkpoint.every_steps=100"];
     check_kills(100, (0.5, 2.0), &[Signal::SIGKILL], &target);
+}
+
+/// Two of four die in the same moment, a third while the others recover, and one before it has joined at all.
+#[test]
+fn several_at_once_settle_in_one_generation() {
+    let scene = Scene::new();
+    let target = ["digits_cae", "train.max_steps=80", "checkpoint.every_steps=20", "rows=[]"];
+    launch(&scene, "whole", "4", &target).wait().expect(0);
+    let mut running = launch(&scene, "disturbed", "4", &target);
+    let run_dir = scene.path("disturbed");
+    // Its processes: the launch, the coordinator, and then the workers.
+    let mut started = Vec::new();
+    running.wait_until("a worker to be started", || {
+        started = commands_in(scene.path("").as_path());
+        started.iter().any(|(_, command)| command.contains("--id worker-3"))
+    });
+    let first = started.iter().find(|(_, command)| command.contains("--id worker-3")).expect("just seen");
+    send(first.0, Signal::SIGKILL);
+    running.wait_for_steps("disturbed", 30);
+    let pids: Vec<i32> = workers(&run_dir).into_values().collect();
+    pids[..2].iter().for_each(|pid| send(*pid, Signal::SIGKILL));
+    running.wait_until("the loss to be told", || workers(&run_dir).len() < 4);
+    send(pids[2], Signal::SIGKILL);
+    let ran = running.wait().expect(0);
+    assert!(ran.stderr.contains("was killed by signal 9: it is started again"), "{}", ran.stderr);
+    assert_equal(&scene, &scene.path("whole"), &run_dir, &["cae"]);
+    let began = lines(&run_dir, "events.jsonl").iter().filter(|event| event["event"] == "began").count();
+    assert!((2..=4).contains(&began), "{began} generations");
 }
 
 /// The only worker has nobody who holds its state: the last checkpoint does.

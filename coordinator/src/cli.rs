@@ -115,6 +115,10 @@ struct LaunchArguments {
     /// Address on which the coordinator listens; port 0 is any free one
     #[arg(long, default_value = "127.0.0.1:0")]
     listen: SocketAddr,
+    /// Listen where other machines can reach it, unencrypted and without asking who they are: whoever reaches the port
+    /// can read the configuration and the images, take part in the run, and end it
+    #[arg(long)]
+    insecure: bool,
     /// How long workers that cannot reach the coordinator keep their state and try again [default: 4s where this
     /// program starts them, else 60s]
     #[arg(long, value_parser = duration)]
@@ -289,6 +293,9 @@ fn act_launch(arguments: &LaunchArguments, launcher: LauncherName) -> Result<u8>
         return Err(Fatal::new(EXIT_USAGE, message).into());
     }
     let run_dir = arguments.run_dir.clone().unwrap_or_else(|| fresh_path(&plan.config().name));
+    for (flag, address) in [("--listen", Some(arguments.listen)), ("--status", arguments.status)] {
+        refuse_to_be_reached(flag, address, arguments.insecure)?;
+    }
     let listener = listen(arguments.listen)?;
     match (launcher, arguments.supervised_by) {
         (LauncherName::Local, None) => return supervise(&run_dir, &listener),
@@ -329,6 +336,20 @@ fn act_launch(arguments: &LaunchArguments, launcher: LauncherName) -> Result<u8>
             let run_dir = what.run_dir.display();
             eprintln!("stopped {at}; go on with: thanos-coord launch --resume --run-dir {run_dir}");
             Ok(EXIT_STOPPED)
+        }
+    }
+}
+
+/// There is no encryption and no authentication: other machines are let in only by whoever says so.
+fn refuse_to_be_reached(flag: &str, address: Option<SocketAddr>, insecure: bool) -> Result<(), Fatal> {
+    match address.filter(|address| !insecure && !address.ip().is_loopback()) {
+        None => Ok(()),
+        Some(address) => {
+            let message = format!(
+                "{flag} {address} can be reached from other machines, unencrypted and by anybody: add --insecure in a \
+                 network where you trust everyone, or use 127.0.0.1"
+            );
+            Err(Fatal::new(EXIT_CONFIG, message))
         }
     }
 }

@@ -58,8 +58,12 @@ impl Drop for Scene {
             return;
         }
         let started = Instant::now();
-        while let Some(left) = processes::at_work_in(self.folder.path()) {
-            assert!(started.elapsed() < MOST_LEAVING, "left behind: {left}");
+        loop {
+            let left = processes::commands_in(self.folder.path());
+            if left.is_empty() {
+                break;
+            }
+            assert!(started.elapsed() < MOST_LEAVING, "left behind: {left:?}");
             std::thread::sleep(Duration::from_millis(10));
         }
     }

@@ -56,13 +56,16 @@ pub fn gone_within(pids: &[i32], most: Duration) -> Duration {
     started.elapsed()
 }
 
-/// The command line of a process whose working folder is this one, if there is any.
-pub fn at_work_in(folder: &Path) -> Option<String> {
-    let folder = folder.canonicalize().ok()?;
-    let entries = fs::read_dir("/proc").ok()?.flatten();
-    let mut here = entries.filter(|entry| fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd == folder));
-    let words = fs::read_to_string(here.next()?.path().join("cmdline")).unwrap_or_default();
-    Some(words.replace('\0', " "))
+/// Process ids and command lines of those whose working folder is this one.
+pub fn commands_in(folder: &Path) -> Vec<(i32, String)> {
+    let Ok(folder) = folder.canonicalize() else { return Vec::new() };
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let here = entries.filter(|entry| fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd == folder));
+    let command = |entry: fs::DirEntry| {
+        let words = fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();
+        Some((entry.file_name().to_str()?.parse().ok()?, words.replace('\0', " ")))
+    };
+    here.filter_map(command).collect()
 }
 
 /// Open descriptors of a process; none if it is gone.

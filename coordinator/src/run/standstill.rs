@@ -10,6 +10,7 @@ use thanos_proto::{Command, Heartbeat};
 /// A rank that enters no collective for this long, and for five steps, hangs: heartbeats come four times a second.
 const LEAST_STANDSTILL: Duration = Duration::from_millis(2500);
 const STANDSTILL_STEPS: u32 = 5;
+const HEARTBEATS_GO_ON: Duration = Duration::from_secs(1);
 /// The same while it is not known yet how long a step takes, and to leave a generation that is over.
 const FIRST_STANDSTILL: Duration = Duration::from_secs(60);
 const MOST_LEAVING: Duration = Duration::from_secs(30);
@@ -103,7 +104,9 @@ impl Run {
         let most = self.pace.most_standstill();
         let stands = |member: &Member| {
             let progress = &member.progress;
-            now.saturating_sub(progress.since) >= most && STEP_PHASES.contains(&progress.phase.as_str())
+            // Who does not even heartbeat is silent, not hung.
+            let beats = now.saturating_sub(member.heard) < HEARTBEATS_GO_ON;
+            beats && now.saturating_sub(progress.since) >= most && STEP_PHASES.contains(&progress.phase.as_str())
         };
         let Some(fewest) = self.ranks().map(|(_, member)| member.progress.collectives).min() else { return Vec::new() };
         let behind: Vec<SessionId> = self

@@ -13,5 +13,5 @@ mod store;
 
 pub use breaker::Breaker;
 pub use group::{Address, Error, ProcessGroup};
-pub use process::{AdamWParameter, AdamWRates, Collectives, collectives, fused_adamw, keep_freed_memory};
+pub use process::{AdamWParameter, AdamWRates, Collectives, collectives, exit_now, fused_adamw, keep_freed_memory};
 pub use store::{KeyValueStore, MemoryStore};

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
+use thanos_c10d::exit_now;
 use thanos_proto::v1::coordinator_client::CoordinatorClient;
 use thanos_proto::{Command, Hello, Welcome, WorkerEvent, v1};
 use tokio::sync::mpsc;
@@ -186,7 +187,7 @@ impl Keeper {
 
 fn end(reason: &str, exit_code: u8) -> ! {
     tracing::error!("{reason}");
-    std::process::exit(i32::from(exit_code));
+    exit_now(exit_code)
 }
 
 /// Four times a second, until the stream ends: generation, stage, step, phase, and what was waited for.
