@@ -1,0 +1,76 @@
+//! What is looked for in a step, and done about it by all ranks alike: numbers that are none, before the update, and ranks
+//! whose state is not that of the others, every so many steps.
+
+use super::{Reduced, Trainer};
+use crate::replicas::diverged;
+use crate::stage::Losses;
+use crate::tensors::copy_into;
+use anyhow::{Result, bail};
+use tch::{Kind, Tensor};
+use thanos_configs::{OnDivergence, OnNonFinite};
+use thanos_proto::WorkerEvent;
+
+/// Updates in a row that may be left out because something in them was no number.
+const MOST_SKIPPED: u32 = 10;
+
+impl Trainer<'_> {
+    /// What in this step is no number, and on which rank: the same on all ranks, before the update. Only where
+    /// something is wrong do they look for the place.
+    pub(super) fn non_number(&self, losses: &Losses, reduced: &Reduced) -> Result<Option<String>> {
+        let sum = reduced.gradient.sum(Kind::Double).double_value(&[]);
+        if sum.is_finite() && reduced.terms.iter().all(|value| value.is_finite()) {
+            return Ok(None);
+        }
+        let terms = losses.terms().iter().map(|term| format!("the loss `{}`", term.name));
+        let gradients = self.optimizer.parameters().keys().map(|name| format!("the gradient of `{name}`"));
+        let names: Vec<String> = terms.chain(gradients).collect();
+        let own_term = losses.shares().iter().position(|share| !share.is_finite());
+        let own_gradient = self.optimizer.first_non_finite(&self.optimizer.flat_gradient());
+        let own = own_term.or(own_gradient.map(|index| losses.terms().len() + index));
+        let own = Tensor::from_slice(&[own.map_or(-1, |index| index as i64)]).to_device(reduced.gradient.device());
+        let all = Vec::<i64>::try_from(self.peers.group.all_gather(&own)?)?;
+        let first = all.iter().enumerate().find_map(|(rank, &index)| Some((rank, usize::try_from(index).ok()?)));
+        Ok(Some(match first {
+            Some((rank, index)) => format!("{} is no finite number on rank {rank}", names[index]),
+            None => "the sum of the ranks' gradients is no finite number".into(),
+        }))
+    }
+
+    /// Leaves an update out, as if its batch had not been seen, or ends the run.
+    pub(super) fn skip(&self, problem: &str) -> Result<()> {
+        let place = format!("at step {} of stage {}", self.step, self.recipe.name);
+        if self.recipe.checks.on_non_finite == OnNonFinite::Stop {
+            bail!("{problem} {place} (`checks.on_non_finite: skip` leaves such updates out)");
+        }
+        if self.skipped == MOST_SKIPPED {
+            bail!("{problem} {place}, and {MOST_SKIPPED} updates before it were left out");
+        }
+        tracing::warn!("{problem} {place}: the update is left out");
+        copy_into(&self.buffers, &self.buffers_before)?;
+        Ok(())
+    }
+
+    /// Every so many steps: whether all ranks hold the same, to the bit.
+    pub(super) fn compare_ranks(&mut self) -> Result<()> {
+        let checks = self.recipe.checks;
+        if !checks.compare_ranks_every.is_some_and(|every| self.step.is_multiple_of(every)) {
+            return Ok(());
+        }
+        self.phase("compare");
+        let mut state = self.stage.state();
+        state.extend(self.optimizer.state());
+        let Some(diverged) = diverged(&state, self.peers.group)? else { return Ok(()) };
+        let problem = format!("{diverged} behind step {} of stage {}", self.step, self.recipe.name);
+        if checks.on_divergence == OnDivergence::Stop {
+            bail!("{problem} (`checks.on_divergence: repair` goes on with the state of the majority)");
+        }
+        tracing::warn!("{problem}: it is given the state of the others");
+        let mut memory = self.memory();
+        memory.take_over(self.peers.group, diverged.trusted)?;
+        self.recall(memory)?;
+        match self.peers.group.rank() {
+            0 => self.peers.session.send(WorkerEvent::Repaired { problem }),
+            _ => Ok(()),
+        }
+    }
+}
