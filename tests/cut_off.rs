@@ -5,7 +5,7 @@
 use crate::tell;
 use std::process::Command;
 use std::time::{Duration, Instant};
-use thanos_tests::{Running, Scene, lines, program};
+use thanos_tests::{Invitation, Running, Scene, lines, program};
 
 const BRIDGE: &str = "thanos-test";
 const GATEWAY: &str = "10.213.87.1";
@@ -54,10 +54,12 @@ impl Drop for Network {
     }
 }
 
-fn worker(scene: &Scene, address: &str, index: usize) -> Running {
+fn worker(scene: &Scene, invitation: &Invitation, index: usize) -> Running {
     let (id, program) = (WORKERS[index], program("thanos-worker").display().to_string());
-    let (space, host) = (format!("thanos-{id}"), host(index));
-    let inside = ["netns", "exec", &space, &program, "--coordinator", address, "--id", id, "--host", &host];
+    let space = format!("thanos-{id}");
+    let credentials = invitation.credentials.as_deref().expect("it asks for some");
+    let inside = ["netns", "exec", &space, &program, "--coordinator", &invitation.address, "--id", id];
+    let inside = [&inside[..], &["--credentials", credentials]].concat();
     scene.spawn_program("ip".as_ref(), id, &inside, &[])
 }
 
@@ -69,11 +71,10 @@ fn a_worker_that_is_cut_off_is_out_within_five_seconds_and_comes_back() {
     };
     let scene = Scene::new();
     let listen = format!("{GATEWAY}:0");
-    let arguments =
-        ["serve", "--nodes", "2:3", "--patience", "1s", "--listen", &listen, "--insecure", "--run-dir", "run"];
+    let arguments = ["serve", "--nodes", "2:3", "--patience", "1s", "--listen", &listen, "--run-dir", "run"];
     let mut serving = scene.start(&[&arguments[..], &["digits_supcon", "train.epochs=100000", "rows=[]"]].concat());
-    let address = serving.address();
-    let workers: Vec<Running> = (0..3).map(|index| worker(&scene, &address, index)).collect();
+    let invitation = serving.invitation();
+    let workers: Vec<Running> = (0..3).map(|index| worker(&scene, &invitation, index)).collect();
     serving.wait_for_steps("run", 30);
     network.set_link("c", "down");
     let cut = Instant::now();

@@ -22,10 +22,10 @@ fn it_grows_and_shrinks_and_keeps_its_curve() {
     scene.launch("whole", 1, &TARGET).expect(0);
     let arguments = ["serve", "--nodes", "1:3", "--patience", "500ms", "--run-dir", "run"];
     let mut serving = scene.start(&[&arguments[..], &TARGET].concat());
-    let address = serving.address();
-    let first = scene.worker(&address, "a", &[]);
+    let invitation = serving.invitation();
+    let first = scene.worker(&invitation, "a", &[]);
     serving.wait_for_steps("run", 10);
-    let (second, third) = (scene.worker(&address, "b", &[]), scene.worker(&address, "c", &[]));
+    let (second, third) = (scene.worker(&invitation, "b", &[]), scene.worker(&invitation, "c", &[]));
     wait_for_world_size(&mut serving, &scene, 3);
     let steps = lines(&scene.path("run"), "steps.jsonl").len();
     serving.wait_for_steps("run", steps + 30);

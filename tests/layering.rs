@@ -11,7 +11,7 @@ const CRATES: [(&str, &[&str]); 7] = [
     ("worker/c10d", &[]),
     ("coordinator", &["thanos-proto", "thanos-configs", "thanos-views"]),
     ("worker", &["thanos-proto", "thanos-configs", "thanos-views", "thanos-c10d"]),
-    ("tests", &["thanos-worker", "thanos-configs", "thanos-views", "thanos-c10d", "thanos-coord"]),
+    ("tests", &["thanos-worker", "thanos-configs", "thanos-views", "thanos-c10d", "thanos-coord", "thanos-proto"]),
 ];
 const MOST_LINES: usize = 600;
 

@@ -2,7 +2,7 @@
 //! published code. `losses`: the closed-form gradient against finite differences, tile sizes and ranks. `memory`: a
 //! batch whose square would not fit. `exchanges`, `nearness` and `rerun` serve them. The others start the real programs:
 //! `world_sizes`, `resume`, `ledger` and `evaluation` hold the promises, `recovery`, `elastic`, `standstill`, `cut_off`,
-//! `preemption`, `commit_points`, `checks`, `strangers`, `full_disk` and `endings` what happens to processes, networks and disks,
+//! `preemption`, `commit_points`, `checks`, `strangers`, `security`, `full_disk` and `endings` what happens to processes, networks and disks,
 //! `pytorch_names` what is in a checkpoint, `data_sets`, `pack_transfer`, `downloads` and `fashion_mnist` how images
 //! come to workers, `device_views` how a GPU makes views of them; `bad_input`, `command_line`, `metrics` and `documents` what people type and read.
 //! `layering` reads the sources.
@@ -35,6 +35,7 @@ mod pytorch_names;
 mod recovery;
 mod rerun;
 mod resume;
+mod security;
 mod standstill;
 mod strangers;
 mod world_sizes;

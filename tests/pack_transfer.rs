@@ -13,11 +13,13 @@ fn run(scene: &Scene, name: &str, folders: &[&Path]) -> Vec<Value> {
     let nodes = folders.len().to_string();
     let arguments = [&["serve", "--nodes", &nodes, "--run-dir", name][..], &SHORT].concat();
     let mut serving = scene.start(&arguments);
-    let address = serving.address();
+    let invitation = serving.invitation();
     let workers: Vec<Running> = folders
         .iter()
         .enumerate()
-        .map(|(at, folder)| scene.worker(&address, &format!("w{at}"), &["--packs-dir", &folder.display().to_string()]))
+        .map(|(at, folder)| {
+            scene.worker(&invitation, &format!("w{at}"), &["--packs-dir", &folder.display().to_string()])
+        })
         .collect();
     serving.wait().expect(0);
     for worker in workers {
@@ -90,9 +92,9 @@ fn a_transfer_survives_a_break_and_gives_up_in_the_end() {
     for (name, comes_back) in [("back", true), ("gone", false)] {
         let arguments = [&["serve", "--packs-dir", "packs", "--run-dir", name][..], &SHORT].concat();
         let mut serving = scene.start(&arguments);
-        let address = serving.address();
+        let invitation = serving.invitation();
         fs::rename(&pack, &away).expect("a file");
-        let mut worker = scene.worker(&address, name, &["--packs-dir", name]);
+        let mut worker = scene.worker(&invitation, name, &["--packs-dir", name]);
         worker.wait_for_line("the transfer of a pack broke, and goes on: the coordinator cannot read");
         if comes_back {
             fs::rename(&away, &pack).expect("a file");

@@ -220,13 +220,13 @@ fn workers_wait_for_a_coordinator_that_somebody_starts_again() {
         scene.start(&[&arguments[..], more, &target].concat())
     };
     let mut serving = serve("127.0.0.1:0", &[]);
-    let address = serving.address();
-    let both = ["a", "b"].map(|id| scene.worker(&address, id, &[]));
+    let invitation = serving.invitation();
+    let both = ["a", "b"].map(|id| scene.worker(&invitation, id, &[]));
     serving.wait_for_steps("run", 70);
     drop(serving);
     // Longer than a local lease.
     std::thread::sleep(Duration::from_secs(5));
-    serve(&address, &["--resume"]).wait().expect(0);
+    serve(&invitation.address, &["--resume"]).wait().expect(0);
     for worker in both {
         worker.wait().expect(0);
     }
@@ -240,12 +240,12 @@ fn a_worker_that_comes_back_too_late_is_refused() {
     let target = ["digits_supcon", "train.max_steps=150", "checkpoint.every_steps=50", "rows=[]"];
     scene.launch("whole", 2, &target).expect(0);
     let mut serving = scene.start(&[&["serve", "--nodes", "2", "--run-dir", "run"][..], &target].concat());
-    let address = serving.address();
-    let (first, stale) = (scene.worker(&address, "a", &[]), scene.worker(&address, "b", &[]));
+    let invitation = serving.invitation();
+    let (first, stale) = (scene.worker(&invitation, "a", &[]), scene.worker(&invitation, "b", &[]));
     serving.wait_for_steps("run", 30);
     send(stale.pid(), Signal::SIGSTOP);
     serving.wait_for_line("b (rank 1");
-    let second = scene.worker(&address, "b", &[]);
+    let second = scene.worker(&invitation, "b", &[]);
     serving.wait_for_line("generation 2 goes on");
     send(stale.pid(), Signal::SIGCONT);
     let told = stale.wait().expect(75).stderr;

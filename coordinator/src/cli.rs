@@ -3,6 +3,7 @@
 mod data;
 
 use crate::chaos::{Chaos, chaos};
+use crate::credentials::{CA, Credentials, TOKEN};
 use crate::exit::{EXIT_CONFIG, EXIT_DATA, EXIT_STOPPED, EXIT_USAGE, Fatal};
 use crate::ingest;
 use crate::launch::{Launch, Launched, Starter, launch};
@@ -21,7 +22,7 @@ use std::time::Duration;
 use thanos_configs::{ConfigErrors, Plan, RunConfig, default_packs_dir, preset_names, preset_summary, to_yaml};
 
 /// Workers of one run; a session each.
-const MOST_WORKERS: usize = 4096;
+pub(crate) const MOST_WORKERS: usize = 4096;
 /// Workers of this machine must not outlive their supervisor by five seconds; others wait for whoever starts a
 /// coordinator again.
 const LOCAL_LEASE: Duration = Duration::from_secs(4);
@@ -64,6 +65,11 @@ enum Verb {
         other: Option<PathBuf>,
         #[command(flatten)]
         packs: PacksDir,
+    },
+    /// Make the certificate authority and the tokens of a run whose workers join from elsewhere
+    Credentials {
+        /// A folder for them, which is made
+        folder: PathBuf,
     },
     /// Print a run's result table
     Report {
@@ -115,9 +121,13 @@ struct LaunchArguments {
     /// Address on which the coordinator listens; port 0 is any free one
     #[arg(long, default_value = "127.0.0.1:0")]
     listen: SocketAddr,
-    /// Listen where other machines can reach it, unencrypted and without asking who they are: whoever reaches the port
-    /// can read the configuration and the images, take part in the run, and end it
-    #[arg(long)]
+    /// Folder of the run's certificate authority and tokens, as `thanos-coord credentials` makes it [default:
+    /// RUN_DIR/credentials, made]
+    #[arg(long, value_name = "DIR")]
+    credentials: Option<PathBuf>,
+    /// Neither encrypt nor ask who it is: whoever reaches the ports can read the configuration, the images and the
+    /// metrics, take part in the run, and end it
+    #[arg(long, conflicts_with = "credentials")]
     insecure: bool,
     /// How long workers that cannot reach the coordinator keep their state and try again [default: 4s where this
     /// program starts them, else 60s]
@@ -126,8 +136,8 @@ struct LaunchArguments {
     /// How long a stop may take, until whoever asked for it ends the program: what is not saved by then is done again
     #[arg(long, value_parser = duration)]
     grace: Option<Duration>,
-    /// Address on which /metrics (Prometheus), /status (JSON), /healthz and /readyz are served, unencrypted and to
-    /// everybody who can reach it [default: none are]
+    /// Address on which /metrics (Prometheus), /sd, /status (JSON), /healthz and /readyz are served; where other
+    /// machines can reach it, by HTTPS, and to who has the token in CREDENTIALS/scrape-token [default: none are]
     #[arg(long, value_name = "ADDRESS")]
     status: Option<SocketAddr>,
     /// The process that starts this one again
@@ -255,6 +265,11 @@ fn act(verb: Verb) -> Result<u8> {
             Ok(0)
         }
         Verb::VerifyRun { run_dir, other, packs } => act_verify_run(&run_dir, other.as_deref(), &packs.path()?),
+        Verb::Credentials { folder } => {
+            Credentials::open_or_make(&folder, true)?;
+            println!("{}: workers need {CA} and {TOKEN}, the coordinator all files", folder.display());
+            Ok(0)
+        }
         Verb::Report { run_dir, json } => {
             crate::run_dir::identity(&run_dir)?;
             let results = Results::read(&run_dir)?;
@@ -293,9 +308,6 @@ fn act_launch(arguments: &LaunchArguments, launcher: LauncherName) -> Result<u8>
         return Err(Fatal::new(EXIT_USAGE, message).into());
     }
     let run_dir = arguments.run_dir.clone().unwrap_or_else(|| fresh_path(&plan.config().name));
-    for (flag, address) in [("--listen", Some(arguments.listen)), ("--status", arguments.status)] {
-        refuse_to_be_reached(flag, address, arguments.insecure)?;
-    }
     let listener = listen(arguments.listen)?;
     match (launcher, arguments.supervised_by) {
         (LauncherName::Local, None) => return supervise(&run_dir, &listener),
@@ -304,8 +316,11 @@ fn act_launch(arguments: &LaunchArguments, launcher: LauncherName) -> Result<u8>
     }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = arguments.threads_per_worker.map_or((cores / workers).max(1), usize::from);
+    let own_credentials = || run_dir.join("credentials");
+    let credentials = (!arguments.insecure).then(|| arguments.credentials.clone().unwrap_or_else(own_credentials));
     let what = Launch {
         run_dir,
+        credentials,
         resume: arguments.resume,
         packs_dir: arguments.packs.path()?,
         workers,
@@ -336,20 +351,6 @@ fn act_launch(arguments: &LaunchArguments, launcher: LauncherName) -> Result<u8>
             let run_dir = what.run_dir.display();
             eprintln!("stopped {at}; go on with: thanos-coord launch --resume --run-dir {run_dir}");
             Ok(EXIT_STOPPED)
-        }
-    }
-}
-
-/// There is no encryption and no authentication: other machines are let in only by whoever says so.
-fn refuse_to_be_reached(flag: &str, address: Option<SocketAddr>, insecure: bool) -> Result<(), Fatal> {
-    match address.filter(|address| !insecure && !address.ip().is_loopback()) {
-        None => Ok(()),
-        Some(address) => {
-            let message = format!(
-                "{flag} {address} can be reached from other machines, unencrypted and by anybody: add --insecure in a \
-                 network where you trust everyone, or use 127.0.0.1"
-            );
-            Err(Fatal::new(EXIT_CONFIG, message))
         }
     }
 }

@@ -10,6 +10,8 @@ pub const EXIT_UNREACHABLE: u8 = 69;
 pub const EXIT_IO: u8 = 74;
 /// Stopped on request; the run can be resumed.
 pub const EXIT_STOPPED: u8 = 75;
+/// Somebody may not do what it asked for.
+pub const EXIT_NO_PERMISSION: u8 = 77;
 /// The configuration is wrong.
 pub const EXIT_CONFIG: u8 = 78;
 

@@ -3,6 +3,7 @@
 
 use crate::checkpoints::{Checkpoints, Found};
 use crate::conductor::Conductor;
+use crate::credentials::Credentials;
 use crate::exit::{EXIT_DATA, EXIT_STOPPED, Fatal};
 use crate::ingest::{self, PackFile, Packs};
 use crate::launcher::{Launcher, WorkerCommand, worker_ids, worker_program};
@@ -13,13 +14,14 @@ use crate::progress::{Bar, Progress, tell_of};
 use crate::report::Results;
 use crate::run::{Event, Run, Start, Verdict};
 use crate::run_dir::RunDir;
-use crate::server::{Sessions, serve};
+use crate::server::{Service, Sessions, serve};
 use crate::store::Store;
 use anyhow::{Context, Result};
 use serde_json::json;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 use thanos_configs::{Plan, to_yaml};
 use thanos_proto::{PackRef, Welcome};
@@ -45,6 +47,8 @@ pub(crate) enum Starter {
 #[derive(Clone, Debug)]
 pub(crate) struct Launch {
     pub run_dir: PathBuf,
+    /// Folder of the run's authority; `None`: everybody is let in, and nothing is encrypted.
+    pub credentials: Option<PathBuf>,
     /// Go on with the run in `run_dir`.
     pub resume: bool,
     pub packs_dir: PathBuf,
@@ -198,15 +202,27 @@ async fn conduct(
     let (events, happened) = mpsc::channel(MOST_EVENTS);
     let (sessions, store) = (Sessions::default(), Arc::new(Store::default()));
     let (stop_serving, stopped) = oneshot::channel();
-    let server =
-        tokio::spawn(serve(listener, events.clone(), sessions.clone(), (store.clone(), Arc::new(packs)), stopped));
+    let shared = launch.starter == Starter::Nobody;
+    let credentials = launch.credentials.as_deref().map(|folder| Credentials::open_or_make(folder, shared));
+    let credentials = credentials.transpose()?.map(Arc::new);
+    let service = Service {
+        events: events.clone(),
+        sessions: sessions.clone(),
+        store: store.clone(),
+        packs: Arc::new(packs),
+        credentials: credentials.clone(),
+        next_session: AtomicU64::new(1),
+    };
+    let server = tokio::spawn(serve(listener, service, stopped));
     watch_signals(events.clone());
     let progress = Progress::new();
     progress.line(&format!("run directory: {}", launch.run_dir.display()));
     let launcher = match launch.starter {
         Starter::Local { threads } => {
             let logs = launch.run_dir.join("logs");
-            let command = WorkerCommand { program: worker_program()?, coordinator: address.to_string(), threads, logs };
+            let coordinator = address.to_string();
+            let (program, credentials) = (worker_program()?, credentials.clone());
+            let command = WorkerCommand { program, coordinator, credentials, threads, logs };
             let launcher = Launcher::new(command, &events);
             if !launch.again {
                 launcher.start(launch.workers)?;
@@ -215,14 +231,18 @@ async fn conduct(
         }
         Starter::Nobody => {
             let workers = launch.workers;
+            let how = match &credentials {
+                Some(credentials) => format!("--credentials {}", credentials.folder().display()),
+                None => "--insecure".into(),
+            };
             progress.line(&format!(
-                "waiting at {address} for {workers} worker(s): thanos-worker --coordinator {address} --id NAME"
+                "waiting at {address} for {workers} worker(s): thanos-worker --coordinator {address} --id NAME {how}"
             ));
             None
         }
     };
     let observed = match launch.status {
-        Some(address) => Some(Observed::serve(address, &start).await?),
+        Some(address) => Some(Observed::serve(address, credentials.clone(), &start).await?),
         None => None,
     };
     let mut ledger = Ledger::open(&launch.run_dir)?;

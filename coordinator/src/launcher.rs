@@ -2,6 +2,7 @@
 //! started. Whoever is still there when the run is over is killed; should this process be killed itself, they wait for
 //! another coordinator as long as their lease says.
 
+use crate::credentials::Credentials;
 use crate::exit::{EXIT_UNREACHABLE, Fatal};
 use crate::run::Event;
 use anyhow::{Context, Result};
@@ -13,7 +14,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, oneshot};
@@ -29,11 +30,13 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
 const WORKER: &str = "worker-";
 
 /// What every worker is started with.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct WorkerCommand {
     pub(crate) program: PathBuf,
     /// HOST:PORT.
     pub(crate) coordinator: String,
+    /// Where workers are invited; `None`: they need not be.
+    pub(crate) credentials: Option<Arc<Credentials>>,
     pub(crate) threads: usize,
     /// Folder of the workers' logs, one file each.
     pub(crate) logs: PathBuf,
@@ -227,6 +230,10 @@ impl WorkerCommand {
             File::options().create(true).append(true).open(&log).with_context(|| format!("{}", log.display()))?;
         let index = worker.strip_prefix(WORKER).unwrap_or_default();
         let mut command = Command::new(&self.program);
+        match &self.credentials {
+            Some(credentials) => command.arg("--credentials").arg(credentials.invite(worker).context("credentials")?),
+            None => command.arg("--insecure"),
+        };
         command
             .args(["--coordinator", &self.coordinator, "--id", worker])
             .args(["--local-rank", index, "--threads", &self.threads.to_string()])

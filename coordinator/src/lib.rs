@@ -2,7 +2,7 @@
 //!
 //! Reading order: `run.rs` (the rules, a pure function from events to effects), `conductor.rs` (the task that owns the
 //! run and carries its effects out), `launch.rs` (from a plan to a result table), `supervise.rs` (the process above
-//! it); around them `door.rs`, `server.rs`, `store.rs` and `packs.rs` (gRPC), `launcher.rs` (worker processes), `run_dir.rs`,
+//! it); around them `credentials.rs`, `door.rs`, `server.rs`, `store.rs` and `packs.rs` (gRPC), `launcher.rs` (worker processes), `run_dir.rs`,
 //! `ledger.rs` and `checkpoints.rs` (what is kept), `fetch.rs` and `ingest.rs` (published files, and raw data to packs),
 //! `observe.rs` and `metrics.rs` (what is scraped), `progress.rs`, `report.rs`, `status.rs` and `verify_run.rs` (what people see), `chaos.rs` (faults on demand),
 //! `cli.rs`.
@@ -11,6 +11,7 @@ mod chaos;
 mod checkpoints;
 mod cli;
 mod conductor;
+mod credentials;
 mod door;
 mod exit;
 mod fetch;
@@ -33,7 +34,9 @@ mod verify_run;
 
 pub use checkpoints::{Manifest, verify};
 pub use cli::{Arguments, run};
-pub use exit::{EXIT_CONFIG, EXIT_DATA, EXIT_IO, EXIT_STOPPED, EXIT_UNREACHABLE, EXIT_USAGE, Fatal};
+pub use exit::{
+    EXIT_CONFIG, EXIT_DATA, EXIT_IO, EXIT_NO_PERMISSION, EXIT_STOPPED, EXIT_UNREACHABLE, EXIT_USAGE, Fatal,
+};
 pub use ledger::{StepLine, read_steps};
 pub use metrics::{COUNTERS, GAUGES, PHASE_SECONDS};
 pub use report::{BackboneRow, Results, Row};

@@ -26,8 +26,10 @@ pub const GAUGES: [(&str, Unit, &str); 12] = [
     ("thanos_trainer_step_timestamp_seconds", Unit::Seconds, "When the last step was committed, since 1970"),
 ];
 
+pub(crate) const REFUSED_ENROLMENTS: &str = "thanos_trainer_refused_enrolments_total";
+
 /// Counters, which begin anew with each coordinator.
-pub const COUNTERS: [(&str, Unit, &str); 8] = [
+pub const COUNTERS: [(&str, Unit, &str); 9] = [
     ("thanos_trainer_steps_total", Unit::Count, "Committed steps"),
     ("thanos_trainer_images_total", Unit::Count, "Images of committed steps"),
     ("thanos_trainer_skipped_steps_total", Unit::Count, "Updates that were left out: something was no number"),
@@ -35,6 +37,7 @@ pub const COUNTERS: [(&str, Unit, &str); 8] = [
     ("thanos_trainer_lost_workers_total", Unit::Count, "Workers that were lost"),
     ("thanos_trainer_restarts_total", Unit::Count, "Workers that were started again"),
     ("thanos_trainer_stragglers_total", Unit::Count, "Times that a worker was named slow"),
+    (REFUSED_ENROLMENTS, Unit::Count, "Attempts to join that were refused"),
     ("thanos_trainer_checkpoints_total", Unit::Count, "Saves by outcome: committed, failed"),
 ];
 

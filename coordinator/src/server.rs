@@ -1,7 +1,9 @@
 //! The gRPC service: it numbers sessions, turns their messages into events and commands into messages. It decides
 //! nothing; `run.rs` does.
 
-use crate::door::connections;
+use crate::credentials::Credentials;
+use crate::door::{Identity, Peer, connections};
+use crate::exit::EXIT_NO_PERMISSION;
 use crate::packs::PackShelf;
 use crate::run::{Event, SessionId};
 use crate::store::{Refusal, Store};
@@ -15,12 +17,19 @@ use thanos_proto::v1::coordinator_server::{Coordinator, CoordinatorServer};
 use thanos_proto::{Command, WorkerEvent, v1};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
+use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
 /// Bytes of one message; the largest is the configuration.
 const MOST_MESSAGE: usize = 4 << 20;
+/// Pause before the answer to a worker that may not join: who guesses tokens guesses slowly.
+const AFTER_REFUSAL: Duration = Duration::from_secs(1);
+/// Streams that a worker may have open on one connection; it needs four.
+const MOST_STREAMS: u32 = 32;
+/// A connection that does not answer for so long, asked as often, is closed.
+const BETWEEN_PINGS: Duration = Duration::from_secs(20);
 /// How long a new session may take to introduce itself.
 const MOST_SILENCE_BEFORE_HELLO: Duration = Duration::from_secs(10);
 
@@ -50,39 +59,69 @@ impl Sessions {
     }
 }
 
-/// Serves on `listener` until `stop` resolves; what happens goes to `events`.
-pub(crate) async fn serve(
-    listener: TcpListener,
-    events: mpsc::Sender<Event>,
-    sessions: Sessions,
-    (store, packs): (Arc<Store>, Arc<PackShelf>),
-    stop: oneshot::Receiver<()>,
-) -> Result<()> {
-    let service = Service { events, sessions, store, packs, next_session: AtomicU64::new(1) };
-    let service = CoordinatorServer::new(service).max_decoding_message_size(MOST_MESSAGE);
+/// What the service reaches.
+pub(crate) struct Service {
+    pub(crate) events: mpsc::Sender<Event>,
+    pub(crate) sessions: Sessions,
+    pub(crate) store: Arc<Store>,
+    pub(crate) packs: Arc<PackShelf>,
+    /// None: everybody is let in, and nothing is encrypted.
+    pub(crate) credentials: Option<Arc<Credentials>>,
+    pub(crate) next_session: AtomicU64,
+}
+
+/// Serves on `listener` until `stop` resolves.
+pub(crate) async fn serve(listener: TcpListener, service: Service, stop: oneshot::Receiver<()>) -> Result<()> {
+    let tls = match &service.credentials {
+        Some(credentials) => Some(TlsAcceptor::from(Arc::new(credentials.tls(&["h2"])?))),
+        None => None,
+    };
+    let service =
+        CoordinatorServer::new(service).max_decoding_message_size(MOST_MESSAGE).max_encoding_message_size(MOST_MESSAGE);
     tonic::transport::Server::builder()
-        .http2_keepalive_interval(Some(Duration::from_secs(20)))
+        .http2_keepalive_interval(Some(BETWEEN_PINGS))
+        .http2_keepalive_timeout(Some(BETWEEN_PINGS))
+        .max_concurrent_streams(Some(MOST_STREAMS))
         .add_service(service)
-        .serve_with_incoming_shutdown(connections(listener), async {
+        .serve_with_incoming_shutdown(connections(listener, tls), async {
             _ = stop.await;
         })
         .await?;
     Ok(())
 }
 
-struct Service {
-    events: mpsc::Sender<Event>,
-    sessions: Sessions,
-    store: Arc<Store>,
-    packs: Arc<PackShelf>,
-    next_session: AtomicU64,
+/// Who asks, if it may ask for anything but to enrol.
+fn admitted<T>(request: &Request<T>) -> Result<Peer, Status> {
+    let peer = request.extensions().get::<Peer>().ok_or_else(|| Status::internal("a connection without a peer"))?;
+    match peer.identity {
+        Identity::Unknown => Err(Status::unauthenticated("show the certificate that Enrol gives")),
+        Identity::Unchecked | Identity::Worker(_) => Ok(peer.clone()),
+    }
 }
 
 #[tonic::async_trait]
 impl Coordinator for Service {
+    async fn enrol(&self, request: Request<v1::EnrolRequest>) -> Result<Response<v1::EnrolReply>, Status> {
+        let from = request.extensions().get::<Peer>().map(|peer| peer.address);
+        let v1::EnrolRequest { worker_id, token, certificate_request } = request.into_inner();
+        let Some(credentials) = &self.credentials else {
+            return Err(Status::failed_precondition("this run is an insecure one: nobody enrols"));
+        };
+        match credentials.enrol(&worker_id, &token, &certificate_request) {
+            Ok(certificate) => Ok(Response::new(v1::EnrolReply { certificate })),
+            Err(reason) => {
+                metrics::counter!(crate::metrics::REFUSED_ENROLMENTS).increment(1);
+                tracing::warn!(?from, "a worker may not join: {reason}");
+                tokio::time::sleep(AFTER_REFUSAL).await;
+                Err(Status::permission_denied(reason.to_string()))
+            }
+        }
+    }
+
     type FetchPackStream = Pin<Box<dyn Stream<Item = Result<v1::PackPart, Status>> + Send>>;
 
     async fn fetch_pack(&self, request: Request<v1::PackRequest>) -> Result<Response<Self::FetchPackStream>, Status> {
+        admitted(&request)?;
         let parts = self.packs.clone().send(request.into_inner())?;
         Ok(Response::new(Box::pin(ReceiverStream::new(parts))))
     }
@@ -93,15 +132,17 @@ impl Coordinator for Service {
         &self,
         request: Request<Streaming<v1::WorkerEvent>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
+        let peer = admitted(&request)?;
         let session = self.next_session.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = mpsc::unbounded_channel();
         self.sessions.lock().insert(session, sender);
-        tokio::spawn(listen(session, request.into_inner(), self.events.clone(), self.sessions.clone()));
+        tokio::spawn(listen((session, peer), request.into_inner(), self.events.clone(), self.sessions.clone()));
         let commands = UnboundedReceiverStream::new(receiver).map(|command| Ok(v1::Command::from(command)));
         Ok(Response::new(Box::pin(commands)))
     }
 
     async fn store(&self, request: Request<v1::StoreRequest>) -> Result<Response<v1::StoreReply>, Status> {
+        admitted(&request)?;
         self.store.answer(request.into_inner()).await.map(Response::new).map_err(|refusal| match refusal {
             Refusal::Stale { .. } => Status::failed_precondition(refusal.to_string()),
             Refusal::Timeout { .. } => Status::deadline_exceeded(refusal.to_string()),
@@ -112,17 +153,25 @@ impl Coordinator for Service {
 
 /// Hands a session's messages on until its stream ends.
 async fn listen(
-    session: SessionId,
+    (session, peer): (SessionId, Peer),
     mut messages: Streaming<v1::WorkerEvent>,
     events: mpsc::Sender<Event>,
     sessions: Sessions,
 ) {
     let first = tokio::time::timeout(MOST_SILENCE_BEFORE_HELLO, next(&mut messages)).await;
     let Ok(Some(WorkerEvent::Hello(hello))) = first else {
-        tracing::warn!(session, "a connection did not introduce itself as a worker");
+        tracing::warn!(from = %peer.address, "a connection did not introduce itself as a worker");
         sessions.lock().remove(&session);
         return;
     };
+    if let Identity::Worker(worker) = &peer.identity
+        && *worker != hello.worker_id
+    {
+        let reason = format!("the certificate is of worker `{worker}`, and it says that it is `{}`", hello.worker_id);
+        tracing::warn!(from = %peer.address, "{reason}");
+        sessions.send(session, Command::Refused { reason, exit_code: EXIT_NO_PERMISSION });
+        return;
+    }
     if events.send(Event::Opened { session, hello }).await.is_err() {
         return;
     }

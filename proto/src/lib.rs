@@ -16,3 +16,17 @@ pub use message::{
     Begin, Best, CheckpointRef, CheckpointWritten, Command, Evaluated, Failed, Fetching, Heartbeat, Held, Hello,
     PackRef, Rejoin, StageResult, StepDone, Welcome, WorkerEvent, WrittenFile,
 };
+
+/// The name that the coordinator's certificate has, wherever it listens: who trusts the run's authority needs no other.
+pub const COORDINATOR_NAME: &str = "thanos-coordinator";
+
+/// Whether this can be a worker's id: letters, digits, `-`, `_` and `.` inside, at most 63 of them. It is in file names and
+/// certificates.
+pub fn is_worker_id(id: &str) -> bool {
+    let inside = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    let bytes = id.as_bytes();
+    id != COORDINATOR_NAME
+        && bytes.len() <= 63
+        && bytes.first().is_some_and(u8::is_ascii_alphanumeric)
+        && bytes.iter().all(|byte| inside(*byte))
+}

@@ -27,6 +27,13 @@ pub struct Scene {
     folder: TempDir,
 }
 
+/// Where and with what workers may join a run.
+pub struct Invitation {
+    pub address: String,
+    /// A folder; none for an insecure run.
+    pub credentials: Option<String>,
+}
+
 /// How a program ended, and what it printed.
 #[derive(Debug)]
 pub struct Ran {
@@ -114,8 +121,13 @@ impl Scene {
     ///
     /// # Panics
     /// As [`Scene::start`].
-    pub fn worker(&self, coordinator: &str, id: &str, arguments: &[&str]) -> Running {
-        let arguments = [&["--coordinator", coordinator, "--id", id], arguments].concat();
+    pub fn worker(&self, coordinator: &Invitation, id: &str, arguments: &[&str]) -> Running {
+        let Invitation { address, credentials } = coordinator;
+        let invited = match credentials {
+            Some(credentials) => vec!["--credentials", credentials],
+            None => vec!["--insecure"],
+        };
+        let arguments = [&["--coordinator", address, "--id", id], &invited[..], arguments].concat();
         self.spawn("thanos-worker", id, &arguments, &[])
     }
 
@@ -193,16 +205,18 @@ impl Running {
         Ran { code: code.code(), stdout: self.output("stdout"), stderr: self.output("stderr") }
     }
 
-    /// Waits until a `serve` says where its workers may come, and returns that address.
+    /// Waits until a `serve` says where and with what its workers may come.
     ///
     /// # Panics
     /// If the program ends before, or it takes too long.
-    pub fn address(&mut self) -> String {
+    pub fn invitation(&mut self) -> Invitation {
         self.wait_for("an address", |running| {
             let stderr = running.output("stderr");
             let ended = running.child.try_wait().expect("our child");
             assert!(ended.is_none(), "it ended with {ended:?} before it listened:\n{stderr}");
-            Some(stderr.split("waiting at ").nth(1)?.split_once(" for ")?.0.to_owned())
+            let (told, _) = stderr.split("waiting at ").nth(1)?.split_once('\n')?;
+            let address = told.split_once(" for ")?.0.to_owned();
+            Some(Invitation { address, credentials: told.split("--credentials ").nth(1).map(Into::into) })
         })
     }
 

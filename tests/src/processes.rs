@@ -3,8 +3,9 @@
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -71,4 +72,32 @@ pub fn commands_in(folder: &Path) -> Vec<(i32, String)> {
 /// Open descriptors of a process; none if it is gone.
 pub fn descriptors(pid: i32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
+}
+
+/// Addresses on which a process listens for TCP connections.
+pub fn listening(pid: i32) -> BTreeSet<SocketAddr> {
+    let links = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let links = links.filter_map(|entry| fs::read_link(entry.path()).ok()?.to_str().map(str::to_owned));
+    let own: BTreeSet<String> =
+        links.filter_map(|link| Some(link.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned())).collect();
+    let tables = ["tcp", "tcp6"].map(|name| fs::read_to_string(format!("/proc/{pid}/net/{name}")).unwrap_or_default());
+    let lines = tables.iter().flat_map(|table| table.lines().skip(1));
+    let listens = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        // The state 0A is LISTEN; the tenth word is the socket.
+        (words.get(3) == Some(&"0A") && own.contains(*words.get(9)?)).then(|| address(words[1])).flatten()
+    };
+    lines.filter_map(listens).collect()
+}
+
+/// `0100007F:1F90`, the bytes of each group of four in the machine's order.
+fn address(text: &str) -> Option<SocketAddr> {
+    let (ip, port) = text.split_once(':')?;
+    let group = |at: usize| Some(u32::from_str_radix(ip.get(at..at + 8)?, 16).ok()?.to_le_bytes());
+    let bytes: Vec<u8> = (0..ip.len()).step_by(8).map(group).collect::<Option<Vec<_>>>()?.concat();
+    let ip = match bytes.len() {
+        4 => IpAddr::from(<[u8; 4]>::try_from(bytes).ok()?),
+        _ => IpAddr::from(<[u8; 16]>::try_from(bytes).ok()?),
+    };
+    Some(SocketAddr::new(ip, u16::from_str_radix(port, 16).ok()?))
 }

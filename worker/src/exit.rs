@@ -3,8 +3,10 @@
 use crate::checkpoint::NotSaved;
 use crate::pack_transfer::NotBrought;
 use crate::run::NotHere;
-use crate::session::Refused;
+use crate::session::{NotReached, Refused};
 
+/// The command line is wrong.
+pub const EXIT_USAGE: u8 = 64;
 /// A pack or a checkpoint is bad.
 pub const EXIT_DATA: u8 = 65;
 /// The coordinator or a peer cannot be reached, or is gone.
@@ -15,6 +17,8 @@ pub const EXIT_SOFTWARE: u8 = 70;
 pub const EXIT_IO: u8 = 74;
 /// Stopped on request; the run can be resumed.
 pub const EXIT_STOPPED: u8 = 75;
+/// This worker may not take part in the run.
+pub const EXIT_NO_PERMISSION: u8 = 77;
 /// The configuration is wrong, or not the coordinator's.
 pub const EXIT_CONFIG: u8 = 78;
 
@@ -34,7 +38,10 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     if error.downcast_ref::<NotSaved>().is_some() || error.downcast_ref::<std::io::Error>().is_some() {
         return EXIT_IO;
     }
-    if error.downcast_ref::<NotBrought>().is_some() || error.downcast_ref::<NotHere>().is_some() {
+    if error.is::<NotReached>()
+        || error.downcast_ref::<NotBrought>().is_some()
+        || error.downcast_ref::<NotHere>().is_some()
+    {
         return EXIT_UNREACHABLE;
     }
     if error.downcast_ref::<thanos_c10d::Error>().is_some() || error.downcast_ref::<tonic::Status>().is_some() {

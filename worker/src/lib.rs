@@ -33,7 +33,10 @@ mod train;
 mod transfer;
 
 pub use checkpoint::load_weights;
-pub use exit::{EXIT_CONFIG, EXIT_DATA, EXIT_IO, EXIT_SOFTWARE, EXIT_STOPPED, EXIT_UNREACHABLE, exit_code};
+pub use exit::{
+    EXIT_CONFIG, EXIT_DATA, EXIT_IO, EXIT_NO_PERMISSION, EXIT_SOFTWARE, EXIT_STOPPED, EXIT_UNREACHABLE, EXIT_USAGE,
+    exit_code,
+};
 pub use gather::{Comparison, Contrasted, Exchange, contrast_globally, gather_rows};
 pub use optimizer::AdamW;
 pub use pack::Pack;

@@ -3,6 +3,7 @@
 use clap::Parser;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use thanos_proto::is_worker_id;
 use thanos_worker::{Address, Options, Outcome, exit_code, work};
 use tracing_subscriber::EnvFilter;
 
@@ -14,17 +15,24 @@ struct Arguments {
     #[arg(long, env = "THANOS_COORDINATOR")]
     coordinator: String,
     /// A name of its own in the run, the same after a restart
-    #[arg(long)]
+    #[arg(long, value_parser = id)]
     id: String,
+    /// Folder with the run's ca.pem and a join token
+    #[arg(long, value_name = "DIR", required_unless_present = "insecure")]
+    credentials: Option<PathBuf>,
+    /// Of a coordinator that was started so: neither encrypt nor ask who it is
+    #[arg(long, conflicts_with = "credentials")]
+    insecure: bool,
     /// Place among the workers of its machine, from 0: which GPU is its own
     #[arg(long, default_value_t = 0)]
     local_rank: usize,
     /// Threads that one operation may use
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: u16,
-    /// Address of this machine under which the other workers reach it
-    #[arg(long, default_value = "127.0.0.1", conflicts_with = "interface")]
-    host: String,
+    /// Address of this machine under which the other workers reach it [default: the one from which it reaches the
+    /// coordinator]
+    #[arg(long, conflicts_with = "interface")]
+    host: Option<String>,
     /// Folder of this machine's packs; what is not there comes from the coordinator, once a machine [default: the
     /// coordinator's own folder where it can be seen, else ~/.cache/thanos/packs]
     #[arg(long)]
@@ -34,19 +42,34 @@ struct Arguments {
     interface: Option<String>,
 }
 
+fn id(text: &str) -> Result<String, String> {
+    match is_worker_id(text) {
+        true => Ok(text.into()),
+        false => Err("letters, digits, `-`, `_` and `.` inside, at most 63 of them".into()),
+    }
+}
+
 fn main() -> ExitCode {
     let filter = EnvFilter::try_from_env("THANOS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let code = if error.use_stderr() { thanos_worker::EXIT_USAGE } else { 0 };
+            _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
     // Tests break this very program at chosen places (`FAILPOINTS`).
     let _armed = fail::FailScenario::setup();
     let options = Options {
         coordinator: arguments.coordinator,
+        credentials: arguments.credentials,
         worker_id: arguments.id,
         local_rank: arguments.local_rank,
         threads: arguments.threads.into(),
         packs_dir: arguments.packs_dir,
-        address: arguments.interface.map_or(Address::Host(arguments.host), Address::Interface),
+        address: arguments.host.map(Address::Host).or(arguments.interface.map(Address::Interface)),
     };
     match work(&options) {
         Ok(Outcome::Finished) => ExitCode::SUCCESS,

@@ -17,7 +17,7 @@ use crate::train::{Ending, Interrupted, Origin, Peers, Recipe, Regroup, train};
 use crate::transfer::Transfer;
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
-use std::net::TcpListener;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, ToSocketAddrs, UdpSocket};
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -35,14 +35,16 @@ const MOST_COLLECTIVE: Duration = Duration::from_secs(300);
 pub struct Options {
     /// HOST:PORT.
     pub coordinator: String,
+    /// Folder with the certificate of the run's authority and a join token; `None`: nothing is encrypted.
+    pub credentials: Option<PathBuf>,
     /// Stable over restarts, unique in the run.
     pub worker_id: String,
     /// Place among the workers of its machine, from 0: which GPU is its own, if there are any.
     pub local_rank: usize,
     /// Threads of libtorch within an operation.
     pub threads: usize,
-    /// What Gloo binds to.
-    pub address: Address,
+    /// What Gloo binds to; `None`: the address from which this machine reaches the coordinator.
+    pub address: Option<Address>,
     /// This machine's folder of packs; `None`: the coordinator's own files where they can be seen, else a cache.
     pub packs_dir: Option<PathBuf>,
 }
@@ -60,7 +62,7 @@ pub enum Outcome {
 /// # Errors
 /// After the coordinator has been told; [`exit_code`] names the process's exit code.
 pub fn work(options: &Options) -> Result<Outcome> {
-    check_address(&options.address)?;
+    options.address.as_ref().map_or(Ok(()), check_address)?;
     keep_freed_memory();
     tch::set_num_threads(i32::try_from(options.threads)?);
     tch::set_num_interop_threads(1);
@@ -68,7 +70,7 @@ pub fn work(options: &Options) -> Result<Outcome> {
     let worker_id = options.worker_id.clone();
     let hello =
         Hello { worker_id, host, pid: std::process::id(), version: env!("CARGO_PKG_VERSION").into(), generation: 0 };
-    let (session, welcome) = Session::connect(&options.coordinator, hello)?;
+    let (session, welcome) = Session::connect(&options.coordinator, options.credentials.as_deref(), hello)?;
     match without_panic(|| take_part(options, &session, &welcome)) {
         Ok(last_word) => {
             let stopped = matches!(last_word, WorkerEvent::Stopped { .. });
@@ -83,6 +85,15 @@ pub fn work(options: &Options) -> Result<Outcome> {
             Err(error)
         }
     }
+}
+
+/// The address from which this machine reaches the coordinator, and so, most likely, its peers. Nothing is sent.
+fn address_towards(coordinator: &str) -> Result<Address> {
+    let to = coordinator.to_socket_addrs()?.next().with_context(|| format!("{coordinator} has no address"))?;
+    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0))?;
+    socket.connect(to)?;
+    Ok(Address::Host(socket.local_addr()?.ip().to_string()))
 }
 
 /// Peers could not reach this worker at an address that is not this machine's: better said now than by their silence.
@@ -122,6 +133,10 @@ fn without_panic<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
 fn take_part(options: &Options, session: &Session, welcome: &Welcome) -> Result<WorkerEvent> {
     let plan = plan_of(welcome)?;
     let device = device(options.local_rank);
+    let address = match &options.address {
+        Some(address) => address.clone(),
+        None => address_towards(&options.coordinator).context("this worker's own address")?,
+    };
     let packs = local_packs(options, session, &welcome.packs)?;
     let data = Data::open(&plan, &packs, device, options.threads).map_err(BadData)?;
     let run_dir = welcome.run_dir.clone().into();
@@ -137,7 +152,7 @@ fn take_part(options: &Options, session: &Session, welcome: &Welcome) -> Result<
         };
         session.at("start", 0, "rendezvous");
         let ending =
-            join(options, session, &begin, device).and_then(|group| worker.train_stages(&begin, &Rc::new(group)));
+            join(&address, session, &begin, device).and_then(|group| worker.train_stages(&begin, &Rc::new(group)));
         session.leave_group();
         match ending {
             Err(error) if ends_generation(&error) || error.is::<Regroup>() => {
@@ -178,12 +193,12 @@ fn plan_of(welcome: &Welcome) -> Result<Plan> {
     Ok(plan)
 }
 
-fn join(options: &Options, session: &Session, begin: &Begin, device: Device) -> Result<ProcessGroup> {
+fn join(address: &Address, session: &Session, begin: &Begin, device: Device) -> Result<ProcessGroup> {
     let (rank, size) = (begin.rank as usize, begin.world_size as usize);
     let store = session.enter(begin.generation);
     Ok(match device {
         Device::Cuda(_) => ProcessGroup::nccl(store, rank, size, MOST_COLLECTIVE)?,
-        _ => ProcessGroup::gloo(store, rank, size, &options.address, MOST_COLLECTIVE)?,
+        _ => ProcessGroup::gloo(store, rank, size, address, MOST_COLLECTIVE)?,
     })
 }
 

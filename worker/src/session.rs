@@ -2,15 +2,18 @@
 //! heartbeats and a run that is over ends a worker that hangs in a collective. A stream that breaks is opened again;
 //! the training thread hears of it as [`LineLost`]. It decides nothing about training.
 
+mod admission;
 mod line;
 mod packs;
 mod store;
 mod stream;
 
+use admission::Admission;
 use anyhow::{Context, Result, bail};
 use line::{Line, LineLost};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -97,8 +100,13 @@ impl Shared {
 }
 
 impl Session {
-    /// Connects to `coordinator` (host:port) and introduces itself; waits until the coordinator is up.
-    pub(crate) fn connect(coordinator: &str, hello: Hello) -> Result<(Self, Welcome)> {
+    /// Connects to `coordinator` (host:port) and introduces itself; waits until the coordinator is up. `credentials` is a
+    /// folder; without one nothing is encrypted.
+    ///
+    /// # Errors
+    /// [`Refused`] if this worker may not take part.
+    pub(crate) fn connect(coordinator: &str, credentials: Option<&Path>, hello: Hello) -> Result<(Self, Welcome)> {
+        let admission = Admission::read(credentials)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let heartbeat = Heartbeat {
             generation: 0,
@@ -121,9 +129,8 @@ impl Session {
             }),
         });
         let (opened, lines) = std::sync::mpsc::channel();
-        let keeper = stream::Keeper::new(coordinator, hello, shared.clone(), opened);
-        let (keeper, client, line) =
-            runtime.block_on(keeper.open_first()).with_context(|| format!("no coordinator at {coordinator}"))?;
+        let keeper = stream::Keeper::new(coordinator, admission, hello, (shared.clone(), opened));
+        let (keeper, client, line) = runtime.block_on(keeper.open_first())?;
         runtime.spawn(keeper.keep());
         let session = Self { line: RefCell::new(line), lines, shared, client, runtime };
         match session.answer("the coordinator's welcome")? {
@@ -299,6 +306,15 @@ impl StopFlag {
 /// Whether a generation is over and this worker's state is not: a peer is gone, or the coordinator.
 pub(crate) fn ends_generation(error: &anyhow::Error) -> bool {
     error.is::<GroupError>() || error.is::<LineLost>()
+}
+
+/// The coordinator is not there, or what is there is none.
+#[derive(Debug, thiserror::Error)]
+#[error("no coordinator at {coordinator} within {within:?}: {reason}")]
+pub(crate) struct NotReached {
+    coordinator: String,
+    within: Duration,
+    reason: String,
 }
 
 /// The coordinator does not want this worker.

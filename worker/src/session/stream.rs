@@ -1,10 +1,11 @@
 //! The session's own thread: it opens the stream, pumps events out and commands in, heartbeats, opens another stream
 //! when one breaks, and ends the process when the coordinator says so or does not come back.
 
-use super::Shared;
+use super::admission::{Admission, unless_refused, unless_untrusted};
 use super::line::{FarEnd, Line};
+use super::{NotReached, Refused, Shared};
 use crate::exit::{EXIT_CONFIG, EXIT_UNREACHABLE};
-use anyhow::{Context, Result, anyhow};
+use anyhow::Result;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
@@ -17,7 +18,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 pub(super) type Client = CoordinatorClient<Channel>;
 
@@ -32,6 +33,7 @@ const MOST_SILENCE: Duration = Duration::from_secs(3);
 /// Keeps a stream to the coordinator.
 pub(super) struct Keeper {
     coordinator: String,
+    admission: Admission,
     hello: Hello,
     shared: Arc<Shared>,
     /// To the training thread: streams that were opened in a lost one's stead.
@@ -53,44 +55,53 @@ pub(super) struct Keeping {
 }
 
 impl Keeper {
-    pub(super) fn new(coordinator: &str, hello: Hello, shared: Arc<Shared>, opened: Sender<Line>) -> Self {
-        Self { coordinator: coordinator.into(), hello, shared, opened, welcome: None }
+    pub(super) fn new(
+        coordinator: &str,
+        admission: Admission,
+        hello: Hello,
+        (shared, opened): (Arc<Shared>, Sender<Line>),
+    ) -> Self {
+        Self { coordinator: coordinator.into(), admission, hello, shared, opened, welcome: None }
     }
 
     /// Waits until the coordinator is up.
-    pub(super) async fn open_first(self) -> Result<(Keeping, Client, Line)> {
+    pub(super) async fn open_first(mut self) -> Result<(Keeping, Client, Line)> {
         let (client, line, open) = self.open(MOST_CONNECT).await?;
         Ok((Keeping { keeper: self, open }, client, line))
     }
 
     /// Opens a stream and introduces this worker, again and again for some time.
-    async fn open(&self, most: Duration) -> Result<(Client, Line, Open)> {
+    async fn open(&mut self, most: Duration) -> Result<(Client, Line, Open)> {
         let deadline = Instant::now() + most;
+        let mut reason = "it does not answer".to_owned();
         loop {
-            let attempt = timeout_at(deadline, self.open_once()).await;
-            match attempt {
+            match timeout_at(deadline, self.open_once()).await {
                 Ok(Ok(opened)) => return Ok(opened),
-                Ok(Err(_)) if Instant::now() < deadline => sleep(BETWEEN_ATTEMPTS).await,
-                Ok(Err(error)) => return Err(error.context(format!("not reached within {most:?}"))),
-                Err(_) => return Err(anyhow!("it did not answer within {most:?}")),
+                // Asking again changes nothing.
+                Ok(Err(error)) if error.is::<Refused>() => return Err(error),
+                Ok(Err(error)) => reason = format!("{error:#}{}", self.admission.hint()),
+                Err(_) => {}
             }
+            if Instant::now() >= deadline {
+                return Err(NotReached { coordinator: self.coordinator.clone(), within: most, reason }.into());
+            }
+            sleep(BETWEEN_ATTEMPTS).await;
         }
     }
 
-    async fn open_once(&self) -> Result<(Client, Line, Open)> {
-        let coordinator = &self.coordinator;
-        let endpoint = Endpoint::from_shared(format!("http://{coordinator}"))
-            .with_context(|| format!("`{coordinator}` is not HOST:PORT"))?
+    async fn open_once(&mut self) -> Result<(Client, Line, Open)> {
+        let endpoint = self.admission.endpoint(&self.coordinator, &self.hello.worker_id).await?;
+        let endpoint = endpoint
             .tcp_nodelay(true)
             .connect_timeout(Duration::from_secs(5))
             .http2_keep_alive_interval(BETWEEN_PINGS)
             .keep_alive_timeout(MOST_SILENCE)
             .keep_alive_while_idle(true);
-        let mut client = CoordinatorClient::new(endpoint.connect().await?);
+        let mut client = CoordinatorClient::new(endpoint.connect().await.map_err(unless_untrusted)?);
         let (line, FarEnd { events, answers, tally }) = Line::new();
         let first = tokio_stream::once(WorkerEvent::Hello(self.hello.clone()));
         let stream = first.chain(ReceiverStream::new(events)).map(v1::WorkerEvent::from);
-        let commands = client.session(stream).await.map_err(|status| anyhow!("{}", status.message()))?.into_inner();
+        let commands = client.session(stream).await.map_err(unless_refused)?.into_inner();
         tokio::spawn(heartbeats(line.events(), self.shared.clone()));
         Ok((client, line, Open { commands, answers, tally }))
     }
@@ -114,7 +125,11 @@ impl Keeping {
                     _ = keeper.opened.send(line);
                     open = again;
                 }
-                Err(error) => end(&format!("the coordinator is gone: {error:#}"), EXIT_UNREACHABLE),
+                Err(error) => {
+                    let exit_code =
+                        error.downcast_ref::<Refused>().map_or(EXIT_UNREACHABLE, |refused| refused.exit_code);
+                    end(&format!("{error:#}"), exit_code)
+                }
             }
         }
     }

@@ -1,0 +1,282 @@
+//! Who may take part in a run. Each run has a certificate authority of its own: the coordinator's certificate is from
+//! it, and a worker gets one by a join token, for its own id alone. Secrets are in files of mode 0600, and nowhere else:
+//! not in arguments, variables, logs or error texts.
+
+use crate::exit::{EXIT_CONFIG, EXIT_IO, Fatal};
+use anyhow::{Context, Result};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose,
+};
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use subtle::ConstantTimeEq;
+use thanos_configs::hex;
+use thanos_proto::{COORDINATOR_NAME, is_worker_id};
+use tokio_rustls::rustls::crypto::ring::default_provider;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::{RootCertStore, ServerConfig};
+
+/// Files of a folder of credentials. A worker needs the first two.
+pub(crate) const CA: &str = "ca.pem";
+pub(crate) const TOKEN: &str = "token";
+pub(crate) const CA_KEY: &str = "ca.key";
+pub(crate) const SCRAPE_TOKEN: &str = "scrape-token";
+
+/// Folder of the workers whose process this program starts, a folder a worker.
+const WORKERS: &str = "workers";
+/// Bytes of a token, before they are written in hexadecimal.
+const TOKEN_BYTES: usize = 32;
+
+/// The authority of a run, in its folder.
+pub(crate) struct Credentials {
+    folder: PathBuf,
+    ca: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+/// Why a worker gets no certificate.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NotEnrolled {
+    #[error("`{0}` is no worker's id: letters, digits, `-`, `_` and `.` inside, at most 63 of them")]
+    Id(String),
+    #[error("this is not the join token of worker `{0}`, or it was used before")]
+    Token(String),
+    #[error("its certificate request is malformed")]
+    Request,
+}
+
+impl Credentials {
+    /// Opens a folder of credentials, and makes it if it is not there; `shared`: with a token that any worker may join
+    /// with, as often as it needs.
+    ///
+    /// # Errors
+    /// 74 if files cannot be written, 78 if they are there and not credentials.
+    pub(crate) fn open_or_make(folder: &Path, shared: bool) -> Result<Self, Fatal> {
+        if !folder.join(CA).exists() {
+            make(folder).map_err(|error| {
+                Fatal::new(EXIT_IO, format!("cannot make credentials in {}: {error:#}", folder.display()))
+            })?;
+        }
+        if shared && !folder.join(TOKEN).exists() {
+            new_token(&folder.join(TOKEN)).map_err(|error| {
+                Fatal::new(EXIT_IO, format!("cannot write {}: {error}", folder.join(TOKEN).display()))
+            })?;
+        }
+        Self::open(folder).map_err(|error| Fatal::new(EXIT_CONFIG, format!("{}: {error:#}", folder.display())))
+    }
+
+    fn open(folder: &Path) -> Result<Self> {
+        let ca = fs::read_to_string(folder.join(CA)).context(CA)?;
+        let key = fs::read_to_string(folder.join(CA_KEY)).context(CA_KEY)?;
+        let key = KeyPair::from_pem(&key).ok().context("its key cannot be read")?;
+        let issuer = Issuer::from_ca_cert_pem(&ca, key).ok().context("its certificate cannot be read")?;
+        Ok(Self { folder: folder.into(), ca, issuer })
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// How the coordinator speaks TLS: with a certificate that is new each time, to anybody; whoever has a certificate
+    /// shows it.
+    pub(crate) fn tls(&self, protocols: &[&str]) -> Result<ServerConfig> {
+        let key = KeyPair::generate()?;
+        let mut params = named(COORDINATOR_NAME, ExtendedKeyUsagePurpose::ServerAuth);
+        params.subject_alt_names = vec![rcgen::SanType::DnsName(COORDINATOR_NAME.try_into()?)];
+        let certificate = params.signed_by(&key, &self.issuer)?;
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(self.ca.as_bytes())?)?;
+        let provider = Arc::new(default_provider());
+        let workers = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+            .allow_unauthenticated()
+            .build()?;
+        let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(anyhow::Error::msg)?;
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_client_cert_verifier(workers)
+            .with_single_cert(vec![certificate.der().clone()], key)?;
+        config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
+        Ok(config)
+    }
+
+    /// Makes a token that this worker may join with, once, and returns the folder that it finds it in.
+    pub(crate) fn invite(&self, worker: &str) -> io::Result<PathBuf> {
+        let folder = self.folder.join(WORKERS).join(worker);
+        private_folder(&folder)?;
+        write_secret(&folder.join(CA), &self.ca)?;
+        new_token(&folder.join(TOKEN))?;
+        Ok(folder)
+    }
+
+    /// A certificate (PEM) for a worker that has a token; one of its own is used up.
+    pub(crate) fn enrol(&self, worker: &str, token: &str, request: &[u8]) -> Result<String, NotEnrolled> {
+        if !is_worker_id(worker) {
+            return Err(NotEnrolled::Id(worker.chars().take(64).filter(|c| !c.is_control()).collect()));
+        }
+        let own = self.folder.join(WORKERS).join(worker).join(TOKEN);
+        let request = CertificateSigningRequestParams::from_der(&request.into()).map_err(|_| NotEnrolled::Request)?;
+        let is_own = is_token(&own, token);
+        // Both are compared, so that the time taken does not tell which one is there.
+        if !(is_token(&self.folder.join(TOKEN), token) | (is_own && fs::remove_file(&own).is_ok())) {
+            return Err(NotEnrolled::Token(worker.into()));
+        }
+        let params = named(worker, ExtendedKeyUsagePurpose::ClientAuth);
+        let signed = params.signed_by(&request.public_key, &self.issuer).map_err(|_| NotEnrolled::Request)?;
+        Ok(signed.pem())
+    }
+
+    /// Whether this is the token that metrics are shown for.
+    pub(crate) fn may_scrape(&self, token: &str) -> bool {
+        is_token(&self.folder.join(SCRAPE_TOKEN), token)
+    }
+}
+
+/// The worker whose certificate (DER) this is; that it is from the run's authority was seen in the handshake.
+pub(crate) fn worker_of(certificate: &[u8]) -> Option<String> {
+    let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    let name = certificate.subject().iter_common_name().next()?.as_str().ok()?;
+    Some(name.to_owned())
+}
+
+/// Makes the folder of a new authority; its certificate is last.
+fn make(folder: &Path) -> Result<()> {
+    private_folder(folder)?;
+    let key = KeyPair::generate()?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, "the authority of one run of thanos-coord");
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
+    write_secret(&folder.join(CA_KEY), &key.serialize_pem())?;
+    new_token(&folder.join(SCRAPE_TOKEN))?;
+    write_secret(&folder.join(CA), &params.self_signed(&key)?.pem())?;
+    Ok(())
+}
+
+/// A certificate has no end: it is worth something as long as somebody has the authority's key, and clocks of machines
+/// differ.
+fn named(name: &str, usage: ExtendedKeyUsagePurpose) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.extended_key_usages = vec![usage];
+    params
+}
+
+/// Whether the file holds this token. An empty one holds none.
+fn is_token(file: &Path, token: &str) -> bool {
+    let held = fs::read_to_string(file).unwrap_or_default();
+    let held = held.trim();
+    held.len() == 2 * TOKEN_BYTES && held.as_bytes().ct_eq(token.trim().as_bytes()).into()
+}
+
+fn new_token(file: &Path) -> io::Result<()> {
+    let mut bytes = [0; TOKEN_BYTES];
+    default_provider().secure_random.fill(&mut bytes).map_err(|_| io::Error::other("no random bytes are to be had"))?;
+    write_secret(file, &hex(&bytes))
+}
+
+fn private_folder(folder: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)
+}
+
+/// Replaces a file that its owner alone can read.
+fn write_secret(file: &Path, text: &str) -> io::Result<()> {
+    let temporary = file.with_extension("tmp");
+    _ = fs::remove_file(&temporary);
+    let mut new = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+    new.write_all(text.as_bytes())?;
+    new.write_all(b"\n")?;
+    fs::rename(&temporary, file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn request() -> Vec<u8> {
+        let key = KeyPair::generate().expect("a key");
+        CertificateParams::default().serialize_request(&key).expect("a request").der().to_vec()
+    }
+
+    fn name(certificate: &str) -> Option<String> {
+        worker_of(&CertificateDer::from_pem_slice(certificate.as_bytes()).expect("PEM"))
+    }
+
+    fn token(folder: &Path) -> String {
+        fs::read_to_string(folder.join(TOKEN)).expect("a token")
+    }
+
+    #[test]
+    fn an_invited_worker_gets_a_certificate_for_its_own_name_once() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let credentials = Credentials::open_or_make(&folder.path().join("c"), false).expect("made");
+        let first = token(&credentials.invite("worker-0").expect("written"));
+        let other = token(&credentials.invite("worker-1").expect("written"));
+        let enrol = |worker: &str, token: &str| credentials.enrol(worker, token, &request());
+        let refused = |worker: &str| Err(NotEnrolled::Token(worker.into()));
+        for wrong in [other.as_str(), "", "0", &"0".repeat(64)] {
+            assert_eq!(enrol("worker-0", wrong), refused("worker-0"), "{wrong}");
+        }
+        let certificate = enrol("worker-0", &first).expect("its own token");
+        assert_eq!(name(&certificate).as_deref(), Some("worker-0"));
+        assert_eq!(enrol("worker-0", &first), refused("worker-0"));
+        assert_eq!(enrol("worker-2", &other), refused("worker-2"));
+        assert_eq!(credentials.enrol("worker-1", &other, b"?"), Err(NotEnrolled::Request));
+        // What was refused for another reason has not used it up; and a new one is as good.
+        enrol("worker-1", &other).expect("its own token");
+        enrol("worker-0", &token(&credentials.invite("worker-0").expect("written"))).expect("the new one");
+    }
+
+    #[test]
+    fn a_shared_token_is_for_all_workers_and_outlives_the_coordinator() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let credentials = Credentials::open_or_make(folder.path(), true).expect("made");
+        let token = token(folder.path());
+        for worker in ["a", "b", "a"] {
+            assert_eq!(name(&credentials.enrol(worker, &token, &request()).expect("shared")).as_deref(), Some(worker));
+        }
+        let again = Credentials::open_or_make(folder.path(), true).expect("opened");
+        assert_eq!(again.ca, credentials.ca);
+        again.enrol("c", &token, &request()).expect("the same token");
+        assert!(!again.may_scrape(&token));
+        assert!(again.may_scrape(&fs::read_to_string(folder.path().join(SCRAPE_TOKEN)).expect("written")));
+    }
+
+    #[test]
+    fn ids_stay_inside_the_folder() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let credentials = Credentials::open_or_make(folder.path(), true).expect("made");
+        let token = token(folder.path());
+        for id in [COORDINATOR_NAME, "", "..", "../a", "a/b", ".a", "a\nb", &"a".repeat(64)] {
+            assert!(matches!(credentials.enrol(id, &token, &request()), Err(NotEnrolled::Id(_))), "{id}");
+        }
+    }
+
+    #[test]
+    fn secrets_are_for_their_owner_alone_and_damage_is_told() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let folder = folder.path().join("credentials");
+        Credentials::open_or_make(&folder, true).expect("made").invite("w").expect("written");
+        let modes = walkdir::WalkDir::new(&folder).into_iter().map(|entry| {
+            let entry = entry.expect("readable");
+            (entry.metadata().expect("there").permissions().mode() & 0o777, entry)
+        });
+        for (mode, entry) in modes {
+            assert_eq!(mode, if entry.file_type().is_dir() { 0o700 } else { 0o600 }, "{entry:?}");
+        }
+        fs::write(folder.join(CA_KEY), "no key").expect("written");
+        let fatal = Credentials::open_or_make(&folder, true).err().expect("damaged");
+        assert_eq!(
+            (fatal.exit_code, fatal.message.ends_with("its key cannot be read")),
+            (EXIT_CONFIG, true),
+            "{fatal}"
+        );
+    }
+}

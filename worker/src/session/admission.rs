@@ -1,0 +1,101 @@
+//! How a worker is admitted: it makes a key, which never leaves this process, and exchanges its join token for a
+//! certificate. The run's authority is all that it trusts.
+
+use super::Refused;
+use super::stream::Client;
+use crate::exit::EXIT_NO_PERMISSION;
+use anyhow::{Context, Result};
+use rcgen::{CertificateParams, KeyPair};
+use std::error::Error;
+use std::path::Path;
+use thanos_proto::COORDINATOR_NAME;
+use thanos_proto::v1::EnrolRequest;
+use tokio_rustls::rustls;
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
+use tonic::{Code, Status, transport};
+
+/// What a worker speaks to its coordinator with.
+pub(super) enum Admission {
+    /// Nothing: the run is an insecure one.
+    Insecure,
+    Token {
+        authority: Certificate,
+        token: String,
+    },
+    Certificate(Box<ClientTlsConfig>),
+}
+
+impl Admission {
+    /// What is in a worker's folder of credentials; without one it has none.
+    ///
+    /// # Errors
+    /// [`Refused`] with 77, naming the file.
+    pub(super) fn read(folder: Option<&Path>) -> Result<Self> {
+        let Some(folder) = folder else { return Ok(Self::Insecure) };
+        let read = |name: &str| {
+            let file = folder.join(name);
+            std::fs::read_to_string(&file).map_err(|error| refused(format!("cannot read {}: {error}", file.display())))
+        };
+        Ok(Self::Token { authority: Certificate::from_pem(read("ca.pem")?), token: read("token")?.trim().into() })
+    }
+
+    /// What may be wrong with this worker if a connection fails.
+    pub(super) fn hint(&self) -> &'static str {
+        match self {
+            Self::Insecure => " (a coordinator without --insecure needs --credentials)",
+            Self::Token { .. } | Self::Certificate(_) => " (one with --insecure needs the same of its workers)",
+        }
+    }
+
+    /// The coordinator, as whoever may speak to it reaches it; a token is exchanged first.
+    ///
+    /// # Errors
+    /// [`Refused`] if the coordinator is not the run's, or does not take the token; else it could not be reached.
+    pub(super) async fn endpoint(&mut self, coordinator: &str, worker_id: &str) -> Result<Endpoint> {
+        let endpoint = |scheme: &str| {
+            let endpoint = Endpoint::from_shared(format!("{scheme}://{coordinator}"));
+            endpoint.with_context(|| format!("`{coordinator}` is not HOST:PORT"))
+        };
+        if let Self::Token { authority, token } = self {
+            let tls = ClientTlsConfig::new().ca_certificate(authority.clone()).domain_name(COORDINATOR_NAME);
+            let key = KeyPair::generate()?;
+            let certificate_request = CertificateParams::default().serialize_request(&key)?.der().to_vec();
+            let request = EnrolRequest { worker_id: worker_id.into(), token: token.clone(), certificate_request };
+            let channel = endpoint("https")?.tls_config(tls.clone())?.connect().await.map_err(unless_untrusted)?;
+            let reply = Client::new(channel).enrol(request).await.map_err(unless_refused)?;
+            let identity = Identity::from_pem(reply.into_inner().certificate, key.serialize_pem());
+            *self = Self::Certificate(Box::new(tls.identity(identity)));
+        }
+        match self {
+            Self::Certificate(tls) => Ok(endpoint("https")?.tls_config(tls.as_ref().clone())?),
+            Self::Insecure | Self::Token { .. } => endpoint("http"),
+        }
+    }
+}
+
+fn refused(reason: String) -> Refused {
+    Refused { reason, exit_code: EXIT_NO_PERMISSION }
+}
+
+/// A connection that failed; for good, if what answers is not of this run.
+pub(super) fn unless_untrusted(error: transport::Error) -> anyhow::Error {
+    let mut cause: Option<&dyn Error> = Some(&error);
+    while let Some(current) = cause {
+        let inner = current.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        if let Some(tls) = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            if matches!(tls, rustls::Error::InvalidCertificate(_)) {
+                return refused("it is not of the run whose ca.pem this worker has".into()).into();
+            }
+        }
+        cause = current.source();
+    }
+    error.into()
+}
+
+/// A call that failed; for good, if this worker may not make it.
+pub(super) fn unless_refused(status: Status) -> anyhow::Error {
+    match status.code() {
+        Code::Unauthenticated | Code::PermissionDenied => refused(status.message().into()).into(),
+        _ => anyhow::anyhow!("{}", status.message()),
+    }
+}
