@@ -5,7 +5,7 @@
 //! `preemption`, `commit_points`, `checks`, `strangers`, `security`, `full_disk` and `endings` what happens to processes, networks and disks,
 //! `pytorch_names` what is in a checkpoint, `data_sets`, `pack_transfer`, `downloads` and `fashion_mnist` how images
 //! come to workers, `device_views` how a GPU makes views of them; `bad_input`, `command_line`, `metrics` and `documents` what people type and read.
-//! `layering` reads the sources.
+//! `slurm` runs the job scripts on a real one. `layering` reads the sources.
 
 mod bad_input;
 mod checks;
@@ -36,6 +36,7 @@ mod recovery;
 mod rerun;
 mod resume;
 mod security;
+mod slurm;
 mod standstill;
 mod strangers;
 mod world_sizes;

@@ -6,7 +6,7 @@ use crate::conductor::Conductor;
 use crate::credentials::Credentials;
 use crate::exit::{EXIT_DATA, EXIT_STOPPED, Fatal};
 use crate::ingest::{self, PackFile, Packs};
-use crate::launcher::{Launcher, WorkerCommand, worker_ids, worker_program};
+use crate::launcher::{Launcher, Place, WorkerCommand, worker_program};
 use crate::ledger::{Ledger, last_generation, read_steps};
 use crate::observe::Observed;
 use crate::packs::PackShelf;
@@ -31,14 +31,16 @@ use tokio::sync::{mpsc, oneshot};
 
 /// Events that may wait for the conductor; a full queue makes sessions wait.
 const MOST_EVENTS: usize = 4096;
+/// The same signal so soon again is the same: Slurm tells every process of a job, and so this one twice.
+const SAME_SIGNAL: Duration = Duration::from_secs(1);
 /// How long the last commands may take to reach the workers when a run is over.
 const MOST_FAREWELL: Duration = Duration::from_secs(2);
 
 /// Who starts the workers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Starter {
-    /// This program, on this machine.
-    Local { threads: usize },
+    /// This program.
+    This { place: Place, threads: usize, interface: Option<String> },
     /// Somebody else: the coordinator waits for them.
     Nobody,
 }
@@ -127,9 +129,9 @@ pub(crate) async fn launch(plan: &Plan, launch: &Launch, listener: std::net::Tcp
         resume: found.resume,
         complete: found.complete,
         next_step,
-        adopted: match launch.starter {
-            Starter::Local { .. } if launch.again => worker_ids(launch.workers).collect(),
-            Starter::Local { .. } | Starter::Nobody => Vec::new(),
+        adopted: match &launch.starter {
+            Starter::This { place, .. } if launch.again => place.worker_ids(),
+            Starter::This { .. } | Starter::Nobody => Vec::new(),
         },
         grace: launch.grace,
     };
@@ -217,30 +219,17 @@ async fn conduct(
     watch_signals(events.clone());
     let progress = Progress::new();
     progress.line(&format!("run directory: {}", launch.run_dir.display()));
-    let launcher = match launch.starter {
-        Starter::Local { threads } => {
-            let logs = launch.run_dir.join("logs");
-            let coordinator = address.to_string();
-            let (program, credentials) = (worker_program()?, credentials.clone());
-            let command = WorkerCommand { program, coordinator, credentials, threads, logs };
-            let launcher = Launcher::new(command, &events);
-            if !launch.again {
-                launcher.start(launch.workers)?;
-            }
-            Some(Arc::new(launcher))
-        }
-        Starter::Nobody => {
-            let workers = launch.workers;
-            let how = match &credentials {
-                Some(credentials) => format!("--credentials {}", credentials.folder().display()),
-                None => "--insecure".into(),
-            };
-            progress.line(&format!(
-                "waiting at {address} for {workers} worker(s): thanos-worker --coordinator {address} --id NAME {how}"
-            ));
-            None
-        }
-    };
+    let launcher = start_workers(launch, address, credentials.as_ref(), &events)?;
+    if launcher.is_none() {
+        let how = match &credentials {
+            Some(credentials) => format!("--credentials {}", credentials.folder().display()),
+            None => "--insecure".into(),
+        };
+        let workers = launch.workers;
+        progress.line(&format!(
+            "waiting at {address} for {workers} worker(s): thanos-worker --coordinator {address} --id NAME {how}"
+        ));
+    }
     let observed = match launch.status {
         Some(address) => Some(Observed::serve(address, credentials.clone(), &start).await?),
         None => None,
@@ -270,6 +259,30 @@ async fn conduct(
     Ok(outcome?)
 }
 
+/// Starts the workers, unless an earlier coordinator did; `None`: somebody else starts them.
+fn start_workers(
+    launch: &Launch,
+    address: SocketAddr,
+    credentials: Option<&Arc<Credentials>>,
+    events: &mpsc::Sender<Event>,
+) -> Result<Option<Arc<Launcher>>> {
+    let Starter::This { place, threads, interface } = launch.starter.clone() else { return Ok(None) };
+    let command = WorkerCommand {
+        program: worker_program()?,
+        coordinator: address.to_string(),
+        credentials: credentials.cloned(),
+        threads,
+        place,
+        interface,
+        logs: launch.run_dir.join("logs"),
+    };
+    let launcher = Launcher::new(command, events);
+    if !launch.again {
+        launcher.start()?;
+    }
+    Ok(Some(Arc::new(launcher)))
+}
+
 /// Ctrl-C, SIGTERM and SIGUSR1 ask for a stop; the second one ends the program at once.
 fn watch_signals(events: mpsc::Sender<Event>) {
     let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::user_defined1()];
@@ -278,18 +291,21 @@ fn watch_signals(events: mpsc::Sender<Event>) {
         return;
     };
     tokio::spawn(async move {
-        let mut asked = false;
+        let mut asked: Option<(Instant, &str)> = None;
         loop {
             let name = tokio::select! {
                 _ = interrupt.recv() => "Ctrl-C",
                 _ = terminate.recv() => "SIGTERM",
                 _ = user.recv() => "SIGUSR1",
             };
-            if asked {
+            if asked.is_some_and(|(when, first)| first == name && when.elapsed() < SAME_SIGNAL) {
+                continue;
+            }
+            if asked.is_some() {
                 tracing::warn!("a second signal ({name}): ending at once, without a checkpoint");
                 std::process::exit(i32::from(EXIT_STOPPED));
             }
-            asked = true;
+            asked = Some((Instant::now(), name));
             _ = events.send(Event::StopAsked { reason: name.into() }).await;
         }
     });

@@ -1,16 +1,19 @@
-//! The local launcher: worker processes on this machine, its own and those that an earlier coordinator of the run has
-//! started. Whoever is still there when the run is over is killed; should this process be killed itself, they wait for
-//! another coordinator as long as their lease says.
+//! The launcher: worker processes on this machine, or the `srun` processes that stand for workers on the nodes of a Slurm
+//! allocation; its own, and those that an earlier coordinator of the run has started. Whoever is still there when the run
+//! is over is killed; should this process be killed itself, they wait for another coordinator as long as their lease says.
+
+mod adopted;
 
 use crate::credentials::Credentials;
 use crate::exit::{EXIT_UNREACHABLE, Fatal};
 use crate::run::Event;
+use crate::slurm;
+use adopted::Adopted;
+pub(crate) use adopted::is_worker;
 use anyhow::{Context, Result};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -23,11 +26,17 @@ use tokio::task::JoinSet;
 /// How long workers may take to leave by themselves when a run is over.
 const MOST_LEAVING: Duration = Duration::from_secs(10);
 
-/// How often a process that is not a child is looked at.
-const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
+/// What a worker's id begins with on this machine; its place there follows.
+const WORKER: &str = "worker";
 
-/// What a worker's id begins with; its place on this machine follows.
-const WORKER: &str = "worker-";
+/// Where workers are started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// So many on this machine.
+    Here { workers: usize },
+    /// So many on each of these nodes of the Slurm allocation, by `srun`.
+    Nodes { names: Vec<String>, each: usize },
+}
 
 /// What every worker is started with.
 #[derive(Clone)]
@@ -38,6 +47,9 @@ pub(crate) struct WorkerCommand {
     /// Where workers are invited; `None`: they need not be.
     pub(crate) credentials: Option<Arc<Credentials>>,
     pub(crate) threads: usize,
+    pub(crate) place: Place,
+    /// Under which the workers reach each other; `None`: they find out.
+    pub(crate) interface: Option<String>,
     /// Folder of the workers' logs, one file each.
     pub(crate) logs: PathBuf,
 }
@@ -64,9 +76,9 @@ impl Launcher {
         Self { command, events: events.clone(), processes: Mutex::default() }
     }
 
-    /// Starts `workers` processes.
-    pub(crate) fn start(&self, workers: usize) -> Result<()> {
-        for worker in worker_ids(workers) {
+    /// Starts all workers' processes.
+    pub(crate) fn start(&self) -> Result<()> {
+        for worker in self.command.place.worker_ids() {
             let child = self.command.spawn(&worker)?;
             self.watch(worker, Some(child), Duration::ZERO);
         }
@@ -92,7 +104,12 @@ impl Launcher {
 
     /// Takes over a worker's process that is not this one's child.
     pub(crate) fn adopt(&self, worker: &str, pid: u32) {
-        let Some(process) = Adopted::new(pid) else { return };
+        let process = match self.command.place {
+            Place::Here { .. } => i32::try_from(pid).ok().and_then(Adopted::worker),
+            // The worker's own process is on another machine.
+            Place::Nodes { .. } => Adopted::srun(worker),
+        };
+        let Some(process) = process else { return };
         self.until(worker.into(), |killed| process.wait(killed));
     }
 
@@ -148,45 +165,6 @@ impl Launcher {
     }
 }
 
-/// A worker's process that an earlier coordinator has started. It dies with this value.
-struct Adopted(Pid);
-
-impl Adopted {
-    fn new(pid: u32) -> Option<Self> {
-        i32::try_from(pid).ok().filter(|pid| is_worker(*pid)).map(|pid| Self(Pid::from_raw(pid)))
-    }
-
-    /// Nobody tells a process that is not its parent how another one ended, or when.
-    async fn wait(self, mut killed: oneshot::Receiver<()>) -> (String, bool) {
-        let mut looks = tokio::time::interval(BETWEEN_LOOKS);
-        loop {
-            tokio::select! {
-                _ = looks.tick() => {}
-                Ok(()) = &mut killed => return ("did not answer and was killed".into(), true),
-            }
-            if !is_worker(self.0.as_raw()) {
-                return ("is gone".into(), true);
-            }
-        }
-    }
-}
-
-impl Drop for Adopted {
-    fn drop(&mut self) {
-        // A number that was used again by another program must not be signalled.
-        if is_worker(self.0.as_raw()) {
-            _ = kill(self.0, Signal::SIGKILL);
-        }
-    }
-}
-
-/// Whether this is the process of a worker that runs: not of another program, and not one that nobody has waited for.
-pub(crate) fn is_worker(pid: i32) -> bool {
-    let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    let program = command.split(|byte| *byte == 0).next().unwrap_or_default();
-    Path::new(std::ffi::OsStr::from_bytes(program)).ends_with("thanos-worker")
-}
-
 /// Waits for a process to end, by itself or killed on demand, and says how it ended, and whether it was killed.
 async fn wait(mut child: Child, killed: oneshot::Receiver<()>, log: &Path) -> (String, bool) {
     let ended = tokio::select! {
@@ -197,7 +175,7 @@ async fn wait(mut child: Child, killed: oneshot::Receiver<()>, log: &Path) -> (S
         },
     };
     match ended {
-        Ok(status) => (describe(status, log), status.signal() == Some(Signal::SIGKILL as i32)),
+        Ok(status) => (describe(status, log), signal_of(status) == Some(Signal::SIGKILL as i32)),
         Err(error) => (format!("could not be waited for: {error}"), false),
     }
 }
@@ -213,27 +191,51 @@ pub(crate) fn worker_program() -> Result<PathBuf> {
     Ok(program)
 }
 
-/// Names of this machine's workers.
-pub(crate) fn worker_ids(workers: usize) -> impl Iterator<Item = String> {
-    (0..workers).map(|index| format!("{WORKER}{index}"))
+impl Place {
+    /// Names of the workers: of this machine by number, of nodes by node and number.
+    pub(crate) fn worker_ids(&self) -> Vec<String> {
+        match self {
+            Self::Here { workers } => (0..*workers).map(|index| format!("{WORKER}-{index}")).collect(),
+            Self::Nodes { names, each } => {
+                names.iter().flat_map(|node| (0..*each).map(move |index| format!("{node}-{index}"))).collect()
+            }
+        }
+    }
 }
 
 impl WorkerCommand {
+    fn cannot_start(&self) -> String {
+        match self.place {
+            Place::Here { .. } => format!("{} could not be started", self.program.display()),
+            Place::Nodes { .. } => "srun could not be started".into(),
+        }
+    }
+
     fn log(&self, worker: &str) -> PathBuf {
         self.logs.join(format!("{worker}.log"))
     }
 
-    /// What starts a worker on this machine.
+    /// What starts a worker.
     fn start(&self, worker: &str) -> Result<Command> {
         let log = self.log(worker);
         let file =
             File::options().create(true).append(true).open(&log).with_context(|| format!("{}", log.display()))?;
-        let index = worker.strip_prefix(WORKER).unwrap_or_default();
-        let mut command = Command::new(&self.program);
+        let (node, index) = worker.rsplit_once('-').unwrap_or((worker, "0"));
+        let mut command = match self.place {
+            Place::Here { .. } => Command::new(&self.program),
+            Place::Nodes { .. } => {
+                let mut command = Command::from(slurm::srun(node));
+                command.arg(&self.program);
+                command
+            }
+        };
         match &self.credentials {
             Some(credentials) => command.arg("--credentials").arg(credentials.invite(worker).context("credentials")?),
             None => command.arg("--insecure"),
         };
+        if let Some(interface) = &self.interface {
+            command.args(["--interface", interface]);
+        }
         command
             .args(["--coordinator", &self.coordinator, "--id", worker])
             .args(["--local-rank", index, "--threads", &self.threads.to_string()])
@@ -253,25 +255,30 @@ impl WorkerCommand {
 
     fn spawn(&self, worker: &str) -> Result<Child> {
         let spawned = self.start(worker)?.spawn();
-        spawned.with_context(|| format!("{} could not be started", self.program.display()))
+        spawned.with_context(|| self.cannot_start())
     }
 
     /// As [`Self::spawn`]; whom a test has broken on purpose is not broken again.
     fn spawn_again(&self, worker: &str) -> Result<Child> {
         let spawned = self.start(worker)?.env_remove("FAILPOINTS").spawn();
-        spawned.with_context(|| format!("{} could not be started", self.program.display()))
+        spawned.with_context(|| self.cannot_start())
     }
+}
+
+/// The signal that ended a process, or, as `srun` says it, the process that it stands for.
+fn signal_of(status: ExitStatus) -> Option<i32> {
+    status.signal().or(status.code().filter(|code| *code > 128).map(|code| code - 128))
 }
 
 /// How a process ended, with the telling line of its log if it did not end well.
 fn describe(status: ExitStatus, log: &Path) -> String {
-    let how = match (status.code(), status.signal()) {
-        (Some(code), _) => format!("ended with exit code {code}"),
-        (None, Some(signal)) => format!("was killed by signal {signal}"),
+    let how = match (signal_of(status), status.code()) {
+        (Some(signal), _) => format!("was killed by signal {signal}"),
+        (None, Some(code)) => format!("ended with exit code {code}"),
         (None, None) => "ended".into(),
     };
     // Who is killed from outside has nothing to say about it.
-    if status.success() || status.signal() == Some(Signal::SIGKILL as i32) {
+    if status.success() || signal_of(status) == Some(Signal::SIGKILL as i32) {
         return how;
     }
     let text = std::fs::read_to_string(log).unwrap_or_default();

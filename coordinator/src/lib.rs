@@ -2,7 +2,8 @@
 //!
 //! Reading order: `run.rs` (the rules, a pure function from events to effects), `conductor.rs` (the task that owns the
 //! run and carries its effects out), `launch.rs` (from a plan to a result table), `supervise.rs` (the process above
-//! it); around them `credentials.rs`, `door.rs`, `server.rs`, `store.rs` and `packs.rs` (gRPC), `launcher.rs` (worker processes), `run_dir.rs`,
+//! it); around them `credentials.rs`, `door.rs`, `server.rs`, `store.rs` and `packs.rs` (gRPC), `launcher.rs` and `slurm.rs` (worker
+//! processes), `run_dir.rs`,
 //! `ledger.rs` and `checkpoints.rs` (what is kept), `fetch.rs` and `ingest.rs` (published files, and raw data to packs),
 //! `observe.rs` and `metrics.rs` (what is scraped), `progress.rs`, `report.rs`, `status.rs` and `verify_run.rs` (what people see), `chaos.rs` (faults on demand),
 //! `cli.rs`.
@@ -27,6 +28,7 @@ mod report;
 mod run;
 mod run_dir;
 mod server;
+mod slurm;
 mod status;
 mod store;
 mod supervise;

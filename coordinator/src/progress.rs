@@ -10,8 +10,10 @@ use std::time::{Duration, Instant};
 use thanos_configs::DataKind;
 use thanos_proto::{StageResult, StepDone};
 
-/// Where nobody watches, a line comes this often at most.
-const BETWEEN_LINES: Duration = Duration::from_secs(5);
+/// Where nobody watches, a line comes this often at first, then whenever a run is a twentieth older, and at last so often:
+/// a day of training is 400 lines.
+const LEAST_BETWEEN_LINES: Duration = Duration::from_secs(5);
+const MOST_BETWEEN_LINES: Duration = Duration::from_secs(300);
 /// The rate is that of the last seconds.
 const WINDOW: Duration = Duration::from_secs(5);
 
@@ -92,7 +94,7 @@ pub(crate) struct Progress {
 
 enum View {
     Bar(ProgressBar),
-    Lines { last: Instant },
+    Lines { began: Instant, last: Instant },
 }
 
 struct Stage {
@@ -100,6 +102,11 @@ struct Stage {
     started: Instant,
     /// When a step was committed, and its images.
     recent: VecDeque<(Instant, u64)>,
+}
+
+/// How long a run of this age is silent.
+fn between_lines(age: Duration) -> Duration {
+    (age / 20).clamp(LEAST_BETWEEN_LINES, MOST_BETWEEN_LINES)
 }
 
 impl Progress {
@@ -111,7 +118,7 @@ impl Progress {
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
             View::Bar(bar)
         } else {
-            View::Lines { last: Instant::now() }
+            View::Lines { began: Instant::now(), last: Instant::now() }
         };
         Self { view, stage: None }
     }
@@ -138,7 +145,7 @@ impl Progress {
                 bar.set_position(step.step + 1);
                 bar.set_message(text);
             }
-            View::Lines { last } if now.duration_since(*last) >= BETWEEN_LINES => {
+            View::Lines { began, last } if now.duration_since(*last) >= between_lines(now.duration_since(*began)) => {
                 *last = now;
                 eprintln!("{}: step {}/{}, {text}", step.stage, step.step + 1, step.total_steps);
             }
@@ -235,4 +242,19 @@ fn summary(result: &StageResult) -> String {
         }
     };
     format!("{}: done in {:.1} s, {accuracy}", result.stage, result.seconds)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_day_of_lines_is_no_flood() {
+        let (mut age, mut lines) = (Duration::ZERO, 0);
+        while age < Duration::from_secs(24 * 3600) {
+            age += between_lines(age);
+            lines += 1;
+        }
+        assert!((300..450).contains(&lines), "{lines}");
+    }
 }
