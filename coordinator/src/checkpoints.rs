@@ -1,6 +1,8 @@
 //! Checkpoints as the coordinator sees them: it commits what rank 0 has written, finds the newest good ones when a
 //! run goes on, and removes the old. A checkpoint is believed by its checksums, never by being there.
 
+mod transfer;
+
 use crate::run_dir::write_durably;
 use anyhow::{Context, Result, bail, ensure};
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
@@ -11,6 +13,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use thanos_configs::hex;
 use thanos_proto::{Best, CheckpointRef, CheckpointWritten, StageResult};
+pub(crate) use transfer::CheckpointFiles;
 
 /// The version of `manifest.json`.
 const FORMAT: u32 = 3;

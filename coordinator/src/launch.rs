@@ -1,7 +1,7 @@
 //! `launch`: from a plan to a result table. It prepares everything that can fail before a worker is started, then
 //! lets the conductor run.
 
-use crate::checkpoints::{Checkpoints, Found};
+use crate::checkpoints::{CheckpointFiles, Checkpoints, Found};
 use crate::conductor::Conductor;
 use crate::credentials::Credentials;
 use crate::exit::{EXIT_DATA, EXIT_STOPPED, Fatal};
@@ -136,7 +136,8 @@ pub(crate) async fn launch(plan: &Plan, launch: &Launch, listener: std::net::Tcp
         grace: launch.grace,
     };
     let shelf = PackShelf::new([&packs.train, &packs.test]);
-    let (verdict, mut new) = conduct(start, launch, (listener, checkpoints, shelf)).await?;
+    let files = CheckpointFiles::new(run_dir.path(), stages.iter().copied());
+    let (verdict, mut new) = conduct(start, launch, (listener, checkpoints, shelf, files)).await?;
     let mut results = found.results;
     results.append(&mut new);
     match verdict {
@@ -196,7 +197,7 @@ fn welcome(plan: &Plan, run_dir: &RunDir, packs: &Packs, lease: Duration) -> Res
 async fn conduct(
     start: Start,
     launch: &Launch,
-    (listener, checkpoints, packs): (std::net::TcpListener, Checkpoints, PackShelf),
+    (listener, checkpoints, packs, files): (std::net::TcpListener, Checkpoints, PackShelf, CheckpointFiles),
 ) -> Result<(Verdict, Vec<thanos_proto::StageResult>)> {
     listener.set_nonblocking(true)?;
     let listener = TcpListener::from_std(listener)?;
@@ -212,6 +213,7 @@ async fn conduct(
         sessions: sessions.clone(),
         store: store.clone(),
         packs: Arc::new(packs),
+        files: Arc::new(files),
         credentials: credentials.clone(),
         next_session: AtomicU64::new(1),
     };

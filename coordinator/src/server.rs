@@ -1,6 +1,7 @@
 //! The gRPC service: it numbers sessions, turns their messages into events and commands into messages. It decides
 //! nothing; `run.rs` does.
 
+use crate::checkpoints::CheckpointFiles;
 use crate::credentials::Credentials;
 use crate::door::{Identity, Peer, connections};
 use crate::exit::EXIT_NO_PERMISSION;
@@ -65,6 +66,7 @@ pub(crate) struct Service {
     pub(crate) sessions: Sessions,
     pub(crate) store: Arc<Store>,
     pub(crate) packs: Arc<PackShelf>,
+    pub(crate) files: Arc<CheckpointFiles>,
     /// None: everybody is let in, and nothing is encrypted.
     pub(crate) credentials: Option<Arc<Credentials>>,
     pub(crate) next_session: AtomicU64,
@@ -124,6 +126,24 @@ impl Coordinator for Service {
         admitted(&request)?;
         let parts = self.packs.clone().send(request.into_inner())?;
         Ok(Response::new(Box::pin(ReceiverStream::new(parts))))
+    }
+
+    type FetchFileStream = Pin<Box<dyn Stream<Item = Result<v1::FileChunk, Status>> + Send>>;
+
+    async fn fetch_file(
+        &self,
+        request: Request<v1::CheckpointFile>,
+    ) -> Result<Response<Self::FetchFileStream>, Status> {
+        admitted(&request)?;
+        let chunks = self.files.send(&request.into_inner())?;
+        Ok(Response::new(Box::pin(ReceiverStream::new(chunks))))
+    }
+
+    async fn store_file(&self, request: Request<Streaming<v1::FilePart>>) -> Result<Response<v1::Stored>, Status> {
+        admitted(&request)?;
+        let is_current = |generation| self.store.is_current(generation);
+        self.files.clone().take(request.into_inner(), is_current).await?;
+        Ok(Response::new(v1::Stored {}))
     }
 
     type SessionStream = Pin<Box<dyn Stream<Item = Result<v1::Command, Status>> + Send>>;

@@ -58,6 +58,11 @@ impl Store {
         Ok(reply)
     }
 
+    /// Whether this is the newest generation.
+    pub(crate) fn is_current(&self, generation: u64) -> bool {
+        self.current(generation).is_ok()
+    }
+
     async fn get(&self, generation: u64, keys: Vec<String>, wait: Duration) -> Result<StoreReply, Refusal> {
         let deadline = Instant::now() + wait;
         loop {

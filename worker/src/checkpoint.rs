@@ -1,14 +1,14 @@
 //! Checkpoints as a worker sees them: rank 0 writes files into a temporary folder and the coordinator commits it;
 //! a loader is told path and hash, and believes no file before its checksum. Formats: `tensors.rs`.
 
-use crate::failpoints::crash;
+use crate::run_files::{RunFiles, Unfinished};
 use crate::tensors::{Named, from_safetensors, to_safetensors};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
-use std::fs::{self, File};
-use std::io::{ErrorKind, Write};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
 use thanos_configs::hex;
 use thanos_proto::{Best, CheckpointRef, WrittenFile};
 
@@ -59,55 +59,27 @@ pub(crate) struct Written {
 /// Writes and syncs the files of a checkpoint into a temporary folder of the stage.
 ///
 /// # Errors
-/// If the disk is full or not writable; the folder is removed again.
-pub(crate) fn write(run_dir: &Path, stage: &str, step: u64, files: &[(&str, &Named)]) -> Result<Written> {
-    let folder = format!("checkpoints/{stage}/.tmp-step-{step:08}");
-    let path = run_dir.join(&folder);
-    remove_unfinished(&run_dir.join("checkpoints").join(stage))?;
-    let written = write_files(&path, files);
-    if written.is_err() {
-        _ = fs::remove_dir_all(&path);
-    }
-    let files = written.with_context(|| format!("checkpoint {}", path.display()))?;
-    Ok(Written { folder, files })
-}
-
-/// What a rank 0 was writing when it died: nobody else writes, and what was told to the coordinator is committed before
-/// another generation begins.
-fn remove_unfinished(stage: &Path) -> Result<()> {
-    let entries = match fs::read_dir(stage) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        entries => entries.with_context(|| format!("{}", stage.display()))?,
-    };
-    for entry in entries {
-        let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with(".tmp-") {
-            fs::remove_dir_all(entry.path())?;
-        }
-    }
-    Ok(())
-}
-
-fn write_files(folder: &Path, files: &[(&str, &Named)]) -> Result<Vec<WrittenFile>> {
-    _ = fs::remove_dir_all(folder);
-    fs::create_dir_all(folder)?;
-    let mut written = Vec::with_capacity(files.len());
+/// If the disk is full or not writable.
+pub(crate) fn write(place: &dyn RunFiles, checkpoint: Unfinished<'_>, files: &[(&str, &Named)]) -> Result<Written> {
+    let mut contents = Vec::with_capacity(files.len());
     for (name, tensors) in files {
-        let bytes = to_safetensors(tensors)?;
-        let mut file = File::create(folder.join(name))?;
-        file.write_all(&bytes)?;
-        crash("save-written");
-        file.sync_all()?;
-        written.push(WrittenFile { name: (*name).into(), bytes: bytes.len() as u64, sha256: sha256(&bytes) });
+        contents.push((*name, to_safetensors(tensors)?));
     }
-    File::open(folder)?.sync_all()?;
-    crash("save-synced");
-    Ok(written)
+    place.write(checkpoint, &contents)?;
+    let written = |(name, bytes): &(&str, Vec<u8>)| WrittenFile {
+        name: (*name).into(),
+        bytes: bytes.len() as u64,
+        sha256: sha256(bytes),
+    };
+    let Unfinished { stage, step, .. } = checkpoint;
+    let folder = format!("checkpoints/{stage}/.tmp-step-{step:08}");
+    Ok(Written { folder, files: contents.iter().map(written).collect() })
 }
 
 /// A committed checkpoint whose manifest is the one that the coordinator named.
 pub(crate) struct Committed {
-    folder: PathBuf,
+    files: Arc<dyn RunFiles>,
+    checkpoint: CheckpointRef,
     manifest: Manifest,
 }
 
@@ -116,17 +88,16 @@ impl Committed {
     ///
     /// # Errors
     /// Names both checksums if it is not the manifest that was committed.
-    pub(crate) fn open(run_dir: &Path, checkpoint: &CheckpointRef) -> Result<Self> {
-        let folder = run_dir.join(&checkpoint.folder);
-        let place = || format!("checkpoint {}", folder.display());
-        let bytes = fs::read(folder.join("manifest.json")).with_context(place)?;
+    pub(crate) fn open(files: &Arc<dyn RunFiles>, checkpoint: &CheckpointRef) -> Result<Self> {
+        let place = || format!("checkpoint {} of {}", checkpoint.folder, files.place());
+        let bytes = files.read(checkpoint, "manifest.json").with_context(place)?;
         let found = sha256(&bytes);
         let expected = &checkpoint.manifest_sha256;
         ensure!(&found == expected, "{}: manifest.json has SHA-256 {found}, the coordinator's is {expected}", place());
         let manifest: Manifest = serde_json::from_slice(&bytes).with_context(place)?;
         let same = (&manifest.stage, manifest.step) == (&checkpoint.stage, checkpoint.step);
         ensure!(same, "{} is of step {} of stage {}", place(), manifest.step, manifest.stage);
-        Ok(Self { folder, manifest })
+        Ok(Self { files: files.clone(), checkpoint: checkpoint.clone(), manifest })
     }
 
     /// Updates made when it was written.
@@ -154,21 +125,21 @@ impl Committed {
     /// # Errors
     /// Names the file and both checksums if it is not the one that was committed.
     pub(crate) fn tensors(&self, name: &str) -> Result<Named> {
-        let path = self.folder.join(name);
+        let folder = &self.checkpoint.folder;
         let Some(entry) = self.manifest.files.iter().find(|file| file.name == name) else {
-            bail!("checkpoint {}: its manifest names no {name}", self.folder.display());
+            bail!("checkpoint {folder}: its manifest names no {name}");
         };
-        let bytes = fs::read(&path).with_context(|| format!("checkpoint file {}", path.display()))?;
+        let bytes = self.files.read(&self.checkpoint, name).with_context(|| format!("checkpoint {folder}"))?;
         let found = sha256(&bytes);
         ensure!(
             bytes.len() as u64 == entry.bytes && found == entry.sha256,
-            "{}: {} bytes of SHA-256 {found}, but {} bytes of {} were committed",
-            path.display(),
+            "{folder}/{name} of {}: {} bytes of SHA-256 {found}, but {} bytes of {} were committed",
+            self.files.place(),
             bytes.len(),
             entry.bytes,
             entry.sha256
         );
-        from_safetensors(&bytes).with_context(|| format!("{}", path.display()))
+        from_safetensors(&bytes).with_context(|| format!("{folder}/{name}"))
     }
 }
 

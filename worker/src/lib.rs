@@ -25,6 +25,7 @@ mod pack;
 mod pack_transfer;
 mod replicas;
 mod run;
+mod run_files;
 mod saver;
 mod session;
 mod stage;

@@ -10,6 +10,7 @@ use crate::feed::Schedule;
 use crate::memory::Memory;
 use crate::model::{BatchSum, Model};
 use crate::pack_transfer::local_file;
+use crate::run_files::RunFiles;
 use crate::session::{Refused, Session, ends_generation};
 use crate::stage::Stage;
 use crate::tensors::{Named, copy_into};
@@ -19,8 +20,9 @@ use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, ToSocketAddrs, UdpSocket};
 use std::panic::AssertUnwindSafe;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 use tch::Device;
 use thanos_c10d::{Address, ProcessGroup, keep_freed_memory};
@@ -139,9 +141,9 @@ fn take_part(options: &Options, session: &Session, welcome: &Welcome) -> Result<
     };
     let packs = local_packs(options, session, &welcome.packs)?;
     let data = Data::open(&plan, &packs, device, options.threads).map_err(BadData)?;
-    let run_dir = welcome.run_dir.clone().into();
+    let files = session.run_files(Path::new(&welcome.run_dir), &welcome.run_id);
     let mut worker =
-        Worker { plan: &plan, data: &data, session, run_dir, finished: BTreeMap::new(), memory: None, stage: 0 };
+        Worker { plan: &plan, data: &data, session, files, finished: BTreeMap::new(), memory: None, stage: 0 };
     let mut ready = WorkerEvent::Ready { config_digest: plan.digest().into() };
     loop {
         session.announce(&ready)?;
@@ -207,7 +209,7 @@ struct Worker<'a> {
     plan: &'a Plan,
     data: &'a Data,
     session: &'a Session,
-    run_dir: PathBuf,
+    files: Arc<dyn RunFiles>,
     /// Best weights of the backbones that are complete, by name.
     finished: BTreeMap<String, Named>,
     /// What is held of the stage that a lost generation was in.
@@ -253,7 +255,7 @@ impl Worker<'_> {
     }
 
     fn open(&self, checkpoint: &CheckpointRef) -> Result<Committed> {
-        Ok(Committed::open(&self.run_dir, checkpoint).map_err(BadData)?)
+        Ok(Committed::open(&self.files, checkpoint).map_err(BadData)?)
     }
 
     fn train_stage(
@@ -280,7 +282,7 @@ impl Worker<'_> {
             checkpoint_every: config.checkpoint.every_steps,
             checks: &config.checks,
         };
-        let peers = Peers { group, session: self.session, generation, run_dir: &self.run_dir };
+        let peers = Peers { group, session: self.session, generation, files: &self.files };
         tch::manual_seed(init_key(config.seed, key) as i64);
         let judge = Judge { data: self.data, group: group.clone(), stop: self.session.stop_flag() };
         let mut stage: Box<dyn Stage + '_> = match plan {

@@ -3,10 +3,11 @@
 //! in a row. What is in a checkpoint is the caller's.
 
 use crate::checkpoint::{self, NotSaved};
+use crate::run_files::{RunFiles, Unfinished};
 use crate::session::Session;
 use crate::tensors::Named;
 use anyhow::{Context, Result, anyhow};
-use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use thanos_proto::{CheckpointWritten, WorkerEvent};
 
@@ -15,7 +16,7 @@ const MOST_FAILURES: u32 = 3;
 
 /// A checkpoint to be written.
 pub(crate) struct Save {
-    pub(crate) run_dir: PathBuf,
+    pub(crate) place: Arc<dyn RunFiles>,
     /// Names of files and their tensors, which nobody else changes.
     pub(crate) files: Vec<(&'static str, Named)>,
     /// What the coordinator is told; folder and files are filled in.
@@ -50,9 +51,10 @@ impl<'a> Saver<'a> {
         let events = self.session.events();
         let (stage, step) = (save.told.stage.clone(), save.told.step);
         let body = move || {
-            let Save { run_dir, files, told } = save;
+            let Save { place, files, told } = save;
             let named: Vec<(&str, &Named)> = files.iter().map(|(name, tensors)| (*name, tensors)).collect();
-            let written = checkpoint::write(&run_dir, &told.stage, told.step, &named)?;
+            let unfinished = Unfinished { stage: &told.stage, step: told.step, generation: told.generation };
+            let written = checkpoint::write(place.as_ref(), unfinished, &named)?;
             let told = CheckpointWritten { folder: written.folder, files: written.files, ..told };
             events.blocking_send(WorkerEvent::Checkpoint(told)).context("the session with the coordinator has ended")
         };

@@ -3,11 +3,13 @@
 //! the training thread hears of it as [`LineLost`]. It decides nothing about training.
 
 mod admission;
+mod files;
 mod line;
 mod packs;
 mod store;
 mod stream;
 
+use crate::run_files::{Disk, RunFiles};
 use admission::Admission;
 use anyhow::{Context, Result, bail};
 use line::{Line, LineLost};
@@ -249,6 +251,18 @@ impl Session {
     /// Starts a stream of a pack's file, from an offset on.
     pub(crate) fn fetch_pack(&self, fingerprint: &str, offset: u64) -> Result<packs::PackParts> {
         packs::PackParts::open(self.client.clone(), self.runtime.handle().clone(), fingerprint, offset)
+    }
+
+    /// Where the files of checkpoints are: in the run directory, if this machine sees it.
+    pub(crate) fn run_files(&self, run_dir: &Path, run_id: &str) -> Arc<dyn RunFiles> {
+        match Disk::of_run(run_dir, run_id) {
+            Some(disk) => Arc::new(disk),
+            None => {
+                tracing::info!("{} is not seen here: checkpoints go to the coordinator", run_dir.display());
+                let (client, runtime) = (self.client.clone(), self.runtime.handle().clone());
+                Arc::new(files::Remote { client, runtime })
+            }
+        }
     }
 
     /// Where this rank last said it was.

@@ -10,12 +10,13 @@ use crate::failpoints;
 use crate::feed::{Batch, Feed, Schedule};
 use crate::memory::{Memory, Recent};
 use crate::optimizer::AdamW;
+use crate::run_files::RunFiles;
 use crate::saver::{Save, Saver};
 use crate::session::Session;
 use crate::stage::{Losses, Stage};
 use crate::tensors::{Named, copy_into, snapshot};
 use anyhow::{Result, bail};
-use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 use tch::Tensor;
 use thanos_c10d::ProcessGroup;
@@ -40,7 +41,7 @@ pub(crate) struct Peers<'a> {
     pub(crate) group: &'a ProcessGroup,
     pub(crate) session: &'a Session,
     pub(crate) generation: u64,
-    pub(crate) run_dir: &'a Path,
+    pub(crate) files: &'a Arc<dyn RunFiles>,
 }
 
 /// How a stage ended.
@@ -370,7 +371,7 @@ impl<'a> Trainer<'a> {
             settled: self.settled,
             result,
         };
-        Some(Save { run_dir: self.peers.run_dir.into(), files, told })
+        Some(Save { place: self.peers.files.clone(), files, told })
     }
 
     /// Saves, and returns on every rank when the checkpoint is committed.
