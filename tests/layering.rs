@@ -4,13 +4,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use thanos_tests::root;
 
-const CRATES: [(&str, &[&str]); 7] = [
+const CRATES: [(&str, &[&str]); 8] = [
     ("configs", &[]),
     ("proto", &[]),
     ("views", &["thanos-configs"]),
     ("worker/c10d", &[]),
-    ("coordinator", &["thanos-proto", "thanos-configs", "thanos-views"]),
-    ("worker", &["thanos-proto", "thanos-configs", "thanos-views", "thanos-c10d"]),
+    ("coordinator/door", &["thanos-configs"]),
+    ("coordinator", &["thanos-proto", "thanos-configs", "thanos-views", "thanos-door"]),
+    ("worker", &["thanos-proto", "thanos-configs", "thanos-views", "thanos-c10d", "thanos-door"]),
     ("tests", &["thanos-worker", "thanos-configs", "thanos-views", "thanos-c10d", "thanos-coord", "thanos-proto"]),
 ];
 const MOST_LINES: usize = 600;

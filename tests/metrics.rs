@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use thanos_coord::{COUNTERS, GAUGES, PHASE_SECONDS};
 use thanos_tests::{Running, Scene, lines, root};
+use thanos_worker::{WORKER_COUNTERS, WORKER_GAUGES, WORKER_PHASE_SECONDS};
 
 /// Starts a run that shows itself, and returns where.
 fn start(scene: &Scene, status: &str) -> (Running, String) {
@@ -70,13 +71,25 @@ fn metrics_are_what_the_ledger_says() {
     let loss = value(&metrics, "thanos_trainer_loss{stage=\"cnce\",term=\"total\"}");
     assert_eq!(loss, line["loss"].as_f64(), "step {step}: {metrics}");
     assert_eq!(value(&metrics, "thanos_trainer_steps_total"), Some(step as f64));
-    for phase in ["data", "forward", "backward", "reduce", "update"] {
+    for phase in ["data", "forward", "gather", "backward", "reduce", "update"] {
         let count = value(&metrics, &format!("{PHASE_SECONDS}_count{{phase=\"{phase}\"}}"));
         assert_eq!(count, Some(step as f64), "{phase}: {metrics}");
     }
-    match tool("promtool", &["check", "metrics"], &metrics) {
-        Some((accepted, told)) => assert!(accepted, "{told}"),
-        None => tell("promtool is not installed: it was not asked"),
+    let gathered = value(&metrics, "thanos_trainer_gathered_bytes_total").expect("bytes");
+    // Of 64 candidates of 48 numbers each rank has half: it receives the others, and sends their gradients.
+    let (most, steps) = ((2 * 32 * 48 * 4 * step) as f64, step as f64);
+    assert!((0.9 * most..=most).contains(&gathered), "{gathered} bytes in {steps} steps");
+    let targets: serde_json::Value = serde_json::from_str(&get(&address, "/sd").1).expect("JSON");
+    let targets = targets.as_array().expect("an array");
+    assert_eq!((targets.len(), &targets[1]["labels"]["worker"]), (2, &"worker-1".into()), "{targets:?}");
+    let worker = get(targets[1]["targets"][0].as_str().expect("an address"), "/metrics").1;
+    assert_eq!(value(&worker, "thanos_trainer_worker_rank"), Some(1.0), "{worker}");
+    assert!(value(&worker, "thanos_trainer_worker_step{stage=\"cnce\"}").expect("a step") >= steps);
+    for text in [&metrics, &worker] {
+        match tool("promtool", &["check", "metrics"], text) {
+            Some((accepted, told)) => assert!(accepted, "{told}"),
+            None => tell("promtool is not installed: it was not asked"),
+        }
     }
     running.interrupt().expect(75);
 }
@@ -84,7 +97,8 @@ fn metrics_are_what_the_ledger_says() {
 #[test]
 fn every_metric_of_a_rule_or_panel_exists() {
     let known = GAUGES.iter().map(|(name, ..)| *name).chain(COUNTERS.iter().map(|(name, ..)| *name));
-    let known: Vec<&str> = known.chain([PHASE_SECONDS]).collect();
+    let worker = WORKER_GAUGES.iter().map(|(name, ..)| *name).chain(WORKER_COUNTERS.iter().map(|(name, ..)| *name));
+    let known: Vec<&str> = known.chain(worker).chain([PHASE_SECONDS, WORKER_PHASE_SECONDS]).collect();
     for file in
         ["deploy/prometheus/alerts.yml", "deploy/prometheus/alerts_test.yml", "deploy/grafana/thanos_trainer.json"]
     {
@@ -125,6 +139,11 @@ fn prometheus_scrapes_a_run_and_judges_it() {
         answer =
             if asked { get("127.0.0.1:19090", "/api/v1/query?query=thanos_trainer_loss").1 } else { String::new() };
         answer.contains("\"term\":\"total\"")
+    });
+    let mut workers = String::new();
+    prometheus.wait_until("both workers in Prometheus", || {
+        workers = get("127.0.0.1:19090", "/api/v1/query?query=thanos_trainer_worker_step").1;
+        ["worker-0", "worker-1"].iter().all(|worker| workers.contains(&format!("\"worker\":\"{worker}\"")))
     });
     assert!(answer.contains("\"stage\":\"cnce\"") && answer.contains("\"job\":\"thanos_trainer\""), "{answer}");
     running.wait_for_steps("run", 1);

@@ -6,10 +6,12 @@ use crate::exit::{EXIT_CONFIG, EXIT_IO, Fatal};
 use anyhow::{Context, Result};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose,
+    Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
+use sha2::{Digest, Sha256};
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -88,7 +90,7 @@ impl Credentials {
     pub(crate) fn tls(&self, protocols: &[&str]) -> Result<ServerConfig> {
         let key = KeyPair::generate()?;
         let mut params = named(COORDINATOR_NAME, ExtendedKeyUsagePurpose::ServerAuth);
-        params.subject_alt_names = vec![rcgen::SanType::DnsName(COORDINATOR_NAME.try_into()?)];
+        params.subject_alt_names = vec![SanType::DnsName(COORDINATOR_NAME.try_into()?)];
         let certificate = params.signed_by(&key, &self.issuer)?;
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(self.ca.as_bytes())?)?;
@@ -114,8 +116,15 @@ impl Credentials {
         Ok(folder)
     }
 
-    /// A certificate (PEM) for a worker that has a token; one of its own is used up.
-    pub(crate) fn enrol(&self, worker: &str, token: &str, request: &[u8]) -> Result<String, NotEnrolled> {
+    /// A certificate (PEM) for a worker that has a token; one of its own is used up. It shows its pages with it, too, at the
+    /// address that it comes from.
+    pub(crate) fn enrol(
+        &self,
+        worker: &str,
+        token: &str,
+        request: &[u8],
+        from: Option<IpAddr>,
+    ) -> Result<String, NotEnrolled> {
         if !is_worker_id(worker) {
             return Err(NotEnrolled::Id(worker.chars().take(64).filter(|c| !c.is_control()).collect()));
         }
@@ -126,22 +135,18 @@ impl Credentials {
         if !(is_token(&self.folder.join(TOKEN), token) | (is_own && fs::remove_file(&own).is_ok())) {
             return Err(NotEnrolled::Token(worker.into()));
         }
-        let params = named(worker, ExtendedKeyUsagePurpose::ClientAuth);
+        let mut params = named(worker, ExtendedKeyUsagePurpose::ClientAuth);
+        params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
+        params.subject_alt_names = from.map(SanType::IpAddress).into_iter().collect();
         let signed = params.signed_by(&request.public_key, &self.issuer).map_err(|_| NotEnrolled::Request)?;
         Ok(signed.pem())
     }
 
-    /// Whether this is the token that metrics are shown for.
-    pub(crate) fn may_scrape(&self, token: &str) -> bool {
-        is_token(&self.folder.join(SCRAPE_TOKEN), token)
+    /// SHA-256 of the token that metrics are shown for: what others may know of it.
+    pub(crate) fn scrape_token_sha256(&self) -> io::Result<String> {
+        let token = fs::read_to_string(self.folder.join(SCRAPE_TOKEN))?;
+        Ok(hex(&Sha256::digest(token.trim().as_bytes())))
     }
-}
-
-/// The worker whose certificate (DER) this is; that it is from the run's authority was seen in the handshake.
-pub(crate) fn worker_of(certificate: &[u8]) -> Option<String> {
-    let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
-    let name = certificate.subject().iter_common_name().next()?.as_str().ok()?;
-    Some(name.to_owned())
 }
 
 /// Makes the folder of a new authority; its certificate is last.
@@ -206,7 +211,10 @@ mod tests {
     }
 
     fn name(certificate: &str) -> Option<String> {
-        worker_of(&CertificateDer::from_pem_slice(certificate.as_bytes()).expect("PEM"))
+        let der = CertificateDer::from_pem_slice(certificate.as_bytes()).expect("PEM");
+        let (_, certificate) = x509_parser::parse_x509_certificate(&der).expect("a certificate");
+        let name = certificate.subject().iter_common_name().next()?.as_str().ok()?;
+        Some(name.to_owned())
     }
 
     fn token(folder: &Path) -> String {
@@ -219,7 +227,7 @@ mod tests {
         let credentials = Credentials::open_or_make(&folder.path().join("c"), false).expect("made");
         let first = token(&credentials.invite("worker-0").expect("written"));
         let other = token(&credentials.invite("worker-1").expect("written"));
-        let enrol = |worker: &str, token: &str| credentials.enrol(worker, token, &request());
+        let enrol = |worker: &str, token: &str| credentials.enrol(worker, token, &request(), None);
         let refused = |worker: &str| Err(NotEnrolled::Token(worker.into()));
         for wrong in [other.as_str(), "", "0", &"0".repeat(64)] {
             assert_eq!(enrol("worker-0", wrong), refused("worker-0"), "{wrong}");
@@ -228,7 +236,7 @@ mod tests {
         assert_eq!(name(&certificate).as_deref(), Some("worker-0"));
         assert_eq!(enrol("worker-0", &first), refused("worker-0"));
         assert_eq!(enrol("worker-2", &other), refused("worker-2"));
-        assert_eq!(credentials.enrol("worker-1", &other, b"?"), Err(NotEnrolled::Request));
+        assert_eq!(credentials.enrol("worker-1", &other, b"?", None), Err(NotEnrolled::Request));
         // What was refused for another reason has not used it up; and a new one is as good.
         enrol("worker-1", &other).expect("its own token");
         enrol("worker-0", &token(&credentials.invite("worker-0").expect("written"))).expect("the new one");
@@ -240,13 +248,16 @@ mod tests {
         let credentials = Credentials::open_or_make(folder.path(), true).expect("made");
         let token = token(folder.path());
         for worker in ["a", "b", "a"] {
-            assert_eq!(name(&credentials.enrol(worker, &token, &request()).expect("shared")).as_deref(), Some(worker));
+            assert_eq!(
+                name(&credentials.enrol(worker, &token, &request(), None).expect("shared")).as_deref(),
+                Some(worker)
+            );
         }
         let again = Credentials::open_or_make(folder.path(), true).expect("opened");
         assert_eq!(again.ca, credentials.ca);
-        again.enrol("c", &token, &request()).expect("the same token");
-        assert!(!again.may_scrape(&token));
-        assert!(again.may_scrape(&fs::read_to_string(folder.path().join(SCRAPE_TOKEN)).expect("written")));
+        again.enrol("c", &token, &request(), None).expect("the same token");
+        let sha256 = hex(&Sha256::digest(token.trim().as_bytes()));
+        assert_ne!(again.scrape_token_sha256().expect("written"), sha256, "one token does not open the other's door");
     }
 
     #[test]
@@ -255,7 +266,7 @@ mod tests {
         let credentials = Credentials::open_or_make(folder.path(), true).expect("made");
         let token = token(folder.path());
         for id in [COORDINATOR_NAME, "", "..", "../a", "a/b", ".a", "a\nb", &"a".repeat(64)] {
-            assert!(matches!(credentials.enrol(id, &token, &request()), Err(NotEnrolled::Id(_))), "{id}");
+            assert!(matches!(credentials.enrol(id, &token, &request(), None), Err(NotEnrolled::Id(_))), "{id}");
         }
     }
 

@@ -118,11 +118,14 @@ pub(crate) async fn launch(plan: &Plan, launch: &Launch, listener: std::net::Tcp
     if found.complete.len() == stages.len() {
         return finished(&found.results);
     }
+    let shared = launch.starter == Starter::Nobody;
+    let credentials = launch.credentials.as_deref().map(|folder| Credentials::open_or_make(folder, shared));
+    let credentials = credentials.transpose()?.map(Arc::new);
     let start = Start {
         workers: launch.workers,
         least: launch.least,
         patience: launch.patience,
-        welcome: welcome(plan, &run_dir, &packs, launch.lease)?,
+        welcome: welcome(plan, &run_dir, &packs, (launch.lease, credentials.as_deref()))?,
         version: env!("CARGO_PKG_VERSION").into(),
         last_generation: last_generation(run_dir.path())?,
         stage: found.complete.len(),
@@ -137,7 +140,7 @@ pub(crate) async fn launch(plan: &Plan, launch: &Launch, listener: std::net::Tcp
     };
     let shelf = PackShelf::new([&packs.train, &packs.test]);
     let files = CheckpointFiles::new(run_dir.path(), stages.iter().copied());
-    let (verdict, mut new) = conduct(start, launch, (listener, checkpoints, shelf, files)).await?;
+    let (verdict, mut new) = conduct(start, launch, credentials, (listener, checkpoints, shelf, files)).await?;
     let mut results = found.results;
     results.append(&mut new);
     match verdict {
@@ -175,7 +178,12 @@ fn refuse_without_any(run_dir: &RunDir, found: &Found) -> Result<(), Fatal> {
     Err(Fatal::new(EXIT_DATA, message))
 }
 
-fn welcome(plan: &Plan, run_dir: &RunDir, packs: &Packs, lease: Duration) -> Result<Welcome> {
+fn welcome(
+    plan: &Plan,
+    run_dir: &RunDir,
+    packs: &Packs,
+    (lease, credentials): (Duration, Option<&Credentials>),
+) -> Result<Welcome> {
     let text = |path: &Path| -> Result<String> {
         let path = std::path::absolute(path)?;
         path.to_str().map(str::to_owned).with_context(|| format!("{} is not UTF-8", path.display()))
@@ -190,6 +198,7 @@ fn welcome(plan: &Plan, run_dir: &RunDir, packs: &Packs, lease: Duration) -> Res
         config_digest: plan.digest().into(),
         packs: vec![pack(&packs.train)?, pack(&packs.test)?],
         lease,
+        scrape_token_sha256: credentials.map(Credentials::scrape_token_sha256).transpose()?,
     })
 }
 
@@ -197,6 +206,7 @@ fn welcome(plan: &Plan, run_dir: &RunDir, packs: &Packs, lease: Duration) -> Res
 async fn conduct(
     start: Start,
     launch: &Launch,
+    credentials: Option<Arc<Credentials>>,
     (listener, checkpoints, packs, files): (std::net::TcpListener, Checkpoints, PackShelf, CheckpointFiles),
 ) -> Result<(Verdict, Vec<thanos_proto::StageResult>)> {
     listener.set_nonblocking(true)?;
@@ -205,9 +215,6 @@ async fn conduct(
     let (events, happened) = mpsc::channel(MOST_EVENTS);
     let (sessions, store) = (Sessions::default(), Arc::new(Store::default()));
     let (stop_serving, stopped) = oneshot::channel();
-    let shared = launch.starter == Starter::Nobody;
-    let credentials = launch.credentials.as_deref().map(|folder| Credentials::open_or_make(folder, shared));
-    let credentials = credentials.transpose()?.map(Arc::new);
     let service = Service {
         events: events.clone(),
         sessions: sessions.clone(),
@@ -233,7 +240,7 @@ async fn conduct(
         ));
     }
     let observed = match launch.status {
-        Some(address) => Some(Observed::serve(address, credentials.clone(), &start).await?),
+        Some(address) => Some(Observed::serve(address, credentials.as_deref(), &sessions, &start).await?),
         None => None,
     };
     let mut ledger = Ledger::open(&launch.run_dir)?;
@@ -276,6 +283,7 @@ fn start_workers(
         threads,
         place,
         interface,
+        shows: launch.status.is_some(),
         logs: launch.run_dir.join("logs"),
     };
     let launcher = Launcher::new(command, events);

@@ -50,6 +50,8 @@ pub(crate) struct WorkerCommand {
     pub(crate) place: Place,
     /// Under which the workers reach each other; `None`: they find out.
     pub(crate) interface: Option<String>,
+    /// Whether they show their metrics.
+    pub(crate) shows: bool,
     /// Folder of the workers' logs, one file each.
     pub(crate) logs: PathBuf,
 }
@@ -233,6 +235,9 @@ impl WorkerCommand {
             Some(credentials) => command.arg("--credentials").arg(credentials.invite(worker).context("credentials")?),
             None => command.arg("--insecure"),
         };
+        if self.shows {
+            command.args(["--status-port", "0"]);
+        }
         if let Some(interface) = &self.interface {
             command.args(["--interface", interface]);
         }

@@ -199,6 +199,7 @@ mod tests {
             total_steps: 9,
             skipped: None,
             phase_seconds: BTreeMap::new(),
+            gathered_bytes: 0,
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Reading order: `run.rs` (the rules, a pure function from events to effects), `conductor.rs` (the task that owns the
 //! run and carries its effects out), `launch.rs` (from a plan to a result table), `supervise.rs` (the process above
-//! it); around them `credentials.rs`, `door.rs`, `server.rs`, `store.rs` and `packs.rs` (gRPC), `launcher.rs` and `slurm.rs` (worker
+//! it); around them `credentials.rs`, `thanos-door`, `server.rs`, `store.rs` and `packs.rs` (gRPC), `launcher.rs` and `slurm.rs` (worker
 //! processes), `run_dir.rs`,
 //! `ledger.rs` and `checkpoints.rs` (what is kept), `fetch.rs` and `ingest.rs` (published files, and raw data to packs),
 //! `observe.rs` and `metrics.rs` (what is scraped), `progress.rs`, `report.rs`, `status.rs` and `verify_run.rs` (what people see), `chaos.rs` (faults on demand),
@@ -13,7 +13,6 @@ mod checkpoints;
 mod cli;
 mod conductor;
 mod credentials;
-mod door;
 mod exit;
 mod fetch;
 pub mod ingest;

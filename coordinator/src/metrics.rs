@@ -3,11 +3,11 @@
 
 use crate::run::{Effect, Notice};
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use thanos_proto::{StageResult, StepDone};
 
 /// Gauges, their units and help.
-pub const GAUGES: [(&str, Unit, &str); 12] = [
+pub const GAUGES: [(&str, Unit, &str); 13] = [
     ("thanos_trainer_loss", Unit::Count, "Loss of the last committed step by term; `total` is their weighted sum"),
     ("thanos_trainer_learning_rate", Unit::Count, "Learning rate of the last committed step"),
     ("thanos_trainer_step", Unit::Count, "Steps of the stage that are committed"),
@@ -23,19 +23,21 @@ pub const GAUGES: [(&str, Unit, &str); 12] = [
         Unit::Seconds,
         "When the last checkpoint was committed, since 1970",
     ),
+    ("thanos_trainer_commit_seconds", Unit::Seconds, "How long the last commit of a checkpoint took"),
     ("thanos_trainer_step_timestamp_seconds", Unit::Seconds, "When the last step was committed, since 1970"),
 ];
 
 pub(crate) const REFUSED_ENROLMENTS: &str = "thanos_trainer_refused_enrolments_total";
 
 /// Counters, which begin anew with each coordinator.
-pub const COUNTERS: [(&str, Unit, &str); 9] = [
+pub const COUNTERS: [(&str, Unit, &str); 10] = [
     ("thanos_trainer_steps_total", Unit::Count, "Committed steps"),
     ("thanos_trainer_images_total", Unit::Count, "Images of committed steps"),
+    ("thanos_trainer_gathered_bytes_total", Unit::Bytes, "Candidates that rank 0 received, and gradients that it sent"),
     ("thanos_trainer_skipped_steps_total", Unit::Count, "Updates that were left out: something was no number"),
     ("thanos_trainer_repairs_total", Unit::Count, "Times that a rank was given the state of the others"),
     ("thanos_trainer_lost_workers_total", Unit::Count, "Workers that were lost"),
-    ("thanos_trainer_restarts_total", Unit::Count, "Workers that were started again"),
+    ("thanos_trainer_restarts_total", Unit::Count, "Workers that were started again, by reason"),
     ("thanos_trainer_stragglers_total", Unit::Count, "Times that a worker was named slow"),
     (REFUSED_ENROLMENTS, Unit::Count, "Attempts to join that were refused"),
     ("thanos_trainer_checkpoints_total", Unit::Count, "Saves by outcome: committed, failed"),
@@ -51,7 +53,7 @@ pub(crate) fn describe() {
     }
     for (name, unit, help) in COUNTERS {
         describe_counter!(name, unit, help);
-        if name != "thanos_trainer_checkpoints_total" {
+        if !["thanos_trainer_checkpoints_total", "thanos_trainer_restarts_total"].contains(&name) {
             counter!(name).absolute(0);
         }
     }
@@ -80,6 +82,7 @@ fn recorded(step: &StepDone) {
     gauge!("thanos_trainer_step_timestamp_seconds").set(now());
     counter!("thanos_trainer_steps_total").increment(1);
     counter!("thanos_trainer_images_total").increment(step.images);
+    counter!("thanos_trainer_gathered_bytes_total").increment(step.gathered_bytes);
     for (phase, seconds) in &step.phase_seconds {
         histogram!(PHASE_SECONDS, "phase" => phase.clone()).record(*seconds);
     }
@@ -106,10 +109,23 @@ fn told(notice: &Notice) {
         Notice::Repaired { .. } => count("thanos_trainer_repairs_total"),
         Notice::Straggler { .. } => count("thanos_trainer_stragglers_total"),
         Notice::Lost { .. } => count("thanos_trainer_lost_workers_total"),
-        Notice::Restarting { .. } => count("thanos_trainer_restarts_total"),
+        Notice::Restarting { how, .. } => {
+            counter!("thanos_trainer_restarts_total", "reason" => reason(how)).increment(1);
+        }
         Notice::Recovered { seconds, .. } => gauge!("thanos_trainer_recovery_seconds").set(*seconds),
         _ => {}
     }
+}
+
+/// A checkpoint was committed.
+pub(crate) fn committed_in(time: Duration) {
+    gauge!("thanos_trainer_commit_seconds").set(time.as_secs_f64());
+}
+
+/// Why a worker was started again, in one of four words, by how its process ended in the launcher's words.
+fn reason(how: &str) -> &'static str {
+    let reasons = [("was killed", "killed"), ("ended", "exited"), ("did not answer", "hung")];
+    reasons.into_iter().find(|(begins, _)| how.starts_with(begins)).map_or("other", |(_, reason)| reason)
 }
 
 fn complete(result: &StageResult) {

@@ -1,64 +1,25 @@
-//! What a run shows over HTTP, read only: `/metrics` for Prometheus, `/status` as JSON for people and scripts, `/healthz`
-//! (this process lives) and `/readyz` (a generation trains). It sees what is done, and changes nothing. Where other
-//! machines can reach it, it speaks TLS and shows the first two to who has the run's scrape token.
+//! What a run shows over HTTP, read only: `/metrics` for Prometheus, `/sd` for its service discovery (the workers'
+//! own pages), `/status` as JSON for people and scripts, `/healthz` (this process lives) and `/readyz` (a generation
+//! trains). It sees what is done, and changes nothing. Where other machines can reach it, it speaks TLS and shows the first
+//! three to who has the run's scrape token.
 
 use crate::credentials::{Credentials, SCRAPE_TOKEN};
-use crate::door::{Connection, connections};
 use crate::exit::{EXIT_UNREACHABLE, Fatal};
 use crate::metrics;
 use crate::run::{Effect, Notice, Start};
+use crate::server::Sessions;
 use anyhow::Result;
 use axum::Router;
-use axum::extract::Request;
 use axum::http::StatusCode;
-use axum::http::header::{AUTHORIZATION, CONTENT_TYPE};
-use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Json};
 use axum::routing::get;
-use axum::serve::Listener;
-use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 use serde_json::{Value, json};
-use std::io;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+use thanos_door::{Guard, metrics_page, show};
 use tokio::net::TcpListener;
-use tokio_rustls::TlsAcceptor;
-use tokio_stream::StreamExt;
-use tokio_stream::wrappers::ReceiverStream;
-
-/// Connections that have begun to speak TLS, as axum takes them.
-struct Begun {
-    connections: ReceiverStream<io::Result<Connection>>,
-    address: SocketAddr,
-}
-
-impl Listener for Begun {
-    type Io = Connection;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Connection, SocketAddr) {
-        loop {
-            match self.connections.next().await {
-                Some(Ok(connection)) => return (connection, self.address),
-                Some(Err(_)) => {}
-                // The door has closed: there is nobody to come.
-                None => std::future::pending().await,
-            }
-        }
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        Ok(self.address)
-    }
-}
-
-/// The token that a request brings.
-fn bearer(request: &Request) -> Option<&str> {
-    request.headers().get(AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")
-}
-
-/// Upper bounds of the histogram of phases, in seconds.
-const BUCKETS: [f64; 12] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0];
 
 /// What is shown; its handles are cheap.
 #[derive(Clone)]
@@ -74,6 +35,8 @@ struct State {
     /// The last committed step, as `/status` has it.
     position: Value,
     checkpoint: Value,
+    /// When the commit that is under way began.
+    committing: Option<Instant>,
 }
 
 impl Observed {
@@ -83,50 +46,41 @@ impl Observed {
     /// 69, naming the address, if it cannot be listened on.
     pub(crate) async fn serve(
         address: SocketAddr,
-        credentials: Option<Arc<Credentials>>,
+        credentials: Option<&Credentials>,
+        sessions: &Sessions,
         start: &Start,
     ) -> Result<Self> {
         let cannot = |error: std::io::Error| {
             Fatal::new(EXIT_UNREACHABLE, format!("cannot listen on {address} for --status: {error}"))
         };
         let listener = TcpListener::bind(address).await.map_err(cannot)?;
-        let phases = Matcher::Full(metrics::PHASE_SECONDS.into());
-        let scraped = PrometheusBuilder::new().set_buckets_for_metric(phases, &BUCKETS)?.install_recorder()?;
+        let address = listener.local_addr()?;
+        let guarded = metrics_page()?;
         metrics::describe();
         let run = start.welcome.run_id.clone();
         let (generation, position) = (start.last_generation, Value::Null);
-        let state = State { run, generation, ranks: Vec::new(), position, checkpoint: Value::Null };
+        let state = State { run, generation, ranks: Vec::new(), position, checkpoint: Value::Null, committing: None };
         let observed = Self { state: Arc::new(Mutex::new(state)) };
-        let (status, ready) = (observed.clone(), observed.clone());
-        let text = [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
-        let router = Router::new()
-            .route("/metrics", get(move || async move { (text, scraped.render()) }))
-            .route("/status", get(move || async move { Json(status.status()) }));
-        let credentials = credentials.filter(|_| !address.ip().is_loopback());
-        let router = match credentials.clone() {
-            Some(credentials) => router.route_layer(from_fn(move |request: Request, next: Next| {
-                let may = bearer(&request).is_some_and(|token| credentials.may_scrape(token));
-                async move { if may { next.run(request).await } else { StatusCode::UNAUTHORIZED.into_response() } }
-            })),
-            None => router,
-        };
-        let router = router
+        let (status, ready, sessions) = (observed.clone(), observed.clone(), sessions.clone());
+        let guarded = guarded
+            .route("/status", get(move || async move { Json(status.status()) }))
+            .route("/sd", get(move || async move { Json(targets(&sessions.pages())) }));
+        let open = Router::new()
             .route("/healthz", get(|| async { "alive\n" }))
             .route("/readyz", get(move || async move { ready.ready().into_response() }));
-        let address = listener.local_addr()?;
-        match credentials {
+        let guard = match credentials.filter(|_| !address.ip().is_loopback()) {
             None => {
                 eprintln!("metrics and status at http://{address}");
-                tokio::spawn(async move { axum::serve(listener, router).await });
+                None
             }
             Some(credentials) => {
                 let token = credentials.folder().join(SCRAPE_TOKEN);
                 eprintln!("metrics and status at https://{address}, for the token in {}", token.display());
-                let tls = TlsAcceptor::from(Arc::new(credentials.tls(&["http/1.1"])?));
-                let begun = Begun { connections: connections(listener, Some(tls)), address };
-                tokio::spawn(async move { axum::serve(begun, router).await });
+                let tls = Arc::new(credentials.tls(&["http/1.1"])?);
+                Some(Guard { tls, token_sha256: credentials.scrape_token_sha256()? })
             }
-        }
+        };
+        show(listener, guard, (open, guarded))?;
         Ok(observed)
     }
 
@@ -146,7 +100,13 @@ impl Observed {
             Effect::Tell(Notice::Began { generation, workers }) => {
                 (state.generation, state.ranks) = (*generation, workers.clone());
             }
-            Effect::Tell(Notice::Saved { stage, step }) => state.checkpoint = json!({"stage": stage, "steps": step}),
+            Effect::Commit { .. } => state.committing = Some(Instant::now()),
+            Effect::Tell(Notice::Saved { stage, step }) => {
+                if let Some(began) = state.committing.take() {
+                    metrics::committed_in(began.elapsed());
+                }
+                state.checkpoint = json!({"stage": stage, "steps": step});
+            }
             _ => {}
         }
     }
@@ -169,4 +129,10 @@ impl Observed {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The workers in the form of Prometheus's HTTP service discovery.
+fn targets(pages: &BTreeMap<String, String>) -> Value {
+    let target = |(worker, address): (&String, &String)| json!({"targets": [address], "labels": {"worker": worker}});
+    pages.iter().map(target).collect()
 }

@@ -267,7 +267,7 @@ impl Run {
             WorkerEvent::NotSaved { stage, step, reason } => {
                 vec![Effect::Tell(Notice::NotSaved { stage, step, reason })]
             }
-            WorkerEvent::StageFinished { .. } => Vec::new(),
+            WorkerEvent::StageFinished { .. } | WorkerEvent::Shows { .. } => Vec::new(),
             WorkerEvent::Stopped { stage, step } => self.last_word(session, Some((stage, step))),
             WorkerEvent::Finished => self.last_word(session, None),
             WorkerEvent::Failed(failed) => self.failed(session, &failed),

@@ -3,17 +3,17 @@
 
 use crate::checkpoints::CheckpointFiles;
 use crate::credentials::Credentials;
-use crate::door::{Identity, Peer, connections};
 use crate::exit::EXIT_NO_PERMISSION;
 use crate::packs::PackShelf;
 use crate::run::{Event, SessionId};
 use crate::store::{Refusal, Store};
 use anyhow::Result;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use thanos_door::{Identity, Peer, connections};
 use thanos_proto::v1::coordinator_server::{Coordinator, CoordinatorServer};
 use thanos_proto::{Command, WorkerEvent, v1};
 use tokio::net::TcpListener;
@@ -25,6 +25,8 @@ use tonic::{Request, Response, Status, Streaming};
 
 /// Bytes of one message; the largest is the configuration.
 const MOST_MESSAGE: usize = 4 << 20;
+/// Connections at a time: two a worker, and some that enrol.
+const MOST_CONNECTIONS: usize = 2 * crate::cli::MOST_WORKERS + 256;
 /// Pause before the answer to a worker that may not join: who guesses tokens guesses slowly.
 const AFTER_REFUSAL: Duration = Duration::from_secs(1);
 /// Streams that a worker may have open on one connection; it needs four.
@@ -37,6 +39,8 @@ const MOST_SILENCE_BEFORE_HELLO: Duration = Duration::from_secs(10);
 /// The sessions that are open, and the way to each.
 #[derive(Clone, Default)]
 pub(crate) struct Sessions {
+    /// Where workers show themselves, by their ids.
+    pages: Arc<Mutex<BTreeMap<String, (SessionId, String)>>>,
     // A session is sent a handful of commands in its life: welcome, begin, commits, stop, leave.
     outbound: Arc<Mutex<HashMap<SessionId, mpsc::UnboundedSender<Command>>>>,
 }
@@ -52,6 +56,22 @@ impl Sessions {
         if ends {
             // The stream ends behind its last command.
             outbound.remove(&session);
+        }
+    }
+
+    /// Where workers show themselves, by their ids: HOST:PORT.
+    pub(crate) fn pages(&self) -> BTreeMap<String, String> {
+        let pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
+        pages.iter().map(|(worker, (_, address))| (worker.clone(), address.clone())).collect()
+    }
+
+    /// `None`: the session is over.
+    fn shows(&self, worker: &str, session: SessionId, address: Option<String>) {
+        let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
+        match address {
+            Some(address) => _ = pages.insert(worker.into(), (session, address)),
+            // Another session of this worker may have begun.
+            None => pages.retain(|_, (of, _)| *of != session),
         }
     }
 
@@ -85,7 +105,7 @@ pub(crate) async fn serve(listener: TcpListener, service: Service, stop: oneshot
         .http2_keepalive_timeout(Some(BETWEEN_PINGS))
         .max_concurrent_streams(Some(MOST_STREAMS))
         .add_service(service)
-        .serve_with_incoming_shutdown(connections(listener, tls), async {
+        .serve_with_incoming_shutdown(connections(listener, tls, MOST_CONNECTIONS), async {
             _ = stop.await;
         })
         .await?;
@@ -109,7 +129,7 @@ impl Coordinator for Service {
         let Some(credentials) = &self.credentials else {
             return Err(Status::failed_precondition("this run is an insecure one: nobody enrols"));
         };
-        match credentials.enrol(&worker_id, &token, &certificate_request) {
+        match credentials.enrol(&worker_id, &token, &certificate_request, from.map(|from| from.ip())) {
             Ok(certificate) => Ok(Response::new(v1::EnrolReply { certificate })),
             Err(reason) => {
                 metrics::counter!(crate::metrics::REFUSED_ENROLMENTS).increment(1);
@@ -192,14 +212,20 @@ async fn listen(
         sessions.send(session, Command::Refused { reason, exit_code: EXIT_NO_PERMISSION });
         return;
     }
+    let worker = hello.worker_id.clone();
     if events.send(Event::Opened { session, hello }).await.is_err() {
         return;
     }
     while let Some(event) = next(&mut messages).await {
+        if let WorkerEvent::Shows { address } = event {
+            sessions.shows(&worker, session, Some(address));
+            continue;
+        }
         if events.send(Event::Said { session, event }).await.is_err() {
             return;
         }
     }
+    sessions.shows(&worker, session, None);
     sessions.lock().remove(&session);
     _ = events.send(Event::Closed { session }).await;
 }

@@ -49,7 +49,7 @@ same_fields! {
     Evaluated { stage, epoch, validation_accuracy, best }
     StepDone {
         stage, epoch, step, generation, world_size, loss, losses, lr, images, samples_sha256, total_steps, skipped,
-        phase_seconds
+        phase_seconds, gathered_bytes
     }
     WrittenFile { name, bytes, sha256 }
     Best { epoch, validation_accuracy }
@@ -124,6 +124,7 @@ impl From<WorkerEvent> for v1::WorkerEvent {
             WorkerEvent::Evaluated(evaluated) => Event::Evaluated(evaluated.into()),
             WorkerEvent::Checkpoint(written) => Event::Checkpoint(written.into()),
             WorkerEvent::Repaired { problem } => Event::Repaired(v1::Repaired { problem }),
+            WorkerEvent::Shows { address } => Event::Shows(v1::Shows { address }),
             WorkerEvent::StageFinished { stage } => Event::StageFinished(v1::StageFinished { stage }),
             WorkerEvent::Stopped { stage, step } => Event::Stopped(v1::Stopped { stage, step }),
             WorkerEvent::Failed(Failed { phase, message, exit_code }) => {
@@ -151,6 +152,7 @@ impl TryFrom<v1::WorkerEvent> for WorkerEvent {
             Event::Evaluated(evaluated) => WorkerEvent::Evaluated(evaluated.into()),
             Event::Checkpoint(written) => WorkerEvent::Checkpoint(written.into()),
             Event::Repaired(v1::Repaired { problem }) => WorkerEvent::Repaired { problem },
+            Event::Shows(v1::Shows { address }) => WorkerEvent::Shows { address },
             Event::StageFinished(v1::StageFinished { stage }) => WorkerEvent::StageFinished { stage },
             Event::Stopped(v1::Stopped { stage, step }) => WorkerEvent::Stopped { stage, step },
             Event::Failed(v1::Failed { phase, message, exit_code: code }) => {
@@ -171,6 +173,7 @@ impl From<Welcome> for v1::Welcome {
             config_digest: from.config_digest,
             packs: from.packs.into_iter().map(pack).collect(),
             lease_ms: u64::try_from(from.lease.as_millis()).unwrap_or(u64::MAX),
+            scrape_token_sha256: from.scrape_token_sha256,
         }
     }
 }
@@ -185,6 +188,7 @@ impl From<v1::Welcome> for Welcome {
             config_digest: from.config_digest,
             packs: from.packs.into_iter().map(pack).collect(),
             lease: Duration::from_millis(from.lease_ms),
+            scrape_token_sha256: from.scrape_token_sha256,
         }
     }
 }

@@ -32,6 +32,10 @@ pub enum WorkerEvent {
     Repaired {
         problem: String,
     },
+    /// Where this worker shows its metrics, HOST:PORT.
+    Shows {
+        address: String,
+    },
     StageFinished {
         stage: String,
     },
@@ -116,6 +120,8 @@ pub struct StepDone {
     pub skipped: Option<String>,
     /// The teller's time since the step before it, by phase; no two ranks, and no two runs, agree on it.
     pub phase_seconds: BTreeMap<String, f64>,
+    /// Candidates that rank 0 received from the others, and their gradients that it sent.
+    pub gathered_bytes: u64,
 }
 
 /// Accuracy on the validation images, a share in 0..1.
@@ -230,6 +236,8 @@ pub struct Welcome {
     pub packs: Vec<PackRef>,
     /// How long a worker that cannot reach its coordinator keeps its state and tries again.
     pub lease: Duration,
+    /// SHA-256 of the token that metrics are shown for; `None` in an insecure run.
+    pub scrape_token_sha256: Option<String>,
 }
 
 /// A pack: `split` is `train` or `test`.

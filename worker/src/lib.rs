@@ -19,6 +19,7 @@ mod feed;
 mod gather;
 pub mod loss;
 mod memory;
+mod metrics;
 pub mod model;
 mod optimizer;
 mod pack;
@@ -39,6 +40,7 @@ pub use exit::{
     exit_code,
 };
 pub use gather::{Comparison, Contrasted, Exchange, contrast_globally, gather_rows};
+pub use metrics::{WORKER_COUNTERS, WORKER_GAUGES, WORKER_PHASE_SECONDS};
 pub use optimizer::AdamW;
 pub use pack::Pack;
 pub use run::{Options, Outcome, work};

@@ -37,6 +37,9 @@ struct Arguments {
     /// coordinator's own folder where it can be seen, else ~/.cache/thanos/packs]
     #[arg(long)]
     packs_dir: Option<PathBuf>,
+    /// Show metrics at this port (0: a free one) of the address from which the coordinator is reached
+    #[arg(long)]
+    status_port: Option<u16>,
     /// Network interface under which the other workers reach it
     #[arg(long)]
     interface: Option<String>,
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
         local_rank: arguments.local_rank,
         threads: arguments.threads.into(),
         packs_dir: arguments.packs_dir,
+        status_port: arguments.status_port,
         address: arguments.host.map(Address::Host).or(arguments.interface.map(Address::Interface)),
     };
     match work(&options) {

@@ -47,6 +47,8 @@ pub struct Options {
     pub threads: usize,
     /// What Gloo binds to; `None`: the address from which this machine reaches the coordinator.
     pub address: Option<Address>,
+    /// Port of the worker's own metrics; `None`: they are not shown.
+    pub status_port: Option<u16>,
     /// This machine's folder of packs; `None`: the coordinator's own files where they can be seen, else a cache.
     pub packs_dir: Option<PathBuf>,
 }
@@ -90,12 +92,12 @@ pub fn work(options: &Options) -> Result<Outcome> {
 }
 
 /// The address from which this machine reaches the coordinator, and so, most likely, its peers. Nothing is sent.
-fn address_towards(coordinator: &str) -> Result<Address> {
+fn address_towards(coordinator: &str) -> Result<IpAddr> {
     let to = coordinator.to_socket_addrs()?.next().with_context(|| format!("{coordinator} has no address"))?;
     let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind((any, 0))?;
     socket.connect(to)?;
-    Ok(Address::Host(socket.local_addr()?.ip().to_string()))
+    Ok(socket.local_addr()?.ip())
 }
 
 /// Peers could not reach this worker at an address that is not this machine's: better said now than by their silence.
@@ -135,10 +137,11 @@ fn without_panic<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
 fn take_part(options: &Options, session: &Session, welcome: &Welcome) -> Result<WorkerEvent> {
     let plan = plan_of(welcome)?;
     let device = device(options.local_rank);
-    let address = match &options.address {
-        Some(address) => address.clone(),
-        None => address_towards(&options.coordinator).context("this worker's own address")?,
-    };
+    let own = address_towards(&options.coordinator).context("this worker's own address")?;
+    let address = options.address.clone().unwrap_or_else(|| Address::Host(own.to_string()));
+    if let Some(port) = options.status_port {
+        session.show((own, port).into(), welcome.scrape_token_sha256.as_deref())?;
+    }
     let packs = local_packs(options, session, &welcome.packs)?;
     let data = Data::open(&plan, &packs, device, options.threads).map_err(BadData)?;
     let files = session.run_files(Path::new(&welcome.run_dir), &welcome.run_id);

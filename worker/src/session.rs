@@ -9,19 +9,25 @@ mod packs;
 mod store;
 mod stream;
 
+use crate::metrics;
 use crate::run_files::{Disk, RunFiles};
 use admission::Admission;
 use anyhow::{Context, Result, bail};
+use axum::Router;
+use axum::routing::get;
 use line::{Line, LineLost};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use thanos_c10d::{Breaker, Collectives, Error as GroupError, KeyValueStore, collectives};
+use thanos_door::{Guard, metrics_page, show};
 use thanos_proto::{Begin, CheckpointRef, Command, Heartbeat, Hello, StepDone, Welcome, WorkerEvent};
+use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
@@ -48,6 +54,10 @@ struct Shared {
     regroup: AtomicBool,
     /// The worker has said its last word and waits for `Leave`.
     done: AtomicBool,
+    /// Certificate and key, PEM, of a run that is no insecure one.
+    identity: OnceLock<(String, String)>,
+    /// Where this worker shows its metrics.
+    shows: OnceLock<SocketAddr>,
     place: Mutex<Place>,
 }
 
@@ -122,6 +132,8 @@ impl Session {
             stop: AtomicBool::new(false),
             regroup: AtomicBool::new(false),
             done: AtomicBool::new(false),
+            identity: OnceLock::new(),
+            shows: OnceLock::new(),
             place: Mutex::new(Place {
                 heartbeat,
                 before: collectives(),
@@ -228,11 +240,17 @@ impl Session {
         heartbeat.step = step;
     }
 
-    /// Seconds that were spent in each phase since this was asked for the last time.
-    pub(crate) fn take_phase_seconds(&self) -> BTreeMap<String, f64> {
+    /// Seconds that were spent in each phase since this was asked for the last time. So long of the forward pass was the
+    /// exchange of candidates.
+    pub(crate) fn take_phase_seconds(&self, gathering: Duration) -> BTreeMap<String, f64> {
         let mut place = self.shared.place();
         place.end_phase();
-        std::mem::take(&mut place.phase_seconds)
+        let mut seconds = std::mem::take(&mut place.phase_seconds);
+        if let Some(forward) = seconds.get_mut("forward") {
+            *forward -= gathering.as_secs_f64();
+        }
+        seconds.insert("gather".into(), gathering.as_secs_f64());
+        seconds
     }
 
     /// Stamps heartbeats with a new generation, whose group is made next, and returns its rendezvous.
@@ -246,6 +264,28 @@ impl Session {
     /// The group of the generation is gone: nothing is left to be broken.
     pub(crate) fn leave_group(&self) {
         self.shared.place().breaker = None;
+    }
+
+    /// Shows this process's metrics; where other machines can reach them, to who has the token.
+    pub(crate) fn show(&self, address: SocketAddr, scrape_token_sha256: Option<&str>) -> Result<()> {
+        let _inside = self.runtime.enter();
+        let listener = std::net::TcpListener::bind(address).with_context(|| format!("--status-port: {address}"))?;
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        let identity = self.shared.identity.get().filter(|_| !address.ip().is_loopback());
+        let guard = match (identity, scrape_token_sha256) {
+            (Some((certificate, key)), Some(token_sha256)) => {
+                let tls = Arc::new(admission::server(certificate, key)?);
+                Some(Guard { tls, token_sha256: token_sha256.into() })
+            }
+            _ => None,
+        };
+        let alive = Router::new().route("/healthz", get(|| async { "alive\n" }));
+        let guarded = metrics_page()?;
+        metrics::describe();
+        show(TcpListener::from_std(listener)?, guard, (alive, guarded))?;
+        _ = self.shared.shows.set(address);
+        Ok(())
     }
 
     /// Starts a stream of a pack's file, from an offset on.

@@ -9,6 +9,7 @@ use crate::evaluate::StopAsked;
 use crate::failpoints;
 use crate::feed::{Batch, Feed, Schedule};
 use crate::memory::{Memory, Recent};
+use crate::metrics;
 use crate::optimizer::AdamW;
 use crate::run_files::RunFiles;
 use crate::saver::{Save, Saver};
@@ -19,7 +20,7 @@ use anyhow::{Result, bail};
 use std::sync::Arc;
 use std::time::Instant;
 use tch::Tensor;
-use thanos_c10d::ProcessGroup;
+use thanos_c10d::{Exchanged, ProcessGroup};
 use thanos_configs::{ChecksConfig, Position, TrainConfig, learning_rate, samples_sha256, step_key};
 use thanos_proto::{Best, CheckpointWritten, Evaluated, StageResult, StepDone, WorkerEvent};
 
@@ -109,6 +110,8 @@ struct Trainer<'a> {
     buffers_before: Named,
     /// Updates that were left out since the last one that was not.
     skipped: u32,
+    /// In the forward pass of the step in flight.
+    exchanged: Exchanged,
     seconds_before: f64,
     /// Seconds that steps waited for their images, and for saves, since this rank started the stage.
     waited: f64,
@@ -134,6 +137,7 @@ impl<'a> Trainer<'a> {
             buffers,
             buffers_before: Named::new(),
             skipped: 0,
+            exchanged: Exchanged::default(),
             seconds_before: 0.0,
             waited: 0.0,
             saving: 0.0,
@@ -255,8 +259,10 @@ impl<'a> Trainer<'a> {
         tch::manual_seed(step_key(self.recipe.seed, self.recipe.key, self.step, rank as u64) as i64);
         self.buffers_before = snapshot(&self.buffers);
         self.phase("forward");
+        self.peers.group.take_exchanged();
         failpoints::hang(rank, self.step);
         let losses = self.stage.losses(batch)?;
+        self.exchanged = self.peers.group.take_exchanged();
         self.phase("backward");
         self.optimizer.zero_grad();
         losses.backward()?;
@@ -315,11 +321,13 @@ impl<'a> Trainer<'a> {
             samples_sha256: samples_sha256(&batch.samples),
             total_steps,
             skipped,
-            phase_seconds: self.peers.session.take_phase_seconds(),
+            phase_seconds: self.peers.session.take_phase_seconds(self.exchanged.time),
+            gathered_bytes: self.exchanged.bytes,
         };
         self.step += 1;
         self.settled = false;
         self.recent.push(done.clone());
+        metrics::step(self.peers.group.rank(), &done);
         match self.peers.group.rank() {
             0 => self.peers.session.send_step(done),
             _ => Ok(()),
@@ -347,7 +355,7 @@ impl<'a> Trainer<'a> {
 
     /// What rank 0 saves behind this update; `None`: this is another rank.
     fn checkpoint(&self, epoch: u64, result: Option<StageResult>) -> Option<Save> {
-        self.phase("checkpoint");
+        self.phase("save");
         if self.peers.group.rank() > 0 {
             return None;
         }

@@ -19,6 +19,7 @@ pub(in crate::run) fn start(workers: usize) -> Start {
             config_digest: "digest".into(),
             packs: vec![pack],
             lease: Duration::from_secs(4),
+            scrape_token_sha256: None,
         },
         version: "1".into(),
         last_generation: 3,
@@ -54,6 +55,7 @@ pub(in crate::run) fn step(stage: &str, step: u64, generation: u64) -> StepDone 
         total_steps: 10,
         skipped: None,
         phase_seconds: BTreeMap::new(),
+        gathered_bytes: 0,
     }
 }
 

@@ -73,6 +73,7 @@ fn events_come_back_equal() {
         total_steps: 9,
         skipped: None,
         phase_seconds: BTreeMap::from([("forward".into(), 0.25)]),
+        gathered_bytes: 9,
     };
     check_event(WorkerEvent::Step(told.clone()));
     let held = Held { stage: 1, step: 2, settled: true };
@@ -80,6 +81,7 @@ fn events_come_back_equal() {
     check_event(WorkerEvent::Rejoin(Rejoin { generation: 3, held: Some(held), recent: vec![told, skipped] }));
     check_event(WorkerEvent::Rejoin(Rejoin { generation: 3, held: None, recent: Vec::new() }));
     check_event(WorkerEvent::Repaired { problem: "p".into() });
+    check_event(WorkerEvent::Shows { address: "h:1".into() });
     let evaluated = Evaluated { stage: "s".into(), epoch: 1, validation_accuracy: 0.5, best: true };
     check_event(WorkerEvent::Evaluated(evaluated));
     check_event(WorkerEvent::Checkpoint(CheckpointWritten { result: None, best: None, ..written.clone() }));
@@ -101,6 +103,7 @@ fn commands_come_back_equal() {
         config_digest: "d".into(),
         packs: vec![pack],
         lease: Duration::from_millis(1500),
+        scrape_token_sha256: Some("d".into()),
     }));
     let begin = Begin {
         generation: 1,

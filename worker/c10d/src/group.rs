@@ -3,10 +3,11 @@
 
 use crate::raw;
 use crate::store::{KeyValueStore, call_store, drop_store, into_raw};
+use std::cell::Cell;
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::ptr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tch::Tensor;
 
 /// What libtorch said when a collective, or the making of a group, failed: a dead peer, a timeout, a wrong shape.
@@ -41,6 +42,15 @@ pub struct ProcessGroup {
     raw: *mut raw::Group,
     rank: usize,
     size: usize,
+    exchanged: Cell<Exchanged>,
+}
+
+/// What was exchanged by [`ProcessGroup::all_gather`] and [`ProcessGroup::reduce_scatter`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Exchanged {
+    /// From and to the other ranks.
+    pub bytes: u64,
+    pub time: Duration,
 }
 
 // SAFETY: c10d groups may be moved between threads; they are only used by one at a time, as there is no Sync.
@@ -116,7 +126,7 @@ impl ProcessGroup {
         let mut shape = input.size();
         shape[0] *= self.size as i64;
         let output = Tensor::empty(&shape, (input.kind(), input.device()));
-        self.call("all_gather", || {
+        self.exchange("all_gather", &input, || {
             // SAFETY: group and tensors are alive; the shim keeps no pointer.
             unsafe { raw::thanos_all_gather(self.raw, tensor_ptr(&output), tensor_ptr(&input)) }
         })?;
@@ -129,7 +139,7 @@ impl ProcessGroup {
         let mut shape = input.size();
         shape[0] /= self.size as i64;
         let output = Tensor::empty(&shape, (input.kind(), input.device()));
-        self.call("reduce_scatter", || {
+        self.exchange("reduce_scatter", &output, || {
             // SAFETY: group and tensors are alive; the shim keeps no pointer.
             unsafe { raw::thanos_reduce_scatter(self.raw, tensor_ptr(&output), tensor_ptr(&input)) }
         })?;
@@ -169,7 +179,27 @@ impl ProcessGroup {
     ) -> Result<Self, Error> {
         let mut raw = ptr::null_mut();
         check(operation, make(&raw mut raw))?;
-        Ok(Self { raw, rank, size })
+        Ok(Self { raw, rank, size, exchanged: Cell::default() })
+    }
+
+    /// What was exchanged since this was asked for the last time.
+    pub fn take_exchanged(&self) -> Exchanged {
+        self.exchanged.take()
+    }
+
+    /// A call that moves one rank's `part` to or from each of the others.
+    fn exchange(
+        &self,
+        operation: &'static str,
+        part: &Tensor,
+        body: impl FnOnce() -> *mut c_char,
+    ) -> Result<(), Error> {
+        let began = Instant::now();
+        let done = self.call(operation, body);
+        let Exchanged { bytes, time } = self.exchanged.get();
+        let moved = part.numel() * part.kind().elt_size_in_bytes() * (self.size - 1);
+        self.exchanged.set(Exchanged { bytes: bytes + moved as u64, time: time + began.elapsed() });
+        done
     }
 
     fn call(&self, operation: &'static str, body: impl FnOnce() -> *mut c_char) -> Result<(), Error> {

@@ -8,9 +8,13 @@ use anyhow::{Context, Result};
 use rcgen::{CertificateParams, KeyPair};
 use std::error::Error;
 use std::path::Path;
+use std::sync::Arc;
 use thanos_proto::COORDINATOR_NAME;
 use thanos_proto::v1::EnrolRequest;
-use tokio_rustls::rustls;
+use tokio_rustls::rustls::crypto::ring::default_provider;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::{self, ServerConfig};
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Status, transport};
 
@@ -22,7 +26,11 @@ pub(super) enum Admission {
         authority: Certificate,
         token: String,
     },
-    Certificate(Box<ClientTlsConfig>),
+    Certificate {
+        tls: Box<ClientTlsConfig>,
+        /// Certificate and key, PEM.
+        identity: (String, String),
+    },
 }
 
 impl Admission {
@@ -43,7 +51,7 @@ impl Admission {
     pub(super) fn hint(&self) -> &'static str {
         match self {
             Self::Insecure => " (a coordinator without --insecure needs --credentials)",
-            Self::Token { .. } | Self::Certificate(_) => " (one with --insecure needs the same of its workers)",
+            Self::Token { .. } | Self::Certificate { .. } => " (one with --insecure needs the same of its workers)",
         }
     }
 
@@ -63,14 +71,25 @@ impl Admission {
             let request = EnrolRequest { worker_id: worker_id.into(), token: token.clone(), certificate_request };
             let channel = endpoint("https")?.tls_config(tls.clone())?.connect().await.map_err(unless_untrusted)?;
             let reply = Client::new(channel).enrol(request).await.map_err(unless_refused)?;
-            let identity = Identity::from_pem(reply.into_inner().certificate, key.serialize_pem());
-            *self = Self::Certificate(Box::new(tls.identity(identity)));
+            let identity = (reply.into_inner().certificate, key.serialize_pem());
+            let tls = tls.identity(Identity::from_pem(&identity.0, &identity.1));
+            *self = Self::Certificate { tls: Box::new(tls), identity };
         }
         match self {
-            Self::Certificate(tls) => Ok(endpoint("https")?.tls_config(tls.as_ref().clone())?),
+            Self::Certificate { tls, .. } => Ok(endpoint("https")?.tls_config(tls.as_ref().clone())?),
             Self::Insecure | Self::Token { .. } => endpoint("http"),
         }
     }
+}
+
+/// How a worker serves pages: with the certificate that it shows to the coordinator.
+pub(super) fn server(certificate: &str, key: &str) -> Result<ServerConfig> {
+    let certificate = CertificateDer::from_pem_slice(certificate.as_bytes())?;
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes())?;
+    Ok(ServerConfig::builder_with_provider(Arc::new(default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate], key)?)
 }
 
 fn refused(reason: String) -> Refused {

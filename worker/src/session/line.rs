@@ -118,6 +118,7 @@ mod tests {
             total_steps: 1000,
             skipped: None,
             phase_seconds: BTreeMap::new(),
+            gathered_bytes: 0,
         }
     }
 

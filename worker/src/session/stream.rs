@@ -67,6 +67,9 @@ impl Keeper {
     /// Waits until the coordinator is up.
     pub(super) async fn open_first(mut self) -> Result<(Keeping, Client, Line)> {
         let (client, line, open) = self.open(MOST_CONNECT).await?;
+        if let Admission::Certificate { identity, .. } = &self.admission {
+            _ = self.shared.identity.set(identity.clone());
+        }
         Ok((Keeping { keeper: self, open }, client, line))
     }
 
@@ -208,8 +211,12 @@ fn end(reason: &str, exit_code: u8) -> ! {
 /// Four times a second, until the stream ends: generation, stage, step, phase, and what was waited for.
 async fn heartbeats(events: mpsc::Sender<WorkerEvent>, shared: Arc<Shared>) {
     let mut ticks = tokio::time::interval(HEARTBEAT);
+    let mut shown = false;
     loop {
         ticks.tick().await;
+        if let (false, Some(address)) = (shown, shared.shows.get()) {
+            shown = events.send(WorkerEvent::Shows { address: address.to_string() }).await.is_ok();
+        }
         let heartbeat = shared.heartbeat();
         if heartbeat.generation > 0 && events.send(WorkerEvent::Heartbeat(heartbeat)).await.is_err() {
             return;

@@ -2,7 +2,6 @@
 //! encryption, HTTP/2. Whoever says nothing, or something else, costs a descriptor for a moment and never reaches the
 //! service. Who is behind a connection is known from here on; what it may do is not decided here.
 
-use crate::credentials::worker_of;
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -25,10 +24,8 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// How long a connection may take to begin, and a handshake to be done.
 const MOST_BEGINNING: Duration = Duration::from_secs(5);
 /// Connections that may be about to begin, in all and of one address; one more is closed at once.
-const MOST_STRANGERS: usize = 256;
+pub const MOST_STRANGERS: usize = 256;
 const MOST_STRANGERS_OF_ONE: usize = 128;
-/// Connections that have begun: two a worker, and some that enrol.
-const MOST_CONNECTIONS: usize = 2 * crate::cli::MOST_WORKERS + 256;
 /// How long a connection may last whose owner has shown no certificate: it is for one call.
 const MOST_ENROLLING: Duration = Duration::from_secs(15);
 /// Connections that may wait for the service.
@@ -38,14 +35,14 @@ const AFTER_FAILURE: Duration = Duration::from_millis(50);
 
 /// Who is at the other end of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Peer {
-    pub(crate) address: SocketAddr,
-    pub(crate) identity: Identity,
+pub struct Peer {
+    pub address: SocketAddr,
+    pub identity: Identity,
 }
 
 /// As whom the other end was recognised.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Identity {
+pub enum Identity {
     /// Nobody was asked: the run is an insecure one.
     Unchecked,
     /// It showed no certificate; it may enrol.
@@ -53,16 +50,25 @@ pub(crate) enum Identity {
     Worker(String),
 }
 
-/// Connections of `listener` that have begun, as they come. The listener is closed when the stream is dropped.
-pub(crate) fn connections(listener: TcpListener, tls: Option<TlsAcceptor>) -> ReceiverStream<io::Result<Connection>> {
+/// Connections of `listener` that have begun, as they come, `most` of them at a time. The listener is closed when the stream
+/// is dropped.
+pub fn connections(
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    most: usize,
+) -> ReceiverStream<io::Result<Connection>> {
     let (inside, connections) = mpsc::channel(MOST_WAITING);
-    tokio::spawn(accept(listener, tls, inside));
+    tokio::spawn(accept(listener, tls, most, inside));
     ReceiverStream::new(connections)
 }
 
-async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, inside: mpsc::Sender<io::Result<Connection>>) {
-    let (strangers, begun) =
-        (Places::new(MOST_STRANGERS, MOST_STRANGERS_OF_ONE), Places::new(MOST_CONNECTIONS, MOST_CONNECTIONS));
+async fn accept(
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    most: usize,
+    inside: mpsc::Sender<io::Result<Connection>>,
+) {
+    let (strangers, begun) = (Places::new(MOST_STRANGERS, MOST_STRANGERS_OF_ONE), Places::new(most, most));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -81,7 +87,7 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, inside: mpsc::S
             match timeout(MOST_BEGINNING, begin(stream, from, tls)).await {
                 Ok(Ok((stream, peer))) => match begun.take(from.ip()) {
                     Some(place) => _ = inside.send(Ok(Connection::new(stream, peer, place))).await,
-                    None => tracing::warn!(%from, "closed: {MOST_CONNECTIONS} connections are open"),
+                    None => tracing::warn!(%from, "closed: {most} connections are open"),
                 },
                 Ok(Err(reason)) => tracing::debug!(%from, "closed: {reason}"),
                 Err(_) => tracing::debug!(%from, "closed: it took too long to begin"),
@@ -111,13 +117,20 @@ async fn begin(
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let identity = match certificate {
         None => Identity::Unknown,
-        Some(certificate) => Identity::Worker(worker_of(certificate).ok_or(io::ErrorKind::InvalidData)?),
+        Some(certificate) => Identity::Worker(name_of(certificate).ok_or(io::ErrorKind::InvalidData)?),
     };
     Ok((Either::Right(Box::new(stream)), Peer { address, identity }))
 }
 
+/// The name in a certificate (DER); that it is from the run's authority was seen in the handshake.
+fn name_of(certificate: &[u8]) -> Option<String> {
+    let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    let name = certificate.subject().iter_common_name().next()?.as_str().ok()?;
+    Some(name.to_owned())
+}
+
 /// A connection that has begun.
-pub(crate) struct Connection {
+pub struct Connection {
     stream: Either<TcpStream, Box<TlsStream<TcpStream>>>,
     peer: Peer,
     /// When it is closed, if it may not stay.
@@ -220,7 +233,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("bound");
         let connect = || async { TcpStream::connect(address).await.expect("connected") };
-        let mut inside = connections(listener, None);
+        let mut inside = connections(listener, None, 8);
         let mut other = connect().await;
         other.write_all(b"GET / HTTP/1.1\r\n\r\n").await.expect("sent");
         // Closed with what it said unread, which may be told as an error.
