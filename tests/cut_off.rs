@@ -3,56 +3,11 @@
 //! link is taken down; that needs root, and without it this test says that it was skipped.
 
 use crate::tell;
-use std::process::Command;
 use std::time::{Duration, Instant};
+use thanos_tests::network::Network;
 use thanos_tests::{Invitation, Running, Scene, lines, program};
 
-const BRIDGE: &str = "thanos-test";
-const GATEWAY: &str = "10.213.87.1";
 const WORKERS: [&str; 3] = ["a", "b", "c"];
-
-fn ip(arguments: &str) -> bool {
-    Command::new("ip").args(arguments.split(' ')).output().is_ok_and(|output| output.status.success())
-}
-
-fn host(index: usize) -> String {
-    format!("10.213.87.{}", index + 2)
-}
-
-/// A bridge, and a namespace a worker; gone when this is dropped.
-struct Network;
-
-impl Network {
-    fn new() -> Option<Self> {
-        let network = Self;
-        let bridge = ip(&format!("link add {BRIDGE} type bridge"))
-            && ip(&format!("addr add {GATEWAY}/24 dev {BRIDGE}"))
-            && ip(&format!("link set {BRIDGE} up"));
-        let joined = |(index, worker): (usize, &&str)| {
-            let (space, near, host) = (format!("thanos-{worker}"), format!("thanos-{worker}-0"), host(index));
-            ip(&format!("netns add {space}"))
-                && ip(&format!("link add {near} type veth peer name eth0 netns {space}"))
-                && ip(&format!("link set {near} master {BRIDGE} up"))
-                && ip(&format!("-n {space} addr add {host}/24 dev eth0"))
-                && ip(&format!("-n {space} link set eth0 up"))
-                && ip(&format!("-n {space} link set lo up"))
-        };
-        (bridge && WORKERS.iter().enumerate().all(joined)).then_some(network)
-    }
-
-    fn set_link(&self, worker: &str, state: &str) {
-        assert!(ip(&format!("link set thanos-{worker}-0 {state}")), "the link of {worker} cannot be set {state}");
-    }
-}
-
-impl Drop for Network {
-    fn drop(&mut self) {
-        for worker in WORKERS {
-            ip(&format!("netns del thanos-{worker}"));
-        }
-        ip(&format!("link del {BRIDGE}"));
-    }
-}
 
 fn worker(scene: &Scene, invitation: &Invitation, index: usize) -> Running {
     let (id, program) = (WORKERS[index], program("thanos-worker").display().to_string());
@@ -65,13 +20,12 @@ fn worker(scene: &Scene, invitation: &Invitation, index: usize) -> Running {
 
 #[test]
 fn a_worker_that_is_cut_off_is_out_within_five_seconds_and_comes_back() {
-    let Some(network) = Network::new() else {
+    let Some(network) = Network::new("thanos-test", "10.213.87", &WORKERS) else {
         tell("skipped: no network namespaces can be made here (it needs root)");
         return;
     };
     let scene = Scene::new();
-    let listen = format!("{GATEWAY}:0");
-    let arguments = ["serve", "--nodes", "2:3", "--patience", "1s", "--listen", &listen, "--run-dir", "run"];
+    let arguments = ["serve", "--nodes", "2:3", "--patience", "1s", "--listen", "10.213.87.1:0", "--run-dir", "run"];
     let mut serving = scene.start(&[&arguments[..], &["digits_supcon", "train.epochs=100000", "rows=[]"]].concat());
     let invitation = serving.invitation();
     let workers: Vec<Running> = (0..3).map(|index| worker(&scene, &invitation, index)).collect();

@@ -5,7 +5,8 @@
 //! `preemption`, `commit_points`, `checks`, `strangers`, `security`, `full_disk` and `endings` what happens to processes, networks and disks,
 //! `pytorch_names` what is in a checkpoint, `data_sets`, `pack_transfer`, `downloads` and `fashion_mnist` how images
 //! come to workers, `device_views` how a GPU makes views of them; `bad_input`, `command_line`, `metrics` and `documents` what people type and read.
-//! `slurm` runs the job scripts on a real one. `layering` reads the sources.
+//! `slurm` runs the job scripts on a real one, `kubernetes`
+//! the commands of the manifests in namespaces. `layering` reads the sources.
 
 mod bad_input;
 mod checks;
@@ -22,6 +23,7 @@ mod evaluation;
 mod exchanges;
 mod fashion_mnist;
 mod full_disk;
+mod kubernetes;
 mod layering;
 mod ledger;
 mod losses;

@@ -179,19 +179,19 @@ fn no_other_port_listens_than_those_of_the_table() {
     }
 }
 
-/// Asks over HTTPS, as the run's own scraper does; code and first line.
-fn https(ca: &Path, address: &str, path: &str, token: &str) -> String {
+/// Asks over HTTPS, as the run's own scraper does; code and first line. `name` is what the certificate must be for.
+pub(crate) fn https(ca: &Path, (address, name): (&str, &str), path: &str, token: &str) -> String {
     const ASK: &str = "import http.client, socket, ssl, sys
-ca, host, port, path, token = sys.argv[1:]
-connection = http.client.HTTPSConnection('thanos-coordinator', context=ssl.create_default_context(cafile=ca))
+ca, host, port, name, path, token = sys.argv[1:]
+connection = http.client.HTTPSConnection(name, context=ssl.create_default_context(cafile=ca))
 plain = socket.create_connection((host, int(port)))
-connection.sock = connection._context.wrap_socket(plain, server_hostname='thanos-coordinator')
+connection.sock = connection._context.wrap_socket(plain, server_hostname=name)
 connection.request('GET', path, headers={'Authorization': 'Bearer ' + token} if token else {})
 answer = connection.getresponse()
 print(answer.status, answer.readline().decode().strip())";
-    let port = address.rsplit(':').next().expect("a port");
+    let (host, port) = address.rsplit_once(':').expect("HOST:PORT");
     let ca = ca.display().to_string();
-    let asked = Command::new("python3").args(["-c", ASK, &ca, "127.0.0.1", port, path, token]).output();
+    let asked = Command::new("python3").args(["-c", ASK, &ca, host, port, name, path, token]).output();
     let output = asked.expect("python3 is there");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
@@ -215,7 +215,7 @@ fn metrics_that_others_can_reach_need_a_token() {
         ("/metrics", scrape.trim(), "200 # HELP"),
         ("/status", scrape.trim(), "200 {\"run\""),
     ] {
-        let told = https(&ca, address, path, token);
+        let told = https(&ca, (address, COORDINATOR_NAME), path, token);
         assert!(told.starts_with(answer), "{path}: {told}");
     }
     serving.interrupt().expect(75);

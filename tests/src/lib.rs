@@ -2,6 +2,7 @@
 //! directories. It knows file names and exit codes, nothing of how they come about.
 
 pub mod idx;
+pub mod network;
 pub mod processes;
 pub mod raw_files;
 
