@@ -4,7 +4,8 @@
 //! `world_sizes`, `resume`, `ledger` and `evaluation` hold the promises, `recovery`, `elastic`, `standstill`, `cut_off`,
 //! `preemption`, `commit_points`, `checks`, `strangers`, `security`, `full_disk` and `endings` what happens to processes, networks and disks,
 //! `pytorch_names` what is in a checkpoint, `data_sets`, `pack_transfer`, `downloads` and `fashion_mnist` how images
-//! come to workers, `device_views` how a GPU makes views of them; `bad_input`, `command_line`, `metrics` and `documents` what people type and read.
+//! come to workers, `device_views` how a GPU makes views of them; `bad_input`, `command_line`, `metrics`, `tensorboard` and
+//! `documents` what people type and read.
 //! `slurm` runs the job scripts on a real one, `kubernetes`
 //! the commands of the manifests in namespaces. `layering` reads the sources.
 
@@ -41,6 +42,7 @@ mod security;
 mod slurm;
 mod standstill;
 mod strangers;
+mod tensorboard;
 mod world_sizes;
 
 use std::io::{Write, stdout};

@@ -36,7 +36,7 @@ pub use plan::{BackbonePlan, Contrastive, Objective, Plan, PlanError, StagePlan,
 pub use presets::{preset_names, preset_summary};
 pub use run_config::{
     BackboneConfig, CheckpointConfig, ChecksConfig, DataConfig, DataKind, DecoderConfig, EncoderConfig, Features,
-    FrozenMode, ModelConfig, ObjectiveConfig, ObjectivePatch, OnBadImage, OnDivergence, OnNonFinite, Precision,
-    RowConfig, RunConfig, Schedule, Similarity, Stem, TrainConfig, TransferConfig, Validation, ViewsConfig,
+    FrozenMode, LogConfig, ModelConfig, ObjectiveConfig, ObjectivePatch, OnBadImage, OnDivergence, OnNonFinite,
+    Precision, RowConfig, RunConfig, Schedule, Similarity, Stem, TrainConfig, TransferConfig, Validation, ViewsConfig,
 };
 pub use schedule::learning_rate;

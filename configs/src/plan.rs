@@ -9,7 +9,7 @@ use crate::error::ConfigErrors;
 use crate::load;
 use crate::order::{Split, first_of_each_class, split_train_validation};
 use crate::run_config::{
-    BackboneConfig, DataKind, ObjectiveConfig, RunConfig, Schedule, Similarity, TrainConfig, Validation,
+    BackboneConfig, DataKind, LogConfig, ObjectiveConfig, RunConfig, Schedule, Similarity, TrainConfig, Validation,
 };
 use rules::Rules;
 use sha2::{Digest, Sha256};
@@ -253,8 +253,10 @@ fn transfer_name(method: &str) -> String {
     format!("transfer_{method}")
 }
 
+/// What is written beside a run is no part of it.
 fn digest(config: &RunConfig) -> String {
-    let canonical = serde_json::to_vec(config).expect("a RunConfig holds only what JSON can");
+    let config = RunConfig { log: LogConfig::default(), ..config.clone() };
+    let canonical = serde_json::to_vec(&config).expect("a RunConfig holds only what JSON can");
     hex(&Sha256::digest(&canonical))
 }
 
@@ -298,6 +300,7 @@ mod tests {
         assert_eq!(digest(&[]), digest(&["train.epochs=50"]));
         assert_ne!(digest(&[]), digest(&["train.epochs=61"]));
         assert_ne!(digest(&[]), digest(&["seed=1"]));
+        assert_eq!(digest(&[]), digest(&["log.tensorboard=true"]));
         assert_eq!(digest(&[]).len(), 64);
     }
 

@@ -26,6 +26,7 @@ pub struct RunConfig {
     pub rows: Vec<RowConfig>,
     pub checkpoint: CheckpointConfig,
     pub checks: ChecksConfig,
+    pub log: LogConfig,
 }
 
 impl Default for RunConfig {
@@ -43,8 +44,17 @@ impl Default for RunConfig {
             rows: Vec::new(),
             checkpoint: CheckpointConfig::default(),
             checks: ChecksConfig::default(),
+            log: LogConfig::default(),
         }
     }
+}
+
+/// What is written of a run beside its ledger. It is no part of a run's digest: it may change when a run goes on.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogConfig {
+    /// Event files in the run directory's `tensorboard/`.
+    pub tensorboard: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

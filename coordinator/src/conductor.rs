@@ -10,6 +10,7 @@ use crate::progress::Progress;
 use crate::run::{Effect, Event, Notice, RecoveredFrom, Run, SessionId, Verdict};
 use crate::server::Sessions;
 use crate::store::Store;
+use crate::tensorboard::TensorBoard;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,6 +30,8 @@ pub(crate) struct Conductor {
     /// Where workers are started, if this program does it.
     pub(crate) launcher: Option<Arc<Launcher>>,
     pub(crate) progress: Progress,
+    /// Event files, if somebody asked for them.
+    pub(crate) tensorboard: Option<TensorBoard>,
     /// What is scraped, if somebody may.
     pub(crate) observed: Option<Observed>,
     /// Where the outcome of a commit is told.
@@ -53,6 +56,9 @@ impl Conductor {
             for effect in self.run.apply(event, self.started.elapsed()) {
                 if let Some(observed) = &self.observed {
                     observed.see(&effect);
+                }
+                if let Some(tensorboard) = &mut self.tensorboard {
+                    tensorboard.see(&effect);
                 }
                 if let Some(verdict) = self.carry_out(effect)? {
                     self.progress.finish();

@@ -16,6 +16,7 @@ use crate::run::{Event, Run, Start, Verdict};
 use crate::run_dir::RunDir;
 use crate::server::{Service, Sessions, serve};
 use crate::store::Store;
+use crate::tensorboard::TensorBoard;
 use anyhow::{Context, Result};
 use serde_json::json;
 use std::net::SocketAddr;
@@ -66,6 +67,8 @@ pub(crate) struct Launch {
     pub grace: Option<Duration>,
     /// An earlier coordinator of this run was killed: its workers may be there.
     pub again: bool,
+    /// Event files for TensorBoard in the run directory.
+    pub tensorboard: bool,
     /// Where metrics and the run's state are served; `None`: nowhere.
     pub status: Option<SocketAddr>,
 }
@@ -243,6 +246,7 @@ async fn conduct(
         Some(address) => Some(Observed::serve(address, credentials.as_deref(), &sessions, &start).await?),
         None => None,
     };
+    let tensorboard = launch.tensorboard.then(|| TensorBoard::new(&launch.run_dir, start.next_step.clone()));
     let mut ledger = Ledger::open(&launch.run_dir)?;
     ledger.event("coordinator", &json!({"pid": std::process::id(), "again": launch.again}))?;
     let now = Instant::now();
@@ -254,6 +258,7 @@ async fn conduct(
         checkpoints: Arc::new(checkpoints),
         launcher: launcher.clone(),
         progress,
+        tensorboard,
         observed,
         events,
         started: now,

@@ -5,7 +5,7 @@
 //! it); around them `credentials.rs`, `thanos-door`, `server.rs`, `store.rs` and `packs.rs` (gRPC), `launcher.rs` and `slurm.rs` (worker
 //! processes), `run_dir.rs`,
 //! `ledger.rs` and `checkpoints.rs` (what is kept), `fetch.rs` and `ingest.rs` (published files, and raw data to packs),
-//! `observe.rs` and `metrics.rs` (what is scraped), `progress.rs`, `report.rs`, `status.rs` and `verify_run.rs` (what people see), `chaos.rs` (faults on demand),
+//! `observe.rs`, `metrics.rs` and `tensorboard.rs` (what is scraped and drawn), `progress.rs`, `report.rs`, `status.rs` and `verify_run.rs` (what people see), `chaos.rs` (faults on demand),
 //! `cli.rs`.
 
 mod chaos;
@@ -31,6 +31,7 @@ mod slurm;
 mod status;
 mod store;
 mod supervise;
+mod tensorboard;
 mod verify_run;
 
 pub use checkpoints::{Manifest, verify};

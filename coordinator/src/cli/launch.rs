@@ -10,7 +10,7 @@ use crate::supervise::{end_with, listen, supervise};
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Workers of this machine must not outlive their supervisor by five seconds; others wait for whoever starts a
@@ -171,21 +171,27 @@ pub(super) fn act_launch(arguments: &LaunchArguments, launcher: Option<LauncherN
         }),
         grace: arguments.grace,
         again: arguments.again,
+        tensorboard: plan.config().log.tensorboard,
         status: arguments.status,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let launched = runtime.block_on(launch(&plan, &what, listener))?;
+    Ok(tell(launched, &what.run_dir))
+}
+
+/// Prints how a launch ended well, and returns its exit code.
+fn tell(launched: Launched, run_dir: &Path) -> u8 {
     match launched {
         Launched::Done(results) => {
             println!("{results}");
-            Ok(0)
+            0
         }
         Launched::Stopped(at) => {
             let at = at
                 .map_or("before the first step".into(), |(stage, step)| format!("behind step {step} of stage {stage}"));
-            let run_dir = what.run_dir.display();
+            let run_dir = run_dir.display();
             eprintln!("stopped {at}; go on with: thanos-coord launch --resume --run-dir {run_dir}");
-            Ok(EXIT_STOPPED)
+            EXIT_STOPPED
         }
     }
 }

@@ -101,10 +101,9 @@ pub(super) fn unless_untrusted(error: transport::Error) -> anyhow::Error {
     let mut cause: Option<&dyn Error> = Some(&error);
     while let Some(current) = cause {
         let inner = current.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        if let Some(tls) = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-            if matches!(tls, rustls::Error::InvalidCertificate(_)) {
-                return refused("it is not of the run whose ca.pem this worker has".into()).into();
-            }
+        let tls = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        if matches!(tls, Some(rustls::Error::InvalidCertificate(_))) {
+            return refused("it is not of the run whose ca.pem this worker has".into()).into();
         }
         cause = current.source();
     }

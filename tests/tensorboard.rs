@@ -1,0 +1,52 @@
+//! TensorBoard's event files of a run whose coordinator is killed: its own reader, where it is installed, has every step of
+//! the ledger once. What is in the files is tested beside their writer.
+
+use crate::recovery::launch;
+use crate::tell;
+use nix::sys::signal::Signal;
+use std::process::Command;
+use thanos_tests::processes::{coordinator, send};
+use thanos_tests::{Scene, losses};
+
+/// Prints the loss of every step, as a 32-bit float.
+const READ: &str = "import sys
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+read = EventAccumulator(sys.argv[1], size_guidance={'scalars': 0})
+read.Reload()
+for event in read.Scalars('loss/total'):
+    print(event.step, repr(event.value))";
+
+#[test]
+fn the_ledger_is_what_tensorboard_shows() {
+    let scene = Scene::new();
+    let target = ["digits_supcon", "rows=[]", "train.epochs=12", "log.tensorboard=true"];
+    let mut running = launch(&scene, "run", "2", &target);
+    let run = scene.path("run");
+    for steps in [30, 80] {
+        running.wait_for_steps("run", steps);
+        send(coordinator(&run).expect("it lives"), Signal::SIGKILL);
+    }
+    running.wait().expect(0);
+    let folder = run.join("tensorboard/supcon");
+    let files = std::fs::read_dir(&folder).expect("a folder of the stage").count();
+    assert_eq!(files, 3, "one a coordinator");
+    let cache = std::env::var("HOME").unwrap_or_default() + "/.cache/thanos/tensorboard/bin/python";
+    let installed = |python: &&str| {
+        let told = Command::new(python).args(["-c", "import tensorboard"]).output();
+        told.is_ok_and(|told| told.status.success())
+    };
+    let Some(python) = [cache.as_str(), "/opt/tb/bin/python", "python3"].into_iter().find(installed) else {
+        tell("skipped: tensorboard (PyPI) is not installed, its reader was not asked");
+        return;
+    };
+    let told = Command::new(python).args(["-c", READ]).arg(&folder).output().expect("it runs");
+    assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
+    let told = String::from_utf8_lossy(&told.stdout).into_owned();
+    let shown: Vec<(usize, f32)> = told
+        .lines()
+        .map(|line| line.split_once(' ').expect("two numbers"))
+        .map(|(step, loss)| (step.parse().expect("a step"), loss.parse::<f64>().expect("a loss") as f32))
+        .collect();
+    let ledger: Vec<(usize, f32)> = losses(&run, "supcon").into_iter().map(|loss| loss as f32).enumerate().collect();
+    assert_eq!(shown, ledger);
+}
