@@ -1,6 +1,6 @@
 # Thin: every target is a line or two that also works by hand.
 #   make run     libtorch, build, and the result table of the embedded digits with four workers
-#   make test    everything; make lint, make parity, make check-cuda for parts of it
+#   make test    everything; make lint, make deny, make parity, make check-cuda for parts of it
 #   make bench   ours and PyTorch's side by side; PEER_PYTHON=... if you have one with torch and torchvision
 
 LIBTORCH_VERSION := 2.11.0
@@ -12,11 +12,13 @@ PEER    := $(CACHE)/peer-$(LIBTORCH_VERSION)
 PEER_PYTHON ?= $(PEER)/bin/python
 PIP     := python3 -m pip install --quiet --disable-pip-version-check --no-compile --root-user-action=ignore
 TARGET  := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)/release
+DENY    := $(CACHE)/deny/bin/cargo-deny
+SCRIPTS := deploy/slurm/train.sbatch deploy/slurm/table.sbatch deploy/slurm/cluster.sh tests/pod.sh .ci/run
 PARITY  := $(if $(THANOS_PARITY),$(abspath $(THANOS_PARITY)))
 # One binary at a time, and its tests one after the other: they start up to four processes each, on two cores.
 TESTS   := OMP_NUM_THREADS=1 cargo test --release --locked -p thanos-tests --test thanos -- --test-threads=1
 
-.PHONY: run build test lint bench bench-faults chaos parity check-cuda libtorch clean
+.PHONY: run build test lint deny bench bench-faults chaos parity check-cuda libtorch clean
 
 run: build
 	$(TARGET)/thanos-coord launch --nodes 4 digits_table
@@ -31,6 +33,17 @@ test: build
 lint: libtorch
 	cargo fmt --all -- --check
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
+	bash -n $(SCRIPTS)
+	@if command -v shellcheck >/dev/null; then shellcheck $(SCRIPTS); else echo 'shellcheck is not installed'; fi
+
+# Licences, sources and bans of every dependency; advisories where their database can be had.
+deny: $(DENY)
+	$(DENY) check licenses bans sources
+	$(DENY) check advisories || echo 'advisories were not looked at, or see above'
+
+$(DENY):
+	CARGO_TARGET_DIR=$(CACHE)/target-deny cargo install --quiet --locked --root $(CACHE)/deny cargo-deny@0.20.2
+	rm -rf $(CACHE)/target-deny
 
 # A hundred kills in one run of four workers: minutes.
 chaos: build

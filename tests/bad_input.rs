@@ -51,7 +51,7 @@ fn verbs_flags_and_their_values() {
     check_launch(&scene, &["--nodes", "two", "digits_cnce"], 64, &["--nodes", "'two'"]);
     check_launch(&scene, &["--workers-per-node", "65", "digits_cnce"], 64, &["65 is not in 1..=64"]);
     check(&scene, &["launch", "--threads-per-worker", "0", "digits_cnce"], 64, &["0 is not in 1..=1024"]);
-    check_launch(&scene, &["--launcher", "loc", "digits_cnce"], 64, &["--launcher", "local, none"]);
+    check_launch(&scene, &["--launcher", "loc", "digits_cnce"], 64, &["--launcher", "local, srun, none"]);
     check_launch(&scene, &["--listen", "localhost", "digits_cnce"], 64, &["--listen", "invalid socket address"]);
     check_launch(&scene, &["--resume", "digits_cnce"], 64, &["--run-dir <RUN_DIR>"]);
     assert!(!scene.path("runs").exists(), "a wrong command line leaves nothing behind");

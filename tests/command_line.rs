@@ -20,11 +20,26 @@ fn snapshot(name: &str, arguments: &[&str]) {
 #[test]
 fn help_and_presets_are_as_they_were() {
     snapshot("help", &["--help"]);
-    for verb in ["launch", "serve", "presets", "show", "data", "status", "verify-run", "chaos", "report"] {
+    for verb in [
+        "launch",
+        "serve",
+        "presets",
+        "show",
+        "data",
+        "status",
+        "verify-run",
+        "chaos",
+        "credentials",
+        "render",
+        "report",
+    ] {
         snapshot(&format!("help_{verb}"), &["help", verb]);
     }
     for verb in ["fetch", "pack", "info", "verify"] {
         snapshot(&format!("help_data_{verb}"), &["data", "help", verb]);
+    }
+    for what in ["slurm", "kubernetes"] {
+        snapshot(&format!("help_render_{what}"), &["render", "help", what]);
     }
     snapshot("presets", &["presets"]);
 }

@@ -275,3 +275,34 @@ fn the_pods_processes_train_without_a_shared_file_system() {
         .collect();
     assert!(joined.contains(&"\"worker-3\" \"worker-3\"".to_owned()), "{joined:?}");
 }
+
+/// What `render` prints is what kustomize builds, but for the experiment.
+#[test]
+fn rendered_manifests_are_those_of_the_overlay() {
+    let Some(kubectl) = tool("kubectl") else {
+        tell("skipped: kubectl is not installed");
+        return;
+    };
+    let built = Command::new(&kubectl).arg("kustomize").arg(folder().join("overlays/cpu")).output().expect("it runs");
+    let scene = Scene::new();
+    let arguments = ["render", "kubernetes", "--image", "registry.example/thanos:cpu", "digits_table"];
+    let rendered = scene.coord(&arguments).expect(0).stdout;
+    let parsed = |text: &str| -> BTreeMap<(String, String), Value> {
+        let documents = serde_yaml::Deserializer::from_str(text);
+        let documents = documents.map(|one| -> Value { serde::Deserialize::deserialize(one).expect("YAML") });
+        let named = |one: Value| {
+            let kind = one["kind"].as_str().expect("a kind").to_owned();
+            ((kind, one["metadata"]["name"].as_str().expect("a name").to_owned()), one)
+        };
+        documents.map(named).filter(|((kind, _), _)| kind != "ConfigMap").collect()
+    };
+    // The name of a ConfigMap has a hash of its content.
+    let text = String::from_utf8_lossy(&built.stdout).into_owned();
+    let hashed =
+        text.split_whitespace().find(|word| word.starts_with("thanos-experiment-")).expect("a hash").to_owned();
+    let (rendered, built) = (parsed(&rendered), parsed(&text.replace(&hashed, "thanos-experiment")));
+    assert_eq!(rendered.keys().collect::<Vec<_>>(), built.keys().collect::<Vec<_>>());
+    for (name, one) in &rendered {
+        assert_eq!(one, &built[name], "{name:?}");
+    }
+}

@@ -7,6 +7,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 use thanos_proto::v1::coordinator_client::CoordinatorClient;
 use thanos_proto::v1::{self, EnrolRequest, PackRequest, StoreRequest};
 use thanos_proto::{COORDINATOR_NAME, Hello, WorkerEvent};
@@ -44,7 +45,9 @@ fn who_may_not_join_is_told_why_and_ends_with_77() {
         let invitation = Invitation { address: address.into(), credentials: Some(credentials.into()) };
         scene.worker(&invitation, "a", &[]).wait().expect(77).stderr
     };
+    let asked = Instant::now();
     let told = joined(&invitation.address, &mixed(&scene, "one/credentials", "two/credentials"));
+    assert!(asked.elapsed() >= Duration::from_secs(1), "who guesses tokens guesses slowly: {:?}", asked.elapsed());
     assert!(told.contains("this is not the join token of worker `a`, or it was used before"), "{told}");
     let told = joined(&invitation.address, &mixed(&scene, "two/credentials", "one/credentials"));
     assert!(told.contains("it is not of the run whose ca.pem this worker has"), "{told}");

@@ -19,10 +19,15 @@ for event in read.Scalars('loss/total'):
 #[test]
 fn the_ledger_is_what_tensorboard_shows() {
     let scene = Scene::new();
-    let target = ["digits_supcon", "rows=[]", "train.epochs=12", "log.tensorboard=true"];
-    let mut running = launch(&scene, "run", "2", &target);
+    let target = ["digits_supcon", "rows=[]", "train.epochs=12"];
     let run = scene.path("run");
-    for steps in [30, 80] {
+    // Nobody asks for the files at first.
+    let mut running = launch(&scene, "run", "2", &target);
+    running.wait_for_steps("run", 20);
+    running.interrupt().expect(75);
+    let arguments = ["launch", "--resume", "--run-dir", "run", "--nodes", "2", "--threads-per-worker", "1"];
+    let mut running = scene.start(&[&arguments[..], &target, &["log.tensorboard=true"]].concat());
+    for steps in [60, 110] {
         running.wait_for_steps("run", steps);
         send(coordinator(&run).expect("it lives"), Signal::SIGKILL);
     }

@@ -9,7 +9,7 @@ use crate::error::ConfigErrors;
 use crate::load;
 use crate::order::{Split, first_of_each_class, split_train_validation};
 use crate::run_config::{
-    BackboneConfig, DataKind, LogConfig, ObjectiveConfig, RunConfig, Schedule, Similarity, TrainConfig, Validation,
+    BackboneConfig, DataKind, ObjectiveConfig, RunConfig, Schedule, Similarity, TrainConfig, Validation,
 };
 use rules::Rules;
 use sha2::{Digest, Sha256};
@@ -255,9 +255,11 @@ fn transfer_name(method: &str) -> String {
 
 /// What is written beside a run is no part of it.
 fn digest(config: &RunConfig) -> String {
-    let config = RunConfig { log: LogConfig::default(), ..config.clone() };
-    let canonical = serde_json::to_vec(&config).expect("a RunConfig holds only what JSON can");
-    hex(&Sha256::digest(&canonical))
+    let mut canonical = serde_json::to_value(config).expect("a RunConfig holds only what JSON can");
+    if let Some(keys) = canonical.as_object_mut() {
+        keys.shift_remove("log");
+    }
+    hex(&Sha256::digest(canonical.to_string().as_bytes()))
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use crate::credentials::{CA, Credentials, TOKEN};
 use crate::exit::{EXIT_CONFIG, EXIT_DATA, EXIT_USAGE, Fatal};
 use crate::ingest;
 use crate::ledger::read_steps;
+use crate::render::{self, Numbers};
 use crate::report::Results;
 use crate::status::status;
 use crate::verify_run::{Comparison, compare, verify_run};
@@ -64,6 +65,9 @@ enum Verb {
         /// A folder for them, which is made
         folder: PathBuf,
     },
+    /// Print a Slurm script or Kubernetes manifests for an experiment, with its numbers
+    #[command(subcommand)]
+    Render(RenderVerb),
     /// Print a run's result table
     Report {
         /// The run's directory
@@ -72,6 +76,35 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+}
+
+#[derive(Subcommand, Debug)]
+enum RenderVerb {
+    /// A script for sbatch
+    Slurm(RenderArguments),
+    /// Manifests for kubectl apply; the Secret thanos-credentials is made by hand (deploy/kubernetes/README.md)
+    Kubernetes {
+        #[command(flatten)]
+        arguments: RenderArguments,
+        /// The container image of both programs
+        #[arg(long)]
+        image: String,
+    },
+}
+
+#[derive(Args, Debug)]
+struct RenderArguments {
+    #[command(flatten)]
+    target: Target,
+    /// Machines; of Kubernetes, pods of workers
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    nodes: u16,
+    /// GPUs on each
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=64))]
+    gpus: u16,
+    /// How long a stop may take; who asks for one waits half a minute longer
+    #[arg(long, default_value = "90s", value_parser = duration)]
+    grace: Duration,
 }
 
 #[derive(Args, Debug)]
@@ -179,6 +212,7 @@ fn act(verb: Verb) -> Result<u8> {
             println!("{}: workers need {CA} and {TOKEN}, the coordinator all files", folder.display());
             Ok(0)
         }
+        Verb::Render(verb) => act_render(&verb).map(|()| 0),
         Verb::Report { run_dir, json } => {
             crate::run_dir::identity(&run_dir)?;
             let results = Results::read(&run_dir)?;
@@ -186,6 +220,22 @@ fn act(verb: Verb) -> Result<u8> {
             Ok(0)
         }
     }
+}
+
+fn act_render(verb: &RenderVerb) -> Result<()> {
+    let (RenderVerb::Slurm(arguments) | RenderVerb::Kubernetes { arguments, .. }) = verb;
+    let RenderArguments { target, nodes, gpus, grace } = arguments;
+    // Mistakes are told here, and not by a job in the night.
+    let plan = plan(target)?;
+    let numbers = Numbers { nodes: (*nodes).into(), gpus: (*gpus).into(), grace: *grace };
+    match verb {
+        RenderVerb::Slurm(_) => {
+            let words: Vec<String> = target.target.iter().chain(&target.overrides).cloned().collect();
+            print!("{}", render::slurm(&words, &numbers));
+        }
+        RenderVerb::Kubernetes { image, .. } => print!("{}", render::kubernetes(&plan, image, &numbers)?),
+    }
+    Ok(())
 }
 
 fn act_verify_run(run_dir: &Path, other: Option<&Path>, packs_dir: &Path) -> Result<u8> {

@@ -5,7 +5,8 @@
 //! it); around them `credentials.rs`, `thanos-door`, `server.rs`, `store.rs` and `packs.rs` (gRPC), `launcher.rs` and `slurm.rs` (worker
 //! processes), `run_dir.rs`,
 //! `ledger.rs` and `checkpoints.rs` (what is kept), `fetch.rs` and `ingest.rs` (published files, and raw data to packs),
-//! `observe.rs`, `metrics.rs` and `tensorboard.rs` (what is scraped and drawn), `progress.rs`, `report.rs`, `status.rs` and `verify_run.rs` (what people see), `chaos.rs` (faults on demand),
+//! `observe.rs`, `metrics.rs` and `tensorboard.rs` (what is scraped and drawn), `progress.rs`, `report.rs`, `status.rs` and `verify_run.rs` (what people see), `chaos.rs` (faults on demand), `render.rs`
+//! (job scripts and manifests),
 //! `cli.rs`.
 
 mod chaos;
@@ -23,6 +24,7 @@ mod metrics;
 mod observe;
 mod packs;
 mod progress;
+mod render;
 mod report;
 mod run;
 mod run_dir;

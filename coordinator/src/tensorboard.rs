@@ -5,9 +5,10 @@
 //! here before it is in the ledger, in one call, so that none is missing and none is there twice. The format is that of
 //! TensorFlow's `core/util/event.proto` and `core/lib/io/record_writer.h`.
 
+use crate::ledger::read_steps;
 use crate::run::{Effect, Notice};
 use prost::Message;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -59,6 +60,7 @@ const START: i32 = 1;
 
 /// The event files of a run.
 pub(crate) struct TensorBoard {
+    run_dir: PathBuf,
     folder: PathBuf,
     stages: HashMap<String, Stage>,
     /// Nothing could be written: told once, and left alone.
@@ -78,7 +80,8 @@ impl TensorBoard {
     /// Goes on behind the last step of the ledger: its stage, and the number of its steps.
     pub(crate) fn new(run_dir: &Path, last: Option<(String, u64)>) -> Self {
         let stage = |(name, steps): (String, u64)| (name, Stage { steps: steps as i64, ..Stage::default() });
-        Self { folder: run_dir.join("tensorboard"), stages: last.into_iter().map(stage).collect(), failed: false }
+        let (run_dir, folder) = (run_dir.into(), run_dir.join("tensorboard"));
+        Self { run_dir, folder, stages: last.into_iter().map(stage).collect(), failed: false }
     }
 
     /// Something is about to be done. A disk that is full costs the files, not the run.
@@ -99,8 +102,7 @@ impl TensorBoard {
     }
 
     fn step(&mut self, done: &StepDone) -> io::Result<()> {
-        let mut values = vec![("loss/total".to_owned(), done.loss), ("learning_rate".into(), done.lr)];
-        values.extend(done.losses.iter().map(|(term, loss)| (format!("loss/{term}"), *loss)));
+        let values = series(Some(("loss/total".into(), done.loss)), done.losses.clone(), done.lr);
         let step = i64::try_from(done.step).map_err(io::Error::other)?;
         let stage = self.stage(&done.stage, step)?;
         if step != stage.steps {
@@ -137,11 +139,20 @@ impl TensorBoard {
         if stage.file.is_none() {
             let folder = self.folder.join(name);
             fs::create_dir_all(&folder)?;
-            // Read in the order of their names.
-            let name = format!("events.out.tfevents.{:017.6}.{}", now(), std::process::id());
-            stage.file = Some(File::options().append(true).create(true).open(folder.join(name))?);
+            // They are read in the order of their names.
+            let number = fs::read_dir(&folder)?.count();
+            let new = folder.join(format!("events.out.tfevents.{number:06}"));
+            stage.file = Some(File::options().append(true).create_new(true).open(new)?);
             stage.steps = step;
             stage.write(0, What::FileVersion("brain.Event:2".into()))?;
+            if number == 0 && step > 0 {
+                // Nobody asked for them before: what the ledger has, at the time of now.
+                let lines = read_steps(&self.run_dir).map_err(io::Error::other)?;
+                for line in lines.into_iter().filter(|line| line.stage == name && (line.step as i64) < step) {
+                    let total = line.loss.map(|loss| ("loss/total".to_owned(), loss));
+                    stage.write(line.step as i64, summary(series(total, line.losses, line.lr)))?;
+                }
+            }
             stage.begin_again(step)?;
         }
         Ok(stage)
@@ -160,6 +171,12 @@ impl Stage {
         let event = Event { wall_time: now(), step, what: Some(what) };
         self.file.as_mut().map_or(Ok(()), |file| file.write_all(&record(&event.encode_to_vec())))
     }
+}
+
+/// The values of a step.
+fn series(total: Option<(String, f64)>, losses: BTreeMap<String, f64>, lr: f64) -> Vec<(String, f64)> {
+    let terms = losses.into_iter().map(|(term, loss)| (format!("loss/{term}"), loss));
+    total.into_iter().chain([("learning_rate".into(), lr)]).chain(terms).collect()
 }
 
 fn summary(values: Vec<(String, f64)>) -> What {
@@ -199,7 +216,6 @@ fn now() -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeMap;
 
     #[test]
     fn a_record_is_that_of_the_format() {

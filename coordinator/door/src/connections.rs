@@ -26,6 +26,8 @@ const MOST_BEGINNING: Duration = Duration::from_secs(5);
 /// Connections that may be about to begin, in all and of one address; one more is closed at once.
 pub const MOST_STRANGERS: usize = 256;
 const MOST_STRANGERS_OF_ONE: usize = 128;
+/// Connections of one address that have begun: the workers of a machine, and whoever shares its address.
+const MOST_OF_ONE: usize = 1024;
 /// How long a connection may last whose owner has shown no certificate: it is for one call.
 const MOST_ENROLLING: Duration = Duration::from_secs(15);
 /// Connections that may wait for the service.
@@ -68,7 +70,8 @@ async fn accept(
     most: usize,
     inside: mpsc::Sender<io::Result<Connection>>,
 ) {
-    let (strangers, begun) = (Places::new(MOST_STRANGERS, MOST_STRANGERS_OF_ONE), Places::new(most, most));
+    let (strangers, begun) =
+        (Places::new(MOST_STRANGERS, MOST_STRANGERS_OF_ONE), Places::new(most, MOST_OF_ONE.min(most)));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,

@@ -68,3 +68,30 @@ fn a_straggler_is_named_once_and_stays() {
         other => panic!("{other:?}"),
     }
 }
+
+/// One is gone, and with it the generation; the other one's thread sleeps in a collective, though its heartbeats go on.
+#[test]
+fn a_worker_that_stays_in_a_generation_that_is_over_is_ended() {
+    let ended = |phase: &'static str, seconds: u32| {
+        let mut run = training();
+        beat(&mut run, 1, |_| [(10, phase, 30), (10, phase, 30)]);
+        run.apply(Event::Closed { session: 2 }, NOW);
+        let mut all = Vec::new();
+        for tenth in 0..seconds * 10 {
+            let now = NOW + Duration::from_millis(100) * tenth;
+            all.extend(run.apply(Event::Said { session: 1, event: heartbeat(10, phase, 30) }, now));
+            all.extend(run.apply(Event::Tick, now));
+        }
+        all.contains(&Effect::Kill { worker: "worker-0".into() })
+    };
+    assert_eq!([("reduce", 2), ("reduce", 4)].map(|(phase, seconds)| ended(phase, seconds)), [false, true]);
+    // What is no step ends by itself, and may take longer.
+    assert!(!ended("evaluate", 4));
+    // Who says that it has left waits for the next one.
+    let mut run = training();
+    run.apply(Event::Closed { session: 2 }, NOW);
+    let left = thanos_proto::Rejoin { generation: 4, held: None, recent: Vec::new() };
+    run.apply(Event::Said { session: 1, event: WorkerEvent::Rejoin(left) }, NOW);
+    let late = run.apply(Event::Tick, NOW + Duration::from_secs(2));
+    assert!(!late.contains(&Effect::Kill { worker: "worker-0".into() }), "{late:?}");
+}
