@@ -2,20 +2,21 @@
 //! published code. `losses`: the closed-form gradient against finite differences, tile sizes and ranks. `memory`: a
 //! batch whose square would not fit. `exchanges`, `nearness` and `rerun` serve them. The others start the real programs:
 //! `world_sizes`, `resume`, `ledger` and `evaluation` hold the promises, `recovery`, `elastic`, `standstill`, `cut_off`,
-//! `preemption`, `commit_points`, `checks`, `strangers`, `security`, `full_disk` and `endings` what happens to processes, networks and disks,
-//! `pytorch_names` what is in a checkpoint, `data_sets`, `pack_transfer`, `downloads` and `fashion_mnist` how images
-//! come to workers, `device_views` how a GPU makes views of them; `bad_input`, `command_line`, `metrics`, `tensorboard` and
-//! `documents` what people type and read.
-//! `slurm` runs the job scripts on a real one, `kubernetes`
-//! the commands of the manifests in namespaces. `layering` reads the sources.
+//! `bad_lines`, `preemption`, `commit_points`, `checks`, `strangers`, `disks` and `endings` what happens to processes,
+//! networks and disks, `security` who may join and what is secret, `pytorch_names` what is in a checkpoint, `data_sets`,
+//! `pack_transfer`, `downloads` and `fashion_mnist` how images come to workers, `device_views` how a GPU makes views of
+//! them; `bad_input`, `command_line`, `metrics`, `tensorboard` and `documents` what people type and read. `slurm` runs
+//! the job scripts on a real one, `kubernetes` the commands of the manifests in namespaces. `layering` reads the sources.
 
 mod bad_input;
+mod bad_lines;
 mod checks;
 mod command_line;
 mod commit_points;
 mod cut_off;
 mod data_sets;
 mod device_views;
+mod disks;
 mod documents;
 mod downloads;
 mod elastic;
@@ -23,7 +24,6 @@ mod endings;
 mod evaluation;
 mod exchanges;
 mod fashion_mnist;
-mod full_disk;
 mod kubernetes;
 mod layering;
 mod ledger;

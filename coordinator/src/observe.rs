@@ -61,10 +61,11 @@ impl Observed {
         let (generation, position) = (start.last_generation, Value::Null);
         let state = State { run, generation, ranks: Vec::new(), position, checkpoint: Value::Null, committing: None };
         let observed = Self { state: Arc::new(Mutex::new(state)) };
+        let is_secure = credentials.is_some();
         let (status, ready, sessions) = (observed.clone(), observed.clone(), sessions.clone());
         let guarded = guarded
             .route("/status", get(move || async move { Json(status.status()) }))
-            .route("/sd", get(move || async move { Json(targets(&sessions.pages())) }));
+            .route("/sd", get(move || async move { Json(targets(&sessions.pages(), is_secure)) }));
         let open = Router::new()
             .route("/healthz", get(|| async { "alive\n" }))
             .route("/readyz", get(move || async move { ready.ready().into_response() }));
@@ -132,7 +133,11 @@ impl Observed {
 }
 
 /// The workers in the form of Prometheus's HTTP service discovery.
-fn targets(pages: &BTreeMap<String, String>) -> Value {
-    let target = |(worker, address): (&String, &String)| json!({"targets": [address], "labels": {"worker": worker}});
+fn targets(pages: &BTreeMap<String, String>, is_secure: bool) -> Value {
+    let target = |(worker, address): (&String, &String)| {
+        let is_here = address.parse().is_ok_and(|address: SocketAddr| address.ip().is_loopback());
+        let scheme = if is_secure && !is_here { "https" } else { "http" };
+        json!({"targets": [address], "labels": {"worker": worker, "__scheme__": scheme}})
+    };
     pages.iter().map(target).collect()
 }

@@ -4,6 +4,7 @@
 pub mod idx;
 pub mod network;
 pub mod processes;
+pub mod proxy;
 pub mod raw_files;
 
 use safetensors::SafeTensors;

@@ -140,7 +140,8 @@ fn take_part(options: &Options, session: &Session, welcome: &Welcome) -> Result<
     let own = address_towards(&options.coordinator).context("this worker's own address")?;
     let address = options.address.clone().unwrap_or_else(|| Address::Host(own.to_string()));
     if let Some(port) = options.status_port {
-        session.show((own, port).into(), welcome.scrape_token_sha256.as_deref())?;
+        let shown = session.show((own, port).into(), welcome.scrape_token_sha256.as_deref());
+        shown.map_err(|error| NotHere(format!("{error:#}")))?;
     }
     let packs = local_packs(options, session, &welcome.packs)?;
     let data = Data::open(&plan, &packs, device, options.threads).map_err(BadData)?;

@@ -207,10 +207,13 @@ impl LaunchArguments {
     fn size(&self, allocation: Option<&Allocation>) -> Result<Size, Fatal> {
         let (nodes, per_node) =
             allocation.map_or((1, 1), |allocation| (allocation.nodes.len(), allocation.workers_per_node));
-        let size = Size {
+        let mut size = Size {
             nodes: self.nodes.unwrap_or(Nodes { least: nodes, most: nodes }),
             per_node: self.workers_per_node.map_or(per_node, usize::from),
         };
+        if allocation.is_some() {
+            size.nodes.most = size.nodes.most.min(nodes);
+        }
         let (least, workers) = (size.nodes.least, size.nodes.most * size.per_node);
         if workers > MOST_WORKERS {
             let message = format!("{workers} workers: at most {MOST_WORKERS} are coordinated");

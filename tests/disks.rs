@@ -1,0 +1,112 @@
+//! A disk that is full or read-only costs checkpoints, not the run: a save that fails is told and given up, the last good
+//! checkpoint stays, and only several in a row end the run, with exit code 74. A slow one costs nothing. The disk is a
+//! small tmpfs, mounted over a stage's folder in the middle of a run, which needs root; without it these tests say that
+//! they were skipped.
+
+use crate::tell;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+use thanos_tests::{Running, Scene, checkpoints, lines, weights_sha256};
+
+const TARGET: [&str; 4] = ["digits_supcon", "train.max_steps=400", "checkpoint.every_steps=40", "rows=[]"];
+
+/// A disk with room for nothing, and one that takes nothing.
+const FULL: &str = "size=8k";
+const READ_ONLY: &str = "ro";
+
+/// A bad disk; unmounted when this is dropped.
+struct BadDisk(PathBuf);
+
+impl BadDisk {
+    fn mount(over: &Path, options: &str) -> Option<Self> {
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(over).output();
+        mounted.is_ok_and(|output| output.status.success()).then(|| Self(over.into()))
+    }
+}
+
+impl Drop for BadDisk {
+    fn drop(&mut self) {
+        // Detached: a writer may still be in it.
+        _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+/// A run whose disk is bad from its 50th step on; `None`: nothing can be mounted here.
+fn start(scene: &Scene, options: &str) -> Option<(Running, BadDisk)> {
+    let arguments = ["launch", "--nodes", "2", "--threads-per-worker", "1", "--run-dir", "run"];
+    let mut running = scene.start(&[&arguments[..], &TARGET].concat());
+    running.wait_for_steps("run", 50);
+    let stage = scene.path("run/checkpoints/supcon");
+    let Some(disk) = BadDisk::mount(&stage, options) else {
+        tell("skipped: no tmpfs can be mounted here (it needs root)");
+        return None;
+    };
+    Some((running, disk))
+}
+
+fn failed_saves(scene: &Scene) -> usize {
+    lines(&scene.path("run"), "events.jsonl").iter().filter(|event| event["event"] == "checkpoint_failed").count()
+}
+
+fn a_save_that_fails_is_given_up(options: &str, reason: &str) {
+    let scene = Scene::new();
+    scene.launch("whole", 2, &TARGET).expect(0);
+    let Some((running, disk)) = start(&scene, options) else { return };
+    let started = Instant::now();
+    while failed_saves(&scene) == 0 {
+        assert!(started.elapsed() < Duration::from_secs(60), "no save has failed");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    drop(disk);
+    let ran = running.wait().expect(0);
+    assert!(ran.stderr.contains("of stage supcon was not saved: "), "{}", ran.stderr);
+    assert!(ran.stderr.contains(reason), "{}", ran.stderr);
+    assert_eq!(weights_sha256(&scene.path("whole"), "supcon"), weights_sha256(&scene.path("run"), "supcon"));
+    let unfinished = std::fs::read_dir(scene.path("run/checkpoints/supcon")).expect("a folder");
+    let unfinished = unfinished
+        .filter(|entry| entry.as_ref().is_ok_and(|entry| entry.file_name().to_string_lossy().starts_with('.')));
+    assert_eq!(unfinished.count(), 0);
+}
+
+#[test]
+fn a_full_disk_costs_a_checkpoint_and_the_run_goes_on() {
+    a_save_that_fails_is_given_up(FULL, "No space left on device");
+}
+
+#[test]
+fn a_read_only_disk_costs_a_checkpoint_and_the_run_goes_on() {
+    a_save_that_fails_is_given_up(READ_ONLY, "Read-only file system");
+}
+
+/// Each of a checkpoint's files takes a second to be written, and steps go on meanwhile.
+#[test]
+fn a_slow_disk_makes_no_step_wait() {
+    let scene = Scene::new();
+    let arguments = ["launch", "--nodes", "2", "--threads-per-worker", "1", "--run-dir", "run"];
+    let target = ["digits_supcon", "rows=[]", "train.epochs=100000", "checkpoint.every_steps=300"];
+    let variables = [("FAILPOINTS", "save-written=sleep(1000)")];
+    let mut running = scene.start_with(&[&arguments[..], &target].concat(), &variables);
+    let run = scene.path("run");
+    running.wait_for_steps("run", 300);
+    let began = Instant::now();
+    running.wait_until("a checkpoint", || run.join("LATEST").exists());
+    let (took, steps) = (began.elapsed(), lines(&run, "steps.jsonl").len() - 300);
+    tell(&format!("a save took {took:.1?}, and {steps} steps were made meanwhile"));
+    assert!(took >= Duration::from_secs(2) && steps > 50, "{took:?}, {steps} steps");
+    // Its last checkpoint is as slow.
+    running.interrupt().expect(75);
+}
+
+#[test]
+fn a_disk_that_stays_full_ends_the_run_with_the_last_good_checkpoint() {
+    let scene = Scene::new();
+    let Some((running, disk)) = start(&scene, FULL) else { return };
+    let ran = running.wait().expect(74);
+    assert!(ran.stderr.contains("3 saves in a row failed"), "{}", ran.stderr);
+    assert_eq!(failed_saves(&scene), 3);
+    drop(disk);
+    let last = checkpoints(&scene.path("run"), "supcon").pop().expect("a checkpoint");
+    assert!(last.ends_with("step-00000040"), "{}", last.display());
+    scene.coord(&["launch", "--resume", "--nodes", "2", "--run-dir", "run"]).expect(0);
+}
