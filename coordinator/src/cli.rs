@@ -20,8 +20,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use thanos_configs::{ConfigErrors, Plan, RunConfig, default_packs_dir, preset_names, preset_summary, to_yaml};
 
-/// Workers of one run; a session each.
-pub(crate) const MOST_WORKERS: usize = 4096;
 /// Trains encoders on coarse labels with supervised contrastive losses, over many workers, and shows by linear probes
 /// on fine labels how much each kept.
 #[derive(Parser, Debug)]

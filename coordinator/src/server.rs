@@ -23,10 +23,12 @@ use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
+/// Workers of one run; a session each.
+pub(crate) const MOST_WORKERS: usize = 4096;
 /// Bytes of one message; the largest is the configuration.
 const MOST_MESSAGE: usize = 4 << 20;
 /// Connections at a time: two a worker, and some that enrol.
-const MOST_CONNECTIONS: usize = 2 * crate::cli::MOST_WORKERS + 256;
+const MOST_CONNECTIONS: usize = 2 * MOST_WORKERS + 256;
 /// Pause before the answer to a worker that may not join: who guesses tokens guesses slowly.
 const AFTER_REFUSAL: Duration = Duration::from_secs(1);
 /// Streams that a worker may have open on one connection; it needs four.

@@ -1,10 +1,11 @@
 //! `launch` and `serve`: their options, and what a launch is by them, by the machine and by the allocation.
 
-use super::{MOST_WORKERS, PacksDir, Target, duration, plan, plan_of_run};
+use super::{PacksDir, Target, duration, plan, plan_of_run};
 use crate::exit::{EXIT_STOPPED, EXIT_USAGE, Fatal};
 use crate::launch::{Launch, Launched, Starter, launch};
 use crate::launcher::Place;
 use crate::run_dir::fresh_path;
+use crate::server::MOST_WORKERS;
 use crate::slurm::{self, Allocation};
 use crate::supervise::{end_with, listen, supervise};
 use anyhow::Result;
