@@ -150,3 +150,43 @@ fn prometheus_scrapes_a_run_and_judges_it() {
     prometheus.interrupt().expect(0);
     running.interrupt().expect(75);
 }
+
+/// As at an address that others can reach: HTTPS, the run's authority, the scrape token, for `/metrics` and `/sd`.
+#[test]
+fn prometheus_brings_the_token() {
+    if tool("promtool", &["--version"], "").is_none() {
+        tell("skipped: Prometheus is not installed (apt-get install prometheus)");
+        return;
+    }
+    let scene = Scene::new();
+    let arguments = ["launch", "--nodes", "2", "--threads-per-worker", "1", "--run-dir", "run", "--status"];
+    let target = ["0.0.0.0:9466", "digits_cnce", "train.epochs=100000"];
+    let mut running = scene.start(&[&arguments[..], &target].concat());
+    running.wait_for_steps("run", 1);
+    let credentials = scene.path("run/credentials").display().to_string();
+    let config = format!(
+        "global: {{scrape_interval: 1s}}
+scrape_configs:
+  - job_name: run
+    scheme: https
+    authorization: &token {{type: Bearer, credentials_file: {credentials}/scrape-token}}
+    tls_config: &tls {{ca_file: {credentials}/ca.pem, server_name: thanos-coordinator}}
+    static_configs: [{{targets: ['127.0.0.1:9466']}}]
+  - job_name: workers
+    http_sd_configs:
+      - {{url: 'https://127.0.0.1:9466/sd', refresh_interval: 1s, authorization: *token, tls_config: *tls}}
+"
+    );
+    std::fs::write(scene.path("https.yml"), config).expect("written");
+    let file = scene.path("https.yml").display().to_string();
+    let flags = ["--config.file", &file, "--storage.tsdb.path", "tsdb", "--web.listen-address", "127.0.0.1:19091"];
+    let mut prometheus = scene.spawn_program(Path::new("prometheus"), "prometheus", &flags, &[]);
+    let ask = |query: &str| match TcpStream::connect("127.0.0.1:19091") {
+        Ok(_) => get("127.0.0.1:19091", &format!("/api/v1/query?query={query}")).1,
+        Err(_) => String::new(),
+    };
+    prometheus.wait_until("a loss", || ask("thanos_trainer_loss").contains("\"term\":\"total\""));
+    prometheus.wait_until("a worker", || ask("thanos_trainer_worker_step").contains("\"worker\":\"worker-1\""));
+    prometheus.interrupt().expect(0);
+    running.interrupt().expect(75);
+}

@@ -246,7 +246,7 @@ async fn conduct(
         Some(address) => Some(Observed::serve(address, credentials.as_deref(), &sessions, &start).await?),
         None => None,
     };
-    let tensorboard = launch.tensorboard.then(|| TensorBoard::new(&launch.run_dir, start.next_step.clone()));
+    let tensorboard = launch.tensorboard.then(|| TensorBoard::open(&launch.run_dir)).transpose()?;
     let mut ledger = Ledger::open(&launch.run_dir)?;
     ledger.event("coordinator", &json!({"pid": std::process::id(), "again": launch.again}))?;
     let now = Instant::now();

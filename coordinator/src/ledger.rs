@@ -156,17 +156,30 @@ pub fn read_steps(run_dir: &Path) -> Result<Vec<StepLine>, Fatal> {
 /// # Errors
 /// 65, naming the line of `events.jsonl` that is none.
 pub(crate) fn last_generation(run_dir: &Path) -> Result<u64, Fatal> {
+    let generations = events(run_dir)?.into_iter().filter_map(|event| event["generation"].as_u64());
+    Ok(generations.max().unwrap_or(0))
+}
+
+/// Whether an evaluation behind this epoch was told.
+///
+/// # Errors
+/// As [`last_generation`].
+pub(crate) fn was_evaluated(run_dir: &Path, stage: &str, epoch: u64) -> Result<bool, Fatal> {
+    let is_it = |event: &Value| event["event"] == "evaluated" && event["stage"] == stage && event["epoch"] == epoch;
+    Ok(events(run_dir)?.iter().any(is_it))
+}
+
+/// The whole lines of `events.jsonl`.
+fn events(run_dir: &Path) -> Result<Vec<Value>, Fatal> {
     let path = run_dir.join("events.jsonl");
     let text = fs::read_to_string(&path).unwrap_or_default();
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-    let mut last = 0;
-    for (index, line) in whole.lines().enumerate() {
-        let event: Value = serde_json::from_str(line).map_err(|error| {
+    let read = |(index, line): (usize, &str)| {
+        serde_json::from_str(line).map_err(|error| {
             Fatal::new(EXIT_DATA, format!("{}, line {}: not an event: {error}", path.display(), index + 1))
-        })?;
-        last = last.max(event["generation"].as_u64().unwrap_or(0));
-    }
-    Ok(last)
+        })
+    };
+    whole.lines().enumerate().map(read).collect()
 }
 
 /// For appending, behind its last whole line.

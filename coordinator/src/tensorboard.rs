@@ -5,7 +5,8 @@
 //! here before it is in the ledger, in one call, so that none is missing and none is there twice. The format is that of
 //! TensorFlow's `core/util/event.proto` and `core/lib/io/record_writer.h`.
 
-use crate::ledger::read_steps;
+use crate::exit::Fatal;
+use crate::ledger::{read_steps, was_evaluated};
 use crate::run::{Effect, Notice};
 use prost::Message;
 use std::collections::{BTreeMap, HashMap};
@@ -71,17 +72,26 @@ pub(crate) struct TensorBoard {
 struct Stage {
     /// That this coordinator has begun.
     file: Option<File>,
-    /// Steps that all files have, and behind how many of them this one has an evaluation.
+    /// Steps that the files have, and behind how many of them there is an evaluation.
     steps: i64,
     evaluated: Option<i64>,
 }
 
 impl TensorBoard {
-    /// Goes on behind the last step of the ledger: its stage, and the number of its steps.
-    pub(crate) fn new(run_dir: &Path, last: Option<(String, u64)>) -> Self {
-        let stage = |(name, steps): (String, u64)| (name, Stage { steps: steps as i64, ..Stage::default() });
+    /// Goes on behind the last step of the ledger.
+    ///
+    /// # Errors
+    /// 65 if the ledger is damaged.
+    pub(crate) fn open(run_dir: &Path) -> Result<Self, Fatal> {
+        let Some(last) = read_steps(run_dir)?.pop() else { return Ok(Self::new(run_dir, None)) };
+        let steps = last.step as i64 + 1;
+        let evaluated = was_evaluated(run_dir, &last.stage, last.epoch)?.then_some(steps);
+        Ok(Self::new(run_dir, Some((last.stage, Stage { steps, evaluated, ..Stage::default() }))))
+    }
+
+    fn new(run_dir: &Path, last: Option<(String, Stage)>) -> Self {
         let (run_dir, folder) = (run_dir.into(), run_dir.join("tensorboard"));
-        Self { run_dir, folder, stages: last.into_iter().map(stage).collect(), failed: false }
+        Self { run_dir, folder, stages: last.into_iter().collect(), failed: false }
     }
 
     /// Something is about to be done. A disk that is full costs the files, not the run.
@@ -114,8 +124,7 @@ impl TensorBoard {
 
     fn evaluated(&mut self, evaluated: &Evaluated) -> io::Result<()> {
         let stage = self.stages.entry(evaluated.stage.clone()).or_default();
-        // Told once more, as whoever evaluated was lost; it is the same to the bit. So is what another coordinator was
-        // told, which is there twice.
+        // Told once more, as whoever evaluated was lost; it is the same to the bit.
         if stage.evaluated == Some(stage.steps) {
             return Ok(());
         }
@@ -284,17 +293,19 @@ mod tests {
     #[test]
     fn every_step_is_there_once_whoever_was_killed_and_whatever_is_redone() {
         let folder = tempfile::tempdir().expect("a folder");
-        let coordinators: [(u64, &[Effect]); 4] = [
+        // What the ledger has when each of them begins: steps, and behind how many of them an evaluation.
+        let coordinators: [(i64, Option<i64>, &[Effect]); 4] = [
             // The last one was not in the ledger when it was killed.
-            (0, &[step(0), step(1), evaluated(0), step(2), step(3)]),
+            (0, None, &[step(0), step(1), evaluated(0), step(2), step(3)]),
             // Its evaluation is told twice; then the ledger is cut, and two steps are made again.
-            (3, &[step(3), evaluated(1), evaluated(1), step(4), step(3), evaluated(1)]),
+            (3, None, &[step(3), evaluated(1), evaluated(1), step(4), step(3), evaluated(1)]),
             // It begins with what the one before it had heard and told already.
-            (4, &[evaluated(1), step(4)]),
-            (5, &[step(5)]),
+            (4, Some(4), &[evaluated(1), step(4)]),
+            (5, None, &[step(5)]),
         ];
-        for (steps, effects) in coordinators {
-            let mut board = TensorBoard::new(folder.path(), Some(("cae".into(), steps)));
+        for (steps, evaluated, effects) in coordinators {
+            let last = Stage { steps, evaluated, ..Stage::default() };
+            let mut board = TensorBoard::new(folder.path(), Some(("cae".into(), last)));
             effects.iter().for_each(|effect| board.see(effect));
             assert!(!board.failed);
         }
@@ -304,8 +315,7 @@ mod tests {
             assert_eq!(steps, [0, 1, 2, 3, 4, 5], "{tag}");
         }
         let accuracy: Vec<_> = seen.iter().filter(|(name, _)| name == "validation/accuracy").collect();
-        // The second one was told to two coordinators.
-        assert_eq!(accuracy.iter().map(|(_, step)| *step).collect::<Vec<_>>(), [1, 3, 3]);
+        assert_eq!(accuracy.iter().map(|(_, step)| *step).collect::<Vec<_>>(), [1, 3]);
     }
 
     #[test]
