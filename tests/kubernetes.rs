@@ -104,12 +104,19 @@ fn pods_are_restricted_and_have_their_own_files_alone() {
         ];
         assert_eq!((codes(0), &rules[0]["action"]), (final_codes.map(u64::from).to_vec(), &"FailJob".into()));
         assert_eq!((codes(1), &rules[1]["action"]), (vec![thanos_coord::EXIT_STOPPED.into()], &"Ignore".into()));
-        assert_eq!(rules[2]["onPodConditions"][0]["type"], "DisruptionTarget");
+        let disrupted = (&rules[2]["onPodConditions"][0]["type"], &rules[2]["action"]);
+        assert_eq!(disrupted, (&"DisruptionTarget".into(), &"Ignore".into()));
+        // The schemas do not know these words.
+        assert!((0..2).all(|rule| rules[rule]["onExitCodes"]["operator"] == "In"));
+        assert_eq!(container["livenessProbe"]["httpGet"]["scheme"], "HTTPS");
     }
     let items = &pod("base/workers.yaml")["volumes"][0]["secret"]["items"];
     let keys: Vec<&str> = items.as_sequence().expect("items").iter().filter_map(|item| item["key"].as_str()).collect();
     assert_eq!(keys, ["ca.pem", "token"], "never the authority's key");
-    let coordinator = pod("base/coordinator.yaml");
+    let (coordinator, workers) = (pod("base/coordinator.yaml"), find(&documents("base/workers.yaml"), "Job").clone());
+    let nodes = format!("--nodes={}", workers["spec"]["completions"].as_u64().expect("a number"));
+    assert!(strings(&coordinator["containers"][0]["args"]).contains(&nodes), "{nodes}");
+    assert_eq!(workers["spec"]["completions"], workers["spec"]["parallelism"]);
     let grace = strings(&coordinator["containers"][0]["args"]);
     let grace =
         grace.iter().find_map(|argument| argument.strip_prefix("--grace=")?.strip_suffix('s')?.parse::<u64>().ok());

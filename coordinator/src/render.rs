@@ -104,9 +104,7 @@ fn job(job: &mut Value, image: &str, numbers: &Numbers) -> Option<()> {
     }
     label(&mut spec["template"]["metadata"])?;
     let pod = &mut spec["template"]["spec"];
-    if !is_workers {
-        pod["terminationGracePeriodSeconds"] = numbers.lead().into();
-    }
+    pod["terminationGracePeriodSeconds"] = numbers.lead().into();
     let container = pod["containers"].as_sequence_mut()?.first_mut()?;
     container["image"] = image.into();
     for argument in container["args"].as_sequence_mut()? {
