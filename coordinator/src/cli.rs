@@ -4,7 +4,7 @@ mod data;
 mod launch;
 
 use crate::chaos::{Chaos, chaos};
-use crate::credentials::{CA, Credentials, TOKEN};
+use crate::credentials::Credentials;
 use crate::exit::{EXIT_CONFIG, EXIT_DATA, EXIT_USAGE, Fatal};
 use crate::ingest;
 use crate::ledger::read_steps;
@@ -19,6 +19,7 @@ use launch::{LaunchArguments, LauncherName, act_launch};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use thanos_configs::{ConfigErrors, Plan, RunConfig, default_packs_dir, preset_names, preset_summary, to_yaml};
+use thanos_proto::{CA, TOKEN};
 
 /// Trains encoders on coarse labels with supervised contrastive losses, over many workers, and shows by linear probes
 /// on fine labels how much each kept.

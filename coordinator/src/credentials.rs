@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use subtle::ConstantTimeEq;
 use thanos_configs::hex;
-use thanos_proto::{COORDINATOR_NAME, is_worker_id};
+use thanos_proto::{CA, COORDINATOR_NAME, TOKEN, is_worker_id};
 use tokio_rustls::rustls::crypto::ring::default_provider;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -25,9 +25,7 @@ use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::version::TLS13;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
-/// Files of a folder of credentials. A worker needs the first two.
-pub(crate) const CA: &str = "ca.pem";
-pub(crate) const TOKEN: &str = "token";
+/// What the coordinator finds in its folder of credentials, beside what a worker does.
 pub(crate) const CA_KEY: &str = "ca.key";
 pub(crate) const SCRAPE_TOKEN: &str = "scrape-token";
 
@@ -213,9 +211,7 @@ mod tests {
 
     fn name(certificate: &str) -> Option<String> {
         let der = CertificateDer::from_pem_slice(certificate.as_bytes()).expect("PEM");
-        let (_, certificate) = x509_parser::parse_x509_certificate(&der).expect("a certificate");
-        let name = certificate.subject().iter_common_name().next()?.as_str().ok()?;
-        Some(name.to_owned())
+        thanos_door::name_of(&der)
     }
 
     fn token(folder: &Path) -> String {

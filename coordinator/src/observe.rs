@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
-use thanos_door::{Guard, metrics_page, show};
+use thanos_door::{Guard, metrics_page, needs_guard, show};
 use tokio::net::TcpListener;
 
 /// What is shown; its handles are cheap.
@@ -69,7 +69,7 @@ impl Observed {
         let open = Router::new()
             .route("/healthz", get(|| async { "alive\n" }))
             .route("/readyz", get(move || async move { ready.ready().into_response() }));
-        let guard = match credentials.filter(|_| !address.ip().is_loopback()) {
+        let guard = match credentials.filter(|_| needs_guard(address)) {
             None => {
                 eprintln!("metrics and status at http://{address}");
                 None
@@ -135,8 +135,8 @@ impl Observed {
 /// The workers in the form of Prometheus's HTTP service discovery.
 fn targets(pages: &BTreeMap<String, String>, is_secure: bool) -> Value {
     let target = |(worker, address): (&String, &String)| {
-        let is_here = address.parse().is_ok_and(|address: SocketAddr| address.ip().is_loopback());
-        let scheme = if is_secure && !is_here { "https" } else { "http" };
+        let is_guarded = is_secure && address.parse().map_or(true, needs_guard);
+        let scheme = if is_guarded { "https" } else { "http" };
         json!({"targets": [address], "labels": {"worker": worker, "__scheme__": scheme}})
     };
     pages.iter().map(target).collect()

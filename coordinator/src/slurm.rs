@@ -4,8 +4,9 @@
 
 use crate::exit::{EXIT_UNREACHABLE, EXIT_USAGE, Fatal};
 use nix::ifaddrs::getifaddrs;
-use std::net::{IpAddr, Ipv4Addr, ToSocketAddrs, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr};
 use std::process::{Command, Stdio};
+use thanos_door::address_towards;
 
 /// What this program is part of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,7 +44,7 @@ impl Allocation {
         }
         let number = |name: &str| variable(name).and_then(|text| fewest(&text));
         let workers_per_node = number("SLURM_GPUS_ON_NODE").or_else(|| number("SLURM_NTASKS_PER_NODE")).unwrap_or(1);
-        let cores = variable("SLURM_JOB_CPUS_PER_NODE").and_then(|list| fewest(&list)).unwrap_or(1);
+        let cores = number("SLURM_JOB_CPUS_PER_NODE").unwrap_or(1);
         Ok(Self { nodes, workers_per_node: workers_per_node.max(1), cores })
     }
 
@@ -55,7 +56,7 @@ impl Allocation {
         match interface {
             Some(name) => address_of(name),
             None => match self.nodes.iter().find(|node| Some(&node.name) != variable("SLURMD_NODENAME").as_ref()) {
-                Some(other) => address_towards(&other.address)
+                Some(other) => address_towards((other.address.as_str(), 1))
                     .map_err(|error| Fatal::new(EXIT_UNREACHABLE, format!("node {}: {error}", other.name))),
                 None => Ok(Ipv4Addr::LOCALHOST.into()),
             },
@@ -117,14 +118,6 @@ fn address_of(interface: &str) -> Result<IpAddr, Fatal> {
     })
 }
 
-/// The address from which this machine reaches another one. Nothing is sent.
-fn address_towards(other: &str) -> std::io::Result<IpAddr> {
-    let to = (other, 1).to_socket_addrs()?.next().ok_or(std::io::ErrorKind::NotFound)?;
-    let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
-    socket.connect(to)?;
-    Ok(socket.local_addr()?.ip())
-}
-
 fn ask(program: &str, arguments: &[&str]) -> Result<String, Fatal> {
     let output = Command::new(program).args(arguments).stdin(Stdio::null()).output();
     let failed = |reason: String| Fatal::new(EXIT_UNREACHABLE, format!("{program} {}: {reason}", arguments.join(" ")));
@@ -160,7 +153,7 @@ mod tests {
 
     #[test]
     fn the_way_to_another_node_has_an_address_here() {
-        assert_eq!(address_towards("127.0.0.1").expect("loopback"), IpAddr::from(Ipv4Addr::LOCALHOST));
+        assert_eq!(address_towards(("127.0.0.1", 1)).expect("loopback"), IpAddr::from(Ipv4Addr::LOCALHOST));
         assert_eq!(address_of("lo").expect("loopback"), IpAddr::from(Ipv4Addr::LOCALHOST));
         assert_eq!(address_of("nope0").expect_err("there is none").exit_code, EXIT_UNREACHABLE);
     }

@@ -7,13 +7,13 @@
 
 use crate::exit::Fatal;
 use crate::ledger::{read_steps, was_evaluated};
+use crate::metrics::now;
 use crate::run::{Effect, Notice};
 use prost::Message;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 use thanos_proto::{Evaluated, StageResult, StepDone};
 
 #[derive(Clone, PartialEq, Message)]
@@ -215,11 +215,6 @@ fn record(content: &[u8]) -> Vec<u8> {
 /// CRC-32C as the format has it, rotated and moved: a checksum of data that holds checksums is no good.
 fn masked(bytes: &[u8]) -> [u8; 4] {
     crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()
-}
-
-/// Seconds since 1970.
-fn now() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
 #[cfg(test)]

@@ -20,6 +20,10 @@ pub use message::{
 /// The name that the coordinator's certificate has, wherever it listens: who trusts the run's authority needs no other.
 pub const COORDINATOR_NAME: &str = "thanos-coordinator";
 
+/// What a worker finds in its folder of credentials: the certificate of the run's authority, and its join token.
+pub const CA: &str = "ca.pem";
+pub const TOKEN: &str = "token";
+
 /// Whether this can be a worker's id: letters, digits, `-`, `_` and `.` inside, at most 63 of them. It is in file names and
 /// certificates.
 pub fn is_worker_id(id: &str) -> bool {

@@ -18,7 +18,7 @@ use crate::train::{Ending, Interrupted, Origin, Peers, Recipe, Regroup, train};
 use crate::transfer::Transfer;
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, ToSocketAddrs, UdpSocket};
+use std::net::TcpListener;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -27,6 +27,7 @@ use std::time::Duration;
 use tch::Device;
 use thanos_c10d::{Address, ProcessGroup, keep_freed_memory};
 use thanos_configs::{Plan, StagePlan, TransferPlan, init_key, stage_key};
+use thanos_door::address_towards;
 use thanos_proto::{Begin, CheckpointRef, Failed, Held, Hello, PackRef, Rejoin, Welcome, WorkerEvent};
 
 /// How long a rank waits for its peers in the rendezvous and in a collective. Rank 0 may be writing a checkpoint.
@@ -91,15 +92,6 @@ pub fn work(options: &Options) -> Result<Outcome> {
     }
 }
 
-/// The address from which this machine reaches the coordinator, and so, most likely, its peers. Nothing is sent.
-fn address_towards(coordinator: &str) -> Result<IpAddr> {
-    let to = coordinator.to_socket_addrs()?.next().with_context(|| format!("{coordinator} has no address"))?;
-    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = UdpSocket::bind((any, 0))?;
-    socket.connect(to)?;
-    Ok(socket.local_addr()?.ip())
-}
-
 /// Peers could not reach this worker at an address that is not this machine's: better said now than by their silence.
 fn check_address(address: &Address) -> Result<(), NotHere> {
     match address {
@@ -137,7 +129,7 @@ fn without_panic<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
 fn take_part(options: &Options, session: &Session, welcome: &Welcome) -> Result<WorkerEvent> {
     let plan = plan_of(welcome)?;
     let device = device(options.local_rank);
-    let own = address_towards(&options.coordinator).context("this worker's own address")?;
+    let own = address_towards(options.coordinator.as_str()).context("this worker's own address")?;
     let address = options.address.clone().unwrap_or_else(|| Address::Host(own.to_string()));
     if let Some(port) = options.status_port {
         let shown = session.show((own, port).into(), welcome.scrape_token_sha256.as_deref());

@@ -25,7 +25,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use thanos_c10d::{Breaker, Collectives, Error as GroupError, KeyValueStore, collectives};
-use thanos_door::{Guard, metrics_page, show};
+use thanos_door::{Guard, metrics_page, needs_guard, show};
 use thanos_proto::{Begin, CheckpointRef, Command, Heartbeat, Hello, StepDone, Welcome, WorkerEvent};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -272,7 +272,7 @@ impl Session {
         let listener = std::net::TcpListener::bind(address).with_context(|| format!("--status-port: {address}"))?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
-        let identity = self.shared.identity.get().filter(|_| !address.ip().is_loopback());
+        let identity = self.shared.identity.get().filter(|_| needs_guard(address));
         let guard = match (identity, scrape_token_sha256) {
             (Some((certificate, key)), Some(token_sha256)) => {
                 let tls = Arc::new(admission::server(certificate, key)?);

@@ -24,7 +24,7 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// How long a connection may take to begin, and a handshake to be done.
 const MOST_BEGINNING: Duration = Duration::from_secs(5);
 /// Connections that may be about to begin, in all and of one address; one more is closed at once.
-pub const MOST_STRANGERS: usize = 256;
+const MOST_STRANGERS: usize = 256;
 const MOST_STRANGERS_OF_ONE: usize = 128;
 /// Connections of one address that have begun: the workers of a machine, and whoever shares its address.
 const MOST_OF_ONE: usize = 1024;
@@ -126,7 +126,7 @@ async fn begin(
 }
 
 /// The name in a certificate (DER); that it is from the run's authority was seen in the handshake.
-fn name_of(certificate: &[u8]) -> Option<String> {
+pub fn name_of(certificate: &[u8]) -> Option<String> {
     let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
     let name = certificate.subject().iter_common_name().next()?.as_str().ok()?;
     Some(name.to_owned())

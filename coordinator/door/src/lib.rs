@@ -1,10 +1,12 @@
 //! Who is let in: `connections` accepts them, with TLS or without, and knows who is behind each; `pages` serves what people
-//! and Prometheus read, `recorder` is what it reads. A crate of its own, as workers show themselves, too.
+//! and Prometheus read, `recorder` is what it reads, `route` where others find this machine. A crate of its own, as workers show themselves, too.
 
 mod connections;
 mod pages;
 mod recorder;
+mod route;
 
-pub use connections::{Connection, Identity, MOST_STRANGERS, Peer, connections};
-pub use pages::{Guard, show};
+pub use connections::{Connection, Identity, Peer, connections, name_of};
+pub use pages::{Guard, needs_guard, show};
 pub use recorder::metrics_page;
+pub use route::address_towards;

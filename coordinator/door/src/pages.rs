@@ -29,6 +29,11 @@ pub struct Guard {
     pub token_sha256: String,
 }
 
+/// Whether others than this machine can reach an address.
+pub fn needs_guard(address: SocketAddr) -> bool {
+    !address.ip().is_loopback()
+}
+
 /// Serves pages on `listener` until the process ends: `open` to everybody, `guarded` to who has the token. Without a guard
 /// all are open, and nothing is encrypted.
 pub fn show(listener: TcpListener, guard: Option<Guard>, (open, guarded): (Router, Router)) -> io::Result<()> {

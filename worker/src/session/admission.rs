@@ -9,8 +9,8 @@ use rcgen::{CertificateParams, KeyPair};
 use std::error::Error;
 use std::path::Path;
 use std::sync::Arc;
-use thanos_proto::COORDINATOR_NAME;
 use thanos_proto::v1::EnrolRequest;
+use thanos_proto::{CA, COORDINATOR_NAME, TOKEN};
 use tokio_rustls::rustls::crypto::ring::default_provider;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -44,7 +44,7 @@ impl Admission {
             let file = folder.join(name);
             std::fs::read_to_string(&file).map_err(|error| refused(format!("cannot read {}: {error}", file.display())))
         };
-        Ok(Self::Token { authority: Certificate::from_pem(read("ca.pem")?), token: read("token")?.trim().into() })
+        Ok(Self::Token { authority: Certificate::from_pem(read(CA)?), token: read(TOKEN)?.trim().into() })
     }
 
     /// What may be wrong with this worker if a connection fails.
