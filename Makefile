@@ -75,6 +75,8 @@ check-cuda: $(SITE_CUDA)/.complete
 		cargo build --release --locked -p thanos-worker --features cuda
 
 # libtorch, and where cargo finds it: with this file, plain cargo works, and binaries run without any variable.
+# RPATH instead of RUNPATH, since LD_LIBRARY_PATH with another libtorch must not take precedence; `make install` puts
+# libtorch into ../lib/thanos.
 libtorch: $(SITE)/.complete .cargo/config.toml
 
 $(SITE)/.complete:
@@ -91,7 +93,7 @@ $(SITE_CUDA)/.complete:
 	mkdir -p .cargo
 	printf '%s\n' '# Written by `make libtorch`: where libtorch is on this machine.' \
 		'[env]' 'LIBTORCH = { value = "$(SITE)/torch", force = false }' '' \
-		'[build]' 'rustflags = ["-C", "link-arg=-Wl,-rpath,$(SITE)/torch/lib"]' > $@
+		'[build]' 'rustflags = ["-C", "link-arg=-Wl,--disable-new-dtags,-rpath,$$ORIGIN/../lib/thanos,-rpath,$(SITE)/torch/lib"]' > $@
 
 clean:
 	rm -rf target .cargo
