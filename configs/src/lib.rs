@@ -19,6 +19,7 @@ mod plan;
 mod presets;
 mod run_config;
 mod schedule;
+mod timeouts;
 mod typed;
 mod yaml;
 
@@ -40,3 +41,4 @@ pub use run_config::{
     Precision, RowConfig, RunConfig, Schedule, Similarity, Stem, TrainConfig, TransferConfig, Validation, ViewsConfig,
 };
 pub use schedule::learning_rate;
+pub use timeouts::TimeoutsConfig;

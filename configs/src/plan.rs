@@ -99,6 +99,7 @@ impl Plan {
         rules.model(&config, &data);
         rules.training(&config);
         rules.transfer(&config);
+        rules.timeouts(&config);
         rules.objective(&config.objective);
         rules.names(&config);
         let mut stages = Vec::new();
@@ -253,11 +254,12 @@ fn transfer_name(method: &str) -> String {
     format!("transfer_{method}")
 }
 
-/// What is written beside a run is no part of it.
+/// What is written beside a run, and how long is waited for what, is no part of it.
 fn digest(config: &RunConfig) -> String {
     let mut canonical = serde_json::to_value(config).expect("a RunConfig holds only what JSON can");
     if let Some(keys) = canonical.as_object_mut() {
         keys.shift_remove("log");
+        keys.shift_remove("timeouts");
     }
     hex(&Sha256::digest(canonical.to_string().as_bytes()))
 }
@@ -303,6 +305,7 @@ mod tests {
         assert_ne!(digest(&[]), digest(&["train.epochs=61"]));
         assert_ne!(digest(&[]), digest(&["seed=1"]));
         assert_eq!(digest(&[]), digest(&["log.tensorboard=true"]));
+        assert_eq!(digest(&[]), digest(&["timeouts.hang_seconds=60"]));
         assert_eq!(digest(&[]).len(), 64);
     }
 

@@ -1,6 +1,7 @@
 //! `RunConfig`: the YAML file as the user wrote it, key by key, with the defaults of the reference recipe.
 //! It must not know what is sensible: rules that span keys are in `plan.rs`.
 
+use crate::timeouts::TimeoutsConfig;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -26,6 +27,7 @@ pub struct RunConfig {
     pub rows: Vec<RowConfig>,
     pub checkpoint: CheckpointConfig,
     pub checks: ChecksConfig,
+    pub timeouts: TimeoutsConfig,
     pub log: LogConfig,
 }
 
@@ -44,6 +46,7 @@ impl Default for RunConfig {
             rows: Vec::new(),
             checkpoint: CheckpointConfig::default(),
             checks: ChecksConfig::default(),
+            timeouts: TimeoutsConfig::default(),
             log: LogConfig::default(),
         }
     }

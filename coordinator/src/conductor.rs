@@ -1,41 +1,39 @@
 //! The conductor: one task that owns the run. It feeds the rules in `run.rs` with what happens, and carries out what
-//! they say; it decides nothing.
+//! they say; it decides nothing, and waits for nothing but events: what touches the run directory is `journal.rs`'s.
 
-use crate::checkpoints::Checkpoints;
-use crate::exit::Fatal;
+use crate::exit::{EXIT_IO, Fatal};
+use crate::journal::Journal;
 use crate::launcher::Launcher;
-use crate::ledger::Ledger;
 use crate::observe::Observed;
 use crate::progress::Progress;
-use crate::run::{Effect, Event, Notice, RecoveredFrom, Run, SessionId, Verdict};
+use crate::run::{Effect, Event, Notice, RecoveredFrom, Run, Verdict};
 use crate::server::Sessions;
 use crate::store::Store;
-use crate::tensorboard::TensorBoard;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use thanos_proto::{CheckpointWritten, StageResult};
+use thanos_proto::{Command, StageResult};
 use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
 
-/// How often deadlines are looked at.
-const BETWEEN_TICKS: Duration = Duration::from_millis(100);
+/// How often deadlines are checked.
+const TICK_INTERVAL: Duration = Duration::from_millis(100);
+/// How long a run that has not completed waits at its end for the journal.
+const MIN_JOURNAL_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The run, and everything that its effects reach.
 pub(crate) struct Conductor {
     pub(crate) run: Run,
     pub(crate) sessions: Sessions,
     pub(crate) store: Arc<Store>,
-    pub(crate) ledger: Ledger,
-    pub(crate) checkpoints: Arc<Checkpoints>,
+    pub(crate) journal: Journal,
+    /// How long a complete run waits at its end for the journal.
+    pub(crate) journal_patience: Duration,
     /// Where workers are started, if this program does it.
     pub(crate) launcher: Option<Arc<Launcher>>,
     pub(crate) progress: Progress,
-    /// Event files, if somebody asked for them.
-    pub(crate) tensorboard: Option<TensorBoard>,
-    /// What is scraped, if somebody may.
+    /// What is scraped, if it is served.
     pub(crate) observed: Option<Observed>,
-    /// Where the outcome of a commit is told.
-    pub(crate) events: mpsc::Sender<Event>,
     pub(crate) started: Instant,
     /// What the stages that completed measured.
     pub(crate) results: Vec<StageResult>,
@@ -43,44 +41,61 @@ pub(crate) struct Conductor {
 
 impl Conductor {
     /// Conducts the run to its end.
+    ///
+    /// # Errors
+    /// 74 if the run is complete and its ledger cannot be written.
     pub(crate) async fn conduct(
         mut self,
         mut happened: mpsc::Receiver<Event>,
     ) -> Result<(Verdict, Vec<StageResult>), Fatal> {
-        let mut ticks = tokio::time::interval(BETWEEN_TICKS);
-        loop {
+        let mut ticks = tokio::time::interval(TICK_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let verdict = loop {
             let event = tokio::select! {
                 event = happened.recv() => event.unwrap_or(Event::Tick),
-                _ = ticks.tick() => Event::Tick,
+                _ = ticks.tick() => {
+                    // What was sent before the deadline is read before it is judged.
+                    let waiting = happened.len();
+                    let ended = (0..waiting).find_map(|_| self.apply(happened.try_recv().unwrap_or(Event::Tick)));
+                    if let Some(verdict) = ended {
+                        break verdict;
+                    }
+                    Event::Tick
+                }
             };
-            for effect in self.run.apply(event, self.started.elapsed()) {
-                if let Some(observed) = &self.observed {
-                    observed.see(&effect);
-                }
-                if let Some(tensorboard) = &mut self.tensorboard {
-                    tensorboard.see(&effect);
-                }
-                if let Some(verdict) = self.carry_out(effect)? {
-                    self.progress.finish();
-                    return Ok((verdict, self.results));
-                }
+            if let Some(verdict) = self.apply(event) {
+                break verdict;
             }
-        }
+        };
+        drop(happened);
+        self.end(verdict).await
     }
 
-    fn carry_out(&mut self, effect: Effect) -> Result<Option<Verdict>, Fatal> {
+    fn apply(&mut self, event: Event) -> Option<Verdict> {
+        let effects = self.run.apply(event, self.started.elapsed());
+        let mut verdict = None;
+        for effect in effects {
+            if let Some(observed) = &self.observed {
+                observed.see(&effect);
+            }
+            verdict = verdict.or(self.carry_out(effect));
+        }
+        verdict
+    }
+
+    fn carry_out(&mut self, effect: Effect) -> Option<Verdict> {
         match effect {
             Effect::OpenStore { generation } => self.store.open(generation),
+            // After the lines that they acknowledge, or that a restarted coordinator must know of.
+            Effect::Send { command: Command::Begin(_) | Command::Recorded { .. }, .. }
+            | Effect::Commit { .. }
+            | Effect::CutSteps { .. } => self.journal.carry_out(effect),
             Effect::Send { session, command } => self.sessions.send(session, command),
-            Effect::Record(step) => {
-                self.progress.step(&step);
-                self.ledger.step(step)?;
+            Effect::Record(ref step) => {
+                self.progress.step(step);
+                self.journal.carry_out(effect);
             }
-            Effect::Commit { session, written } => {
-                self.ledger.sync_steps()?;
-                self.commit(session, written);
-            }
-            Effect::Tell(notice) => self.tell(notice)?,
+            Effect::Tell(notice) => self.tell(notice),
             Effect::Restart { worker, after } => {
                 if let Some(launcher) = &self.launcher {
                     launcher.restart(&worker, after);
@@ -91,47 +106,46 @@ impl Conductor {
                     launcher.kill(&worker);
                 }
             }
-            Effect::Adopt { worker, pid } => {
-                if let Some(launcher) = &self.launcher {
-                    launcher.adopt(&worker, pid);
-                }
-            }
-            Effect::CutSteps { stages, first } => self.ledger.cut(|line| {
-                let is_first = |(stage, steps): &(String, u64)| *stage == line.stage && line.step < *steps;
-                stages.contains(&line.stage) || first.as_ref().is_some_and(is_first)
-            })?,
             Effect::End(verdict) => {
-                self.ledger.event("ended", &ending(&verdict))?;
-                return Ok(Some(verdict));
+                self.journal.event("ended", ending(&verdict));
+                return Some(verdict);
             }
         }
-        Ok(None)
+        None
     }
 
-    /// Commits on a thread of its own: it waits for the disk.
-    fn commit(&self, session: SessionId, written: CheckpointWritten) {
-        let (checkpoints, events) = (self.checkpoints.clone(), self.events.clone());
-        tokio::task::spawn_blocking(move || {
-            let outcome = checkpoints.commit(&written).map_err(|error| format!("{error:#}"));
-            _ = events.blocking_send(Event::Committed { session, outcome, result: written.result });
-        });
-    }
-
-    fn tell(&mut self, notice: Notice) -> Result<(), Fatal> {
+    fn tell(&mut self, notice: Notice) {
         self.progress.notice(&notice);
-        let (kind, fields) = line(&notice);
-        self.ledger.event(kind, &fields)?;
-        match (notice, &self.launcher) {
-            (Notice::StageComplete(result), _) => self.results.push(result),
-            (Notice::Joined { worker, .. }, Some(launcher)) => launcher.joined(&worker),
+        match (&notice, &self.launcher) {
+            (Notice::StageComplete(result), _) => self.results.push(result.clone()),
+            (Notice::Joined { worker, .. }, Some(launcher)) => launcher.joined(worker),
             _ => {}
         }
-        Ok(())
+        self.journal.carry_out(Effect::Tell(notice));
+    }
+
+    async fn end(self, verdict: Verdict) -> Result<(Verdict, Vec<StageResult>), Fatal> {
+        self.progress.finish();
+        let patience = match verdict {
+            Verdict::Done => self.journal_patience,
+            Verdict::Stopped { .. } | Verdict::Failed { .. } => MIN_JOURNAL_PATIENCE,
+        };
+        match (self.journal.finish(patience).await, &verdict) {
+            (Some(problem), Verdict::Done) => {
+                let message = format!("every stage is complete and committed, but the ledger is not: {problem}");
+                Err(Fatal::new(EXIT_IO, message))
+            }
+            (Some(problem), _) => {
+                tracing::warn!("the last lines of the ledger are not written: {problem}");
+                Ok((verdict, self.results))
+            }
+            (None, _) => Ok((verdict, self.results)),
+        }
     }
 }
 
 /// A notice as a line of `events.jsonl`.
-fn line(notice: &Notice) -> (&'static str, Value) {
+pub(crate) fn line(notice: &Notice) -> (&'static str, Value) {
     match notice {
         Notice::Joined { worker, host, pid } => ("joined", json!({"worker": worker, "host": host, "pid": pid})),
         Notice::Fetched { worker, split, from, bytes } => {
@@ -154,6 +168,11 @@ fn line(notice: &Notice) -> (&'static str, Value) {
         }
         Notice::StageComplete(result) => ("stage_complete", json!({"stage": result.stage, "seconds": result.seconds})),
         Notice::Stopping { reason } => ("stopping", json!({"reason": reason})),
+        Notice::SavingBeforeEnd { worker, stage, step } => {
+            ("saving_before_end", json!({"worker": worker, "stage": stage, "step": step}))
+        }
+        Notice::StorageBlocked { problem } => ("storage_blocked", json!({"problem": problem})),
+        Notice::StorageRecovered { seconds } => ("storage_recovered", json!({"seconds": seconds})),
         Notice::GraceOver => ("grace_over", json!({})),
         Notice::Skipped { stage, step, problem } => {
             ("skipped", json!({"stage": stage, "step": step, "problem": problem}))

@@ -7,12 +7,13 @@ use crate::credentials::Credentials;
 use crate::exit::{EXIT_DATA, EXIT_STOPPED, Fatal};
 use crate::ingest::{self, PackFile, Packs};
 use crate::launcher::{Launcher, Place, WorkerCommand, worker_program};
-use crate::ledger::{Ledger, last_generation, read_steps};
+use crate::journal::Journal;
+use crate::ledger::{Ledger, last_generation, read_steps, workers_of_last_generation};
 use crate::observe::Observed;
 use crate::packs::PackShelf;
 use crate::progress::{Bar, Progress, tell_of};
 use crate::report::Results;
-use crate::run::{Event, Run, Start, Verdict};
+use crate::run::{Event, Placement, Run, Start, Timeouts, Verdict};
 use crate::run_dir::RunDir;
 use crate::server::{Service, Sessions, serve};
 use crate::store::Store;
@@ -44,6 +45,16 @@ pub(crate) enum Starter {
     This { place: Place, threads: usize, interface: Option<String> },
     /// Somebody else: the coordinator waits for them.
     Nobody,
+}
+
+impl Starter {
+    fn placement(&self) -> Placement {
+        match self {
+            Self::This { place: Place::Here { .. }, .. } => Placement::Local,
+            Self::This { place: Place::Nodes { .. }, .. } => Placement::Nodes,
+            Self::Nobody => Placement::External,
+        }
+    }
 }
 
 /// Everything about a launch that is not in the plan.
@@ -137,9 +148,13 @@ pub(crate) async fn launch(plan: &Plan, launch: &Launch, listener: std::net::Tcp
         next_step,
         adopted: match &launch.starter {
             Starter::This { place, .. } if launch.again => place.worker_ids(),
-            Starter::This { .. } | Starter::Nobody => Vec::new(),
+            Starter::This { .. } => Vec::new(),
+            Starter::Nobody => workers_of_last_generation(run_dir.path())?,
         },
         grace: launch.grace,
+        launched: launch.starter != Starter::Nobody,
+        stages: stages.iter().map(|stage| (*stage).to_owned()).collect(),
+        timeouts: Timeouts::new(&plan.config().timeouts, launch.starter.placement()),
     };
     let shelf = PackShelf::new([&packs.train, &packs.test]);
     let files = CheckpointFiles::new(run_dir.path(), stages.iter().copied());
@@ -247,21 +262,19 @@ async fn conduct(
         None => None,
     };
     let tensorboard = launch.tensorboard.then(|| TensorBoard::open(&launch.run_dir)).transpose()?;
-    let mut ledger = Ledger::open(&launch.run_dir)?;
-    ledger.event("coordinator", &json!({"pid": std::process::id(), "again": launch.again}))?;
-    let now = Instant::now();
+    let ledger = Ledger::open(&launch.run_dir)?;
+    let journal = Journal::start(ledger, checkpoints, tensorboard, (sessions.clone(), events))?;
+    journal.event("coordinator", json!({"pid": std::process::id(), "again": launch.again}));
     let conductor = Conductor {
+        journal_patience: start.timeouts.storage,
         run: Run::new(start, Duration::ZERO),
         sessions,
         store,
-        ledger,
-        checkpoints: Arc::new(checkpoints),
+        journal,
         launcher: launcher.clone(),
         progress,
-        tensorboard,
         observed,
-        events,
-        started: now,
+        started: Instant::now(),
         results: Vec::new(),
     };
     let outcome = conductor.conduct(happened).await;
@@ -292,8 +305,9 @@ fn start_workers(
         logs: launch.run_dir.join("logs"),
     };
     let launcher = Launcher::new(command, events);
-    if !launch.again {
-        launcher.start()?;
+    match launch.again {
+        true => launcher.adopt_all(),
+        false => launcher.start()?,
     }
     Ok(Some(Arc::new(launcher)))
 }

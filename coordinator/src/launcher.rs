@@ -104,15 +104,21 @@ impl Launcher {
         }
     }
 
-    /// Takes over a worker's process that is not this one's child.
-    pub(crate) fn adopt(&self, worker: &str, pid: u32) {
-        let process = match self.command.place {
-            Place::Here { .. } => i32::try_from(pid).ok().and_then(Adopted::worker),
-            // The worker's own process is on another machine.
-            Place::Nodes { .. } => Adopted::srun(worker),
-        };
-        let Some(process) = process else { return };
-        self.until(worker.into(), |killed| process.wait(killed));
+    /// Takes over the workers' processes that an earlier coordinator of this run started; those that are not there have
+    /// ended.
+    pub(crate) fn adopt_all(&self) {
+        let workers = self.command.place.worker_ids();
+        let is_local = matches!(self.command.place, Place::Here { .. });
+        let mut found = Adopted::find(&workers, &self.command.coordinator, is_local);
+        for worker in workers {
+            let process = found.remove(&worker);
+            self.until(worker, |killed| async move {
+                match process {
+                    Some(process) => process.wait(killed).await,
+                    None => ("ended while no coordinator was running".into(), true),
+                }
+            });
+        }
     }
 
     /// Waits for a process, which is started first if there is none, and tells how it ended.

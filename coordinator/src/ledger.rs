@@ -1,13 +1,17 @@
 //! The ledger of a run: `steps.jsonl`, one line a committed step, and `events.jsonl`, one line an event. It is what a
-//! run can be checked by, so it never holds a step twice: what a resumed run will redo is cut off first.
+//! run can be checked by, so it never holds a step twice: what a resumed run will redo is cut off first. How lines reach
+//! the disk is `lines.rs`.
+
+mod lines;
 
 use crate::exit::{EXIT_DATA, EXIT_IO, Fatal};
 use crate::run_dir::write_durably;
+use lines::Lines;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 use thanos_proto::StepDone;
@@ -57,8 +61,8 @@ impl From<StepDone> for StepLine {
 #[derive(Debug)]
 pub(crate) struct Ledger {
     path: PathBuf,
-    steps: File,
-    events: File,
+    steps: Lines,
+    events: Lines,
 }
 
 impl Ledger {
@@ -67,67 +71,58 @@ impl Ledger {
     /// # Errors
     /// 74, naming the file.
     pub(crate) fn open(run_dir: &Path) -> Result<Self, Fatal> {
-        let append = |name: &str| {
+        let lines = |name: &str| {
             let path = run_dir.join(name);
-            open_whole(&path).map_err(|error| Fatal::new(EXIT_IO, format!("cannot open {}: {error}", path.display())))
+            Lines::open(&path).map_err(|error| Fatal::new(EXIT_IO, format!("cannot open {}: {error}", path.display())))
         };
-        Ok(Self { path: run_dir.into(), steps: append("steps.jsonl")?, events: append("events.jsonl")? })
+        Ok(Self { path: run_dir.into(), steps: lines("steps.jsonl")?, events: lines("events.jsonl")? })
     }
 
     /// Cuts the steps down to those that `keep` answers yes to.
     ///
     /// # Errors
-    /// As of [`read_steps`]; 74 if it cannot be written.
-    pub(crate) fn cut(&mut self, keep: impl Fn(&StepLine) -> bool) -> Result<(), Fatal> {
+    /// If the file cannot be read or written, naming it; it is the old one or the new one.
+    pub(crate) fn cut(&mut self, keep: impl Fn(&StepLine) -> bool) -> io::Result<()> {
+        self.steps.sync()?;
         let mut text = String::new();
-        for line in read_steps(&self.path)?.iter().filter(|line| keep(line)) {
+        for line in read_steps(&self.path).map_err(io::Error::other)?.iter().filter(|line| keep(line)) {
             text.push_str(&serde_json::to_string(line).expect("a step is always JSON"));
             text.push('\n');
         }
-        write_durably(&self.path.join("steps.jsonl"), text.as_bytes())?;
-        *self = Self::open(&self.path)?;
+        write_durably(&self.path.join("steps.jsonl"), text.as_bytes()).map_err(io::Error::other)?;
+        self.steps = Lines::open(&self.path.join("steps.jsonl"))?;
         Ok(())
     }
 
     /// Appends one step.
     ///
     /// # Errors
-    /// 74, naming the file.
-    pub(crate) fn step(&mut self, step: StepDone) -> Result<(), Fatal> {
-        let line = serde_json::to_string(&StepLine::from(step)).expect("a step is always JSON");
-        write_line(&mut self.steps, line).map_err(|error| self.cannot("steps.jsonl", &error))
+    /// Naming the file, which is as it was before.
+    pub(crate) fn step(&mut self, step: &StepDone) -> io::Result<()> {
+        self.steps.append(serde_json::to_string(&StepLine::from(step.clone())).expect("a step is always JSON"))
     }
 
-    /// Returns when the steps are on the disk: a checkpoint must not outlive the lines of its steps.
+    /// Returns when all lines are durable.
     ///
     /// # Errors
-    /// 74, naming the file.
-    pub(crate) fn sync_steps(&self) -> Result<(), Fatal> {
-        self.steps.sync_data().map_err(|error| self.cannot("steps.jsonl", &error))
+    /// Naming the file; the lines are kept, and written again the next time.
+    pub(crate) fn sync(&mut self) -> io::Result<()> {
+        self.steps.sync()?;
+        self.events.sync()
     }
 
     /// Appends one event with the time, in seconds since 1970, and its fields.
     ///
     /// # Errors
-    /// 74, naming the file.
-    pub(crate) fn event(&mut self, kind: &str, fields: &Value) -> Result<(), Fatal> {
+    /// Naming the file, which is as it was before.
+    pub(crate) fn event(&mut self, kind: &str, fields: &Value) -> io::Result<()> {
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as f64 / 1e3;
         let mut line = json!({ "time": time, "event": kind });
         if let (Value::Object(line), Value::Object(fields)) = (&mut line, fields) {
             line.extend(fields.clone());
         }
-        write_line(&mut self.events, line.to_string()).map_err(|error| self.cannot("events.jsonl", &error))
+        self.events.append(line.to_string())
     }
-
-    fn cannot(&self, name: &str, error: &std::io::Error) -> Fatal {
-        Fatal::new(EXIT_IO, format!("cannot write {}: {error}", self.path.join(name).display()))
-    }
-}
-
-/// In one write, so that whoever reads meanwhile, or after a crash, sees whole lines.
-fn write_line(file: &mut File, mut line: String) -> std::io::Result<()> {
-    line.push('\n');
-    file.write_all(line.as_bytes())
 }
 
 /// All committed steps of a run directory, in order; none if it has no ledger yet. A last line that a crash cut off
@@ -160,6 +155,25 @@ pub(crate) fn last_generation(run_dir: &Path) -> Result<u64, Fatal> {
     Ok(generations.max().unwrap_or(0))
 }
 
+/// Workers of the newest generation, by name, unless the run has ended since: they may still hold its state.
+///
+/// # Errors
+/// As [`last_generation`].
+pub(crate) fn workers_of_last_generation(run_dir: &Path) -> Result<Vec<String>, Fatal> {
+    let mut workers = Vec::new();
+    for event in events(run_dir)? {
+        match event["event"].as_str() {
+            Some("began") => {
+                let ranks = event["ranks"].as_array().into_iter().flatten();
+                workers = ranks.filter_map(|worker| worker.as_str().map(Into::into)).collect();
+            }
+            Some("ended") => workers.clear(),
+            _ => {}
+        }
+    }
+    Ok(workers)
+}
+
 /// Whether an evaluation behind this epoch was told.
 ///
 /// # Errors
@@ -180,17 +194,6 @@ fn events(run_dir: &Path) -> Result<Vec<Value>, Fatal> {
         })
     };
     whole.lines().enumerate().map(read).collect()
-}
-
-/// For appending, behind its last whole line.
-fn open_whole(path: &Path) -> std::io::Result<File> {
-    let file = File::options().create(true).append(true).open(path)?;
-    let bytes = fs::read(path)?;
-    let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
-    if whole < bytes.len() {
-        file.set_len(whole as u64)?;
-    }
-    Ok(file)
 }
 
 #[cfg(test)]
@@ -221,7 +224,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let mut ledger = Ledger::open(folder.path()).expect("new");
         let skipped = Some("the loss is no number".to_owned());
-        ledger.step(StepDone { loss: f64::NAN, skipped: skipped.clone(), ..step("a", 0, 1) }).expect("written");
+        ledger.step(&StepDone { loss: f64::NAN, skipped: skipped.clone(), ..step("a", 0, 1) }).expect("written");
         let lines = read_steps(folder.path()).expect("whole");
         assert_eq!((lines[0].loss, &lines[0].skipped), (None, &skipped));
     }
@@ -241,12 +244,12 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let mut ledger = Ledger::open(folder.path()).expect("new");
         for (stage, number) in [("a", 0), ("a", 1), ("b", 0), ("b", 1)] {
-            ledger.step(step(stage, number, 3)).expect("written");
+            ledger.step(&step(stage, number, 3)).expect("written");
         }
         let before = read_steps(folder.path()).expect("whole");
         ledger.cut(|line| line.stage == "a" || line.step < 1).expect("cut");
         assert_eq!(read_steps(folder.path()).expect("whole"), before[..3]);
-        ledger.step(step("b", 1, 3)).expect("written");
+        ledger.step(&step("b", 1, 3)).expect("written");
         assert_eq!(read_steps(folder.path()).expect("whole"), before);
     }
 
@@ -254,12 +257,12 @@ mod tests {
     fn a_line_that_a_crash_cut_off_is_left_out_and_a_wrong_one_named() {
         let folder = tempfile::tempdir().expect("a folder");
         assert_eq!(read_steps(folder.path()).expect("nothing yet"), []);
-        Ledger::open(folder.path()).and_then(|mut ledger| ledger.step(step("a", 0, 1))).expect("written");
+        Ledger::open(folder.path()).expect("new").step(&step("a", 0, 1)).expect("written");
         let path = folder.path().join("steps.jsonl");
         let whole = fs::read_to_string(&path).expect("written");
         fs::write(&path, format!("{whole}{}", &whole[..20])).expect("written");
         assert_eq!(read_steps(folder.path()).expect("one whole line").len(), 1);
-        Ledger::open(folder.path()).and_then(|mut ledger| ledger.step(step("a", 1, 1))).expect("written");
+        Ledger::open(folder.path()).expect("new").step(&step("a", 1, 1)).expect("written");
         assert_eq!(read_steps(folder.path()).expect("two whole lines").len(), 2);
         fs::write(&path, format!("{whole}{{}}\n")).expect("written");
         let fatal = read_steps(folder.path()).expect_err("line 2 is no step");

@@ -17,6 +17,7 @@ mod credentials;
 mod exit;
 mod fetch;
 pub mod ingest;
+mod journal;
 mod launch;
 mod launcher;
 mod ledger;

@@ -165,6 +165,15 @@ impl Progress {
                 self.stage = None;
             }
             Notice::Stopping { reason } => self.line(&format!("stopping at a common step: {reason}")),
+            Notice::SavingBeforeEnd { worker, stage, step } => {
+                self.line(&format!("saving the state of {worker} (step {step} of stage {stage}) before the run ends"));
+            }
+            Notice::StorageBlocked { problem } => {
+                self.line(&format!("{problem}; trying again, training pauses when too many steps wait"));
+            }
+            Notice::StorageRecovered { seconds } => {
+                self.line(&format!("the run directory can be written again, after {seconds:.1} s"));
+            }
             Notice::GraceOver => self.line("the time for a stop is over: the last checkpoint is what stays"),
             Notice::Skipped { stage, step, problem } => {
                 self.line(&format!("{problem} at step {step} of stage {stage}: the update is left out"));

@@ -1,59 +1,60 @@
-//! The rules of a run, as one pure function: what happened goes in, what is to be done comes out. There is no lock,
-//! clock, socket, log or wire type here; `conductor.rs` carries the effects out.
+//! The rules of a run, as one pure function: events go in, effects come out. There is no lock, clock, socket, log or wire
+//! type here; `conductor.rs` carries the effects out.
 
 mod commits;
 mod effect;
+mod ending;
+mod liveness;
 mod recovery;
-mod standstill;
+mod timeouts;
 
-use standstill::{Pace, Progress};
+use ending::Ending;
+use liveness::{Pace, Progress};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
-use thanos_proto::{CheckpointRef, Command, Failed, Fetching, Held, Hello, Welcome, WorkerEvent};
+use thanos_proto::{CheckpointRef, Command, Fetching, Held, Hello, Welcome, WorkerEvent};
 
 pub(crate) use effect::{Effect, Event, Notice, RecoveredFrom, SessionId, Verdict};
+pub(crate) use timeouts::{Placement, Timeouts};
 
 use crate::exit::{EXIT_CONFIG, EXIT_STOPPED, EXIT_UNREACHABLE};
 
-/// How long all workers together may take to start and open their packs; the transfer of a pack does not count.
-pub(crate) const MOST_GATHERING: Duration = Duration::from_secs(120);
-/// A worker that says nothing for this long is stopped or cut off; it heartbeats four times a second.
-pub(crate) const MOST_SILENCE: Duration = Duration::from_secs(3);
-/// Ticks this far apart mean that this process was held up itself: nobody's silence is counted meanwhile.
-const HELD_UP: Duration = Duration::from_secs(1);
-/// What is left of the time for a stop when it is given up: for the last words.
-const FAREWELL: Duration = Duration::from_secs(2);
-/// How long workers of an earlier coordinator have to come back before others are started in their place.
-const MOST_COMING_BACK: Duration = Duration::from_secs(1);
-/// Steps between two answers that steps are recorded.
-const BETWEEN_RECORDED: u64 = 16;
-/// Starts of a worker, and generations, without a step between them, before the run is given up.
-const MOST_RESTARTS: u32 = 5;
-const MOST_IDLE_GENERATIONS: u32 = 10;
-/// Pause before a worker is started for the second time; it doubles each time. The first time there is none.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// Two events further apart than this mean that this process itself was paused: only this much of the pause is counted
+/// towards any timeout of a worker.
+const MAX_GAP: Duration = Duration::from_millis(500);
+/// Steps between two acknowledgements that steps are recorded.
+const RECORDED_INTERVAL: u64 = 16;
+/// Generations without a step between them before the run is abandoned.
+const MAX_IDLE_GENERATIONS: u32 = 10;
+/// Delay before a worker is restarted for the second time; it doubles each time. The first restart has none.
+const RESTART_BACKOFF: Duration = Duration::from_secs(1);
 
 /// What is known when a run starts, or starts again.
 #[derive(Clone, Debug)]
 pub(crate) struct Start {
-    /// Most workers, and least: a run goes on with fewer than most, once it has waited for more.
+    /// Maximum of workers, and minimum: a run goes on with fewer than the maximum once it has waited for more.
     pub workers: usize,
     pub least: usize,
     pub patience: Duration,
+    /// This program starts the workers.
+    pub launched: bool,
     pub welcome: Welcome,
     pub version: String,
     /// The greatest generation that this run directory has seen.
     pub last_generation: u64,
+    /// Names of the plan's stages, in order.
+    pub stages: Vec<String>,
     /// Index of the first stage that is not complete, and where it stands.
     pub stage: usize,
     pub resume: Option<CheckpointRef>,
     pub complete: Vec<CheckpointRef>,
     /// The stage that the ledger is in, and the step that it lacks; it may be ahead of `resume`.
     pub next_step: Option<(String, u64)>,
-    /// Workers that an earlier coordinator of this run has started: they may come back, with what they hold.
+    /// Workers of the newest generation of an earlier coordinator of this run: they may reconnect, with their state.
     pub adopted: Vec<String>,
     /// How long a stop may take; `None`: as long as it takes.
     pub grace: Option<Duration>,
+    pub timeouts: Timeouts,
 }
 
 /// The state of a run.
@@ -63,40 +64,65 @@ pub(crate) struct Run {
     phase: Phase,
     generation: u64,
     members: BTreeMap<SessionId, Member>,
-    /// The stage in training and the step that comes next, as rank 0 tells it.
+    /// The stage in training and the step that comes next, as rank 0 reports it.
     next_step: Option<(String, u64)>,
     stopped_at: Option<(String, u64)>,
-    /// Until when a generation waits for more workers than the least.
+    /// Since when (of `awake`) a rendezvous waits for nothing but workers that are not there.
+    missing_since: Duration,
+    /// Until when a generation waits for more workers than the minimum.
     patient_until: Duration,
-    /// A worker is ready beside the generation, which was told to make room for it.
+    /// A worker is ready beside the generation, which was asked to regroup with it.
     growing: bool,
-    /// A stop was asked for, and when: every generation is told.
-    stopping: Option<(String, Duration)>,
-    started: Duration,
+    /// When a worker may next cause a regroup, and how often it was lost again before the next step.
+    growth: BTreeMap<String, Growth>,
+    /// The run is to end: a stop was requested, or it was abandoned.
+    ending: Option<Ending>,
+    /// Time in which this process was able to read what workers sent: all their timeouts are measured in it.
+    awake: Duration,
+    last_event: Duration,
     /// Workers of an earlier coordinator were to come back.
     again: bool,
     pace: Pace,
-    /// Commits that are under way: a generation begins behind them.
+    /// Commits that are in progress: a generation begins after them.
     committing: u32,
+    /// The run directory cannot be written: why, and since when (of `awake`).
+    storage: Option<(String, Duration)>,
     /// Workers that have joined at least once.
     joined: BTreeSet<String>,
-    /// Starts of each worker since the last step.
+    /// Restarts of each worker since it last took part in a step.
     restarts: BTreeMap<String, u32>,
     /// Generations since the last step.
     idle_generations: u32,
     /// The first loss since the last step, and when.
     first_loss: Option<(String, Duration)>,
-    last_tick: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 enum Phase {
     /// Waiting for workers: for the first time, or because a generation has lost one.
-    Gathering {
+    Rendezvous {
+        /// Of `awake`.
         since: Duration,
     },
     Training,
+    /// A waiting worker writes a checkpoint of its state, the newest, before the run ends.
+    Saving {
+        session: SessionId,
+        /// It was asked at this time (of `awake`); `None`: its last attempt failed.
+        asked: Option<Duration>,
+        /// When an attempt failed.
+        failed: Duration,
+        /// Of the first attempt.
+        since: Duration,
+    },
     Over,
+}
+
+/// How often a newcomer was lost before a generation with it made a step.
+#[derive(Clone, Copy, Debug, Default)]
+struct Growth {
+    failures: u32,
+    not_before: Duration,
 }
 
 #[derive(Clone, Debug)]
@@ -105,17 +131,20 @@ struct Member {
     ready: bool,
     /// In the newest generation.
     rank: Option<u32>,
+    /// It took over the state of others when the generation began, which has made no step yet.
+    newcomer: bool,
     progress: Progress,
-    /// Steps that it told in this session.
-    steps_told: u64,
+    /// Steps that it reported in this session.
+    steps_reported: u64,
     /// What it holds in memory, while it is ready again.
     held: Option<Held>,
-    /// Where it last said it was.
+    /// Where it last reported to be.
     whereabouts: String,
+    /// When its last message was read (of `awake`).
     heard: Duration,
     /// How its process ended, if the launcher was quicker than the end of its session.
     exited: Option<String>,
-    /// It has said its last word and was told to leave.
+    /// It has finished or stopped with its generation, and was sent `Leave`.
     left: bool,
 }
 
@@ -125,14 +154,20 @@ impl Member {
             hello,
             ready: false,
             rank: None,
-            progress: Progress::default(),
-            steps_told: 0,
+            newcomer: false,
+            progress: Progress::new(now),
+            steps_reported: 0,
             held: None,
             whereabouts: "start".into(),
             heard: now,
             exited: None,
             left: false,
         }
+    }
+
+    /// It may hold state of the newest generation, and has not said yet what.
+    fn may_hold_state(&self) -> bool {
+        !self.ready && !self.left && (self.rank.is_some() || self.hello.generation > 0)
     }
 }
 
@@ -141,86 +176,74 @@ impl Run {
     pub(crate) fn new(start: Start, now: Duration) -> Self {
         let generation = start.last_generation;
         let (next_step, again) = (start.next_step.clone(), !start.adopted.is_empty());
-        let phase = Phase::Gathering { since: now };
-        let patient_until = now + start.patience;
+        let patient_until = start.patience;
         Self {
             start,
             patient_until,
+            missing_since: Duration::ZERO,
             growing: false,
-            phase,
+            growth: BTreeMap::new(),
+            phase: Phase::Rendezvous { since: Duration::ZERO },
             generation,
             members: BTreeMap::new(),
             next_step,
             stopped_at: None,
-            stopping: None,
-            started: now,
+            ending: None,
+            awake: Duration::ZERO,
+            last_event: now,
             again,
             pace: Pace::default(),
             committing: 0,
+            storage: None,
             joined: BTreeSet::new(),
             restarts: BTreeMap::new(),
             idle_generations: 0,
-            first_loss: again.then(|| ("the coordinator was killed".into(), now)),
-            last_tick: now,
+            first_loss: again.then(|| ("the coordinator ended unexpectedly".into(), now)),
         }
     }
 
     /// The only way in which a run changes.
     pub(crate) fn apply(&mut self, event: Event, now: Duration) -> Vec<Effect> {
+        self.awake += now.saturating_sub(self.last_event).min(MAX_GAP);
+        self.last_event = now;
         if self.phase == Phase::Over {
-            return self.answer_behind_the_end(event);
+            return self.reply_after_end(event);
         }
         match event {
             Event::Opened { session, hello } => self.opened(session, hello, now),
             Event::Said { session, event } => self.said(session, event, now),
             Event::Closed { session } => self.closed(session, now),
             Event::Exited { worker, how, killed } => self.exited(&worker, &how, killed, now),
-            Event::Committed { session, outcome, result } => self.committed(session, outcome, result, now),
-            Event::StopAsked { reason } => self.stop_asked(reason, now),
+            Event::Committed { session, stage_step, outcome, result } => {
+                self.committed(session, stage_step, outcome, (result, now))
+            }
+            Event::StopAsked { reason } => self.stop_requested(reason, now),
+            Event::Storage { problem } => self.storage(problem),
             Event::Tick => self.tick(now),
         }
     }
 
-    /// Who was told nothing yet must be told; nobody else matters any more.
-    fn answer_behind_the_end(&mut self, event: Event) -> Vec<Effect> {
-        match event {
-            Event::Opened { session, .. } => {
-                let reason = "the run is over".into();
-                vec![Effect::Send { session, command: Command::Refused { reason, exit_code: EXIT_UNREACHABLE } }]
-            }
-            Event::Said { session, event: WorkerEvent::Failed(_) } => {
-                vec![Effect::Send { session, command: Command::Leave { reason: "the run is over".into() } }]
-            }
-            _ => Vec::new(),
-        }
-    }
-
     fn opened(&mut self, session: SessionId, hello: Hello, now: Duration) -> Vec<Effect> {
-        let same_process = |member: &Member| {
-            let of = |hello: &Hello| (hello.worker_id.clone(), hello.pid, hello.host.clone());
-            hello.generation > 0 && of(&member.hello) == of(&hello)
-        };
+        let identity = |hello: &Hello| (hello.worker_id.clone(), hello.pid, hello.host.clone());
+        let same_process = |member: &Member| identity(&member.hello) == identity(&hello);
         let before = self.members.iter().find(|(_, member)| same_process(member)).map(|(session, _)| *session);
-        let mut effects = before.map_or_else(Vec::new, |before| self.lost(before, "has lost its connection", now));
+        let mut effects = before.map_or_else(Vec::new, |before| self.lost(before, "has reconnected", now));
         if self.phase == Phase::Over {
-            effects.extend(self.answer_behind_the_end(Event::Opened { session, hello }));
+            effects.extend(self.reply_after_end(Event::Opened { session, hello }));
             return effects;
         }
         if let Some((reason, exit_code)) = self.refusal(&hello) {
-            let told = Notice::Refused { worker: hello.worker_id, reason: reason.clone() };
+            let notice = Notice::Refused { worker: hello.worker_id, reason: reason.clone() };
             effects.push(Effect::Send { session, command: Command::Refused { reason, exit_code } });
-            effects.push(Effect::Tell(told));
+            effects.push(Effect::Tell(notice));
             return effects;
         }
         let Hello { worker_id: worker, host, pid, .. } = hello.clone();
         self.joined.insert(worker.clone());
+        self.start.adopted.retain(|adopted| *adopted != worker);
         effects.push(Effect::Send { session, command: Command::Welcome(self.start.welcome.clone()) });
-        if let Some(index) = self.start.adopted.iter().position(|adopted| *adopted == worker) {
-            self.start.adopted.remove(index);
-            effects.push(Effect::Adopt { worker: worker.clone(), pid });
-        }
         effects.push(Effect::Tell(Notice::Joined { worker, host, pid }));
-        self.members.insert(session, Member::new(hello, now));
+        self.members.insert(session, Member::new(hello, self.awake));
         effects
     }
 
@@ -231,54 +254,57 @@ impl Run {
             let (theirs, ours) = (&hello.version, &self.start.version);
             return Some((format!("worker {worker} is version {theirs}, the coordinator {ours}"), EXIT_CONFIG));
         }
-        if self.members.values().any(|member| member.hello.worker_id == *worker) {
-            // One that was away is not wrong: another was started in its place.
-            let exit_code = if hello.generation > 0 { EXIT_STOPPED } else { EXIT_CONFIG };
-            return Some((format!("a worker called {worker} is already here"), exit_code));
+        if let Some(other) = self.members.values().find(|member| member.hello.worker_id == *worker) {
+            // One that returns was replaced; a new one may try again once the other one's session has ended.
+            let exit_code = if hello.generation > 0 { EXIT_STOPPED } else { EXIT_UNREACHABLE };
+            let Hello { pid, host, .. } = &other.hello;
+            return Some((format!("a worker named {worker} has joined already (pid {pid} on {host})"), exit_code));
         }
-        if self.is_through() {
-            return Some(("the run is over but for its last words".into(), EXIT_STOPPED));
+        if self.is_draining() {
+            return Some(("the run is ending".into(), EXIT_STOPPED));
         }
         let full = self.members.len() >= self.start.workers;
-        full.then(|| (format!("all {} workers of this run are already here", self.start.workers), EXIT_STOPPED))
+        full.then(|| (format!("all {} workers of this run have joined already", self.start.workers), EXIT_STOPPED))
     }
 
     fn said(&mut self, session: SessionId, event: WorkerEvent, now: Duration) -> Vec<Effect> {
-        // A stranger, or one that was told to leave: what it still says is nobody's business.
+        // What an unknown session sends, or one that was sent `Leave`, is ignored.
         let Some(member) = self.members.get_mut(&session).filter(|member| !member.left) else { return Vec::new() };
-        member.heard = now;
+        member.heard = self.awake;
         match event {
-            WorkerEvent::Hello(_) => self.broke_the_protocol(session, "it introduced itself twice"),
+            WorkerEvent::Hello(_) => self.protocol_violation(session, "a second Hello", now),
             WorkerEvent::Ready { config_digest } => self.ready(session, &config_digest, now),
             WorkerEvent::Rejoin(rejoin) => self.rejoin(session, rejoin, now),
-            WorkerEvent::Fetching(fetching) => self.fetching(session, fetching, now),
+            WorkerEvent::Fetching(fetching) => self.fetching(session, fetching),
             WorkerEvent::Heartbeat(heartbeat) => {
                 if heartbeat.generation == self.generation {
                     member.whereabouts =
                         format!("{} of step {} of stage {}", heartbeat.phase, heartbeat.step, heartbeat.stage);
-                    member.progress.beat(heartbeat, now);
+                    member.progress.beat(heartbeat, self.awake);
                 }
                 Vec::new()
             }
             WorkerEvent::Step(step) => self.step(session, step, now),
-            WorkerEvent::Repaired { problem } => vec![Effect::Tell(Notice::Repaired { problem })],
-            WorkerEvent::Evaluated(evaluated) => vec![Effect::Tell(Notice::Evaluated(evaluated))],
-            WorkerEvent::Checkpoint(written) => self.checkpoint(session, written),
-            WorkerEvent::NotSaved { stage, step, reason } => {
-                vec![Effect::Tell(Notice::NotSaved { stage, step, reason })]
-            }
+            WorkerEvent::Checkpoint(written) => self.checkpoint(session, written, now),
+            WorkerEvent::Evaluated(evaluated) => match self.fence_stage(session, &evaluated.stage) {
+                Some(problem) => self.protocol_violation(session, &problem, now),
+                None => vec![Effect::Tell(Notice::Evaluated(evaluated))],
+            },
+            WorkerEvent::Repaired { problem } => match self.fence_rank_0(session) {
+                Some(problem) => self.protocol_violation(session, &problem, now),
+                None => vec![Effect::Tell(Notice::Repaired { problem })],
+            },
+            WorkerEvent::NotSaved { stage, step, reason } => self.not_saved(session, (stage, step), reason, now),
             WorkerEvent::StageFinished { .. } | WorkerEvent::Shows { .. } => Vec::new(),
-            WorkerEvent::Stopped { stage, step } => self.last_word(session, Some((stage, step))),
-            WorkerEvent::Finished => self.last_word(session, None),
-            WorkerEvent::Failed(failed) => self.failed(session, &failed),
+            WorkerEvent::Stopped { stage, step } => self.stopped(session, (stage, step), now),
+            WorkerEvent::Finished => self.finished(session, now),
+            WorkerEvent::Failed(failed) => self.failed(session, &failed, now),
         }
     }
 
-    /// The time for gathering starts anew with every pack that is under way: it may be large, and the line slow.
-    fn fetching(&mut self, session: SessionId, fetching: Fetching, now: Duration) -> Vec<Effect> {
-        if let Phase::Gathering { since } = &mut self.phase {
-            *since = now;
-        }
+    /// The time for the rendezvous starts anew with every pack that is in transfer: it may be large, and the network slow.
+    fn fetching(&mut self, session: SessionId, fetching: Fetching) -> Vec<Effect> {
+        self.missing_since = self.awake;
         let Fetching { split, from, done, total } = fetching;
         if done < total {
             return Vec::new();
@@ -288,175 +314,123 @@ impl Run {
     }
 
     fn ready(&mut self, session: SessionId, digest: &str, now: Duration) -> Vec<Effect> {
-        let ready = self.members.get(&session).is_some_and(|member| member.ready || member.rank.is_some());
-        if ready {
-            return self.broke_the_protocol(session, "it was ready twice");
+        if self.members.get(&session).is_some_and(|member| member.ready || member.rank.is_some()) {
+            return self.protocol_violation(session, "a second Ready", now);
         }
         if digest != self.start.welcome.config_digest {
             let ours = &self.start.welcome.config_digest;
             let reason = format!("the configuration's digest is {digest} there and {ours} at the coordinator");
-            let refused = Command::Refused { reason: reason.clone(), exit_code: EXIT_CONFIG };
-            let mut effects = vec![Effect::Send { session, command: refused }];
-            effects.extend(self.fail(format!("{}: {reason}", self.name(session)), EXIT_CONFIG));
-            return effects;
+            return self.evict_newcomer(session, &reason, EXIT_CONFIG, now);
         }
         if let Some(member) = self.members.get_mut(&session) {
             member.ready = true;
         }
-        if self.phase == Phase::Training {
-            return self.make_room();
-        }
-        self.begin_if_all_are_ready(now)
+        self.begin_if_ready(now)
     }
 
-    /// A worker is ready beside the generation: its ranks are told to leave it at a common step.
-    fn make_room(&mut self) -> Vec<Effect> {
-        if self.growing {
-            return Vec::new();
-        }
-        self.growing = true;
-        let in_generation = self.members.iter().filter(|(_, member)| member.rank.is_some());
-        let regroup = |session: &SessionId| Effect::Send { session: *session, command: Command::Regroup };
-        in_generation.map(|(session, _)| regroup(session)).collect()
-    }
-
-    /// A worker is through: with the whole run (`None`), or stopped somewhere.
-    fn last_word(&mut self, session: SessionId, stopped_at: Option<(String, u64)>) -> Vec<Effect> {
-        if stopped_at.is_some() {
-            self.stopped_at = stopped_at;
-        }
-        if let Some(member) = self.members.get_mut(&session) {
-            member.left = true;
-        }
-        let reason = "this worker's part is done".into();
-        let mut effects = vec![Effect::Send { session, command: Command::Leave { reason } }];
-        // In a generation the others say theirs; if it is broken, nobody needs another one any more.
-        let broken = matches!(self.phase, Phase::Gathering { .. });
-        if broken || self.all_ranks_have_left() {
-            effects.extend(self.end_well());
+    /// A newcomer cannot take part. It ends alone, unless the run cannot begin without it: then what it says is what the user
+    /// must read.
+    fn evict_newcomer(&mut self, session: SessionId, reason: &str, exit_code: u8, now: Duration) -> Vec<Effect> {
+        let refused = Command::Refused { reason: reason.into(), exit_code };
+        let mut effects = vec![Effect::Send { session, command: refused }];
+        if self.is_first_rendezvous() && self.start.launched && self.start.least == self.start.workers {
+            let message = format!("{}: {reason}", self.name(session));
+            self.members.remove(&session);
+            effects.extend(self.abandon(message, exit_code, now));
+        } else {
+            effects.extend(self.lost(session, reason, now));
         }
         effects
     }
 
-    /// Whoever waits beside the generation is not needed any more.
-    fn all_ranks_have_left(&self) -> bool {
-        self.members.values().all(|member| member.left || member.rank.is_none())
-    }
-
-    /// All is committed that there was to do, or the stop.
-    fn end_well(&mut self) -> Vec<Effect> {
-        let mut effects = self.tell_all_to_leave("the run is over");
-        self.phase = Phase::Over;
-        let verdict = match self.stopped_at.take() {
-            Some(at) => Verdict::Stopped { at: Some(at) },
-            None => Verdict::Done,
-        };
-        effects.push(Effect::End(verdict));
-        effects
-    }
-
-    /// Some worker has said its last word: whatever the others were waiting for is committed.
-    fn is_through(&self) -> bool {
-        self.members.values().any(|member| member.left)
-    }
-
-    fn failed(&mut self, session: SessionId, failed: &Failed) -> Vec<Effect> {
-        let message = format!("{} failed in {}: {}", self.name(session), failed.phase, failed.message);
-        let reason = "the failure is noted".into();
-        if let Some(member) = self.members.get_mut(&session) {
-            member.left = true;
-        }
-        let mut effects = vec![Effect::Send { session, command: Command::Leave { reason } }];
-        effects.extend(self.fail(message, failed.exit_code));
-        effects
+    /// No generation has begun since this coordinator started, and none is to be taken over.
+    fn is_first_rendezvous(&self) -> bool {
+        !self.again && self.generation == self.start.last_generation
     }
 
     fn closed(&mut self, session: SessionId, now: Duration) -> Vec<Effect> {
         match self.members.get(&session) {
-            Some(member) if !member.left => self.lost(session, "is gone without a word", now),
+            Some(member) if !member.left => self.lost(session, "disconnected unexpectedly", now),
             _ => Vec::new(),
         }
     }
 
-    fn stop_asked(&mut self, reason: String, now: Duration) -> Vec<Effect> {
-        if self.phase == Phase::Over || self.stopping.is_some() {
-            return Vec::new();
+    /// The run directory cannot be written, or can be again. Hang detection is suspended meanwhile, since steps wait.
+    fn storage(&mut self, problem: Option<String>) -> Vec<Effect> {
+        match (problem, self.storage.take()) {
+            (Some(problem), before) => {
+                let since = before.as_ref().map_or(self.awake, |(_, since)| *since);
+                self.storage = Some((problem.clone(), since));
+                let notice = Effect::Tell(Notice::StorageBlocked { problem });
+                before.is_none().then_some(notice).into_iter().collect()
+            }
+            (None, Some((_, since))) => {
+                let awake = self.awake;
+                self.members.values_mut().for_each(|member| member.progress.restart(awake));
+                vec![Effect::Tell(Notice::StorageRecovered { seconds: (self.awake - since).as_secs_f64() })]
+            }
+            (None, None) => Vec::new(),
         }
-        let told = Effect::Tell(Notice::Stopping { reason: reason.clone() });
-        if matches!(self.phase, Phase::Gathering { .. }) && self.generation == self.start.last_generation {
-            return [vec![told], self.stop_here(&reason)].concat();
-        }
-        let in_generation = self.members.iter().filter(|(_, member)| !member.left && member.rank.is_some());
-        let sends: Vec<Effect> = in_generation.map(|(session, _)| stop(*session, &reason)).collect();
-        self.stopping = Some((reason, now));
-        [told].into_iter().chain(sends).collect()
-    }
-
-    /// Ends the run where its last checkpoint is.
-    fn stop_here(&mut self, reason: &str) -> Vec<Effect> {
-        let mut effects = self.tell_all_to_leave(reason);
-        self.phase = Phase::Over;
-        let at = self.start.resume.as_ref().map(|checkpoint| (checkpoint.stage.clone(), checkpoint.step));
-        effects.push(Effect::End(Verdict::Stopped { at }));
-        effects
     }
 
     fn tick(&mut self, now: Duration) -> Vec<Effect> {
-        let gap = now.saturating_sub(self.last_tick);
-        self.last_tick = now;
-        if gap >= HELD_UP {
-            self.members.values_mut().for_each(|member| member.heard += gap);
+        if let Some(effects) = self.end_after_grace(now) {
+            return effects;
         }
-        let overdue = |(_, since): &&(String, Duration)| {
-            self.start.grace.is_some_and(|grace| now.saturating_sub(*since) + FAREWELL >= grace)
-        };
-        if self.phase != Phase::Over && self.stopping.as_ref().filter(overdue).is_some() {
-            return [vec![Effect::Tell(Notice::GraceOver)], self.stop_here("the time for a stop is over")].concat();
+        let blocked = self.storage.as_ref().filter(|(_, since)| self.awake - *since >= self.start.timeouts.storage);
+        if let Some((problem, _)) = blocked.filter(|_| self.ending.is_none()) {
+            let message =
+                format!("the run directory could not be written for {:?}: {problem}", self.start.timeouts.storage);
+            return self.abandon(message, crate::exit::EXIT_IO, now);
         }
-        match &self.phase {
-            Phase::Gathering { since } if now.saturating_sub(*since) >= MOST_GATHERING => {
-                let ready = self.members.values().filter(|member| member.ready).map(|member| &member.hello.worker_id);
-                let ready: Vec<String> = ready.cloned().collect();
-                let (here, wanted) = (ready.len(), self.start.least);
-                let message = format!(
-                    "{here} of {wanted} workers were ready within {MOST_GATHERING:?} ({}): see the others' logs",
-                    if ready.is_empty() { "none".into() } else { ready.join(", ") },
-                );
-                self.fail(message, EXIT_UNREACHABLE)
-            }
-            Phase::Gathering { .. } | Phase::Training => {
-                let mut effects = self.start_who_did_not_come_back(now);
-                effects.extend(self.lose_the_silent(now));
-                effects.extend(self.lose_the_hung(now));
-                effects.extend(self.name_a_straggler(now));
-                effects.extend(self.begin_if_all_are_ready(now));
-                effects
-            }
-            Phase::Over => Vec::new(),
+        if matches!(self.phase, Phase::Saving { .. }) {
+            return self.retry_save(now);
         }
-    }
-
-    fn broke_the_protocol(&mut self, session: SessionId, problem: &str) -> Vec<Effect> {
-        let message = format!("{} broke the protocol: {problem}", self.name(session));
-        self.fail(message, EXIT_UNREACHABLE)
-    }
-
-    fn fail(&mut self, message: String, exit_code: u8) -> Vec<Effect> {
-        let mut effects = self.tell_all_to_leave(&message);
-        self.phase = Phase::Over;
-        effects.push(Effect::End(Verdict::Failed { message, exit_code }));
-        effects
-    }
-
-    /// Everyone who has not been told yet.
-    fn tell_all_to_leave(&mut self, reason: &str) -> Vec<Effect> {
-        let mut effects = Vec::new();
-        for (session, member) in self.members.iter_mut().filter(|(_, member)| !member.left) {
-            member.left = true;
-            let command = Command::Leave { reason: reason.into() };
-            effects.push(Effect::Send { session: *session, command });
+        let mut effects = self.restart_not_returned();
+        effects.extend(self.evict_unresponsive(now));
+        effects.extend(self.evict_stuck(now));
+        effects.extend(self.report_straggler(now));
+        effects.extend(self.begin_if_ready(now));
+        if self.phase != Phase::Over {
+            effects.extend(self.rendezvous_timeout(now));
         }
         effects
+    }
+
+    /// Workers that may hold state have not reported yet what they hold.
+    fn awaits_survivors(&self) -> bool {
+        self.members.values().any(Member::may_hold_state) || !self.start.adopted.is_empty()
+    }
+
+    /// Too few workers are ready, and have been for too long.
+    fn rendezvous_timeout(&mut self, now: Duration) -> Vec<Effect> {
+        // Survivors have limits of their own, in which they may take long.
+        if !matches!(self.phase, Phase::Rendezvous { .. }) || self.awaits_survivors() {
+            self.missing_since = self.awake;
+            return Vec::new();
+        }
+        let timeouts = &self.start.timeouts;
+        let limit = if self.is_first_rendezvous() { timeouts.first_rendezvous } else { Some(timeouts.rendezvous) };
+        let over = |limit: &Duration| self.awake.saturating_sub(self.missing_since) >= *limit;
+        let Some(limit) = limit.filter(over) else { return Vec::new() };
+        let ready = self.members.values().filter(|member| member.ready).map(|member| &member.hello.worker_id);
+        let ready: Vec<String> = ready.cloned().collect();
+        if ready.len() >= self.start.least || self.ending.is_some() {
+            return Vec::new();
+        }
+        let message = format!(
+            "{} of {} workers were ready within {limit:?} ({}): see the logs of the others",
+            ready.len(),
+            self.start.least,
+            if ready.is_empty() { "none".into() } else { ready.join(", ") },
+        );
+        self.abandon(message, EXIT_UNREACHABLE, now)
+    }
+
+    /// A worker that does not keep to the protocol is evicted; the run goes on without it, or with its replacement.
+    fn protocol_violation(&mut self, session: SessionId, problem: &str, now: Duration) -> Vec<Effect> {
+        let how = format!("violated the protocol ({problem})");
+        self.evict(&[(session, how)], now)
     }
 
     /// A worker as a message names it.
@@ -467,11 +441,9 @@ impl Run {
     }
 }
 
-fn stop(session: SessionId, reason: &str) -> Effect {
-    Effect::Send { session, command: Command::Stop { reason: reason.into() } }
-}
-
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) use tests::step as test_step;

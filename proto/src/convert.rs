@@ -45,7 +45,7 @@ same_fields! {
     Hello { worker_id, host, pid, version, generation }
     Fetching { split, from, done, total }
     Held { stage, step, settled }
-    Heartbeat { generation, stage, step, phase, collectives, waited_ms }
+    Heartbeat { generation, stage, step, phase, collectives, waited_ms, progress, in_collective }
     Evaluated { stage, epoch, validation_accuracy, best }
     StepDone {
         stage, epoch, step, generation, world_size, loss, losses, lr, images, samples_sha256, total_steps, skipped,
@@ -253,6 +253,7 @@ impl From<Command> for v1::Command {
             Command::Committed(outcome) => Wire::Committed(outcome.into()),
             Command::Stop { reason } => Wire::Stop(v1::Stop { reason }),
             Command::Regroup => Wire::Regroup(v1::Regroup {}),
+            Command::Save => Wire::Save(v1::Save {}),
             Command::Abandon { generation, reason } => Wire::Abandon(v1::Abandon { generation, reason }),
             Command::Recorded { steps } => Wire::Recorded(v1::Recorded { steps }),
             Command::Refused { reason, exit_code } => {
@@ -275,6 +276,7 @@ impl TryFrom<v1::Command> for Command {
             Wire::Committed(outcome) => Command::Committed(outcome.into()),
             Wire::Stop(v1::Stop { reason }) => Command::Stop { reason },
             Wire::Regroup(v1::Regroup {}) => Command::Regroup,
+            Wire::Save(v1::Save {}) => Command::Save,
             Wire::Abandon(v1::Abandon { generation, reason }) => Command::Abandon { generation, reason },
             Wire::Recorded(v1::Recorded { steps }) => Command::Recorded { steps },
             Wire::Refused(v1::Refused { reason, exit_code: code }) => {

@@ -100,6 +100,10 @@ pub struct Heartbeat {
     /// Collectives entered in this generation, and time spent in them.
     pub collectives: u64,
     pub waited_ms: u64,
+    /// Counts what is done outside of collectives and steps: batches evaluated, chunks sent or written, store calls.
+    pub progress: u64,
+    /// The training thread is inside a collective.
+    pub in_collective: bool,
 }
 
 /// A committed update: a line of `steps.jsonl`. `step` counts over the stage, from 0.
@@ -211,6 +215,8 @@ pub enum Command {
         generation: u64,
         reason: String,
     },
+    /// The run ends, and this waiting worker holds its newest state: write a checkpoint of it.
+    Save,
     /// So many steps of this session are in `steps.jsonl`; told every few steps.
     Recorded {
         steps: u64,

@@ -56,6 +56,7 @@ impl Judge<'_> {
         let mut parts = vec![Tensor::zeros([0, width], (data.kind(), data.device()))];
         for chunk in ids[self.own(ids.len())].chunks(BATCH).take_while(|_| !self.stop.is_set()) {
             failpoints::pass("embed");
+            self.stop.progressed();
             parts.push(embed(models, &data.plain(pack, chunk)?, Mode::Eval)?);
         }
         self.go_on_together()?;
@@ -104,6 +105,7 @@ impl Judge<'_> {
         let neighbours = NEIGHBOURS.min(train.size()[0]);
         let mut correct = 0;
         for from in (own.start as i64..own.end as i64).step_by(KNN_ROWS as usize) {
+            self.stop.progressed();
             let rows = KNN_ROWS.min(own.end as i64 - from);
             let (cosines, nearest) = test.narrow(0, from, rows).matmul(&train.tr()).topk(neighbours, 1, true, true); // [rows, k]
             let votes = Tensor::zeros([rows, classes], (test.kind(), test.device())).scatter_add(
@@ -122,6 +124,7 @@ impl Judge<'_> {
         let data = self.data;
         let mut sum = Tensor::zeros([1], (Kind::Double, data.device()));
         for chunk in ids[self.own(ids.len())].chunks(BATCH / 2).take_while(|_| !self.stop.is_set()) {
+            self.stop.progressed();
             let views = data.views(&data.test, chunk, 0, 2)?; // [n, 2, C, S, S]
             let directions = unit(models, &embed(models, &views.flatten(0, 1), Mode::Eval)?);
             let pairs = directions.reshape([chunk.len() as i64, 2, -1]);

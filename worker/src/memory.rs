@@ -1,5 +1,6 @@
 //! A rank's state between two steps, kept in memory when its generation is lost, and handed on to ranks that have none.
 
+use crate::checkpoint;
 use crate::session::MOST_UNRECORDED;
 use crate::tensors::{Named, broadcast, snapshot};
 use anyhow::{Result, bail};
@@ -12,6 +13,9 @@ use thanos_proto::{Best, StepDone};
 pub(crate) struct Memory {
     /// Updates made.
     pub(crate) step: u64,
+    /// Of the last of them, and how many ranks made it.
+    pub(crate) epoch: u64,
+    pub(crate) world_size: u32,
     /// What is due behind the last of them is done, too.
     pub(crate) settled: bool,
     pub(crate) recent: Recent,
@@ -32,6 +36,13 @@ impl Memory {
             recent: self.recent.clone(),
             ..*self
         }
+    }
+
+    /// The files of a checkpoint of this state.
+    pub(crate) fn files(&self) -> Vec<(&'static str, &Named)> {
+        let mut files = vec![(checkpoint::MODEL, &self.model), (checkpoint::OPTIMIZER, &self.optimizer)];
+        files.extend(self.best.iter().map(|(_, weights)| (checkpoint::BEST, weights)));
+        files
     }
 
     /// Replaces this by what rank `source` holds, on every rank; tensors must have the same names and shapes.

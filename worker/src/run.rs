@@ -2,7 +2,7 @@
 //! What a stage does is not known here.
 
 use crate::backbone::Backbone;
-use crate::checkpoint::{BEST, Committed, load_weights};
+use crate::checkpoint::{self, BEST, Committed, load_weights};
 use crate::data::{Data, LocalPack};
 use crate::evaluate::{Judge, StopAsked};
 use crate::exit::{BadData, EXIT_CONFIG, exit_code};
@@ -10,8 +10,8 @@ use crate::feed::Schedule;
 use crate::memory::Memory;
 use crate::model::{BatchSum, Model};
 use crate::pack_transfer::local_file;
-use crate::run_files::RunFiles;
-use crate::session::{Refused, Session, ends_generation};
+use crate::run_files::{RunFiles, Unfinished};
+use crate::session::{Next, Refused, Session, ends_generation};
 use crate::stage::Stage;
 use crate::tensors::{Named, copy_into};
 use crate::train::{Ending, Interrupted, Origin, Peers, Recipe, Regroup, train};
@@ -28,10 +28,7 @@ use tch::Device;
 use thanos_c10d::{Address, ProcessGroup, keep_freed_memory};
 use thanos_configs::{Plan, StagePlan, TransferPlan, init_key, stage_key};
 use thanos_door::address_towards;
-use thanos_proto::{Begin, CheckpointRef, Failed, Held, Hello, PackRef, Rejoin, Welcome, WorkerEvent};
-
-/// How long a rank waits for its peers in the rendezvous and in a collective. Rank 0 may be writing a checkpoint.
-const MOST_COLLECTIVE: Duration = Duration::from_secs(300);
+use thanos_proto::{Begin, CheckpointRef, CheckpointWritten, Failed, Held, Hello, PackRef, Rejoin, Welcome, WorkerEvent};
 
 /// What a worker is told on its command line; everything else comes from the coordinator.
 #[derive(Clone, Debug)]
@@ -128,6 +125,7 @@ fn without_panic<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
 /// From the welcome to the last word, through as many generations as it takes.
 fn take_part(options: &Options, session: &Session, welcome: &Welcome) -> Result<WorkerEvent> {
     let plan = plan_of(welcome)?;
+    session.set_timeouts(&plan.config().timeouts);
     let device = device(options.local_rank);
     let own = address_towards(options.coordinator.as_str()).context("this worker's own address")?;
     let address = options.address.clone().unwrap_or_else(|| Address::Host(own.to_string()));
@@ -140,17 +138,18 @@ fn take_part(options: &Options, session: &Session, welcome: &Welcome) -> Result<
     let files = session.run_files(Path::new(&welcome.run_dir), &welcome.run_id);
     let mut worker =
         Worker { plan: &plan, data: &data, session, files, finished: BTreeMap::new(), memory: None, stage: 0 };
+    let collective = plan.config().timeouts.collective();
     let mut ready = WorkerEvent::Ready { config_digest: plan.digest().into() };
     loop {
         session.announce(&ready)?;
-        let begin = match session.begin() {
-            // Nobody may have heard it.
+        let begin = match worker.wait() {
+            // The coordinator may not have received it.
             Err(error) if ends_generation(&error) => continue,
             begin => begin?,
         };
         session.at("start", 0, "rendezvous");
         let ending =
-            join(&address, session, &begin, device).and_then(|group| worker.train_stages(&begin, &Rc::new(group)));
+            join(&address, session, &begin, (device, collective)).and_then(|group| worker.train_stages(&begin, &Rc::new(group)));
         session.leave_group();
         match ending {
             Err(error) if ends_generation(&error) || error.is::<Regroup>() => {
@@ -191,12 +190,18 @@ fn plan_of(welcome: &Welcome) -> Result<Plan> {
     Ok(plan)
 }
 
-fn join(address: &Address, session: &Session, begin: &Begin, device: Device) -> Result<ProcessGroup> {
+/// `timeout` is for the peers in the rendezvous and in each collective: rank 0 may be writing a checkpoint meanwhile.
+fn join(
+    address: &Address,
+    session: &Session,
+    begin: &Begin,
+    (device, timeout): (Device, Duration),
+) -> Result<ProcessGroup> {
     let (rank, size) = (begin.rank as usize, begin.world_size as usize);
     let store = session.enter(begin.generation);
     Ok(match device {
-        Device::Cuda(_) => ProcessGroup::nccl(store, rank, size, MOST_COLLECTIVE)?,
-        _ => ProcessGroup::gloo(store, rank, size, address, MOST_COLLECTIVE)?,
+        Device::Cuda(_) => ProcessGroup::nccl(store, rank, size, timeout)?,
+        _ => ProcessGroup::gloo(store, rank, size, address, timeout)?,
     })
 }
 
@@ -215,6 +220,47 @@ struct Worker<'a> {
 }
 
 impl Worker<'_> {
+    /// Waits for a generation; until then this worker may be asked to save what it holds.
+    fn wait(&self) -> Result<Begin> {
+        loop {
+            match self.session.next()? {
+                Next::Begin(begin) => return Ok(begin),
+                Next::Save => self.session.announce(&self.save_memory())?,
+            }
+        }
+    }
+
+    /// Writes a checkpoint of the state that is held, for the coordinator to commit.
+    fn save_memory(&self) -> WorkerEvent {
+        let stage = self.plan.stages()[self.stage].name();
+        let step = self.memory.as_ref().map_or(0, |memory| memory.step);
+        self.session.at(stage, step, "save");
+        match self.memory.as_deref().map(|memory| self.write_memory(stage, memory)) {
+            Some(Ok(written)) => WorkerEvent::Checkpoint(written),
+            Some(Err(error)) => WorkerEvent::NotSaved { stage: stage.into(), step, reason: format!("{error:#}") },
+            None => WorkerEvent::NotSaved { stage: stage.into(), step, reason: "this worker holds no state".into() },
+        }
+    }
+
+    fn write_memory(&self, stage: &str, memory: &Memory) -> Result<CheckpointWritten> {
+        let generation = self.session.generation();
+        let unfinished = Unfinished { stage, step: memory.step, generation };
+        let written = checkpoint::write(self.files.as_ref(), unfinished, &memory.files())?;
+        Ok(CheckpointWritten {
+            stage: stage.into(),
+            epoch: memory.epoch,
+            step: memory.step,
+            generation,
+            world_size: memory.world_size,
+            folder: written.folder,
+            files: written.files,
+            result: None,
+            seconds: memory.seconds,
+            best: memory.best.as_ref().map(|(best, _)| *best),
+            settled: memory.settled,
+        })
+    }
+
     fn rejoin(&self, generation: u64) -> Rejoin {
         let held = |memory: &Memory| Held { stage: self.stage as u32, step: memory.step, settled: memory.settled };
         let memory = self.memory.as_deref();

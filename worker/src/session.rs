@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail};
 use axum::Router;
 use axum::routing::get;
 use line::{Line, LineLost};
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -24,6 +24,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
+use thanos_configs::TimeoutsConfig;
 use thanos_c10d::{Breaker, Collectives, Error as GroupError, KeyValueStore, collectives};
 use thanos_door::{Guard, metrics_page, needs_guard, show};
 use thanos_proto::{Begin, CheckpointRef, Command, Heartbeat, Hello, StepDone, Welcome, WorkerEvent};
@@ -31,8 +32,8 @@ use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
-/// How long a coordinator may take to answer a `Hello`, or a checkpoint.
-const MOST_ANSWER: Duration = Duration::from_secs(120);
+/// How long a coordinator may take to answer a `Hello`.
+const WELCOME_TIMEOUT: Duration = Duration::from_secs(120);
 /// Steps that are told and not yet known to be in the ledger: with more, a step waits. Every rank keeps as many, so that
 /// a coordinator that starts again can be told all that it lacks.
 pub(crate) const MOST_UNRECORDED: usize = 64;
@@ -45,6 +46,8 @@ pub(crate) struct Session {
     shared: Arc<Shared>,
     client: stream::Client,
     runtime: Runtime,
+    /// Of the run's configuration, once it is known.
+    timeouts: OnceCell<TimeoutsConfig>,
 }
 
 /// What the training thread and the session's thread both see.
@@ -52,6 +55,8 @@ struct Shared {
     stop: AtomicBool,
     /// The generation is to be left for one with more workers.
     regroup: AtomicBool,
+    /// The generation has ended: its group is broken.
+    abandoned: AtomicBool,
     /// The worker has said its last word and waits for `Leave`.
     done: AtomicBool,
     /// Certificate and key, PEM, of a run that is no insecure one.
@@ -95,16 +100,18 @@ impl Shared {
         if generation.is_none_or(|generation| generation == place.heartbeat.generation)
             && let Some(breaker) = place.breaker.take()
         {
+            self.abandoned.store(true, Ordering::Relaxed);
             breaker.break_connections();
         }
     }
 
     fn heartbeat(&self) -> Heartbeat {
         let place = self.place();
-        let Collectives { entered, waited } = collectives();
+        let Collectives { entered, left, waited } = collectives();
         let waited = waited.saturating_sub(place.before.waited);
         Heartbeat {
             collectives: entered - place.before.entered,
+            in_collective: entered > left,
             waited_ms: u64::try_from(waited.as_millis()).unwrap_or(u64::MAX),
             ..place.heartbeat.clone()
         }
@@ -127,10 +134,13 @@ impl Session {
             phase: "start".into(),
             collectives: 0,
             waited_ms: 0,
+            progress: 0,
+            in_collective: false,
         };
         let shared = Arc::new(Shared {
             stop: AtomicBool::new(false),
             regroup: AtomicBool::new(false),
+            abandoned: AtomicBool::new(false),
             done: AtomicBool::new(false),
             identity: OnceLock::new(),
             shows: OnceLock::new(),
@@ -146,8 +156,9 @@ impl Session {
         let keeper = stream::Keeper::new(coordinator, admission, hello, (shared.clone(), opened));
         let (keeper, client, line) = runtime.block_on(keeper.open_first())?;
         runtime.spawn(keeper.keep());
-        let session = Self { line: RefCell::new(line), lines, shared, client, runtime };
-        match session.answer("the coordinator's welcome")? {
+        let line = RefCell::new(line);
+        let session = Self { line, lines, shared, client, runtime, timeouts: OnceCell::new() };
+        match session.answer("the coordinator's welcome", WELCOME_TIMEOUT)? {
             Command::Welcome(welcome) => Ok((session, welcome)),
             other => bail!("expected a welcome, got {other:?}"),
         }
@@ -177,6 +188,15 @@ impl Session {
         Ok(())
     }
 
+    /// From here on the configuration's timeouts are in force; their defaults were before.
+    pub(crate) fn set_timeouts(&self, timeouts: &TimeoutsConfig) {
+        _ = self.timeouts.set(timeouts.clone());
+    }
+
+    fn timeouts(&self) -> TimeoutsConfig {
+        self.timeouts.get().cloned().unwrap_or_default()
+    }
+
     /// Waits for the stream that is opened in a lost one's stead; the session's thread ends the process if none is.
     fn next_line(&self) -> Result<()> {
         *self.line.borrow_mut() = self.lines.recv().context("the session's thread has ended")?;
@@ -188,14 +208,15 @@ impl Session {
         self.line.borrow().events()
     }
 
-    /// Waits, as long as it takes, for a generation to be complete.
+    /// Waits, as long as it takes, for a generation to be complete, or to be asked to save what this worker holds.
     ///
     /// # Errors
     /// [`LineLost`].
-    pub(crate) fn begin(&self) -> Result<Begin> {
+    pub(crate) fn next(&self) -> Result<Next> {
         loop {
             match self.line.borrow().wait()? {
-                Command::Begin(begin) => return Ok(begin),
+                Command::Begin(begin) => return Ok(Next::Begin(begin)),
+                Command::Save => return Ok(Next::Save),
                 // Of a generation that is over: its commit is what this one may begin from.
                 Command::Stop { .. } | Command::Committed(_) => {}
                 other => bail!("expected the start of a generation, got {other:?}"),
@@ -205,7 +226,7 @@ impl Session {
 
     /// Waits for the answer to `WorkerEvent::Checkpoint`.
     pub(crate) fn committed(&self) -> Result<Result<CheckpointRef, String>> {
-        match self.answer("the commit of a checkpoint")? {
+        match self.answer("the commit of a checkpoint", self.timeouts().commit())? {
             Command::Committed(outcome) => Ok(outcome),
             other => bail!("expected the commit of a checkpoint, got {other:?}"),
         }
@@ -224,6 +245,11 @@ impl Session {
     /// Whether the coordinator has asked for another generation. As with a stop: agree before acting.
     pub(crate) fn regroup_requested(&self) -> bool {
         self.shared.regroup.load(Ordering::Relaxed)
+    }
+
+    /// The newest generation that this worker was in.
+    pub(crate) fn generation(&self) -> u64 {
+        self.shared.place().heartbeat.generation
     }
 
     /// Says in the next heartbeat where this rank is.
@@ -258,6 +284,7 @@ impl Session {
         let mut place = self.shared.place();
         place.heartbeat.generation = generation;
         (place.before, place.breaker) = (collectives(), Some(Breaker::new()));
+        self.shared.abandoned.store(false, Ordering::Relaxed);
         Arc::new(store::CoordinatorStore::new(self.client.clone(), self.runtime.handle().clone(), generation))
     }
 
@@ -300,7 +327,7 @@ impl Session {
             None => {
                 tracing::info!("{} is not seen here: checkpoints go to the coordinator", run_dir.display());
                 let (client, runtime) = (self.client.clone(), self.runtime.handle().clone());
-                Arc::new(files::Remote { client, runtime })
+                Arc::new(files::Remote { client, runtime, timeout: self.timeouts().transfer() })
             }
         }
     }
@@ -320,40 +347,54 @@ impl Session {
         self.shared.done.store(true, Ordering::Relaxed);
         self.announce(last_word)?;
         loop {
-            let answer = self.line.borrow().wait_for(MOST_ANSWER);
+            let limit = self.timeouts().commit();
+            let answer = self.line.borrow().wait_for(limit);
             match answer {
                 Ok(Command::Leave { .. } | Command::Refused { .. }) => break,
                 Ok(_) => {}
                 // It may not have been heard: said again.
                 Err(RecvTimeoutError::Disconnected) => self.announce(last_word)?,
-                Err(RecvTimeoutError::Timeout) => bail!("the coordinator did not close the session in {MOST_ANSWER:?}"),
+                Err(RecvTimeoutError::Timeout) => bail!("the coordinator did not close the session within {limit:?}"),
             }
         }
         self.runtime.shutdown_background();
         Ok(())
     }
 
-    fn answer(&self, what: &str) -> Result<Command> {
+    fn answer(&self, what: &str, limit: Duration) -> Result<Command> {
         loop {
-            match self.line.borrow().wait_for(MOST_ANSWER) {
+            match self.line.borrow().wait_for(limit) {
                 Ok(Command::Refused { reason, exit_code }) => return Err(Refused { reason, exit_code }.into()),
                 // Asked for a stop: the flag is set, the training loop agrees on the step.
                 Ok(Command::Stop { .. }) => {}
                 Ok(command) => return Ok(command),
-                Err(RecvTimeoutError::Timeout) => bail!("{what} did not come within {MOST_ANSWER:?}"),
+                Err(RecvTimeoutError::Timeout) => bail!("{what} did not come within {limit:?}"),
                 Err(RecvTimeoutError::Disconnected) => return Err(LineLost.into()),
             }
         }
     }
 }
 
-/// Whether a stop has been asked for. Ranks hear it at different moments: agree before acting.
+/// What a waiting worker is to do next.
+pub(crate) enum Next {
+    Begin(Begin),
+    /// The run ends, and no checkpoint has what this worker holds.
+    Save,
+}
+
+/// Whether what is not a step should be given up: a stop was requested, or the generation has ended. Ranks see it at
+/// different moments: agree before acting.
 #[derive(Clone)]
 pub(crate) struct StopFlag(Arc<Shared>);
 
 impl StopFlag {
     pub(crate) fn is_set(&self) -> bool {
-        self.0.stop.load(Ordering::Relaxed)
+        self.0.stop.load(Ordering::Relaxed) || self.0.abandoned.load(Ordering::Relaxed)
+    }
+
+    /// Reports progress that no collective or step shows.
+    pub(crate) fn progressed(&self) {
+        self.0.place().heartbeat.progress += 1;
     }
 }
 

@@ -87,6 +87,8 @@ pub(crate) fn train(
     // Until all have begun, what a rank held before is still its best: it is not touched.
     trainer.begin(from).map_err(|error| Interrupted { error, memory: None })?;
     trainer.run(data).map_err(|error| {
+        // The save in progress is finished first, however long it takes: another generation begins from it, or after it.
+        trainer.phase("save");
         trainer.saver.leave();
         Interrupted { error, memory: Some(Box::new(trainer.memory())) }
     })
@@ -148,15 +150,14 @@ impl<'a> Trainer<'a> {
     fn begin(&mut self, from: &Origin<'_>) -> Result<()> {
         match from {
             Origin::Start => Ok(()),
+            // One rank reads it: the others may be a thousand, or see no disk.
             Origin::Checkpoint(checkpoint) => {
-                copy_into(&self.stage.state(), &checkpoint.tensors(checkpoint::MODEL)?)?;
-                self.optimizer.load(&checkpoint.tensors(checkpoint::OPTIMIZER)?)?;
-                (self.step, self.settled) = (checkpoint.step(), checkpoint.settled());
-                self.seconds_before = checkpoint.seconds();
-                if let Some(best) = checkpoint.best() {
-                    self.best = Some((best, checkpoint.tensors(checkpoint::BEST)?));
+                if self.peers.group.rank() == 0 {
+                    self.load(checkpoint)?;
                 }
-                Ok(())
+                let mut memory = self.memory();
+                memory.take_over(self.peers.group, 0)?;
+                self.recall(memory)
             }
             Origin::Memory { own, source } => {
                 let mut memory = match own {
@@ -172,6 +173,17 @@ impl<'a> Trainer<'a> {
         }
     }
 
+    fn load(&mut self, checkpoint: &Committed) -> Result<()> {
+        copy_into(&self.stage.state(), &checkpoint.tensors(checkpoint::MODEL)?)?;
+        self.optimizer.load(&checkpoint.tensors(checkpoint::OPTIMIZER)?)?;
+        (self.step, self.settled) = (checkpoint.step(), checkpoint.settled());
+        self.seconds_before = checkpoint.seconds();
+        if let Some(best) = checkpoint.best() {
+            self.best = Some((best, checkpoint.tensors(checkpoint::BEST)?));
+        }
+        Ok(())
+    }
+
     fn recall(&mut self, memory: Memory) -> Result<()> {
         copy_into(&self.stage.state(), &memory.model)?;
         self.optimizer.load(&memory.optimizer)?;
@@ -185,8 +197,11 @@ impl<'a> Trainer<'a> {
     fn memory(&self) -> Memory {
         let mut model = snapshot(&self.stage.state());
         model.extend(snapshot(&self.buffers_before));
+        let steps_per_epoch = self.recipe.schedule.steps_per_epoch();
         Memory {
             step: self.step,
+            epoch: Position::at(self.step.saturating_sub(1), steps_per_epoch).epoch,
+            world_size: self.peers.group.size() as u32,
             settled: self.settled,
             recent: self.recent.clone(),
             model,
@@ -274,7 +289,7 @@ impl<'a> Trainer<'a> {
         let lr = learning_rate(&self.recipe.train, batch.at.epoch);
         match &problem {
             None => self.optimizer.update(&reduced.gradient, lr)?,
-            Some(problem) => self.skip(problem)?,
+            Some(problem) => self.skip(problem, batch.at.epoch)?,
         }
         self.skipped = if problem.is_some() { self.skipped + 1 } else { 0 };
         self.buffers_before.clear();

@@ -14,6 +14,8 @@ const MOST_DEPTH: usize = 256;
 const MOST_BACKBONES: usize = 16;
 const MOST_ROWS: usize = 256;
 const MOST_WEIGHT: f64 = 1e6;
+const MAX_TIMEOUT_SECONDS: f64 = 1e7;
+const MAX_RESTARTS: f64 = 16.0;
 
 /// Collects broken rules; each method holds the rules of one section.
 #[derive(Default)]
@@ -136,6 +138,13 @@ impl Rules {
         self.require((2..=1000).contains(&keep), "checkpoint.keep_last", || {
             format!("must be between 2 and 1000, got {keep}: a corrupt checkpoint needs an older one to fall back on")
         });
+    }
+
+    pub(super) fn timeouts(&mut self, config: &RunConfig) {
+        for (key, seconds) in config.timeouts.seconds() {
+            self.between(key, seconds.unwrap_or(1.0), 0.1, MAX_TIMEOUT_SECONDS);
+        }
+        self.between("timeouts.max_restarts", config.timeouts.max_restarts.into(), 0.0, MAX_RESTARTS);
     }
 
     pub(super) fn transfer(&mut self, config: &RunConfig) {
@@ -268,6 +277,8 @@ mod tests {
         check(&["transfer.max_steps=0"], &[("transfer.max_steps", "got 0")]);
         check(&["checkpoint.keep_last=1"], &[("checkpoint.keep_last", "an older one to fall back on")]);
         check(&["checkpoint.every_steps=0"], &[("checkpoint.every_steps", "got 0")]);
+        check(&["timeouts.hang_seconds=0"], &[("timeouts.hang_seconds", "between 0.1 and")]);
+        check(&["timeouts.max_restarts=99"], &[("timeouts.max_restarts", "between 0 and 16")]);
         check(&["checks.compare_ranks_every=0"], &[("checks.compare_ranks_every", "got 0")]);
         check(&["objective.temperature=0"], &[("objective.temperature", "got 0")]);
         check(&["objective.spread=-1"], &[("objective.spread", "got -1"), ("backbones.0.objective.attract", "0 / 0")]);

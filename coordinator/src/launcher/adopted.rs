@@ -2,6 +2,7 @@
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -16,26 +17,17 @@ pub(super) struct Adopted {
 }
 
 impl Adopted {
-    /// The process of a worker of this machine, if that is what it is.
-    pub(super) fn worker(pid: i32) -> Option<Self> {
-        Self::new(pid, "thanos-worker")
-    }
-
-    /// The `srun` of a worker on a node. Slurm's has a helper of the same command line, its child.
-    pub(super) fn srun(worker: &str) -> Option<Self> {
+    /// The processes that stand for these workers, by their names: on this machine a worker's own, else the `srun` that
+    /// started it (Slurm's has a helper of the same command line, its child). One look at all processes.
+    pub(super) fn find(workers: &[String], coordinator: &str, is_local: bool) -> BTreeMap<String, Self> {
+        let program = if is_local { "thanos-worker" } else { "srun" };
         let pids = std::fs::read_dir("/proc").into_iter().flatten().flatten();
         let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-        let of_worker = |pid: &i32| {
-            let words = command(*pid);
-            words.first().is_some_and(|program| Path::new(program).ends_with("srun"))
-                && words.windows(2).any(|pair| pair == ["--id", worker])
-        };
-        let is_helper = |pid: &i32| parent(*pid).is_some_and(|parent| of_worker(&parent));
-        pids.filter(of_worker).find(|pid| !is_helper(pid)).and_then(|pid| Self::new(pid, "srun"))
-    }
-
-    fn new(pid: i32, program: &'static str) -> Option<Self> {
-        runs(pid, program).then(|| Self { pid: Pid::from_raw(pid), program })
+        let of_run = pids.filter_map(|pid| Some((pid, worker_of(&command(pid), program, coordinator)?)));
+        let of_run: BTreeMap<i32, String> = of_run.filter(|(_, worker)| workers.contains(worker)).collect();
+        let is_helper = |pid: i32| parent(pid).is_some_and(|parent| of_run.contains_key(&parent));
+        let own = of_run.iter().filter(|(pid, _)| !is_helper(**pid));
+        own.map(|(pid, worker)| (worker.clone(), Self { pid: Pid::from_raw(*pid), program })).collect()
     }
 
     /// Waits until it is gone, and says how, and whether it was killed.
@@ -60,6 +52,14 @@ impl Drop for Adopted {
             _ = kill(self.pid, Signal::SIGKILL);
         }
     }
+}
+
+/// The worker that a command line starts, if it is one of this coordinator.
+fn worker_of(words: &[String], program: &str, coordinator: &str) -> Option<String> {
+    let is_program = words.first().is_some_and(|first| Path::new(first).ends_with(program));
+    let value = |name: &str| words.windows(2).find(|pair| pair[0] == name).map(|pair| pair[1].as_str());
+    let is_of_run = is_program && value("--coordinator") == Some(coordinator);
+    value("--id").filter(|_| is_of_run).map(Into::into)
 }
 
 /// Whether this is the process of a worker that runs: not of another program, and not one that nobody has waited for.

@@ -1,63 +1,75 @@
-//! The rules of what rank 0 tells: steps, which the ledger has once and in order, and checkpoints, which are committed.
+//! The rules of what rank 0 reports: steps, which the ledger has once and in order, and checkpoints, which are committed.
+//! Every message is fenced: only rank 0 of the newest generation may send it, and only about the stage in training.
 
-use super::{BETWEEN_RECORDED, Effect, Notice, Phase, Run, SessionId};
+use super::{Effect, Notice, Phase, RECORDED_INTERVAL, Run, SessionId};
 use std::time::Duration;
 use thanos_proto::{CheckpointRef, CheckpointWritten, Command, StageResult, StepDone};
 
 impl Run {
     pub(super) fn step(&mut self, session: SessionId, step: StepDone, now: Duration) -> Vec<Effect> {
-        if let Some(problem) = self.fence(session, step.generation) {
-            return self.broke_the_protocol(session, &problem);
+        let fenced = self.fence(session, step.generation).or_else(|| self.fence_stage(session, &step.stage));
+        if let Some(problem) = fenced {
+            return self.protocol_violation(session, &problem, now);
         }
-        let expected = self.next_step.as_ref().filter(|(stage, _)| *stage == step.stage).map_or(0, |(_, next)| *next);
+        let expected = self.recorded_of_stage();
         if step.step > expected {
-            let problem = format!("it told step {} of stage {} where {expected} comes next", step.step, step.stage);
-            return self.broke_the_protocol(session, &problem);
+            let problem = format!("it reported step {} of stage {}, expected {expected}", step.step, step.stage);
+            return self.protocol_violation(session, &problem, now);
         }
-        self.pace.step(now);
+        self.pace.step(&step);
         self.first_loss = None;
-        // One that is made again behind a loss is in the ledger already.
+        self.generation_made_a_step();
+        // One that is made again after a loss is in the ledger already.
         let mut effects = if self.comes_next(&step) { self.record(step) } else { Vec::new() };
         if let Some(member) = self.members.get_mut(&session) {
-            member.steps_told += 1;
-            if member.steps_told.is_multiple_of(BETWEEN_RECORDED) {
-                let command = Command::Recorded { steps: member.steps_told };
+            member.steps_reported += 1;
+            if member.steps_reported.is_multiple_of(RECORDED_INTERVAL) {
+                let command = Command::Recorded { steps: member.steps_reported };
                 effects.push(Effect::Send { session, command });
             }
         }
         effects
     }
 
-    /// Whether a step is the one that the ledger lacks: the next one of the stage in training, or the first of another.
-    pub(super) fn comes_next(&self, step: &StepDone) -> bool {
-        match &self.next_step {
-            Some((stage, next)) if !self.is_complete(stage) => (&step.stage, step.step) == (stage, *next),
-            _ => step.step == 0 && !self.is_complete(&step.stage),
+    /// What went wrong before is forgiven to those that took part.
+    fn generation_made_a_step(&mut self) {
+        self.idle_generations = 0;
+        for member in self.members.values_mut().filter(|member| member.rank.is_some()) {
+            member.newcomer = false;
+            self.restarts.remove(&member.hello.worker_id);
+            self.growth.remove(&member.hello.worker_id);
         }
     }
 
-    fn is_complete(&self, stage: &str) -> bool {
-        self.start.complete.iter().any(|complete| complete.stage == stage)
+    /// Whether a step is the one that the ledger lacks: the next one of the stage in training.
+    pub(super) fn comes_next(&self, step: &StepDone) -> bool {
+        step.stage == self.current_stage() && step.step == self.recorded_of_stage()
+    }
+
+    pub(super) fn current_stage(&self) -> &str {
+        self.start.stages.get(self.start.stage).map_or("", String::as_str)
     }
 
     pub(super) fn record(&mut self, done: StepDone) -> Vec<Effect> {
         let StepDone { stage, step, skipped, .. } = done.clone();
         self.next_step = Some((stage.clone(), step + 1));
-        self.restarts.clear();
-        self.idle_generations = 0;
         let skipped = skipped.map(|problem| Effect::Tell(Notice::Skipped { stage, step, problem }));
         [Effect::Record(done)].into_iter().chain(skipped).collect()
     }
 
     /// Steps of the stage in training that the ledger has.
     pub(super) fn recorded_of_stage(&self) -> u64 {
-        self.next_step.as_ref().filter(|(stage, _)| !self.is_complete(stage)).map_or(0, |(_, next)| *next)
+        self.next_step.as_ref().filter(|(stage, _)| stage == self.current_stage()).map_or(0, |(_, next)| *next)
     }
 
-    /// Where training goes on from a checkpoint, or from a stage's start, the ledger goes back as well.
+    /// Where training goes on from a checkpoint, or from a stage's start, the ledger goes back as well; also when it has
+    /// steps of a later stage.
     pub(super) fn cut_steps(&mut self) -> Option<Effect> {
         let first = self.start.resume.as_ref().map(|checkpoint| (checkpoint.stage.clone(), checkpoint.step));
-        if self.recorded_of_stage() == first.as_ref().map_or(0, |(_, step)| *step) {
+        let is_complete = |stage: &str| self.start.complete.iter().any(|complete| complete.stage == stage);
+        let position = self.next_step.as_ref().filter(|(stage, _)| !is_complete(stage));
+        let at_start = |place: &(String, u64)| place.1 == 0;
+        if position.filter(|place| !at_start(place)) == first.as_ref().filter(|place| !at_start(place)) {
             return None;
         }
         self.next_step.clone_from(&first);
@@ -65,56 +77,112 @@ impl Run {
         Some(Effect::CutSteps { stages, first })
     }
 
-    pub(super) fn checkpoint(&mut self, session: SessionId, written: CheckpointWritten) -> Vec<Effect> {
-        match self.fence(session, written.generation) {
-            Some(problem) => self.broke_the_protocol(session, &problem),
-            None => {
-                self.committing += 1;
-                vec![Effect::Commit { session, written }]
-            }
+    pub(super) fn checkpoint(&mut self, session: SessionId, written: CheckpointWritten, now: Duration) -> Vec<Effect> {
+        let saves_before_end = self.saves_before_end(session);
+        let fenced = if saves_before_end { None } else { self.fence(session, written.generation) };
+        if let Some(problem) = fenced.or_else(|| self.checkpoint_problem(&written)) {
+            return self.protocol_violation(session, &problem, now);
         }
+        self.committing += 1;
+        vec![Effect::Commit { session, written }]
     }
 
-    /// Why this session may not speak for the run, if so: only rank 0 of the running generation may.
-    pub(super) fn fence(&self, session: SessionId, generation: u64) -> Option<String> {
-        let rank = self.members.get(&session).and_then(|member| member.rank);
-        if self.phase == Phase::Over || rank != Some(0) {
-            return Some("only rank 0 of a running generation tells steps and checkpoints".into());
+    /// A checkpoint is of the stage in training, and not ahead of the ledger.
+    fn checkpoint_problem(&self, written: &CheckpointWritten) -> Option<String> {
+        let CheckpointWritten { stage, step, generation, result, .. } = written;
+        if stage != self.current_stage() || result.as_ref().is_some_and(|result| result.stage != *stage) {
+            return Some(format!("a checkpoint of stage `{stage}`, in training is `{}`", self.current_stage()));
         }
+        let recorded = self.recorded_of_stage();
+        if *step > recorded || *generation > self.generation {
+            return Some(format!("a checkpoint of step {step}, recorded are {recorded}"));
+        }
+        None
+    }
+
+    fn saves_before_end(&self, session: SessionId) -> bool {
+        matches!(self.phase, Phase::Saving { session: saver, .. } if saver == session)
+    }
+
+    /// Why this session may not speak for the run, if so: only rank 0 of the newest generation may.
+    fn fence(&self, session: SessionId, generation: u64) -> Option<String> {
         let current = self.generation;
-        (generation != current).then(|| format!("it speaks of generation {generation}, this is {current}"))
+        let stale = || (generation != current).then(|| format!("a message of generation {generation} in {current}"));
+        self.fence_rank_0(session).or_else(stale)
+    }
+
+    pub(super) fn fence_rank_0(&self, session: SessionId) -> Option<String> {
+        let rank = self.members.get(&session).and_then(|member| member.rank);
+        (rank != Some(0)).then(|| "a message that only rank 0 of a generation may send".into())
+    }
+
+    pub(super) fn fence_stage(&self, session: SessionId, stage: &str) -> Option<String> {
+        let other = || (stage != self.current_stage()).then(|| format!("a message about stage `{stage}`"));
+        self.fence_rank_0(session).or_else(other)
+    }
+
+    pub(super) fn not_saved(
+        &mut self,
+        session: SessionId,
+        (stage, step): (String, u64),
+        reason: String,
+        now: Duration,
+    ) -> Vec<Effect> {
+        let saves_before_end = self.saves_before_end(session);
+        if let Some(problem) = self.fence_stage(session, &stage).filter(|_| !saves_before_end) {
+            return self.protocol_violation(session, &problem, now);
+        }
+        let mut effects = vec![Effect::Tell(Notice::NotSaved { stage, step, reason: reason.clone() })];
+        if saves_before_end {
+            effects.extend(self.save_failed(now, &reason));
+        }
+        effects
     }
 
     pub(super) fn committed(
         &mut self,
         session: SessionId,
+        (stage, step): (String, u64),
         outcome: Result<CheckpointRef, String>,
-        result: Option<StageResult>,
-        now: Duration,
+        (result, now): (Option<StageResult>, Duration),
     ) -> Vec<Effect> {
         self.committing = self.committing.saturating_sub(1);
-        let (stage, step) = self.next_step.clone().unwrap_or_default();
-        let told = match &outcome {
-            Ok(saved) => Notice::Saved { stage: saved.stage.clone(), step: saved.step },
+        let notice = match &outcome {
+            Ok(_) => Notice::Saved { stage, step },
             Err(reason) => Notice::NotSaved { stage, step, reason: reason.clone() },
         };
-        let mut effects = vec![Effect::Tell(told)];
-        if let Ok(saved) = &outcome {
-            let again = self.is_complete(&saved.stage);
-            match result {
-                // A stage is complete once.
-                Some(_) if again => {}
-                Some(result) => {
-                    self.start.complete.push(saved.clone());
-                    self.start.resume = None;
-                    self.start.stage += 1;
-                    effects.push(Effect::Tell(Notice::StageComplete(result)));
+        let mut effects = vec![Effect::Send { session, command: Command::Committed(outcome.clone()) }];
+        effects.push(Effect::Tell(notice));
+        let saves_before_end = self.saves_before_end(session);
+        match outcome {
+            Ok(saved) => {
+                effects.extend(self.saved(saved, result));
+                if saves_before_end {
+                    effects.extend(self.end_now(None, now));
                 }
-                None => self.start.resume = Some(saved.clone()),
             }
+            Err(reason) if saves_before_end => effects.extend(self.save_failed(now, &reason)),
+            Err(_) => {}
         }
-        effects.insert(1, Effect::Send { session, command: Command::Committed(outcome) });
-        effects.extend(self.begin_if_all_are_ready(now));
+        effects.extend(self.begin_if_ready(now));
         effects
+    }
+
+    /// A checkpoint is committed; with a result its stage is complete, once.
+    fn saved(&mut self, saved: CheckpointRef, result: Option<StageResult>) -> Option<Effect> {
+        let is_current = saved.stage == self.current_stage();
+        match result {
+            Some(result) if is_current => {
+                self.start.complete.push(saved);
+                self.start.resume = None;
+                self.start.stage += 1;
+                Some(Effect::Tell(Notice::StageComplete(result)))
+            }
+            None if is_current && self.start.resume.as_ref().is_none_or(|newest| newest.step <= saved.step) => {
+                self.start.resume = Some(saved);
+                None
+            }
+            Some(_) | None => None,
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! The words of the rules: what happened, what is to be done about it, and what people are told.
+//! The vocabulary of the rules: what happened, what is to be done about it, and what users are notified of.
 
 use std::time::Duration;
 use thanos_proto::{CheckpointRef, CheckpointWritten, Command, Evaluated, Hello, StageResult, StepDone, WorkerEvent};
@@ -28,15 +28,20 @@ pub(crate) enum Event {
         how: String,
         killed: bool,
     },
-    /// A checkpoint was committed, or given up and why.
+    /// The checkpoint of this stage and step was committed, or given up and why.
     Committed {
         session: SessionId,
+        stage_step: (String, u64),
         outcome: Result<CheckpointRef, String>,
         result: Option<StageResult>,
     },
     /// The user, or the machine, wants the run to stop where it can be resumed.
     StopAsked {
         reason: String,
+    },
+    /// The run directory cannot be written, and why; `None`: it can be again.
+    Storage {
+        problem: Option<String>,
     },
     Tick,
 }
@@ -68,11 +73,6 @@ pub(crate) enum Effect {
     /// End a worker's process, which does not answer.
     Kill {
         worker: String,
-    },
-    /// Watch over a worker's process, which an earlier coordinator of this run has started.
-    Adopt {
-        worker: String,
-        pid: u32,
     },
     /// Take out of `steps.jsonl` what will be done again: all but the steps of these stages, and the first ones of
     /// another.
@@ -120,6 +120,19 @@ pub(crate) enum Notice {
     StageComplete(StageResult),
     Stopping {
         reason: String,
+    },
+    /// The run ends, and this worker saves its state first: no checkpoint has it.
+    SavingBeforeEnd {
+        worker: String,
+        stage: String,
+        step: u64,
+    },
+    /// The run directory cannot be written: training pauses when too many steps wait to be recorded.
+    StorageBlocked {
+        problem: String,
+    },
+    StorageRecovered {
+        seconds: f64,
     },
     /// The time for a stop is over: what was done since the last checkpoint will be done again.
     GraceOver,

@@ -1,74 +1,101 @@
-//! The rules of a run that has lost a worker: who is missing, who is started again, from whose memory all go on, and
-//! when it is given up. Beginning a generation is here, as the first one only differs by having nothing to go on from.
+//! The rules of a run that has lost a worker: who is missing, who is restarted, from whose memory all go on, and when the
+//! run is abandoned. Beginning a generation is here, as the first one only differs by having nothing to go on from.
 
 use super::{
-    Effect, FIRST_PAUSE, MOST_COMING_BACK, MOST_IDLE_GENERATIONS, MOST_RESTARTS, Member, Notice, Phase, Progress,
-    RecoveredFrom, Run, SessionId, stop,
+    Effect, MAX_IDLE_GENERATIONS, Member, Notice, Phase, Progress, RESTART_BACKOFF, RecoveredFrom, Run, SessionId,
 };
 use crate::exit::EXIT_UNREACHABLE;
 use std::time::Duration;
 use thanos_proto::{Begin, Command, Held, Rejoin};
 
+/// A newcomer that was lost before a step was made with it waits before it may cause another regroup; the delay doubles.
+const GROWTH_BACKOFF: Duration = Duration::from_secs(5);
+const MAX_GROWTH_DOUBLINGS: u32 = 7;
+
 impl Run {
-    /// A worker has left its generation, and holds its state in memory; or it comes back to a coordinator that has
-    /// started again, or has begun another generation without it. Only what is of the newest generation counts.
+    /// A worker has left its generation, and holds its state in memory; or it returns to a coordinator that was restarted,
+    /// or that has begun another generation without it. Only what is of the newest generation counts.
     pub(super) fn rejoin(&mut self, session: SessionId, rejoin: Rejoin, now: Duration) -> Vec<Effect> {
         let Rejoin { generation, held, recent } = rejoin;
         let Some(Member { rank, ready, .. }) = self.members.get(&session) else { return Vec::new() };
         let (in_generation, newest) = (rank.is_some(), generation == self.generation);
         if *ready || in_generation && !newest || generation > self.generation {
-            return self.broke_the_protocol(session, "it left a generation that it was not in");
+            return self.protocol_violation(session, "it left a generation that it was not in", now);
         }
-        if self.is_through() {
-            return self.end_well();
+        if self.is_draining() {
+            return self.finish();
         }
         let mut effects = Vec::new();
         let held = held.filter(|held| newest && held.stage == self.start.stage as u32);
-        // Steps that were made, and whose rank 0, or whose coordinator, did not live to tell or hear them.
+        // Steps that were made, and that rank 0 or the coordinator ended before recording.
         for step in recent.into_iter().filter(|_| held.is_some()) {
             if self.comes_next(&step) {
                 effects.extend(self.record(step));
             }
         }
-        // Without the lines of its steps a state is nobody's; the last checkpoint has them.
+        // A state without the lines of its steps cannot be used; the last checkpoint has them.
         let held = held.filter(|held| held.step <= self.recorded_of_stage());
         if let Some(member) = self.members.get_mut(&session) {
             (member.ready, member.held) = (true, held);
         }
         match self.phase {
-            Phase::Training if !in_generation => effects.extend(self.make_room()),
-            Phase::Training if self.growing => effects.push(self.gather(now, now)),
-            Phase::Training => {
-                let reason = format!("{} cannot reach its peers any more", self.name(session));
+            Phase::Training if in_generation && self.growing => effects.push(self.rendezvous(self.awake)),
+            Phase::Training if in_generation => {
+                let reason = format!("{} cannot reach its peers", self.name(session));
                 effects.extend(self.regroup(reason, now));
             }
-            Phase::Gathering { .. } | Phase::Over => {}
+            Phase::Training | Phase::Rendezvous { .. } | Phase::Saving { .. } | Phase::Over => {}
         }
-        effects.extend(self.begin_if_all_are_ready(now));
+        effects.extend(self.begin_if_ready(now));
         effects
     }
 
-    /// Survivors are always awaited; others as long as there is patience.
-    pub(super) fn begin_if_all_are_ready(&mut self, now: Duration) -> Vec<Effect> {
-        let ready = self.members.values().filter(|member| member.ready).count();
-        let awaited = self.members.values().any(|member| member.rank.is_some() && !member.ready);
-        let gathering = matches!(self.phase, Phase::Gathering { .. });
-        if !gathering || awaited || ready < self.start.least || self.committing > 0 {
-            return Vec::new();
+    /// Begins a generation when it may: survivors are always awaited, others as long as there is patience. A run that is to
+    /// end begins none.
+    pub(super) fn begin_if_ready(&mut self, now: Duration) -> Vec<Effect> {
+        match self.phase {
+            Phase::Rendezvous { .. } if self.ending.is_some() => self.end_if_nothing_is_held(now),
+            Phase::Rendezvous { .. } => self.begin_if_all_are_ready(now),
+            Phase::Training => self.request_regroup(),
+            Phase::Saving { .. } | Phase::Over => Vec::new(),
         }
-        if ready < self.start.workers && now < self.patient_until {
-            return Vec::new();
-        }
-        self.begin(now)
     }
 
-    /// All are here that are waited for: ranks in the order of the workers' names, so that a restart numbers them alike.
-    pub(super) fn begin(&mut self, now: Duration) -> Vec<Effect> {
+    fn begin_if_all_are_ready(&mut self, now: Duration) -> Vec<Effect> {
+        let ready = self.members.iter().filter(|(_, member)| member.ready && self.may_grow(member));
+        let sessions: Vec<SessionId> = ready.map(|(session, _)| *session).collect();
+        if self.awaits_survivors() || sessions.len() < self.start.least || self.committing > 0 {
+            return Vec::new();
+        }
+        if sessions.len() < self.start.workers && self.awake < self.patient_until {
+            return Vec::new();
+        }
+        self.begin(sessions, now)
+    }
+
+    /// Workers are ready beside the generation: its ranks are asked to leave it at a common step.
+    fn request_regroup(&mut self) -> Vec<Effect> {
+        let waits = self.members.values().any(|member| member.ready && self.may_grow(member));
+        if self.growing || !waits || self.ending.is_some() {
+            return Vec::new();
+        }
+        self.growing = true;
+        self.ranks().map(|(session, _)| Effect::Send { session, command: Command::Regroup }).collect()
+    }
+
+    /// A newcomer that was lost again and again does not interrupt the others each time.
+    fn may_grow(&self, member: &Member) -> bool {
+        self.growth.get(&member.hello.worker_id).is_none_or(|growth| self.awake >= growth.not_before)
+            || self.is_first_rendezvous()
+            || self.start.least == self.start.workers
+    }
+
+    /// Everyone that is waited for has joined: ranks are in the order of the workers' names, so that a restart numbers them
+    /// alike.
+    fn begin(&mut self, mut sessions: Vec<SessionId>, now: Duration) -> Vec<Effect> {
         self.generation += 1;
         self.phase = Phase::Training;
         self.growing = false;
-        let ready = self.members.iter().filter(|(_, member)| member.ready);
-        let mut sessions: Vec<SessionId> = ready.map(|(session, _)| *session).collect();
         sessions.sort_by_key(|session| {
             let id = self.members[session].hello.worker_id.clone();
             (id.len(), id)
@@ -76,7 +103,7 @@ impl Run {
         let workers = sessions.iter().map(|session| self.members[session].hello.worker_id.clone()).collect();
         let generation = self.generation;
         let mut effects = vec![Effect::OpenStore { generation }, Effect::Tell(Notice::Began { generation, workers })];
-        let source = self.furthest(&sessions);
+        let source = self.most_advanced_rank(&sessions);
         if source.is_none() {
             effects.extend(self.cut_steps());
         }
@@ -84,8 +111,9 @@ impl Run {
         effects.extend(self.recovered(source.map(|(rank, _)| sessions[rank as usize]), now));
         for (rank, session) in sessions.iter().enumerate() {
             let Some(member) = self.members.get_mut(session) else { continue };
-            (member.rank, member.ready, member.held, member.heard) = (Some(rank as u32), false, None, now);
-            member.progress = Progress::new(now);
+            member.newcomer = source.is_some() && member.held.is_none();
+            (member.rank, member.ready, member.held, member.heard) = (Some(rank as u32), false, None, self.awake);
+            member.progress = Progress::new(self.awake);
             let begin = Begin {
                 generation,
                 rank: rank as u32,
@@ -97,14 +125,11 @@ impl Run {
             };
             effects.push(Effect::Send { session: *session, command: Command::Begin(begin) });
         }
-        if let Some((reason, _)) = self.stopping.clone() {
-            effects.extend(sessions.iter().map(|session| stop(*session, &reason)));
-        }
         effects
     }
 
-    /// The rank that is furthest in the stage to go on with, and what it holds; `None`: nobody holds anything of it.
-    pub(super) fn furthest(&self, sessions: &[SessionId]) -> Option<(u32, Held)> {
+    /// The rank whose state of the stage to go on with is the newest, and what it holds; `None`: no rank holds any.
+    fn most_advanced_rank(&self, sessions: &[SessionId]) -> Option<(u32, Held)> {
         let stage = self.start.stage as u32;
         let held = |rank: usize| self.members[&sessions[rank]].held.filter(|held| held.stage == stage);
         let all = (0..sessions.len()).rev().filter_map(|rank| Some((rank as u32, held(rank)?)));
@@ -112,8 +137,8 @@ impl Run {
         all.max_by_key(|(_, held)| *held)
     }
 
-    /// What to tell of a generation that follows a loss.
-    pub(super) fn recovered(&self, source: Option<SessionId>, now: Duration) -> Option<Effect> {
+    /// What to report of a generation that follows a loss.
+    fn recovered(&self, source: Option<SessionId>, now: Duration) -> Option<Effect> {
         let (_, since) = self.first_loss.as_ref()?;
         let from = match (source, &self.start.resume) {
             (Some(session), _) => RecoveredFrom::Memory(self.members[&session].hello.worker_id.clone()),
@@ -122,96 +147,142 @@ impl Run {
         };
         let held = source.and_then(|session| self.members[&session].held).map(|held| held.step);
         let resumed = self.start.resume.as_ref().map(|checkpoint| checkpoint.step);
-        let stage = self.next_step.as_ref().map_or_else(String::new, |(stage, _)| stage.clone());
         Some(Effect::Tell(Notice::Recovered {
             generation: self.generation,
-            stage,
+            stage: self.current_stage().into(),
             step: held.or(resumed).unwrap_or(0),
             seconds: now.saturating_sub(*since).as_secs_f64(),
             from,
         }))
     }
 
-    /// A worker is gone, or as good as gone: the others regroup, and it is started again when its process has ended.
+    /// A worker is lost: the others regroup, and it is restarted when its process has ended.
     pub(super) fn lost(&mut self, session: SessionId, how: &str, now: Duration) -> Vec<Effect> {
+        self.lost_together(&[(session, how.to_owned())], now)
+    }
+
+    /// As [`Self::lost`], for several at once: the others regroup once.
+    pub(super) fn lost_together(&mut self, lost: &[(SessionId, String)], now: Duration) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        let (mut broken, mut exited) = (None, Vec::new());
+        for (session, how) in lost {
+            let Some((member, reason)) = self.remove(*session, how) else { continue };
+            let worker = member.hello.worker_id.clone();
+            effects.push(Effect::Tell(Notice::Lost { worker: worker.clone(), reason: reason.clone() }));
+            if member.rank.is_some() {
+                broken.get_or_insert(reason);
+            }
+            if member.newcomer || member.rank.is_none() && !self.is_first_rendezvous() {
+                self.growth_failed(&worker);
+            }
+            if matches!(self.phase, Phase::Saving { session: saver, .. } if saver == *session) {
+                effects.extend(self.saver_lost(now));
+            }
+            exited.extend(member.exited.map(|how| (worker, how)));
+        }
+        if self.is_draining() {
+            if self.all_ranks_have_left() {
+                effects.extend(self.finish());
+            }
+            return effects;
+        }
+        // A worker that was not in the generation is not missed in it.
+        if let Some(reason) = broken {
+            effects.extend(self.regroup(reason, now));
+        }
+        for (worker, how) in exited {
+            effects.extend(self.restart(&worker, &how, now));
+        }
+        effects.extend(self.begin_if_ready(now));
+        effects
+    }
+
+    /// Takes a member out, with a description of what it was doing.
+    fn remove(&mut self, session: SessionId, how: &str) -> Option<(Member, String)> {
         let next = self
             .next_step
             .as_ref()
             .map_or_else(String::new, |(stage, step)| format!(", when step {step} of stage {stage} was next"));
         let name = self.name(session);
-        let Some(member) = self.members.remove(&session) else { return Vec::new() };
+        let member = self.members.remove(&session)?;
         let exited = member.exited.as_ref().map_or_else(String::new, |exited| format!("; it {exited}"));
         let reason = format!("{name} {how}, last seen in {}{next}{exited}", member.whereabouts);
-        let worker = member.hello.worker_id;
-        let mut effects = vec![Effect::Tell(Notice::Lost { worker: worker.clone(), reason: reason.clone() })];
-        if self.is_through() {
-            if self.all_ranks_have_left() {
-                effects.extend(self.end_well());
-            }
-            return effects;
-        }
-        // One that was not in the generation yet is missed by nobody in it.
-        if member.rank.is_some() || self.phase != Phase::Training {
-            effects.extend(self.regroup(reason, now));
-        }
-        if let Some(exited) = member.exited.filter(|_| self.phase != Phase::Over) {
-            effects.extend(self.restart(&worker, &exited));
-        }
-        effects
+        Some((member, reason))
     }
 
-    /// A generation has lost a worker: whoever waits in its rendezvous is freed, and all gather again.
+    fn growth_failed(&mut self, worker: &str) {
+        let growth = self.growth.entry(worker.into()).or_default();
+        growth.not_before = self.awake + GROWTH_BACKOFF * (1 << growth.failures.min(MAX_GROWTH_DOUBLINGS));
+        growth.failures += 1;
+        // The first loss may be anything; only a repeated one is held back.
+        if growth.failures == 1 {
+            growth.not_before = Duration::ZERO;
+        }
+    }
+
+    /// A generation has lost a rank: the others are freed from its collectives, and all meet again.
     pub(super) fn regroup(&mut self, reason: String, now: Duration) -> Vec<Effect> {
         self.first_loss.get_or_insert((reason.clone(), now));
-        if self.phase == Phase::Training {
-            self.idle_generations += 1;
-            if self.idle_generations > MOST_IDLE_GENERATIONS {
-                return self.give_up(format!("{MOST_IDLE_GENERATIONS} generations in a row made no step"));
-            }
+        if self.phase != Phase::Training {
+            return Vec::new();
         }
-        let mut effects = vec![self.gather(now, now + self.start.patience)];
-        // A peer that is stopped or cut off closes no connection: who waits for it is told.
+        self.idle_generations += 1;
+        if self.idle_generations > MAX_IDLE_GENERATIONS {
+            return self.give_up(format!("{MAX_IDLE_GENERATIONS} generations in a row made no step"), now);
+        }
+        self.break_generation(&reason)
+    }
+
+    /// Ends the generation. A peer that is stopped or cut off closes no connection: those that wait for it are told.
+    pub(super) fn break_generation(&mut self, reason: &str) -> Vec<Effect> {
+        let mut effects = vec![self.rendezvous(self.awake + self.start.patience)];
         let generation = self.generation;
-        let waiting = self.members.iter().filter(|(_, member)| member.rank.is_some() && !member.ready && !member.left);
-        effects.extend(waiting.map(|(session, _)| {
-            let command = Command::Abandon { generation, reason: reason.clone() };
-            Effect::Send { session: *session, command }
+        let in_generation = self.ranks().filter(|(_, member)| !member.ready);
+        effects.extend(in_generation.map(|(session, _)| {
+            let command = Command::Abandon { generation, reason: reason.into() };
+            Effect::Send { session, command }
         }));
         effects
     }
 
-    fn gather(&mut self, now: Duration, patient_until: Duration) -> Effect {
-        self.phase = Phase::Gathering { since: now };
+    fn rendezvous(&mut self, patient_until: Duration) -> Effect {
+        self.phase = Phase::Rendezvous { since: self.awake };
         self.patient_until = patient_until;
         Effect::OpenStore { generation: self.generation + 1 }
     }
 
-    pub(super) fn restart(&mut self, worker: &str, how: &str) -> Vec<Effect> {
+    pub(super) fn restart(&mut self, worker: &str, how: &str, now: Duration) -> Vec<Effect> {
+        if self.ending.is_some() || self.phase == Phase::Over {
+            return Vec::new();
+        }
         let restarts = self.restarts.entry(worker.into()).or_insert(0);
         *restarts += 1;
         let restart = *restarts;
-        if restart > MOST_RESTARTS && self.start.least < self.start.workers {
+        let limit = self.start.timeouts.max_restarts;
+        if restart > limit && self.start.least < self.start.workers {
             // The run may go on without it.
             return vec![Effect::Tell(Notice::Abandoned { worker: worker.into(), how: how.into() })];
         }
-        if restart > MOST_RESTARTS {
-            return self.give_up(format!("{worker} was started {MOST_RESTARTS} times, and no step was made"));
+        if restart > limit {
+            return self.give_up(format!("{worker} was restarted {limit} times without a step"), now);
         }
-        let after = if restart == 1 { Duration::ZERO } else { FIRST_PAUSE * (1 << (restart - 2)) };
-        let told = Notice::Restarting { worker: worker.into(), how: how.into(), restart };
-        vec![Effect::Tell(told), Effect::Restart { worker: worker.into(), after }]
+        let after = if restart == 1 { Duration::ZERO } else { RESTART_BACKOFF * (1 << (restart - 2)) };
+        let notice = Notice::Restarting { worker: worker.into(), how: how.into(), restart };
+        vec![Effect::Restart { worker: worker.into(), after }, Effect::Tell(notice)]
     }
 
-    /// Ends the run with what went wrong first: the others are its consequences.
-    pub(super) fn give_up(&mut self, why: String) -> Vec<Effect> {
+    /// Ends the run with what failed first: the rest are its consequences.
+    fn give_up(&mut self, why: String, now: Duration) -> Vec<Effect> {
         let first =
             self.first_loss.as_ref().map_or_else(String::new, |(first, _)| format!("; the first loss: {first}"));
-        self.fail(format!("given up: {why}{first}"), EXIT_UNREACHABLE)
+        self.abandon(format!("given up: {why}{first}"), EXIT_UNREACHABLE, now)
     }
 
     pub(super) fn exited(&mut self, worker: &str, how: &str, killed: bool, now: Duration) -> Vec<Effect> {
-        let through = self.is_through();
-        let first = !self.again && !self.joined.contains(worker) && self.generation == self.start.last_generation;
+        self.start.adopted.retain(|adopted| adopted != worker);
+        let never_joined = self.is_first_rendezvous() && !self.joined.contains(worker);
+        let is_required = self.start.least == self.start.workers;
+        let is_draining = self.is_draining();
         match self.members.values_mut().find(|member| member.hello.worker_id == worker) {
             // Its session ends as well, and says more: where it was.
             Some(member) => {
@@ -219,27 +290,33 @@ impl Run {
                 Vec::new()
             }
             // Nothing that worked before has broken: what it says is what the user must read.
-            None if first && !killed => self.fail(format!("{worker} {how} before it joined the run"), EXIT_UNREACHABLE),
-            None if through => Vec::new(),
+            None if never_joined && !killed && is_required => {
+                self.abandon(format!("{worker} {how} before it joined the run"), EXIT_UNREACHABLE, now)
+            }
+            None if is_draining => Vec::new(),
             None => {
                 self.first_loss.get_or_insert((format!("{worker} {how}"), now));
-                self.restart(worker, how)
+                let mut effects = self.restart(worker, how, now);
+                effects.extend(self.begin_if_ready(now));
+                effects
             }
         }
     }
 
-    /// Workers of an earlier coordinator have had time to come back.
-    pub(super) fn start_who_did_not_come_back(&mut self, now: Duration) -> Vec<Effect> {
-        if now.saturating_sub(self.started) < MOST_COMING_BACK {
+    /// Workers of an earlier coordinator whose processes still run, but that did not reconnect in time.
+    pub(super) fn restart_not_returned(&mut self) -> Vec<Effect> {
+        if self.awake < self.start.timeouts.reconnect {
             return Vec::new();
         }
-        let gone = std::mem::take(&mut self.start.adopted);
-        let start = |worker: String| {
-            let how = "did not come back to the coordinator that was started again".into();
-            let told = Notice::Restarting { worker: worker.clone(), how, restart: 1 };
-            [Effect::Tell(told), Effect::Restart { worker, after: Duration::ZERO }]
+        let missing = std::mem::take(&mut self.start.adopted);
+        let restart = |worker: String| {
+            let how = "did not reconnect to the restarted coordinator".into();
+            let notice = Notice::Restarting { worker: worker.clone(), how, restart: 1 };
+            let restart = Effect::Restart { worker: worker.clone(), after: Duration::ZERO };
+            let restart = [restart, Effect::Tell(notice)].into_iter().filter(|_| self.ending.is_none());
+            std::iter::once(Effect::Kill { worker }).chain(restart)
         };
-        gone.into_iter().flat_map(start).collect()
+        missing.into_iter().flat_map(restart).collect()
     }
 }
 

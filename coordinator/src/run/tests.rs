@@ -2,7 +2,8 @@
 
 use super::*;
 use std::collections::BTreeMap;
-use thanos_proto::{Begin, CheckpointWritten, Heartbeat, PackRef, Rejoin, StageResult, StepDone, WrittenFile};
+use thanos_configs::TimeoutsConfig;
+use thanos_proto::{Begin, CheckpointWritten, Evaluated, Failed, Heartbeat, PackRef, Rejoin, StageResult, StepDone, WrittenFile};
 
 pub(in crate::run) const NOW: Duration = Duration::from_secs(1);
 
@@ -12,6 +13,7 @@ pub(in crate::run) fn start(workers: usize) -> Start {
         workers,
         least: workers,
         patience: Duration::from_secs(10),
+        launched: true,
         welcome: Welcome {
             run_id: "run".into(),
             run_dir: "/run".into(),
@@ -23,13 +25,37 @@ pub(in crate::run) fn start(workers: usize) -> Start {
         },
         version: "1".into(),
         last_generation: 3,
+        stages: vec!["a".into(), "b".into()],
         stage: 0,
         resume: None,
         complete: Vec::new(),
         next_step: None,
         adopted: Vec::new(),
         grace: None,
+        timeouts: Timeouts::new(&TimeoutsConfig::default(), Placement::Local),
     }
+}
+
+/// So long passes, with ticks and with heartbeats of these sessions.
+pub(in crate::run) fn pass(run: &mut Run, time: Duration, beats: &[(SessionId, WorkerEvent)]) -> Vec<Effect> {
+    let (mut effects, from) = (Vec::new(), run.last_event);
+    for tenth in 1..=time.as_millis() / 100 {
+        let now = from + Duration::from_millis(100) * u32::try_from(tenth).expect("minutes");
+        for (session, event) in beats {
+            effects.extend(run.apply(Event::Said { session: *session, event: event.clone() }, now));
+        }
+        effects.extend(run.apply(Event::Tick, now));
+    }
+    effects
+}
+
+pub(in crate::run) fn checkpoint(stage: &str, step: u64) -> CheckpointRef {
+    CheckpointRef { stage: stage.into(), folder: "f".into(), manifest_sha256: "0".into(), step }
+}
+
+/// A commit that has succeeded.
+pub(in crate::run) fn committed(session: SessionId, stage: &str, step: u64, result: Option<StageResult>) -> Event {
+    Event::Committed { session, stage_step: (stage.into(), step), outcome: Ok(checkpoint(stage, step)), result }
 }
 
 pub(in crate::run) fn hello(worker: &str) -> Hello {
@@ -40,7 +66,7 @@ pub(in crate::run) fn ready() -> WorkerEvent {
     WorkerEvent::Ready { config_digest: "digest".into() }
 }
 
-pub(in crate::run) fn step(stage: &str, step: u64, generation: u64) -> StepDone {
+pub(crate) fn step(stage: &str, step: u64, generation: u64) -> StepDone {
     StepDone {
         stage: stage.into(),
         epoch: 0,
@@ -128,8 +154,9 @@ fn who_does_not_fit_is_refused_and_the_run_goes_on() {
     let mut run = Run::new(start(2), Duration::ZERO);
     check(&mut run, Hello { version: "2".into(), ..hello("w") }, EXIT_CONFIG, "is version 2, the coordinator 1");
     run.apply(Event::Opened { session: 1, hello: hello("w") }, NOW);
-    check(&mut run, hello("w"), EXIT_CONFIG, "a worker called w is already here");
-    check(&mut training(), hello("late"), EXIT_STOPPED, "all 2 workers of this run are already here");
+    let other = Hello { pid: 8, ..hello("w") };
+    check(&mut run, other, EXIT_UNREACHABLE, "a worker named w has joined already (pid 7 on h)");
+    check(&mut training(), hello("late"), EXIT_STOPPED, "all 2 workers of this run have joined already");
 }
 
 #[test]
@@ -151,24 +178,29 @@ fn steps_come_from_rank_0_in_order_and_of_this_generation() {
     };
     tell(&mut run, "a", 0);
     tell(&mut run, "a", 1);
-    let saved = CheckpointRef { stage: "a".into(), folder: "f".into(), manifest_sha256: "0".into(), step: 2 };
     let result = Some(StageResult { stage: "a".into(), ..StageResult::default() });
-    run.apply(Event::Committed { session: 1, outcome: Ok(saved), result }, NOW);
+    run.apply(committed(1, "a", 2, result), NOW);
     tell(&mut run, "b", 0);
+    // One that does not keep to the protocol is evicted, and the run goes on.
     let check = |session, done: StepDone, part: &str| {
-        let (message, _) = failure(&said(&mut training(), session, WorkerEvent::Step(done)));
-        assert!(message.contains(part), "{message}");
+        let effects = said(&mut training(), session, WorkerEvent::Step(done));
+        let Some(Notice::Lost { reason, .. }) = notices(&effects).into_iter().next() else { panic!("{effects:?}") };
+        assert!(reason.contains(part), "{reason}");
+        assert_eq!(end(&effects), (None, vec![]));
+        assert!(!effects.iter().any(|effect| matches!(effect, Effect::Record(_))));
     };
     check(2, step("a", 0, 4), "only rank 0");
-    check(1, step("a", 0, 3), "it speaks of generation 3, this is 4");
-    check(1, step("a", 1, 4), "it told step 1 of stage a where 0 comes next");
+    check(1, step("a", 0, 3), "a message of generation 3 in 4");
+    check(1, step("a", 1, 4), "it reported step 1 of stage a, expected 0");
+    check(1, step("b", 0, 4), "a message about stage `b`");
+    check(1, step("../other", 0, 4), "a message about stage `../other`");
 }
 
 #[test]
 fn a_resumed_stage_goes_on_behind_its_checkpoint() {
-    let checkpoint = CheckpointRef { stage: "b".into(), folder: "f".into(), manifest_sha256: "0".into(), step: 5 };
     let next_step = Some(("b".into(), 5));
-    let start = Start { resume: Some(checkpoint), stage: 1, next_step, ..start(1) };
+    let complete = vec![checkpoint("a", 9)];
+    let start = Start { resume: Some(checkpoint("b", 5)), stage: 1, complete, next_step, ..start(1) };
     let mut run = Run::new(start, Duration::ZERO);
     run.apply(Event::Opened { session: 1, hello: hello("w") }, NOW);
     said(&mut run, 1, ready());
@@ -192,21 +224,49 @@ fn a_commit_is_answered_and_a_complete_stage_told() {
         best: None,
         settled: true,
     };
+    for number in 0..2 {
+        said(&mut run, 1, WorkerEvent::Step(step("a", number, 4)));
+    }
     let commit = [Effect::Commit { session: 1, written: written.clone() }];
     assert_eq!(said(&mut run, 1, WorkerEvent::Checkpoint(written.clone())), commit);
-    failure(&said(&mut training(), 2, WorkerEvent::Checkpoint(written)));
-    let saved = CheckpointRef { stage: "a".into(), folder: "f".into(), manifest_sha256: "0".into(), step: 1 };
-    let answer = run.apply(Event::Committed { session: 1, outcome: Ok(saved.clone()), result: None }, NOW);
+    let violates = |session, change: fn(&mut CheckpointWritten)| {
+        let mut written = written.clone();
+        change(&mut written);
+        let mut run = training();
+        said(&mut run, 1, WorkerEvent::Step(step("a", 0, 4)));
+        let effects = said(&mut run, session, WorkerEvent::Checkpoint(written));
+        assert!(matches!(notices(&effects)[0], Notice::Lost { .. }), "{effects:?}");
+        assert!(!effects.iter().any(|effect| matches!(effect, Effect::Commit { .. })), "{effects:?}");
+    };
+    violates(2, |_| {});
+    violates(1, |written| written.stage = "b".into());
+    violates(1, |written| written.step = 2);
+    violates(1, |written| written.generation = 3);
+    violates(1, |written| written.result = Some(StageResult { stage: "b".into(), ..StageResult::default() }));
+    let answer = run.apply(committed(1, "a", 1, None), NOW);
+    let saved = checkpoint("a", 1);
     assert!(answer.contains(&Effect::Send { session: 1, command: Command::Committed(Ok(saved)) }));
     let refused = Err("no space left".to_string());
-    let answer = run.apply(Event::Committed { session: 1, outcome: refused.clone(), result: None }, NOW);
+    let failed = Event::Committed { session: 1, stage_step: ("a".into(), 1), outcome: refused.clone(), result: None };
+    let answer = run.apply(failed, NOW);
     assert!(answer.contains(&Effect::Send { session: 1, command: Command::Committed(refused) }));
-    assert!(answer.iter().any(|effect| matches!(effect, Effect::Tell(Notice::NotSaved { .. }))));
+    let notice = Notice::NotSaved { stage: "a".into(), step: 1, reason: "no space left".into() };
+    assert_eq!(notices(&answer), [notice], "of the step that was to be saved, not of the next one");
+}
+
+/// Two stages, both committed.
+fn complete() -> Run {
+    let mut run = training();
+    for stage in ["a", "b"] {
+        let result = StageResult { stage: stage.into(), ..StageResult::default() };
+        run.apply(committed(1, stage, 9, Some(result)), NOW);
+    }
+    run
 }
 
 #[test]
 fn the_run_is_done_when_the_last_has_finished() {
-    let mut run = training();
+    let mut run = complete();
     assert_eq!(end(&said(&mut run, 2, WorkerEvent::Finished)), (None, vec![2]));
     assert_eq!(run.apply(Event::Closed { session: 2 }, NOW), []);
     assert_eq!(end(&said(&mut run, 1, WorkerEvent::Finished)), (Some(Verdict::Done), vec![1]));
@@ -221,6 +281,7 @@ fn a_stop_is_told_once_and_ends_where_the_ranks_agreed() {
     let stop = |session| Effect::Send { session, command: Command::Stop { reason: "SIGTERM".into() } };
     assert!(told.contains(&stop(1)) && told.contains(&stop(2)), "{told:?}");
     assert_eq!(run.apply(asked(), NOW), []);
+    run.apply(committed(1, "a", 7, None), NOW);
     let stopped = || WorkerEvent::Stopped { stage: "a".into(), step: 7 };
     assert_eq!(end(&said(&mut run, 1, stopped())).0, None);
     let at = Some(("a".to_string(), 7));
@@ -228,12 +289,32 @@ fn a_stop_is_told_once_and_ends_where_the_ranks_agreed() {
     // Once one has stopped the stop is committed: another that dies then changes nothing.
     let mut run = training();
     run.apply(asked(), NOW);
+    run.apply(committed(1, "a", 7, None), NOW);
     said(&mut run, 1, stopped());
     assert_eq!(end(&run.apply(Event::Closed { session: 2 }, NOW)).0, Some(Verdict::Stopped { at }));
 }
 
+/// Neither a worker that says that it has finished, or stopped, nor one that introduces itself twice ends a run.
 #[test]
-fn a_stop_while_gathering_ends_at_once() {
+fn last_messages_that_cannot_be_true_end_only_their_sender() {
+    for event in [
+        WorkerEvent::Finished,
+        WorkerEvent::Stopped { stage: "a".into(), step: 7 },
+        WorkerEvent::Hello(hello("again")),
+        WorkerEvent::Repaired { problem: "p".into() },
+        WorkerEvent::NotSaved { stage: "a".into(), step: 1, reason: "r".into() },
+        WorkerEvent::Evaluated(Evaluated { stage: "a".into(), epoch: 0, validation_accuracy: 1.0, best: true }),
+    ] {
+        let mut run = training();
+        let effects = said(&mut run, 2, event.clone());
+        assert_eq!(end(&effects), (None, vec![]), "{event:?}");
+        assert!(matches!(&notices(&effects)[..], [Notice::Lost { .. }]), "{event:?}: {effects:?}");
+        assert!(run.members.contains_key(&1) && !run.members.contains_key(&2));
+    }
+}
+
+#[test]
+fn a_stop_before_the_first_generation_ends_at_once() {
     let mut run = Run::new(start(2), Duration::ZERO);
     run.apply(Event::Opened { session: 1, hello: hello("w") }, NOW);
     let effects = run.apply(Event::StopAsked { reason: "Ctrl-C".into() }, NOW);
@@ -241,16 +322,20 @@ fn a_stop_while_gathering_ends_at_once() {
 }
 
 #[test]
-fn a_failure_names_worker_rank_and_phase_and_all_leave() {
+fn a_failure_names_worker_rank_and_phase() {
     let mut run = training();
     let failed = Failed { phase: "forward of step 3".into(), message: "boom".into(), exit_code: 70 };
     let effects = said(&mut run, 2, WorkerEvent::Failed(failed.clone()));
-    assert_eq!(end(&effects).1, [2, 1]);
+    assert_eq!(end(&effects), (None, vec![2]), "the other one may hold more than the last checkpoint");
+    assert!(matches!(&effects[2], Effect::Send { session: 1, command: Command::Abandon { generation: 4, .. } }));
+    let effects = said(&mut run, 1, WorkerEvent::Rejoin(Rejoin { generation: 4, held: None, recent: Vec::new() }));
     let expected = "worker-1 (rank 1, pid 7 on h) failed in forward of step 3: boom".to_string();
     assert_eq!(failure(&effects), (expected, 70));
-    // The first error is the run's; a later one is only let go.
-    let later = said(&mut run, 1, WorkerEvent::Failed(failed));
-    assert_eq!(end(&later), (None, vec![1]));
+    // The first error is the run's.
+    let mut run = training();
+    said(&mut run, 2, WorkerEvent::Failed(failed.clone()));
+    let later = said(&mut run, 1, WorkerEvent::Failed(Failed { message: "later".into(), ..failed }));
+    assert!(failure(&later).0.ends_with("boom"), "{later:?}");
 }
 
 /// From generation 4, with the state behind so many steps of stage a.
@@ -261,7 +346,16 @@ pub(in crate::run) fn rejoin(made: u64) -> WorkerEvent {
 
 pub(in crate::run) fn heartbeat(step: u64, phase: &str, collectives: u64) -> WorkerEvent {
     let (stage, phase) = ("a".into(), phase.into());
-    WorkerEvent::Heartbeat(Heartbeat { generation: 4, stage, step, phase, collectives, waited_ms: 0 })
+    WorkerEvent::Heartbeat(Heartbeat {
+        generation: 4,
+        stage,
+        step,
+        phase,
+        collectives,
+        waited_ms: 0,
+        progress: 0,
+        in_collective: false,
+    })
 }
 
 /// What is told, without what is sent.
@@ -285,7 +379,7 @@ pub(in crate::run) fn begins(effects: &[Effect]) -> Vec<(SessionId, Begin)> {
 /// Its session ends, then its process; or the other way round.
 #[test]
 fn a_lost_worker_is_named_and_started_again() {
-    let lost = "worker-1 (rank 1, pid 7 on h) is gone without a word, last seen in reduce of step 3 of stage a";
+    let lost = "worker-1 (rank 1, pid 7 on h) disconnected unexpectedly, last seen in reduce of step 3 of stage a";
     let exited = || Event::Exited { worker: "worker-1".into(), how: "was killed by signal 9".into(), killed: false };
     let notice = |reason: &str| Notice::Lost { worker: "worker-1".into(), reason: reason.into() };
     let restart = Effect::Restart { worker: "worker-1".into(), after: Duration::ZERO };
@@ -340,8 +434,8 @@ fn a_generation_goes_on_from_the_furthest_memory() {
 #[test]
 fn without_a_memory_a_generation_goes_on_from_the_last_commit() {
     let mut run = training();
-    let saved = CheckpointRef { stage: "a".into(), folder: "f".into(), manifest_sha256: "0".into(), step: 1 };
-    run.apply(Event::Committed { session: 1, outcome: Ok(saved.clone()), result: None }, NOW);
+    let saved = checkpoint("a", 1);
+    run.apply(committed(1, "a", 1, None), NOW);
     for session in [1, 2] {
         run.apply(Event::Closed { session }, NOW);
     }
@@ -357,7 +451,10 @@ fn without_a_memory_a_generation_goes_on_from_the_last_commit() {
 #[test]
 fn a_stage_that_is_committed_is_not_done_again() {
     let mut run = training();
-    let saved = CheckpointRef { stage: "a".into(), folder: "f".into(), manifest_sha256: "0".into(), step: 9 };
+    let saved = checkpoint("a", 9);
+    for number in 0..9 {
+        said(&mut run, 1, WorkerEvent::Step(step("a", number, 4)));
+    }
     let written = CheckpointWritten {
         stage: "a".into(),
         epoch: 0,
@@ -377,8 +474,7 @@ fn a_stage_that_is_committed_is_not_done_again() {
     said(&mut run, 3, ready());
     assert_eq!(begins(&said(&mut run, 2, rejoin(9))), [], "a commit is under way");
     let result = StageResult { stage: "a".into(), ..StageResult::default() };
-    let committed = Event::Committed { session: 1, outcome: Ok(saved.clone()), result: Some(result) };
-    let begun = begins(&run.apply(committed, NOW));
+    let begun = begins(&run.apply(committed(1, "a", 9, Some(result)), NOW));
     assert_eq!(begun.len(), 2);
     for (_, begin) in begun {
         assert_eq!((begin.stage, begin.source, begin.complete), (1, None, vec![saved.clone()]));
@@ -401,13 +497,13 @@ fn a_worker_that_always_crashes_ends_the_run_with_the_first_loss() {
             _ => None,
         }) {
             Some(pause) => pauses.push(pause),
-            None => break effects,
+            None => break said(&mut run, 1, rejoin(0)),
         }
     };
     assert_eq!(pauses, [0, 1, 2, 4, 8]);
     let (message, exit_code) = failure(&ended);
     assert!(
-        message.starts_with("given up: worker-1 was started 5 times, and no step was made; the first loss: "),
+        message.starts_with("given up: worker-1 was restarted 5 times without a step; the first loss: "),
         "{message}"
     );
     assert!(message.contains("last seen in forward of step 0 of stage a"), "{message}");
@@ -421,8 +517,8 @@ fn elastic() -> Run {
         run.apply(Event::Opened { session, hello: hello(worker) }, NOW);
         assert_eq!(begins(&said(&mut run, session, ready())), [], "a third may come");
     }
-    assert_eq!(run.apply(Event::Tick, NOW * 9), []);
-    assert_eq!(begins(&run.apply(Event::Tick, NOW * 10)).len(), 2);
+    assert_eq!(pass(&mut run, NOW * 9, &[]), []);
+    assert_eq!(begins(&pass(&mut run, NOW, &[])).len(), 2);
     run
 }
 
@@ -456,23 +552,8 @@ fn a_run_shrinks_when_nobody_comes_back_in_time() {
     }
     run.apply(Event::Closed { session: 2 }, NOW);
     assert_eq!(begins(&said(&mut run, 1, rejoin(5))), []);
-    let begun = begins(&run.apply(Event::Tick, NOW * 11));
+    let begun = begins(&pass(&mut run, NOW * 10, &[(1, heartbeat(5, "waiting", 1))]));
     assert_eq!((begun.len(), begun[0].1.world_size, begun[0].1.source), (1, 1, Some(0)));
-}
-
-#[test]
-fn a_stop_during_recovery_is_told_to_the_next_generation() {
-    let mut run = training();
-    run.apply(Event::Closed { session: 2 }, NOW);
-    let effects = run.apply(Event::StopAsked { reason: "SIGTERM".into() }, NOW);
-    assert_eq!(end(&effects).0, None, "what is in memory is saved first");
-    said(&mut run, 1, rejoin(3));
-    run.apply(Event::Opened { session: 3, hello: hello("worker-1") }, NOW);
-    let effects = said(&mut run, 3, ready());
-    for session in [1, 3] {
-        let stop = Effect::Send { session, command: Command::Stop { reason: "SIGTERM".into() } };
-        assert!(effects.contains(&stop), "{effects:?}");
-    }
 }
 
 #[test]
@@ -489,37 +570,26 @@ fn a_worker_that_dies_before_it_joins_ends_the_run() {
 }
 
 #[test]
-fn deadlines_name_who_is_missing_or_silent() {
+fn a_rendezvous_that_lasts_too_long_names_who_is_ready() {
     let mut run = Run::new(start(2), Duration::ZERO);
     run.apply(Event::Opened { session: 1, hello: hello("w") }, NOW);
     said(&mut run, 1, ready());
-    assert_eq!(run.apply(Event::Tick, MOST_GATHERING - NOW), []);
-    let (message, _) = failure(&run.apply(Event::Tick, MOST_GATHERING));
-    assert!(message.starts_with("1 of 2 workers were ready within 120s (w)"), "{message}");
-
-    let mut run = training();
-    // The first tick comes late, and is forgiven; then they come all the while.
-    assert_eq!(run.apply(Event::Tick, NOW), []);
-    let mut later = NOW;
-    while later < NOW + HELD_UP + MOST_SILENCE {
-        assert_eq!(run.apply(Event::Tick, later), []);
-        later += Duration::from_millis(500);
-        run.apply(Event::Said { session: 1, event: heartbeat(3, "reduce", 1) }, later);
-    }
-    let effects = run.apply(Event::Tick, later);
-    assert!(effects.contains(&Effect::Kill { worker: "worker-1".into() }), "{effects:?}");
-    let reason = "worker-1 (rank 1, pid 7 on h) said nothing for 3s and is ended, last seen in start";
-    assert_eq!(notices(&effects), [Notice::Lost { worker: "worker-1".into(), reason: reason.into() }]);
-    // After a pause of its own, it gives everyone another chance.
-    let mut run = training();
-    assert_eq!(run.apply(Event::Tick, NOW * 60), []);
+    assert_eq!(pass(&mut run, NOW * 598, &[]), []);
+    let (message, _) = failure(&pass(&mut run, NOW * 2, &[]));
+    assert!(message.starts_with("1 of 2 workers were ready within 600s (w)"), "{message}");
+    // Workers that others start may come in the next hours.
+    let timeouts = Timeouts::new(&TimeoutsConfig::default(), Placement::External);
+    let mut run = Run::new(Start { timeouts, launched: false, ..start(2) }, Duration::ZERO);
+    assert_eq!(pass(&mut run, NOW * 7200, &[]), []);
 }
 
 #[test]
-fn behind_the_end_nothing_moves() {
+fn events_after_the_end_are_ignored() {
     let mut run = training();
-    let failed = Failed { phase: "p".into(), message: "m".into(), exit_code: 70 };
-    failure(&said(&mut run, 2, WorkerEvent::Failed(failed)));
+    for session in [1, 2] {
+        said(&mut run, session, WorkerEvent::Failed(Failed { phase: "p".into(), message: "m".into(), exit_code: 70 }));
+    }
+    assert_eq!(run.phase, Phase::Over);
     assert_eq!(said(&mut run, 1, WorkerEvent::Step(step("a", 0, 4))), []);
     let effects = run.apply(Event::Opened { session: 5, hello: hello("w") }, NOW);
     assert!(matches!(&effects[..], [Effect::Send { session: 5, command: Command::Refused { .. } }]));
@@ -529,16 +599,11 @@ fn behind_the_end_nothing_moves() {
 fn a_stop_that_takes_too_long_ends_at_the_last_checkpoint() {
     let mut run = training();
     run.start.grace = Some(Duration::from_secs(30));
-    let saved = CheckpointRef { stage: "a".into(), folder: "f".into(), manifest_sha256: "0".into(), step: 5 };
-    run.apply(Event::Committed { session: 1, outcome: Ok(saved), result: None }, NOW);
+    run.apply(committed(1, "a", 5, None), NOW);
     run.apply(Event::StopAsked { reason: "SIGTERM".into() }, NOW);
-    for second in 1..29 {
-        for session in [1, 2] {
-            run.apply(Event::Said { session, event: heartbeat(9, "evaluate", 1) }, NOW * second);
-        }
-        assert_eq!(run.apply(Event::Tick, NOW * second), []);
-    }
-    let effects = run.apply(Event::Tick, NOW * 29);
+    let beats = [1, 2].map(|session| (session, heartbeat(9, "evaluate", 1)));
+    assert_eq!(pass(&mut run, Duration::from_millis(27_900), &beats), []);
+    let effects = pass(&mut run, Duration::from_millis(100), &beats);
     assert_eq!(notices(&effects), [Notice::GraceOver]);
     assert_eq!(end(&effects), (Some(Verdict::Stopped { at: Some(("a".into(), 5)) }), vec![1, 2]));
 }

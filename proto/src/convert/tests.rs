@@ -57,7 +57,16 @@ fn events_come_back_equal() {
     check_event(WorkerEvent::Ready { config_digest: "d".into() });
     check_event(WorkerEvent::Fetching(Fetching { split: "train".into(), from: 0, done: 1, total: u64::MAX }));
     let heartbeat =
-        Heartbeat { generation: 1, stage: "s".into(), step: 2, phase: "p".into(), collectives: 3, waited_ms: 4 };
+        Heartbeat {
+            generation: 1,
+            stage: "s".into(),
+            step: 2,
+            phase: "p".into(),
+            collectives: 3,
+            waited_ms: 4,
+            progress: 5,
+            in_collective: true,
+        };
     check_event(WorkerEvent::Heartbeat(heartbeat));
     let told = StepDone {
         stage: "s".into(),
@@ -119,6 +128,7 @@ fn commands_come_back_equal() {
     check_command(Command::Committed(Ok(checkpoint())));
     check_command(Command::Committed(Err("disk full".into())));
     check_command(Command::Regroup);
+    check_command(Command::Save);
     check_command(Command::Abandon { generation: 3, reason: "r".into() });
     check_command(Command::Recorded { steps: 48 });
     check_command(Command::Stop { reason: "r".into() });

@@ -163,17 +163,29 @@ std::shared_ptr<::gloo::transport::Device> make_device(const std::string& host, 
   return device;
 }
 
-// Collectives that this process has entered, and how long it has waited in them: who has entered fewest is who the
-// others wait for, and who waits least is who makes them wait.
+// Collectives that this process has entered and left, and how long it has waited in them: the rank that has entered the
+// fewest is the one that the others wait for, and the one that waits least makes them wait.
 std::atomic<uint64_t> collectives_entered{0};
+std::atomic<uint64_t> collectives_left{0};
 std::atomic<uint64_t> collectives_waited_us{0};
 
+// Counts a collective, also one that fails, or that needs no peer.
+struct Counted {
+  Counted() { collectives_entered++; }
+  ~Counted() {
+    const auto waited = std::chrono::steady_clock::now() - begin;
+    collectives_waited_us += std::chrono::duration_cast<std::chrono::microseconds>(waited).count();
+    collectives_left++;
+  }
+  Counted(const Counted&) = delete;
+  Counted& operator=(const Counted&) = delete;
+
+  std::chrono::steady_clock::time_point begin = std::chrono::steady_clock::now();
+};
+
 void finish(const c10::intrusive_ptr<c10d::Work>& work) {
-  const auto begin = std::chrono::steady_clock::now();
-  collectives_entered++;
+  const Counted counted;
   work->wait();
-  const auto waited = std::chrono::steady_clock::now() - begin;
-  collectives_waited_us += std::chrono::duration_cast<std::chrono::microseconds>(waited).count();
 }
 
 // Up to here an all-gather and a sum on every rank beat Gloo's all-reduce, whose ring takes twice as many hops:
@@ -182,7 +194,11 @@ constexpr size_t kSmallBytes = 16 << 10;
 
 // The ranks' summands are added in rank order on every rank, or by Gloo's ring: the same bits on all ranks either way.
 void all_reduce_sum(c10d::Backend& group, const at::Tensor& tensor) {
-  if (group.getSize() == 1) return;
+  if (group.getSize() == 1) {
+    // Progress within a step of a single rank is seen by it, too.
+    const Counted counted;
+    return;
+  }
   if (tensor.is_cpu() && tensor.nbytes() <= kSmallBytes) {
     auto all = at::empty({group.getSize(), tensor.numel()}, tensor.options());
     auto row = tensor.view({1, -1});
@@ -316,7 +332,9 @@ char* thanos_fused_adamw(size_t count, at::Tensor* const* parameters, at::Tensor
   });
 }
 
-void thanos_collectives(uint64_t* entered, uint64_t* waited_us) {
+void thanos_collectives(uint64_t* entered, uint64_t* left, uint64_t* waited_us) {
+  // In this order: a collective that ends in between is not taken for one that lasts.
+  *left = collectives_left;
   *entered = collectives_entered;
   *waited_us = collectives_waited_us;
 }

@@ -52,16 +52,18 @@ pub fn fused_adamw(parameters: &[AdamWParameter<'_>], rates: AdamWRates) -> Resu
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Collectives {
     pub entered: u64,
+    /// Returned from, or failed; fewer than `entered` while one is waited in.
+    pub left: u64,
     /// Time spent in them.
     pub waited: Duration,
 }
 
 /// From any thread, also while a collective waits.
 pub fn collectives() -> Collectives {
-    let (mut entered, mut waited_us) = (0, 0);
-    // SAFETY: reads two atomics into numbers that live through the call.
-    unsafe { raw::thanos_collectives(&raw mut entered, &raw mut waited_us) };
-    Collectives { entered, waited: Duration::from_micros(waited_us) }
+    let (mut entered, mut left, mut waited_us) = (0, 0, 0);
+    // SAFETY: reads three atomics into numbers that live through the call.
+    unsafe { raw::thanos_collectives(&raw mut entered, &raw mut left, &raw mut waited_us) };
+    Collectives { entered, left, waited: Duration::from_micros(waited_us) }
 }
 
 /// Ends this process now. Other threads may be in the middle of an operation: libtorch's statics, which an exit would

@@ -74,7 +74,7 @@ unsafe extern "C" {
         steps: *const *mut c_void,
         rates: *const f64,
     ) -> *mut c_char;
-    pub(crate) fn thanos_collectives(entered: *mut u64, waited_us: *mut u64);
+    pub(crate) fn thanos_collectives(entered: *mut u64, left: *mut u64, waited_us: *mut u64);
     pub(crate) fn thanos_keep_freed_memory();
     pub(crate) fn _exit(code: i32) -> !;
     pub(crate) fn free(pointer: *mut c_void);

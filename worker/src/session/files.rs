@@ -10,20 +10,20 @@ use thanos_proto::v1::file_part::Part;
 use thanos_proto::v1::{CheckpointFile, FileHead, FilePart};
 use tokio::runtime::Handle;
 
-/// How long one file may take, either way.
-const MOST_TRANSFER: Duration = Duration::from_secs(600);
 /// Bytes of one chunk.
 const CHUNK: usize = 1 << 20;
 
 pub(super) struct Remote {
     pub(super) client: Client,
     pub(super) runtime: Handle,
+    /// For one file, either way.
+    pub(super) timeout: Duration,
 }
 
 impl Remote {
     fn wait<T>(&self, call: impl Future<Output = Result<T, tonic::Status>>) -> Result<T> {
-        let done = self.runtime.block_on(async { tokio::time::timeout(MOST_TRANSFER, call).await });
-        let done = done.map_err(|_| anyhow!("it took longer than {MOST_TRANSFER:?}"))?;
+        let done = self.runtime.block_on(async { tokio::time::timeout(self.timeout, call).await });
+        let done = done.map_err(|_| anyhow!("it took longer than {:?}", self.timeout))?;
         done.map_err(|status| anyhow!("{}", status.message()))
     }
 }

@@ -40,9 +40,17 @@ struct Steps {
     told: u64,
     recorded: u64,
     lost: bool,
+    /// The generation ends: no step waits any more.
+    released: bool,
 }
 
 impl Tally {
+    /// Lets a step that waits go on, when the generation is to end: at a stop, or because a rank is lost.
+    pub(super) fn release(&self, released: bool) {
+        self.lock().released = released;
+        self.changed.notify_all();
+    }
+
     pub(super) fn recorded(&self, steps: u64) {
         self.lock().recorded = steps;
         self.changed.notify_all();
@@ -80,7 +88,7 @@ impl Line {
     }
 
     pub(super) fn send_step(&self, step: StepDone) -> Result<(), LineLost> {
-        let too_many = |steps: &mut Steps| !steps.lost && steps.told - steps.recorded >= MOST_UNRECORDED as u64;
+        let too_many = |steps: &mut Steps| !steps.lost && !steps.released && steps.told - steps.recorded >= MOST_UNRECORDED as u64;
         let mut steps =
             self.tally.changed.wait_while(self.tally.lock(), too_many).unwrap_or_else(PoisonError::into_inner);
         steps.told += 1;

@@ -25,6 +25,7 @@ pub(super) type Client = CoordinatorClient<Channel>;
 /// How long a coordinator may take to come up, and between two attempts to reach it.
 const MOST_CONNECT: Duration = Duration::from_secs(60);
 const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(100);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const HEARTBEAT: Duration = Duration::from_millis(250);
 /// A coordinator that does not answer for this long, asked once a second, is gone: nothing may have closed the connection.
 const BETWEEN_PINGS: Duration = Duration::from_secs(1);
@@ -92,11 +93,24 @@ impl Keeper {
         }
     }
 
+    /// As [`Self::open`]; the lease is of a coordinator that is not there. While its port accepts connections it is only
+    /// paused, or being restarted, and what this worker holds is kept.
+    async fn reconnect(&mut self, lease: Duration) -> Result<(Client, Line, Open)> {
+        loop {
+            match self.open(lease).await {
+                Err(error) if error.is::<NotReached>() && accepts(&self.coordinator).await => {
+                    tracing::warn!("{error:#}; its port accepts connections: trying again");
+                }
+                opened => return opened,
+            }
+        }
+    }
+
     async fn open_once(&mut self) -> Result<(Client, Line, Open)> {
         let endpoint = self.admission.endpoint(&self.coordinator, &self.hello.worker_id).await?;
         let endpoint = endpoint
             .tcp_nodelay(true)
-            .connect_timeout(Duration::from_secs(5))
+            .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(BETWEEN_PINGS)
             .keep_alive_timeout(MOST_SILENCE)
             .keep_alive_while_idle(true);
@@ -122,7 +136,7 @@ impl Keeping {
             let lease = keeper.welcome.as_ref().map_or(Duration::ZERO, |welcome| welcome.lease);
             keeper.hello.generation = keeper.shared.heartbeat().generation;
             tracing::warn!("{reason}; trying again for {lease:?}");
-            match keeper.open(lease).await {
+            match keeper.reconnect(lease).await {
                 Ok((_, line, again)) => {
                     // Dropping the old end tells the training thread; the new one is there by then.
                     _ = keeper.opened.send(line);
@@ -184,23 +198,32 @@ impl Keeper {
             Command::Stop { reason } => {
                 tracing::info!(reason, "asked to stop");
                 shared.stop.store(true, Ordering::Relaxed);
+                open.tally.release(true);
                 _ = open.answers.send(Command::Stop { reason });
             }
             Command::Regroup => shared.regroup.store(true, Ordering::Relaxed),
             Command::Recorded { steps } => open.tally.recorded(steps),
             Command::Abandon { generation, reason } => {
-                tracing::warn!("generation {generation} is over: {reason}");
+                tracing::warn!("generation {generation} has ended: {reason}");
+                open.tally.release(true);
                 shared.break_group(Some(generation));
             }
             command => {
                 if matches!(command, Command::Begin(_)) {
                     // What was asked for has come; what is asked for from here on is another one.
                     shared.regroup.store(false, Ordering::Relaxed);
+                    open.tally.release(shared.stop.load(Ordering::Relaxed));
                 }
                 _ = open.answers.send(command);
             }
         }
     }
+}
+
+/// Whether something listens at HOST:PORT.
+async fn accepts(address: &str) -> bool {
+    let connected = tokio::time::timeout(CONNECT_TIMEOUT, tokio::net::TcpStream::connect(address)).await;
+    matches!(connected, Ok(Ok(_)))
 }
 
 fn end(reason: &str, exit_code: u8) -> ! {

@@ -36,17 +36,22 @@ impl Trainer<'_> {
         }))
     }
 
-    /// Leaves an update out, as if its batch had not been seen, or ends the run.
-    pub(super) fn skip(&self, problem: &str) -> Result<()> {
+    /// Skips an update, as if its batch had not been seen, or ends the run. In that case the state before the update,
+    /// which is sound on all ranks, is saved first: a resume may choose another policy.
+    pub(super) fn skip(&mut self, problem: &str, epoch: u64) -> Result<()> {
         let place = format!("at step {} of stage {}", self.step, self.recipe.name);
-        if self.recipe.checks.on_non_finite == OnNonFinite::Stop {
-            bail!("{problem} {place} (`checks.on_non_finite: skip` leaves such updates out)");
+        copy_into(&self.buffers, &self.buffers_before)?;
+        let stop = self.recipe.checks.on_non_finite == OnNonFinite::Stop;
+        if (stop || self.skipped == MOST_SKIPPED) && self.step > 0 {
+            self.save_for_all(epoch, None)?;
+        }
+        if stop {
+            bail!("{problem} {place} (`checks.on_non_finite: skip` skips such updates)");
         }
         if self.skipped == MOST_SKIPPED {
-            bail!("{problem} {place}, and {MOST_SKIPPED} updates before it were left out");
+            bail!("{problem} {place}, and {MOST_SKIPPED} updates before it were skipped");
         }
-        tracing::warn!("{problem} {place}: the update is left out");
-        copy_into(&self.buffers, &self.buffers_before)?;
+        tracing::warn!("{problem} {place}: the update is skipped");
         Ok(())
     }
 

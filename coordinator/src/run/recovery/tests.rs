@@ -1,7 +1,7 @@
 //! A coordinator that was killed and starts again, and workers that come back to it, or to one that went on.
 
 use crate::exit::EXIT_STOPPED;
-use crate::run::tests::{NOW, begins, hello, ready, said, start, step, training};
+use crate::run::tests::{NOW, begins, pass, hello, ready, said, start, step, training};
 use crate::run::{Effect, Event, Run, SessionId, Start};
 use std::time::Duration;
 use thanos_proto::{CheckpointRef, Command, Held, Hello, Rejoin, WorkerEvent};
@@ -30,7 +30,6 @@ fn come_back(run: &mut Run, session: SessionId, generation: u64, made: u64) -> V
 fn a_coordinator_that_starts_again_loses_no_step() {
     let mut run = started_again();
     let effects = come_back(&mut run, 1, 4, 42);
-    assert!(effects.contains(&Effect::Adopt { worker: "worker-0".into(), pid: 7 }), "{effects:?}");
     // Told to the coordinator that was killed, or not; made in any case.
     for number in [40, 41] {
         assert!(effects.contains(&Effect::Record(step("a", number, 4))), "{effects:?}");
@@ -39,7 +38,7 @@ fn a_coordinator_that_starts_again_loses_no_step() {
     let begun = begins(&effects);
     assert_eq!((begun.len(), begun[0].1.generation, begun[0].1.source), (2, 5, Some(0)));
     assert!(!effects.iter().any(|effect| matches!(effect, Effect::Record(_) | Effect::CutSteps { .. })), "{effects:?}");
-    assert_eq!(run.apply(Event::Tick, NOW * 2), [], "all came back");
+    assert_eq!(pass(&mut run, NOW * 2, &[]), [], "all came back");
 }
 
 #[test]
@@ -47,8 +46,9 @@ fn who_does_not_come_back_is_started_and_the_ledger_goes_back_with_the_state() {
     let mut run = started_again();
     // Its generation was over already when the coordinator was killed: what it holds is nobody's.
     assert!(!come_back(&mut run, 1, 3, 45).iter().any(|effect| matches!(effect, Effect::Record(_))));
-    assert_eq!(run.apply(Event::Tick, NOW / 2), []);
-    let effects = run.apply(Event::Tick, NOW);
+    assert_eq!(pass(&mut run, NOW * 59, &[]), [], "its process runs: it is waited for");
+    let effects = pass(&mut run, NOW, &[]);
+    assert!(effects.contains(&Effect::Kill { worker: "worker-1".into() }), "{effects:?}");
     assert!(effects.contains(&Effect::Restart { worker: "worker-1".into(), after: Duration::ZERO }), "{effects:?}");
     run.apply(Event::Opened { session: 3, hello: hello("worker-1") }, NOW);
     let effects = run.apply(Event::Said { session: 3, event: ready() }, NOW);
