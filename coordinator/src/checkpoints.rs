@@ -5,6 +5,7 @@ mod transfer;
 
 use crate::run_dir::write_durably;
 use anyhow::{Context, Result, bail, ensure};
+use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -197,7 +198,10 @@ impl Checkpoints {
         if folders.len() > self.keep_last {
             verify(newest).context("a checkpoint read back right after its commit")?;
             for folder in &folders[..folders.len() - self.keep_last] {
-                remove(folder)?;
+                // The new one is committed, whatever becomes of the old.
+                if let Err(error) = remove(folder) {
+                    tracing::warn!("an old checkpoint is left: {}: {error}", folder.display());
+                }
             }
         }
         Ok(())
@@ -225,6 +229,7 @@ impl Checkpoints {
     /// The newest good checkpoint of a stage, and its result if the stage is complete.
     fn newest(&self, stage: &str, warnings: &mut Vec<String>) -> Result<Option<(CheckpointRef, Option<StageResult>)>> {
         let folder = self.run_dir.join("checkpoints").join(stage);
+        restore_set_aside(&folder).with_context(|| format!("{}", folder.display()))?;
         for place in committed(&folder)?.into_iter().rev() {
             match self.usable(&place, stage) {
                 Ok(good) => return Ok(Some(good)),
@@ -284,13 +289,49 @@ fn committed(stage: &Path) -> Result<Vec<PathBuf>> {
     Ok(folders)
 }
 
-/// Gives a folder its name. One that has the name already, of the same step, keeps it until this very moment.
+/// Gives a folder its name. One that has the name already, of the same step, keeps it until this very moment where the
+/// file system can exchange two names; elsewhere (NFS, some FUSE file systems) it is set aside first, and
+/// [`restore_set_aside`] brings it back if a crash comes in between.
 fn rename_over(temporary: &Path, place: &Path) -> io::Result<()> {
     if !place.exists() {
         return fs::rename(temporary, place);
     }
-    renameat2(AT_FDCWD, temporary, AT_FDCWD, place, RenameFlags::RENAME_EXCHANGE)?;
-    remove(temporary)
+    match renameat2(AT_FDCWD, temporary, AT_FDCWD, place, RenameFlags::RENAME_EXCHANGE) {
+        Ok(()) => return remove(temporary),
+        Err(Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let aside = set_aside(place);
+    remove(&aside)?;
+    fs::rename(place, &aside)?;
+    crash("commit-set-aside");
+    fs::rename(temporary, place)?;
+    remove(&aside)
+}
+
+const SET_ASIDE: &str = ".replaced-";
+
+fn set_aside(place: &Path) -> PathBuf {
+    let name = place.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    place.with_file_name(format!("{SET_ASIDE}{name}"))
+}
+
+/// Gives checkpoints that a crash left set aside their names back, unless their replacements have them.
+fn restore_set_aside(stage: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(stage) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let Some(name) = name.strip_prefix(SET_ASIDE) else { continue };
+        match stage.join(name) {
+            place if place.exists() => remove(&entry.path())?,
+            place => fs::rename(entry.path(), place)?,
+        }
+    }
+    Ok(())
 }
 
 /// The sudden end of this process where a test has armed it, as by a loss of power.

@@ -276,6 +276,7 @@ impl<'a> Trainer<'a> {
         self.phase("forward");
         self.peers.group.take_exchanged();
         failpoints::hang(rank, self.step);
+        failpoints::pass("step");
         let losses = self.stage.losses(batch)?;
         self.exchanged = self.peers.group.take_exchanged();
         self.phase("backward");

@@ -74,6 +74,34 @@ fn a_redone_step_replaces_its_checkpoint() {
     assert_eq!(checkpoints.find(&["a"]).expect("there").complete.len(), 1);
 }
 
+/// A crash between the two renames of a file system that cannot exchange names.
+#[test]
+fn a_checkpoint_that_was_set_aside_is_found_again() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let checkpoints = checkpoints(folder.path());
+    let saved = checkpoints.commit(&write(folder.path(), "a", 5, false)).expect("committed");
+    let place = folder.path().join(&saved.folder);
+    fs::rename(&place, set_aside(&place)).expect("set aside");
+    assert_eq!(checkpoints.find(&["a"]).expect("there").resume, Some(saved));
+    // Its replacement is there already.
+    fs::create_dir(set_aside(&place)).expect("a folder");
+    checkpoints.find(&["a"]).expect("there");
+    assert!(place.exists() && !set_aside(&place).exists());
+}
+
+/// Something that cannot be removed, here as it is no folder, costs no commit.
+#[test]
+fn an_old_checkpoint_that_cannot_be_removed_costs_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let checkpoints = checkpoints(folder.path());
+    fs::create_dir_all(folder.path().join("checkpoints/a")).expect("a folder");
+    fs::write(folder.path().join("checkpoints/a/step-00000001"), "").expect("a file");
+    for step in [5, 10, 15] {
+        checkpoints.commit(&write(folder.path(), "a", step, false)).expect("committed");
+    }
+    assert_eq!(checkpoints.find(&["a"]).expect("there").resume.map(|found| found.step), Some(15));
+}
+
 #[test]
 fn what_rank_0_did_not_write_is_not_committed() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -8,7 +8,8 @@ use thanos_proto::{Command, Failed, Held, WorkerEvent};
 
 /// What is left of the grace when a stop is given up: for the commands to reach the workers.
 const FAREWELL: Duration = Duration::from_secs(2);
-/// How long a save before the end is tried again where no `--grace` says it, and the delay before each attempt.
+/// How long a save before the end is tried again where no `--grace` says it, at most as long as storage is waited for, and
+/// the delay before each attempt.
 const SAVE_RETRY_LIMIT: Duration = Duration::from_secs(60);
 const SAVE_RETRY_DELAY: Duration = Duration::from_secs(1);
 
@@ -170,7 +171,8 @@ impl Run {
     /// A save before the end has failed, or its worker does not answer: it is tried again for some time.
     pub(super) fn save_failed(&mut self, now: Duration, reason: &str) -> Vec<Effect> {
         let Phase::Saving { session, since, .. } = self.phase else { return Vec::new() };
-        if self.awake.saturating_sub(since) >= SAVE_RETRY_LIMIT && self.grace_left(now).is_none() {
+        let limit = SAVE_RETRY_LIMIT.min(self.start.timeouts.storage);
+        if self.awake.saturating_sub(since) >= limit && self.grace_left(now).is_none() {
             return self.end_now(Some(reason), now);
         }
         self.phase = Phase::Saving { session, asked: None, failed: self.awake, since };
