@@ -11,6 +11,7 @@ use crate::run::{Effect, Event, Notice, RecoveredFrom, Run, SessionId, Verdict};
 use crate::server::Sessions;
 use crate::store::Store;
 use crate::tensorboard::TensorBoard;
+use crate::terminal;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -61,7 +62,7 @@ impl Conductor {
                     tensorboard.see(&effect);
                 }
                 if let Some(verdict) = self.carry_out(effect)? {
-                    self.progress.finish();
+                    terminal::hide_bar();
                     return Ok((verdict, self.results));
                 }
             }
@@ -163,7 +164,7 @@ fn line(notice: &Notice) -> (&'static str, Value) {
             ("straggler", json!({"worker": worker, "in": whereabouts, "share_of_time_waited_for": share}))
         }
         Notice::Lost { worker, reason } => ("lost", json!({"worker": worker, "reason": reason})),
-        Notice::Restarting { worker, how, restart } => {
+        Notice::Restarting { worker, how, restart, .. } => {
             ("restarting", json!({"worker": worker, "how": how, "restart": restart}))
         }
         Notice::Abandoned { worker, how } => ("abandoned", json!({"worker": worker, "how": how})),

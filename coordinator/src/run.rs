@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use thanos_proto::{CheckpointRef, Command, Failed, Fetching, Held, Hello, Welcome, WorkerEvent};
 
-pub(crate) use effect::{Effect, Event, Notice, RecoveredFrom, SessionId, Verdict};
+pub(crate) use effect::{Effect, Event, ExitCause, Notice, RecoveredFrom, SessionId, Verdict};
 
 use crate::exit::{EXIT_CONFIG, EXIT_STOPPED, EXIT_UNREACHABLE};
 
@@ -114,7 +114,7 @@ struct Member {
     whereabouts: String,
     heard: Duration,
     /// How its process ended, if the launcher was quicker than the end of its session.
-    exited: Option<String>,
+    exited: Option<(String, ExitCause)>,
     /// It has said its last word and was told to leave.
     left: bool,
 }
@@ -174,7 +174,7 @@ impl Run {
             Event::Opened { session, hello } => self.opened(session, hello, now),
             Event::Said { session, event } => self.said(session, event, now),
             Event::Closed { session } => self.closed(session, now),
-            Event::Exited { worker, how, killed } => self.exited(&worker, &how, killed, now),
+            Event::Exited { worker, how, cause } => self.exited(&worker, (&how, cause), now),
             Event::Committed { session, outcome, result } => self.committed(session, outcome, result, now),
             Event::StopAsked { reason } => self.stop_asked(reason, now),
             Event::Tick => self.tick(now),
@@ -267,6 +267,7 @@ impl Run {
             WorkerEvent::NotSaved { stage, step, reason } => {
                 vec![Effect::Tell(Notice::NotSaved { stage, step, reason })]
             }
+            WorkerEvent::StopRequested { reason } => self.stop_asked(reason, now),
             WorkerEvent::StageFinished { .. } | WorkerEvent::Shows { .. } => Vec::new(),
             WorkerEvent::Stopped { stage, step } => self.last_word(session, Some((stage, step))),
             WorkerEvent::Finished => self.last_word(session, None),
@@ -384,12 +385,15 @@ impl Run {
         }
         let told = Effect::Tell(Notice::Stopping { reason: reason.clone() });
         if matches!(self.phase, Phase::Gathering { .. }) && self.generation == self.start.last_generation {
-            return [vec![told], self.stop_here(&reason)].concat();
+            let mut effects = self.stop_here(&reason);
+            // The end is the last effect.
+            effects.insert(effects.len() - 1, told);
+            return effects;
         }
         let in_generation = self.members.iter().filter(|(_, member)| !member.left && member.rank.is_some());
         let sends: Vec<Effect> = in_generation.map(|(session, _)| stop(*session, &reason)).collect();
         self.stopping = Some((reason, now));
-        [told].into_iter().chain(sends).collect()
+        sends.into_iter().chain([told]).collect()
     }
 
     /// Ends the run where its last checkpoint is.

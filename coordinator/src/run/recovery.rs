@@ -2,7 +2,7 @@
 //! when it is given up. Beginning a generation is here, as the first one only differs by having nothing to go on from.
 
 use super::{
-    Effect, FIRST_PAUSE, MOST_COMING_BACK, MOST_IDLE_GENERATIONS, MOST_RESTARTS, Member, Notice, Phase, Progress,
+    Effect, ExitCause, FIRST_PAUSE, MOST_COMING_BACK, MOST_IDLE_GENERATIONS, MOST_RESTARTS, Member, Notice, Phase, Progress,
     RecoveredFrom, Run, SessionId, stop,
 };
 use crate::exit::EXIT_UNREACHABLE;
@@ -140,7 +140,7 @@ impl Run {
             .map_or_else(String::new, |(stage, step)| format!(", when step {step} of stage {stage} was next"));
         let name = self.name(session);
         let Some(member) = self.members.remove(&session) else { return Vec::new() };
-        let exited = member.exited.as_ref().map_or_else(String::new, |exited| format!("; it {exited}"));
+        let exited = member.exited.as_ref().map_or_else(String::new, |(how, _)| format!("; it {how}"));
         let reason = format!("{name} {how}, last seen in {}{next}{exited}", member.whereabouts);
         let worker = member.hello.worker_id;
         let mut effects = vec![Effect::Tell(Notice::Lost { worker: worker.clone(), reason: reason.clone() })];
@@ -154,8 +154,8 @@ impl Run {
         if member.rank.is_some() || self.phase != Phase::Training {
             effects.extend(self.regroup(reason, now));
         }
-        if let Some(exited) = member.exited.filter(|_| self.phase != Phase::Over) {
-            effects.extend(self.restart(&worker, &exited));
+        if let Some((how, cause)) = member.exited.filter(|_| self.phase != Phase::Over) {
+            effects.extend(self.restart(&worker, (&how, cause)));
         }
         effects
     }
@@ -186,7 +186,7 @@ impl Run {
         Effect::OpenStore { generation: self.generation + 1 }
     }
 
-    pub(super) fn restart(&mut self, worker: &str, how: &str) -> Vec<Effect> {
+    pub(super) fn restart(&mut self, worker: &str, (how, cause): (&str, ExitCause)) -> Vec<Effect> {
         let restarts = self.restarts.entry(worker.into()).or_insert(0);
         *restarts += 1;
         let restart = *restarts;
@@ -198,7 +198,7 @@ impl Run {
             return self.give_up(format!("{worker} was started {MOST_RESTARTS} times, and no step was made"));
         }
         let after = if restart == 1 { Duration::ZERO } else { FIRST_PAUSE * (1 << (restart - 2)) };
-        let told = Notice::Restarting { worker: worker.into(), how: how.into(), restart };
+        let told = Notice::Restarting { worker: worker.into(), how: how.into(), cause, restart };
         vec![Effect::Tell(told), Effect::Restart { worker: worker.into(), after }]
     }
 
@@ -209,21 +209,32 @@ impl Run {
         self.fail(format!("given up: {why}{first}"), EXIT_UNREACHABLE)
     }
 
-    pub(super) fn exited(&mut self, worker: &str, how: &str, killed: bool, now: Duration) -> Vec<Effect> {
+    pub(super) fn exited(&mut self, worker: &str, (how, cause): (&str, ExitCause), now: Duration) -> Vec<Effect> {
+        let mut effects = match cause.is_stop_request() {
+            true => self.stop_asked(format!("{worker} {how}"), now),
+            false => Vec::new(),
+        };
+        if self.phase != Phase::Over {
+            effects.extend(self.process_ended(worker, (how, cause), now));
+        }
+        effects
+    }
+
+    fn process_ended(&mut self, worker: &str, (how, cause): (&str, ExitCause), now: Duration) -> Vec<Effect> {
         let through = self.is_through();
         let first = !self.again && !self.joined.contains(worker) && self.generation == self.start.last_generation;
         match self.members.values_mut().find(|member| member.hello.worker_id == worker) {
             // Its session ends as well, and says more: where it was.
             Some(member) => {
-                member.exited = Some(how.into());
+                member.exited = Some((how.into(), cause));
                 Vec::new()
             }
             // Nothing that worked before has broken: what it says is what the user must read.
-            None if first && !killed => self.fail(format!("{worker} {how} before it joined the run"), EXIT_UNREACHABLE),
+            None if first && !cause.is_external() => self.fail(format!("{worker} {how} before it joined the run"), EXIT_UNREACHABLE),
             None if through => Vec::new(),
             None => {
                 self.first_loss.get_or_insert((format!("{worker} {how}"), now));
-                self.restart(worker, how)
+                self.restart(worker, (how, cause))
             }
         }
     }
@@ -236,7 +247,7 @@ impl Run {
         let gone = std::mem::take(&mut self.start.adopted);
         let start = |worker: String| {
             let how = "did not come back to the coordinator that was started again".into();
-            let told = Notice::Restarting { worker: worker.clone(), how, restart: 1 };
+            let told = Notice::Restarting { worker: worker.clone(), how, cause: ExitCause::Vanished, restart: 1 };
             [Effect::Tell(told), Effect::Restart { worker, after: Duration::ZERO }]
         };
         gone.into_iter().flat_map(start).collect()
