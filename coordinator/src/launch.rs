@@ -20,8 +20,8 @@ use crate::store::Store;
 use crate::tensorboard::TensorBoard;
 use crate::terminal::{self, Unit};
 use anyhow::{Context, Result};
-use serde_json::json;
 use nix::ifaddrs::getifaddrs;
+use serde_json::json;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -146,7 +146,8 @@ pub(crate) async fn launch(plan: &Plan, launch: &Launch, listener: std::net::Tcp
     };
     let shelf = PackShelf::new([&packs.train, &packs.test]);
     let files = CheckpointFiles::new(run_dir.path(), stages.iter().copied());
-    let (verdict, mut new) = conduct(start, (launch, &stop_signals), credentials, (listener, checkpoints, shelf, files)).await?;
+    let (verdict, mut new) =
+        conduct(start, (launch, &stop_signals), credentials, (listener, checkpoints, shelf, files)).await?;
     let mut results = found.results;
     results.append(&mut new);
     match verdict {
@@ -244,7 +245,8 @@ async fn conduct(
     };
     let tensorboard = launch.tensorboard.then(|| TensorBoard::open(&launch.run_dir)).transpose()?;
     let mut ledger = Ledger::open(&launch.run_dir)?;
-    ledger.event("coordinator", &json!({"pid": std::process::id(), "again": launch.again, "command": launch.command}))?;
+    ledger
+        .event("coordinator", &json!({"pid": std::process::id(), "again": launch.again, "command": launch.command}))?;
     let now = Instant::now();
     let conductor = Conductor {
         run: Run::new(start, Duration::ZERO),

@@ -11,7 +11,11 @@ fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => {
             let printed = error.print().and_then(|()| std::io::stdout().flush());
+            // The reader of `--help` may leave early, as `head` does.
             let is_lost = printed.is_err_and(|error| error.kind() != ErrorKind::BrokenPipe);
+            if is_lost && !error.use_stderr() {
+                _ = writeln!(std::io::stderr(), "error: cannot write to standard output");
+            }
             return ExitCode::from(match error.use_stderr() {
                 true => EXIT_USAGE,
                 false if is_lost => EXIT_IO,

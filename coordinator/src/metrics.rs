@@ -147,3 +147,22 @@ fn complete(result: &StageResult) {
 pub(crate) fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn restarts_are_counted_by_what_ended_the_process() {
+        let cases = [
+            (ExitCause::Signalled(9), "killed"),
+            (ExitCause::Exited(70), "exited"),
+            (ExitCause::Hung, "hung"),
+            (ExitCause::NotStarted, "other"),
+            (ExitCause::Vanished, "other"),
+        ];
+        for (cause, label) in cases {
+            assert_eq!(reason(cause), label);
+        }
+    }
+}

@@ -77,7 +77,10 @@ impl Observed {
             }
             Some(credentials) => {
                 let token = credentials.folder().join(SCRAPE_TOKEN);
-                terminal::line(&format!("metrics and status at https://{address}, for the token in {}", token.display()));
+                terminal::line(&format!(
+                    "metrics and status at https://{address}, for the token in {}",
+                    token.display()
+                ));
                 let tls = Arc::new(credentials.tls(&["http/1.1"])?);
                 Some(Guard { tls, token_sha256: credentials.scrape_token_sha256()? })
             }

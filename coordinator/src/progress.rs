@@ -97,7 +97,10 @@ pub(crate) struct Progress {
 enum View {
     /// From the first step of a stage to its end.
     Bar,
-    Lines { began: Instant, last: Instant },
+    Lines {
+        began: Instant,
+        last: Instant,
+    },
 }
 
 struct Stage {
@@ -155,7 +158,10 @@ impl Progress {
         match notice {
             Notice::Began { generation, workers } => {
                 let ranks = workers.len();
-                terminal::line(&format!("generation {generation}: {ranks} worker{}", if ranks == 1 { "" } else { "s" }));
+                terminal::line(&format!(
+                    "generation {generation}: {ranks} worker{}",
+                    if ranks == 1 { "" } else { "s" }
+                ));
             }
             Notice::StageComplete(result) => {
                 terminal::hide_bar();
@@ -185,7 +191,9 @@ impl Progress {
                     RecoveredFrom::Checkpoint => "from the last checkpoint".into(),
                     RecoveredFrom::Start => "from the start of the stage".into(),
                 };
-                terminal::line(&format!("generation {generation} goes on behind step {step} {from}, after {seconds:.1} s"));
+                terminal::line(&format!(
+                    "generation {generation} goes on behind step {step} {from}, after {seconds:.1} s"
+                ));
             }
             Notice::Refused { reason, .. } => terminal::line(&format!("refused: {reason}")),
             Notice::NotSaved { stage, step, reason } => {

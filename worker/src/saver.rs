@@ -91,8 +91,8 @@ impl<'a> Saver<'a> {
         Ok(())
     }
 
-    /// Saves, and returns when it is committed. A save that fails is retried for a minute, or, of a stop, within its
-    /// grace period.
+    /// Saves, and returns when it is committed. A save that fails is retried for a minute, or, where a stop has a grace
+    /// period, until the coordinator ends the run.
     ///
     /// # Errors
     /// [`NotSaved`] if it failed until then; the loss of the generation.
@@ -105,13 +105,14 @@ impl<'a> Saver<'a> {
         while let Err(failure) = self.wait()? {
             let now = Instant::now();
             let first_failure = *first_failure.get_or_insert(now);
-            let deadline = retry_deadline(first_failure, self.session.stop_deadline());
-            if failure.save.is_none() || now + backoff >= deadline {
+            let left = retry_deadline(first_failure, self.session.stop_deadline()).saturating_duration_since(now);
+            if failure.save.is_none() || left.is_zero() {
                 self.report(&failure, "")?;
                 return Err(failure.not_saved.into());
             }
-            self.report(&failure, &format!("; retrying in {} s", backoff.as_secs()))?;
-            self.pause(backoff)?;
+            let pause = backoff.min(left);
+            self.report(&failure, &format!("; retrying in {:.0} s", pause.as_secs_f64().ceil()))?;
+            self.pause(pause)?;
             failure.save.map_or(Ok(()), |save| self.spawn(save))?;
             backoff = MAX_BACKOFF.min(backoff * 2);
         }

@@ -2,8 +2,8 @@
 //! when it is given up. Beginning a generation is here, as the first one only differs by having nothing to go on from.
 
 use super::{
-    Effect, ExitCause, FIRST_PAUSE, MOST_COMING_BACK, MOST_IDLE_GENERATIONS, MOST_RESTARTS, Member, Notice, Phase, Progress,
-    RecoveredFrom, Run, SessionId, stop,
+    Effect, ExitCause, FIRST_PAUSE, MOST_COMING_BACK, MOST_IDLE_GENERATIONS, MOST_RESTARTS, Member, Notice, Phase,
+    Progress, RecoveredFrom, Run, SessionId, stop,
 };
 use crate::exit::EXIT_UNREACHABLE;
 use std::time::Duration;
@@ -230,7 +230,9 @@ impl Run {
                 Vec::new()
             }
             // Nothing that worked before has broken: what it says is what the user must read.
-            None if first && !cause.is_external() => self.fail(format!("{worker} {how} before it joined the run"), EXIT_UNREACHABLE),
+            None if first && !cause.is_external() => {
+                self.fail(format!("{worker} {how} before it joined the run"), EXIT_UNREACHABLE)
+            }
             None if through => Vec::new(),
             None => {
                 self.first_loss.get_or_insert((format!("{worker} {how}"), now));

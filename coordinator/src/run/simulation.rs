@@ -276,7 +276,11 @@ impl World {
     fn happen(&mut self, disturbed: bool) {
         self.now += Duration::from_millis(self.chance.below(if disturbed { 400 } else { 100 }));
         if let Some(index) = self.exits.pop_front() {
-            self.apply(Event::Exited { worker: format!("worker-{index}"), how: "ended".into(), cause: ExitCause::Exited(0) });
+            self.apply(Event::Exited {
+                worker: format!("worker-{index}"),
+                how: "ended".into(),
+                cause: ExitCause::Exited(0),
+            });
         }
         match self.chance.below(100) {
             0 if disturbed => self.apply(Event::StopAsked { reason: "asked".into() }),
@@ -370,7 +374,11 @@ impl World {
     fn die(&mut self, index: usize) {
         let Some(session) = self.workers[index].session() else { return };
         self.workers[index] = Worker::Down { started: false };
-        let exited = Event::Exited { worker: format!("worker-{index}"), how: "was killed".into(), cause: ExitCause::Signalled(9) };
+        let exited = Event::Exited {
+            worker: format!("worker-{index}"),
+            how: "was killed".into(),
+            cause: ExitCause::Signalled(9),
+        };
         let closed = Event::Closed { session };
         let (first, second) = if self.chance.below(2) == 0 { (exited, closed) } else { (closed, exited) };
         self.apply(first);
