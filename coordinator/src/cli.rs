@@ -208,7 +208,7 @@ fn act(verb: Verb) -> Result<u8> {
             let ChaosArguments { run_dir, kill, stop, every, seed, most } = arguments;
             let faults = Chaos { kill: kill.into(), stop: stop.into(), every, seed, most };
             // Without a reader it goes on until the run has ended.
-            let summary = chaos(&run_dir, &faults, &mut |line| _ = terminal::print_line(&line))?;
+            let summary = chaos(&run_dir, &faults, &mut |line| _ = terminal::print_line(line))?;
             terminal::print_line(&summary.to_string())?;
             Ok(0)
         }

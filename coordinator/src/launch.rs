@@ -87,8 +87,11 @@ pub(crate) enum Launched {
 ///
 /// # Errors
 /// A [`Fatal`] with the exit code, where it is known.
-pub(crate) async fn launch(plan: &Plan, launch: &Launch, listener: std::net::TcpListener) -> Result<Launched> {
-    let stop_signals = StopSignals::watch();
+pub(crate) async fn launch(
+    plan: &Plan,
+    (launch, stop_signals): (&Launch, &StopSignals),
+    listener: std::net::TcpListener,
+) -> Result<Launched> {
     // What can be refused comes first: a launch that was refused leaves no run directory, and can be typed again.
     let packs = pack(plan, &launch.packs_dir)?;
     for backbone in &plan.config().backbones {
@@ -147,7 +150,7 @@ pub(crate) async fn launch(plan: &Plan, launch: &Launch, listener: std::net::Tcp
     let shelf = PackShelf::new([&packs.train, &packs.test]);
     let files = CheckpointFiles::new(run_dir.path(), stages.iter().copied());
     let (verdict, mut new) =
-        conduct(start, (launch, &stop_signals), credentials, (listener, checkpoints, shelf, files)).await?;
+        conduct(start, (launch, stop_signals), credentials, (listener, checkpoints, shelf, files)).await?;
     let mut results = found.results;
     results.append(&mut new);
     match verdict {

@@ -6,6 +6,7 @@ use crate::launch::{Launch, Launched, Starter, launch};
 use crate::launcher::Place;
 use crate::run_dir::fresh_path;
 use crate::server::MOST_WORKERS;
+use crate::signals::StopSignals;
 use crate::slurm::{self, Allocation};
 use crate::supervise::{end_with, listen, supervise};
 use crate::terminal::{self, OutputError};
@@ -201,7 +202,11 @@ pub(super) fn act_launch(arguments: &LaunchArguments, default: LauncherName) -> 
         command: launcher.command(),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    let launched = runtime.block_on(launch(&plan, &what, listener))?;
+    let stop_signals = {
+        let _inside = runtime.enter();
+        StopSignals::watch()
+    };
+    let launched = runtime.block_on(launch(&plan, (&what, &stop_signals), listener))?;
     Ok(tell(launched, &what.run_dir, launcher.command()))
 }
 
