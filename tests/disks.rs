@@ -12,14 +12,14 @@ use thanos_tests::{Running, Scene, checkpoints, lines, weights_sha256};
 const TARGET: [&str; 4] = ["digits_supcon", "train.max_steps=400", "checkpoint.every_steps=40", "rows=[]"];
 
 /// A disk with room for nothing, and one that takes nothing.
-const FULL: &str = "size=8k";
+pub(crate) const FULL: &str = "size=8k";
 const READ_ONLY: &str = "ro";
 
 /// A bad disk; unmounted when this is dropped.
-struct BadDisk(PathBuf);
+pub(crate) struct BadDisk(PathBuf);
 
 impl BadDisk {
-    fn mount(over: &Path, options: &str) -> Option<Self> {
+    pub(crate) fn mount(over: &Path, options: &str) -> Option<Self> {
         let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(over).output();
         mounted.is_ok_and(|output| output.status.success()).then(|| Self(over.into()))
     }
@@ -60,7 +60,7 @@ fn a_save_that_fails_is_given_up(options: &str, reason: &str) {
     }
     drop(disk);
     let ran = running.wait().expect(0);
-    assert!(ran.stderr.contains("of stage supcon was not saved: "), "{}", ran.stderr);
+    assert!(ran.stderr.contains("checkpoint save failed: step "), "{}", ran.stderr);
     assert!(ran.stderr.contains(reason), "{}", ran.stderr);
     assert_eq!(weights_sha256(&scene.path("whole"), "supcon"), weights_sha256(&scene.path("run"), "supcon"));
     let unfinished = std::fs::read_dir(scene.path("run/checkpoints/supcon")).expect("a folder");

@@ -5,7 +5,8 @@
 //! `bad_lines`, `slow`, `preemption`, `commit_points`, `checks`, `strangers`, `disks` and `endings` what happens to processes,
 //! networks and disks, `security` who may join and what is secret, `pytorch_names` what is in a checkpoint, `data_sets`,
 //! `pack_transfer`, `downloads` and `fashion_mnist` how images come to workers, `device_views` how a GPU makes views of
-//! them; `bad_input`, `command_line`, `metrics`, `tensorboard` and `documents` what people type and read. `slurm` runs
+//! them; `bad_input`, `command_line`, `metrics`, `tensorboard` and `documents` what people type and read; `output` terminals, pipes and files that take no output, `signals` how a
+//! stop request arrives. `slurm` runs
 //! the job scripts on a real one, `kubernetes` the commands of the manifests in namespaces. `layering` reads the sources.
 
 mod bad_input;
@@ -31,6 +32,7 @@ mod losses;
 mod memory;
 mod metrics;
 mod nearness;
+mod output;
 mod pack_transfer;
 mod parity_checks;
 mod preemption;
@@ -39,6 +41,7 @@ mod recovery;
 mod rerun;
 mod resume;
 mod security;
+mod signals;
 mod slow;
 mod slurm;
 mod standstill;

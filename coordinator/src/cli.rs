@@ -11,11 +11,12 @@ use crate::ledger::read_steps;
 use crate::render::{self, Numbers};
 use crate::report::Results;
 use crate::status::status;
+use crate::terminal::{self, OutputError};
 use crate::verify_run::{Comparison, compare, verify_run};
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use data::{DataVerb, act_data};
-use launch::{LaunchArguments, LauncherName, act_launch};
+use launch::{LaunchArguments, LauncherName, act_launch, act_serve};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use thanos_configs::{ConfigErrors, Plan, RunConfig, default_packs_dir, preset_names, preset_summary, to_yaml};
@@ -161,13 +162,17 @@ fn duration(text: &str) -> Result<Duration, String> {
 
 /// Does what was typed, and returns the exit code.
 pub fn run(arguments: Arguments) -> u8 {
-    match act(arguments.command) {
+    let code = match act(arguments.command) {
         Ok(code) => code,
+        // `head` has read what it wanted.
+        Err(error) if matches!(error.downcast_ref(), Some(OutputError::Closed)) => 0,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            terminal::line(&format!("error: {error:#}"));
             exit_code(&error)
         }
-    }
+    };
+    terminal::flush();
+    code
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
@@ -182,40 +187,43 @@ fn exit_code(error: &anyhow::Error) -> u8 {
 
 fn act(verb: Verb) -> Result<u8> {
     match verb {
-        Verb::Launch(arguments) => act_launch(&arguments, None),
-        Verb::Serve(arguments) => act_launch(&arguments, Some(LauncherName::None)),
+        Verb::Launch(arguments) => act_launch(&arguments, LauncherName::Local),
+        Verb::Serve(arguments) => act_serve(&arguments),
         Verb::Presets => {
             for name in preset_names() {
-                println!("{name:22} {}", preset_summary(&name).unwrap_or_default());
+                terminal::print_line(&format!("{name:22} {}", preset_summary(&name).unwrap_or_default()))?;
             }
             Ok(0)
         }
         Verb::Show(target) => {
-            print!("{}", to_yaml(plan(&target)?.config()));
+            terminal::print(&to_yaml(plan(&target)?.config()))?;
             Ok(0)
         }
         Verb::Data(verb) => act_data(verb).map(|()| 0),
         Verb::Status { run_dir } => {
-            println!("{}", status(&run_dir)?);
+            terminal::print_line(&status(&run_dir)?)?;
             Ok(0)
         }
         Verb::Chaos(arguments) => {
             let ChaosArguments { run_dir, kill, stop, every, seed, most } = arguments;
             let faults = Chaos { kill: kill.into(), stop: stop.into(), every, seed, most };
-            println!("{}", chaos(&run_dir, &faults, &mut |line| println!("{line}"))?);
+            // Without a reader it goes on until the run has ended.
+            let summary = chaos(&run_dir, &faults, &mut |line| _ = terminal::print_line(line))?;
+            terminal::print_line(&summary.to_string())?;
             Ok(0)
         }
         Verb::VerifyRun { run_dir, other, packs } => act_verify_run(&run_dir, other.as_deref(), &packs.path()?),
         Verb::Credentials { folder } => {
             Credentials::open_or_make(&folder, true)?;
-            println!("{}: workers need {CA} and {TOKEN}, the coordinator all files", folder.display());
+            let folder = folder.display();
+            terminal::print_line(&format!("{folder}: workers need {CA} and {TOKEN}, the coordinator all files"))?;
             Ok(0)
         }
         Verb::Render(verb) => act_render(&verb).map(|()| 0),
         Verb::Report { run_dir, json } => {
             crate::run_dir::identity(&run_dir)?;
             let results = Results::read(&run_dir)?;
-            println!("{}", if json { results.to_json() } else { results.to_string() });
+            terminal::print_line(&if json { results.to_json() } else { results.to_string() })?;
             Ok(0)
         }
     }
@@ -230,9 +238,9 @@ fn act_render(verb: &RenderVerb) -> Result<()> {
     match verb {
         RenderVerb::Slurm(_) => {
             let words: Vec<String> = target.target.iter().chain(&target.overrides).cloned().collect();
-            print!("{}", render::slurm(&words, &numbers));
+            terminal::print(&render::slurm(&words, &numbers))?;
         }
-        RenderVerb::Kubernetes { image, .. } => print!("{}", render::kubernetes(&plan, image, &numbers)?),
+        RenderVerb::Kubernetes { image, .. } => terminal::print(&render::kubernetes(&plan, image, &numbers)?)?,
     }
     Ok(())
 }
@@ -242,11 +250,11 @@ fn act_verify_run(run_dir: &Path, other: Option<&Path>, packs_dir: &Path) -> Res
         let plan = plan_of_run(run_dir)?;
         let packs = ingest::pack(&plan.config().data, packs_dir, &|_, _, _| {}).map_err(Fatal::from)?;
         let fine = ingest::fine_labels(&packs.train.path).map_err(Fatal::from)?;
-        println!("{}: {}", run_dir.display(), verify_run(run_dir, &plan, &fine)?);
+        terminal::print_line(&format!("{}: {}", run_dir.display(), verify_run(run_dir, &plan, &fine)?))?;
     }
     if let Some(other) = other {
         let found = compare(&read_steps(run_dir)?, &read_steps(other)?);
-        println!("{found}");
+        terminal::print_line(&found.to_string())?;
         if matches!(found, Comparison::Differ { .. }) {
             return Ok(EXIT_DATA);
         }

@@ -9,6 +9,7 @@ use crate::progress::Progress;
 use crate::run::{Effect, Event, Notice, RecoveredFrom, Run, Verdict};
 use crate::server::Sessions;
 use crate::store::Store;
+use crate::terminal;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -125,7 +126,7 @@ impl Conductor {
     }
 
     async fn end(self, verdict: Verdict) -> Result<(Verdict, Vec<StageResult>), Fatal> {
-        self.progress.finish();
+        terminal::hide_bar();
         let patience = match verdict {
             Verdict::Done => self.journal_patience,
             Verdict::Stopped { .. } | Verdict::Failed { .. } => MIN_JOURNAL_PATIENCE,
@@ -182,7 +183,7 @@ pub(crate) fn line(notice: &Notice) -> (&'static str, Value) {
             ("straggler", json!({"worker": worker, "in": whereabouts, "share_of_time_waited_for": share}))
         }
         Notice::Lost { worker, reason } => ("lost", json!({"worker": worker, "reason": reason})),
-        Notice::Restarting { worker, how, restart } => {
+        Notice::Restarting { worker, how, restart, .. } => {
             ("restarting", json!({"worker": worker, "how": how, "restart": restart}))
         }
         Notice::Abandoned { worker, how } => ("abandoned", json!({"worker": worker, "how": how})),

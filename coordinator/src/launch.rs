@@ -4,7 +4,7 @@
 use crate::checkpoints::{CheckpointFiles, Checkpoints, Found};
 use crate::conductor::Conductor;
 use crate::credentials::Credentials;
-use crate::exit::{EXIT_DATA, EXIT_STOPPED, Fatal};
+use crate::exit::{EXIT_DATA, Fatal};
 use crate::ingest::{self, PackFile, Packs};
 use crate::launcher::{Launcher, Place, WorkerCommand, worker_program};
 use crate::journal::Journal;
@@ -16,11 +16,14 @@ use crate::report::Results;
 use crate::run::{Event, Placement, Run, Start, Timeouts, Verdict};
 use crate::run_dir::RunDir;
 use crate::server::{Service, Sessions, serve};
+use crate::signals::StopSignals;
 use crate::store::Store;
 use crate::tensorboard::TensorBoard;
+use crate::terminal::{self, Unit};
 use anyhow::{Context, Result};
+use nix::ifaddrs::getifaddrs;
 use serde_json::json;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -28,13 +31,10 @@ use std::time::{Duration, Instant};
 use thanos_configs::{Plan, to_yaml};
 use thanos_proto::{PackRef, Welcome};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
 /// Events that may wait for the conductor; a full queue makes sessions wait.
 const MOST_EVENTS: usize = 4096;
-/// The same signal so soon again is the same: Slurm tells every process of a job, and so this one twice.
-const SAME_SIGNAL: Duration = Duration::from_secs(1);
 /// How long the last commands may take to reach the workers when a run is over.
 const MOST_FAREWELL: Duration = Duration::from_secs(2);
 
@@ -82,6 +82,8 @@ pub(crate) struct Launch {
     pub tensorboard: bool,
     /// Where metrics and the run's state are served; `None`: nowhere.
     pub status: Option<SocketAddr>,
+    /// With which a stopped run goes on, such as `serve`.
+    pub command: &'static str,
 }
 
 /// How a launch ended well.
@@ -96,7 +98,11 @@ pub(crate) enum Launched {
 ///
 /// # Errors
 /// A [`Fatal`] with the exit code, where it is known.
-pub(crate) async fn launch(plan: &Plan, launch: &Launch, listener: std::net::TcpListener) -> Result<Launched> {
+pub(crate) async fn launch(
+    plan: &Plan,
+    (launch, stop_signals): (&Launch, &StopSignals),
+    listener: std::net::TcpListener,
+) -> Result<Launched> {
     // What can be refused comes first: a launch that was refused leaves no run directory, and can be typed again.
     let packs = pack(plan, &launch.packs_dir)?;
     for backbone in &plan.config().backbones {
@@ -139,7 +145,7 @@ pub(crate) async fn launch(plan: &Plan, launch: &Launch, listener: std::net::Tcp
         workers: launch.workers,
         least: launch.least,
         patience: launch.patience,
-        welcome: welcome(plan, &run_dir, &packs, (launch.lease, credentials.as_deref()))?,
+        welcome: welcome(plan, &run_dir, &packs, (launch, credentials.as_deref()))?,
         version: env!("CARGO_PKG_VERSION").into(),
         last_generation: last_generation(run_dir.path())?,
         stage: found.complete.len(),
@@ -158,7 +164,8 @@ pub(crate) async fn launch(plan: &Plan, launch: &Launch, listener: std::net::Tcp
     };
     let shelf = PackShelf::new([&packs.train, &packs.test]);
     let files = CheckpointFiles::new(run_dir.path(), stages.iter().copied());
-    let (verdict, mut new) = conduct(start, launch, credentials, (listener, checkpoints, shelf, files)).await?;
+    let (verdict, mut new) =
+        conduct(start, (launch, stop_signals), credentials, (listener, checkpoints, shelf, files)).await?;
     let mut results = found.results;
     results.append(&mut new);
     match verdict {
@@ -173,7 +180,7 @@ pub(crate) async fn launch(plan: &Plan, launch: &Launch, listener: std::net::Tcp
 
 /// Packs the plan's data, unless that was done before.
 fn pack(plan: &Plan, packs_dir: &Path) -> Result<Packs> {
-    let bar = Bar::new("images");
+    let bar = Bar::new(Unit::Images);
     let data = &plan.config().data;
     let packs = ingest::pack(data, packs_dir, &|split, done, total| bar.at(split, done, total)).map_err(Fatal::from)?;
     bar.finish();
@@ -200,7 +207,7 @@ fn welcome(
     plan: &Plan,
     run_dir: &RunDir,
     packs: &Packs,
-    (lease, credentials): (Duration, Option<&Credentials>),
+    (launch, credentials): (&Launch, Option<&Credentials>),
 ) -> Result<Welcome> {
     let text = |path: &Path| -> Result<String> {
         let path = std::path::absolute(path)?;
@@ -215,15 +222,16 @@ fn welcome(
         config: to_yaml(plan.config()),
         config_digest: plan.digest().into(),
         packs: vec![pack(&packs.train)?, pack(&packs.test)?],
-        lease,
+        lease: launch.lease,
         scrape_token_sha256: credentials.map(Credentials::scrape_token_sha256).transpose()?,
+        grace: launch.grace,
     })
 }
 
 /// Serves, starts the workers and conducts the run.
 async fn conduct(
     start: Start,
-    launch: &Launch,
+    (launch, stop_signals): (&Launch, &StopSignals),
     credentials: Option<Arc<Credentials>>,
     (listener, checkpoints, packs, files): (std::net::TcpListener, Checkpoints, PackShelf, CheckpointFiles),
 ) -> Result<(Verdict, Vec<thanos_proto::StageResult>)> {
@@ -243,19 +251,11 @@ async fn conduct(
         next_session: AtomicU64::new(1),
     };
     let server = tokio::spawn(serve(listener, service, stopped));
-    watch_signals(events.clone());
-    let progress = Progress::new();
-    progress.line(&format!("run directory: {}", launch.run_dir.display()));
+    stop_signals.deliver_to(events.clone());
+    terminal::line(&format!("run directory: {}", launch.run_dir.display()));
     let launcher = start_workers(launch, address, credentials.as_ref(), &events)?;
     if launcher.is_none() {
-        let how = match &credentials {
-            Some(credentials) => format!("--credentials {}", credentials.folder().display()),
-            None => "--insecure".into(),
-        };
-        let workers = launch.workers;
-        progress.line(&format!(
-            "waiting at {address} for {workers} worker(s): thanos-worker --coordinator {address} --id NAME {how}"
-        ));
+        invite(launch.workers, address, credentials.as_deref())?;
     }
     let observed = match launch.status {
         Some(address) => Some(Observed::serve(address, credentials.as_deref(), &sessions, &start).await?),
@@ -264,7 +264,8 @@ async fn conduct(
     let tensorboard = launch.tensorboard.then(|| TensorBoard::open(&launch.run_dir)).transpose()?;
     let ledger = Ledger::open(&launch.run_dir)?;
     let journal = Journal::start(ledger, checkpoints, tensorboard, (sessions.clone(), events))?;
-    journal.event("coordinator", json!({"pid": std::process::id(), "again": launch.again}));
+    let about = json!({"pid": std::process::id(), "again": launch.again, "command": launch.command});
+    journal.event("coordinator", about);
     let conductor = Conductor {
         journal_patience: start.timeouts.storage,
         run: Run::new(start, Duration::ZERO),
@@ -272,7 +273,7 @@ async fn conduct(
         store,
         journal,
         launcher: launcher.clone(),
-        progress,
+        progress: Progress::new(),
         observed,
         started: Instant::now(),
         results: Vec::new(),
@@ -284,6 +285,50 @@ async fn conduct(
     }
     _ = tokio::time::timeout(MOST_FAREWELL, server).await;
     Ok(outcome?)
+}
+
+/// Prints the command with which workers join, with an address that they can connect to.
+fn invite(workers: usize, address: SocketAddr, credentials: Option<&Credentials>) -> Result<()> {
+    let how = match credentials {
+        Some(credentials) => format!("--credentials {}", credentials.folder().display()),
+        None => "--insecure".into(),
+    };
+    let reachable = reachable(address);
+    let (coordinator, others) = reachable.split_first().context("an address of this machine")?;
+    terminal::line(&format!(
+        "waiting at {address} for {workers} worker(s): thanos-worker --coordinator {coordinator} --id NAME {how}"
+    ));
+    if address.ip().is_unspecified() {
+        let others: Vec<String> = others.iter().map(|other| format!(", {}", other.ip())).collect();
+        terminal::line(&format!(
+            "{} stands for every address of this machine: {}{}",
+            address.ip(),
+            coordinator.ip(),
+            others.concat()
+        ));
+    }
+    Ok(())
+}
+
+/// Under which addresses workers reach a coordinator that listens here, those of other machines first.
+fn reachable(address: SocketAddr) -> Vec<SocketAddr> {
+    if !address.ip().is_unspecified() {
+        return vec![address];
+    }
+    let all = getifaddrs().into_iter().flatten().filter_map(|one| {
+        let one = one.address?;
+        let v4 = one.as_sockaddr_in().map(|v4| IpAddr::from(v4.ip()));
+        v4.or(one.as_sockaddr_in6().map(|v6| IpAddr::from(v6.ip())))
+    });
+    // A link-local address needs a zone, which is another one on each machine.
+    let is_usable = |ip: &IpAddr| match ip {
+        IpAddr::V4(ip) => !ip.is_link_local(),
+        IpAddr::V6(ip) => address.is_ipv6() && !ip.is_unicast_link_local(),
+    };
+    let mut ips: Vec<IpAddr> = all.filter(is_usable).collect();
+    ips.sort_by_key(|ip| (ip.is_loopback(), ip.is_ipv6()));
+    ips.dedup();
+    ips.into_iter().map(|ip| SocketAddr::new(ip, address.port())).collect()
 }
 
 /// Starts the workers, unless an earlier coordinator did; `None`: somebody else starts them.
@@ -310,32 +355,4 @@ fn start_workers(
         false => launcher.start()?,
     }
     Ok(Some(Arc::new(launcher)))
-}
-
-/// Ctrl-C, SIGTERM and SIGUSR1 ask for a stop; the second one ends the program at once.
-fn watch_signals(events: mpsc::Sender<Event>) {
-    let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::user_defined1()];
-    let [Ok(mut interrupt), Ok(mut terminate), Ok(mut user)] = kinds.map(signal) else {
-        tracing::warn!("signals cannot be watched: a Ctrl-C will not save a checkpoint");
-        return;
-    };
-    tokio::spawn(async move {
-        let mut asked: Option<(Instant, &str)> = None;
-        loop {
-            let name = tokio::select! {
-                _ = interrupt.recv() => "Ctrl-C",
-                _ = terminate.recv() => "SIGTERM",
-                _ = user.recv() => "SIGUSR1",
-            };
-            if asked.is_some_and(|(when, first)| first == name && when.elapsed() < SAME_SIGNAL) {
-                continue;
-            }
-            if asked.is_some() {
-                tracing::warn!("a second signal ({name}): ending at once, without a checkpoint");
-                std::process::exit(i32::from(EXIT_STOPPED));
-            }
-            asked = Some((Instant::now(), name));
-            _ = events.send(Event::StopAsked { reason: name.into() }).await;
-        }
-    });
 }

@@ -3,19 +3,20 @@
 //! is over is killed; should this process be killed itself, they wait for another coordinator as long as their lease says.
 
 mod adopted;
+mod log;
 
 use crate::credentials::Credentials;
 use crate::exit::{EXIT_UNREACHABLE, Fatal};
-use crate::run::Event;
+use crate::run::{Event, ExitCause};
 use crate::slurm;
 use adopted::Adopted;
 pub(crate) use adopted::is_worker;
 use anyhow::{Context, Result};
-use nix::sys::signal::Signal;
+use log::first_error;
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -115,31 +116,31 @@ impl Launcher {
             self.until(worker, |killed| async move {
                 match process {
                     Some(process) => process.wait(killed).await,
-                    None => ("ended while no coordinator was running".into(), true),
+                    None => ("ended while no coordinator was running".into(), ExitCause::Vanished),
                 }
             });
         }
     }
 
     /// Waits for a process, which is started first if there is none, and tells how it ended.
-    fn watch(&self, worker: String, child: Option<Child>, after: Duration) {
+    fn watch(&self, worker: String, child: Option<Started>, after: Duration) {
         let (command, id) = (self.command.clone(), worker.clone());
         self.until(worker, |mut killed| async move {
             tokio::select! {
                 () = tokio::time::sleep(after) => {}
-                Ok(()) = &mut killed => return ("was not started again".into(), false),
+                Ok(()) = &mut killed => return ("was not started again".into(), ExitCause::Hung),
             }
             match child.map_or_else(|| command.spawn_again(&id), Ok) {
-                Ok(child) => wait(child, killed, &command.log(&id)).await,
-                Err(error) => (format!("could not be started: {error:#}"), false),
+                Ok(child) => child.wait(killed).await,
+                Err(error) => (format!("could not be started: {error:#}"), ExitCause::NotStarted),
             }
         });
     }
 
-    /// Tells how a worker's process ended, when it has, and whether it was killed; it is to end when `killed` resolves.
+    /// Reports how a worker's process ended, when it has, and why; it is to end when `killed` resolves.
     fn until<F>(&self, worker: String, ending: impl FnOnce(oneshot::Receiver<()>) -> F)
     where
-        F: Future<Output = (String, bool)> + Send + 'static,
+        F: Future<Output = (String, ExitCause)> + Send + 'static,
     {
         let events = self.events.clone();
         let (kill, killed) = oneshot::channel();
@@ -148,8 +149,8 @@ impl Launcher {
         processes.joined.remove(&worker);
         processes.kill.insert(worker.clone(), kill);
         processes.waiting.spawn(async move {
-            let (how, killed) = ended.await;
-            _ = events.send(Event::Exited { worker, how, killed }).await;
+            let (how, cause) = ended.await;
+            _ = events.send(Event::Exited { worker, how, cause }).await;
         });
     }
 
@@ -173,18 +174,45 @@ impl Launcher {
     }
 }
 
-/// Waits for a process to end, by itself or killed on demand, and says how it ended, and whether it was killed.
-async fn wait(mut child: Child, killed: oneshot::Receiver<()>, log: &Path) -> (String, bool) {
-    let ended = tokio::select! {
-        ended = child.wait() => ended,
-        Ok(()) = killed => match child.kill().await {
-            Ok(()) => child.wait().await,
-            Err(error) => Err(error),
-        },
-    };
-    match ended {
-        Ok(status) => (describe(status, log), signal_of(status) == Some(Signal::SIGKILL as i32)),
-        Err(error) => (format!("could not be waited for: {error}"), false),
+/// A worker's process, and where its log began when it was started: earlier processes wrote to the same file.
+struct Started {
+    child: Child,
+    log: PathBuf,
+    log_begins_at: u64,
+}
+
+impl Started {
+    /// Waits for the process to end, by itself or killed on demand, and says how it ended, and why.
+    async fn wait(mut self, killed: oneshot::Receiver<()>) -> (String, ExitCause) {
+        let (ended, is_hung) = tokio::select! {
+            ended = self.child.wait() => (ended, false),
+            Ok(()) = killed => match self.child.kill().await {
+                Ok(()) => (self.child.wait().await, true),
+                Err(error) => (Err(error), true),
+            },
+        };
+        match ended {
+            Ok(_) if is_hung => ("did not respond and was killed".into(), ExitCause::Hung),
+            Ok(status) => self.describe(status),
+            Err(error) => (format!("could not be waited for: {error}"), ExitCause::Vanished),
+        }
+    }
+
+    /// How a process ended by itself, with the first error of its log if it did not end well.
+    fn describe(&self, status: ExitStatus) -> (String, ExitCause) {
+        let (how, cause) = match (signal_of(status), status.code()) {
+            (Some(signal), _) => (format!("was killed by signal {signal}"), ExitCause::Signalled(signal)),
+            (None, code) => {
+                let code = code.unwrap_or_default();
+                (format!("ended with exit code {code}"), ExitCause::Exited(code))
+            }
+        };
+        // A process that was killed or asked to stop from outside has logged nothing about it.
+        if status.success() || cause.is_external() || cause.is_stop_request() {
+            return (how, cause);
+        }
+        let error = first_error(&self.log, self.log_begins_at).unwrap_or_else(|| "it logged nothing".into());
+        (format!("{how} ({}: {error})", self.log.display()), cause)
     }
 }
 
@@ -264,36 +292,26 @@ impl WorkerCommand {
         Ok(command)
     }
 
-    fn spawn(&self, worker: &str) -> Result<Child> {
-        let spawned = self.start(worker)?.spawn();
-        spawned.with_context(|| self.cannot_start())
+    fn spawn(&self, worker: &str) -> Result<Started> {
+        self.spawned(self.start(worker)?, worker)
     }
 
     /// As [`Self::spawn`]; whom a test has broken on purpose is not broken again.
-    fn spawn_again(&self, worker: &str) -> Result<Child> {
-        let spawned = self.start(worker)?.env_remove("FAILPOINTS").spawn();
-        spawned.with_context(|| self.cannot_start())
+    fn spawn_again(&self, worker: &str) -> Result<Started> {
+        let mut command = self.start(worker)?;
+        command.env_remove("FAILPOINTS");
+        self.spawned(command, worker)
+    }
+
+    fn spawned(&self, mut command: Command, worker: &str) -> Result<Started> {
+        let log = self.log(worker);
+        let log_begins_at = std::fs::metadata(&log).map_or(0, |log| log.len());
+        let child = command.spawn().with_context(|| self.cannot_start())?;
+        Ok(Started { child, log, log_begins_at })
     }
 }
 
 /// The signal that ended a process, or, as `srun` says it, the process that it stands for.
 fn signal_of(status: ExitStatus) -> Option<i32> {
     status.signal().or(status.code().filter(|code| *code > 128).map(|code| code - 128))
-}
-
-/// How a process ended, with the telling line of its log if it did not end well.
-fn describe(status: ExitStatus, log: &Path) -> String {
-    let how = match (signal_of(status), status.code()) {
-        (Some(signal), _) => format!("was killed by signal {signal}"),
-        (None, Some(code)) => format!("ended with exit code {code}"),
-        (None, None) => "ended".into(),
-    };
-    // Who is killed from outside has nothing to say about it.
-    if status.success() || signal_of(status) == Some(Signal::SIGKILL as i32) {
-        return how;
-    }
-    let text = std::fs::read_to_string(log).unwrap_or_default();
-    let telling = |line: &&str| line.contains("ERROR") || line.contains("panicked at");
-    let line = text.lines().rev().find(telling).or(text.lines().rev().find(|line| !line.trim().is_empty()));
-    format!("{how} ({}: {})", log.display(), line.unwrap_or("it says nothing"))
 }

@@ -2,10 +2,10 @@
 //!
 //! Reading order: `run.rs` (the rules, a pure function from events to effects), `conductor.rs` (the task that owns the
 //! run and carries its effects out), `launch.rs` (from a plan to a result table), `supervise.rs` (the process above
-//! it); around them `credentials.rs`, `thanos-door`, `server.rs`, `store.rs` and `packs.rs` (gRPC), `launcher.rs` and `slurm.rs` (worker
+//! it), `signals.rs` (stop requests); around them `credentials.rs`, `thanos-door`, `server.rs`, `store.rs` and `packs.rs` (gRPC), `launcher.rs` and `slurm.rs` (worker
 //! processes), `run_dir.rs`,
 //! `ledger.rs` and `checkpoints.rs` (what is kept), `fetch.rs` and `ingest.rs` (published files, and raw data to packs),
-//! `observe.rs`, `metrics.rs` and `tensorboard.rs` (what is scraped and drawn), `progress.rs`, `report.rs`, `status.rs` and `verify_run.rs` (what people see), `chaos.rs` (faults on demand), `render.rs`
+//! `observe.rs`, `metrics.rs` and `tensorboard.rs` (what is scraped and drawn), `terminal.rs`, `progress.rs`, `report.rs`, `status.rs` and `verify_run.rs` (what people see), `chaos.rs` (faults on demand), `render.rs`
 //! (job scripts and manifests),
 //! `cli.rs`.
 
@@ -30,11 +30,13 @@ mod report;
 mod run;
 mod run_dir;
 mod server;
+mod signals;
 mod slurm;
 mod status;
 mod store;
 mod supervise;
 mod tensorboard;
+mod terminal;
 mod verify_run;
 
 pub use checkpoints::{Manifest, verify};
@@ -45,3 +47,4 @@ pub use exit::{
 pub use ledger::{StepLine, read_steps};
 pub use metrics::{COUNTERS, GAUGES, PHASE_SECONDS};
 pub use report::{BackboneRow, Results, Row};
+pub use terminal::LogWriter;

@@ -1,7 +1,7 @@
 //! What Prometheus may know of a run: every metric with its help, and how what is done moves it. Names are
 //! `thanos_trainer_*` in base units; labels are stages, loss terms and phases, which a plan bounds.
 
-use crate::run::{Effect, Notice};
+use crate::run::{Effect, ExitCause, Notice};
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use thanos_proto::{StageResult, StepDone};
@@ -109,8 +109,8 @@ fn told(notice: &Notice) {
         Notice::Repaired { .. } => count("thanos_trainer_repairs_total"),
         Notice::Straggler { .. } => count("thanos_trainer_stragglers_total"),
         Notice::Lost { .. } => count("thanos_trainer_lost_workers_total"),
-        Notice::Restarting { how, .. } => {
-            counter!("thanos_trainer_restarts_total", "reason" => reason(how)).increment(1);
+        Notice::Restarting { cause, .. } => {
+            counter!("thanos_trainer_restarts_total", "reason" => reason(*cause)).increment(1);
         }
         Notice::Recovered { seconds, .. } => gauge!("thanos_trainer_recovery_seconds").set(*seconds),
         _ => {}
@@ -122,10 +122,14 @@ pub(crate) fn committed_in(time: Duration) {
     gauge!("thanos_trainer_commit_seconds").set(time.as_secs_f64());
 }
 
-/// Why a worker was started again, in one of four words, by how its process ended in the launcher's words.
-fn reason(how: &str) -> &'static str {
-    let reasons = [("was killed", "killed"), ("ended", "exited"), ("did not answer", "hung")];
-    reasons.into_iter().find(|(begins, _)| how.starts_with(begins)).map_or("other", |(_, reason)| reason)
+/// Why a worker was started again, as a label.
+fn reason(cause: ExitCause) -> &'static str {
+    match cause {
+        ExitCause::Signalled(_) => "killed",
+        ExitCause::Exited(_) => "exited",
+        ExitCause::Hung => "hung",
+        ExitCause::NotStarted | ExitCause::Vanished => "other",
+    }
 }
 
 fn complete(result: &StageResult) {
@@ -142,4 +146,23 @@ fn complete(result: &StageResult) {
 /// Seconds since 1970.
 pub(crate) fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn restarts_are_counted_by_what_ended_the_process() {
+        let cases = [
+            (ExitCause::Signalled(9), "killed"),
+            (ExitCause::Exited(70), "exited"),
+            (ExitCause::Hung, "hung"),
+            (ExitCause::NotStarted, "other"),
+            (ExitCause::Vanished, "other"),
+        ];
+        for (cause, label) in cases {
+            assert_eq!(reason(cause), label);
+        }
+    }
 }

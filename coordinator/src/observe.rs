@@ -8,6 +8,7 @@ use crate::exit::{EXIT_UNREACHABLE, Fatal};
 use crate::metrics;
 use crate::run::{Effect, Notice, Start};
 use crate::server::Sessions;
+use crate::terminal;
 use anyhow::Result;
 use axum::Router;
 use axum::http::StatusCode;
@@ -71,12 +72,15 @@ impl Observed {
             .route("/readyz", get(move || async move { ready.ready().into_response() }));
         let guard = match credentials.filter(|_| needs_guard(address)) {
             None => {
-                eprintln!("metrics and status at http://{address}");
+                terminal::line(&format!("metrics and status at http://{address}"));
                 None
             }
             Some(credentials) => {
                 let token = credentials.folder().join(SCRAPE_TOKEN);
-                eprintln!("metrics and status at https://{address}, for the token in {}", token.display());
+                terminal::line(&format!(
+                    "metrics and status at https://{address}, for the token in {}",
+                    token.display()
+                ));
                 let tls = Arc::new(credentials.tls(&["http/1.1"])?);
                 Some(Guard { tls, token_sha256: credentials.scrape_token_sha256()? })
             }

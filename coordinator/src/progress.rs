@@ -2,9 +2,9 @@
 
 use crate::ingest::{PackFile, Packs};
 use crate::run::{Notice, RecoveredFrom};
-use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use crate::terminal::{self, Unit};
+use indicatif::HumanBytes;
 use std::collections::VecDeque;
-use std::io::IsTerminal;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use thanos_configs::DataKind;
@@ -20,44 +20,46 @@ const WINDOW: Duration = Duration::from_secs(5);
 /// Skipped images that are named; the pack names more.
 const MOST_NAMED: usize = 20;
 
-/// How far packing or a download is: a bar if somebody watches, else nothing until it is done.
+/// Shortest time between two states of a bar that is moved by many threads.
+const MIN_BAR_INTERVAL: Duration = Duration::from_millis(50);
+
+/// How far packing or a download is: a bar if standard error is a terminal, else nothing until it is done.
 pub(crate) struct Bar {
-    bar: ProgressBar,
-    /// What the bar shows now.
-    part: Mutex<String>,
+    unit: Unit,
+    shown: Mutex<Shown>,
+}
+
+/// What the bar shows now.
+#[derive(Default)]
+struct Shown {
+    part: String,
+    position: u64,
+    when: Option<Instant>,
 }
 
 impl Bar {
-    /// `unit` is what is counted: `images`, or `bytes`.
-    pub(crate) fn new(unit: &str) -> Self {
-        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
-        let template = match unit {
-            "bytes" => "{prefix:26} {bar:32} {bytes:>10}/{total_bytes:10} {bytes_per_sec} {eta}",
-            _ => "{prefix:8} {bar:32} {pos:>7}/{len:7} {eta}",
-        };
-        bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
-        Self { bar, part: Mutex::default() }
+    pub(crate) fn new(unit: Unit) -> Self {
+        Self { unit, shown: Mutex::default() }
     }
 
     /// `done` of `total` of a part; from any thread.
     pub(crate) fn at(&self, part: &str, done: u64, total: u64) {
-        let mut shown = self.part.lock().unwrap_or_else(PoisonError::into_inner);
-        if *shown != part {
-            *shown = part.into();
-            self.bar.reset();
-            self.bar.set_prefix(part.to_owned());
-            self.bar.set_length(total);
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        if shown.part != part {
+            *shown = Shown { part: part.into(), ..Shown::default() };
         }
-        self.bar.set_position(done.max(self.bar.position()));
-    }
-
-    /// A line above the bar, or on standard error.
-    pub(crate) fn line(&self, text: &str) {
-        self.bar.suspend(|| eprintln!("{text}"));
+        shown.position = done.max(shown.position);
+        let is_recent = shown.when.is_some_and(|when| when.elapsed() < MIN_BAR_INTERVAL);
+        if is_recent && shown.position < total {
+            return;
+        }
+        shown.when = Some(Instant::now());
+        let (unit, position) = (self.unit, shown.position);
+        terminal::show_bar(terminal::Bar { unit, name: part.into(), position, length: total, text: String::new() });
     }
 
     pub(crate) fn finish(&self) {
-        self.bar.finish_and_clear();
+        terminal::hide_bar();
     }
 }
 
@@ -66,7 +68,7 @@ impl Bar {
 pub(crate) fn tell_of(kind: DataKind, packs: &Packs) {
     for (pack, published) in [&packs.train, &packs.test].into_iter().zip(kind.published_images().unwrap_or_default()) {
         if published > 0 && pack.images != published {
-            eprintln!("note: {} {} images, {published} are published", pack.images, pack.split);
+            terminal::line(&format!("note: {} {} images, {published} are published", pack.images, pack.split));
         }
     }
     tell_left_out(&packs.train);
@@ -77,12 +79,12 @@ fn tell_left_out(pack: &PackFile) {
     if pack.left_out == 0 {
         return;
     }
-    eprintln!("left out {} {} images that cannot be decoded:", pack.left_out, pack.split);
+    terminal::line(&format!("left out {} {} images that cannot be decoded:", pack.left_out, pack.split));
     for image in pack.skipped.iter().take(MOST_NAMED) {
-        eprintln!("  {}: {}", image.name, image.reason);
+        terminal::line(&format!("  {}: {}", image.name, image.reason));
     }
     if pack.left_out > MOST_NAMED as u64 {
-        eprintln!("  and more, see `thanos-coord data info {}`", pack.path.display());
+        terminal::line(&format!("  and more, see `thanos-coord data info {}`", pack.path.display()));
     }
 }
 
@@ -93,8 +95,12 @@ pub(crate) struct Progress {
 }
 
 enum View {
-    Bar(ProgressBar),
-    Lines { began: Instant, last: Instant },
+    /// From the first step of a stage to its end.
+    Bar,
+    Lines {
+        began: Instant,
+        last: Instant,
+    },
 }
 
 struct Stage {
@@ -112,13 +118,9 @@ fn between_lines(age: Duration) -> Duration {
 impl Progress {
     /// A bar if standard error is a terminal, else lines.
     pub(crate) fn new() -> Self {
-        let view = if std::io::stderr().is_terminal() {
-            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
-            let style = ProgressStyle::with_template("{prefix:20} {bar:32} {pos:>6}/{len:6} {msg}");
-            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-            View::Bar(bar)
-        } else {
-            View::Lines { began: Instant::now(), last: Instant::now() }
+        let view = match terminal::stderr_is_terminal() {
+            true => View::Bar,
+            false => View::Lines { began: Instant::now(), last: Instant::now() },
         };
         Self { view, stage: None }
     }
@@ -128,10 +130,6 @@ impl Progress {
         let now = Instant::now();
         if self.stage.as_ref().is_none_or(|stage| stage.name != step.stage) {
             self.stage = Some(Stage { name: step.stage.clone(), started: now, recent: VecDeque::new() });
-            if let View::Bar(bar) = &self.view {
-                bar.reset();
-                bar.set_prefix(step.stage.clone());
-            }
         }
         let Some(stage) = &mut self.stage else { return };
         stage.recent.push_back((now, step.images));
@@ -140,14 +138,16 @@ impl Progress {
         }
         let text = stage.describe(step, now);
         match &mut self.view {
-            View::Bar(bar) => {
-                bar.set_length(step.total_steps);
-                bar.set_position(step.step + 1);
-                bar.set_message(text);
-            }
+            View::Bar => terminal::show_bar(terminal::Bar {
+                unit: Unit::Steps,
+                name: step.stage.clone(),
+                position: step.step + 1,
+                length: step.total_steps,
+                text,
+            }),
             View::Lines { began, last } if now.duration_since(*last) >= between_lines(now.duration_since(*began)) => {
                 *last = now;
-                eprintln!("{}: step {}/{}, {text}", step.stage, step.step + 1, step.total_steps);
+                terminal::line(&format!("{}: step {}/{}, {text}", step.stage, step.step + 1, step.total_steps));
             }
             View::Lines { .. } => {}
         }
@@ -158,68 +158,60 @@ impl Progress {
         match notice {
             Notice::Began { generation, workers } => {
                 let ranks = workers.len();
-                self.line(&format!("generation {generation}: {ranks} worker{}", if ranks == 1 { "" } else { "s" }));
+                terminal::line(&format!(
+                    "generation {generation}: {ranks} worker{}",
+                    if ranks == 1 { "" } else { "s" }
+                ));
             }
             Notice::StageComplete(result) => {
-                self.line(&summary(result));
+                terminal::hide_bar();
+                terminal::line(&summary(result));
                 self.stage = None;
             }
-            Notice::Stopping { reason } => self.line(&format!("stopping at a common step: {reason}")),
             Notice::SavingBeforeEnd { worker, stage, step } => {
-                self.line(&format!("saving the state of {worker} (step {step} of stage {stage}) before the run ends"));
+                terminal::line(&format!("saving the state of {worker} (step {step} of stage {stage}) before the run ends"));
             }
             Notice::StorageBlocked { problem } => {
-                self.line(&format!("{problem}; trying again, training pauses when too many steps wait"));
+                terminal::line(&format!("{problem}; trying again, training pauses when too many steps wait"));
             }
             Notice::StorageRecovered { seconds } => {
-                self.line(&format!("the run directory can be written again, after {seconds:.1} s"));
+                terminal::line(&format!("the run directory can be written again, after {seconds:.1} s"));
             }
-            Notice::GraceOver => self.line("the time for a stop is over: the last checkpoint is what stays"),
+            Notice::Stopping { reason } => terminal::line(&format!("stopping at a common step: {reason}")),
+            Notice::GraceOver => terminal::line("the time for a stop is over: the last checkpoint is what stays"),
             Notice::Skipped { stage, step, problem } => {
-                self.line(&format!("{problem} at step {step} of stage {stage}: the update is left out"));
+                terminal::line(&format!("{problem} at step {step} of stage {stage}: the update is left out"));
             }
-            Notice::Repaired { problem } => self.line(&format!("{problem}: it was given the state of the others")),
+            Notice::Repaired { problem } => terminal::line(&format!("{problem}: it was given the state of the others")),
             Notice::Straggler { worker, whereabouts, share } => {
                 let share = share * 100.0;
-                self.line(&format!(
+                terminal::line(&format!(
                     "{worker} is slow: the others wait for it {share:.0} % of the time, in {whereabouts}"
                 ));
             }
-            Notice::Lost { worker: _, reason } => self.line(reason),
-            Notice::Restarting { worker, how, restart } => {
-                self.line(&format!("{worker} {how}: it is started again (start {restart} since the last step)"));
+            Notice::Lost { worker: _, reason } => terminal::line(reason),
+            Notice::Restarting { worker, how, restart, .. } => {
+                terminal::line(&format!("{worker} {how}: it is started again (start {restart} since the last step)"));
             }
-            Notice::Abandoned { worker, how } => self.line(&format!("{worker} {how}: it is not started again")),
+            Notice::Abandoned { worker, how } => terminal::line(&format!("{worker} {how}: it is not started again")),
             Notice::Recovered { generation, step, seconds, from, .. } => {
                 let from = match from {
                     RecoveredFrom::Memory(worker) => format!("with the state of {worker}"),
                     RecoveredFrom::Checkpoint => "from the last checkpoint".into(),
                     RecoveredFrom::Start => "from the start of the stage".into(),
                 };
-                self.line(&format!("generation {generation} goes on behind step {step} {from}, after {seconds:.1} s"));
+                terminal::line(&format!(
+                    "generation {generation} goes on behind step {step} {from}, after {seconds:.1} s"
+                ));
             }
-            Notice::Refused { reason, .. } => self.line(&format!("refused: {reason}")),
+            Notice::Refused { reason, .. } => terminal::line(&format!("refused: {reason}")),
             Notice::NotSaved { stage, step, reason } => {
-                self.line(&format!("the checkpoint of step {step} of stage {stage} was not saved: {reason}"));
+                terminal::line(&format!("checkpoint save failed: step {step} of stage {stage}: {reason}"));
             }
             Notice::Fetched { worker, split, bytes, .. } => {
-                self.line(&format!("{worker} got the {split} images from here: {}", HumanBytes(*bytes)));
+                terminal::line(&format!("{worker} got the {split} images from here: {}", HumanBytes(*bytes)));
             }
             Notice::Joined { .. } | Notice::Evaluated(_) | Notice::Saved { .. } => {}
-        }
-    }
-
-    /// A line that stays.
-    pub(crate) fn line(&self, text: &str) {
-        match &self.view {
-            View::Bar(bar) => bar.suspend(|| eprintln!("{text}")),
-            View::Lines { .. } => eprintln!("{text}"),
-        }
-    }
-
-    pub(crate) fn finish(&self) {
-        if let View::Bar(bar) = &self.view {
-            bar.finish_and_clear();
         }
     }
 }
@@ -236,9 +228,15 @@ impl Stage {
             return format!("loss {:.4}", step.loss);
         }
         let left = (step.total_steps - step.step - 1) as f64 * seconds / steps;
-        let (minutes, seconds_left) = (left as u64 / 60, left as u64 % 60);
-        format!("loss {:.4}  {:.0} images/s  ETA {minutes}:{seconds_left:02}", step.loss, images as f64 / seconds)
+        let left = clock(Duration::from_secs_f64(left));
+        format!("loss {:.4}  {:.0} images/s  ETA {left}", step.loss, images as f64 / seconds)
     }
+}
+
+/// Hours, minutes and seconds: 3:13:00.
+fn clock(time: Duration) -> String {
+    let seconds = time.as_secs();
+    format!("{}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60)
 }
 
 fn summary(result: &StageResult) -> String {
@@ -256,6 +254,14 @@ fn summary(result: &StageResult) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_have_hours_minutes_and_seconds() {
+        let cases = [(193 * 60, "3:13:00"), (59, "0:00:59"), (3600, "1:00:00"), (100 * 3600 + 61, "100:01:01")];
+        for (seconds, shown) in cases {
+            assert_eq!(clock(Duration::from_secs(seconds)), shown);
+        }
+    }
 
     #[test]
     fn a_day_of_lines_is_no_flood() {

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use thanos_proto::{CheckpointRef, Command, Fetching, Held, Hello, Welcome, WorkerEvent};
 
-pub(crate) use effect::{Effect, Event, Notice, RecoveredFrom, SessionId, Verdict};
+pub(crate) use effect::{Effect, Event, ExitCause, Notice, RecoveredFrom, SessionId, Verdict};
 pub(crate) use timeouts::{Placement, Timeouts};
 
 use crate::exit::{EXIT_CONFIG, EXIT_STOPPED, EXIT_UNREACHABLE};
@@ -143,7 +143,7 @@ struct Member {
     /// When its last message was read (of `awake`).
     heard: Duration,
     /// How its process ended, if the launcher was quicker than the end of its session.
-    exited: Option<String>,
+    exited: Option<(String, ExitCause)>,
     /// It has finished or stopped with its generation, and was sent `Leave`.
     left: bool,
 }
@@ -213,7 +213,7 @@ impl Run {
             Event::Opened { session, hello } => self.opened(session, hello, now),
             Event::Said { session, event } => self.said(session, event, now),
             Event::Closed { session } => self.closed(session, now),
-            Event::Exited { worker, how, killed } => self.exited(&worker, &how, killed, now),
+            Event::Exited { worker, how, cause } => self.exited(&worker, (&how, cause), now),
             Event::Committed { session, stage_step, outcome, result } => {
                 self.committed(session, stage_step, outcome, (result, now))
             }
@@ -298,6 +298,7 @@ impl Run {
             WorkerEvent::StageFinished { .. } | WorkerEvent::Shows { .. } => Vec::new(),
             WorkerEvent::Stopped { stage, step } => self.stopped(session, (stage, step), now),
             WorkerEvent::Finished => self.finished(session, now),
+            WorkerEvent::StopRequested { reason } => self.stop_requested(reason, now),
             WorkerEvent::Failed(failed) => self.failed(session, &failed, now),
         }
     }

@@ -3,6 +3,7 @@
 //! of one version each.
 
 use crate::exit::{EXIT_UNREACHABLE, EXIT_USAGE, Fatal};
+use crate::terminal;
 use nix::ifaddrs::getifaddrs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::process::{Command, Stdio};
@@ -86,9 +87,9 @@ pub(crate) fn requeue() {
     if !["JobState=RUNNING", "Requeue=1", "BatchFlag=1"].into_iter().all(says) {
         return;
     }
-    eprintln!("job {job} is queued again");
+    terminal::line(&format!("job {job} is queued again"));
     if let Err(error) = ask("scontrol", &["requeue", &job]) {
-        eprintln!("warning: {error}");
+        terminal::line(&format!("warning: {error}"));
     }
 }
 

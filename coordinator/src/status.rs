@@ -19,7 +19,8 @@ pub(crate) fn status(run_dir: &Path) -> Result<String, Fatal> {
     let mut line = |key: &str, value: String| _ = writeln!(text, "{key:12} {value}");
     line("run", identity.id);
     line("preset", format!("{}, seed {}", identity.preset, identity.seed));
-    line("coordinator", coordinator(run_dir));
+    let events = events(run_dir);
+    line("coordinator", coordinator(run_dir, &events));
     match read_steps(run_dir)?.last() {
         Some(last) => {
             let (stage, step) = (&last.stage, last.step + 1);
@@ -30,7 +31,7 @@ pub(crate) fn status(run_dir: &Path) -> Result<String, Fatal> {
     }
     let latest = fs::read_to_string(run_dir.join("LATEST")).unwrap_or_else(|_| "none yet".into());
     line("checkpoint", latest.trim().into());
-    if let Some(ended) = last_event(run_dir).filter(|event| event["event"] == "ended") {
+    if let Some(ended) = ending(&events) {
         line("ended", ended["message"].as_str().or(ended["how"].as_str()).unwrap_or("somehow").into());
     }
     if let Ok(results) = Results::read(run_dir) {
@@ -39,17 +40,27 @@ pub(crate) fn status(run_dir: &Path) -> Result<String, Fatal> {
     Ok(text.trim_end().to_owned())
 }
 
-/// Who holds the lock, if anybody does.
-fn coordinator(run_dir: &Path) -> String {
+/// The process that holds the lock, or how to go on without one.
+fn coordinator(run_dir: &Path, events: &[Value]) -> String {
     let path = run_dir.join("lock");
     let locked = File::open(&path).map(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)));
-    match locked {
-        Ok(true) => fs::read_to_string(&path).unwrap_or_else(|_| "at work".into()),
-        _ => format!("none: `thanos-coord launch --resume --run-dir {}` goes on with it", run_dir.display()),
+    if let Ok(true) = locked {
+        return fs::read_to_string(&path).unwrap_or_else(|_| "running".into());
     }
+    if ending(events).is_some_and(|ended| ended["how"] == "done") {
+        return "none: the run is complete".into();
+    }
+    let started = events.iter().rev().find_map(|event| event["command"].as_str());
+    format!("none: `thanos-coord {} --resume --run-dir {}` resumes it", started.unwrap_or("launch"), run_dir.display())
 }
 
-fn last_event(run_dir: &Path) -> Option<Value> {
-    let text = fs::read_to_string(run_dir.join("events.jsonl")).ok()?;
-    serde_json::from_str(text.lines().last()?).ok()
+/// The end of a run that was not resumed since.
+fn ending(events: &[Value]) -> Option<&Value> {
+    events.last().filter(|event| event["event"] == "ended")
+}
+
+/// The lines of `events.jsonl`; one that is being written is skipped.
+fn events(run_dir: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(run_dir.join("events.jsonl")).unwrap_or_default();
+    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }

@@ -3,6 +3,8 @@
 //! itself, so is the coordinator at once, and so are the workers when their lease is over.
 
 use crate::exit::{EXIT_STOPPED, EXIT_UNREACHABLE, Fatal};
+use crate::signals::{is_stop_signal, stop_signals};
+use crate::terminal;
 use anyhow::{Context, Result};
 use listenfd::ListenFd;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -10,7 +12,7 @@ use nix::sys::prctl::{set_child_subreaper, set_pdeathsig};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getppid};
-use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::SIGCHLD;
 use signal_hook::iterator::Signals;
 use std::ffi::OsString;
 use std::net::{SocketAddr, TcpListener};
@@ -34,7 +36,8 @@ pub(crate) const AGAIN: &str = "--again";
 /// 69 if it cannot be started, or ends again and again.
 pub(crate) fn supervise(run_dir: &Path, listener: &TcpListener) -> Result<u8> {
     set_child_subreaper(true).context("to be told of workers whose coordinator is gone")?;
-    let mut signals = Signals::new([SIGCHLD, SIGINT, SIGTERM, SIGUSR1]).context("to pass signals on")?;
+    let handled = stop_signals().into_iter().map(|signal| signal as i32).chain([SIGCHLD]);
+    let mut signals = Signals::new(handled).context("to pass signals on")?;
     fcntl(listener, FcntlArg::F_SETFD(FdFlag::empty())).context("to pass the port on")?;
     let (mut starts, mut steps) = (0, 0);
     loop {
@@ -42,8 +45,8 @@ pub(crate) fn supervise(run_dir: &Path, listener: &TcpListener) -> Result<u8> {
         let coordinator = spawn(run_dir, listener, again)?;
         let (ended, asked) = wait(coordinator, &mut signals)?;
         let how = match ended {
-            // It had not come to listen to what it was asked.
-            WaitStatus::Signaled(..) if asked => return Ok(EXIT_STOPPED),
+            // It could not handle a stop request yet, whether that came through this process or from elsewhere.
+            WaitStatus::Signaled(_, signal, _) if asked || is_stop_signal(signal as i32) => return Ok(EXIT_STOPPED),
             WaitStatus::Exited(_, code) if code != PANICKED => {
                 return Ok(u8::try_from(code).unwrap_or(EXIT_UNREACHABLE));
             }
@@ -57,7 +60,7 @@ pub(crate) fn supervise(run_dir: &Path, listener: &TcpListener) -> Result<u8> {
             let message = format!("given up: the coordinator {how}, {MOST_STARTS} times without a step between");
             return Err(Fatal::new(EXIT_UNREACHABLE, message).into());
         }
-        eprintln!("the coordinator (pid {coordinator}) {how}: it is started again");
+        terminal::line(&format!("the coordinator (pid {coordinator}) {how}: it is started again"));
     }
 }
 

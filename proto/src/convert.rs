@@ -125,6 +125,7 @@ impl From<WorkerEvent> for v1::WorkerEvent {
             WorkerEvent::Checkpoint(written) => Event::Checkpoint(written.into()),
             WorkerEvent::Repaired { problem } => Event::Repaired(v1::Repaired { problem }),
             WorkerEvent::Shows { address } => Event::Shows(v1::Shows { address }),
+            WorkerEvent::StopRequested { reason } => Event::StopRequested(v1::StopRequested { reason }),
             WorkerEvent::StageFinished { stage } => Event::StageFinished(v1::StageFinished { stage }),
             WorkerEvent::Stopped { stage, step } => Event::Stopped(v1::Stopped { stage, step }),
             WorkerEvent::Failed(Failed { phase, message, exit_code }) => {
@@ -153,6 +154,7 @@ impl TryFrom<v1::WorkerEvent> for WorkerEvent {
             Event::Checkpoint(written) => WorkerEvent::Checkpoint(written.into()),
             Event::Repaired(v1::Repaired { problem }) => WorkerEvent::Repaired { problem },
             Event::Shows(v1::Shows { address }) => WorkerEvent::Shows { address },
+            Event::StopRequested(v1::StopRequested { reason }) => WorkerEvent::StopRequested { reason },
             Event::StageFinished(v1::StageFinished { stage }) => WorkerEvent::StageFinished { stage },
             Event::Stopped(v1::Stopped { stage, step }) => WorkerEvent::Stopped { stage, step },
             Event::Failed(v1::Failed { phase, message, exit_code: code }) => {
@@ -174,6 +176,7 @@ impl From<Welcome> for v1::Welcome {
             packs: from.packs.into_iter().map(pack).collect(),
             lease_ms: u64::try_from(from.lease.as_millis()).unwrap_or(u64::MAX),
             scrape_token_sha256: from.scrape_token_sha256,
+            grace_ms: from.grace.map(|grace| u64::try_from(grace.as_millis()).unwrap_or(u64::MAX)),
         }
     }
 }
@@ -189,6 +192,7 @@ impl From<v1::Welcome> for Welcome {
             packs: from.packs.into_iter().map(pack).collect(),
             lease: Duration::from_millis(from.lease_ms),
             scrape_token_sha256: from.scrape_token_sha256,
+            grace: from.grace_ms.map(Duration::from_millis),
         }
     }
 }

@@ -36,6 +36,10 @@ pub enum WorkerEvent {
     Shows {
         address: String,
     },
+    /// This worker received a stop signal, such as SIGTERM: the whole run is to stop at a common step, with a checkpoint.
+    StopRequested {
+        reason: String,
+    },
     StageFinished {
         stage: String,
     },
@@ -244,6 +248,8 @@ pub struct Welcome {
     pub lease: Duration,
     /// SHA-256 of the token that metrics are shown for; `None` in an insecure run.
     pub scrape_token_sha256: Option<String>,
+    /// How long a stop may take, its retried saves included; `None`: no limit was set.
+    pub grace: Option<Duration>,
 }
 
 /// A pack: `split` is `train` or `test`.

@@ -6,6 +6,7 @@ pub mod network;
 pub mod processes;
 pub mod proxy;
 pub mod raw_files;
+pub mod terminal;
 
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
@@ -160,6 +161,11 @@ impl Scene {
             .spawn()
             .unwrap_or_else(|error| panic!("{}: {error}; run `make build` first", program.display()));
         Running { child, folder: self.folder.path().into(), log }
+    }
+
+    /// A program that was started elsewhere, with its output elsewhere, in the test's folder.
+    pub fn running(&self, child: Child) -> Running {
+        Running { child, folder: self.folder.path().into(), log: self.path(".elsewhere") }
     }
 }
 

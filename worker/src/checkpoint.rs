@@ -43,7 +43,7 @@ struct ManifestFile {
 
 /// A save that the coordinator gave up.
 #[derive(Debug, thiserror::Error)]
-#[error("the checkpoint of step {step} of stage {stage} was not saved: {reason}")]
+#[error("checkpoint save failed: step {step} of stage {stage}: {reason}")]
 pub(crate) struct NotSaved {
     pub(crate) stage: String,
     pub(crate) step: u64,

@@ -54,7 +54,13 @@ fn id(text: &str) -> Result<String, String> {
 
 fn main() -> ExitCode {
     let filter = EnvFilter::try_from_env("THANOS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        // A log that cannot be written, on a full disk perhaps, must not end this process: the message about it panics.
+        .log_internal_errors(false)
+        .init();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {

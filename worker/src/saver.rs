@@ -4,15 +4,26 @@
 
 use crate::checkpoint::{self, NotSaved};
 use crate::run_files::{RunFiles, Unfinished};
-use crate::session::Session;
+use crate::session::{GenerationOver, Session};
 use crate::tensors::Named;
 use anyhow::{Context, Result, anyhow};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 use thanos_proto::{CheckpointWritten, WorkerEvent};
+use tokio::sync::mpsc;
 
 /// Saves in a row that may fail, on a full disk perhaps, before the run is ended.
 const MOST_FAILURES: u32 = 3;
+/// How long a save that others wait for is retried, where no grace period is set, and with the longest one: the other ranks
+/// wait for it in a collective.
+const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
+const MAX_RETRY_TIMEOUT: Duration = Duration::from_secs(240);
+/// Pause before the second attempt; it doubles each time.
+const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+const MAX_BACKOFF: Duration = Duration::from_secs(8);
+/// How often a pause looks whether the generation is over.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A checkpoint to be written.
 pub(crate) struct Save {
@@ -32,7 +43,22 @@ pub(crate) struct Saver<'a> {
 struct UnderWay {
     stage: String,
     step: u64,
-    written: JoinHandle<Result<()>>,
+    written: JoinHandle<Attempt>,
+}
+
+/// A save that failed.
+struct Failure {
+    not_saved: NotSaved,
+    /// The coordinator knows: it could not commit what was written.
+    is_known: bool,
+    /// What is to be written again; `None`: it is lost.
+    save: Option<Save>,
+}
+
+/// An attempt to write a save, which may be tried again.
+struct Attempt {
+    save: Save,
+    outcome: Result<()>,
 }
 
 impl<'a> Saver<'a> {
@@ -45,50 +71,96 @@ impl<'a> Saver<'a> {
     /// # Errors
     /// If several saves in a row have failed; a single one is told and counted.
     pub(crate) fn start(&mut self, save: Save) -> Result<()> {
-        if let Err(not_saved) = self.wait()? {
-            self.give_up(not_saved)?;
+        if let Err(failure) = self.wait()? {
+            self.report(&failure, "")?;
+            self.give_up(failure.not_saved)?;
         }
+        self.spawn(save)
+    }
+
+    /// Starts a save when none is under way.
+    fn spawn(&mut self, save: Save) -> Result<()> {
         let events = self.session.events();
         let (stage, step) = (save.told.stage.clone(), save.told.step);
         let body = move || {
-            let Save { place, files, told } = save;
-            let named: Vec<(&str, &Named)> = files.iter().map(|(name, tensors)| (*name, tensors)).collect();
-            let unfinished = Unfinished { stage: &told.stage, step: told.step, generation: told.generation };
-            let written = checkpoint::write(place.as_ref(), unfinished, &named)?;
-            let told = CheckpointWritten { folder: written.folder, files: written.files, ..told };
-            events.blocking_send(WorkerEvent::Checkpoint(told)).context("the session with the coordinator has ended")
+            let outcome = write(&save, &events);
+            Attempt { save, outcome }
         };
         let written = thread::Builder::new().name("save".into()).spawn(body).context("a thread for a save")?;
         self.under_way = Some(UnderWay { stage, step, written });
         Ok(())
     }
 
-    /// Saves, and returns when it is committed.
+    /// Saves, and returns when it is committed. A save that fails is retried for a minute, or, where a stop has a grace
+    /// period, until the coordinator ends the run.
     ///
     /// # Errors
-    /// If it is not: whoever waits for it cannot go on.
+    /// [`NotSaved`] if it failed until then; the loss of the generation.
     pub(crate) fn save(&mut self, save: Save) -> Result<()> {
-        self.start(save)?;
-        self.wait()?.map_err(anyhow::Error::from)
+        if let Err(failure) = self.wait()? {
+            self.report(&failure, "; a newer one follows")?;
+        }
+        self.spawn(save)?;
+        let (mut first_failure, mut backoff) = (None, FIRST_BACKOFF);
+        while let Err(failure) = self.wait()? {
+            let now = Instant::now();
+            let first_failure = *first_failure.get_or_insert(now);
+            let left = retry_deadline(first_failure, self.session.stop_deadline()).saturating_duration_since(now);
+            if failure.save.is_none() || left.is_zero() {
+                self.report(&failure, "")?;
+                return Err(failure.not_saved.into());
+            }
+            let pause = backoff.min(left);
+            self.report(&failure, &format!("; retrying in {:.0} s", pause.as_secs_f64().ceil()))?;
+            self.pause(pause)?;
+            failure.save.map_or(Ok(()), |save| self.spawn(save))?;
+            backoff = MAX_BACKOFF.min(backoff * 2);
+        }
+        Ok(())
     }
 
-    /// Waits for the save that is under way to be committed, or given up.
-    fn wait(&mut self) -> Result<Result<(), NotSaved>> {
-        let Some(UnderWay { stage, step, written }) = self.under_way.take() else { return Ok(Ok(())) };
-        let not_saved = |reason: String| NotSaved { stage: stage.clone(), step, reason };
-        match join(written) {
-            Ok(()) => match self.session.committed()? {
-                Ok(_) => {
-                    self.failures = 0;
-                    Ok(Ok(()))
-                }
-                Err(reason) => Ok(Err(not_saved(reason))),
-            },
-            Err(error) => {
-                let reason = format!("{error:#}");
-                self.session.send(WorkerEvent::NotSaved { stage: stage.clone(), step, reason: reason.clone() })?;
-                Ok(Err(not_saved(reason)))
+    /// Reports a failed save to the coordinator, and what is done about it; a commit that failed is known there.
+    fn report(&self, failure: &Failure, remedy: &str) -> Result<()> {
+        let Failure { not_saved, is_known, .. } = failure;
+        let NotSaved { stage, step, reason } = not_saved;
+        tracing::warn!("{not_saved}{remedy}");
+        if *is_known {
+            return Ok(());
+        }
+        let reason = format!("{reason}{remedy}");
+        self.session.send(WorkerEvent::NotSaved { stage: stage.clone(), step: *step, reason })
+    }
+
+    /// # Errors
+    /// [`GenerationOver`] as soon as the generation is.
+    fn pause(&self, backoff: Duration) -> Result<()> {
+        let began = Instant::now();
+        while began.elapsed() < backoff {
+            if self.session.generation_is_over() {
+                return Err(GenerationOver.into());
             }
+            thread::sleep(POLL_INTERVAL);
+        }
+        Ok(())
+    }
+
+    /// Waits for the save that is under way to be committed, or to fail.
+    fn wait(&mut self) -> Result<Result<(), Failure>> {
+        let Some(UnderWay { stage, step, written }) = self.under_way.take() else { return Ok(Ok(())) };
+        let not_saved = |reason: String| NotSaved { stage, step, reason };
+        let (save, outcome) = match written.join() {
+            Ok(Attempt { save, outcome }) => (Some(save), outcome),
+            Err(_) => (None, Err(anyhow!("the thread that wrote it panicked"))),
+        };
+        if let Err(error) = outcome {
+            return Ok(Err(Failure { not_saved: not_saved(format!("{error:#}")), is_known: false, save }));
+        }
+        match self.session.committed()? {
+            Ok(_) => {
+                self.failures = 0;
+                Ok(Ok(()))
+            }
+            Err(reason) => Ok(Err(Failure { not_saved: not_saved(reason), is_known: true, save })),
         }
     }
 
@@ -104,11 +176,40 @@ impl<'a> Saver<'a> {
     /// Lets what is under way be written and told, since the group is lost and the coordinator waits for it.
     pub(crate) fn leave(&mut self) {
         if let Some(UnderWay { written, .. }) = self.under_way.take() {
-            _ = join(written);
+            _ = written.join();
         }
     }
 }
 
-fn join(written: JoinHandle<Result<()>>) -> Result<()> {
-    written.join().unwrap_or_else(|_| Err(anyhow!("the thread that wrote it panicked")))
+/// Writes the files, and reports them to the coordinator, which commits them.
+fn write(save: &Save, events: &mpsc::Sender<WorkerEvent>) -> Result<()> {
+    let Save { place, files, told } = save;
+    let named: Vec<(&str, &Named)> = files.iter().map(|(name, tensors)| (*name, tensors)).collect();
+    let unfinished = Unfinished { stage: &told.stage, step: told.step, generation: told.generation };
+    let written = checkpoint::write(place.as_ref(), unfinished, &named)?;
+    let told = CheckpointWritten { folder: written.folder, files: written.files, ..told.clone() };
+    events.blocking_send(WorkerEvent::Checkpoint(told)).context("the session with the coordinator has ended")
+}
+
+/// Until when a save that first failed then is retried.
+fn retry_deadline(first_failure: Instant, stop_deadline: Option<Instant>) -> Instant {
+    match stop_deadline {
+        Some(deadline) => deadline.min(first_failure + MAX_RETRY_TIMEOUT),
+        None => first_failure + RETRY_TIMEOUT,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retries_end_after_a_minute_or_with_the_grace_period() {
+        let now = Instant::now();
+        let after = |seconds: u64| now + Duration::from_secs(seconds);
+        assert_eq!(retry_deadline(now, None), after(60));
+        assert_eq!(retry_deadline(now, Some(after(5))), after(5));
+        assert_eq!(retry_deadline(now, Some(after(120))), after(120));
+        assert_eq!(retry_deadline(now, Some(after(3600))), after(240));
+    }
 }

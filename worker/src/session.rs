@@ -6,6 +6,7 @@ mod admission;
 mod files;
 mod line;
 mod packs;
+mod signals;
 mod store;
 mod stream;
 
@@ -16,6 +17,7 @@ use anyhow::{Context, Result, bail};
 use axum::Router;
 use axum::routing::get;
 use line::{Line, LineLost};
+use signals::StopRequest;
 use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -53,6 +55,10 @@ pub(crate) struct Session {
 /// What the training thread and the session's thread both see.
 struct Shared {
     stop: AtomicBool,
+    /// When the stop that was asked for must be over; inside `None`: no limit was set.
+    stop_deadline: OnceLock<Option<Instant>>,
+    /// What the coordinator is to be asked, since this process received a stop signal.
+    stop_request: StopRequest,
     /// The generation is to be left for one with more workers.
     regroup: AtomicBool,
     /// The generation has ended: its group is broken.
@@ -139,6 +145,8 @@ impl Session {
         };
         let shared = Arc::new(Shared {
             stop: AtomicBool::new(false),
+            stop_deadline: OnceLock::new(),
+            stop_request: StopRequest::new(None),
             regroup: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),
             done: AtomicBool::new(false),
@@ -152,6 +160,10 @@ impl Session {
                 phase_seconds: BTreeMap::new(),
             }),
         });
+        {
+            let _inside = runtime.enter();
+            signals::handle(shared.stop_request.clone(), hello.worker_id.clone())?;
+        }
         let (opened, lines) = std::sync::mpsc::channel();
         let keeper = stream::Keeper::new(coordinator, admission, hello, (shared.clone(), opened));
         let (keeper, client, line) = runtime.block_on(keeper.open_first())?;
@@ -235,6 +247,16 @@ impl Session {
     /// Whether the coordinator has asked for a stop. Ranks hear it at different steps: agree before acting.
     pub(crate) fn stop_requested(&self) -> bool {
         self.shared.stop.load(Ordering::Relaxed)
+    }
+
+    /// When a stop that was asked for must be over; `None`: none was asked for, or no limit was set.
+    pub(crate) fn stop_deadline(&self) -> Option<Instant> {
+        self.shared.stop_deadline.get().copied().flatten()
+    }
+
+    /// Whether the group of this generation was ended, as a peer or the coordinator is gone.
+    pub(crate) fn generation_is_over(&self) -> bool {
+        self.shared.place().breaker.is_none()
     }
 
     /// The same, for whoever has no session.
@@ -400,8 +422,13 @@ impl StopFlag {
 
 /// Whether a generation is over and this worker's state is not: a peer is gone, or the coordinator.
 pub(crate) fn ends_generation(error: &anyhow::Error) -> bool {
-    error.is::<GroupError>() || error.is::<LineLost>()
+    error.is::<GroupError>() || error.is::<LineLost>() || error.is::<GenerationOver>()
 }
+
+/// The generation ended while this rank was in no collective.
+#[derive(Debug, thiserror::Error)]
+#[error("the generation is over")]
+pub(crate) struct GenerationOver;
 
 /// The coordinator is not there, or what is there is none.
 #[derive(Debug, thiserror::Error)]

@@ -5,6 +5,7 @@ use crate::exit::{EXIT_USAGE, Fatal};
 use crate::fetch::{FetchError, Fetched, Watch, fetch, resources};
 use crate::ingest;
 use crate::progress::{Bar, tell_of};
+use crate::terminal::{self, Unit};
 use anyhow::Result;
 use clap::{Subcommand, ValueEnum};
 use std::path::{Path, PathBuf};
@@ -138,30 +139,31 @@ pub(super) fn act_data(verb: DataVerb) -> Result<()> {
         }
         DataVerb::Info { pack, images, views, seed } => {
             let info = ingest::info(&pack).map_err(Fatal::from)?;
-            println!("{info}");
+            terminal::print_line(&info.to_string())?;
             if let Some(sheet) = images {
                 let views = views_of(&info.name, views)?;
                 ingest::contact_sheet(&pack, &views, seed, &sheet).map_err(Fatal::from)?;
-                println!("contact sheet: {}", sheet.display());
+                terminal::print_line(&format!("contact sheet: {}", sheet.display()))?;
             }
         }
         DataVerb::Verify { pack } => {
             ingest::verify(&pack).map_err(Fatal::from)?;
-            println!("{}: its header and tensors have its fingerprint", pack.display());
+            terminal::print_line(&format!("{}: its header and tensors have its fingerprint", pack.display()))?;
         }
     }
     Ok(())
 }
 
 fn act_pack(config: &DataConfig, packs_dir: &Path) -> Result<()> {
-    let bar = Bar::new("images");
+    let bar = Bar::new(Unit::Images);
     let packs =
         ingest::pack(config, packs_dir, &|split, done, total| bar.at(split, done, total)).map_err(Fatal::from)?;
     bar.finish();
     let how = if packs.reused { "already packed" } else { "packed" };
     tell_of(config.kind, &packs);
     for pack in [&packs.train, &packs.test] {
-        println!("{how}: {} {} images, {}", pack.images, pack.split, pack.path.display());
+        let (images, split, path) = (pack.images, &pack.split, pack.path.display());
+        terminal::print_line(&format!("{how}: {images} {split} images, {path}"))?;
     }
     Ok(())
 }
@@ -173,18 +175,18 @@ fn act_fetch(dataset: &str, dir: &Path, mirrors: &[String]) -> Result<()> {
             self.0.at(file, done, total);
         }
         fn say(&mut self, line: &str) {
-            self.0.line(line);
+            terminal::line(line);
         }
     }
     let resources = resources(dataset).unwrap_or_default();
-    let mut watcher = Watcher(Bar::new("bytes"));
+    let mut watcher = Watcher(Bar::new(Unit::Bytes));
     let fetched = fetch(resources, mirrors, dir, &mut watcher);
     watcher.0.finish();
     let refused = |error: FetchError| Fatal::new(error.exit_code(), error.to_string());
     for file in fetched.map_err(refused)? {
         match file {
-            Fetched::New { path, url } => println!("fetched: {} from {url}", path.display()),
-            Fetched::Already { path } => println!("already there: {}", path.display()),
+            Fetched::New { path, url } => terminal::print_line(&format!("fetched: {} from {url}", path.display()))?,
+            Fetched::Already { path } => terminal::print_line(&format!("already there: {}", path.display()))?,
         }
     }
     Ok(())

@@ -6,8 +6,10 @@ use crate::launch::{Launch, Launched, Starter, launch};
 use crate::launcher::Place;
 use crate::run_dir::fresh_path;
 use crate::server::MOST_WORKERS;
+use crate::signals::StopSignals;
 use crate::slurm::{self, Allocation};
 use crate::supervise::{end_with, listen, supervise};
+use crate::terminal::{self, OutputError};
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -36,9 +38,9 @@ pub(super) struct LaunchArguments {
     /// Network interface under which the nodes reach each other [default: the one that leads to the others]
     #[arg(long)]
     interface: Option<String>,
-    /// Who starts the workers
-    #[arg(long, value_enum, default_value_t = LauncherName::Local)]
-    launcher: LauncherName,
+    /// Who starts the workers [default: local; for serve, none, and no other]
+    #[arg(long, value_enum)]
+    launcher: Option<LauncherName>,
     /// Threads of each worker [default: the machine's cores shared among its workers]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads_per_worker: Option<u16>,
@@ -98,6 +100,17 @@ pub(super) enum LauncherName {
     None,
 }
 
+impl LauncherName {
+    /// The command that starts a run with this launcher.
+    fn command(self) -> &'static str {
+        match self {
+            Self::Local => "launch",
+            Self::Srun => "launch --launcher srun",
+            Self::None => "serve",
+        }
+    }
+}
+
 /// How many nodes a run has at least and at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Nodes {
@@ -117,9 +130,21 @@ fn nodes(text: &str) -> Result<Nodes, String> {
     if nodes.least <= nodes.most { Ok(nodes) } else { Err(format!("{least} is more than {most}")) }
 }
 
-/// Does a launch, with the launcher that was typed or another.
-pub(super) fn act_launch(arguments: &LaunchArguments, launcher: Option<LauncherName>) -> Result<u8> {
-    let launcher = launcher.unwrap_or(arguments.launcher);
+/// Does a `serve`, which starts no workers.
+pub(super) fn act_serve(arguments: &LaunchArguments) -> Result<u8> {
+    match arguments.launcher {
+        None | Some(LauncherName::None) => act_launch(arguments, LauncherName::None),
+        Some(LauncherName::Local | LauncherName::Srun) => {
+            let message = "serve starts no workers: use `launch --launcher local` or `launch --launcher srun`, \
+                or leave out --launcher";
+            Err(Fatal::new(EXIT_USAGE, message).into())
+        }
+    }
+}
+
+/// Does a launch, with the launcher that was typed or the default.
+pub(super) fn act_launch(arguments: &LaunchArguments, default: LauncherName) -> Result<u8> {
+    let launcher = arguments.launcher.unwrap_or(default);
     let resume = match (arguments.resume, &arguments.run_dir) {
         (Some(Resume::Auto), Some(run_dir)) => run_dir.join("run.json").exists(),
         (resume, _) => resume.is_some(),
@@ -174,24 +199,33 @@ pub(super) fn act_launch(arguments: &LaunchArguments, launcher: Option<LauncherN
         again: arguments.again,
         tensorboard: plan.config().log.tensorboard,
         status: arguments.status,
+        command: launcher.command(),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    let launched = runtime.block_on(launch(&plan, &what, listener))?;
-    Ok(tell(launched, &what.run_dir))
+    let stop_signals = {
+        let _inside = runtime.enter();
+        StopSignals::watch()
+    };
+    let launched = runtime.block_on(launch(&plan, (&what, &stop_signals), listener))?;
+    Ok(tell(launched, &what.run_dir, launcher.command()))
 }
 
 /// Prints how a launch ended well, and returns its exit code.
-fn tell(launched: Launched, run_dir: &Path) -> u8 {
+fn tell(launched: Launched, run_dir: &Path, command: &str) -> u8 {
+    let run_dir = run_dir.display();
     match launched {
         Launched::Done(results) => {
-            println!("{results}");
+            // The run is complete, whether or not its table can be printed.
+            match terminal::print_line(&results.to_string()) {
+                Ok(()) | Err(OutputError::Closed) => {}
+                Err(error) => terminal::line(&format!("{error}; `thanos-coord report {run_dir}` prints the table")),
+            }
             0
         }
         Launched::Stopped(at) => {
             let at = at
                 .map_or("before the first step".into(), |(stage, step)| format!("behind step {step} of stage {stage}"));
-            let run_dir = run_dir.display();
-            eprintln!("stopped {at}; go on with: thanos-coord launch --resume --run-dir {run_dir}");
+            terminal::line(&format!("stopped {at}; go on with: thanos-coord {command} --resume --run-dir {run_dir}"));
             EXIT_STOPPED
         }
     }

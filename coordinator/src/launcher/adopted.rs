@@ -1,5 +1,6 @@
 //! Processes that an earlier coordinator of a run has started, and that are not children of this one.
 
+use crate::run::ExitCause;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::collections::BTreeMap;
@@ -30,16 +31,16 @@ impl Adopted {
         own.map(|(pid, worker)| (worker.clone(), Self { pid: Pid::from_raw(*pid), program })).collect()
     }
 
-    /// Waits until it is gone, and says how, and whether it was killed.
-    pub(super) async fn wait(self, mut killed: oneshot::Receiver<()>) -> (String, bool) {
+    /// Waits until it is gone, and says how, and why.
+    pub(super) async fn wait(self, mut killed: oneshot::Receiver<()>) -> (String, ExitCause) {
         let mut looks = tokio::time::interval(BETWEEN_LOOKS);
         loop {
             tokio::select! {
                 _ = looks.tick() => {}
-                Ok(()) = &mut killed => return ("did not answer and was killed".into(), true),
+                Ok(()) = &mut killed => return ("did not respond and was killed".into(), ExitCause::Hung),
             }
             if !runs(self.pid.as_raw(), self.program) {
-                return ("is gone".into(), true);
+                return ("has disappeared".into(), ExitCause::Vanished);
             }
         }
     }

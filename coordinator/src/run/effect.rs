@@ -1,7 +1,10 @@
 //! The vocabulary of the rules: what happened, what is to be done about it, and what users are notified of.
 
+use crate::signals::is_stop_signal;
 use std::time::Duration;
 use thanos_proto::{CheckpointRef, CheckpointWritten, Command, Evaluated, Hello, StageResult, StepDone, WorkerEvent};
+
+const SIGKILL: i32 = 9;
 
 /// A session, as the server numbers them.
 pub(crate) type SessionId = u64;
@@ -22,11 +25,11 @@ pub(crate) enum Event {
     Closed {
         session: SessionId,
     },
-    /// The launcher saw a worker's process end; `killed`: by somebody else, not by itself.
+    /// A worker's process is gone; `how` says it to people.
     Exited {
         worker: String,
         how: String,
-        killed: bool,
+        cause: ExitCause,
     },
     /// The checkpoint of this stage and step was committed, or given up and why.
     Committed {
@@ -44,6 +47,33 @@ pub(crate) enum Event {
         problem: Option<String>,
     },
     Tick,
+}
+
+/// Why a worker's process is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ExitCause {
+    /// By itself, with this exit code.
+    Exited(i32),
+    /// By this signal, which the coordinator did not send.
+    Signalled(i32),
+    /// The coordinator killed it: it was hung, or sent no heartbeats.
+    Hung,
+    /// Its process could not be started.
+    NotStarted,
+    /// An earlier coordinator had started it: its process has disappeared, or did not come back.
+    Vanished,
+}
+
+impl ExitCause {
+    /// Whether it was ended from outside, and so says nothing of whether it would have worked.
+    pub(crate) fn is_external(self) -> bool {
+        matches!(self, Self::Signalled(SIGKILL) | Self::Hung | Self::Vanished)
+    }
+
+    /// Whether it was a stop request, which came before the worker could handle it.
+    pub(crate) fn is_stop_request(self) -> bool {
+        matches!(self, Self::Signalled(signal) if is_stop_signal(signal))
+    }
 }
 
 /// What is to be done.
@@ -159,6 +189,7 @@ pub(crate) enum Notice {
     Restarting {
         worker: String,
         how: String,
+        cause: ExitCause,
         restart: u32,
     },
     /// It was started too often without a step: the run goes on without it.

@@ -2,7 +2,7 @@
 //! run is abandoned. Beginning a generation is here, as the first one only differs by having nothing to go on from.
 
 use super::{
-    Effect, MAX_IDLE_GENERATIONS, Member, Notice, Phase, Progress, RESTART_BACKOFF, RecoveredFrom, Run, SessionId,
+    Effect, ExitCause, MAX_IDLE_GENERATIONS, Member, Notice, Phase, Progress, RESTART_BACKOFF, RecoveredFrom, Run, SessionId,
 };
 use crate::exit::EXIT_UNREACHABLE;
 use std::time::Duration;
@@ -178,7 +178,7 @@ impl Run {
             if matches!(self.phase, Phase::Saving { session: saver, .. } if saver == *session) {
                 effects.extend(self.saver_lost(now));
             }
-            exited.extend(member.exited.map(|how| (worker, how)));
+            exited.extend(member.exited.map(|exited| (worker, exited)));
         }
         if self.is_draining() {
             if self.all_ranks_have_left() {
@@ -190,8 +190,8 @@ impl Run {
         if let Some(reason) = broken {
             effects.extend(self.regroup(reason, now));
         }
-        for (worker, how) in exited {
-            effects.extend(self.restart(&worker, &how, now));
+        for (worker, (how, cause)) in exited {
+            effects.extend(self.restart(&worker, (&how, cause), now));
         }
         effects.extend(self.begin_if_ready(now));
         effects
@@ -205,7 +205,7 @@ impl Run {
             .map_or_else(String::new, |(stage, step)| format!(", when step {step} of stage {stage} was next"));
         let name = self.name(session);
         let member = self.members.remove(&session)?;
-        let exited = member.exited.as_ref().map_or_else(String::new, |exited| format!("; it {exited}"));
+        let exited = member.exited.as_ref().map_or_else(String::new, |(how, _)| format!("; it {how}"));
         let reason = format!("{name} {how}, last seen in {}{next}{exited}", member.whereabouts);
         Some((member, reason))
     }
@@ -251,7 +251,7 @@ impl Run {
         Effect::OpenStore { generation: self.generation + 1 }
     }
 
-    pub(super) fn restart(&mut self, worker: &str, how: &str, now: Duration) -> Vec<Effect> {
+    pub(super) fn restart(&mut self, worker: &str, (how, cause): (&str, ExitCause), now: Duration) -> Vec<Effect> {
         if self.ending.is_some() || self.phase == Phase::Over {
             return Vec::new();
         }
@@ -267,7 +267,7 @@ impl Run {
             return self.give_up(format!("{worker} was restarted {limit} times without a step"), now);
         }
         let after = if restart == 1 { Duration::ZERO } else { RESTART_BACKOFF * (1 << (restart - 2)) };
-        let notice = Notice::Restarting { worker: worker.into(), how: how.into(), restart };
+        let notice = Notice::Restarting { worker: worker.into(), how: how.into(), cause, restart };
         vec![Effect::Restart { worker: worker.into(), after }, Effect::Tell(notice)]
     }
 
@@ -278,7 +278,18 @@ impl Run {
         self.abandon(format!("given up: {why}{first}"), EXIT_UNREACHABLE, now)
     }
 
-    pub(super) fn exited(&mut self, worker: &str, how: &str, killed: bool, now: Duration) -> Vec<Effect> {
+    pub(super) fn exited(&mut self, worker: &str, (how, cause): (&str, ExitCause), now: Duration) -> Vec<Effect> {
+        let mut effects = match cause.is_stop_request() {
+            true => self.stop_requested(format!("{worker} {how}"), now),
+            false => Vec::new(),
+        };
+        if self.phase != Phase::Over {
+            effects.extend(self.process_ended(worker, (how, cause), now));
+        }
+        effects
+    }
+
+    fn process_ended(&mut self, worker: &str, (how, cause): (&str, ExitCause), now: Duration) -> Vec<Effect> {
         self.start.adopted.retain(|adopted| adopted != worker);
         let never_joined = self.is_first_rendezvous() && !self.joined.contains(worker);
         let is_required = self.start.least == self.start.workers;
@@ -286,17 +297,17 @@ impl Run {
         match self.members.values_mut().find(|member| member.hello.worker_id == worker) {
             // Its session ends as well, and says more: where it was.
             Some(member) => {
-                member.exited = Some(how.into());
+                member.exited = Some((how.into(), cause));
                 Vec::new()
             }
             // Nothing that worked before has broken: what it says is what the user must read.
-            None if never_joined && !killed && is_required => {
+            None if never_joined && !cause.is_external() && is_required => {
                 self.abandon(format!("{worker} {how} before it joined the run"), EXIT_UNREACHABLE, now)
             }
             None if is_draining => Vec::new(),
             None => {
                 self.first_loss.get_or_insert((format!("{worker} {how}"), now));
-                let mut effects = self.restart(worker, how, now);
+                let mut effects = self.restart(worker, (how, cause), now);
                 effects.extend(self.begin_if_ready(now));
                 effects
             }
@@ -311,7 +322,7 @@ impl Run {
         let missing = std::mem::take(&mut self.start.adopted);
         let restart = |worker: String| {
             let how = "did not reconnect to the restarted coordinator".into();
-            let notice = Notice::Restarting { worker: worker.clone(), how, restart: 1 };
+            let notice = Notice::Restarting { worker: worker.clone(), how, cause: ExitCause::Vanished, restart: 1 };
             let restart = Effect::Restart { worker: worker.clone(), after: Duration::ZERO };
             let restart = [restart, Effect::Tell(notice)].into_iter().filter(|_| self.ending.is_none());
             std::iter::once(Effect::Kill { worker }).chain(restart)

@@ -91,6 +91,7 @@ fn events_come_back_equal() {
     check_event(WorkerEvent::Rejoin(Rejoin { generation: 3, held: None, recent: Vec::new() }));
     check_event(WorkerEvent::Repaired { problem: "p".into() });
     check_event(WorkerEvent::Shows { address: "h:1".into() });
+    check_event(WorkerEvent::StopRequested { reason: "SIGTERM received by worker-0".into() });
     let evaluated = Evaluated { stage: "s".into(), epoch: 1, validation_accuracy: 0.5, best: true };
     check_event(WorkerEvent::Evaluated(evaluated));
     check_event(WorkerEvent::Checkpoint(CheckpointWritten { result: None, best: None, ..written.clone() }));
@@ -105,7 +106,7 @@ fn events_come_back_equal() {
 #[test]
 fn commands_come_back_equal() {
     let pack = PackRef { split: "train".into(), path: "/p".into(), fingerprint: "f".into() };
-    check_command(Command::Welcome(Welcome {
+    let welcome = Welcome {
         run_id: "r".into(),
         run_dir: "/r".into(),
         config: "seed: 0".into(),
@@ -113,7 +114,10 @@ fn commands_come_back_equal() {
         packs: vec![pack],
         lease: Duration::from_millis(1500),
         scrape_token_sha256: Some("d".into()),
-    }));
+        grace: Some(Duration::from_millis(2500)),
+    };
+    check_command(Command::Welcome(Welcome { grace: None, ..welcome.clone() }));
+    check_command(Command::Welcome(welcome));
     let begin = Begin {
         generation: 1,
         rank: 0,

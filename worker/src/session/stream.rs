@@ -3,7 +3,7 @@
 
 use super::admission::{Admission, unless_refused, unless_untrusted};
 use super::line::{FarEnd, Line};
-use super::{NotReached, Refused, Shared};
+use super::{NotReached, Refused, Shared, signals};
 use crate::exit::{EXIT_CONFIG, EXIT_UNREACHABLE};
 use anyhow::Result;
 use std::sync::Arc;
@@ -120,6 +120,7 @@ impl Keeper {
         let stream = first.chain(ReceiverStream::new(events)).map(v1::WorkerEvent::from);
         let commands = client.session(stream).await.map_err(unless_refused)?.into_inner();
         tokio::spawn(heartbeats(line.events(), self.shared.clone()));
+        tokio::spawn(signals::report(line.events(), self.shared.stop_request.subscribe()));
         Ok((client, line, Open { commands, answers, tally }))
     }
 }
@@ -196,7 +197,8 @@ impl Keeper {
         let shared = &self.shared;
         match command {
             Command::Stop { reason } => {
-                tracing::info!(reason, "asked to stop");
+                let grace = self.welcome.as_ref().and_then(|welcome| welcome.grace);
+                _ = shared.stop_deadline.set(grace.map(|grace| std::time::Instant::now() + grace));
                 shared.stop.store(true, Ordering::Relaxed);
                 open.tally.release(true);
                 _ = open.answers.send(Command::Stop { reason });

@@ -6,7 +6,7 @@ use crate::run::tests::{
     NOW, begins, checkpoint, committed, end, failure, heartbeat, hello, notices, pass, ready, rejoin, said, start, step,
     training,
 };
-use crate::run::{Effect, Event, Notice, Run, SessionId, Start, Verdict};
+use crate::run::{Effect, Event, ExitCause, Notice, Run, SessionId, Start, Verdict};
 use std::time::Duration;
 use thanos_proto::{CheckpointWritten, Command, Failed, Held, Hello, Rejoin, WorkerEvent};
 
@@ -74,7 +74,7 @@ fn a_stop_after_a_restart_waits_for_returning_workers() {
     let held = Some(Held { stage: 0, step: 40, settled: true });
     let effects = said(&mut run, 1, WorkerEvent::Rejoin(Rejoin { generation: 4, held, recent: Vec::new() }));
     assert!(saves(&effects).is_empty(), "the other one may hold more");
-    let exited = Event::Exited { worker: "worker-1".into(), how: "ended".into(), killed: true };
+    let exited = Event::Exited { worker: "worker-1".into(), how: "ended".into(), cause: ExitCause::Vanished };
     assert_eq!(saves(&run.apply(exited, NOW)), [1]);
 }
 

@@ -1,8 +1,8 @@
 //! A coordinator that was killed and starts again, and workers that come back to it, or to one that went on.
 
 use crate::exit::EXIT_STOPPED;
-use crate::run::tests::{NOW, begins, pass, hello, ready, said, start, step, training};
-use crate::run::{Effect, Event, Run, SessionId, Start};
+use crate::run::tests::{NOW, begins, end, hello, pass, ready, said, start, step, training};
+use crate::run::{Effect, Event, ExitCause, Notice, Run, SessionId, Start, Verdict};
 use std::time::Duration;
 use thanos_proto::{CheckpointRef, Command, Held, Hello, Rejoin, WorkerEvent};
 
@@ -97,4 +97,48 @@ fn whoever_waits_for_a_lost_worker_is_told_at_once() {
         matches!(effect, Effect::Send { session: 1, command: Command::Abandon { generation: 4, .. } })
     };
     assert!(effects.iter().any(told), "{effects:?}");
+}
+
+/// Two starts of one worker: one was asked to stop while it loaded its libraries, the other was killed.
+#[test]
+fn a_stop_signal_that_ends_a_starting_worker_stops_the_run() {
+    let ended = |signal: i32| {
+        let mut run = Run::new(start(2), Duration::ZERO);
+        let cause = ExitCause::Signalled(signal);
+        run.apply(
+            Event::Exited { worker: "worker-1".into(), how: format!("was killed by signal {signal}"), cause },
+            NOW,
+        )
+    };
+    for signal in [1, 2, 10, 15] {
+        assert_eq!(end(&ended(signal)).0, Some(Verdict::Stopped { at: None }), "signal {signal}");
+    }
+    assert_eq!(end(&ended(9)).0, None, "it is started again");
+}
+
+#[test]
+fn a_worker_that_received_a_stop_signal_stops_every_rank() {
+    let mut run = training();
+    let asked = WorkerEvent::StopRequested { reason: "SIGTERM received by worker-1".into() };
+    let effects = said(&mut run, 2, asked.clone());
+    let stop =
+        |session| Effect::Send { session, command: Command::Stop { reason: "SIGTERM received by worker-1".into() } };
+    let told = Effect::Tell(Notice::Stopping { reason: "SIGTERM received by worker-1".into() });
+    // The ranks first: a notice may take time.
+    assert_eq!(effects, [stop(1), stop(2), told]);
+    assert_eq!(said(&mut run, 1, asked), [], "the other worker's request is the same stop");
+}
+
+/// The coordinator killed it, whatever the signal was.
+#[test]
+fn a_hung_worker_is_started_again_as_one_that_was_hung() {
+    let mut run = training();
+    run.apply(Event::Closed { session: 2 }, NOW);
+    let exited = Event::Exited { worker: "worker-1".into(), how: "did not respond".into(), cause: ExitCause::Hung };
+    let effects = run.apply(exited, NOW);
+    let cause = effects.iter().find_map(|effect| match effect {
+        Effect::Tell(Notice::Restarting { cause, .. }) => Some(*cause),
+        _ => None,
+    });
+    assert_eq!(cause, Some(ExitCause::Hung), "{effects:?}");
 }

@@ -4,7 +4,7 @@ mod group;
 mod worker;
 
 use crate::run::tests::{hello, start, step};
-use crate::run::{Effect, Event, Run, SessionId, Start, Verdict};
+use crate::run::{Effect, Event, ExitCause, Run, SessionId, Start, Verdict};
 use group::Group;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -348,7 +348,7 @@ impl World {
             } else {
                 self.workers[index] = Worker::ended();
                 let (worker, how) = (format!("worker-{index}"), "ended".into());
-                self.send(Event::Exited { worker, how, killed: true });
+                self.send(Event::Exited { worker, how, cause: ExitCause::Signalled(9) });
             }
         }
         if let Some(group) = &mut self.group {

@@ -2,7 +2,7 @@
 
 use super::{STAGES, State, World};
 use crate::run::tests::{hello, ready};
-use crate::run::{Event, SessionId};
+use crate::run::{Event, ExitCause, SessionId};
 use std::time::Duration;
 use thanos_proto::{Heartbeat, Held, Hello, Rejoin, WorkerEvent};
 
@@ -197,7 +197,7 @@ impl World {
         }
         self.tear_step(index);
         let worker = std::mem::replace(&mut self.workers[index], Worker::ended());
-        let exited = Event::Exited { worker: format!("worker-{index}"), how: "was killed".into(), killed: true };
+        let exited = Event::Exited { worker: format!("worker-{index}"), how: "was killed".into(), cause: ExitCause::Signalled(9) };
         let closed = worker.session.map(|session| Event::Closed { session });
         match (closed, self.is_once_in(2)) {
             (Some(closed), true) => self.inbox.extend([exited, closed]),
@@ -218,6 +218,6 @@ impl World {
         if let Some(group) = self.group.as_mut().filter(|group| group.ranks.contains(&Some(index))) {
             group.broken = true;
         }
-        self.send(Event::Exited { worker: format!("worker-{index}"), how: "ended".into(), killed: false });
+        self.send(Event::Exited { worker: format!("worker-{index}"), how: "ended".into(), cause: ExitCause::Exited(0) });
     }
 }

@@ -1,0 +1,128 @@
+//! Stop requests by signals: Ctrl-C, SIGTERM, SIGUSR1, and SIGHUP of a terminal that was closed. They are acted on before
+//! anything is printed. What a stop does is not known here.
+
+use crate::exit::EXIT_STOPPED;
+use crate::run::Event;
+use crate::terminal;
+use nix::sys::signal::Signal;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+/// The same signal again within this time is one request: Slurm, systemd and supervisors deliver it twice.
+const DUPLICATE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Whether a process that ends by this signal, unable to handle it yet, was asked to stop.
+pub(crate) fn is_stop_signal(signal: i32) -> bool {
+    [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM, Signal::SIGUSR1].iter().any(|stop| *stop as i32 == signal)
+}
+
+/// The signals that ask this process to stop: SIGHUP is one unless it is ignored, as `nohup` has it.
+pub(crate) fn stop_signals() -> Vec<Signal> {
+    let mut signals = vec![Signal::SIGINT, Signal::SIGTERM, Signal::SIGUSR1];
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    if !is_ignored(&status, Signal::SIGHUP) {
+        signals.push(Signal::SIGHUP);
+    }
+    signals
+}
+
+/// By the mask `SigIgn` of /proc/PID/status, whose lowest bit is signal 1.
+fn is_ignored(status: &str, signal: Signal) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (signal as i32 - 1) & 1 == 1)
+}
+
+/// The stop signals of a coordinator, from its start. Until there is a run to stop, one ends the process.
+pub(crate) struct StopSignals {
+    run: Arc<OnceLock<mpsc::Sender<Event>>>,
+}
+
+impl StopSignals {
+    /// Must be called within the runtime, whose own thread acts on the signals.
+    pub(crate) fn watch() -> Self {
+        let (received, signals) = mpsc::channel(16);
+        for kind in stop_signals() {
+            match signal(SignalKind::from_raw(kind as i32)) {
+                Ok(mut stream) => {
+                    let received = received.clone();
+                    tokio::spawn(async move {
+                        while stream.recv().await.is_some() {
+                            _ = received.send(kind).await;
+                        }
+                    });
+                }
+                Err(error) => tracing::warn!("cannot handle {kind}, which will not save a checkpoint: {error}"),
+            }
+        }
+        let run = Arc::new(OnceLock::new());
+        tokio::spawn(act_on(signals, run.clone()));
+        Self { run }
+    }
+
+    /// From here on the first signal is an event of the run.
+    pub(crate) fn deliver_to(&self, events: mpsc::Sender<Event>) {
+        _ = self.run.set(events);
+    }
+}
+
+/// The first signal asks for a stop; a second one ends the program at once.
+async fn act_on(mut signals: mpsc::Receiver<Signal>, run: Arc<OnceLock<mpsc::Sender<Event>>>) {
+    let mut first: Option<(Instant, Signal)> = None;
+    while let Some(signal) = signals.recv().await {
+        let reason = if signal == Signal::SIGINT { "Ctrl-C" } else { signal.as_str() };
+        match (first, run.get()) {
+            (Some((when, first)), _) if is_duplicate(first, signal, when.elapsed()) => {}
+            (Some(_), _) => exit(&format!("a second signal ({reason}): exiting at once, without a checkpoint")),
+            (None, None) => exit(&format!("stopped before the run began: {reason}")),
+            (None, Some(events)) => {
+                first = Some((Instant::now(), signal));
+                let (events, asked) = (events.clone(), Event::StopAsked { reason: reason.into() });
+                // A full queue must not keep the second signal waiting.
+                tokio::spawn(async move { events.send(asked).await });
+            }
+        }
+    }
+}
+
+/// Whether a signal repeats the first one. systemd and shells may send SIGHUP after another one.
+fn is_duplicate(first: Signal, signal: Signal, elapsed: Duration) -> bool {
+    (signal == first || signal == Signal::SIGHUP) && elapsed < DUPLICATE_INTERVAL
+}
+
+fn exit(message: &str) -> ! {
+    terminal::line(message);
+    terminal::flush_briefly();
+    std::process::exit(i32::from(EXIT_STOPPED))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hangup_is_a_stop_request_unless_it_is_ignored() {
+        let status = |mask: &str| format!("Name:\tthanos-coord\nSigBlk:\tffffffffffffffff\nSigIgn:\t{mask}\n");
+        for (mask, ignored) in [("0000000000000001", true), ("0000000000001000", false), ("", false)] {
+            assert_eq!(is_ignored(&status(mask), Signal::SIGHUP), ignored, "{mask}");
+        }
+        assert!(!is_ignored("", Signal::SIGHUP));
+    }
+
+    #[test]
+    fn a_signal_that_was_delivered_twice_is_one_request() {
+        let (soon, late) = (Duration::from_millis(100), Duration::from_millis(1100));
+        let cases = [
+            (Signal::SIGTERM, Signal::SIGTERM, soon, true),
+            (Signal::SIGTERM, Signal::SIGHUP, soon, true),
+            (Signal::SIGINT, Signal::SIGTERM, soon, false),
+            (Signal::SIGTERM, Signal::SIGTERM, late, false),
+            (Signal::SIGTERM, Signal::SIGHUP, late, false),
+        ];
+        for (first, signal, elapsed, duplicate) in cases {
+            assert_eq!(is_duplicate(first, signal, elapsed), duplicate, "{first}, then {signal}");
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Stop signals of this worker: systemd, Slurm, process groups and preemption deliver them to workers as well, or to
+//! workers only. The first one asks the coordinator to stop the whole run, with a checkpoint; a later one ends this
+//! process.
+
+use crate::exit::EXIT_STOPPED;
+use anyhow::{Context, Result};
+use std::time::{Duration, Instant};
+use thanos_c10d::exit_now;
+use thanos_proto::WorkerEvent;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+
+/// Signals within this time of the first one are the same request: it may be delivered more than once.
+const DUPLICATE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What the coordinator is to be asked; `None`: no signal has come.
+pub(super) type StopRequest = watch::Sender<Option<String>>;
+
+/// Handles stop signals from now on, on the runtime that this is called in: SIGHUP is one unless it is ignored.
+///
+/// # Errors
+/// If a signal cannot be handled.
+pub(super) fn handle(request: StopRequest, worker_id: String) -> Result<()> {
+    let (received, signals) = mpsc::channel(16);
+    let mut kinds = vec![
+        ("SIGINT", SignalKind::interrupt()),
+        ("SIGTERM", SignalKind::terminate()),
+        ("SIGUSR1", SignalKind::user_defined1()),
+    ];
+    if !hangup_is_ignored(&std::fs::read_to_string("/proc/self/status").unwrap_or_default()) {
+        kinds.push(("SIGHUP", SignalKind::hangup()));
+    }
+    for (name, kind) in kinds {
+        let mut stream = signal(kind).with_context(|| format!("a handler of {name}"))?;
+        let received = received.clone();
+        tokio::spawn(async move {
+            while stream.recv().await.is_some() {
+                _ = received.send(name).await;
+            }
+        });
+    }
+    tokio::spawn(act_on(signals, request, worker_id));
+    Ok(())
+}
+
+async fn act_on(mut signals: mpsc::Receiver<&'static str>, request: StopRequest, worker_id: String) {
+    let mut first: Option<Instant> = None;
+    while let Some(name) = signals.recv().await {
+        match first {
+            Some(first) if first.elapsed() < DUPLICATE_INTERVAL => {}
+            // Nothing is logged before: a log that blocks must not keep this process.
+            Some(_) => exit_now(EXIT_STOPPED),
+            None => {
+                first = Some(Instant::now());
+                request.send_replace(Some(format!("{name} received by {worker_id}")));
+                tracing::warn!("{name}: asking the coordinator to stop the run");
+            }
+        }
+    }
+}
+
+/// Sends the request on a session's stream: at once if there is one, as after a reconnection.
+pub(super) async fn report(events: mpsc::Sender<WorkerEvent>, mut request: watch::Receiver<Option<String>>) {
+    let reason = tokio::select! {
+        () = events.closed() => return,
+        asked = request.wait_for(Option::is_some) => asked.ok().and_then(|reason| reason.clone()),
+    };
+    if let Some(reason) = reason {
+        // A stream that is lost has a successor, which gets the request as well.
+        _ = events.send(WorkerEvent::StopRequested { reason }).await;
+    }
+}
+
+/// By the mask `SigIgn` of /proc/PID/status, whose lowest bit is SIGHUP, signal 1.
+fn hangup_is_ignored(status: &str) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 == 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_signal_before_and_after_a_session_is_up_is_reported_on_each_stream() {
+        let request = StopRequest::new(None);
+        let (events, mut sent) = mpsc::channel(4);
+        let before = tokio::spawn(report(events, request.subscribe()));
+        request.send_replace(Some("SIGTERM received by w".into()));
+        let (again, mut sent_again) = mpsc::channel(4);
+        report(again, request.subscribe()).await;
+        before.await.expect("no panic");
+        let expected = || Some(WorkerEvent::StopRequested { reason: "SIGTERM received by w".into() });
+        assert_eq!((sent.recv().await, sent_again.recv().await), (expected(), expected()));
+    }
+
+    /// `nohup` leaves SIGHUP ignored; bit 12 is SIGPIPE, which Rust ignores.
+    #[test]
+    fn an_ignored_hangup_stays_ignored() {
+        let status = |mask: &str| format!("SigQ:\t1/2\nSigIgn:\t{mask}\nSigCgt:\t0000000000000001\n");
+        assert!(hangup_is_ignored(&status("0000000000001001")));
+        assert!(!hangup_is_ignored(&status("0000000000001000")));
+    }
+}
