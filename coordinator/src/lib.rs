@@ -1,7 +1,7 @@
 //! The coordinator of a run. It never links libtorch.
 //!
 //! Reading order: `run.rs` (the rules, a pure function from events to effects), `conductor.rs` (the task that owns the
-//! run and carries its effects out), `launch.rs` (from a plan to a result table), `supervise.rs` (the process above
+//! run and carries its effects out), `prepare.rs` and `launch.rs` (from a plan to a result table), `supervise.rs` (the process above
 //! it); around them `credentials.rs`, `thanos-door`, `server.rs`, `store.rs` and `packs.rs` (gRPC), `launcher.rs` and `slurm.rs` (worker
 //! processes), `run_dir.rs`,
 //! `ledger.rs` and `checkpoints.rs` (what is kept), `fetch.rs` and `ingest.rs` (published files, and raw data to packs),
@@ -23,6 +23,7 @@ mod ledger;
 mod metrics;
 mod observe;
 mod packs;
+mod prepare;
 mod progress;
 mod render;
 mod report;
@@ -32,9 +33,11 @@ mod server;
 mod slurm;
 mod status;
 mod store;
+mod superseded;
 mod supervise;
 mod tensorboard;
 mod verify_run;
+mod weights;
 
 pub use checkpoints::{Manifest, verify};
 pub use cli::{Arguments, run};

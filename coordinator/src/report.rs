@@ -209,8 +209,7 @@ mod tests {
             id: "r".into(),
             preset: "digits_thanos".into(),
             seed: 3,
-            config_digest: String::new(),
-            version: String::new(),
+            ..Identity::default()
         };
         let stages =
             [result("cnce", None, 10.0), result("cae", None, 20.04), result("transfer_thanos", Some(0.9512), 3.0)];

@@ -3,10 +3,10 @@
 use crate::exit::Fatal;
 use crate::ledger::read_steps;
 use crate::report::Results;
-use crate::run_dir::identity;
+use crate::run_dir::{holder, identity};
 use serde_json::Value;
 use std::fmt::Write;
-use std::fs::{self, File, TryLockError};
+use std::fs;
 use std::path::Path;
 
 /// A few lines on a run: what it is, how far it is, whether a coordinator is at work on it.
@@ -41,12 +41,9 @@ pub(crate) fn status(run_dir: &Path) -> Result<String, Fatal> {
 
 /// Who holds the lock, if anybody does.
 fn coordinator(run_dir: &Path) -> String {
-    let path = run_dir.join("lock");
-    let locked = File::open(&path).map(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)));
-    match locked {
-        Ok(true) => fs::read_to_string(&path).unwrap_or_else(|_| "at work".into()),
-        _ => format!("none: `thanos-coord launch --resume --run-dir {}` goes on with it", run_dir.display()),
-    }
+    holder(run_dir).unwrap_or_else(|| {
+        format!("none: `thanos-coord launch --resume --run-dir {}` goes on with it", run_dir.display())
+    })
 }
 
 fn last_event(run_dir: &Path) -> Option<Value> {

@@ -1,10 +1,10 @@
 //! `launch` and `serve`: their options, and what a launch is by them, by the machine and by the allocation.
 
-use super::{PacksDir, Target, duration, plan, plan_of_run};
+use super::{PacksDir, Target, duration, plan, plan_to_resume};
 use crate::exit::{EXIT_STOPPED, EXIT_USAGE, Fatal};
 use crate::launch::{Launch, Launched, Starter, launch};
 use crate::launcher::Place;
-use crate::run_dir::fresh_path;
+use crate::run_dir::{Claimed, StartedWith, identity};
 use crate::server::MOST_WORKERS;
 use crate::slurm::{self, Allocation};
 use crate::supervise::{end_with, listen, supervise};
@@ -13,6 +13,7 @@ use clap::{Args, ValueEnum};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use thanos_configs::Plan;
 
 /// Workers of this machine must not outlive their supervisor by five seconds; others wait for whoever starts a
 /// coordinator again.
@@ -24,28 +25,29 @@ pub(super) struct LaunchArguments {
     #[command(flatten)]
     target: Target,
     /// Nodes to train on, N or LEAST:MOST; the local launcher has all of them on this machine [default: those of the
-    /// Slurm allocation, else 1]
+    /// Slurm allocation, else of the run to resume, else 1]
     #[arg(long, value_name = "N|LEAST:MOST", value_parser = nodes)]
     nodes: Option<Nodes>,
     /// How long to wait for more nodes than the least
     #[arg(long, default_value = "10s", value_parser = duration)]
     patience: Duration,
-    /// Workers on each node [default: of a Slurm allocation one a GPU, or a task; else 1]
+    /// Workers on each node [default: of a Slurm allocation one a GPU, or a task; else of the run to resume, else 1]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=64))]
     workers_per_node: Option<u16>,
     /// Network interface under which the nodes reach each other [default: the one that leads to the others]
     #[arg(long)]
     interface: Option<String>,
-    /// Who starts the workers
-    #[arg(long, value_enum, default_value_t = LauncherName::Local)]
-    launcher: LauncherName,
-    /// Threads of each worker [default: the machine's cores shared among its workers]
+    /// Who starts the workers [default: as of the run to resume, else local]
+    #[arg(long, value_enum)]
+    launcher: Option<LauncherName>,
+    /// Threads of each worker [default: of the run to resume, else the machine's cores shared among its workers]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads_per_worker: Option<u16>,
     /// Where the run keeps its files [default: the first free runs/NAME-N]
     #[arg(long)]
     run_dir: Option<PathBuf>,
-    /// Go on with the run in --run-dir where it stopped; `auto`: if there is one, else start it
+    /// Go on with the run in --run-dir where it stopped, and with what KEY=VALUE changes of it; `auto`: if there is one,
+    /// else start it
     #[arg(long, value_enum, requires = "run_dir", value_name = "auto", num_args = 0..=1, require_equals = true,
         default_missing_value = "always", hide_possible_values = true)]
     resume: Option<Resume>,
@@ -117,30 +119,22 @@ fn nodes(text: &str) -> Result<Nodes, String> {
     if nodes.least <= nodes.most { Ok(nodes) } else { Err(format!("{least} is more than {most}")) }
 }
 
-/// Does a launch, with the launcher that was typed or another.
-pub(super) fn act_launch(arguments: &LaunchArguments, launcher: Option<LauncherName>) -> Result<u8> {
-    let launcher = launcher.unwrap_or(arguments.launcher);
-    let resume = match (arguments.resume, &arguments.run_dir) {
-        (Some(Resume::Auto), Some(run_dir)) => run_dir.join("run.json").exists(),
-        (resume, _) => resume.is_some(),
-    };
-    let plan = match (&arguments.run_dir, resume, &arguments.target.target) {
-        (Some(run_dir), true, None) => plan_of_run(run_dir)?,
-        _ => plan(&arguments.target)?,
-    };
-    let allocation = match launcher {
-        LauncherName::Srun => Some(Allocation::of_this_job()?),
-        LauncherName::Local | LauncherName::None => None,
-    };
-    let size = arguments.size(allocation.as_ref())?;
-    let run_dir = arguments.run_dir.clone().unwrap_or_else(|| fresh_path(&plan.config().name));
-    let address = match (arguments.listen, &allocation) {
+/// Does a launch, with the launcher that was typed or, for `serve`, `none`.
+pub(super) fn act_launch(arguments: &LaunchArguments, forced: Option<LauncherName>) -> Result<u8> {
+    let asked = Asked::of(arguments, forced)?;
+    let address = match (arguments.listen, &asked.allocation) {
         (Some(address), _) => address,
         (None, Some(allocation)) => (allocation.own_address(arguments.interface.as_deref())?, 0).into(),
         (None, None) => (Ipv4Addr::LOCALHOST, 0).into(),
     };
     let listener = listen(address)?;
-    match (launcher, arguments.supervised_by) {
+    let claimed = match &arguments.run_dir {
+        None => Some(Claimed::new(Path::new(""), &asked.plan.config().name)?),
+        Some(_) => None,
+    };
+    let claimed_path = claimed.as_ref().map(|claimed| claimed.path().to_owned());
+    let run_dir = arguments.run_dir.clone().or(claimed_path).unwrap_or_default();
+    match (asked.launcher, arguments.supervised_by) {
         (LauncherName::Local, None) => return supervise(&run_dir, &listener),
         (LauncherName::Srun, None) => {
             let code = supervise(&run_dir, &listener)?;
@@ -152,36 +146,73 @@ pub(super) fn act_launch(arguments: &LaunchArguments, launcher: Option<LauncherN
         (_, Some(supervisor)) => end_with(supervisor)?,
         (LauncherName::None, None) => {}
     }
-    let own_credentials = || run_dir.join("credentials");
-    let credentials = (!arguments.insecure).then(|| arguments.credentials.clone().unwrap_or_else(own_credentials));
-    let what = Launch {
-        run_dir,
-        credentials,
-        resume,
-        packs_dir: arguments.packs.path()?,
-        workers: size.nodes.most * size.per_node,
-        least: size.nodes.least * size.per_node,
-        patience: arguments.patience,
-        starter: match launcher {
-            LauncherName::None => Starter::Nobody,
-            LauncherName::Local | LauncherName::Srun => arguments.starter(size, allocation),
-        },
-        lease: arguments.lease.unwrap_or(match launcher {
-            LauncherName::Local => LOCAL_LEASE,
-            LauncherName::Srun | LauncherName::None => FOREIGN_LEASE,
-        }),
-        grace: arguments.grace,
-        again: arguments.again,
-        tensorboard: plan.config().log.tensorboard,
-        status: arguments.status,
-    };
+    let what = arguments.launch(&asked, run_dir)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    let launched = runtime.block_on(launch(&plan, &what, listener))?;
-    Ok(tell(launched, &what.run_dir))
+    let launched = runtime.block_on(launch(&asked.plan, &what, listener))?;
+    Ok(tell(launched, forced.map_or("launch", |_| "serve"), &what.run_dir))
+}
+
+/// What a launch is by its options, by the run that it resumes and by the allocation that it is in.
+struct Asked {
+    plan: Plan,
+    resume: bool,
+    launcher: LauncherName,
+    allocation: Option<Allocation>,
+    size: Size,
+    /// Of each worker; `None`: the cores are shared.
+    threads: Option<usize>,
+}
+
+impl Asked {
+    fn of(arguments: &LaunchArguments, forced: Option<LauncherName>) -> Result<Self> {
+        let run_dir = arguments.run_dir.as_deref();
+        let resumed = run_dir.filter(|run_dir| match arguments.resume {
+            Some(Resume::Always) => true,
+            Some(Resume::Auto) => run_dir.join("run.json").exists(),
+            None => false,
+        });
+        let (target, overrides) = arguments.target.parts();
+        let plan = match (resumed, target) {
+            (Some(run_dir), None) => plan_to_resume(run_dir, &overrides)?,
+            _ => plan(&arguments.target)?,
+        };
+        let before = match resumed {
+            Some(run_dir) => identity(run_dir)?.started_with,
+            None => None,
+        };
+        let launcher = launcher(arguments.launcher, forced, before.as_ref())?;
+        // Of another launcher, the nodes were other machines.
+        let before = before.filter(|before| LauncherName::from_str(&before.launcher, true).as_ref() == Ok(&launcher));
+        let allocation = match launcher {
+            LauncherName::Srun => Some(Allocation::of_this_job()?),
+            LauncherName::Local | LauncherName::None => None,
+        };
+        let size = arguments.size(allocation.as_ref(), before.as_ref())?;
+        let before = before.filter(|_| allocation.is_none());
+        let threads = arguments.threads_per_worker.map(usize::from);
+        let threads = threads.or_else(|| before.and_then(|before| before.threads_per_worker));
+        Ok(Self { plan, resume: resumed.is_some(), launcher, allocation, size, threads })
+    }
+}
+
+/// Who starts the workers: as typed, else as the run to resume was started.
+fn launcher(
+    typed: Option<LauncherName>,
+    forced: Option<LauncherName>,
+    before: Option<&StartedWith>,
+) -> Result<LauncherName, Fatal> {
+    if let (Some(typed), Some(forced)) = (typed, forced)
+        && typed != forced
+    {
+        let message = "serve waits for workers that are started elsewhere: `launch --launcher` starts them";
+        return Err(Fatal::new(EXIT_USAGE, message));
+    }
+    let before = before.and_then(|before| LauncherName::from_str(&before.launcher, true).ok());
+    Ok(forced.or(typed).or(before).unwrap_or(LauncherName::Local))
 }
 
 /// Prints how a launch ended well, and returns its exit code.
-fn tell(launched: Launched, run_dir: &Path) -> u8 {
+fn tell(launched: Launched, verb: &str, run_dir: &Path) -> u8 {
     match launched {
         Launched::Done(results) => {
             println!("{results}");
@@ -191,7 +222,7 @@ fn tell(launched: Launched, run_dir: &Path) -> u8 {
             let at = at
                 .map_or("before the first step".into(), |(stage, step)| format!("behind step {step} of stage {stage}"));
             let run_dir = run_dir.display();
-            eprintln!("stopped {at}; go on with: thanos-coord launch --resume --run-dir {run_dir}");
+            eprintln!("stopped {at}; go on with: thanos-coord {verb} --resume --run-dir {run_dir}");
             EXIT_STOPPED
         }
     }
@@ -205,11 +236,59 @@ struct Size {
 }
 
 impl LaunchArguments {
-    fn size(&self, allocation: Option<&Allocation>) -> Result<Size, Fatal> {
-        let (nodes, per_node) =
-            allocation.map_or((1, 1), |allocation| (allocation.nodes.len(), allocation.workers_per_node));
+    /// Everything about this launch that is not in its plan.
+    fn launch(&self, asked: &Asked, run_dir: PathBuf) -> Result<Launch> {
+        let own_credentials = || run_dir.join("credentials");
+        let credentials = (!self.insecure).then(|| self.credentials.clone().unwrap_or_else(own_credentials));
+        let Size { nodes, per_node } = asked.size;
+        let starter = match asked.launcher {
+            LauncherName::None => Starter::Nobody,
+            LauncherName::Local | LauncherName::Srun => self.starter(asked),
+        };
+        let started_with = StartedWith {
+            min_nodes: nodes.least,
+            max_nodes: nodes.most,
+            workers_per_node: per_node,
+            threads_per_worker: match &starter {
+                Starter::This { threads, .. } => Some(*threads),
+                Starter::Nobody => asked.threads,
+            },
+            launcher: asked.launcher.to_possible_value().map(|name| name.get_name().to_owned()).unwrap_or_default(),
+        };
+        Ok(Launch {
+            run_dir,
+            credentials,
+            resume: asked.resume,
+            packs_dir: self.packs.path()?,
+            started_with,
+            workers: nodes.most * per_node,
+            least: nodes.least * per_node,
+            patience: self.patience,
+            starter,
+            lease: self.lease.unwrap_or(match asked.launcher {
+                LauncherName::Local => LOCAL_LEASE,
+                LauncherName::Srun | LauncherName::None => FOREIGN_LEASE,
+            }),
+            grace: self.grace,
+            again: self.again,
+            tensorboard: asked.plan.config().log.tensorboard,
+            status: self.status,
+        })
+    }
+
+    /// As typed, else as the allocation has it, else as the run to resume was started.
+    fn size(&self, allocation: Option<&Allocation>, before: Option<&StartedWith>) -> Result<Size, Fatal> {
+        let one = (Nodes { least: 1, most: 1 }, 1);
+        let before = before.map_or(one, |before| {
+            (Nodes { least: before.min_nodes, most: before.max_nodes }, before.workers_per_node)
+        });
+        let (of_run, per_node) = allocation.map_or(before, |allocation| {
+            let nodes = allocation.nodes.len();
+            (Nodes { least: nodes, most: nodes }, allocation.workers_per_node)
+        });
+        let nodes = allocation.map_or(1, |allocation| allocation.nodes.len());
         let mut size = Size {
-            nodes: self.nodes.unwrap_or(Nodes { least: nodes, most: nodes }),
+            nodes: self.nodes.unwrap_or(of_run),
             per_node: self.workers_per_node.map_or(per_node, usize::from),
         };
         if allocation.is_some() {
@@ -226,19 +305,20 @@ impl LaunchArguments {
         Ok(size)
     }
 
-    fn starter(&self, Size { nodes, per_node }: Size, allocation: Option<Allocation>) -> Starter {
+    fn starter(&self, asked: &Asked) -> Starter {
+        let Size { nodes, per_node } = asked.size;
         let here = || std::thread::available_parallelism().map_or(1, usize::from);
-        let (place, cores) = match allocation {
+        let (place, cores) = match &asked.allocation {
             None => {
                 let workers = nodes.most * per_node;
                 (Place::Here { workers }, here() / workers)
             }
             Some(allocation) => {
-                let names = allocation.nodes.into_iter().map(|node| node.name).take(nodes.most).collect();
+                let names = allocation.nodes.iter().map(|node| node.name.clone()).take(nodes.most).collect();
                 (Place::Nodes { names, each: per_node }, allocation.cores / per_node)
             }
         };
-        let threads = self.threads_per_worker.map_or(cores.max(1), usize::from);
+        let threads = asked.threads.unwrap_or(cores.max(1));
         Starter::This { place, threads, interface: self.interface.clone() }
     }
 }
