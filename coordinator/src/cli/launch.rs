@@ -181,8 +181,8 @@ impl Asked {
             None => None,
         };
         let launcher = launcher(arguments.launcher, forced, before.as_ref())?;
-        // Of another launcher, the nodes were other machines.
-        let before = before.filter(|before| LauncherName::from_str(&before.launcher, true).as_ref() == Ok(&launcher));
+        // All workers of many machines would be too many for this one.
+        let before = before.filter(|before| launcher != LauncherName::Local || launcher_of(before) != Some(LauncherName::Srun));
         let allocation = match launcher {
             LauncherName::Srun => Some(Allocation::of_this_job()?),
             LauncherName::Local | LauncherName::None => None,
@@ -207,8 +207,12 @@ fn launcher(
         let message = "serve waits for workers that are started elsewhere: `launch --launcher` starts them";
         return Err(Fatal::new(EXIT_USAGE, message));
     }
-    let before = before.and_then(|before| LauncherName::from_str(&before.launcher, true).ok());
-    Ok(forced.or(typed).or(before).unwrap_or(LauncherName::Local))
+    Ok(forced.or(typed).or(before.and_then(launcher_of)).unwrap_or(LauncherName::Local))
+}
+
+/// The launcher that a run was started with.
+fn launcher_of(before: &StartedWith) -> Option<LauncherName> {
+    LauncherName::from_str(&before.launcher, true).ok()
 }
 
 /// Prints how a launch ended well, and returns its exit code.
@@ -320,5 +324,50 @@ impl LaunchArguments {
         };
         let threads = asked.threads.unwrap_or(cores.max(1));
         Starter::This { place, threads, interface: self.interface.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn before(launcher: &str) -> StartedWith {
+        StartedWith {
+            min_nodes: 2,
+            max_nodes: 3,
+            workers_per_node: 4,
+            threads_per_worker: Some(1),
+            launcher: launcher.into(),
+        }
+    }
+
+    #[test]
+    fn a_resume_is_launched_as_its_run_unless_typed_otherwise() {
+        use LauncherName::{Local, None as Nobody, Srun};
+        let check = |typed, forced, recorded: Option<&str>, expected| {
+            let recorded = recorded.map(before);
+            let found = launcher(typed, forced, recorded.as_ref()).map_err(|fatal| fatal.exit_code);
+            assert_eq!(found, expected, "{typed:?} {forced:?} {recorded:?}");
+        };
+        check(None, None, None, Ok(Local));
+        check(None, None, Some("none"), Ok(Nobody));
+        check(Some(Local), None, Some("none"), Ok(Local));
+        check(None, Some(Nobody), Some("local"), Ok(Nobody));
+        check(Some(Nobody), Some(Nobody), None, Ok(Nobody));
+        check(Some(Srun), Some(Nobody), None, Err(EXIT_USAGE));
+        check(None, None, Some("of a later version"), Ok(Local));
+    }
+
+    #[test]
+    fn the_first_word_may_be_an_override() {
+        let check = |first: Option<&str>, target: Option<&str>, overrides: &[&str]| {
+            let typed = Target { target: first.map(Into::into), overrides: vec!["seed=1".into()] };
+            let overrides: Vec<String> = overrides.iter().map(|&word| word.into()).collect();
+            assert_eq!(typed.parts(), (target, overrides), "{first:?}");
+        };
+        check(None, None, &["seed=1"]);
+        check(Some("digits_cae"), Some("digits_cae"), &["seed=1"]);
+        check(Some("data.dir=/a"), None, &["data.dir=/a", "seed=1"]);
+        check(Some("runs/a=b.yaml"), Some("runs/a=b.yaml"), &["seed=1"]);
     }
 }
