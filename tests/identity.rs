@@ -145,7 +145,12 @@ fn a_complete_run_makes_more_steps_and_never_fewer() {
     refused(&scene, &[&RESUME[..], &["train.max_steps=2"]].concat(), 78, &parts);
     let config = fs::read_to_string(run.join("config.yaml")).expect("there");
     let other = [&RESUME[..], &["seed=1", "model.dropout=0.5", "train.epochs=99"]].concat();
-    refused(&scene, &other, 78, &["seed: the run has 0, this command 1", "model.dropout: the run has 0.0, this command 0.5"]);
+    refused(
+        &scene,
+        &other,
+        78,
+        &["seed: the run has 0, this command 1", "model.dropout: the run has 0.0, this command 0.5"],
+    );
     assert_eq!(fs::read_to_string(run.join("config.yaml")).expect("there"), config, "nothing was changed");
     resume(&scene, &["checks.on_non_finite=skip", "checkpoint.keep_last=3"]).expect(0);
     assert_eq!(changed(&run), ["train.max_steps", "checkpoint.keep_last", "checks.on_non_finite"]);
@@ -181,7 +186,10 @@ fn the_printed_command_goes_on_as_the_run_was_started() {
     assert!(steps.len() == 40 && steps.iter().all(|step| step["world_size"] == 2), "{steps:?}");
     assert_eq!(weights_sha256(&scene.path("run"), "cae"), weights_sha256(&scene.path("whole"), "cae"));
     let with = run_json(&scene.path("run"))["started_with"].clone();
-    assert_eq!((&with["min_nodes"], &with["threads_per_worker"], &with["launcher"]), (&2.into(), &1.into(), &"local".into()));
+    assert_eq!(
+        (&with["min_nodes"], &with["threads_per_worker"], &with["launcher"]),
+        (&2.into(), &1.into(), &"local".into())
+    );
     // Served, the same run waits for others' workers, and says so when it is stopped.
     let mut served = scene.start(&["serve", "--resume", "--run-dir", "run", "train.max_steps=50"]);
     served.wait_for_line("waiting at ");
@@ -226,8 +234,7 @@ fn weights_are_checked_before_anything_is_trained() {
     assert!(!numbers(&scene.path("moved.safetensors"), "").is_empty());
 }
 
-#[test]
-fn a_launch_that_is_refused_leaves_nothing() {
+fn check_refusals(run_dir: &[&str]) {
     let scene = Scene::new();
     let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = taken.local_addr().expect("an address").to_string();
@@ -236,19 +243,23 @@ fn a_launch_that_is_refused_leaves_nothing() {
     fs::write(scene.path("text.safetensors"), "no weights").expect("written");
     let short = ["digits_cnce", "train.max_steps=1", "rows=[]"];
     let given = ["digits_cnce", "transfer.max_steps=1", "backbones.0.checkpoint=text.safetensors"];
-    for run_dir in [&[][..], &["--run-dir", "run"]] {
-        let check = |options: &[&str], target: &[&str], exit_code, part: &str| {
-            refused(&scene, &[&["launch"], run_dir, options, target].concat(), exit_code, &[part]);
-            let left = ["run", "runs"].map(|name| scene.path(name).exists());
-            assert_eq!(left, [false; 2], "{options:?} {target:?}");
-        };
-        check(&["--status", &address], &short, 69, "for --status");
-        check(&["--interface", "nope0"], &short, 69, "--interface nope0 is not on this machine, which has ");
-        check(&["--credentials", "damaged"], &short, 78, "damaged");
-        check(&[], &given, 65, "not a safetensors file");
-        check(&[], &["mnist_cnce"], 65, "data.dir=DIR");
-        scene.coord(&[&["launch"], run_dir, &short].concat()).expect(0);
-    }
+    let check = |options: &[&str], target: &[&str], exit_code, part: &str| {
+        refused(&scene, &[&["launch"], run_dir, options, target].concat(), exit_code, &[part]);
+        let left = ["run", "runs"].map(|name| scene.path(name).exists());
+        assert_eq!(left, [false; 2], "{options:?} {target:?}");
+    };
+    check(&["--status", &address], &short, 69, "for --status");
+    check(&["--interface", "nope0"], &short, 69, "--interface nope0 is not on this machine, which has ");
+    check(&["--credentials", "damaged"], &short, 78, "damaged");
+    check(&[], &given, 65, "not a safetensors file");
+    check(&[], &["mnist_cnce"], 65, "data.dir=DIR");
+    scene.coord(&[&["launch"], run_dir, &short].concat()).expect(0);
+}
+
+#[test]
+fn a_launch_that_is_refused_leaves_nothing() {
+    check_refusals(&[]);
+    check_refusals(&["--run-dir", "run"]);
 }
 
 #[test]
@@ -270,7 +281,8 @@ fn a_run_needs_neither_flock_nor_flags_of_rename() {
     let scene = Scene::new();
     let library = scene.path("no_locks.so");
     let source = root().join("tests/preload/no_locks.c");
-    let built = Command::new("cc").args(["-shared", "-fPIC", "-Wall", "-Werror", "-o"]).arg(&library).arg(&source).status();
+    let built =
+        Command::new("cc").args(["-shared", "-fPIC", "-Wall", "-Werror", "-o"]).arg(&library).arg(&source).status();
     assert!(built.expect("a C compiler").success());
     let preload = [("LD_PRELOAD", library.to_str().expect("UTF-8"))];
     let target = ["digits_cnce", "train.epochs=100000", "rows=[]"];

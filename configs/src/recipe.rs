@@ -177,8 +177,7 @@ mod tests {
         assert_eq!(found, expected);
         let [old, new] = ["/old", "/new"].map(|path| config(&[&format!("backbones.0.checkpoint={path}")]));
         assert_eq!(recipe_digest(&old), recipe_digest(&new));
-        let expected =
-            change("backbones.0.checkpoint", json!("/old"), json!("/new"), Some(Condition::SameWeights));
+        let expected = change("backbones.0.checkpoint", json!("/old"), json!("/new"), Some(Condition::SameWeights));
         assert_eq!(changes(&old, &new), [expected]);
     }
 }

@@ -4,9 +4,7 @@
 use crate::checkpoints::{CheckpointFiles, Checkpoints};
 use crate::conductor::Conductor;
 use crate::credentials::Credentials;
-use crate::exit::{
-    EXIT_CONFIG, EXIT_DATA, EXIT_NO_PERMISSION, EXIT_STOPPED, EXIT_UNREACHABLE, EXIT_USAGE, Fatal,
-};
+use crate::exit::{EXIT_CONFIG, EXIT_DATA, EXIT_NO_PERMISSION, EXIT_STOPPED, EXIT_UNREACHABLE, EXIT_USAGE, Fatal};
 use crate::ingest::{PackFile, Packs};
 use crate::launcher::{Launcher, Place, WorkerCommand, worker_program};
 use crate::ledger::{Ledger, last_generation, read_steps};

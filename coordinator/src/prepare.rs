@@ -63,10 +63,14 @@ fn start(plan: &Plan, launch: &Launch, status: Option<TcpListener>) -> Result<Pr
     let given = if is_own { None } else { open_credentials(launch)? };
     let content = Content { data, weights, started_with: launch.started_with.clone() };
     let run_dir = RunDir::create(&launch.run_dir, plan, content)?;
+    let checkpoints = checkpoints(plan, &run_dir, launch, None);
+    // Those of a run that was here before would be taken for this one's.
+    let stages: Vec<&str> = plan.stages().iter().map(StagePlan::name).collect();
+    let found = checkpoints.find(&stages)?;
+    refuse_without_any(&run_dir, &found)?;
     let credentials = if is_own { open_credentials(launch)? } else { given };
     run_dir.begin()?;
-    let checkpoints = checkpoints(plan, &run_dir, launch, None);
-    Ok(Prepared { run_dir, packs, checkpoints, found: Found::default(), credentials, status })
+    Ok(Prepared { run_dir, packs, checkpoints, found, credentials, status })
 }
 
 fn resume(plan: &Plan, launch: &Launch, status: Option<TcpListener>) -> Result<Prepared> {
@@ -110,12 +114,7 @@ fn open_credentials(launch: &Launch) -> Result<Option<Arc<Credentials>>, Fatal> 
     Ok(opened.transpose()?.map(Arc::new))
 }
 
-fn checkpoints(
-    plan: &Plan,
-    run_dir: &RunDir,
-    launch: &Launch,
-    resumed: Option<(&DataIdentity, u64)>,
-) -> Checkpoints {
+fn checkpoints(plan: &Plan, run_dir: &RunDir, launch: &Launch, resumed: Option<(&DataIdentity, u64)>) -> Checkpoints {
     let identity = run_dir.identity();
     let steps = |stage: &StagePlan| Some((stage.name().to_owned(), plan.total_steps(stage, resumed?.1)));
     Checkpoints {

@@ -15,8 +15,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use thanos_configs::{Change, Plan, changes, hex, to_yaml};
 
 pub(crate) use identity::{DataIdentity, Identity, RecordedChange, StartedWith};
-pub(crate) use lock::holder;
 use lock::Lock;
+pub(crate) use lock::holder;
 
 /// `run.json`, which makes a directory a run.
 const IDENTITY: &str = "run.json";

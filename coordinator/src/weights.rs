@@ -132,7 +132,8 @@ mod tests {
             fs::write(path, weights(value)).expect("written");
         }
         let expected = read_given_weights(&plan(&old)).expect("good");
-        let check = |path: &Path| refuse_changed(&plan(path), &expected, &read_given_weights(&plan(path)).expect("good"));
+        let check =
+            |path: &Path| refuse_changed(&plan(path), &expected, &read_given_weights(&plan(path)).expect("good"));
         check(&new).expect("the same content");
         let fatal = check(&other).expect_err("another content");
         let both = [&expected["cnce"], &read_given_weights(&plan(&other)).expect("good")["cnce"]];

@@ -191,7 +191,12 @@ fn a_complete_stage_with_too_few_steps_is_reopened() {
     let mut find = |total: u64| {
         checkpoints.total_steps = BTreeMap::from([("a".into(), total), ("b".into(), 10)]);
         let found = checkpoints.find(&["a", "b"]).expect("there");
-        (found.complete.len(), found.results.len(), found.resume.map(|resume| (resume.stage, resume.step)), found.reopened)
+        (
+            found.complete.len(),
+            found.results.len(),
+            found.resume.map(|resume| (resume.stage, resume.step)),
+            found.reopened,
+        )
     };
     assert_eq!(find(10), (2, 2, None, false));
     assert_eq!(find(11), (0, 0, Some(("a".into(), 10)), true));

@@ -182,7 +182,8 @@ impl Asked {
         };
         let launcher = launcher(arguments.launcher, forced, before.as_ref())?;
         // All workers of many machines would be too many for this one.
-        let before = before.filter(|before| launcher != LauncherName::Local || launcher_of(before) != Some(LauncherName::Srun));
+        let before =
+            before.filter(|before| launcher != LauncherName::Local || launcher_of(before) != Some(LauncherName::Srun));
         let allocation = match launcher {
             LauncherName::Srun => Some(Allocation::of_this_job()?),
             LauncherName::Local | LauncherName::None => None,
@@ -283,18 +284,15 @@ impl LaunchArguments {
     /// As typed, else as the allocation has it, else as the run to resume was started.
     fn size(&self, allocation: Option<&Allocation>, before: Option<&StartedWith>) -> Result<Size, Fatal> {
         let one = (Nodes { least: 1, most: 1 }, 1);
-        let before = before.map_or(one, |before| {
-            (Nodes { least: before.min_nodes, most: before.max_nodes }, before.workers_per_node)
-        });
+        let before = before
+            .map_or(one, |before| (Nodes { least: before.min_nodes, most: before.max_nodes }, before.workers_per_node));
         let (of_run, per_node) = allocation.map_or(before, |allocation| {
             let nodes = allocation.nodes.len();
             (Nodes { least: nodes, most: nodes }, allocation.workers_per_node)
         });
         let nodes = allocation.map_or(1, |allocation| allocation.nodes.len());
-        let mut size = Size {
-            nodes: self.nodes.unwrap_or(of_run),
-            per_node: self.workers_per_node.map_or(per_node, usize::from),
-        };
+        let mut size =
+            Size { nodes: self.nodes.unwrap_or(of_run), per_node: self.workers_per_node.map_or(per_node, usize::from) };
         if allocation.is_some() {
             size.nodes.most = size.nodes.most.min(nodes);
         }

@@ -56,7 +56,10 @@ impl Lock {
             }
         };
         let holder = format!("pid {} on {}", std::process::id(), host());
-        file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(holder.as_bytes())).map_err(failed)?;
+        file.set_len(0)
+            .and_then(|()| file.rewind())
+            .and_then(|()| file.write_all(holder.as_bytes()))
+            .map_err(failed)?;
         Ok(Self { _file: file, _renewed: renewed })
     }
 }
@@ -67,10 +70,12 @@ pub(crate) fn holder(run_dir: &Path) -> Option<String> {
     let held = match File::open(&path).ok()?.try_lock_shared() {
         Ok(()) => false,
         Err(TryLockError::WouldBlock) => true,
-        Err(TryLockError::Error(error)) => is_unsupported(&error) && {
-            let held = run_dir.join(HELD);
-            read(&held).is_ok_and(|holder| judge(&holder, &Holder::this(), age(&held)) != Judgement::Stale)
-        },
+        Err(TryLockError::Error(error)) => {
+            is_unsupported(&error) && {
+                let held = run_dir.join(HELD);
+                read(&held).is_ok_and(|holder| judge(&holder, &Holder::this(), age(&held)) != Judgement::Stale)
+            }
+        }
     };
     held.then(|| fs::read_to_string(&path).unwrap_or_else(|_| "at work".into()))
 }

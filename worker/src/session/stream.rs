@@ -166,7 +166,8 @@ impl Keeper {
                     Some(first)
                         if (&first.run_id, &first.config_digest) == (&welcome.run_id, &welcome.config_digest) => {}
                     Some(first) if first.run_id == welcome.run_id => {
-                        let reason = "the run was resumed with another configuration: this worker must be started again";
+                        let reason =
+                            "the run was resumed with another configuration: this worker must be started again";
                         end(reason, EXIT_STOPPED);
                     }
                     Some(first) => {
