@@ -5,6 +5,7 @@ mod identity;
 mod lock;
 
 use crate::exit::{EXIT_CONFIG, EXIT_DATA, EXIT_IO, EXIT_USAGE, Fatal};
+use nix::errno::Errno;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -242,8 +243,17 @@ fn make_durably(path: &Path) -> Result<(), Fatal> {
     synced.map_err(|error| cannot("sync the folder of", path, &error))
 }
 
-fn sync_folder(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
+/// Returns when the names in a folder are on the disk, where the file system can say so: some FUSE and SMB mounts refuse
+/// to sync a folder, and are as durable as they are.
+///
+/// # Errors
+/// If the folder cannot be opened, or its disk fails.
+pub(crate) fn sync_folder(path: &Path) -> io::Result<()> {
+    let unsupported = [Errno::EINVAL, Errno::ENOSYS, Errno::EOPNOTSUPP].map(|errno| errno as i32);
+    match File::open(path)?.sync_all() {
+        Err(error) if error.raw_os_error().is_some_and(|errno| unsupported.contains(&errno)) => Ok(()),
+        synced => synced,
+    }
 }
 
 /// Replaces a file so that a crash leaves the old one or the new one.

@@ -4,7 +4,7 @@
 
 use crate::exit::{EXIT_IO, Fatal};
 use crate::ledger::{Ledger, read_steps};
-use crate::run_dir::write_durably;
+use crate::run_dir::{sync_folder, write_durably};
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -61,7 +61,7 @@ fn new_folder(parent: &Path) -> io::Result<PathBuf> {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => number += 1,
             made => {
                 made?;
-                sync(parent)?;
+                sync_folder(parent)?;
                 return Ok(folder);
             }
         }
@@ -74,7 +74,7 @@ fn copy(from: &Path, to: &Path, name: &str) -> io::Result<()> {
         copied => copied?,
     };
     File::open(to.join(name))?.sync_all()?;
-    sync(to)
+    sync_folder(to)
 }
 
 fn rename(from: &Path, to: &Path, name: &str) -> io::Result<()> {
@@ -83,12 +83,8 @@ fn rename(from: &Path, to: &Path, name: &str) -> io::Result<()> {
     }
     fs::create_dir_all(to)?;
     fs::rename(from.join(name), to.join(name))?;
-    sync(to)?;
-    sync(from)
-}
-
-fn sync(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
+    sync_folder(to)?;
+    sync_folder(from)
 }
 
 /// Steps that the ledger has of a stage.
