@@ -218,7 +218,7 @@ fn run_directories() {
     scene.launch("run", 1, &SHORT).expect(0);
     check_launch(&scene, &["--run-dir", "run", "digits_cnce"], 64, &["run holds a run already: add --resume"]);
     let other = ["--resume", "--run-dir", "run", "digits_cnce", "seed=1"];
-    check_launch(&scene, &other, 78, &["run is a run of another configuration", "without naming a preset"]);
+    check_launch(&scene, &other, 78, &["seed: the run has 0, this command 1", "without naming a preset"]);
     fs::remove_file(scene.path("run/results.json")).expect("it was written");
     check(&scene, &["report", "run"], 65, &["there are no results yet", "run/results.json"]);
     fs::write(scene.path("run/results.json"), "{").expect("a file");

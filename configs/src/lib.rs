@@ -17,6 +17,7 @@ mod order;
 mod packs_dir;
 mod plan;
 mod presets;
+mod recipe;
 mod run_config;
 mod schedule;
 mod timeouts;
@@ -35,6 +36,7 @@ pub use order::{
 pub use packs_dir::default_packs_dir;
 pub use plan::{BackbonePlan, Contrastive, Objective, Plan, PlanError, StagePlan, TransferPlan};
 pub use presets::{preset_names, preset_summary};
+pub use recipe::{Change, Condition, changes};
 pub use run_config::{
     BackboneConfig, CheckpointConfig, ChecksConfig, DataConfig, DataKind, DecoderConfig, EncoderConfig, Features,
     FrozenMode, LogConfig, ModelConfig, ObjectiveConfig, ObjectivePatch, OnBadImage, OnDivergence, OnNonFinite,

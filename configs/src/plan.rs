@@ -4,15 +4,14 @@
 mod rules;
 
 use crate::dataset::{DataSet, images_kept_of_cifar100_u};
-use crate::digest::hex;
 use crate::error::ConfigErrors;
 use crate::load;
-use crate::order::{Split, first_of_each_class, split_train_validation};
+use crate::order::{Split, first_of_each_class, split_train_validation, steps_per_epoch};
+use crate::recipe::{recipe_digest, resolved_digest};
 use crate::run_config::{
     BackboneConfig, DataKind, ObjectiveConfig, RunConfig, Schedule, Similarity, TrainConfig, Validation,
 };
 use rules::Rules;
-use sha2::{Digest, Sha256};
 use std::path::Path;
 
 /// A broken rule: the dotted key it hangs on and what to do about it.
@@ -30,6 +29,7 @@ pub struct Plan {
     data: DataSet,
     stages: Vec<StagePlan>,
     digest: String,
+    resolved_digest: String,
 }
 
 /// One training inside the run.
@@ -124,8 +124,8 @@ impl Plan {
         if !rules.broken.is_empty() {
             return Err(rules.broken);
         }
-        let digest = digest(&config);
-        Ok(Self { config, data, stages, digest })
+        let (digest, resolved_digest) = (recipe_digest(&config), resolved_digest(&config));
+        Ok(Self { config, data, stages, digest, resolved_digest })
     }
 
     /// A configuration file's plan, as [`crate::load_file`] reads it: all mistakes in keys and types, or else all
@@ -206,9 +206,21 @@ impl Plan {
         &self.stages
     }
 
-    /// SHA-256 of the resolved configuration, in hexadecimal: equal on every process of a run.
+    /// The steps of a stage in all its epochs, given the number of images that are trained on.
+    pub fn total_steps(&self, stage: &StagePlan, images: u64) -> u64 {
+        let train = self.training(stage);
+        let epoch = steps_per_epoch(images, train.batch_size, self.config.data.drop_last);
+        train.max_steps.unwrap_or(u64::MAX).min(train.epochs.saturating_mul(epoch))
+    }
+
+    /// SHA-256 of the recipe, in hexadecimal: equal as long as a run may be resumed (`recipe.rs` has the keys).
     pub fn digest(&self) -> &str {
         &self.digest
+    }
+
+    /// SHA-256 of the resolved configuration, in hexadecimal: equal on every process that trains at the same time.
+    pub fn resolved_digest(&self) -> &str {
+        &self.resolved_digest
     }
 
     /// The file that `backbones.N.checkpoint` names for a backbone, if it is not trained in this run.
@@ -254,16 +266,6 @@ fn transfer_name(method: &str) -> String {
     format!("transfer_{method}")
 }
 
-/// What is written beside a run, and how long is waited for what, is no part of it.
-fn digest(config: &RunConfig) -> String {
-    let mut canonical = serde_json::to_value(config).expect("a RunConfig holds only what JSON can");
-    if let Some(keys) = canonical.as_object_mut() {
-        keys.shift_remove("log");
-        keys.shift_remove("timeouts");
-    }
-    hex(&Sha256::digest(canonical.to_string().as_bytes()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -296,17 +298,15 @@ mod tests {
     }
 
     #[test]
-    fn a_digest_is_of_everything_and_of_nothing_else() {
-        let digest = |overrides: &[&str]| {
-            let overrides: Vec<String> = overrides.iter().map(|&text| text.into()).collect();
-            Plan::from_preset("digits_cae", &overrides).expect("valid").digest().to_owned()
+    fn the_steps_of_a_stage_are_those_of_its_epochs_or_fewer() {
+        let check = |overrides: &[&str], expected: [u64; 2]| {
+            let plan = plan("digits_cae", overrides);
+            let steps = plan.stages().iter().map(|stage| plan.total_steps(stage, 1293));
+            assert_eq!(steps.collect::<Vec<_>>(), expected, "{overrides:?}");
         };
-        assert_eq!(digest(&[]), digest(&["train.epochs=50"]));
-        assert_ne!(digest(&[]), digest(&["train.epochs=61"]));
-        assert_ne!(digest(&[]), digest(&["seed=1"]));
-        assert_eq!(digest(&[]), digest(&["log.tensorboard=true"]));
-        assert_eq!(digest(&[]), digest(&["timeouts.hang_seconds=60"]));
-        assert_eq!(digest(&[]).len(), 64);
+        check(&[], [50 * 21, 100 * 11]);
+        check(&["data.drop_last=true"], [50 * 20, 100 * 10]);
+        check(&["train.max_steps=30", "transfer.max_steps=9999"], [30, 1100]);
     }
 
     #[test]

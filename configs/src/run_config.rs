@@ -52,7 +52,7 @@ impl Default for RunConfig {
     }
 }
 
-/// What is written of a run beside its ledger. It is no part of a run's digest: it may change when a run goes on.
+/// What is written of a run beside its ledger. It is no part of a run's recipe: it may change at a resume.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LogConfig {

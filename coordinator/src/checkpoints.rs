@@ -3,12 +3,13 @@
 
 mod transfer;
 
-use crate::run_dir::write_durably;
+use crate::run_dir::{DataIdentity, write_durably};
 use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -25,6 +26,9 @@ pub struct Manifest {
     pub format: u32,
     pub run: String,
     pub config_digest: String,
+    /// Fingerprints of the packs that it was trained on; earlier versions did not record them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<ManifestData>,
     pub stage: String,
     pub generation: u64,
     pub world_size: u32,
@@ -39,6 +43,18 @@ pub struct Manifest {
     /// There if the stage is complete.
     pub result: Option<ManifestResult>,
     pub files: Vec<ManifestFile>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManifestData {
+    pub train: String,
+    pub test: String,
+}
+
+impl ManifestData {
+    fn of(data: &DataIdentity) -> Self {
+        Self { train: data.train.clone(), test: data.test.clone() }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -109,8 +125,13 @@ pub(crate) struct Checkpoints {
     /// Of the run and of its configuration: a checkpoint of another one is not used.
     pub run: String,
     pub config_digest: String,
+    /// What it is trained on, if that is known.
+    pub data: Option<DataIdentity>,
     /// Newest checkpoints kept in each stage.
     pub keep_last: usize,
+    /// Steps of the stages in all their epochs. A stage whose result was measured after fewer goes on; one that is not
+    /// here is complete when it has a result.
+    pub total_steps: BTreeMap<String, u64>,
 }
 
 /// How far a run has come.
@@ -121,6 +142,8 @@ pub(crate) struct Found {
     pub results: Vec<StageResult>,
     /// Where the first stage that is not complete stands; `None`: at its start, or all are complete.
     pub resume: Option<CheckpointRef>,
+    /// `resume` is the end of a stage that was complete, and is to make more steps.
+    pub reopened: bool,
     /// Checkpoints that were passed over, and why.
     pub warnings: Vec<String>,
 }
@@ -179,6 +202,7 @@ impl Checkpoints {
             format: FORMAT,
             run: self.run.clone(),
             config_digest: self.config_digest.clone(),
+            data: self.data.as_ref().map(ManifestData::of),
             stage: written.stage.clone(),
             generation: written.generation,
             world_size: written.world_size,
@@ -213,17 +237,23 @@ impl Checkpoints {
         for stage in stages {
             let newest = self.newest(stage, &mut found.warnings)?;
             match newest {
-                Some((reference, Some(result))) => {
+                Some((reference, Some(result))) if !self.is_short(&reference) => {
                     found.complete.push(reference);
                     found.results.push(result);
                 }
                 newest => {
+                    found.reopened = matches!(newest, Some((_, Some(_))));
                     found.resume = newest.map(|(reference, _)| reference);
                     break;
                 }
             }
         }
         Ok(found)
+    }
+
+    /// Whether a stage is to make more steps than this checkpoint holds.
+    fn is_short(&self, reference: &CheckpointRef) -> bool {
+        self.total_steps.get(&reference.stage).is_some_and(|total| reference.step < *total)
     }
 
     /// The newest good checkpoint of a stage, and its result if the stage is complete.
@@ -243,6 +273,9 @@ impl Checkpoints {
         let (manifest, manifest_sha256) = verify(place)?;
         ensure!(manifest.run == self.run, "it is of run {}, this is {}", manifest.run, self.run);
         ensure!(manifest.config_digest == self.config_digest, "it is of another configuration");
+        if let (Some(data), Some(trained_on)) = (self.data.as_ref().map(ManifestData::of), &manifest.data) {
+            ensure!(*trained_on == data, "it was trained on other data");
+        }
         ensure!(manifest.stage == stage, "it is of stage {}", manifest.stage);
         let folder = format!("checkpoints/{stage}/step-{:08}", manifest.step);
         ensure!(place == self.run_dir.join(&folder), "it is of step {}", manifest.step);

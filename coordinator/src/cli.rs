@@ -8,15 +8,17 @@ use crate::credentials::Credentials;
 use crate::exit::{EXIT_CONFIG, EXIT_DATA, EXIT_USAGE, Fatal};
 use crate::ingest;
 use crate::ledger::read_steps;
+use crate::prepare::packs_of_run;
 use crate::render::{self, Numbers};
 use crate::report::Results;
+use crate::run_dir::{identity, plan_of_run};
 use crate::status::status;
 use crate::terminal::{self, OutputError};
 use crate::verify_run::{Comparison, compare, verify_run};
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use data::{DataVerb, act_data};
-use launch::{LaunchArguments, LauncherName, act_launch, act_serve};
+use launch::{LaunchArguments, LauncherName, act_launch, };
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use thanos_configs::{ConfigErrors, Plan, RunConfig, default_packs_dir, preset_names, preset_summary, to_yaml};
@@ -124,6 +126,16 @@ struct PacksDir {
     packs_dir: Option<PathBuf>,
 }
 
+impl Target {
+    /// As it was meant: where an override stands first, no preset is named.
+    fn parts(&self) -> (Option<&str>, Vec<String>) {
+        let is_key = |word: &String| word.split_once('=').is_some_and(|(key, _)| !key.contains('/'));
+        let first = self.target.as_ref().filter(|word| is_key(word));
+        let overrides = first.into_iter().chain(&self.overrides).cloned().collect();
+        (self.target.as_deref().filter(|_| first.is_none()), overrides)
+    }
+}
+
 impl PacksDir {
     fn path(&self) -> Result<PathBuf, Fatal> {
         let path = self.packs_dir.clone().or_else(|| default_packs_dir(std::env::var_os));
@@ -187,8 +199,8 @@ fn exit_code(error: &anyhow::Error) -> u8 {
 
 fn act(verb: Verb) -> Result<u8> {
     match verb {
-        Verb::Launch(arguments) => act_launch(&arguments, LauncherName::Local),
-        Verb::Serve(arguments) => act_serve(&arguments),
+        Verb::Launch(arguments) => act_launch(&arguments, None),
+        Verb::Serve(arguments) => act_launch(&arguments, Some(LauncherName::None)),
         Verb::Presets => {
             for name in preset_names() {
                 terminal::print_line(&format!("{name:22} {}", preset_summary(&name).unwrap_or_default()))?;
@@ -221,7 +233,7 @@ fn act(verb: Verb) -> Result<u8> {
         }
         Verb::Render(verb) => act_render(&verb).map(|()| 0),
         Verb::Report { run_dir, json } => {
-            crate::run_dir::identity(&run_dir)?;
+            identity(&run_dir)?;
             let results = Results::read(&run_dir)?;
             terminal::print_line(&if json { results.to_json() } else { results.to_string() })?;
             Ok(0)
@@ -247,8 +259,9 @@ fn act_render(verb: &RenderVerb) -> Result<()> {
 
 fn act_verify_run(run_dir: &Path, other: Option<&Path>, packs_dir: &Path) -> Result<u8> {
     for run_dir in [Some(run_dir), other].into_iter().flatten() {
-        let plan = plan_of_run(run_dir)?;
-        let packs = ingest::pack(&plan.config().data, packs_dir, &|_, _, _| {}).map_err(Fatal::from)?;
+        let identity = identity(run_dir)?;
+        let plan = plan_of_run(run_dir, &[])?;
+        let packs = packs_of_run(&plan, packs_dir, identity.data.as_ref())?;
         let fine = ingest::fine_labels(&packs.train.path).map_err(Fatal::from)?;
         terminal::print_line(&format!("{}: {}", run_dir.display(), verify_run(run_dir, &plan, &fine)?))?;
     }
@@ -264,11 +277,21 @@ fn act_verify_run(run_dir: &Path, other: Option<&Path>, packs_dir: &Path) -> Res
 
 /// The plan of a preset or file with its overrides; paths in it are made absolute, for workers that run elsewhere.
 fn plan(target: &Target) -> Result<Plan> {
-    let Some(name) = &target.target else {
+    let (Some(name), overrides) = target.parts() else {
         let message = "name a preset or a YAML file (`thanos-coord presets` lists the presets)";
         return Err(Fatal::new(EXIT_USAGE, message).into());
     };
-    let mut config = config_of(name, &target.overrides)?;
+    absolute(config_of(name, &overrides)?)
+}
+
+/// The plan of a run's own configuration with overrides.
+fn plan_to_resume(run_dir: &Path, overrides: &[String]) -> Result<Plan> {
+    identity(run_dir)?;
+    absolute(plan_of_run(run_dir, overrides)?.config().clone())
+}
+
+/// The plan of a configuration whose paths are made absolute.
+fn absolute(mut config: RunConfig) -> Result<Plan> {
     let paths = config.backbones.iter_mut().filter_map(|backbone| backbone.checkpoint.as_mut());
     for path in paths.chain(config.data.dir.as_mut()).chain(config.data.coarse_map.as_mut()) {
         *path = std::path::absolute(&*path).with_context(|| format!("{}", path.display()))?;
@@ -290,13 +313,4 @@ fn config_of(name: &str, overrides: &[String]) -> Result<RunConfig> {
         Plan::from_preset(name, overrides)?
     };
     Ok(plan.config().clone())
-}
-
-/// The plan that a run was started with.
-fn plan_of_run(run_dir: &Path) -> Result<Plan> {
-    crate::run_dir::identity(run_dir)?;
-    let file = run_dir.join("config.yaml");
-    let text = std::fs::read_to_string(&file)
-        .map_err(|error| Fatal::new(EXIT_DATA, format!("cannot read {}: {error}", file.display())))?;
-    Ok(Plan::from_file(&text, &file.display().to_string(), &[])?)
 }

@@ -8,6 +8,7 @@ mod error;
 mod idx;
 mod image_folder;
 mod info;
+mod known;
 mod pack_file;
 mod pack_header;
 mod pickle;
@@ -22,6 +23,7 @@ mod tree;
 
 pub use error::{DataError, PackFault, RawFault};
 pub use info::PackInfo;
+pub(crate) use known::{find_packs, raw_stamp};
 pub use sheet::contact_sheet;
 
 use pack_file::Sink;
@@ -177,9 +179,7 @@ impl Packing<'_> {
             }
         };
         let facts = DataSet { mean: header.mean.clone(), std: header.std.clone(), ..facts.clone() };
-        let images = header.images();
-        let Header { fingerprint, left_out: LeftOut { images: left_out, named: skipped }, .. } = header;
-        Ok((PackFile { split: split.name().into(), path, images, fingerprint, left_out, skipped }, facts, reused))
+        Ok((PackFile::of(split, path, header), facts, reused))
     }
 }
 

@@ -1,25 +1,26 @@
-//! `launch`: from a plan to a result table. It prepares everything that can fail before a worker is started, then
-//! lets the conductor run.
+//! `launch`: from a plan to a result table. What can be refused before a worker is started is in `prepare.rs`; here the
+//! workers are started, and the conductor runs.
 
-use crate::checkpoints::{CheckpointFiles, Checkpoints, Found};
+use crate::checkpoints::{CheckpointFiles, Checkpoints};
 use crate::conductor::Conductor;
 use crate::credentials::Credentials;
-use crate::exit::{EXIT_DATA, Fatal};
-use crate::ingest::{self, PackFile, Packs};
+use crate::exit::{EXIT_CONFIG, EXIT_DATA, EXIT_NO_PERMISSION, EXIT_UNREACHABLE, EXIT_USAGE, Fatal};
+use crate::ingest::{PackFile, Packs};
 use crate::launcher::{Launcher, Place, WorkerCommand, worker_program};
 use crate::journal::Journal;
 use crate::ledger::{Ledger, last_generation, read_steps, workers_of_last_generation};
 use crate::observe::Observed;
 use crate::packs::PackShelf;
-use crate::progress::{Bar, Progress, tell_of};
+use crate::prepare::{Prepared, prepare};
+use crate::progress::Progress;
 use crate::report::Results;
 use crate::run::{Event, Placement, Run, Start, Timeouts, Verdict};
-use crate::run_dir::RunDir;
+use crate::run_dir::{RunDir, StartedWith};
 use crate::server::{Service, Sessions, serve};
 use crate::signals::StopSignals;
 use crate::store::Store;
 use crate::tensorboard::TensorBoard;
-use crate::terminal::{self, Unit};
+use crate::terminal;
 use anyhow::{Context, Result};
 use nix::ifaddrs::getifaddrs;
 use serde_json::json;
@@ -66,6 +67,8 @@ pub(crate) struct Launch {
     /// Go on with the run in `run_dir`.
     pub resume: bool,
     pub packs_dir: PathBuf,
+    /// What the run's next resume does again, unless it is told otherwise.
+    pub started_with: StartedWith,
     /// Most workers, and least.
     pub workers: usize,
     pub least: usize,
@@ -103,32 +106,8 @@ pub(crate) async fn launch(
     (launch, stop_signals): (&Launch, &StopSignals),
     listener: std::net::TcpListener,
 ) -> Result<Launched> {
-    // What can be refused comes first: a launch that was refused leaves no run directory, and can be typed again.
-    let packs = pack(plan, &launch.packs_dir)?;
-    for backbone in &plan.config().backbones {
-        if let Some(path) = &backbone.checkpoint
-            && let Err(error) = std::fs::metadata(path)
-        {
-            let message = format!("backbone {}: cannot read {}: {error}", backbone.name, path.display());
-            return Err(Fatal::new(EXIT_DATA, message).into());
-        }
-    }
-    let run_dir = match launch.resume {
-        true => RunDir::open(&launch.run_dir, plan)?,
-        false => RunDir::create(&launch.run_dir, plan)?,
-    };
-    let checkpoints = Checkpoints {
-        run_dir: run_dir.path().into(),
-        run: run_dir.identity().id.clone(),
-        config_digest: plan.digest().into(),
-        keep_last: plan.config().checkpoint.keep_last,
-    };
+    let Prepared { run_dir, packs, checkpoints, found, credentials, status } = prepare(plan, launch)?;
     let stages: Vec<&str> = plan.stages().iter().map(|stage| stage.name()).collect();
-    let found = checkpoints.find(&stages)?;
-    for warning in &found.warnings {
-        tracing::warn!("{warning}");
-    }
-    refuse_without_any(&run_dir, &found)?;
     let next_step = read_steps(run_dir.path())?.pop().map(|last| (last.stage, last.step + 1));
     let finished = |results: &[_]| -> Result<Launched> {
         let results = Results::new(run_dir.identity(), plan, results);
@@ -138,9 +117,6 @@ pub(crate) async fn launch(
     if found.complete.len() == stages.len() {
         return finished(&found.results);
     }
-    let shared = launch.starter == Starter::Nobody;
-    let credentials = launch.credentials.as_deref().map(|folder| Credentials::open_or_make(folder, shared));
-    let credentials = credentials.transpose()?.map(Arc::new);
     let start = Start {
         workers: launch.workers,
         least: launch.least,
@@ -164,8 +140,12 @@ pub(crate) async fn launch(
     };
     let shelf = PackShelf::new([&packs.train, &packs.test]);
     let files = CheckpointFiles::new(run_dir.path(), stages.iter().copied());
-    let (verdict, mut new) =
-        conduct(start, (launch, stop_signals), credentials, (listener, checkpoints, shelf, files)).await?;
+    let serving = Serving { listener, status, checkpoints, packs: shelf, files };
+    let conducted = conduct(start, (launch, stop_signals), credentials, serving).await;
+    if !launch.resume && could_not_start(&conducted) && read_steps(run_dir.path())?.is_empty() {
+        run_dir.withdraw()?;
+    }
+    let (verdict, mut new) = conducted?;
     let mut results = found.results;
     results.append(&mut new);
     match verdict {
@@ -178,29 +158,14 @@ pub(crate) async fn launch(
     }
 }
 
-/// Packs the plan's data, unless that was done before.
-fn pack(plan: &Plan, packs_dir: &Path) -> Result<Packs> {
-    let bar = Bar::new(Unit::Images);
-    let data = &plan.config().data;
-    let packs = ingest::pack(data, packs_dir, &|split, done, total| bar.at(split, done, total)).map_err(Fatal::from)?;
-    bar.finish();
-    tell_of(data.kind, &packs);
-    let fine = ingest::fine_labels(&packs.train.path).map_err(Fatal::from)?;
-    plan.check_images(&fine).map_err(|rule| Fatal::new(EXIT_DATA, rule.to_string()))?;
-    Ok(packs)
-}
-
-/// A run that had checkpoints and has none that is good must not silently start over.
-fn refuse_without_any(run_dir: &RunDir, found: &Found) -> Result<(), Fatal> {
-    if found.warnings.is_empty() || found.resume.is_some() || !found.complete.is_empty() {
-        return Ok(());
+/// Whether a run has failed for a reason that its user can mend, rather than by what it computed or wrote.
+fn could_not_start(conducted: &Result<Conducted>) -> bool {
+    let mendable = [EXIT_USAGE, EXIT_DATA, EXIT_UNREACHABLE, EXIT_NO_PERMISSION, EXIT_CONFIG];
+    match conducted {
+        Ok((Verdict::Failed { exit_code, .. }, _)) => mendable.contains(exit_code),
+        Ok((Verdict::Done | Verdict::Stopped { .. }, _)) => false,
+        Err(error) => error.downcast_ref::<Fatal>().is_some_and(|fatal| mendable.contains(&fatal.exit_code)),
     }
-    let message = format!(
-        "no checkpoint of {} is good:\n  {}\nto start over, name another --run-dir",
-        run_dir.path().display(),
-        found.warnings.join("\n  ")
-    );
-    Err(Fatal::new(EXIT_DATA, message))
 }
 
 fn welcome(
@@ -220,7 +185,7 @@ fn welcome(
         run_id: run_dir.identity().id.clone(),
         run_dir: text(run_dir.path())?,
         config: to_yaml(plan.config()),
-        config_digest: plan.digest().into(),
+        config_digest: plan.resolved_digest().into(),
         packs: vec![pack(&packs.train)?, pack(&packs.test)?],
         lease: launch.lease,
         scrape_token_sha256: credentials.map(Credentials::scrape_token_sha256).transpose()?,
@@ -228,13 +193,25 @@ fn welcome(
     })
 }
 
+/// What workers and people reach, and what is served there.
+struct Serving {
+    listener: std::net::TcpListener,
+    status: Option<std::net::TcpListener>,
+    checkpoints: Checkpoints,
+    packs: PackShelf,
+    files: CheckpointFiles,
+}
+
+/// How a run ended, and what its stages measured.
+type Conducted = (Verdict, Vec<thanos_proto::StageResult>);
+
 /// Serves, starts the workers and conducts the run.
 async fn conduct(
     start: Start,
     (launch, stop_signals): (&Launch, &StopSignals),
     credentials: Option<Arc<Credentials>>,
-    (listener, checkpoints, packs, files): (std::net::TcpListener, Checkpoints, PackShelf, CheckpointFiles),
-) -> Result<(Verdict, Vec<thanos_proto::StageResult>)> {
+    Serving { listener, status, checkpoints, packs, files }: Serving,
+) -> Result<Conducted> {
     listener.set_nonblocking(true)?;
     let listener = TcpListener::from_std(listener)?;
     let address = listener.local_addr()?;
@@ -257,10 +234,8 @@ async fn conduct(
     if launcher.is_none() {
         invite(launch.workers, address, credentials.as_deref())?;
     }
-    let observed = match launch.status {
-        Some(address) => Some(Observed::serve(address, credentials.as_deref(), &sessions, &start).await?),
-        None => None,
-    };
+    let shown = status.map(|listener| Observed::serve(listener, credentials.as_deref(), &sessions, &start));
+    let observed = shown.transpose()?;
     let tensorboard = launch.tensorboard.then(|| TensorBoard::open(&launch.run_dir)).transpose()?;
     let ledger = Ledger::open(&launch.run_dir)?;
     let journal = Journal::start(ledger, checkpoints, tensorboard, (sessions.clone(), events))?;

@@ -1,8 +1,9 @@
 //! The coordinator of a run. It never links libtorch.
 //!
 //! Reading order: `run.rs` (the rules, a pure function from events to effects), `conductor.rs` (the task that owns the
-//! run and carries its effects out), `launch.rs` (from a plan to a result table), `supervise.rs` (the process above
-//! it), `signals.rs` (stop requests); around them `credentials.rs`, `thanos-door`, `server.rs`, `store.rs` and `packs.rs` (gRPC), `launcher.rs` and `slurm.rs` (worker
+//! run and carries its effects out), `journal.rs` (what touches the run directory), `prepare.rs` and `launch.rs` (from a plan
+//! to a result table), `supervise.rs` (the process above it), `signals.rs` (stop requests); around them `credentials.rs`,
+//! `thanos-door`, `server.rs`, `store.rs` and `packs.rs` (gRPC), `launcher.rs` and `slurm.rs` (worker
 //! processes), `run_dir.rs`,
 //! `ledger.rs` and `checkpoints.rs` (what is kept), `fetch.rs` and `ingest.rs` (published files, and raw data to packs),
 //! `observe.rs`, `metrics.rs` and `tensorboard.rs` (what is scraped and drawn), `terminal.rs`, `progress.rs`, `report.rs`, `status.rs` and `verify_run.rs` (what people see), `chaos.rs` (faults on demand), `render.rs`
@@ -24,6 +25,7 @@ mod ledger;
 mod metrics;
 mod observe;
 mod packs;
+mod prepare;
 mod progress;
 mod render;
 mod report;
@@ -34,10 +36,12 @@ mod signals;
 mod slurm;
 mod status;
 mod store;
+mod superseded;
 mod supervise;
 mod tensorboard;
 mod terminal;
 mod verify_run;
+mod weights;
 
 pub use checkpoints::{Manifest, verify};
 pub use cli::{Arguments, run};

@@ -41,20 +41,27 @@ struct State {
 }
 
 impl Observed {
-    /// Shows a run on `address` until this process ends.
+    /// Takes the address on which a run is to be shown.
     ///
     /// # Errors
     /// 69, naming the address, if it cannot be listened on.
-    pub(crate) async fn serve(
-        address: SocketAddr,
+    pub(crate) fn listen(address: SocketAddr) -> Result<std::net::TcpListener, Fatal> {
+        std::net::TcpListener::bind(address)
+            .map_err(|error| Fatal::new(EXIT_UNREACHABLE, format!("cannot listen on {address} for --status: {error}")))
+    }
+
+    /// Shows a run on `listener` until this process ends.
+    ///
+    /// # Errors
+    /// If the listener, or the run's token, cannot be used.
+    pub(crate) fn serve(
+        listener: std::net::TcpListener,
         credentials: Option<&Credentials>,
         sessions: &Sessions,
         start: &Start,
     ) -> Result<Self> {
-        let cannot = |error: std::io::Error| {
-            Fatal::new(EXIT_UNREACHABLE, format!("cannot listen on {address} for --status: {error}"))
-        };
-        let listener = TcpListener::bind(address).await.map_err(cannot)?;
+        listener.set_nonblocking(true)?;
+        let listener = TcpListener::from_std(listener)?;
         let address = listener.local_addr()?;
         let guarded = metrics_page()?;
         metrics::describe();

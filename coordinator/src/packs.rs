@@ -5,7 +5,7 @@ use crate::ingest::PackFile;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use thanos_configs::sha256_of;
 use thanos_proto::v1::{PackHead, PackPart, PackRequest, pack_part::Part};
 use tokio::sync::mpsc;
@@ -24,8 +24,22 @@ pub(crate) struct PackShelf {
 struct Shelved {
     fingerprint: String,
     path: PathBuf,
-    /// Length and SHA-256 of the whole file, computed when the first worker asks.
-    head: OnceLock<PackHead>,
+    head: Head,
+}
+
+/// Length and SHA-256 of a whole file, computed when the first worker asks; others that ask meanwhile wait for it.
+#[derive(Default)]
+struct Head(Mutex<Option<PackHead>>);
+
+impl Head {
+    fn get_or_compute(&self, compute: impl FnOnce() -> io::Result<PackHead>) -> io::Result<PackHead> {
+        // Whoever panicked here has left nothing half done.
+        let mut head = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if head.is_none() {
+            *head = Some(compute()?);
+        }
+        Ok(head.clone().unwrap_or_default())
+    }
 }
 
 impl PackShelf {
@@ -33,7 +47,7 @@ impl PackShelf {
         let shelve = |pack: &PackFile| Shelved {
             fingerprint: pack.fingerprint.clone(),
             path: pack.path.clone(),
-            head: OnceLock::new(),
+            head: Head::default(),
         };
         Self { packs: packs.into_iter().map(shelve).collect() }
     }
@@ -66,13 +80,10 @@ impl PackShelf {
 impl Shelved {
     /// Ends early, and without an error, when nobody takes the parts any more.
     fn send(&self, offset: u64, parts: &mpsc::Sender<Result<PackPart, Status>>) -> io::Result<()> {
-        let head = match self.head.get() {
-            Some(head) => head.clone(),
-            None => {
-                let (bytes, sha256) = sha256_of(File::open(&self.path)?)?;
-                self.head.get_or_init(|| PackHead { bytes, sha256 }).clone()
-            }
-        };
+        let head = self.head.get_or_compute(|| {
+            let (bytes, sha256) = sha256_of(File::open(&self.path)?)?;
+            Ok(PackHead { bytes, sha256 })
+        })?;
         let part = |part| Ok(PackPart { part: Some(part) });
         let mut left = head.bytes.saturating_sub(offset);
         if parts.blocking_send(part(Part::Head(head))).is_err() {
@@ -89,5 +100,32 @@ impl Shelved {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Barrier;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::thread;
+
+    #[test]
+    fn a_pack_is_hashed_once_however_many_ask_at_the_same_time() {
+        let (head, hashed, all) = (Head::default(), AtomicU32::new(0), Barrier::new(8));
+        let failed = head.get_or_compute(|| Err(io::Error::other("not there yet")));
+        assert!(failed.is_err(), "an error is not kept");
+        let ask = || {
+            all.wait();
+            let computed = head.get_or_compute(|| {
+                hashed.fetch_add(1, Ordering::Relaxed);
+                // The others come meanwhile.
+                thread::yield_now();
+                Ok(PackHead { bytes: 7, sha256: "print".into() })
+            });
+            assert_eq!(computed.expect("there").bytes, 7);
+        };
+        thread::scope(|scope| (0..8).for_each(|_| _ = scope.spawn(ask)));
+        assert_eq!(hashed.into_inner(), 1);
     }
 }

@@ -205,13 +205,7 @@ mod tests {
     #[test]
     fn a_row_is_a_probe_with_the_time_of_its_backbones() {
         let plan = Plan::from_preset("digits_thanos", &[]).expect("valid");
-        let identity = Identity {
-            id: "r".into(),
-            preset: "digits_thanos".into(),
-            seed: 3,
-            config_digest: String::new(),
-            version: String::new(),
-        };
+        let identity = Identity { id: "r".into(), preset: "digits_thanos".into(), seed: 3, ..Identity::default() };
         let stages =
             [result("cnce", None, 10.0), result("cae", None, 20.04), result("transfer_thanos", Some(0.9512), 3.0)];
         let results = Results::new(&identity, &plan, &stages);

@@ -3,10 +3,10 @@
 use crate::exit::Fatal;
 use crate::ledger::read_steps;
 use crate::report::Results;
-use crate::run_dir::identity;
+use crate::run_dir::{holder, identity};
 use serde_json::Value;
 use std::fmt::Write;
-use std::fs::{self, File, TryLockError};
+use std::fs;
 use std::path::Path;
 
 /// A few lines on a run: what it is, how far it is, whether a coordinator is at work on it.
@@ -42,10 +42,8 @@ pub(crate) fn status(run_dir: &Path) -> Result<String, Fatal> {
 
 /// The process that holds the lock, or how to go on without one.
 fn coordinator(run_dir: &Path, events: &[Value]) -> String {
-    let path = run_dir.join("lock");
-    let locked = File::open(&path).map(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)));
-    if let Ok(true) = locked {
-        return fs::read_to_string(&path).unwrap_or_else(|_| "running".into());
+    if let Some(holder) = holder(run_dir) {
+        return holder;
     }
     if ending(events).is_some_and(|ended| ended["how"] == "done") {
         return "none: the run is complete".into();

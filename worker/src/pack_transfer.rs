@@ -18,6 +18,8 @@ const MOST_BREAKS: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 /// Bytes of the largest pack.
 const MOST_BYTES: u64 = 1 << 40;
+/// No locks available; it has no [`io::ErrorKind`].
+const ENOLCK: i32 = 37;
 /// How often the coordinator hears how far a transfer is.
 const BETWEEN_REPORTS: Duration = Duration::from_secs(2);
 
@@ -55,6 +57,11 @@ pub(crate) fn local_file(session: &Session, pack: &PackRef, folder: Option<&Path
     bring(pack, &folder, open, told).with_context(|| format!("the {} pack in {}", pack.split, folder.display()))
 }
 
+/// Whether this is the answer of a file system that cannot lock files (some NFS and FUSE mounts).
+fn has_no_locks(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::Unsupported || error.raw_os_error() == Some(ENOLCK)
+}
+
 /// Brings a pack into `folder`, unless it is there. `open` starts a stream at an offset.
 fn bring<S: PackStream>(
     pack: &PackRef,
@@ -69,11 +76,18 @@ fn bring<S: PackStream>(
     fs::create_dir_all(folder)?;
     // One worker of a host brings it; the others wait here, and find it.
     let lock = File::create(folder.join(format!("{fingerprint}.lock")))?;
-    lock.lock()?;
+    let own = match lock.lock() {
+        // Without locks each worker brings a copy of its own; the last one to finish gives it its name.
+        Err(error) if has_no_locks(&error) => format!(".{}", std::process::id()),
+        locked => {
+            locked?;
+            String::new()
+        }
+    };
     if path.is_file() {
         return Ok(path);
     }
-    let part_path = folder.join(format!("{fingerprint}.part"));
+    let part_path = folder.join(format!("{fingerprint}{own}.part"));
     let mut part = File::options().create(true).truncate(false).read(true).write(true).open(&part_path)?;
     let mut breaks = 0;
     loop {

@@ -8,7 +8,7 @@ use crate::evaluate::{Judge, StopAsked};
 use crate::exit::{BadData, EXIT_CONFIG, exit_code};
 use crate::feed::Schedule;
 use crate::memory::Memory;
-use crate::model::{BatchSum, Model};
+use crate::model::{Alone, BatchSum, Model};
 use crate::pack_transfer::local_file;
 use crate::run_files::{RunFiles, Unfinished};
 use crate::session::{Next, Refused, Session, ends_generation};
@@ -26,8 +26,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tch::Device;
 use thanos_c10d::{Address, ProcessGroup, keep_freed_memory};
-use thanos_configs::{Plan, StagePlan, TransferPlan, init_key, stage_key};
-use thanos_door::address_towards;
+use thanos_configs::{DataSet, Plan, StagePlan, TransferPlan, init_key, stage_key};
+use thanos_door::{address_towards, check_interface};
 use thanos_proto::{Begin, CheckpointRef, CheckpointWritten, Failed, Held, Hello, PackRef, Rejoin, Welcome, WorkerEvent};
 
 /// What a worker is told on its command line; everything else comes from the coordinator.
@@ -96,15 +96,8 @@ fn check_address(address: &Address) -> Result<(), NotHere> {
             Ok(_) => Ok(()),
             Err(error) => Err(NotHere(format!("--host {host} is no address of this machine: {error}"))),
         },
-        Address::Interface(name) => {
-            let entries = std::fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
-            let mut names: Vec<String> =
-                entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
-            names.sort();
-            let there = names.contains(name);
-            let message = || format!("--interface {name} is not on this machine, which has {}", names.join(", "));
-            if there { Ok(()) } else { Err(NotHere(message())) }
-        }
+        Address::Interface(name) => check_interface(name)
+            .map_err(|names| NotHere(format!("--interface {name} is not on this machine, which has {names}"))),
     }
 }
 
@@ -135,11 +128,12 @@ fn take_part(options: &Options, session: &Session, welcome: &Welcome) -> Result<
     }
     let packs = local_packs(options, session, &welcome.packs)?;
     let data = Data::open(&plan, &packs, device, options.threads).map_err(BadData)?;
+    check_given_weights(&plan, &data.facts)?;
     let files = session.run_files(Path::new(&welcome.run_dir), &welcome.run_id);
     let mut worker =
         Worker { plan: &plan, data: &data, session, files, finished: BTreeMap::new(), memory: None, stage: 0 };
     let collective = plan.config().timeouts.collective();
-    let mut ready = WorkerEvent::Ready { config_digest: plan.digest().into() };
+    let mut ready = WorkerEvent::Ready { config_digest: plan.resolved_digest().into() };
     loop {
         session.announce(&ready)?;
         let begin = match worker.wait() {
@@ -159,6 +153,23 @@ fn take_part(options: &Options, session: &Session, welcome: &Welcome) -> Result<
             ending => return ending,
         }
     }
+}
+
+/// Weights that the user gives are needed by the last stages, hours from now: whether they fit is known already.
+fn check_given_weights(plan: &Plan, facts: &DataSet) -> Result<(), BadData> {
+    for backbone in &plan.config().backbones {
+        let Some(path) = plan.backbone_checkpoint(&backbone.name) else { continue };
+        let sum: Rc<dyn BatchSum> = Rc::new(Alone);
+        let model = Model::new(&plan.config().model, facts, false, Device::Cpu, &sum);
+        load_given_weights(&backbone.name, path, &model.state())?;
+    }
+    Ok(())
+}
+
+/// Loads weights that the user gives into a model, by name.
+fn load_given_weights(name: &str, path: &Path, state: &Named) -> Result<(), BadData> {
+    let loaded = load_weights(path).and_then(|weights| copy_into(state, &weights));
+    loaded.map(|_| ()).with_context(|| format!("backbone {name} from {}", path.display())).map_err(BadData)
 }
 
 /// The packs on this machine, brought here if need be.
@@ -182,8 +193,8 @@ fn device(local_rank: usize) -> Device {
 fn plan_of(welcome: &Welcome) -> Result<Plan> {
     let plan = Plan::from_file(&welcome.config, "the coordinator's configuration", &[])
         .map_err(|error| Refused { reason: error.to_string(), exit_code: EXIT_CONFIG })?;
-    if plan.digest() != welcome.config_digest {
-        let (ours, theirs) = (plan.digest(), &welcome.config_digest);
+    if plan.resolved_digest() != welcome.config_digest {
+        let (ours, theirs) = (plan.resolved_digest(), &welcome.config_digest);
         let reason = format!("the configuration's digest is {ours} here and {theirs} at the coordinator");
         return Err(Refused { reason, exit_code: EXIT_CONFIG }.into());
     }
@@ -365,11 +376,8 @@ impl Worker<'_> {
         let model = Model::new(&self.plan.config().model, &self.data.facts, false, self.data.device(), &sum);
         let state = model.state();
         match (self.finished.get(name), self.plan.backbone_checkpoint(name)) {
-            (Some(weights), _) => copy_into(&state, weights)?,
-            (None, Some(path)) => load_weights(path)
-                .and_then(|weights| copy_into(&state, &weights))
-                .with_context(|| format!("backbone {name} from {}", path.display()))
-                .map_err(BadData)?,
+            (Some(weights), _) => _ = copy_into(&state, weights)?,
+            (None, Some(path)) => load_given_weights(name, path, &state)?,
             (None, None) => bail!("the backbone `{name}` is neither trained yet nor given by a checkpoint"),
         };
         for tensor in state.values() {

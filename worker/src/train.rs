@@ -215,9 +215,11 @@ impl<'a> Trainer<'a> {
         let recipe = self.recipe;
         let steps_per_epoch = recipe.schedule.steps_per_epoch();
         let total_steps = recipe.train.max_steps.unwrap_or(u64::MAX).min(recipe.train.epochs * steps_per_epoch);
-        if !self.settled {
+        if self.step > 0 {
             let at = Position::at(self.step - 1, steps_per_epoch);
-            if !self.settle(at, (steps_per_epoch, total_steps), false)? {
+            // A resume with fewer epochs may end after a step that was not the last one when it was made.
+            let never_evaluated = self.step == total_steps && !self.is_evaluated_after(at, steps_per_epoch);
+            if (!self.settled || never_evaluated) && !self.settle(at, (steps_per_epoch, total_steps), false)? {
                 return self.stop(at.epoch);
             }
         }
@@ -242,7 +244,7 @@ impl<'a> Trainer<'a> {
     fn settle(&mut self, at: Position, (steps_per_epoch, total_steps): (u64, u64), stop: bool) -> Result<bool> {
         let last = self.step == total_steps;
         let epoch_ends = at.step_in_epoch + 1 == steps_per_epoch;
-        let evaluated = last || epoch_ends && (at.epoch + 1).is_multiple_of(self.recipe.train.evaluate_every);
+        let evaluated = last || self.is_evaluated_after(at, steps_per_epoch);
         if evaluated && !self.evaluate(at.epoch)? {
             return Ok(false);
         }
@@ -256,6 +258,12 @@ impl<'a> Trainer<'a> {
             self.saving += began.elapsed().as_secs_f64();
         }
         Ok(true)
+    }
+
+    /// Whether an evaluation is due after this update, whether or not it is the last one.
+    fn is_evaluated_after(&self, at: Position, steps_per_epoch: u64) -> bool {
+        let epoch_ends = at.step_in_epoch + 1 == steps_per_epoch;
+        epoch_ends && (at.epoch + 1).is_multiple_of(self.recipe.train.evaluate_every)
     }
 
     /// All ranks stop behind the same update. Nobody leaves before it is committed.

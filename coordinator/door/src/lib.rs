@@ -9,4 +9,4 @@ mod route;
 pub use connections::{Connection, Identity, Peer, connections, name_of};
 pub use pages::{Guard, needs_guard, show};
 pub use recorder::metrics_page;
-pub use route::address_towards;
+pub use route::{address_towards, check_interface};

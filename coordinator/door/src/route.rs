@@ -1,4 +1,4 @@
-//! Under which address other machines find this one.
+//! Under which address other machines find this one, and which network interfaces it has.
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, ToSocketAddrs, UdpSocket};
@@ -14,4 +14,15 @@ pub fn address_towards(other: impl ToSocketAddrs) -> io::Result<IpAddr> {
     let socket = UdpSocket::bind((any, 0))?;
     socket.connect(to)?;
     Ok(socket.local_addr()?.ip())
+}
+
+/// Whether this machine has a network interface of this name.
+///
+/// # Errors
+/// The names that it has.
+pub fn check_interface(name: &str) -> Result<(), String> {
+    let entries = std::fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    if names.iter().any(|known| known == name) { Ok(()) } else { Err(names.join(", ")) }
 }

@@ -5,7 +5,14 @@ use thanos_configs::SplitMix64;
 use thanos_proto::WrittenFile;
 
 fn checkpoints(run_dir: &Path) -> Checkpoints {
-    Checkpoints { run_dir: run_dir.into(), run: "run".into(), config_digest: "digest".into(), keep_last: 2 }
+    Checkpoints {
+        run_dir: run_dir.into(),
+        run: "run".into(),
+        config_digest: "digest".into(),
+        data: None,
+        keep_last: 2,
+        total_steps: BTreeMap::new(),
+    }
 }
 
 /// Writes what rank 0 writes, for a step of a stage.
@@ -199,4 +206,41 @@ fn replace(path: &Path, from: &str, to: &str) {
     let text = fs::read_to_string(path).expect("read");
     assert!(text.contains(from), "no {from} in {text}");
     fs::write(path, text.replace(from, to)).expect("written");
+}
+
+/// A stage that was complete goes on where it is to make more steps; what comes after it is not looked at.
+#[test]
+fn a_complete_stage_with_too_few_steps_is_reopened() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut checkpoints = checkpoints(folder.path());
+    for stage in ["a", "b"] {
+        checkpoints.commit(&write(folder.path(), stage, 10, true)).expect("committed");
+    }
+    let mut find = |total: u64| {
+        checkpoints.total_steps = BTreeMap::from([("a".into(), total), ("b".into(), 10)]);
+        let found = checkpoints.find(&["a", "b"]).expect("there");
+        (
+            found.complete.len(),
+            found.results.len(),
+            found.resume.map(|resume| (resume.stage, resume.step)),
+            found.reopened,
+        )
+    };
+    assert_eq!(find(10), (2, 2, None, false));
+    assert_eq!(find(11), (0, 0, Some(("a".into(), 10)), true));
+}
+
+#[test]
+fn a_checkpoint_of_other_data_is_not_used_and_one_that_does_not_say_is() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = |train: &str| Some(DataIdentity { train: train.into(), test: "t".into(), raw_stamp: None });
+    let with = |train: Option<&str>| Checkpoints { data: train.and_then(data), ..checkpoints(folder.path()) };
+    let found = |train| with(train).find(&["a"]).expect("listed");
+    with(None).commit(&write(folder.path(), "a", 5, false)).expect("committed");
+    assert!(found(Some("one")).resume.is_some(), "of an earlier version");
+    with(Some("one")).commit(&write(folder.path(), "a", 5, false)).expect("committed");
+    assert!(found(Some("one")).resume.is_some());
+    let other = found(Some("two"));
+    assert_eq!(other.resume, None);
+    assert!(other.warnings[0].ends_with("it was trained on other data"), "{:?}", other.warnings);
 }

@@ -1,10 +1,10 @@
 //! `launch` and `serve`: their options, and what a launch is by them, by the machine and by the allocation.
 
-use super::{PacksDir, Target, duration, plan, plan_of_run};
+use super::{PacksDir, Target, duration, plan, plan_to_resume};
 use crate::exit::{EXIT_STOPPED, EXIT_USAGE, Fatal};
 use crate::launch::{Launch, Launched, Starter, launch};
 use crate::launcher::Place;
-use crate::run_dir::fresh_path;
+use crate::run_dir::{Claimed, StartedWith, identity};
 use crate::server::MOST_WORKERS;
 use crate::signals::StopSignals;
 use crate::slurm::{self, Allocation};
@@ -15,6 +15,7 @@ use clap::{Args, ValueEnum};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use thanos_configs::Plan;
 
 /// Workers of this machine must not outlive their supervisor by five seconds; others wait for whoever starts a
 /// coordinator again.
@@ -26,28 +27,29 @@ pub(super) struct LaunchArguments {
     #[command(flatten)]
     target: Target,
     /// Nodes to train on, N or LEAST:MOST; the local launcher has all of them on this machine [default: those of the
-    /// Slurm allocation, else 1]
+    /// Slurm allocation, else of the run to resume, else 1]
     #[arg(long, value_name = "N|LEAST:MOST", value_parser = nodes)]
     nodes: Option<Nodes>,
     /// How long to wait for more nodes than the least
     #[arg(long, default_value = "10s", value_parser = duration)]
     patience: Duration,
-    /// Workers on each node [default: of a Slurm allocation one a GPU, or a task; else 1]
+    /// Workers on each node [default: of a Slurm allocation one a GPU, or a task; else of the run to resume, else 1]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=64))]
     workers_per_node: Option<u16>,
     /// Network interface under which the nodes reach each other [default: the one that leads to the others]
     #[arg(long)]
     interface: Option<String>,
-    /// Who starts the workers [default: local; for serve, none, and no other]
+    /// Who starts the workers [default: as of the run to resume, else local]
     #[arg(long, value_enum)]
     launcher: Option<LauncherName>,
-    /// Threads of each worker [default: the machine's cores shared among its workers]
+    /// Threads of each worker [default: of the run to resume, else the machine's cores shared among its workers]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads_per_worker: Option<u16>,
     /// Where the run keeps its files [default: the first free runs/NAME-N]
     #[arg(long)]
     run_dir: Option<PathBuf>,
-    /// Go on with the run in --run-dir where it stopped; `auto`: if there is one, else start it
+    /// Go on with the run in --run-dir where it stopped, and with what KEY=VALUE changes of it; `auto`: if there is one,
+    /// else start it
     #[arg(long, value_enum, requires = "run_dir", value_name = "auto", num_args = 0..=1, require_equals = true,
         default_missing_value = "always", hide_possible_values = true)]
     resume: Option<Resume>,
@@ -130,42 +132,22 @@ fn nodes(text: &str) -> Result<Nodes, String> {
     if nodes.least <= nodes.most { Ok(nodes) } else { Err(format!("{least} is more than {most}")) }
 }
 
-/// Does a `serve`, which starts no workers.
-pub(super) fn act_serve(arguments: &LaunchArguments) -> Result<u8> {
-    match arguments.launcher {
-        None | Some(LauncherName::None) => act_launch(arguments, LauncherName::None),
-        Some(LauncherName::Local | LauncherName::Srun) => {
-            let message = "serve starts no workers: use `launch --launcher local` or `launch --launcher srun`, \
-                or leave out --launcher";
-            Err(Fatal::new(EXIT_USAGE, message).into())
-        }
-    }
-}
-
-/// Does a launch, with the launcher that was typed or the default.
-pub(super) fn act_launch(arguments: &LaunchArguments, default: LauncherName) -> Result<u8> {
-    let launcher = arguments.launcher.unwrap_or(default);
-    let resume = match (arguments.resume, &arguments.run_dir) {
-        (Some(Resume::Auto), Some(run_dir)) => run_dir.join("run.json").exists(),
-        (resume, _) => resume.is_some(),
-    };
-    let plan = match (&arguments.run_dir, resume, &arguments.target.target) {
-        (Some(run_dir), true, None) => plan_of_run(run_dir)?,
-        _ => plan(&arguments.target)?,
-    };
-    let allocation = match launcher {
-        LauncherName::Srun => Some(Allocation::of_this_job()?),
-        LauncherName::Local | LauncherName::None => None,
-    };
-    let size = arguments.size(allocation.as_ref())?;
-    let run_dir = arguments.run_dir.clone().unwrap_or_else(|| fresh_path(&plan.config().name));
-    let address = match (arguments.listen, &allocation) {
+/// Does a launch, with the launcher that was typed or, for `serve`, `none`.
+pub(super) fn act_launch(arguments: &LaunchArguments, forced: Option<LauncherName>) -> Result<u8> {
+    let asked = Asked::of(arguments, forced)?;
+    let address = match (arguments.listen, &asked.allocation) {
         (Some(address), _) => address,
         (None, Some(allocation)) => (allocation.own_address(arguments.interface.as_deref())?, 0).into(),
         (None, None) => (Ipv4Addr::LOCALHOST, 0).into(),
     };
     let listener = listen(address)?;
-    match (launcher, arguments.supervised_by) {
+    let claimed = match &arguments.run_dir {
+        None => Some(Claimed::new(Path::new(""), &asked.plan.config().name)?),
+        Some(_) => None,
+    };
+    let claimed_path = claimed.as_ref().map(|claimed| claimed.path().to_owned());
+    let run_dir = arguments.run_dir.clone().or(claimed_path).unwrap_or_default();
+    match (asked.launcher, arguments.supervised_by) {
         (LauncherName::Local, None) => return supervise(&run_dir, &listener),
         (LauncherName::Srun, None) => {
             let code = supervise(&run_dir, &listener)?;
@@ -177,37 +159,79 @@ pub(super) fn act_launch(arguments: &LaunchArguments, default: LauncherName) -> 
         (_, Some(supervisor)) => end_with(supervisor)?,
         (LauncherName::None, None) => {}
     }
-    let own_credentials = || run_dir.join("credentials");
-    let credentials = (!arguments.insecure).then(|| arguments.credentials.clone().unwrap_or_else(own_credentials));
-    let what = Launch {
-        run_dir,
-        credentials,
-        resume,
-        packs_dir: arguments.packs.path()?,
-        workers: size.nodes.most * size.per_node,
-        least: size.nodes.least * size.per_node,
-        patience: arguments.patience,
-        starter: match launcher {
-            LauncherName::None => Starter::Nobody,
-            LauncherName::Local | LauncherName::Srun => arguments.starter(size, allocation),
-        },
-        lease: arguments.lease.unwrap_or(match launcher {
-            LauncherName::Local => LOCAL_LEASE,
-            LauncherName::Srun | LauncherName::None => FOREIGN_LEASE,
-        }),
-        grace: arguments.grace,
-        again: arguments.again,
-        tensorboard: plan.config().log.tensorboard,
-        status: arguments.status,
-        command: launcher.command(),
-    };
+    let what = arguments.launch(&asked, run_dir)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let stop_signals = {
         let _inside = runtime.enter();
         StopSignals::watch()
     };
-    let launched = runtime.block_on(launch(&plan, (&what, &stop_signals), listener))?;
-    Ok(tell(launched, &what.run_dir, launcher.command()))
+    let launched = runtime.block_on(launch(&asked.plan, (&what, &stop_signals), listener))?;
+    Ok(tell(launched, &what.run_dir, asked.launcher.command()))
+}
+
+/// What a launch is by its options, by the run that it resumes and by the allocation that it is in.
+struct Asked {
+    plan: Plan,
+    resume: bool,
+    launcher: LauncherName,
+    allocation: Option<Allocation>,
+    size: Size,
+    /// Of each worker; `None`: the cores are shared.
+    threads: Option<usize>,
+}
+
+impl Asked {
+    fn of(arguments: &LaunchArguments, forced: Option<LauncherName>) -> Result<Self> {
+        let run_dir = arguments.run_dir.as_deref();
+        let resumed = run_dir.filter(|run_dir| match arguments.resume {
+            Some(Resume::Always) => true,
+            Some(Resume::Auto) => run_dir.join("run.json").exists(),
+            None => false,
+        });
+        let (target, overrides) = arguments.target.parts();
+        let plan = match (resumed, target) {
+            (Some(run_dir), None) => plan_to_resume(run_dir, &overrides)?,
+            _ => plan(&arguments.target)?,
+        };
+        let before = match resumed {
+            Some(run_dir) => identity(run_dir)?.started_with,
+            None => None,
+        };
+        let launcher = launcher(arguments.launcher, forced, before.as_ref())?;
+        // All workers of many machines would be too many for this one.
+        let before =
+            before.filter(|before| launcher != LauncherName::Local || launcher_of(before) != Some(LauncherName::Srun));
+        let allocation = match launcher {
+            LauncherName::Srun => Some(Allocation::of_this_job()?),
+            LauncherName::Local | LauncherName::None => None,
+        };
+        let size = arguments.size(allocation.as_ref(), before.as_ref())?;
+        let before = before.filter(|_| allocation.is_none());
+        let threads = arguments.threads_per_worker.map(usize::from);
+        let threads = threads.or_else(|| before.and_then(|before| before.threads_per_worker));
+        Ok(Self { plan, resume: resumed.is_some(), launcher, allocation, size, threads })
+    }
+}
+
+/// Who starts the workers: as typed, else as the run to resume was started.
+fn launcher(
+    typed: Option<LauncherName>,
+    forced: Option<LauncherName>,
+    before: Option<&StartedWith>,
+) -> Result<LauncherName, Fatal> {
+    if let (Some(typed), Some(forced)) = (typed, forced)
+        && typed != forced
+    {
+        let message = "serve starts no workers: use `launch --launcher local` or `launch --launcher srun`, or leave out \
+                       --launcher";
+        return Err(Fatal::new(EXIT_USAGE, message));
+    }
+    Ok(forced.or(typed).or(before.and_then(launcher_of)).unwrap_or(LauncherName::Local))
+}
+
+/// The launcher that a run was started with.
+fn launcher_of(before: &StartedWith) -> Option<LauncherName> {
+    LauncherName::from_str(&before.launcher, true).ok()
 }
 
 /// Prints how a launch ended well, and returns its exit code.
@@ -239,13 +263,59 @@ struct Size {
 }
 
 impl LaunchArguments {
-    fn size(&self, allocation: Option<&Allocation>) -> Result<Size, Fatal> {
-        let (nodes, per_node) =
-            allocation.map_or((1, 1), |allocation| (allocation.nodes.len(), allocation.workers_per_node));
-        let mut size = Size {
-            nodes: self.nodes.unwrap_or(Nodes { least: nodes, most: nodes }),
-            per_node: self.workers_per_node.map_or(per_node, usize::from),
+    /// Everything about this launch that is not in its plan.
+    fn launch(&self, asked: &Asked, run_dir: PathBuf) -> Result<Launch> {
+        let own_credentials = || run_dir.join("credentials");
+        let credentials = (!self.insecure).then(|| self.credentials.clone().unwrap_or_else(own_credentials));
+        let Size { nodes, per_node } = asked.size;
+        let starter = match asked.launcher {
+            LauncherName::None => Starter::Nobody,
+            LauncherName::Local | LauncherName::Srun => self.starter(asked),
         };
+        let started_with = StartedWith {
+            min_nodes: nodes.least,
+            max_nodes: nodes.most,
+            workers_per_node: per_node,
+            threads_per_worker: match &starter {
+                Starter::This { threads, .. } => Some(*threads),
+                Starter::Nobody => asked.threads,
+            },
+            launcher: asked.launcher.to_possible_value().map(|name| name.get_name().to_owned()).unwrap_or_default(),
+        };
+        Ok(Launch {
+            run_dir,
+            credentials,
+            resume: asked.resume,
+            packs_dir: self.packs.path()?,
+            started_with,
+            workers: nodes.most * per_node,
+            least: nodes.least * per_node,
+            patience: self.patience,
+            starter,
+            lease: self.lease.unwrap_or(match asked.launcher {
+                LauncherName::Local => LOCAL_LEASE,
+                LauncherName::Srun | LauncherName::None => FOREIGN_LEASE,
+            }),
+            grace: self.grace,
+            again: self.again,
+            tensorboard: asked.plan.config().log.tensorboard,
+            status: self.status,
+            command: asked.launcher.command(),
+        })
+    }
+
+    /// As typed, else as the allocation has it, else as the run to resume was started.
+    fn size(&self, allocation: Option<&Allocation>, before: Option<&StartedWith>) -> Result<Size, Fatal> {
+        let one = (Nodes { least: 1, most: 1 }, 1);
+        let before = before
+            .map_or(one, |before| (Nodes { least: before.min_nodes, most: before.max_nodes }, before.workers_per_node));
+        let (of_run, per_node) = allocation.map_or(before, |allocation| {
+            let nodes = allocation.nodes.len();
+            (Nodes { least: nodes, most: nodes }, allocation.workers_per_node)
+        });
+        let nodes = allocation.map_or(1, |allocation| allocation.nodes.len());
+        let mut size =
+            Size { nodes: self.nodes.unwrap_or(of_run), per_node: self.workers_per_node.map_or(per_node, usize::from) };
         if allocation.is_some() {
             size.nodes.most = size.nodes.most.min(nodes);
         }
@@ -260,19 +330,65 @@ impl LaunchArguments {
         Ok(size)
     }
 
-    fn starter(&self, Size { nodes, per_node }: Size, allocation: Option<Allocation>) -> Starter {
+    fn starter(&self, asked: &Asked) -> Starter {
+        let Size { nodes, per_node } = asked.size;
         let here = || std::thread::available_parallelism().map_or(1, usize::from);
-        let (place, cores) = match allocation {
+        let (place, cores) = match &asked.allocation {
             None => {
                 let workers = nodes.most * per_node;
                 (Place::Here { workers }, here() / workers)
             }
             Some(allocation) => {
-                let names = allocation.nodes.into_iter().map(|node| node.name).take(nodes.most).collect();
+                let names = allocation.nodes.iter().map(|node| node.name.clone()).take(nodes.most).collect();
                 (Place::Nodes { names, each: per_node }, allocation.cores / per_node)
             }
         };
-        let threads = self.threads_per_worker.map_or(cores.max(1), usize::from);
+        let threads = asked.threads.unwrap_or(cores.max(1));
         Starter::This { place, threads, interface: self.interface.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn before(launcher: &str) -> StartedWith {
+        StartedWith {
+            min_nodes: 2,
+            max_nodes: 3,
+            workers_per_node: 4,
+            threads_per_worker: Some(1),
+            launcher: launcher.into(),
+        }
+    }
+
+    #[test]
+    fn a_resume_is_launched_as_its_run_unless_typed_otherwise() {
+        use LauncherName::{Local, None as Nobody, Srun};
+        let check = |typed, forced, recorded: Option<&str>, expected| {
+            let recorded = recorded.map(before);
+            let found = launcher(typed, forced, recorded.as_ref()).map_err(|fatal| fatal.exit_code);
+            assert_eq!(found, expected, "{typed:?} {forced:?} {recorded:?}");
+        };
+        check(None, None, None, Ok(Local));
+        check(None, None, Some("none"), Ok(Nobody));
+        check(Some(Local), None, Some("none"), Ok(Local));
+        check(None, Some(Nobody), Some("local"), Ok(Nobody));
+        check(Some(Nobody), Some(Nobody), None, Ok(Nobody));
+        check(Some(Srun), Some(Nobody), None, Err(EXIT_USAGE));
+        check(None, None, Some("of a later version"), Ok(Local));
+    }
+
+    #[test]
+    fn the_first_word_may_be_an_override() {
+        let check = |first: Option<&str>, target: Option<&str>, overrides: &[&str]| {
+            let typed = Target { target: first.map(Into::into), overrides: vec!["seed=1".into()] };
+            let overrides: Vec<String> = overrides.iter().map(|&word| word.into()).collect();
+            assert_eq!(typed.parts(), (target, overrides), "{first:?}");
+        };
+        check(None, None, &["seed=1"]);
+        check(Some("digits_cae"), Some("digits_cae"), &["seed=1"]);
+        check(Some("data.dir=/a"), None, &["data.dir=/a", "seed=1"]);
+        check(Some("runs/a=b.yaml"), Some("runs/a=b.yaml"), &["seed=1"]);
     }
 }

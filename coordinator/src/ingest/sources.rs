@@ -2,9 +2,11 @@
 //! official archive. It opens files but to read them whole, and knows nothing of what is in them.
 
 use super::error::DataError;
+use super::known::stamp_file;
 use super::raw::{RawFile, unpack};
 use super::sets::{Digits, Files};
-use super::{RawSet, Split, image_folder, tinyimagenet};
+use super::{RawSet, Split, image_folder, tinyimagenet, tree};
+use sha2::Sha256;
 use std::fs;
 use std::path::{Path, PathBuf};
 use thanos_configs::{DataConfig, DataKind, DataSet};
@@ -20,16 +22,41 @@ pub(super) fn locate(config: &DataConfig) -> Result<Box<dyn RawSet>, DataError> 
         DataKind::Mnist | DataKind::FashionMnist => Box::new(Files::new(facts, find(config, &IDX)?)),
         DataKind::Cifar10 => Box::new(Files::new(facts, find(config, &CIFAR10)?)),
         DataKind::Cifar100 | DataKind::Cifar100U => Box::new(Files::new(facts, find(config, &CIFAR100)?)),
+        DataKind::Tinyimagenet => Box::new(tinyimagenet::TinyImageNet::open(&tree_root(config)?, config)?),
+        DataKind::ImageFolder => Box::new(image_folder::ImageFolder::open(&tree_root(config)?, config)?),
+    })
+}
+
+/// Adds names, lengths and times of a data set's raw files to a hash, without reading any.
+///
+/// # Errors
+/// As [`locate`]'s.
+pub(super) fn stamp_into(config: &DataConfig, hash: &mut Sha256) -> Result<(), DataError> {
+    let found = match config.kind {
+        DataKind::Digits => return Ok(()),
+        DataKind::Mnist | DataKind::FashionMnist => find(config, &IDX)?,
+        DataKind::Cifar10 => find(config, &CIFAR10)?,
+        DataKind::Cifar100 | DataKind::Cifar100U => find(config, &CIFAR100)?,
+        DataKind::Tinyimagenet | DataKind::ImageFolder => {
+            let root = tree_root(config)?;
+            return if root.is_dir() { tree::stamp_into(&root, hash) } else { stamp_file(&root, hash) };
+        }
+    };
+    match &found.place {
+        Place::Archive(path) => stamp_file(path, hash),
+        Place::Files(paths) => paths.iter().try_for_each(|path| stamp_file(path, hash)),
+    }
+}
+
+/// The folder or archive of a data set that is a tree of pictures.
+fn tree_root(config: &DataConfig) -> Result<PathBuf, DataError> {
+    match config.kind {
         DataKind::Tinyimagenet => {
             let wanted = "wnids.txt, train/, val/val_annotations.txt, or tiny-imagenet-200.zip";
-            let root = root(config, wanted, "tiny-imagenet-200.zip")?;
-            Box::new(tinyimagenet::TinyImageNet::open(&root, config)?)
+            root(config, wanted, "tiny-imagenet-200.zip")
         }
-        DataKind::ImageFolder => {
-            let root = root(config, "train/ and test/ with a folder a class", "images.zip")?;
-            Box::new(image_folder::ImageFolder::open(&root, config)?)
-        }
-    })
+        _ => root(config, "train/ and test/ with a folder a class", "images.zip"),
+    }
 }
 
 /// Names under which a file is known, the official one first.

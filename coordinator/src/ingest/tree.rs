@@ -114,13 +114,28 @@ impl Tree {
             hash.update(sha256);
             return;
         }
-        for file in &self.files {
-            hash.update((file.name.len() as u64).to_le_bytes());
-            hash.update(file.name.as_bytes());
-            if let At::Folder { bytes, changed } = file.at {
-                hash.update(bytes.to_le_bytes());
-                hash.update(changed.to_le_bytes());
-            }
+        stamp_files(&self.files, hash);
+    }
+}
+
+/// Adds names, lengths and times of the files of a folder to a hash, without reading any.
+///
+/// # Errors
+/// As [`Tree::open`]'s.
+pub(super) fn stamp_into(root: &Path, hash: &mut Sha256) -> Result<(), DataError> {
+    let mut files = list_folder(root)?;
+    files.sort();
+    stamp_files(&files, hash);
+    Ok(())
+}
+
+fn stamp_files(files: &[TreeFile], hash: &mut Sha256) {
+    for file in files {
+        hash.update((file.name.len() as u64).to_le_bytes());
+        hash.update(file.name.as_bytes());
+        if let At::Folder { bytes, changed } = file.at {
+            hash.update(bytes.to_le_bytes());
+            hash.update(changed.to_le_bytes());
         }
     }
 }

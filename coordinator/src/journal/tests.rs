@@ -3,12 +3,19 @@
 use super::*;
 use crate::ledger::read_steps;
 use crate::run::test_step;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 fn journal(run_dir: &Path) -> (Journal, mpsc::Receiver<Event>) {
     let (events, happened) = mpsc::channel(64);
-    let checkpoints =
-        Checkpoints { run_dir: run_dir.into(), run: "run".into(), config_digest: "digest".into(), keep_last: 2 };
+    let checkpoints = Checkpoints {
+        run_dir: run_dir.into(),
+        run: "run".into(),
+        config_digest: "digest".into(),
+        keep_last: 2,
+        data: None,
+        total_steps: BTreeMap::new(),
+    };
     let ledger = Ledger::open(run_dir).expect("new");
     (Journal::start(ledger, checkpoints, None, (Sessions::default(), events)).expect("a thread"), happened)
 }

@@ -4,7 +4,7 @@
 use super::admission::{Admission, unless_refused, unless_untrusted};
 use super::line::{FarEnd, Line};
 use super::{NotReached, Refused, Shared, signals};
-use crate::exit::{EXIT_CONFIG, EXIT_UNREACHABLE};
+use crate::exit::{EXIT_CONFIG, EXIT_STOPPED, EXIT_UNREACHABLE};
 use anyhow::Result;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -180,6 +180,11 @@ impl Keeper {
                     }
                     Some(first)
                         if (&first.run_id, &first.config_digest) == (&welcome.run_id, &welcome.config_digest) => {}
+                    Some(first) if first.run_id == welcome.run_id => {
+                        let reason =
+                            "the run was resumed with another configuration: this worker must be started again";
+                        end(reason, EXIT_STOPPED);
+                    }
                     Some(first) => {
                         let (ours, theirs) = (&first.run_id, &welcome.run_id);
                         end(

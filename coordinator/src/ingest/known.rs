@@ -1,0 +1,107 @@
+//! Packs of data that was packed before: found by what is in them, without reading raw files, and the cheap sign by which
+//! raw files are known not to have changed. It decodes nothing.
+
+use super::pack_header::{Header, LeftOut};
+use super::{DataError, PackFile, Packs, Split, sources};
+use sha2::{Digest, Sha256};
+use std::fs;
+use std::path::{Path, PathBuf};
+use thanos_configs::{DataConfig, DataKind, DataSet, hex};
+
+/// The packs with these fingerprints, of the training and of the test images; `None` if `packs_dir` does not have both,
+/// each as long as its header says.
+pub(crate) fn find_packs(config: &DataConfig, packs_dir: &Path, [train, test]: [&str; 2]) -> Option<Packs> {
+    let name = DataSet::of(config).name;
+    let find = |split: Split, fingerprint: &str| {
+        let start = format!("{name}-{}-", split.name());
+        let names = fs::read_dir(packs_dir).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+        let named = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&start));
+        names.filter(named).find_map(|path| {
+            let header = Header::read(&path).ok()?;
+            let fits = (header.fingerprint.as_str(), header.split.as_str()) == (fingerprint, split.name());
+            fits.then(|| PackFile::of(split, path, header))
+        })
+    };
+    Some(Packs { train: find(Split::Train, train)?, test: find(Split::Test, test)?, reused: true })
+}
+
+impl PackFile {
+    pub(super) fn of(split: Split, path: PathBuf, header: Header) -> Self {
+        let images = header.images();
+        let Header { fingerprint, left_out: LeftOut { images: left_out, named: skipped }, .. } = header;
+        Self { split: split.name().into(), path, images, fingerprint, left_out, skipped }
+    }
+}
+
+/// SHA-256 over names, lengths and times of the last change of a data set's raw files, none of which is read; `None` for
+/// data that is part of this program.
+///
+/// # Errors
+/// If files are missing.
+pub(crate) fn raw_stamp(config: &DataConfig) -> Result<Option<String>, DataError> {
+    if config.kind == DataKind::Digits {
+        return Ok(None);
+    }
+    let mut hash = Sha256::new();
+    sources::stamp_into(config, &mut hash)?;
+    if let Some(map) = &config.coarse_map {
+        stamp_file(map, &mut hash)?;
+    }
+    Ok(Some(hex(&hash.finalize())))
+}
+
+/// Adds name, length and time of the last change of one file.
+pub(super) fn stamp_file(path: &Path, hash: &mut Sha256) -> Result<(), DataError> {
+    let found = fs::metadata(path).and_then(|found| Ok((found.len(), found.modified()?)));
+    let (bytes, changed) = found.map_err(|error| DataError::raw(path, error.into()))?;
+    let changed = changed.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_nanos();
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    hash.update(format!("{name}\0{bytes} {changed}\n"));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ingest::pack;
+
+    fn digits() -> DataConfig {
+        DataConfig { kind: DataKind::Digits, ..DataConfig::default() }
+    }
+
+    #[test]
+    fn packs_are_found_by_their_content_and_only_whole() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let packs = pack(&digits(), folder.path(), &|_, _, _| {}).expect("packed");
+        let prints = [packs.train.fingerprint.as_str(), packs.test.fingerprint.as_str()];
+        let find = |prints| find_packs(&digits(), folder.path(), prints);
+        assert_eq!(find(prints), Some(Packs { reused: true, ..packs.clone() }));
+        assert_eq!(find([prints[1], prints[0]]), None, "each is of its own split");
+        assert_eq!(find([prints[0], "another"]), None);
+        let file = fs::File::options().write(true).open(&packs.test.path).expect("there");
+        file.set_len(packs.test.path.metadata().expect("there").len() - 1).expect("cut");
+        assert_eq!(find(prints), None, "it is cut off");
+        assert_eq!(find_packs(&digits(), &folder.path().join("none"), prints), None);
+    }
+
+    #[test]
+    fn a_stamp_changes_with_a_raw_file() {
+        let folder = tempfile::tempdir().expect("a folder");
+        for name in
+            ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]
+        {
+            fs::write(folder.path().join(name), name).expect("written");
+        }
+        let dir = Some(folder.path().to_owned());
+        let config = DataConfig { kind: DataKind::Mnist, dir, ..DataConfig::default() };
+        let stamp = || raw_stamp(&config).expect("all are there").expect("raw files");
+        let first = stamp();
+        assert_eq!(stamp(), first);
+        let file = folder.path().join("t10k-labels-idx1-ubyte");
+        fs::write(&file, "longer than it was before").expect("written");
+        assert_ne!(stamp(), first);
+        fs::remove_file(&file).expect("there");
+        assert!(raw_stamp(&config).is_err());
+        assert_eq!(raw_stamp(&digits()).expect("embedded"), None);
+    }
+}
