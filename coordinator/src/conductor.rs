@@ -123,6 +123,7 @@ impl Conductor {
         self.ledger.event(kind, &fields)?;
         match (notice, &self.launcher) {
             (Notice::StageComplete(result), _) => self.results.push(result),
+            (Notice::Began { generation, workers }, _) => self.sessions.began(generation, &workers),
             (Notice::Joined { worker, .. }, Some(launcher)) => launcher.joined(&worker),
             _ => {}
         }

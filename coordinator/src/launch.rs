@@ -14,7 +14,7 @@ use crate::progress::{Bar, Progress, tell_of};
 use crate::report::Results;
 use crate::run::{Event, Run, Start, Verdict};
 use crate::run_dir::RunDir;
-use crate::server::{Service, Sessions, serve};
+use crate::server::{PlanNames, Service, Sessions, serve};
 use crate::store::Store;
 use crate::tensorboard::TensorBoard;
 use anyhow::{Context, Result};
@@ -143,7 +143,8 @@ pub(crate) async fn launch(plan: &Plan, launch: &Launch, listener: std::net::Tcp
     };
     let shelf = PackShelf::new([&packs.train, &packs.test]);
     let files = CheckpointFiles::new(run_dir.path(), stages.iter().copied());
-    let (verdict, mut new) = conduct(start, launch, credentials, (listener, checkpoints, shelf, files)).await?;
+    let names = PlanNames::new(plan);
+    let (verdict, mut new) = conduct(start, launch, credentials, (listener, checkpoints, shelf, files, names)).await?;
     let mut results = found.results;
     results.append(&mut new);
     match verdict {
@@ -210,7 +211,13 @@ async fn conduct(
     start: Start,
     launch: &Launch,
     credentials: Option<Arc<Credentials>>,
-    (listener, checkpoints, packs, files): (std::net::TcpListener, Checkpoints, PackShelf, CheckpointFiles),
+    (listener, checkpoints, packs, files, names): (
+        std::net::TcpListener,
+        Checkpoints,
+        PackShelf,
+        CheckpointFiles,
+        PlanNames,
+    ),
 ) -> Result<(Verdict, Vec<thanos_proto::StageResult>)> {
     listener.set_nonblocking(true)?;
     let listener = TcpListener::from_std(listener)?;
@@ -224,6 +231,8 @@ async fn conduct(
         store: store.clone(),
         packs: Arc::new(packs),
         files: Arc::new(files),
+        names: Arc::new(names),
+        workers: launch.workers,
         credentials: credentials.clone(),
         next_session: AtomicU64::new(1),
     };
