@@ -193,7 +193,7 @@ fn plan_of(welcome: &Welcome) -> Result<Plan> {
 
 fn join(address: &Address, session: &Session, begin: &Begin, device: Device) -> Result<ProcessGroup> {
     let (rank, size) = (begin.rank as usize, begin.world_size as usize);
-    let store = session.enter(begin.generation);
+    let store = session.enter(begin.generation, size);
     Ok(match device {
         Device::Cuda(_) => ProcessGroup::nccl(store, rank, size, MOST_COLLECTIVE)?,
         _ => ProcessGroup::gloo(store, rank, size, address, MOST_COLLECTIVE)?,

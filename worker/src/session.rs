@@ -254,11 +254,12 @@ impl Session {
     }
 
     /// Stamps heartbeats with a new generation, whose group is made next, and returns its rendezvous.
-    pub(crate) fn enter(&self, generation: u64) -> Arc<dyn KeyValueStore> {
+    pub(crate) fn enter(&self, generation: u64, world_size: usize) -> Arc<dyn KeyValueStore> {
         let mut place = self.shared.place();
         place.heartbeat.generation = generation;
         (place.before, place.breaker) = (collectives(), Some(Breaker::new()));
-        Arc::new(store::CoordinatorStore::new(self.client.clone(), self.runtime.handle().clone(), generation))
+        let (client, runtime) = (self.client.clone(), self.runtime.handle().clone());
+        Arc::new(store::CoordinatorStore::new(client, runtime, (generation, world_size)))
     }
 
     /// The group of the generation is gone: nothing is left to be broken.
