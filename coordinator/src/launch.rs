@@ -14,7 +14,7 @@ use crate::progress::{Bar, Progress, tell_of};
 use crate::report::Results;
 use crate::run::{Event, Run, Start, Verdict};
 use crate::run_dir::RunDir;
-use crate::server::{PlanNames, Service, Sessions, serve};
+use crate::server::{PlanNames, Service, Sessions, check_descriptors, serve};
 use crate::store::Store;
 use crate::tensorboard::TensorBoard;
 use anyhow::{Context, Result};
@@ -87,6 +87,7 @@ pub(crate) enum Launched {
 /// A [`Fatal`] with the exit code, where it is known.
 pub(crate) async fn launch(plan: &Plan, launch: &Launch, listener: std::net::TcpListener) -> Result<Launched> {
     // What can be refused comes first: a launch that was refused leaves no run directory, and can be typed again.
+    check_descriptors(launch.workers)?;
     let packs = pack(plan, &launch.packs_dir)?;
     for backbone in &plan.config().backbones {
         if let Some(path) = &backbone.checkpoint

@@ -8,8 +8,8 @@ use crate::credentials::Credentials;
 use crate::exit::{EXIT_UNREACHABLE, Fatal};
 use crate::run::Event;
 use crate::slurm;
-use adopted::Adopted;
-pub(crate) use adopted::is_worker;
+pub(crate) use adopted::is_worker_since;
+use adopted::{Adopted, Sruns};
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 use std::collections::{HashMap, HashSet};
@@ -17,7 +17,7 @@ use std::fs::File;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, oneshot};
@@ -61,6 +61,8 @@ pub(crate) struct Launcher {
     command: WorkerCommand,
     events: mpsc::Sender<Event>,
     processes: Mutex<Processes>,
+    /// What an earlier coordinator has started, looked for once.
+    sruns: OnceLock<Sruns>,
 }
 
 #[derive(Default)]
@@ -75,7 +77,7 @@ struct Processes {
 impl Launcher {
     /// A launcher that has started nothing yet; each process's end is told as [`Event::Exited`].
     pub(crate) fn new(command: WorkerCommand, events: &mpsc::Sender<Event>) -> Self {
-        Self { command, events: events.clone(), processes: Mutex::default() }
+        Self { command, events: events.clone(), processes: Mutex::default(), sruns: OnceLock::new() }
     }
 
     /// Starts all workers' processes.
@@ -109,7 +111,7 @@ impl Launcher {
         let process = match self.command.place {
             Place::Here { .. } => i32::try_from(pid).ok().and_then(Adopted::worker),
             // The worker's own process is on another machine.
-            Place::Nodes { .. } => Adopted::srun(worker),
+            Place::Nodes { .. } => self.sruns.get_or_init(Sruns::find).adopt(worker),
         };
         let Some(process) = process else { return };
         self.until(worker.into(), |killed| process.wait(killed));

@@ -1,6 +1,7 @@
 //! The gRPC service: it numbers sessions, turns their messages into events and commands into messages. It decides
 //! nothing; `run.rs` does.
 
+mod descriptors;
 mod enrol_only;
 mod plan_names;
 
@@ -11,6 +12,7 @@ use crate::packs::PackShelf;
 use crate::run::{Event, SessionId};
 use crate::store::{Refusal, Store};
 use anyhow::Result;
+pub(crate) use descriptors::check_descriptors;
 use enrol_only::EnrolOnly;
 pub(crate) use plan_names::PlanNames;
 use std::collections::{BTreeMap, HashMap};

@@ -26,6 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tch::Device;
 use thanos_c10d::{Address, ProcessGroup, keep_freed_memory};
+use thanos_door::raise_descriptor_limit;
 use thanos_configs::{Plan, StagePlan, TransferPlan, init_key, stage_key};
 use thanos_door::address_towards;
 use thanos_proto::{Begin, CheckpointRef, Failed, Held, Hello, PackRef, Rejoin, Welcome, WorkerEvent};
@@ -68,6 +69,9 @@ pub enum Outcome {
 /// After the coordinator has been told; [`exit_code`] names the process's exit code.
 pub fn work(options: &Options) -> Result<Outcome> {
     options.address.as_ref().map_or(Ok(()), check_address)?;
+    if let Err(error) = raise_descriptor_limit() {
+        tracing::warn!("the limit of open descriptors is not known: {error}");
+    }
     keep_freed_memory();
     tch::set_num_threads(i32::try_from(options.threads)?);
     tch::set_num_interop_threads(1);

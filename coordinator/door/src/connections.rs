@@ -3,6 +3,7 @@
 //! service. Who is behind a connection is known from here on; what it may do is not decided here.
 
 use crate::limit::{ConnectionLimit, Evicted, Permit};
+use nix::errno::Errno;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
@@ -18,9 +19,6 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::either::Either;
 use tonic::transport::server::Connected;
 
-/// Linux's numbers of "too many open files", of this process and of the machine.
-const EMFILE: i32 = 24;
-const ENFILE: i32 = 23;
 /// What an HTTP/2 connection begins with (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// How long a connection may take to begin, and a handshake to be done.
@@ -131,9 +129,9 @@ async fn accept(listener: TcpListener, entrance: Entrance) {
 
 /// What accept(2) failed with, and what to do about it.
 fn cause(error: &io::Error) -> String {
-    match error.raw_os_error() {
-        Some(EMFILE) => format!("{error}: this process has no descriptor left; raise its limit (ulimit -n, LimitNOFILE=)"),
-        Some(ENFILE) => format!("{error}: this machine has no descriptor left; raise the sysctl fs.file-max"),
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EMFILE) => format!("{error}: this process has no descriptor left; raise its limit (ulimit -n, LimitNOFILE=)"),
+        Some(Errno::ENFILE) => format!("{error}: this machine has no descriptor left; raise the sysctl fs.file-max"),
         _ => error.to_string(),
     }
 }
