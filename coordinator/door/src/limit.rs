@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use tokio::sync::oneshot;
 
 /// A limit that connections count against, in all and for one owner.
@@ -29,8 +29,8 @@ pub(crate) struct Permit<K: Eq + Hash> {
     table: Arc<Mutex<Table<K>>>,
 }
 
-/// Resolves when the connection must make room for another one.
-pub(crate) struct Evicted(oneshot::Receiver<()>);
+/// Resolves when the connection must make room for another one; from then on it is ready.
+pub(crate) struct Evicted(Option<oneshot::Receiver<()>>);
 
 impl<K: Eq + Hash> Clone for ConnectionLimit<K> {
     fn clone(&self) -> Self {
@@ -59,7 +59,7 @@ impl<K: Eq + Hash + Clone> ConnectionLimit<K> {
         let (keep, evicted) = oneshot::channel();
         table.owners.entry(owner.clone()).or_default().insert(number, keep);
         (table.next, table.len) = (number + 1, table.len + 1);
-        (Permit { owner, number, table: self.table.clone() }, Evicted(evicted))
+        (Permit { owner, number, table: self.table.clone() }, Evicted(Some(evicted)))
     }
 }
 
@@ -105,7 +105,11 @@ impl Future for Evicted {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        Pin::new(&mut self.0).poll(context).map(drop)
+        if let Some(evicted) = &mut self.0 {
+            _ = ready!(Pin::new(evicted).poll(context));
+            self.0 = None;
+        }
+        Poll::Ready(())
     }
 }
 
@@ -135,7 +139,8 @@ mod tests {
             let is_out: String = open
                 .iter_mut()
                 .enumerate()
-                .filter_map(|(index, (_, place))| is_evicted(place).then(|| index.to_string()))
+                // It is asked again: at every read and write of the connection.
+                .filter_map(|(index, (_, place))| (is_evicted(place) && is_evicted(place)).then(|| index.to_string()))
                 .collect();
             assert_eq!(is_out, evicted, "{max} {max_of_one} {owners}");
         }

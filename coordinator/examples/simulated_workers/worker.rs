@@ -90,6 +90,7 @@ pub(crate) async fn simulate(
             Err(error) => retry(&worker, &error).await,
         }
     };
+    let mut is_lost = false;
     for pid in 1.. {
         let hello = Hello {
             worker_id: worker.clone(),
@@ -103,7 +104,7 @@ pub(crate) async fn simulate(
                 let error = ended.err().unwrap_or_else(|| "the coordinator closed the session".into());
                 retry(&worker, &error).await;
             }
-            Ok(()) = &mut lost => {}
+            Ok(()) = &mut lost, if !is_lost => is_lost = true,
         }
     }
 }
