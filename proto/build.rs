@@ -7,6 +7,7 @@ fn main() {
         // The values of a rendezvous are sent to many ranks: they are shared, not copied.
         .bytes(".thanos.v1.StoreSet.value")
         .bytes(".thanos.v1.StoreReply.values")
-        .compile_fds(files).expect("the wire types are generated");
+        .compile_fds(files)
+        .expect("the wire types are generated");
     println!("cargo:rerun-if-changed=thanos");
 }

@@ -195,9 +195,7 @@ mod tests {
 
     #[test]
     fn who_joined_and_was_not_lost_is_alive() {
-        let joined = |worker: &str, pid: i64| {
-            json!({"time": 5.0, "event": "joined", "worker": worker, "host": "node", "pid": pid})
-        };
+        let joined = |worker: &str, pid: i64| json!({"time": 5.0, "event": "joined", "worker": worker, "host": "node", "pid": pid});
         let events = [
             joined("worker-0", 10),
             joined("worker-1", 11),
@@ -208,7 +206,10 @@ mod tests {
             joined("worker-2", -1),
             joined("worker-3", 1),
         ];
-        assert_eq!(alive(&events), BTreeMap::from([("worker-0".to_owned(), Process { host: "node".into(), pid: 12, joined: 5.0 })]));
+        assert_eq!(
+            alive(&events),
+            BTreeMap::from([("worker-0".to_owned(), Process { host: "node".into(), pid: 12, joined: 5.0 })])
+        );
     }
 
     #[test]

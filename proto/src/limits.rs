@@ -14,7 +14,17 @@ const MAX_ENTRIES: usize = 32;
 const MAX_RECENT_STEPS: usize = 256;
 /// The phases that a step's time is divided into; a label of metrics is one of these or "other".
 pub const PHASES: [&str; 12] = [
-    "start", "rendezvous", "set up", "data", "forward", "gather", "backward", "reduce", "update", "evaluate", "measure",
+    "start",
+    "rendezvous",
+    "set up",
+    "data",
+    "forward",
+    "gather",
+    "backward",
+    "reduce",
+    "update",
+    "evaluate",
+    "measure",
     "save",
 ];
 
@@ -24,7 +34,10 @@ fn malformed(message: &'static str, problem: String) -> Malformed {
 
 fn name(message: &'static str, field: &str, name: &str) -> Result<(), Malformed> {
     if name.len() > MAX_NAME_BYTES {
-        return Err(malformed(message, format!("{field} has {} bytes, at most {MAX_NAME_BYTES} are taken", name.len())));
+        return Err(malformed(
+            message,
+            format!("{field} has {} bytes, at most {MAX_NAME_BYTES} are taken", name.len()),
+        ));
     }
     if name.chars().any(char::is_control) {
         return Err(malformed(message, format!("{field} has a control character: {name:?}")));
@@ -183,7 +196,9 @@ mod tests {
     fn text_for_people_is_cut_and_cannot_steer_a_terminal() {
         let message = format!("\u{1b}[31mred\nline{}", "é".repeat(MAX_TEXT_BYTES));
         let failed = v1::Failed { phase: "forward".into(), message, exit_code: 70 };
-        let WorkerEvent::Failed(failed) = converted(Event::Failed(failed)).expect("cut") else { panic!("another event") };
+        let WorkerEvent::Failed(failed) = converted(Event::Failed(failed)).expect("cut") else {
+            panic!("another event")
+        };
         assert!(failed.message.starts_with("\u{fffd}[31mred\nline"), "{}", failed.message);
         assert!(failed.message.ends_with("é [...]"), "{}", failed.message);
         assert!(failed.message.len() < MAX_TEXT_BYTES + 16);

@@ -26,9 +26,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tch::Device;
 use thanos_c10d::{Address, ProcessGroup, keep_freed_memory};
-use thanos_door::raise_descriptor_limit;
 use thanos_configs::{Plan, StagePlan, TransferPlan, init_key, stage_key};
 use thanos_door::address_towards;
+use thanos_door::raise_descriptor_limit;
 use thanos_proto::{Begin, CheckpointRef, Failed, Held, Hello, PackRef, Rejoin, Welcome, WorkerEvent};
 
 /// How long a rank waits for its peers in the rendezvous and in a collective. Rank 0 may be writing a checkpoint.

@@ -130,7 +130,9 @@ async fn accept(listener: TcpListener, entrance: Entrance) {
 /// What accept(2) failed with, and what to do about it.
 fn cause(error: &io::Error) -> String {
     match error.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::EMFILE) => format!("{error}: this process has no descriptor left; raise its limit (ulimit -n, LimitNOFILE=)"),
+        Some(Errno::EMFILE) => {
+            format!("{error}: this process has no descriptor left; raise its limit (ulimit -n, LimitNOFILE=)")
+        }
         Some(Errno::ENFILE) => format!("{error}: this machine has no descriptor left; raise the sysctl fs.file-max"),
         _ => error.to_string(),
     }
@@ -346,11 +348,9 @@ mod tests {
 
     #[test]
     fn an_ipv6_network_counts_as_one_owner() {
-        for (address, owner) in [
-            ("10.0.0.1", "10.0.0.1"),
-            ("::ffff:10.0.0.1", "10.0.0.1"),
-            ("2001:db8:0:1:2:3:4:5", "2001:db8:0:1::"),
-        ] {
+        for (address, owner) in
+            [("10.0.0.1", "10.0.0.1"), ("::ffff:10.0.0.1", "10.0.0.1"), ("2001:db8:0:1:2:3:4:5", "2001:db8:0:1::")]
+        {
             assert_eq!(network(address.parse().expect("an address")), owner.parse::<IpAddr>().expect("an address"));
         }
     }

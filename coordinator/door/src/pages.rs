@@ -18,8 +18,8 @@ use thanos_configs::hex;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
-use tokio_stream::adapters::Merge;
 use tokio_stream::StreamExt;
+use tokio_stream::adapters::Merge;
 use tokio_stream::wrappers::ReceiverStream;
 
 /// How pages are kept from strangers.
