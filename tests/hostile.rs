@@ -12,7 +12,8 @@ use thanos_proto::v1::file_part::Part;
 use thanos_proto::v1::store_request::Operation;
 use thanos_proto::v1::{self, CheckpointFile, EnrolRequest, FileHead, FilePart, StoreRequest, StoreSet};
 use thanos_proto::{COORDINATOR_NAME, Command, Evaluated, Heartbeat, Hello, StepDone, WorkerEvent};
-use thanos_tests::{Running, Scene};
+use thanos_tests::proxy::{Mode, Proxy};
+use thanos_tests::{Invitation, Running, Scene, lines};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
@@ -302,4 +303,27 @@ fn an_enrolment_whose_answer_was_lost_can_be_repeated() {
         assert_eq!(refused.code(), Code::PermissionDenied);
     });
     serving.interrupt().expect(75);
+}
+
+/// The real worker, whose connection breaks when the coordinator has enrolled it and the answer is still on its way.
+#[test]
+fn a_worker_that_lost_the_answer_to_its_enrolment_joins() {
+    let scene = Scene::new();
+    let (mut serving, target) = serve(&scene);
+    let proxy = Proxy::before(&target.address, Mode::After(Duration::from_millis(300)));
+    let folder = scene.path("run/credentials/workers/a");
+    fs::create_dir_all(&folder).expect("a folder");
+    fs::copy(scene.path("run/credentials/ca.pem"), folder.join("ca.pem")).expect("copied");
+    fs::write(folder.join("token"), "0123456789abcdef".repeat(4)).expect("written");
+    let credentials = Some(folder.display().to_string());
+    let worker = scene.worker(&Invitation { address: proxy.address(), credentials }, "a", &[]);
+    serving.wait_until("an enrolment", || folder.join("enrolled").exists());
+    assert!(!folder.join("token").exists(), "it is used up");
+    proxy.set(Mode::Silent);
+    proxy.cut();
+    proxy.set(Mode::After(Duration::ZERO));
+    serving
+        .wait_until("the worker", || lines(&scene.path("run"), "events.jsonl").iter().any(|l| l["event"] == "joined"));
+    serving.interrupt().expect(75);
+    worker.wait();
 }

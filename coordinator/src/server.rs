@@ -20,7 +20,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use thanos_door::{Accepted, ConnectionLimits, Identity, Peer, connections};
+use thanos_door::{Accepted, Connection, ConnectionLimits, Identity, Peer, connections};
 use thanos_proto::v1::coordinator_server::{Coordinator, CoordinatorServer};
 use thanos_proto::{Command, WorkerEvent, v1};
 use tokio::net::TcpListener;
@@ -144,15 +144,7 @@ pub(crate) async fn serve(listener: TcpListener, service: Service, stop: oneshot
     };
     let Accepted { admitted, unknown } = connections(listener, tls, limits);
     let service = Arc::new(service);
-    let enrol = CoordinatorServer::from_arc(service.clone())
-        .max_decoding_message_size(MAX_ENROL_MESSAGE)
-        .max_encoding_message_size(MAX_ENROL_MESSAGE);
-    let enrolment = tonic::transport::Server::builder()
-        .max_concurrent_streams(Some(MAX_ENROL_STREAMS))
-        .initial_stream_window_size(Some(ENROL_WINDOW))
-        .http2_max_header_list_size(Some(MAX_ENROL_HEADERS))
-        .add_service(EnrolOnly(enrol))
-        .serve_with_incoming(unknown);
+    let enrolment = serve_enrolment(service.clone(), unknown);
     let service = CoordinatorServer::from_arc(service)
         .max_decoding_message_size(MOST_MESSAGE)
         .max_encoding_message_size(MOST_MESSAGE);
@@ -171,6 +163,23 @@ pub(crate) async fn serve(listener: TcpListener, service: Service, stop: oneshot
     }
     // The listener has closed.
     Ok(sessions.await?)
+}
+
+/// Serves clients without a certificate, until there can be no more.
+async fn serve_enrolment(
+    service: Arc<Service>,
+    clients: ReceiverStream<std::io::Result<Connection>>,
+) -> Result<(), tonic::transport::Error> {
+    let enrol = CoordinatorServer::from_arc(service)
+        .max_decoding_message_size(MAX_ENROL_MESSAGE)
+        .max_encoding_message_size(MAX_ENROL_MESSAGE);
+    tonic::transport::Server::builder()
+        .max_concurrent_streams(Some(MAX_ENROL_STREAMS))
+        .initial_stream_window_size(Some(ENROL_WINDOW))
+        .http2_max_header_list_size(Some(MAX_ENROL_HEADERS))
+        .add_service(EnrolOnly(enrol))
+        .serve_with_incoming(clients)
+        .await
 }
 
 /// Connections that may be open without a certificate.
