@@ -283,7 +283,8 @@ fn rank_0_alone_writes_files_of_a_checkpoint() {
         a.store_file(generation, "cae").await.expect("it is rank 0");
         assert!(scene.path("run/checkpoints/cae/.tmp-step-00000007/model.safetensors").exists());
     });
-    serving.interrupt().expect(75);
+    // Its workers are gone: a stop would wait for others.
+    drop(serving);
 }
 
 #[test]
