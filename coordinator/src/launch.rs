@@ -142,9 +142,8 @@ pub(crate) async fn launch(plan: &Plan, launch: &Launch, listener: std::net::Tcp
         },
         grace: launch.grace,
     };
-    let shelf = PackShelf::new([&packs.train, &packs.test]);
+    let (shelf, names) = (PackShelf::new([&packs.train, &packs.test]), PlanNames::new(plan));
     let files = CheckpointFiles::new(run_dir.path(), stages.iter().copied());
-    let names = PlanNames::new(plan);
     let (verdict, mut new) = conduct(start, launch, credentials, (listener, checkpoints, shelf, files, names)).await?;
     let mut results = found.results;
     results.append(&mut new);
