@@ -2,7 +2,7 @@
 //! the run's events and sends signals; the run is not told.
 
 use crate::exit::{EXIT_DATA, EXIT_USAGE, Fatal};
-use crate::launcher::is_worker;
+use crate::launcher::is_worker_since;
 use crate::ledger::read_steps;
 use crate::run_dir::identity;
 use anyhow::Result;
@@ -104,9 +104,13 @@ pub(crate) fn chaos(run_dir: &Path, chaos: &Chaos, told: &mut dyn FnMut(&str)) -
         }
         if Instant::now() >= next {
             next += pause(&mut stream, chaos.every);
-            let workers: Vec<(String, i32)> = alive(&events).into_iter().filter(|(_, pid)| is_worker(*pid)).collect();
+            let here = host();
+            let is_ours = |(worker, process): &(String, Process)| {
+                process.host == here && is_worker_since(process.pid, worker, process.joined)
+            };
+            let workers: Vec<(String, Process)> = alive(&events).into_iter().filter(is_ours).collect();
             if !workers.is_empty() {
-                let (worker, pid) = &workers[stream.below(workers.len() as u64) as usize];
+                let (worker, Process { pid, .. }) = &workers[stream.below(workers.len() as u64) as usize];
                 let kills_it = stream.below(u64::from(chaos.kill + chaos.stop)) < u64::from(chaos.kill);
                 let (signal, word) = if kills_it { (Signal::SIGKILL, "killed") } else { (Signal::SIGSTOP, "stopped") };
                 if kill(Pid::from_raw(*pid), signal).is_ok() {
@@ -141,16 +145,32 @@ fn ending(events: &[Value]) -> Option<String> {
     Some(last["how"].as_str().unwrap_or("somehow").into())
 }
 
-/// Process ids of the workers that have joined and are not lost.
-fn alive(events: &[Value]) -> BTreeMap<String, i32> {
+/// The process of a worker, as its run knows it.
+#[derive(Clone, Debug, PartialEq)]
+struct Process {
+    host: String,
+    pid: i32,
+    /// When it joined, in seconds since 1970: its process was started before.
+    joined: f64,
+}
+
+/// As workers name the machine that they are on.
+fn host() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
+}
+
+/// The processes of the workers that have joined and are not lost.
+fn alive(events: &[Value]) -> BTreeMap<String, Process> {
     let mut alive = BTreeMap::new();
     for event in events {
         let Some(worker) = event["worker"].as_str() else { continue };
         match event["event"].as_str() {
             Some("joined") => {
-                if let Some(pid) = event["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).filter(|pid| *pid > 1)
-                {
-                    alive.insert(worker.to_owned(), pid);
+                // Signalling others would reach every process, or init.
+                let pid = event["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).filter(|pid| *pid > 1);
+                if let (Some(pid), Some(joined)) = (pid, event["time"].as_f64()) {
+                    let host = event["host"].as_str().unwrap_or_default().to_owned();
+                    alive.insert(worker.to_owned(), Process { host, pid, joined });
                 }
             }
             Some("lost") => _ = alive.remove(worker),
@@ -175,7 +195,7 @@ mod tests {
 
     #[test]
     fn who_joined_and_was_not_lost_is_alive() {
-        let joined = |worker: &str, pid: i64| json!({"event": "joined", "worker": worker, "pid": pid});
+        let joined = |worker: &str, pid: i64| json!({"time": 5.0, "event": "joined", "worker": worker, "host": "node", "pid": pid});
         let events = [
             joined("worker-0", 10),
             joined("worker-1", 11),
@@ -186,7 +206,10 @@ mod tests {
             joined("worker-2", -1),
             joined("worker-3", 1),
         ];
-        assert_eq!(alive(&events), BTreeMap::from([("worker-0".to_owned(), 12)]));
+        assert_eq!(
+            alive(&events),
+            BTreeMap::from([("worker-0".to_owned(), Process { host: "node".into(), pid: 12, joined: 5.0 })])
+        );
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::verify_run::{Comparison, compare, verify_run};
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use data::{DataVerb, act_data};
-use launch::{LaunchArguments, LauncherName, act_launch, };
+use launch::{LaunchArguments, LauncherName, act_launch};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use thanos_configs::{ConfigErrors, Plan, RunConfig, default_packs_dir, preset_names, preset_summary, to_yaml};

@@ -119,6 +119,8 @@ impl Conductor {
         self.progress.notice(&notice);
         match (&notice, &self.launcher) {
             (Notice::StageComplete(result), _) => self.results.push(result.clone()),
+            (Notice::Began { generation, workers }, _) => self.sessions.began(*generation, workers),
+            (Notice::SavingBeforeEnd { worker, .. }, _) => self.sessions.saves(worker),
             (Notice::Joined { worker, .. }, Some(launcher)) => launcher.joined(worker),
             _ => {}
         }

@@ -6,7 +6,7 @@ use crate::exit::{EXIT_CONFIG, EXIT_IO, Fatal};
 use anyhow::{Context, Result};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, SanType,
+    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
 };
 use sha2::{Digest, Sha256};
 use std::fs::{self, DirBuilder, OpenOptions};
@@ -14,7 +14,8 @@ use std::io::{self, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use subtle::ConstantTimeEq;
 use thanos_configs::hex;
 use thanos_proto::{CA, COORDINATOR_NAME, TOKEN, is_worker_id};
@@ -31,6 +32,10 @@ pub(crate) const SCRAPE_TOKEN: &str = "scrape-token";
 
 /// Folder of the workers whose process this program starts, a folder a worker.
 const WORKERS: &str = "workers";
+/// In a worker's folder: which token and which key its last enrolment was for.
+const ENROLLED: &str = "enrolled";
+/// How long an enrolment whose answer was lost can be repeated.
+const MAX_REPEAT: Duration = Duration::from_secs(600);
 /// Bytes of a token, before they are written in hexadecimal.
 const TOKEN_BYTES: usize = 32;
 
@@ -39,6 +44,8 @@ pub(crate) struct Credentials {
     folder: PathBuf,
     ca: String,
     issuer: Issuer<'static, KeyPair>,
+    /// One enrolment at a time: a token is used up by one key.
+    enrolling: Mutex<()>,
 }
 
 /// Why a worker gets no certificate.
@@ -77,7 +84,7 @@ impl Credentials {
         let key = fs::read_to_string(folder.join(CA_KEY)).context(CA_KEY)?;
         let key = KeyPair::from_pem(&key).ok().context("its key cannot be read")?;
         let issuer = Issuer::from_ca_cert_pem(&ca, key).ok().context("its certificate cannot be read")?;
-        Ok(Self { folder: folder.into(), ca, issuer })
+        Ok(Self { folder: folder.into(), ca, issuer, enrolling: Mutex::default() })
     }
 
     pub(crate) fn folder(&self) -> &Path {
@@ -112,11 +119,13 @@ impl Credentials {
         private_folder(&folder)?;
         write_secret(&folder.join(CA), &self.ca)?;
         new_token(&folder.join(TOKEN))?;
+        // The process that had the token before is over.
+        _ = fs::remove_file(folder.join(ENROLLED));
         Ok(folder)
     }
 
-    /// A certificate (PEM) for a worker that has a token; one of its own is used up. It shows its pages with it, too, at the
-    /// address that it comes from.
+    /// A certificate (PEM) for a worker that has a token. One of its own is used up, but for this worker and this key: the
+    /// answer may have been lost. It shows its pages with the certificate, too, at the address that it comes from.
     pub(crate) fn enrol(
         &self,
         worker: &str,
@@ -127,11 +136,16 @@ impl Credentials {
         if !is_worker_id(worker) {
             return Err(NotEnrolled::Id(worker.chars().take(64).filter(|c| !c.is_control()).collect()));
         }
-        let own = self.folder.join(WORKERS).join(worker).join(TOKEN);
+        let own = self.folder.join(WORKERS).join(worker);
         let request = CertificateSigningRequestParams::from_der(&request.into()).map_err(|_| NotEnrolled::Request)?;
-        let is_own = is_token(&own, token);
-        // Both are compared, so that the time taken does not tell which one is there.
-        if !(is_token(&self.folder.join(TOKEN), token) | (is_own && fs::remove_file(&own).is_ok())) {
+        let _one = self.enrolling.lock().unwrap_or_else(PoisonError::into_inner);
+        let enrolment = enrolment(token, request.public_key.der_bytes());
+        let is_own = is_token(&own.join(TOKEN), token);
+        // All are compared, so that the time taken does not show which one is there.
+        let is_known = is_token(&self.folder.join(TOKEN), token)
+            | is_repeated(&own.join(ENROLLED), &enrolment)
+            | (is_own && use_up(&own, &enrolment).is_ok());
+        if !is_known {
             return Err(NotEnrolled::Token(worker.into()));
         }
         let mut params = named(worker, ExtendedKeyUsagePurpose::ClientAuth);
@@ -179,6 +193,24 @@ fn is_token(file: &Path, token: &str) -> bool {
     held.len() == 2 * TOKEN_BYTES && held.as_bytes().ct_eq(token.trim().as_bytes()).into()
 }
 
+/// What an enrolment is known by when it is repeated: nothing that a token or a key could be got from.
+fn enrolment(token: &str, public_key: &[u8]) -> String {
+    hex(&Sha256::new().chain_update(token.trim()).chain_update(public_key).finalize())
+}
+
+/// Whether this enrolment was made a short time ago.
+fn is_repeated(file: &Path, enrolment: &str) -> bool {
+    let made = fs::metadata(file).and_then(|metadata| metadata.modified());
+    let is_recent = made.is_ok_and(|made| made.elapsed().unwrap_or_default() < MAX_REPEAT);
+    is_token(file, enrolment) && is_recent
+}
+
+/// Marks a worker's token as used, by this enrolment.
+fn use_up(folder: &Path, enrolment: &str) -> io::Result<()> {
+    write_secret(&folder.join(ENROLLED), enrolment)?;
+    fs::remove_file(folder.join(TOKEN))
+}
+
 fn new_token(file: &Path) -> io::Result<()> {
     let mut bytes = [0; TOKEN_BYTES];
     default_provider().secure_random.fill(&mut bytes).map_err(|_| io::Error::other("no random bytes are to be had"))?;
@@ -202,7 +234,9 @@ fn write_secret(file: &Path, text: &str) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs::File;
     use std::os::unix::fs::PermissionsExt;
+    use std::time::SystemTime;
 
     fn request() -> Vec<u8> {
         let key = KeyPair::generate().expect("a key");
@@ -237,6 +271,30 @@ mod tests {
         // What was refused for another reason has not used it up; and a new one is as good.
         enrol("worker-1", &other).expect("its own token");
         enrol("worker-0", &token(&credentials.invite("worker-0").expect("written"))).expect("the new one");
+    }
+
+    #[test]
+    fn a_repeated_enrolment_gets_a_certificate_for_the_same_key_alone() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let credentials = Credentials::open_or_make(folder.path(), false).expect("made");
+        let first = token(&credentials.invite("worker-0").expect("written"));
+        let request_of_key = request();
+        let enrol = |credentials: &Credentials, request: &[u8]| credentials.enrol("worker-0", &first, request, None);
+        enrol(&credentials, &request_of_key).expect("its own token");
+        let again = enrol(&credentials, &request_of_key).expect("the answer was lost");
+        assert_eq!(name(&again).as_deref(), Some("worker-0"));
+        let refused = Err(NotEnrolled::Token("worker-0".into()));
+        assert_eq!(enrol(&credentials, &request()), refused, "another key");
+        assert_eq!(credentials.enrol("worker-0", &"0".repeat(64), &request_of_key, None), refused, "another token");
+        let restarted = Credentials::open_or_make(folder.path(), false).expect("opened");
+        enrol(&restarted, &request_of_key).expect("the coordinator was started again meanwhile");
+        let record = folder.path().join(WORKERS).join("worker-0").join(ENROLLED);
+        let file = File::options().write(true).open(&record).expect("there");
+        file.set_modified(SystemTime::now() - MAX_REPEAT).expect("set");
+        assert_eq!(enrol(&credentials, &request_of_key), refused, "too late");
+        let second = token(&credentials.invite("worker-0").expect("written"));
+        assert_eq!(enrol(&credentials, &request_of_key), refused, "the token of an earlier process");
+        credentials.enrol("worker-0", &second, &request(), None).expect("the new one");
     }
 
     #[test]

@@ -6,8 +6,8 @@ use crate::conductor::Conductor;
 use crate::credentials::Credentials;
 use crate::exit::{EXIT_CONFIG, EXIT_DATA, EXIT_NO_PERMISSION, EXIT_UNREACHABLE, EXIT_USAGE, Fatal};
 use crate::ingest::{PackFile, Packs};
-use crate::launcher::{Launcher, Place, WorkerCommand, worker_program};
 use crate::journal::Journal;
+use crate::launcher::{Launcher, Place, WorkerCommand, worker_program};
 use crate::ledger::{Ledger, last_generation, read_steps, workers_of_last_generation};
 use crate::observe::Observed;
 use crate::packs::PackShelf;
@@ -16,7 +16,7 @@ use crate::progress::Progress;
 use crate::report::Results;
 use crate::run::{Event, Placement, Run, Start, Timeouts, Verdict};
 use crate::run_dir::{RunDir, StartedWith};
-use crate::server::{Service, Sessions, serve};
+use crate::server::{PlanNames, Service, Sessions, serve};
 use crate::signals::StopSignals;
 use crate::store::Store;
 use crate::tensorboard::TensorBoard;
@@ -138,9 +138,9 @@ pub(crate) async fn launch(
         stages: stages.iter().map(|stage| (*stage).to_owned()).collect(),
         timeouts: Timeouts::new(&plan.config().timeouts, launch.starter.placement()),
     };
-    let shelf = PackShelf::new([&packs.train, &packs.test]);
+    let (shelf, names) = (PackShelf::new([&packs.train, &packs.test]), PlanNames::new(plan));
     let files = CheckpointFiles::new(run_dir.path(), stages.iter().copied());
-    let serving = Serving { listener, status, checkpoints, packs: shelf, files };
+    let serving = Serving { listener, status, checkpoints, packs: shelf, files, names };
     let conducted = conduct(start, (launch, stop_signals), credentials, serving).await;
     if !launch.resume && could_not_start(&conducted) && read_steps(run_dir.path())?.is_empty() {
         run_dir.withdraw()?;
@@ -200,6 +200,7 @@ struct Serving {
     checkpoints: Checkpoints,
     packs: PackShelf,
     files: CheckpointFiles,
+    names: PlanNames,
 }
 
 /// How a run ended, and what its stages measured.
@@ -210,7 +211,7 @@ async fn conduct(
     start: Start,
     (launch, stop_signals): (&Launch, &StopSignals),
     credentials: Option<Arc<Credentials>>,
-    Serving { listener, status, checkpoints, packs, files }: Serving,
+    Serving { listener, status, checkpoints, packs, files, names }: Serving,
 ) -> Result<Conducted> {
     listener.set_nonblocking(true)?;
     let listener = TcpListener::from_std(listener)?;
@@ -224,6 +225,8 @@ async fn conduct(
         store: store.clone(),
         packs: Arc::new(packs),
         files: Arc::new(files),
+        names: Arc::new(names),
+        workers: launch.workers,
         credentials: credentials.clone(),
         next_session: AtomicU64::new(1),
     };

@@ -10,7 +10,7 @@ use crate::exit::{EXIT_UNREACHABLE, Fatal};
 use crate::run::{Event, ExitCause};
 use crate::slurm;
 use adopted::Adopted;
-pub(crate) use adopted::is_worker;
+pub(crate) use adopted::is_worker_since;
 use anyhow::{Context, Result};
 use log::first_error;
 use std::collections::{HashMap, HashSet};

@@ -4,7 +4,7 @@
 
 use crate::checkpoints::{Checkpoints, Found};
 use crate::credentials::Credentials;
-use crate::exit::{EXIT_CONFIG, EXIT_DATA, EXIT_UNREACHABLE, EXIT_IO, Fatal};
+use crate::exit::{EXIT_CONFIG, EXIT_DATA, EXIT_IO, EXIT_UNREACHABLE, Fatal};
 use crate::ingest::{self, PackFile, Packs};
 use crate::launch::{Launch, Starter};
 use crate::launcher::Place;
@@ -12,9 +12,10 @@ use crate::ledger::Ledger;
 use crate::observe::Observed;
 use crate::progress::{Bar, tell_of};
 use crate::run_dir::{Content, DataIdentity, RunDir};
+use crate::server::check_descriptors;
 use crate::superseded::{move_aside, steps_made};
-use crate::weights::{read_given_weights, refuse_changed};
 use crate::terminal::Unit;
+use crate::weights::{read_given_weights, refuse_changed};
 use anyhow::Result;
 use serde_json::json;
 use std::net::TcpListener;
@@ -47,6 +48,7 @@ struct Data {
 /// # Errors
 /// A [`Fatal`] with the exit code; a new run's directory is not made then.
 pub(crate) fn prepare(plan: &Plan, launch: &Launch) -> Result<Prepared> {
+    check_descriptors(launch.workers)?;
     let status = launch.status.map(Observed::listen).transpose()?;
     if let Starter::This { place: Place::Here { .. }, interface: Some(name), .. } = &launch.starter {
         check_interface(name).map_err(|names| {
@@ -104,7 +106,9 @@ fn resume(plan: &Plan, launch: &Launch, status: Option<TcpListener>) -> Result<P
     let aside = aside.transpose()?;
     if !changes.is_empty() || aside.is_some() {
         let fields = json!({"changes": changes, "superseded": aside});
-        Ledger::open(run_dir.path())?.event("reconfigured", &fields).map_err(|error| Fatal::new(EXIT_IO, error.to_string()))?;
+        Ledger::open(run_dir.path())?
+            .event("reconfigured", &fields)
+            .map_err(|error| Fatal::new(EXIT_IO, error.to_string()))?;
     }
     Ok(Prepared { run_dir, packs, checkpoints, found, credentials, status })
 }

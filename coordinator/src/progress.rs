@@ -169,7 +169,9 @@ impl Progress {
                 self.stage = None;
             }
             Notice::SavingBeforeEnd { worker, stage, step } => {
-                terminal::line(&format!("saving the state of {worker} (step {step} of stage {stage}) before the run ends"));
+                terminal::line(&format!(
+                    "saving the state of {worker} (step {step} of stage {stage}) before the run ends"
+                ));
             }
             Notice::StorageBlocked { problem } => {
                 terminal::line(&format!("{problem}; trying again, training pauses when too many steps wait"));

@@ -1,6 +1,10 @@
 //! The gRPC service: it numbers sessions, turns their messages into events and commands into messages. It decides
 //! nothing; `run.rs` does.
 
+mod descriptors;
+mod enrol_only;
+mod plan_names;
+
 use crate::checkpoints::CheckpointFiles;
 use crate::credentials::Credentials;
 use crate::exit::EXIT_NO_PERMISSION;
@@ -8,12 +12,15 @@ use crate::packs::PackShelf;
 use crate::run::{Event, SessionId};
 use crate::store::{Refusal, Store};
 use anyhow::Result;
+pub(crate) use descriptors::check_descriptors;
+use enrol_only::EnrolOnly;
+pub(crate) use plan_names::PlanNames;
 use std::collections::{BTreeMap, HashMap};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use thanos_door::{Identity, Peer, connections};
+use thanos_door::{Accepted, Connection, ConnectionLimits, Identity, Peer, connections};
 use thanos_proto::v1::coordinator_server::{Coordinator, CoordinatorServer};
 use thanos_proto::{Command, WorkerEvent, v1};
 use tokio::net::TcpListener;
@@ -27,8 +34,16 @@ use tonic::{Request, Response, Status, Streaming};
 pub(crate) const MOST_WORKERS: usize = 4096;
 /// Bytes of one message; the largest is the configuration.
 const MOST_MESSAGE: usize = 4 << 20;
-/// Connections at a time: two a worker, and some that enrol.
-const MOST_CONNECTIONS: usize = 2 * MOST_WORKERS + 256;
+/// Connections of workers at a time, and of one worker: it needs one, and the one before it may not be known to be lost.
+const MAX_CONNECTIONS: usize = 2 * MOST_WORKERS + 256;
+const MAX_CONNECTIONS_OF_ONE: usize = 8;
+/// Connections that have shown no certificate yet, at least: all workers of a run may start at the same time.
+const MIN_PENDING: usize = 256;
+/// What a client without a certificate may have under way on one connection: one small call, and its repetition.
+const MAX_ENROL_MESSAGE: usize = 16 << 10;
+const MAX_ENROL_STREAMS: u32 = 2;
+const MAX_ENROL_HEADERS: u32 = 4 << 10;
+const ENROL_WINDOW: u32 = 16 << 10;
 /// Pause before the answer to a worker that may not join: who guesses tokens guesses slowly.
 const AFTER_REFUSAL: Duration = Duration::from_secs(1);
 /// Streams that a worker may have open on one connection; it needs four.
@@ -45,6 +60,10 @@ pub(crate) struct Sessions {
     pages: Arc<Mutex<BTreeMap<String, (SessionId, String)>>>,
     // A session is sent a handful of commands in its life: welcome, begin, commits, stop, leave.
     outbound: Arc<Mutex<HashMap<SessionId, mpsc::UnboundedSender<Command>>>>,
+    /// The newest generation and the worker that is its rank 0.
+    rank_0: Arc<Mutex<(u64, String)>>,
+    /// The worker that was asked to save what it holds, as the run ends.
+    saver: Arc<Mutex<Option<String>>>,
 }
 
 impl Sessions {
@@ -58,6 +77,37 @@ impl Sessions {
         if ends {
             // The stream ends behind its last command.
             outbound.remove(&session);
+        }
+    }
+
+    /// A generation begins, with these workers in the order of their ranks.
+    pub(crate) fn began(&self, generation: u64, workers: &[String]) {
+        let rank_0 = workers.first().cloned().unwrap_or_default();
+        *self.rank_0.lock().unwrap_or_else(PoisonError::into_inner) = (generation, rank_0);
+    }
+
+    /// Whether this peer may write what rank 0 of a generation writes. Without certificates only the generation is known.
+    fn is_rank_0(&self, peer: &Peer, generation: u64) -> bool {
+        let (newest, rank_0) = &*self.rank_0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_its_name = match &peer.identity {
+            Identity::Worker(worker) => worker == rank_0,
+            Identity::Unchecked => true,
+            Identity::Unknown => false,
+        };
+        is_its_name && generation == *newest
+    }
+
+    /// This worker, of whatever rank, saves what it holds, as the run ends.
+    pub(crate) fn saves(&self, worker: &str) {
+        *self.saver.lock().unwrap_or_else(PoisonError::into_inner) = Some(worker.into());
+    }
+
+    fn is_saver(&self, peer: &Peer) -> bool {
+        let saver = self.saver.lock().unwrap_or_else(PoisonError::into_inner);
+        match &peer.identity {
+            Identity::Worker(worker) => saver.as_ref() == Some(worker),
+            Identity::Unchecked => saver.is_some(),
+            Identity::Unknown => false,
         }
     }
 
@@ -89,6 +139,9 @@ pub(crate) struct Service {
     pub(crate) store: Arc<Store>,
     pub(crate) packs: Arc<PackShelf>,
     pub(crate) files: Arc<CheckpointFiles>,
+    pub(crate) names: Arc<PlanNames>,
+    /// Workers that the run may have.
+    pub(crate) workers: usize,
     /// None: everybody is let in, and nothing is encrypted.
     pub(crate) credentials: Option<Arc<Credentials>>,
     pub(crate) next_session: AtomicU64,
@@ -100,18 +153,54 @@ pub(crate) async fn serve(listener: TcpListener, service: Service, stop: oneshot
         Some(credentials) => Some(TlsAcceptor::from(Arc::new(credentials.tls(&["h2"])?))),
         None => None,
     };
-    let service =
-        CoordinatorServer::new(service).max_decoding_message_size(MOST_MESSAGE).max_encoding_message_size(MOST_MESSAGE);
-    tonic::transport::Server::builder()
+    let limits = ConnectionLimits {
+        open: MAX_CONNECTIONS,
+        open_of_one: MAX_CONNECTIONS_OF_ONE,
+        pending: max_pending(service.workers),
+    };
+    let Accepted { admitted, unknown } = connections(listener, tls, limits);
+    let service = Arc::new(service);
+    let enrolment = serve_enrolment(service.clone(), unknown);
+    let service = CoordinatorServer::from_arc(service)
+        .max_decoding_message_size(MOST_MESSAGE)
+        .max_encoding_message_size(MOST_MESSAGE);
+    let sessions = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(BETWEEN_PINGS))
         .http2_keepalive_timeout(Some(BETWEEN_PINGS))
         .max_concurrent_streams(Some(MOST_STREAMS))
         .add_service(service)
-        .serve_with_incoming_shutdown(connections(listener, tls, MOST_CONNECTIONS), async {
+        .serve_with_incoming_shutdown(admitted, async {
             _ = stop.await;
-        })
-        .await?;
-    Ok(())
+        });
+    tokio::pin!(enrolment, sessions);
+    tokio::select! {
+        served = &mut sessions => return Ok(served?),
+        enrolled = &mut enrolment => enrolled?,
+    }
+    // The listener has closed.
+    Ok(sessions.await?)
+}
+
+/// Serves clients without a certificate, until there can be no more.
+async fn serve_enrolment(
+    service: Arc<Service>,
+    clients: ReceiverStream<std::io::Result<Connection>>,
+) -> Result<(), tonic::transport::Error> {
+    let enrol = CoordinatorServer::from_arc(service)
+        .max_decoding_message_size(MAX_ENROL_MESSAGE)
+        .max_encoding_message_size(MAX_ENROL_MESSAGE);
+    tonic::transport::Server::builder()
+        .max_concurrent_streams(Some(MAX_ENROL_STREAMS))
+        .initial_stream_window_size(Some(ENROL_WINDOW))
+        .http2_max_header_list_size(Some(MAX_ENROL_HEADERS))
+        .add_service(EnrolOnly(enrol))
+        .serve_with_incoming(clients)
+        .await
+}
+
+/// Connections that may be open without a certificate.
+pub(crate) fn max_pending(workers: usize) -> usize {
+    MIN_PENDING.max(2 * workers)
 }
 
 /// Who asks, if it may ask for anything but to enrol.
@@ -162,9 +251,12 @@ impl Coordinator for Service {
     }
 
     async fn store_file(&self, request: Request<Streaming<v1::FilePart>>) -> Result<Response<v1::Stored>, Status> {
-        admitted(&request)?;
-        let is_current = |generation| self.store.is_current(generation);
-        self.files.clone().take(request.into_inner(), is_current).await?;
+        let peer = admitted(&request)?;
+        let may_write = |generation| {
+            let is_rank_0 = self.store.is_current(generation) && self.sessions.is_rank_0(&peer, generation);
+            is_rank_0 || self.sessions.is_saver(&peer)
+        };
+        self.files.clone().take(request.into_inner(), may_write).await?;
         Ok(Response::new(v1::Stored {}))
     }
 
@@ -178,7 +270,14 @@ impl Coordinator for Service {
         let session = self.next_session.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = mpsc::unbounded_channel();
         self.sessions.lock().insert(session, sender);
-        tokio::spawn(listen((session, peer), request.into_inner(), self.events.clone(), self.sessions.clone()));
+        let listener = Listener {
+            session,
+            peer,
+            events: self.events.clone(),
+            sessions: self.sessions.clone(),
+            names: self.names.clone(),
+        };
+        tokio::spawn(listener.listen(request.into_inner()));
         let commands = UnboundedReceiverStream::new(receiver).map(|command| Ok(v1::Command::from(command)));
         Ok(Response::new(Box::pin(commands)))
     }
@@ -193,43 +292,60 @@ impl Coordinator for Service {
     }
 }
 
-/// Hands a session's messages on until its stream ends.
-async fn listen(
-    (session, peer): (SessionId, Peer),
-    mut messages: Streaming<v1::WorkerEvent>,
+/// What brings one session's messages to the run.
+struct Listener {
+    session: SessionId,
+    peer: Peer,
     events: mpsc::Sender<Event>,
     sessions: Sessions,
-) {
-    let first = tokio::time::timeout(MOST_SILENCE_BEFORE_HELLO, next(&mut messages)).await;
-    let Ok(Some(WorkerEvent::Hello(hello))) = first else {
-        tracing::warn!(from = %peer.address, "a connection did not introduce itself as a worker");
-        sessions.lock().remove(&session);
-        return;
-    };
-    if let Identity::Worker(worker) = &peer.identity
-        && *worker != hello.worker_id
-    {
-        let reason = format!("the certificate is of worker `{worker}`, and it says that it is `{}`", hello.worker_id);
-        tracing::warn!(from = %peer.address, "{reason}");
-        sessions.send(session, Command::Refused { reason, exit_code: EXIT_NO_PERMISSION });
-        return;
-    }
-    let worker = hello.worker_id.clone();
-    if events.send(Event::Opened { session, hello }).await.is_err() {
-        return;
-    }
-    while let Some(event) = next(&mut messages).await {
-        if let WorkerEvent::Shows { address } = event {
-            sessions.shows(&worker, session, Some(address));
-            continue;
+    names: Arc<PlanNames>,
+}
+
+impl Listener {
+    /// Hands a session's messages on until its stream ends.
+    async fn listen(self, mut messages: Streaming<v1::WorkerEvent>) {
+        let Self { session, ref events, ref sessions, .. } = self;
+        let first = tokio::time::timeout(MOST_SILENCE_BEFORE_HELLO, next(&mut messages)).await;
+        let Ok(Some(WorkerEvent::Hello(hello))) = first else {
+            tracing::warn!(from = %self.peer.address, "a connection did not introduce itself as a worker");
+            sessions.lock().remove(&session);
+            return;
+        };
+        if let Identity::Worker(worker) = &self.peer.identity
+            && *worker != hello.worker_id
+        {
+            return self.refuse(format!(
+                "the certificate is of worker `{worker}`, and it says that it is `{}`",
+                hello.worker_id
+            ));
         }
-        if events.send(Event::Said { session, event }).await.is_err() {
+        let worker = hello.worker_id.clone();
+        if events.send(Event::Opened { session, hello }).await.is_err() {
             return;
         }
+        while let Some(event) = next(&mut messages).await {
+            if let WorkerEvent::Shows { address } = event {
+                sessions.shows(&worker, session, Some(address));
+                continue;
+            }
+            // The session ends, and the run goes on without this worker.
+            if let Err(problem) = self.names.check(&event) {
+                self.refuse(format!("worker `{worker}`: {problem}"));
+                break;
+            }
+            if events.send(Event::Said { session, event }).await.is_err() {
+                return;
+            }
+        }
+        sessions.shows(&worker, session, None);
+        sessions.lock().remove(&session);
+        _ = events.send(Event::Closed { session }).await;
     }
-    sessions.shows(&worker, session, None);
-    sessions.lock().remove(&session);
-    _ = events.send(Event::Closed { session }).await;
+
+    fn refuse(&self, reason: String) {
+        tracing::warn!(from = %self.peer.address, "{reason}");
+        self.sessions.send(self.session, Command::Refused { reason, exit_code: EXIT_NO_PERMISSION });
+    }
 }
 
 /// The next well-formed message; `None`: the stream ended, broke, or brought a malformed one.

@@ -5,7 +5,7 @@ use crate::message::{
     Begin, Best, CheckpointRef, CheckpointWritten, Command, Evaluated, Failed, Fetching, Heartbeat, Held, Hello,
     PackRef, Rejoin, StageResult, StepDone, Welcome, WorkerEvent, WrittenFile,
 };
-use crate::v1;
+use crate::{limits, v1};
 use std::time::Duration;
 
 /// A message that lacks a part, or holds a number out of its range.
@@ -142,7 +142,9 @@ impl TryFrom<v1::WorkerEvent> for WorkerEvent {
 
     fn try_from(from: v1::WorkerEvent) -> Result<Self, Malformed> {
         use v1::worker_event::Event;
-        Ok(match from.event.ok_or_else(|| malformed("WorkerEvent", "it holds no event"))? {
+        let mut event = from.event.ok_or_else(|| malformed("WorkerEvent", "it holds no event"))?;
+        limits::check(&mut event)?;
+        Ok(match event {
             Event::Hello(hello) => WorkerEvent::Hello(hello.into()),
             Event::Ready(v1::Ready { config_digest }) => WorkerEvent::Ready { config_digest },
             Event::NotSaved(v1::NotSaved { stage, step, reason }) => WorkerEvent::NotSaved { stage, step, reason },

@@ -3,6 +3,7 @@
 //! Wire types stop here: everything above speaks the domain types, converted both ways by hand.
 
 mod convert;
+mod limits;
 mod message;
 
 /// Generated from `thanos/v1/thanos.proto`.
@@ -12,6 +13,7 @@ pub mod v1 {
 }
 
 pub use convert::Malformed;
+pub use limits::PHASES;
 pub use message::{
     Begin, Best, CheckpointRef, CheckpointWritten, Command, Evaluated, Failed, Fetching, Heartbeat, Held, Hello,
     PackRef, Rejoin, StageResult, StepDone, Welcome, WorkerEvent, WrittenFile,

@@ -27,8 +27,10 @@ use std::time::Duration;
 use tch::Device;
 use thanos_c10d::{Address, ProcessGroup, keep_freed_memory};
 use thanos_configs::{DataSet, Plan, StagePlan, TransferPlan, init_key, stage_key};
-use thanos_door::{address_towards, check_interface};
-use thanos_proto::{Begin, CheckpointRef, CheckpointWritten, Failed, Held, Hello, PackRef, Rejoin, Welcome, WorkerEvent};
+use thanos_door::{address_towards, check_interface, raise_descriptor_limit};
+use thanos_proto::{
+    Begin, CheckpointRef, CheckpointWritten, Failed, Held, Hello, PackRef, Rejoin, Welcome, WorkerEvent,
+};
 
 /// What a worker is told on its command line; everything else comes from the coordinator.
 #[derive(Clone, Debug)]
@@ -65,6 +67,9 @@ pub enum Outcome {
 /// After the coordinator has been told; [`exit_code`] names the process's exit code.
 pub fn work(options: &Options) -> Result<Outcome> {
     options.address.as_ref().map_or(Ok(()), check_address)?;
+    if let Err(error) = raise_descriptor_limit() {
+        tracing::warn!("the limit of open descriptors is not known: {error}");
+    }
     keep_freed_memory();
     tch::set_num_threads(i32::try_from(options.threads)?);
     tch::set_num_interop_threads(1);
@@ -142,8 +147,8 @@ fn take_part(options: &Options, session: &Session, welcome: &Welcome) -> Result<
             begin => begin?,
         };
         session.at("start", 0, "rendezvous");
-        let ending =
-            join(&address, session, &begin, (device, collective)).and_then(|group| worker.train_stages(&begin, &Rc::new(group)));
+        let ending = join(&address, session, &begin, (device, collective))
+            .and_then(|group| worker.train_stages(&begin, &Rc::new(group)));
         session.leave_group();
         match ending {
             Err(error) if ends_generation(&error) || error.is::<Regroup>() => {
@@ -209,7 +214,7 @@ fn join(
     (device, timeout): (Device, Duration),
 ) -> Result<ProcessGroup> {
     let (rank, size) = (begin.rank as usize, begin.world_size as usize);
-    let store = session.enter(begin.generation);
+    let store = session.enter(begin.generation, size);
     Ok(match device {
         Device::Cuda(_) => ProcessGroup::nccl(store, rank, size, timeout)?,
         _ => ProcessGroup::gloo(store, rank, size, address, timeout)?,

@@ -26,8 +26,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
-use thanos_configs::TimeoutsConfig;
 use thanos_c10d::{Breaker, Collectives, Error as GroupError, KeyValueStore, collectives};
+use thanos_configs::TimeoutsConfig;
 use thanos_door::{Guard, metrics_page, needs_guard, show};
 use thanos_proto::{Begin, CheckpointRef, Command, Heartbeat, Hello, StepDone, Welcome, WorkerEvent};
 use tokio::net::TcpListener;
@@ -302,12 +302,13 @@ impl Session {
     }
 
     /// Stamps heartbeats with a new generation, whose group is made next, and returns its rendezvous.
-    pub(crate) fn enter(&self, generation: u64) -> Arc<dyn KeyValueStore> {
+    pub(crate) fn enter(&self, generation: u64, world_size: usize) -> Arc<dyn KeyValueStore> {
         let mut place = self.shared.place();
         place.heartbeat.generation = generation;
         (place.before, place.breaker) = (collectives(), Some(Breaker::new()));
         self.shared.abandoned.store(false, Ordering::Relaxed);
-        Arc::new(store::CoordinatorStore::new(self.client.clone(), self.runtime.handle().clone(), generation))
+        let (client, runtime) = (self.client.clone(), self.runtime.handle().clone());
+        Arc::new(store::CoordinatorStore::new(client, runtime, (generation, world_size)))
     }
 
     /// The group of the generation is gone: nothing is left to be broken.

@@ -2,13 +2,13 @@
 //! encryption, HTTP/2. Whoever says nothing, or something else, costs a descriptor for a moment and never reaches the
 //! service. Who is behind a connection is known from here on; what it may do is not decided here.
 
-use std::collections::HashMap;
+use crate::limit::{ConnectionLimit, Evicted, Permit};
+use nix::errno::Errno;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
-use std::time::Duration;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -23,17 +23,36 @@ use tonic::transport::server::Connected;
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// How long a connection may take to begin, and a handshake to be done.
 const MOST_BEGINNING: Duration = Duration::from_secs(5);
-/// Connections that may be about to begin, in all and of one address; one more is closed at once.
-const MOST_STRANGERS: usize = 256;
-const MOST_STRANGERS_OF_ONE: usize = 128;
-/// Connections of one address that have begun: the workers of a machine, and whoever shares its address.
-const MOST_OF_ONE: usize = 1024;
+/// Bytes that a client may send before it has shown a certificate: a handshake and one enrolment take about 2 KB. As
+/// nothing is kept that was not sent, this bounds the memory of such a connection, too.
+const MAX_UNKNOWN_BYTES: usize = 16 << 10;
 /// How long a connection may last whose owner has shown no certificate: it is for one call.
 const MOST_ENROLLING: Duration = Duration::from_secs(15);
 /// Connections that may wait for the service.
 const MOST_WAITING: usize = 64;
-/// Pause when no connection can be accepted, as when descriptors have run out.
+/// Pause when no connection can be accepted, as when descriptors have run out, and between two warnings about it.
 const AFTER_FAILURE: Duration = Duration::from_millis(50);
+const WARNING_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How many connections are open at a time.
+#[derive(Clone, Copy, Debug)]
+pub struct ConnectionLimits {
+    /// Of clients that have shown a certificate, or need none.
+    pub open: usize,
+    /// Of one certificate's owner.
+    pub open_of_one: usize,
+    /// Of clients that have not shown a certificate, or not begun to speak. At the limit the oldest connection of the
+    /// address that has the most is closed for a new one.
+    pub pending: usize,
+}
+
+/// Connections that have begun, as they come. The listener is closed when `admitted` is dropped.
+pub struct Accepted {
+    /// Of clients that have shown a certificate of the run, or need none.
+    pub admitted: ReceiverStream<io::Result<Connection>>,
+    /// Of clients without a certificate.
+    pub unknown: ReceiverStream<io::Result<Connection>>,
+}
 
 /// Who is at the other end of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,60 +71,115 @@ pub enum Identity {
     Worker(String),
 }
 
-/// Connections of `listener` that have begun, as they come, `most` of them at a time. The listener is closed when the stream
-/// is dropped.
-pub fn connections(
-    listener: TcpListener,
-    tls: Option<TlsAcceptor>,
-    most: usize,
-) -> ReceiverStream<io::Result<Connection>> {
-    let (inside, connections) = mpsc::channel(MOST_WAITING);
-    tokio::spawn(accept(listener, tls, most, inside));
-    ReceiverStream::new(connections)
+/// Accepts the connections of `listener`.
+pub fn connections(listener: TcpListener, tls: Option<TlsAcceptor>, limits: ConnectionLimits) -> Accepted {
+    let (admitted, admitted_receiver) = mpsc::channel(MOST_WAITING);
+    let (unknown, unknown_receiver) = mpsc::channel(MOST_WAITING);
+    let entrance = Entrance {
+        tls,
+        pending: ConnectionLimit::new(limits.pending, limits.pending),
+        open: ConnectionLimit::new(limits.open, limits.open_of_one),
+        admitted,
+        unknown,
+    };
+    tokio::spawn(accept(listener, entrance));
+    Accepted { admitted: ReceiverStream::new(admitted_receiver), unknown: ReceiverStream::new(unknown_receiver) }
 }
 
-async fn accept(
-    listener: TcpListener,
+/// What every new connection passes.
+#[derive(Clone)]
+struct Entrance {
     tls: Option<TlsAcceptor>,
-    most: usize,
-    inside: mpsc::Sender<io::Result<Connection>>,
-) {
-    let (strangers, begun) =
-        (Places::new(MOST_STRANGERS, MOST_STRANGERS_OF_ONE), Places::new(most, MOST_OF_ONE.min(most)));
+    pending: ConnectionLimit<IpAddr>,
+    open: ConnectionLimit<Owner>,
+    admitted: mpsc::Sender<io::Result<Connection>>,
+    unknown: mpsc::Sender<io::Result<Connection>>,
+}
+
+/// Who a connection is counted for. Without certificates all who reach the port are trusted alike.
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Owner {
+    Worker(String),
+    Unchecked(u64),
+}
+
+async fn accept(listener: TcpListener, entrance: Entrance) {
+    let mut warned: Option<Instant> = None;
+    let mut number = 0;
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = inside.closed() => return,
+            () = entrance.admitted.closed() => return,
         };
-        let Ok((stream, from)) = accepted else {
-            sleep(AFTER_FAILURE).await;
-            continue;
-        };
-        let Some(place) = strangers.take(from.ip()) else {
-            tracing::debug!(%from, "closed: too many connections have not begun");
-            continue;
-        };
-        let (inside, tls, begun) = (inside.clone(), tls.clone(), begun.clone());
-        tokio::spawn(async move {
-            match timeout(MOST_BEGINNING, begin(stream, from, tls)).await {
-                Ok(Ok((stream, peer))) => match begun.take(from.ip()) {
-                    Some(place) => _ = inside.send(Ok(Connection::new(stream, peer, place))).await,
-                    None => tracing::warn!(%from, "closed: {most} connections are open"),
-                },
-                Ok(Err(reason)) => tracing::debug!(%from, "closed: {reason}"),
-                Err(_) => tracing::debug!(%from, "closed: it took too long to begin"),
+        match accepted {
+            Ok((stream, from)) => {
+                number += 1;
+                tokio::spawn(entrance.clone().admit(stream, from, number));
             }
-            drop(place);
-        });
+            Err(error) => {
+                if warned.is_none_or(|warned| warned.elapsed() >= WARNING_INTERVAL) {
+                    warned = Some(Instant::now());
+                    tracing::error!("cannot accept a connection: {}", cause(&error));
+                }
+                sleep(AFTER_FAILURE).await;
+            }
+        }
+    }
+}
+
+/// What accept(2) failed with, and what to do about it.
+fn cause(error: &io::Error) -> String {
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EMFILE) => {
+            format!("{error}: this process has no descriptor left; raise its limit (ulimit -n, LimitNOFILE=)")
+        }
+        Some(Errno::ENFILE) => format!("{error}: this machine has no descriptor left; raise the sysctl fs.file-max"),
+        _ => error.to_string(),
+    }
+}
+
+impl Entrance {
+    /// Waits for a connection to begin, and hands it on.
+    async fn admit(self, stream: TcpStream, from: SocketAddr, number: u64) {
+        let (permit, mut evicted) = self.pending.admit(network(from.ip()));
+        let begun = tokio::select! {
+            begun = timeout(MOST_BEGINNING, begin(stream, from, self.tls)) => begun,
+            () = &mut evicted => return tracing::debug!(%from, "closed: too many connections have not begun"),
+        };
+        let (stream, peer) = match begun {
+            Ok(Ok(begun)) => begun,
+            Ok(Err(reason)) => return tracing::debug!(%from, "closed: {reason}"),
+            Err(_) => return tracing::debug!(%from, "closed: it took too long to begin"),
+        };
+        let owner = match &peer.identity {
+            Identity::Unknown => {
+                let closing = Closing { evicted, at: Some(Box::pin(sleep(MOST_ENROLLING))) };
+                let connection = Connection { stream, peer, closing, _permit: AnyPermit::Pending(permit) };
+                _ = self.unknown.send(Ok(connection)).await;
+                return;
+            }
+            Identity::Worker(worker) => Owner::Worker(worker.clone()),
+            Identity::Unchecked => Owner::Unchecked(number),
+        };
+        let (open, evicted) = self.open.admit(owner);
+        let closing = Closing { evicted, at: None };
+        let connection = Connection { stream, peer, closing, _permit: AnyPermit::Open(open) };
+        // A worker that waits for the service is pending no longer.
+        drop(permit);
+        _ = self.admitted.send(Ok(connection)).await;
+    }
+}
+
+/// What an attacker has of its own: an address, or, of IPv6, a network of 64 bits.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+        address => address,
     }
 }
 
 /// Waits for the other end to begin.
-async fn begin(
-    stream: TcpStream,
-    address: SocketAddr,
-    tls: Option<TlsAcceptor>,
-) -> io::Result<(Either<TcpStream, Box<TlsStream<TcpStream>>>, Peer)> {
+async fn begin(stream: TcpStream, address: SocketAddr, tls: Option<TlsAcceptor>) -> io::Result<(Stream, Peer)> {
     stream.set_nodelay(true)?;
     let Some(tls) = tls else {
         // The bytes stay where they are.
@@ -116,12 +190,15 @@ async fn begin(
             false => Err(io::Error::other("it does not speak HTTP/2")),
         };
     };
-    let stream = tls.accept(stream).await?;
+    let mut stream = tls.accept(Metered { stream, left: Some(MAX_UNKNOWN_BYTES) }).await?;
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let identity = match certificate {
         None => Identity::Unknown,
         Some(certificate) => Identity::Worker(name_of(certificate).ok_or(io::ErrorKind::InvalidData)?),
     };
+    if identity != Identity::Unknown {
+        stream.get_mut().0.left = None;
+    }
     Ok((Either::Right(Box::new(stream)), Peer { address, identity }))
 }
 
@@ -132,41 +209,30 @@ pub fn name_of(certificate: &[u8]) -> Option<String> {
     Some(name.to_owned())
 }
 
-/// A connection that has begun.
-pub struct Connection {
-    stream: Either<TcpStream, Box<TlsStream<TcpStream>>>,
-    peer: Peer,
-    /// When it is closed, if it may not stay.
-    until: Option<Pin<Box<Sleep>>>,
-    _place: Place,
+type Stream = Either<TcpStream, Box<TlsStream<Metered>>>;
+
+/// A TCP stream that may bring a limited number of bytes.
+struct Metered {
+    stream: TcpStream,
+    /// `None`: as many as it likes.
+    left: Option<usize>,
 }
 
-impl Connection {
-    fn new(stream: Either<TcpStream, Box<TlsStream<TcpStream>>>, peer: Peer, place: Place) -> Self {
-        let until = (peer.identity == Identity::Unknown).then(|| Box::pin(sleep(MOST_ENROLLING)));
-        Self { stream, peer, until, _place: place }
-    }
-}
-
-impl Connected for Connection {
-    type ConnectInfo = Peer;
-
-    fn connect_info(&self) -> Peer {
-        self.peer.clone()
-    }
-}
-
-impl AsyncRead for Connection {
+impl AsyncRead for Metered {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let is_over = |until: &mut Pin<Box<Sleep>>| until.as_mut().poll(context).is_ready();
-        if self.until.as_mut().is_some_and(is_over) {
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        let before = bytes.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(context, bytes))?;
+        if let Some(left) = &mut self.left {
+            let read = bytes.filled().len() - before;
+            *left = left.checked_sub(read).ok_or_else(|| {
+                io::Error::other(format!("it sent more than {MAX_UNKNOWN_BYTES} bytes without a certificate"))
+            })?;
         }
-        Pin::new(&mut self.stream).poll_read(context, bytes)
+        Poll::Ready(Ok(()))
     }
 }
 
-impl AsyncWrite for Connection {
+impl AsyncWrite for Metered {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
@@ -180,48 +246,67 @@ impl AsyncWrite for Connection {
     }
 }
 
-/// A number of places, in all and for one address.
-#[derive(Clone)]
-struct Places {
-    most: usize,
-    most_of_one: usize,
-    taken: Arc<Mutex<HashMap<IpAddr, usize>>>,
+/// A connection that has begun.
+pub struct Connection {
+    stream: Stream,
+    peer: Peer,
+    closing: Closing,
+    _permit: AnyPermit,
 }
 
-/// A place that was taken; dropping it gives it back.
-struct Place {
-    address: IpAddr,
-    taken: Arc<Mutex<HashMap<IpAddr, usize>>>,
+/// The limit that a connection counts against, held until it is closed.
+enum AnyPermit {
+    Pending(#[expect(dead_code, reason = "held, never read")] Permit<IpAddr>),
+    Open(#[expect(dead_code, reason = "held, never read")] Permit<Owner>),
 }
 
-impl Places {
-    fn new(most: usize, most_of_one: usize) -> Self {
-        Self { most, most_of_one, taken: Arc::default() }
+/// When a connection is closed from this side.
+struct Closing {
+    evicted: Evicted,
+    /// If it may not stay.
+    at: Option<Pin<Box<Sleep>>>,
+}
+
+impl Closing {
+    fn check(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        let is_over = |at: &mut Pin<Box<Sleep>>| at.as_mut().poll(context).is_ready();
+        let is_late = self.at.as_mut().is_some_and(is_over);
+        match is_late || Pin::new(&mut self.evicted).poll(context).is_ready() {
+            true => Err(io::ErrorKind::TimedOut.into()),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.closing.check(context)?;
+        Pin::new(&mut self.stream).poll_read(context, bytes)
+    }
+}
+
+impl AsyncWrite for Connection {
+    // Checked here as well: a client that reads nothing keeps its connection at writing.
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.closing.check(context)?;
+        Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 
-    fn take(&self, address: IpAddr) -> Option<Place> {
-        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        if taken.values().sum::<usize>() >= self.most {
-            return None;
-        }
-        let of_one = taken.entry(address).or_insert(0);
-        if *of_one >= self.most_of_one {
-            return None;
-        }
-        *of_one += 1;
-        Some(Place { address, taken: self.taken.clone() })
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.closing.check(context)?;
+        Pin::new(&mut self.stream).poll_flush(context)
     }
-}
 
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(of_one) = taken.get_mut(&self.address) {
-            *of_one -= 1;
-            if *of_one == 0 {
-                taken.remove(&self.address);
-            }
-        }
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 
@@ -236,7 +321,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("bound");
         let connect = || async { TcpStream::connect(address).await.expect("connected") };
-        let mut inside = connections(listener, None, 8);
+        let limits = ConnectionLimits { open: 8, open_of_one: 8, pending: 256 };
+        let Accepted { admitted: mut inside, unknown: _ } = connections(listener, None, limits);
         let mut other = connect().await;
         other.write_all(b"GET / HTTP/1.1\r\n\r\n").await.expect("sent");
         // Closed with what it said unread, which may be told as an error.
@@ -249,11 +335,35 @@ mod tests {
         assert_eq!(heard, PREFACE);
         came.write_all(b"x").await.expect("sent");
         speaks.read_exact(&mut [0]).await.expect("answered");
-        // Of many that say nothing the last ones find no place, and are closed at once.
+        // Of many that say nothing the first ones make room, and one that speaks comes in beside them.
         let mut idle = Vec::new();
-        for _ in 0..2 * MOST_STRANGERS {
+        for _ in 0..2 * limits.pending {
             idle.push(connect().await);
         }
-        assert_eq!(idle.last_mut().expect("many").read(&mut [0]).await.expect("closed"), 0);
+        assert_eq!(idle[0].read(&mut [0]).await.expect("closed"), 0);
+        let mut speaks = connect().await;
+        speaks.write_all(PREFACE).await.expect("sent");
+        inside.next().await.expect("open").expect("accepted");
+    }
+
+    #[test]
+    fn an_ipv6_network_counts_as_one_owner() {
+        for (address, owner) in
+            [("10.0.0.1", "10.0.0.1"), ("::ffff:10.0.0.1", "10.0.0.1"), ("2001:db8:0:1:2:3:4:5", "2001:db8:0:1::")]
+        {
+            assert_eq!(network(address.parse().expect("an address")), owner.parse::<IpAddr>().expect("an address"));
+        }
+    }
+
+    #[tokio::test]
+    async fn an_unknown_client_may_send_a_limited_number_of_bytes() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let mut client = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("connected");
+        let (stream, _) = listener.accept().await.expect("accepted");
+        let mut metered = Metered { stream, left: Some(10) };
+        client.write_all(&[1; 16]).await.expect("sent");
+        let mut bytes = [0; 8];
+        assert_eq!(metered.read(&mut bytes).await.expect("8 of 10"), 8);
+        assert!(metered.read(&mut bytes).await.is_err());
     }
 }

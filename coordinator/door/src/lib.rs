@@ -2,11 +2,14 @@
 //! and Prometheus read, `recorder` is what it reads, `route` where others find this machine. A crate of its own, as workers show themselves, too.
 
 mod connections;
+mod descriptors;
+mod limit;
 mod pages;
 mod recorder;
 mod route;
 
-pub use connections::{Connection, Identity, Peer, connections, name_of};
+pub use connections::{Accepted, Connection, ConnectionLimits, Identity, Peer, connections, name_of};
+pub use descriptors::raise_descriptor_limit;
 pub use pages::{Guard, needs_guard, show};
 pub use recorder::metrics_page;
 pub use route::{address_towards, check_interface};

@@ -1,7 +1,7 @@
 //! Pages over HTTP: some for everybody who can reach them, some for who has a token. On 127.0.0.1 there is no TLS and no
 //! token.
 
-use crate::connections::{Connection, connections};
+use crate::connections::{Accepted, Connection, ConnectionLimits, connections};
 use axum::Router;
 use axum::extract::Request;
 use axum::http::StatusCode;
@@ -19,6 +19,7 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_stream::StreamExt;
+use tokio_stream::adapters::Merge;
 use tokio_stream::wrappers::ReceiverStream;
 
 /// How pages are kept from strangers.
@@ -46,7 +47,10 @@ pub fn show(listener: TcpListener, guard: Option<Guard>, (open, guarded): (Route
         let may = bearer(&request).is_some_and(|token| is_token(token, &token_sha256));
         async move { if may { next.run(request).await } else { StatusCode::UNAUTHORIZED.into_response() } }
     }));
-    let begun = Begun { connections: connections(listener, Some(TlsAcceptor::from(tls)), MOST_READERS), address };
+    let limits = ConnectionLimits { open: MOST_READERS, open_of_one: MOST_READERS, pending: MOST_READERS };
+    let Accepted { admitted, unknown } = connections(listener, Some(TlsAcceptor::from(tls)), limits);
+    // Readers show a token; a certificate changes nothing here.
+    let begun = Begun { connections: admitted.merge(unknown), address };
     tokio::spawn(async move { axum::serve(begun, open.merge(guarded)).await });
     Ok(())
 }
@@ -63,9 +67,11 @@ fn is_token(token: &str, token_sha256: &str) -> bool {
     hex(&Sha256::digest(token.trim().as_bytes())).as_bytes().ct_eq(token_sha256.as_bytes()).into()
 }
 
+type Incoming = ReceiverStream<io::Result<Connection>>;
+
 /// Connections that have begun to speak TLS, as axum takes them.
 struct Begun {
-    connections: ReceiverStream<io::Result<Connection>>,
+    connections: Merge<Incoming, Incoming>,
     address: SocketAddr,
 }
 

@@ -53,14 +53,15 @@ impl CheckpointFiles {
         Ok(receiver)
     }
 
-    /// Writes and syncs a file that comes in parts. `is_current` says whether its generation is the newest.
+    /// Writes and syncs a file that comes in parts. `may_write` says whether its sender is rank 0 of the newest generation,
+    /// which the file must be of.
     ///
     /// # Errors
-    /// If it is of an old generation, has no head, ends too early, or cannot be written.
+    /// If the sender may not write it, or it has no head, ends too early, or cannot be written.
     pub(crate) async fn take(
         self: Arc<Self>,
         mut parts: impl Stream<Item = Result<FilePart, Status>> + Unpin,
-        is_current: impl Fn(u64) -> bool,
+        may_write: impl Fn(u64) -> bool,
     ) -> Result<(), Status> {
         let Some(FilePart { part: Some(Part::Head(FileHead { generation, file: Some(file), first })) }) =
             parts.next().await.transpose()?
@@ -68,8 +69,9 @@ impl CheckpointFiles {
             return Err(Status::invalid_argument("a file without a head"));
         };
         let stage = self.stage(&file)?;
-        if !is_current(generation) {
-            return Err(Status::failed_precondition(format!("generation {generation} is over")));
+        if !may_write(generation) {
+            let reason = format!("generation {generation} is over, or this worker is not its rank 0");
+            return Err(Status::failed_precondition(reason));
         }
         let (chunks, taken) = mpsc::channel(MOST_WAITING);
         let written = tokio::task::spawn_blocking(move || write(&stage, &file, first, taken));

@@ -3,13 +3,20 @@
 use crate::run::ExitCause;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::path::Path;
-use std::time::Duration;
+use std::str::FromStr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::oneshot;
 
 /// How often such a process is looked at: nobody tells how it ended, or when.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
+
+/// Slurm's `srun` has a helper of the same command line, its child: the parents alone.
+fn without_children(found: HashMap<i32, String>, parent: impl Fn(i32) -> Option<i32>) -> HashMap<String, i32> {
+    let is_helper = |pid: i32| parent(pid).is_some_and(|parent| found.get(&parent) == found.get(&pid));
+    found.iter().filter(|(pid, _)| !is_helper(**pid)).map(|(pid, worker)| (worker.clone(), *pid)).collect()
+}
 
 /// A process that stands for a worker. It dies with this value.
 pub(super) struct Adopted {
@@ -18,17 +25,15 @@ pub(super) struct Adopted {
 }
 
 impl Adopted {
-    /// The processes that stand for these workers, by their names: on this machine a worker's own, else the `srun` that
-    /// started it (Slurm's has a helper of the same command line, its child). One look at all processes.
-    pub(super) fn find(workers: &[String], coordinator: &str, is_local: bool) -> BTreeMap<String, Self> {
+    /// The processes that stand for these workers of this coordinator, by their names: on this machine a worker's own, else
+    /// the `srun` that started it. Reads /proc once, for all workers.
+    pub(super) fn find(workers: &[String], coordinator: &str, is_local: bool) -> HashMap<String, Self> {
         let program = if is_local { "thanos-worker" } else { "srun" };
         let pids = std::fs::read_dir("/proc").into_iter().flatten().flatten();
         let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-        let of_run = pids.filter_map(|pid| Some((pid, worker_of(&command(pid), program, coordinator)?)));
-        let of_run: BTreeMap<i32, String> = of_run.filter(|(_, worker)| workers.contains(worker)).collect();
-        let is_helper = |pid: i32| parent(pid).is_some_and(|parent| of_run.contains_key(&parent));
-        let own = of_run.iter().filter(|(pid, _)| !is_helper(**pid));
-        own.map(|(pid, worker)| (worker.clone(), Self { pid: Pid::from_raw(*pid), program })).collect()
+        let found = pids.filter_map(|pid| Some((pid, worker_of(&command(pid), program, coordinator)?)));
+        let of_run = without_children(found.filter(|(_, worker)| workers.contains(worker)).collect(), parent);
+        of_run.into_iter().map(|(worker, pid)| (worker, Self { pid: Pid::from_raw(pid), program })).collect()
     }
 
     /// Waits until it is gone, and says how, and why.
@@ -63,9 +68,26 @@ fn worker_of(words: &[String], program: &str, coordinator: &str) -> Option<Strin
     value("--id").filter(|_| is_of_run).map(Into::into)
 }
 
-/// Whether this is the process of a worker that runs: not of another program, and not one that nobody has waited for.
-pub(crate) fn is_worker(pid: i32) -> bool {
-    runs(pid, "thanos-worker")
+/// Whether this is the process of this worker, and started no later than then (seconds since 1970): its number may have
+/// been given to another process since, also to one of another run.
+pub(crate) fn is_worker_since(pid: i32, worker: &str, then: f64) -> bool {
+    let words = command(pid);
+    words.first().is_some_and(|program| Path::new(program).ends_with("thanos-worker"))
+        && words.windows(2).any(|pair| pair == ["--id", worker])
+        && started_at(pid).is_some_and(|started| started <= then + CLOCK_DIFFERENCE_SECONDS)
+}
+
+/// Between the clock that events are stamped with and the kernel's, which counts in hundredths.
+const CLOCK_DIFFERENCE_SECONDS: f64 = 0.5;
+/// Of /proc/PID/stat, on every machine.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// When a process was started, in seconds since 1970.
+fn started_at(pid: i32) -> Option<f64> {
+    let ticks: f64 = field_after_name(pid, 19)?;
+    let uptime: f64 = std::fs::read_to_string("/proc/uptime").ok()?.split_whitespace().next()?.parse().ok()?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?.as_secs_f64();
+    Some(now - uptime + ticks / TICKS_PER_SECOND)
 }
 
 fn runs(pid: i32, program: &str) -> bool {
@@ -83,7 +105,39 @@ fn command(pid: i32) -> Vec<String> {
 }
 
 fn parent(pid: i32) -> Option<i32> {
-    // Behind the program's name in brackets come state and parent.
+    field_after_name(pid, 1)
+}
+
+/// A field of /proc/PID/stat, counted from the one after the program's name, which is in brackets.
+fn field_after_name<T: FromStr>(pid: i32, index: usize) -> Option<T> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+    stat.rsplit_once(')')?.1.split_whitespace().nth(index)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn helpers_of_srun_are_not_the_process_of_a_worker() {
+        let words = |line: &str| line.split(' ').map(String::from).collect::<Vec<_>>();
+        let line = words("/usr/bin/srun --exact thanos-worker --coordinator h:1 --id n1-0 --threads 1");
+        assert_eq!(worker_of(&line, "srun", "h:1").as_deref(), Some("n1-0"));
+        assert_eq!(worker_of(&line, "srun", "h:2"), None, "of another run");
+        assert_eq!(worker_of(&words("/usr/bin/thanos-worker --coordinator h:1 --id n1-0"), "srun", "h:1"), None);
+        // 11 is the helper of 10; 20 was started by a shell.
+        let found = HashMap::from([(10, "n1-0".into()), (11, "n1-0".into()), (20, "n1-1".into())]);
+        let parents = HashMap::from([(10, 1), (11, 10), (20, 5)]);
+        let sruns = without_children(found, |pid| parents.get(&pid).copied());
+        assert_eq!(sruns, HashMap::from([("n1-0".into(), 10), ("n1-1".into(), 20)]));
+    }
+
+    #[test]
+    fn the_start_of_this_process_is_known() {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs_f64();
+        let started = started_at(std::process::id() as i32).expect("it runs");
+        assert!((now - 600.0..now + 0.1).contains(&started), "{started}, now {now}");
+        // This is no worker; a process that ended is none, either.
+        assert!(!is_worker_since(std::process::id() as i32, "worker-0", now));
+    }
 }

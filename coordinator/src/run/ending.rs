@@ -17,8 +17,14 @@ const SAVE_RETRY_DELAY: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Ending {
     /// Requested at this time.
-    Stop { reason: String, since: Duration },
-    Fail { message: String, exit_code: u8 },
+    Stop {
+        reason: String,
+        since: Duration,
+    },
+    Fail {
+        message: String,
+        exit_code: u8,
+    },
 }
 
 impl Run {
@@ -209,9 +215,7 @@ impl Run {
                 let lost = lost.map_or_else(String::new, |lost| format!("; {lost}"));
                 Verdict::Failed { message: format!("{message}{lost}"), exit_code }
             }
-            (_, Some(message)) if self.grace_left(now).is_none() => {
-                Verdict::Failed { message, exit_code: EXIT_IO }
-            }
+            (_, Some(message)) if self.grace_left(now).is_none() => Verdict::Failed { message, exit_code: EXIT_IO },
             _ => Verdict::Stopped { at },
         };
         let reason = match &verdict {

@@ -152,8 +152,7 @@ impl Run {
             return self.evict_all(&last, &how, now);
         }
         // A generation that a newcomer kept from its first step goes on without it.
-        let newcomers: Vec<SessionId> =
-            last.iter().copied().filter(|session| self.members[session].newcomer).collect();
+        let newcomers: Vec<SessionId> = last.iter().copied().filter(|session| self.members[session].newcomer).collect();
         if !newcomers.is_empty() && newcomers.len() < last.len() {
             let how = format!("joined a generation that made no progress for {limit:.1?} and is terminated");
             return self.evict_all(&newcomers, &how, now);

@@ -2,7 +2,8 @@
 //! run is abandoned. Beginning a generation is here, as the first one only differs by having nothing to go on from.
 
 use super::{
-    Effect, ExitCause, MAX_IDLE_GENERATIONS, Member, Notice, Phase, Progress, RESTART_BACKOFF, RecoveredFrom, Run, SessionId,
+    Effect, ExitCause, MAX_IDLE_GENERATIONS, Member, Notice, Phase, Progress, RESTART_BACKOFF, RecoveredFrom, Run,
+    SessionId,
 };
 use crate::exit::EXIT_UNREACHABLE;
 use std::time::Duration;

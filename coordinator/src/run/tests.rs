@@ -3,7 +3,9 @@
 use super::*;
 use std::collections::BTreeMap;
 use thanos_configs::TimeoutsConfig;
-use thanos_proto::{Begin, CheckpointWritten, Evaluated, Failed, Heartbeat, PackRef, Rejoin, StageResult, StepDone, WrittenFile};
+use thanos_proto::{
+    Begin, CheckpointWritten, Evaluated, Failed, Heartbeat, PackRef, Rejoin, StageResult, StepDone, WrittenFile,
+};
 
 pub(in crate::run) const NOW: Duration = Duration::from_secs(1);
 
@@ -381,7 +383,11 @@ pub(in crate::run) fn begins(effects: &[Effect]) -> Vec<(SessionId, Begin)> {
 #[test]
 fn a_lost_worker_is_named_and_started_again() {
     let lost = "worker-1 (rank 1, pid 7 on h) disconnected unexpectedly, last seen in reduce of step 3 of stage a";
-    let exited = || Event::Exited { worker: "worker-1".into(), how: "was killed by signal 9".into(), cause: ExitCause::Signalled(9) };
+    let exited = || Event::Exited {
+        worker: "worker-1".into(),
+        how: "was killed by signal 9".into(),
+        cause: ExitCause::Signalled(9),
+    };
     let notice = |reason: &str| Notice::Lost { worker: "worker-1".into(), reason: reason.into() };
     let restart = Effect::Restart { worker: "worker-1".into(), after: Duration::ZERO };
 
@@ -408,7 +414,10 @@ fn a_generation_goes_on_from_the_furthest_memory() {
     let steps = [step("a", 0, 4), step("a", 1, 4)];
     said(&mut run, 1, WorkerEvent::Step(steps[0].clone()));
     run.apply(Event::Closed { session: 1 }, NOW);
-    run.apply(Event::Exited { worker: "worker-0".into(), how: "was killed".into(), cause: ExitCause::Signalled(9) }, NOW);
+    run.apply(
+        Event::Exited { worker: "worker-0".into(), how: "was killed".into(), cause: ExitCause::Signalled(9) },
+        NOW,
+    );
     let effects = said(&mut run, 2, rejoin(2));
     assert_eq!(effects, [Effect::Record(steps[1].clone())]);
     run.apply(Event::Opened { session: 3, hello: hello("worker-0") }, NOW);
@@ -490,7 +499,11 @@ fn a_worker_that_always_crashes_ends_the_run_with_the_first_loss() {
     let mut pauses = Vec::new();
     let ended = loop {
         let effects = run.apply(
-            Event::Exited { worker: "worker-1".into(), how: "ended with exit code 70".into(), cause: ExitCause::Exited(70) },
+            Event::Exited {
+                worker: "worker-1".into(),
+                how: "ended with exit code 70".into(),
+                cause: ExitCause::Exited(70),
+            },
             NOW,
         );
         match effects.iter().find_map(|effect| match effect {
@@ -560,12 +573,20 @@ fn a_run_shrinks_when_nobody_comes_back_in_time() {
 #[test]
 fn a_worker_that_dies_before_it_joins_ends_the_run() {
     let mut run = Run::new(start(2), Duration::ZERO);
-    let exited = Event::Exited { worker: "worker-1".into(), how: "ended with exit code 127".into(), cause: ExitCause::Exited(127) };
+    let exited = Event::Exited {
+        worker: "worker-1".into(),
+        how: "ended with exit code 127".into(),
+        cause: ExitCause::Exited(127),
+    };
     let (message, _) = failure(&run.apply(exited, NOW));
     assert_eq!(message, "worker-1 ended with exit code 127 before it joined the run");
     // One that somebody has killed is only started again.
     let mut run = Run::new(start(2), Duration::ZERO);
-    let killed = Event::Exited { worker: "worker-1".into(), how: "was killed by signal 9".into(), cause: ExitCause::Signalled(9) };
+    let killed = Event::Exited {
+        worker: "worker-1".into(),
+        how: "was killed by signal 9".into(),
+        cause: ExitCause::Signalled(9),
+    };
     let effects = run.apply(killed, NOW);
     assert!(effects.contains(&Effect::Restart { worker: "worker-1".into(), after: Duration::ZERO }), "{effects:?}");
 }

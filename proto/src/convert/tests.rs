@@ -56,17 +56,16 @@ fn events_come_back_equal() {
     }));
     check_event(WorkerEvent::Ready { config_digest: "d".into() });
     check_event(WorkerEvent::Fetching(Fetching { split: "train".into(), from: 0, done: 1, total: u64::MAX }));
-    let heartbeat =
-        Heartbeat {
-            generation: 1,
-            stage: "s".into(),
-            step: 2,
-            phase: "p".into(),
-            collectives: 3,
-            waited_ms: 4,
-            progress: 5,
-            in_collective: true,
-        };
+    let heartbeat = Heartbeat {
+        generation: 1,
+        stage: "s".into(),
+        step: 2,
+        phase: "p".into(),
+        collectives: 3,
+        waited_ms: 4,
+        progress: 5,
+        in_collective: true,
+    };
     check_event(WorkerEvent::Heartbeat(heartbeat));
     let told = StepDone {
         stage: "s".into(),

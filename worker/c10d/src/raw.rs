@@ -27,6 +27,7 @@ pub(crate) const STORE_COMPARE_SET: i32 = 3;
 pub(crate) const STORE_DELETE: i32 = 4;
 pub(crate) const STORE_CHECK: i32 = 5;
 pub(crate) const STORE_WAIT: i32 = 6;
+pub(crate) const STORE_MULTI_GET: i32 = 7;
 pub(crate) const STORE_FAILED: i64 = i64::MIN;
 
 pub(crate) type StoreCall = unsafe extern "C" fn(*mut c_void, i32, *const Slice, usize, i64, *mut Bytes) -> i64;

@@ -13,6 +13,10 @@ pub trait KeyValueStore: Send + Sync {
     fn set(&self, key: &str, value: &[u8]) -> Result<(), String>;
     /// Waits until `key` is there, at most `timeout`.
     fn get(&self, key: &str, timeout: Duration) -> Result<Vec<u8>, String>;
+    /// Waits until all keys are there, at most `timeout`, and returns their values in this order.
+    fn multi_get(&self, keys: &[&str], timeout: Duration) -> Result<Vec<Vec<u8>>, String> {
+        keys.iter().map(|key| self.get(key, timeout)).collect()
+    }
     /// Adds to the decimal number at `key`, which is 0 at first, and returns the sum.
     fn add(&self, key: &str, amount: i64) -> Result<i64, String>;
     /// Sets `key` to `desired` if it holds `expected` (or is absent and `expected` is empty); returns what it holds.
@@ -149,14 +153,21 @@ fn answer(store: &dyn KeyValueStore, operation: i32, parts: &[&[u8]], number: i6
         raw::STORE_ADD => store.add(&key()?, number).map(|sum| (sum, Vec::new())),
         raw::STORE_COMPARE_SET => store.compare_set(&key()?, value(1)?, value(2)?).map(|value| (0, value)),
         raw::STORE_DELETE => store.delete(&key()?).map(|deleted| (i64::from(deleted), Vec::new())),
-        raw::STORE_CHECK | raw::STORE_WAIT => {
+        raw::STORE_CHECK | raw::STORE_WAIT | raw::STORE_MULTI_GET => {
             let keys = keys()?;
             let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-            if operation == raw::STORE_WAIT {
-                return store.wait(&keys, wait).map(|()| (0, Vec::new()));
+            match operation {
+                raw::STORE_WAIT => store.wait(&keys, wait).map(|()| (0, Vec::new())),
+                raw::STORE_CHECK => store.check(&keys).map(|all| (i64::from(all), Vec::new())),
+                _ => store.multi_get(&keys, wait).map(|values| (0, framed(&values))),
             }
-            store.check(&keys).map(|all| (i64::from(all), Vec::new()))
         }
         other => Err(format!("unknown store operation {other}")),
     }
+}
+
+/// Values as the shim takes them apart: each after its length.
+fn framed(values: &[Vec<u8>]) -> Vec<u8> {
+    let length = |value: &Vec<u8>| (value.len() as u64).to_ne_bytes();
+    values.iter().flat_map(|value| [&length(value)[..], value].concat()).collect()
 }

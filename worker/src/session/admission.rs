@@ -25,6 +25,9 @@ pub(super) enum Admission {
     Token {
         authority: Certificate,
         token: String,
+        /// The same at every attempt: an enrolment whose answer was lost is repeated, and the coordinator knows it by its
+        /// key.
+        key: KeyPair,
     },
     Certificate {
         tls: Box<ClientTlsConfig>,
@@ -44,7 +47,8 @@ impl Admission {
             let file = folder.join(name);
             std::fs::read_to_string(&file).map_err(|error| refused(format!("cannot read {}: {error}", file.display())))
         };
-        Ok(Self::Token { authority: Certificate::from_pem(read(CA)?), token: read(TOKEN)?.trim().into() })
+        let (authority, token) = (Certificate::from_pem(read(CA)?), read(TOKEN)?.trim().into());
+        Ok(Self::Token { authority, token, key: KeyPair::generate()? })
     }
 
     /// What may be wrong with this worker if a connection fails.
@@ -64,10 +68,9 @@ impl Admission {
             let endpoint = Endpoint::from_shared(format!("{scheme}://{coordinator}"));
             endpoint.with_context(|| format!("`{coordinator}` is not HOST:PORT"))
         };
-        if let Self::Token { authority, token } = self {
+        if let Self::Token { authority, token, key } = self {
             let tls = ClientTlsConfig::new().ca_certificate(authority.clone()).domain_name(COORDINATOR_NAME);
-            let key = KeyPair::generate()?;
-            let certificate_request = CertificateParams::default().serialize_request(&key)?.der().to_vec();
+            let certificate_request = CertificateParams::default().serialize_request(key)?.der().to_vec();
             let request = EnrolRequest { worker_id: worker_id.into(), token: token.clone(), certificate_request };
             let channel = endpoint("https")?.tls_config(tls.clone())?.connect().await.map_err(unless_untrusted)?;
             let reply = Client::new(channel).enrol(request).await.map_err(unless_refused)?;

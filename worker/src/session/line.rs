@@ -88,7 +88,8 @@ impl Line {
     }
 
     pub(super) fn send_step(&self, step: StepDone) -> Result<(), LineLost> {
-        let too_many = |steps: &mut Steps| !steps.lost && !steps.released && steps.told - steps.recorded >= MOST_UNRECORDED as u64;
+        let too_many =
+            |steps: &mut Steps| !steps.lost && !steps.released && steps.told - steps.recorded >= MOST_UNRECORDED as u64;
         let mut steps =
             self.tally.changed.wait_while(self.tally.lock(), too_many).unwrap_or_else(PoisonError::into_inner);
         steps.told += 1;

@@ -3,8 +3,8 @@
 
 use crate::exit::{EXIT_IO, EXIT_UNREACHABLE};
 use crate::run::tests::{
-    NOW, begins, checkpoint, committed, end, failure, heartbeat, hello, notices, pass, ready, rejoin, said, start, step,
-    training,
+    NOW, begins, checkpoint, committed, end, failure, heartbeat, hello, notices, pass, ready, rejoin, said, start,
+    step, training,
 };
 use crate::run::{Effect, Event, ExitCause, Notice, Run, SessionId, Start, Verdict};
 use std::time::Duration;

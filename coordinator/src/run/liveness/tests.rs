@@ -40,7 +40,10 @@ fn a_hung_worker_is_named_and_evicted() {
     let effects = pass(&mut run, SECOND, &waits);
     assert_eq!(killed(&effects), ["worker-1"]);
     let Some(Notice::Lost { reason, .. }) = notices(&effects).into_iter().next() else { panic!("{effects:?}") };
-    assert!(reason.contains("rank 1") && reason.contains("is hung (heartbeats continue, no progress for 10"), "{reason}");
+    assert!(
+        reason.contains("rank 1") && reason.contains("is hung (heartbeats continue, no progress for 10"),
+        "{reason}"
+    );
     assert!(reason.contains("last seen in forward of step 10 of stage a"), "{reason}");
 }
 
@@ -113,7 +116,10 @@ fn storage_that_blocks_is_not_counted() {
     let waits = beats(("update", 30), ("reduce", 31));
     assert_eq!(killed(&pass(&mut run, SECOND * 60, &waits)), [""; 0]);
     let now = run.last_event;
-    assert!(matches!(&notices(&run.apply(Event::Storage { problem: None }, now))[..], [Notice::StorageRecovered { .. }]));
+    assert!(matches!(
+        &notices(&run.apply(Event::Storage { problem: None }, now))[..],
+        [Notice::StorageRecovered { .. }]
+    ));
     assert_eq!(killed(&pass(&mut run, SECOND * 9, &waits)), [""; 0]);
     assert_eq!(killed(&pass(&mut run, SECOND * 2, &waits)), ["worker-0"]);
 }

@@ -9,7 +9,9 @@ use group::Group;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 use thanos_configs::SplitMix64;
-use thanos_proto::{Begin, CheckpointRef, CheckpointWritten, Command, Failed, Rejoin, StageResult, StepDone, WorkerEvent};
+use thanos_proto::{
+    Begin, CheckpointRef, CheckpointWritten, Command, Failed, Rejoin, StageResult, StepDone, WorkerEvent,
+};
 use worker::{Activity, Health, Worker};
 
 /// How far time goes on at once: also the interval of the coordinator's ticks.
@@ -141,7 +143,9 @@ impl World {
                 self.die(victim);
             }
             // A peer of one that saves beside its steps.
-            13..25 if self.workers.iter().enumerate().any(|(index, worker)| index != victim && worker.saves.is_some()) => {
+            13..25
+                if self.workers.iter().enumerate().any(|(index, worker)| index != victim && worker.saves.is_some()) =>
+            {
                 self.die(victim);
             }
             _ => {}
@@ -227,11 +231,17 @@ impl World {
         assert!(self.verdict.is_none(), "ended twice");
         let saved = self.saved();
         let lost = self.workers.iter().filter(|worker| worker.health == Health::Healthy && !worker.misbehaved);
-        let lost = lost.filter_map(|worker| worker.state.as_ref()).find(|state| {
-            state.generation == self.run.generation && state.at > saved && state.at.made > 0
-        });
-        let saves_failed = matches!(&verdict, Verdict::Failed { message, .. } if message.contains("could not be saved"));
-        assert!(lost.is_none() || saves_failed, "at {:?} {:?} was dropped, saved is {saved:?}: {verdict:?}", self.now, lost.map(|state| state.at));
+        let lost = lost
+            .filter_map(|worker| worker.state.as_ref())
+            .find(|state| state.generation == self.run.generation && state.at > saved && state.at.made > 0);
+        let saves_failed =
+            matches!(&verdict, Verdict::Failed { message, .. } if message.contains("could not be saved"));
+        assert!(
+            lost.is_none() || saves_failed,
+            "at {:?} {:?} was dropped, saved is {saved:?}: {verdict:?}",
+            self.now,
+            lost.map(|state| state.at)
+        );
         self.is_missing = self.workers.iter().any(|worker| worker.health != Health::Healthy);
         self.verdict = Some(verdict);
     }
@@ -303,7 +313,9 @@ impl World {
     /// What the source of a generation holds, before its ranks begin.
     fn source_of(&self, effects: &[Effect]) -> Option<Place> {
         let session = effects.iter().find_map(|effect| match effect {
-            Effect::Send { session, command: Command::Begin(begin) } if begin.source == Some(begin.rank) => Some(*session),
+            Effect::Send { session, command: Command::Begin(begin) } if begin.source == Some(begin.rank) => {
+                Some(*session)
+            }
             _ => None,
         })?;
         Some(*self.reported.get(&session).expect("the source holds something"))

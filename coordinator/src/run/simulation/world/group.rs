@@ -14,9 +14,13 @@ pub(super) enum Operation {
     Step,
     Evaluate,
     /// Rank 0 saves what all wait for: the end of a stage, or a stop.
-    Save { ends_stage: bool },
+    Save {
+        ends_stage: bool,
+    },
     /// Rank 0 waits for its commit.
-    Commit { ends_stage: bool },
+    Commit {
+        ends_stage: bool,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -189,7 +193,9 @@ impl World {
     fn is_committing(&self, index: usize) -> bool {
         let of = |session| Some(session) == self.workers[index].session;
         let is_sent = |event: &Event| match event {
-            Event::Said { session, event: WorkerEvent::Checkpoint(_) } | Event::Committed { session, .. } => of(*session),
+            Event::Said { session, event: WorkerEvent::Checkpoint(_) } | Event::Committed { session, .. } => {
+                of(*session)
+            }
             _ => false,
         };
         self.inbox.iter().any(is_sent) || self.commits.iter().any(|(_, session, _)| of(*session))

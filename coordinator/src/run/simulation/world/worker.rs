@@ -18,18 +18,29 @@ pub(super) enum Health {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Activity {
     /// Not running; with a time, it will be.
-    Down { starts: Option<Duration> },
+    Down {
+        starts: Option<Duration>,
+    },
     /// It has a session, or is about to, and will report what it holds.
     Reporting,
     /// It has reported, and waits for a generation.
     Waiting,
     /// In the group, at work until then, or in a collective.
-    Training { until: Duration },
+    Training {
+        until: Duration,
+    },
     /// It left its group, and finishes what it was at before it reports.
-    Leaving { until: Duration },
-    SavingMemory { until: Duration },
+    Leaving {
+        until: Duration,
+    },
+    SavingMemory {
+        until: Duration,
+    },
     /// It has finished, or stopped.
-    Over { last_word: WorkerEvent, is_sent: bool },
+    Over {
+        last_word: WorkerEvent,
+        is_sent: bool,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -197,7 +208,11 @@ impl World {
         }
         self.tear_step(index);
         let worker = std::mem::replace(&mut self.workers[index], Worker::ended());
-        let exited = Event::Exited { worker: format!("worker-{index}"), how: "was killed".into(), cause: ExitCause::Signalled(9) };
+        let exited = Event::Exited {
+            worker: format!("worker-{index}"),
+            how: "was killed".into(),
+            cause: ExitCause::Signalled(9),
+        };
         let closed = worker.session.map(|session| Event::Closed { session });
         match (closed, self.is_once_in(2)) {
             (Some(closed), true) => self.inbox.extend([exited, closed]),
@@ -218,6 +233,10 @@ impl World {
         if let Some(group) = self.group.as_mut().filter(|group| group.ranks.contains(&Some(index))) {
             group.broken = true;
         }
-        self.send(Event::Exited { worker: format!("worker-{index}"), how: "ended".into(), cause: ExitCause::Exited(0) });
+        self.send(Event::Exited {
+            worker: format!("worker-{index}"),
+            how: "ended".into(),
+            cause: ExitCause::Exited(0),
+        });
     }
 }

@@ -1,0 +1,143 @@
+//! The names that a run's plan has. What a worker says of a stage or of a loss term must be among them: they become
+//! folders and labels of metrics.
+
+use std::collections::BTreeMap;
+use thanos_configs::{Plan, StagePlan};
+use thanos_proto::{StepDone, WorkerEvent};
+
+/// What a heartbeat names before its first stage has begun.
+const BEFORE_STAGES: &str = "start";
+
+/// Stages by name, each with the terms that its loss has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct PlanNames {
+    stages: BTreeMap<String, Vec<&'static str>>,
+}
+
+impl PlanNames {
+    pub(crate) fn new(plan: &Plan) -> Self {
+        let stages = plan.stages().iter().map(|stage| (stage.name().to_owned(), terms(stage))).collect();
+        Self { stages }
+    }
+
+    /// # Errors
+    /// The name that the plan does not have.
+    pub(super) fn check(&self, event: &WorkerEvent) -> Result<(), String> {
+        match event {
+            WorkerEvent::Heartbeat(heartbeat) if heartbeat.stage == BEFORE_STAGES => Ok(()),
+            WorkerEvent::Heartbeat(heartbeat) => self.stage(&heartbeat.stage),
+            WorkerEvent::Step(step) => self.step(step),
+            WorkerEvent::Rejoin(rejoin) => rejoin.recent.iter().try_for_each(|step| self.step(step)),
+            WorkerEvent::Evaluated(evaluated) => self.stage(&evaluated.stage),
+            WorkerEvent::Checkpoint(written) => {
+                self.stage(&written.stage)?;
+                match &written.result {
+                    Some(result) if result.stage != written.stage => {
+                        Err(format!("a result of stage `{}` in a checkpoint of `{}`", result.stage, written.stage))
+                    }
+                    _ => Ok(()),
+                }
+            }
+            WorkerEvent::NotSaved { stage, .. }
+            | WorkerEvent::StageFinished { stage }
+            | WorkerEvent::Stopped { stage, .. } => self.stage(stage),
+            // Without a name of the plan.
+            _ => Ok(()),
+        }
+    }
+
+    fn stage(&self, stage: &str) -> Result<(), String> {
+        match self.stages.contains_key(stage) {
+            true => Ok(()),
+            false => Err(format!("the plan has no stage `{stage}`")),
+        }
+    }
+
+    fn step(&self, step: &StepDone) -> Result<(), String> {
+        self.stage(&step.stage)?;
+        let terms = &self.stages[&step.stage];
+        match step.losses.keys().find(|term| !terms.contains(&term.as_str())) {
+            Some(term) => Err(format!("the loss of stage `{}` has no term `{term}`", step.stage)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// As the worker names them.
+fn terms(stage: &StagePlan) -> Vec<&'static str> {
+    let StagePlan::Backbone(backbone) = stage else { return vec!["cross_entropy"] };
+    let objective = &backbone.objective;
+    [
+        ("cross_entropy", objective.cross_entropy > 0.0),
+        ("contrastive", objective.contrastive.is_some()),
+        ("reconstruction", objective.reconstruction.is_some()),
+    ]
+    .into_iter()
+    .filter_map(|(term, is_there)| is_there.then_some(term))
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use thanos_proto::{Evaluated, Heartbeat, Rejoin};
+
+    fn names() -> PlanNames {
+        let plan = Plan::from_preset("digits_cae", &[]).expect("a preset");
+        PlanNames::new(&plan)
+    }
+
+    fn step(stage: &str, term: &str) -> StepDone {
+        StepDone {
+            stage: stage.into(),
+            epoch: 0,
+            step: 0,
+            generation: 1,
+            world_size: 1,
+            loss: 1.0,
+            losses: BTreeMap::from([(term.to_owned(), 1.0)]),
+            lr: 0.1,
+            images: 1,
+            samples_sha256: String::new(),
+            total_steps: 1,
+            skipped: None,
+            phase_seconds: BTreeMap::new(),
+            gathered_bytes: 0,
+        }
+    }
+
+    #[test]
+    fn names_that_the_plan_does_not_have_are_found() {
+        let names = names();
+        let (stage, terms) = names.stages.first_key_value().expect("a stage");
+        let evaluated = |stage: &str| {
+            WorkerEvent::Evaluated(Evaluated { stage: stage.into(), epoch: 0, validation_accuracy: 0.5, best: true })
+        };
+        let heartbeat = |stage: &str| {
+            let (stage, phase) = (stage.into(), "data".into());
+            WorkerEvent::Heartbeat(Heartbeat { generation: 1, stage, step: 0, phase, collectives: 0, waited_ms: 0 })
+        };
+        let rejoin = |step| WorkerEvent::Rejoin(Rejoin { generation: 1, held: None, recent: vec![step] });
+        for good in [
+            heartbeat("start"),
+            heartbeat(stage),
+            evaluated(stage),
+            WorkerEvent::Step(step(stage, terms[0])),
+            rejoin(step(stage, terms[0])),
+            WorkerEvent::Finished,
+        ] {
+            assert_eq!(names.check(&good), Ok(()), "{good:?}");
+        }
+        for bad in [
+            heartbeat("other"),
+            evaluated("../../other"),
+            evaluated("start"),
+            WorkerEvent::Step(step("../../other", terms[0])),
+            WorkerEvent::Step(step(stage, "made_up")),
+            rejoin(step(stage, "made_up")),
+            WorkerEvent::StageFinished { stage: String::new() },
+        ] {
+            assert!(names.check(&bad).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! How much a worker's message may hold. What is longer than any worker of ours sends is malformed; free text is cut.
+
+use crate::convert::Malformed;
+use crate::v1;
+use std::collections::BTreeMap;
+
+/// Bytes of a name: of a stage, a loss term, a phase, a split, a file, a host, a version or an address.
+const MAX_NAME_BYTES: usize = 255;
+/// Bytes of a text for people, which is cut there.
+const MAX_TEXT_BYTES: usize = 4096;
+/// Loss terms or phases of a step, and files of a checkpoint.
+const MAX_ENTRIES: usize = 32;
+/// Steps that a worker brings along when it comes back.
+const MAX_RECENT_STEPS: usize = 256;
+/// The phases that a step's time is divided into; a label of metrics is one of these or "other".
+pub const PHASES: [&str; 13] = [
+    "start",
+    "rendezvous",
+    "set up",
+    "data",
+    "forward",
+    "gather",
+    "backward",
+    "reduce",
+    "update",
+    "compare",
+    "evaluate",
+    "measure",
+    "save",
+];
+
+fn malformed(message: &'static str, problem: String) -> Malformed {
+    Malformed { message, problem }
+}
+
+fn name(message: &'static str, field: &str, name: &str) -> Result<(), Malformed> {
+    if name.len() > MAX_NAME_BYTES {
+        return Err(malformed(
+            message,
+            format!("{field} has {} bytes, at most {MAX_NAME_BYTES} are taken", name.len()),
+        ));
+    }
+    if name.chars().any(char::is_control) {
+        return Err(malformed(message, format!("{field} has a control character: {name:?}")));
+    }
+    Ok(())
+}
+
+fn entries(message: &'static str, field: &str, count: usize, max: usize) -> Result<(), Malformed> {
+    match count <= max {
+        true => Ok(()),
+        false => Err(malformed(message, format!("{field} has {count} entries, at most {max} are taken"))),
+    }
+}
+
+fn named(message: &'static str, field: &str, values: &BTreeMap<String, f64>) -> Result<(), Malformed> {
+    entries(message, field, values.len(), MAX_ENTRIES)?;
+    values.keys().try_for_each(|key| name(message, field, key))
+}
+
+/// Cuts a text, and takes out what a terminal would act on.
+fn text(text: &mut String) {
+    if text.len() > MAX_TEXT_BYTES {
+        let end = (0..=MAX_TEXT_BYTES).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+        text.truncate(end);
+        text.push_str(" [...]");
+    }
+    let is_harmful = |character: char| character.is_control() && !"\n\t".contains(character);
+    if text.contains(is_harmful) {
+        *text = text.replace(is_harmful, "\u{fffd}");
+    }
+}
+
+/// Checks one message of a worker.
+///
+/// # Errors
+/// The field that holds too much.
+pub(crate) fn check(event: &mut v1::worker_event::Event) -> Result<(), Malformed> {
+    use v1::worker_event::Event;
+    match event {
+        Event::Hello(hello) => {
+            name("Hello", "worker_id", &hello.worker_id)?;
+            name("Hello", "host", &hello.host)?;
+            name("Hello", "version", &hello.version)
+        }
+        Event::Ready(ready) => name("Ready", "config_digest", &ready.config_digest),
+        Event::Heartbeat(heartbeat) => {
+            name("Heartbeat", "stage", &heartbeat.stage)?;
+            name("Heartbeat", "phase", &heartbeat.phase)
+        }
+        Event::Step(done) => step(done),
+        Event::Rejoin(rejoin) => {
+            entries("Rejoin", "recent", rejoin.recent.len(), MAX_RECENT_STEPS)?;
+            rejoin.recent.iter_mut().try_for_each(step)
+        }
+        Event::Evaluated(evaluated) => name("Evaluated", "stage", &evaluated.stage),
+        Event::Checkpoint(written) => checkpoint(written),
+        Event::StageFinished(finished) => name("StageFinished", "stage", &finished.stage),
+        Event::Stopped(stopped) => name("Stopped", "stage", &stopped.stage),
+        Event::Failed(failed) => {
+            text(&mut failed.phase);
+            text(&mut failed.message);
+            Ok(())
+        }
+        Event::Fetching(fetching) => name("Fetching", "split", &fetching.split),
+        Event::NotSaved(not_saved) => {
+            text(&mut not_saved.reason);
+            name("NotSaved", "stage", &not_saved.stage)
+        }
+        Event::Repaired(repaired) => {
+            text(&mut repaired.problem);
+            Ok(())
+        }
+        Event::StopRequested(requested) => {
+            text(&mut requested.reason);
+            Ok(())
+        }
+        Event::Shows(shows) => name("Shows", "address", &shows.address),
+        _ => Ok(()),
+    }
+}
+
+fn step(step: &mut v1::StepDone) -> Result<(), Malformed> {
+    const STEP: &str = "StepDone";
+    name(STEP, "stage", &step.stage)?;
+    name(STEP, "samples_sha256", &step.samples_sha256)?;
+    named(STEP, "losses", &step.losses)?;
+    named(STEP, "phase_seconds", &step.phase_seconds)?;
+    // A loss may be non-finite, which is what `skipped` is for; a duration may not.
+    if let Some((phase, seconds)) = step.phase_seconds.iter().find(|(_, seconds)| !seconds.is_finite()) {
+        return Err(malformed(STEP, format!("phase_seconds of {phase} is {seconds}")));
+    }
+    if let Some(skipped) = &mut step.skipped {
+        text(skipped);
+    }
+    Ok(())
+}
+
+fn checkpoint(written: &v1::CheckpointWritten) -> Result<(), Malformed> {
+    const CHECKPOINT: &str = "CheckpointWritten";
+    name(CHECKPOINT, "stage", &written.stage)?;
+    // A folder is a path of a stage's name and two more.
+    if written.folder.len() > 2 * MAX_NAME_BYTES {
+        return Err(malformed(CHECKPOINT, format!("folder has {} bytes", written.folder.len())));
+    }
+    entries(CHECKPOINT, "files", written.files.len(), MAX_ENTRIES)?;
+    for file in &written.files {
+        name(CHECKPOINT, "a file's name", &file.name)?;
+        name(CHECKPOINT, "a file's sha256", &file.sha256)?;
+    }
+    written.result.as_ref().map_or(Ok(()), |result| name(CHECKPOINT, "result.stage", &result.stage))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::WorkerEvent;
+    use v1::worker_event::Event;
+
+    fn converted(event: Event) -> Result<WorkerEvent, Malformed> {
+        WorkerEvent::try_from(v1::WorkerEvent { event: Some(event) })
+    }
+
+    fn step_with(change: impl FnOnce(&mut v1::StepDone)) -> v1::StepDone {
+        let mut step = v1::StepDone { stage: "cae".into(), loss: f64::NAN, ..v1::StepDone::default() };
+        change(&mut step);
+        step
+    }
+
+    #[test]
+    fn messages_that_hold_too_much_are_malformed() {
+        let long = || "x".repeat(MAX_NAME_BYTES + 1);
+        let many = || (0..=MAX_ENTRIES).map(|index| (index.to_string(), 1.0)).collect();
+        converted(Event::Step(step_with(|_| {}))).expect("a loss may be non-finite");
+        let hello = |host: String| Event::Hello(v1::Hello { worker_id: "a".into(), host, ..v1::Hello::default() });
+        converted(hello("node-1.example".into())).expect("a host");
+        for bad in [
+            hello(long()),
+            hello("\u{1b}[2J".into()),
+            Event::Heartbeat(v1::Heartbeat { phase: long(), ..v1::Heartbeat::default() }),
+            Event::Step(step_with(|step| step.stage = long())),
+            Event::Step(step_with(|step| step.losses = many())),
+            Event::Step(step_with(|step| step.losses = BTreeMap::from([(long(), 1.0)]))),
+            Event::Step(step_with(|step| step.phase_seconds = many())),
+            Event::Step(step_with(|step| step.phase_seconds = BTreeMap::from([("data".into(), f64::INFINITY)]))),
+            Event::Rejoin(v1::Rejoin {
+                recent: vec![v1::StepDone::default(); MAX_RECENT_STEPS + 1],
+                ..v1::Rejoin::default()
+            }),
+            Event::Checkpoint(v1::CheckpointWritten {
+                files: vec![v1::WrittenFile::default(); MAX_ENTRIES + 1],
+                ..v1::CheckpointWritten::default()
+            }),
+            Event::Shows(v1::Shows { address: long() }),
+        ] {
+            assert!(converted(bad.clone()).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn text_for_people_is_cut_and_cannot_steer_a_terminal() {
+        let message = format!("\u{1b}[31mred\nline{}", "é".repeat(MAX_TEXT_BYTES));
+        let failed = v1::Failed { phase: "forward".into(), message, exit_code: 70 };
+        let WorkerEvent::Failed(failed) = converted(Event::Failed(failed)).expect("cut") else {
+            panic!("another event")
+        };
+        assert!(failed.message.starts_with("\u{fffd}[31mred\nline"), "{}", failed.message);
+        assert!(failed.message.ends_with("é [...]"), "{}", failed.message);
+        assert!(failed.message.len() < MAX_TEXT_BYTES + 16);
+    }
+}
