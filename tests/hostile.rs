@@ -241,6 +241,8 @@ fn a_worker_that_names_what_the_plan_does_not_have_ends_its_session_and_no_run()
         phase: "p".repeat(1000),
         collectives: 0,
         waited_ms: 0,
+        progress: 0,
+        in_collective: false,
     };
     runtime().block_on(async {
         for (event, named) in [

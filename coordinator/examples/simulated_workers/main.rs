@@ -2,6 +2,8 @@
 //! workers that speak the real protocol over TLS, and prints what that took as one line of JSON. Build both first, then:
 //! `simulated_workers WORKERS [gloo|nccl]`.
 
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a benchmark that prints what it measures")]
+
 mod worker;
 
 use serde_json::json;

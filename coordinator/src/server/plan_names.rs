@@ -115,7 +115,16 @@ mod tests {
         };
         let heartbeat = |stage: &str| {
             let (stage, phase) = (stage.into(), "data".into());
-            WorkerEvent::Heartbeat(Heartbeat { generation: 1, stage, step: 0, phase, collectives: 0, waited_ms: 0 })
+            WorkerEvent::Heartbeat(Heartbeat {
+                generation: 1,
+                stage,
+                step: 0,
+                phase,
+                collectives: 0,
+                waited_ms: 0,
+                progress: 0,
+                in_collective: false,
+            })
         };
         let rejoin = |step| WorkerEvent::Rejoin(Rejoin { generation: 1, held: None, recent: vec![step] });
         for good in [

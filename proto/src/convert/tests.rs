@@ -47,6 +47,12 @@ fn events_come_back_equal() {
         best: Some(Best { epoch: 0, validation_accuracy: 0.0 }),
         settled: true,
     };
+    check_event(WorkerEvent::Checkpoint(CheckpointWritten { result: None, best: None, ..written.clone() }));
+    check_event(WorkerEvent::Checkpoint(written));
+}
+
+#[test]
+fn small_events_come_back_equal() {
     check_event(WorkerEvent::Hello(Hello {
         worker_id: "w".into(),
         host: "h".into(),
@@ -93,8 +99,6 @@ fn events_come_back_equal() {
     check_event(WorkerEvent::StopRequested { reason: "SIGTERM received by worker-0".into() });
     let evaluated = Evaluated { stage: "s".into(), epoch: 1, validation_accuracy: 0.5, best: true };
     check_event(WorkerEvent::Evaluated(evaluated));
-    check_event(WorkerEvent::Checkpoint(CheckpointWritten { result: None, best: None, ..written.clone() }));
-    check_event(WorkerEvent::Checkpoint(written));
     check_event(WorkerEvent::NotSaved { stage: "s".into(), step: 3, reason: "full".into() });
     check_event(WorkerEvent::StageFinished { stage: "s".into() });
     check_event(WorkerEvent::Stopped { stage: "s".into(), step: 3 });

@@ -27,7 +27,7 @@ pub(super) enum Admission {
         token: String,
         /// The same at every attempt: an enrolment whose answer was lost is repeated, and the coordinator knows it by its
         /// key.
-        key: KeyPair,
+        key: Box<KeyPair>,
     },
     Certificate {
         tls: Box<ClientTlsConfig>,
@@ -48,7 +48,7 @@ impl Admission {
             std::fs::read_to_string(&file).map_err(|error| refused(format!("cannot read {}: {error}", file.display())))
         };
         let (authority, token) = (Certificate::from_pem(read(CA)?), read(TOKEN)?.trim().into());
-        Ok(Self::Token { authority, token, key: KeyPair::generate()? })
+        Ok(Self::Token { authority, token, key: Box::new(KeyPair::generate()?) })
     }
 
     /// What may be wrong with this worker if a connection fails.
@@ -70,7 +70,7 @@ impl Admission {
         };
         if let Self::Token { authority, token, key } = self {
             let tls = ClientTlsConfig::new().ca_certificate(authority.clone()).domain_name(COORDINATOR_NAME);
-            let certificate_request = CertificateParams::default().serialize_request(key)?.der().to_vec();
+            let certificate_request = CertificateParams::default().serialize_request(key.as_ref())?.der().to_vec();
             let request = EnrolRequest { worker_id: worker_id.into(), token: token.clone(), certificate_request };
             let channel = endpoint("https")?.tls_config(tls.clone())?.connect().await.map_err(unless_untrusted)?;
             let reply = Client::new(channel).enrol(request).await.map_err(unless_refused)?;

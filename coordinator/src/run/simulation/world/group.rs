@@ -243,7 +243,7 @@ impl World {
 
     fn say_last_word(&mut self, ranks: &[usize], last_word: &WorkerEvent) {
         for index in ranks {
-            self.workers[*index].activity = Activity::Over { last_word: last_word.clone(), is_sent: false };
+            self.workers[*index].activity = Activity::Over { last_word: Box::new(last_word.clone()), is_sent: false };
         }
         self.group = None;
     }

@@ -38,7 +38,7 @@ pub(super) enum Activity {
     },
     /// It has finished, or stopped.
     Over {
-        last_word: WorkerEvent,
+        last_word: Box<WorkerEvent>,
         is_sent: bool,
     },
 }
@@ -167,7 +167,7 @@ impl World {
             }
             Activity::Over { last_word, is_sent: false } => {
                 worker.activity = Activity::Over { last_word: last_word.clone(), is_sent: true };
-                self.send(Event::Said { session, event: last_word });
+                self.send(Event::Said { session, event: *last_word });
             }
             _ => {}
         }
