@@ -11,7 +11,7 @@ const AT_ONCE: Mode = Mode::After(Duration::ZERO);
 #[test]
 fn a_bad_line_to_the_coordinator_costs_time_and_no_step() {
     let scene = Scene::new();
-    let target = ["digits_supcon", "rows=[]", "train.epochs=100000"];
+    let target = ["digits_supcon", "rows=[]", "train.epochs=100000", "timeouts.heartbeat_seconds=3"];
     let arguments = ["serve", "--nodes", "1:2", "--patience", "2s", "--run-dir", "run"];
     let mut serving = scene.start(&[&arguments[..], &target].concat());
     let invitation = serving.invitation();

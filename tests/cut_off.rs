@@ -26,7 +26,8 @@ fn a_worker_that_is_cut_off_is_out_within_five_seconds_and_comes_back() {
     };
     let scene = Scene::new();
     let arguments = ["serve", "--nodes", "2:3", "--patience", "1s", "--listen", "10.213.87.1:0", "--run-dir", "run"];
-    let mut serving = scene.start(&[&arguments[..], &["digits_supcon", "train.epochs=100000", "rows=[]"]].concat());
+    let target = ["digits_supcon", "train.epochs=100000", "rows=[]", "timeouts.heartbeat_seconds=3"];
+    let mut serving = scene.start(&[&arguments[..], &target].concat());
     let invitation = serving.invitation();
     let workers: Vec<Running> = (0..3).map(|index| worker(&scene, &invitation, index)).collect();
     serving.wait_for_steps("run", 30);

@@ -33,9 +33,9 @@ impl Drop for BadDisk {
 }
 
 /// A run whose disk is bad from its 50th step on; `None`: nothing can be mounted here.
-fn start(scene: &Scene, options: &str) -> Option<(Running, BadDisk)> {
+fn start(scene: &Scene, options: &str, more: &[&str]) -> Option<(Running, BadDisk)> {
     let arguments = ["launch", "--nodes", "2", "--threads-per-worker", "1", "--run-dir", "run"];
-    let mut running = scene.start(&[&arguments[..], &TARGET].concat());
+    let mut running = scene.start(&[&arguments[..], &TARGET, more].concat());
     running.wait_for_steps("run", 50);
     let stage = scene.path("run/checkpoints/supcon");
     let Some(disk) = BadDisk::mount(&stage, options) else {
@@ -52,7 +52,7 @@ fn failed_saves(scene: &Scene) -> usize {
 fn a_save_that_fails_is_given_up(options: &str, reason: &str) {
     let scene = Scene::new();
     scene.launch("whole", 2, &TARGET).expect(0);
-    let Some((running, disk)) = start(&scene, options) else { return };
+    let Some((running, disk)) = start(&scene, options, &[]) else { return };
     let started = Instant::now();
     while failed_saves(&scene) == 0 {
         assert!(started.elapsed() < Duration::from_secs(60), "no save has failed");
@@ -101,7 +101,7 @@ fn a_slow_disk_makes_no_step_wait() {
 #[test]
 fn a_disk_that_stays_full_ends_the_run_with_the_last_good_checkpoint() {
     let scene = Scene::new();
-    let Some((running, disk)) = start(&scene, FULL) else { return };
+    let Some((running, disk)) = start(&scene, FULL, &["timeouts.storage_seconds=2"]) else { return };
     let ran = running.wait().expect(74);
     assert!(ran.stderr.contains("3 saves in a row failed"), "{}", ran.stderr);
     // And the last one, of what the other worker held when the first gave up.

@@ -30,7 +30,7 @@ fn a_killed_worker_is_named_and_the_run_goes_on() {
     running.wait_for_line("generation 2 goes on behind step");
     let ran = running.interrupt().expect(75);
     let named = format!("pid {killed}");
-    for part in [named.as_str(), "is gone without a word", "was killed by signal 9", "of stage supcon"] {
+    for part in [named.as_str(), "disconnected unexpectedly", "was killed by signal 9", "of stage supcon"] {
         assert!(ran.stderr.contains(part), "no `{part}` in {}", ran.stderr);
     }
     let pids = joined(&scene);

@@ -196,7 +196,7 @@ fn the_printed_command_goes_on_as_the_run_was_started() {
     let told = served.interrupt().expect(75).stderr;
     assert!(told.contains("for 2 worker(s)"), "{told}");
     assert!(told.contains("go on with: thanos-coord serve --resume --run-dir run"), "{told}");
-    refused(&scene, &["serve", "--launcher", "srun", "digits_cnce"], 64, &["`launch --launcher` starts them"]);
+    refused(&scene, &["serve", "--launcher", "srun", "digits_cnce"], 64, &["serve starts no workers"]);
 }
 
 /// Weights that do not fit the model of a stage hours away are found before the first step, and the mended command is

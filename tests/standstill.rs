@@ -19,7 +19,7 @@ fn a_worker_that_hangs_is_named_and_replaced() {
     let hangs = [("FAILPOINTS", "hang=return(1:30)")];
     let ran = scene.start_with(&[&arguments[..], &TARGET].concat(), &hangs).wait().expect(0);
     let named = "worker-1 (rank 1, pid ";
-    for part in [named, "hangs: its heartbeats go on", "last seen in forward of step 30 of stage cae"] {
+    for part in [named, "is hung (heartbeats continue, no progress", "last seen in forward of step 30 of stage cae"] {
         assert!(ran.stderr.contains(part), "no `{part}` in {}", ran.stderr);
     }
     assert_equal(&scene, &scene.path("whole"), &scene.path("run"), &["cae"]);

@@ -20,9 +20,8 @@ pub struct TimeoutsConfig {
     pub progress_seconds: f64,
     /// For a rank inside a collective to leave a generation that has ended.
     pub drain_seconds: f64,
-    /// How long a worker that cannot reach its coordinator keeps its state and tries to reconnect, and how long a restarted
-    /// coordinator waits for the workers of the previous one. Null: `--lease`, and 60 for the coordinator.
-    pub reconnect_seconds: Option<f64>,
+    /// For the workers of an earlier coordinator to reconnect to a restarted one.
+    pub reconnect_seconds: f64,
     /// For the peers in one collective.
     pub collective_seconds: f64,
     /// For the coordinator to commit a checkpoint, or to answer at the end of a run.
@@ -43,7 +42,7 @@ impl Default for TimeoutsConfig {
             hang_seconds: 10.0,
             progress_seconds: 600.0,
             drain_seconds: 10.0,
-            reconnect_seconds: None,
+            reconnect_seconds: 60.0,
             collective_seconds: 1800.0,
             commit_seconds: 1800.0,
             transfer_seconds: 1800.0,
@@ -62,7 +61,7 @@ impl TimeoutsConfig {
             ("timeouts.hang_seconds", Some(self.hang_seconds)),
             ("timeouts.progress_seconds", Some(self.progress_seconds)),
             ("timeouts.drain_seconds", Some(self.drain_seconds)),
-            ("timeouts.reconnect_seconds", self.reconnect_seconds),
+            ("timeouts.reconnect_seconds", Some(self.reconnect_seconds)),
             ("timeouts.collective_seconds", Some(self.collective_seconds)),
             ("timeouts.commit_seconds", Some(self.commit_seconds)),
             ("timeouts.transfer_seconds", Some(self.transfer_seconds)),

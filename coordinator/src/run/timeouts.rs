@@ -7,7 +7,6 @@ use thanos_configs::TimeoutsConfig;
 const LOCAL_HEARTBEAT: Duration = Duration::from_secs(3);
 const REMOTE_HEARTBEAT: Duration = Duration::from_secs(20);
 const RENDEZVOUS: Duration = Duration::from_secs(600);
-const RECONNECT: Duration = Duration::from_secs(60);
 
 /// Where the workers of a run are, as far as the defaults depend on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +47,7 @@ impl Timeouts {
             hang: seconds(config.hang_seconds),
             progress: seconds(config.progress_seconds),
             drain: seconds(config.drain_seconds),
-            reconnect: config.reconnect_seconds.map_or(RECONNECT, seconds),
+            reconnect: seconds(config.reconnect_seconds),
             commit: seconds(config.commit_seconds),
             storage: seconds(config.storage_seconds),
             max_restarts: config.max_restarts,
