@@ -250,7 +250,10 @@ fn a_worker_that_comes_back_too_late_is_refused() {
     serving.wait_for_line("generation 2 goes on");
     send(stale.pid(), Signal::SIGCONT);
     let told = stale.wait().expect(75).stderr;
-    assert!(told.contains("sent no heartbeat for 3s") || told.contains("a worker named b has joined already"), "{told}");
+    assert!(
+        told.contains("sent no heartbeat for 3s") || told.contains("a worker named b has joined already"),
+        "{told}"
+    );
     serving.wait().expect(0);
     first.wait().expect(0);
     second.wait().expect(0);

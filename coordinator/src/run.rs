@@ -390,7 +390,7 @@ impl Run {
         let mut effects = self.restart_not_returned();
         effects.extend(self.evict_unresponsive(now));
         effects.extend(self.evict_stuck(now));
-        effects.extend(self.report_straggler(now));
+        effects.extend(self.report_straggler());
         effects.extend(self.begin_if_ready(now));
         if self.phase != Phase::Over {
             effects.extend(self.rendezvous_timeout(now));

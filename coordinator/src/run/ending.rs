@@ -2,7 +2,7 @@
 //! checkpoint is saved first: by the generation at a common step, or, where there is none any more, by a worker that holds it.
 
 use super::{Effect, Event, Member, Notice, Phase, Run, SessionId, Verdict};
-use crate::exit::{EXIT_IO, EXIT_UNREACHABLE};
+use crate::exit::{EXIT_IO, EXIT_STOPPED, EXIT_UNREACHABLE};
 use std::time::Duration;
 use thanos_proto::{Command, Failed, Held, WorkerEvent};
 
@@ -220,7 +220,7 @@ impl Run {
         };
         let reason = match &verdict {
             Verdict::Failed { message, .. } => message.clone(),
-            Verdict::Done | Verdict::Stopped { .. } => "the run is over".into(),
+            Verdict::Done | Verdict::Stopped { .. } => "the run is stopped".into(),
         };
         self.end(&reason, verdict)
     }
@@ -245,7 +245,12 @@ impl Run {
         let mut effects = Vec::new();
         for (session, member) in self.members.iter_mut().filter(|(_, member)| !member.left) {
             member.left = true;
-            let command = Command::Leave { reason: reason.into() };
+            let reason = reason.into();
+            let command = match verdict {
+                // A worker that waits when a run is stopped has been stopped, too.
+                Verdict::Stopped { .. } => Command::Refused { reason, exit_code: EXIT_STOPPED },
+                Verdict::Done | Verdict::Failed { .. } => Command::Leave { reason },
+            };
             effects.push(Effect::Send { session: *session, command });
         }
         self.phase = Phase::Over;

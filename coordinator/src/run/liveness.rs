@@ -180,7 +180,7 @@ impl Run {
     }
 
     /// Reports, once, a rank that all others wait for, window after window.
-    pub(super) fn report_straggler(&mut self, _now: Duration) -> Option<Effect> {
+    pub(super) fn report_straggler(&mut self) -> Option<Effect> {
         let began = *self.pace.window.get_or_insert(self.awake);
         if self.phase != Phase::Training || self.awake.saturating_sub(began) < STRAGGLER_WINDOW {
             return None;

@@ -109,8 +109,12 @@ pub(in crate::run) fn end(effects: &[Effect]) -> (Option<Verdict>, Vec<SessionId
         Effect::End(verdict) => Some(verdict.clone()),
         _ => None,
     });
+    let is_stopped = matches!(verdict, Some(Verdict::Stopped { .. }));
     let told = effects.iter().filter_map(|effect| match effect {
         Effect::Send { session, command: Command::Leave { .. } } => Some(*session),
+        Effect::Send { session, command: Command::Refused { exit_code: EXIT_STOPPED, .. } } if is_stopped => {
+            Some(*session)
+        }
         _ => None,
     });
     (verdict, told.collect())

@@ -1,7 +1,7 @@
 //! A coordinator that was killed and starts again, and workers that come back to it, or to one that went on.
 
 use crate::exit::EXIT_STOPPED;
-use crate::run::tests::{NOW, begins, end, hello, pass, ready, said, start, step, training};
+use crate::run::tests::{NOW, begins, checkpoint, end, hello, pass, ready, said, start, step, training};
 use crate::run::{Effect, Event, ExitCause, Notice, Run, SessionId, Start, Verdict};
 use std::time::Duration;
 use thanos_proto::{CheckpointRef, Command, Held, Hello, Rejoin, WorkerEvent};
@@ -141,4 +141,20 @@ fn a_hung_worker_is_started_again_as_one_that_was_hung() {
         _ => None,
     });
     assert_eq!(cause, Some(ExitCause::Hung), "{effects:?}");
+}
+
+/// The final checkpoint of a stage is damaged, and an older one is what remains: the ledger is in the next stage, at a step
+/// of the same number perhaps.
+#[test]
+fn the_ledger_goes_back_to_an_earlier_stage() {
+    for recorded in [3, 5] {
+        let next_step = Some(("b".into(), recorded));
+        let mut run = Run::new(Start { resume: Some(checkpoint("a", 3)), next_step, ..start(1) }, Duration::ZERO);
+        run.apply(Event::Opened { session: 1, hello: hello("worker-0") }, NOW);
+        let effects = said(&mut run, 1, ready());
+        let cut = Effect::CutSteps { stages: Vec::new(), first: Some(("a".into(), 3)) };
+        assert!(effects.contains(&cut), "{effects:?}");
+        let done = step("a", 3, 4);
+        assert_eq!(said(&mut run, 1, WorkerEvent::Step(done.clone())), [Effect::Record(done)]);
+    }
 }
