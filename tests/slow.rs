@@ -173,3 +173,23 @@ fn a_stop_in_the_middle_of_a_recovery_keeps_what_the_survivor_holds() {
     scene.coord(&["launch", "--resume", "--nodes", "2", "--threads-per-worker", "1", "--run-dir", "run"]).expect(0);
     assert_equal(&scene, &scene.path("whole"), &scene.path("run"), &["cae"]);
 }
+
+/// A stop is requested, and the coordinator is killed before the step in flight is made: the one that is restarted knows of
+/// the stop, and what the workers hold is saved.
+#[test]
+fn a_stop_survives_the_death_of_the_coordinator() {
+    let scene = Scene::new();
+    let target = ["digits_cae", "train.epochs=1", "train.max_steps=6", "rows=[]"];
+    whole(&scene, 2, &target);
+    let mut running = start(&scene, "2", "step=sleep(3000)", &target);
+    running.wait_for_steps("run", 3);
+    let pid = coordinator(&scene.path("run")).expect("it runs");
+    send(running.pid(), Signal::SIGTERM);
+    running.wait_until("the stop", || !events(&scene, "stopping").is_empty());
+    send(pid, Signal::SIGKILL);
+    running.wait().expect(75);
+    let saved = events(&scene, "checkpoint");
+    assert!(saved.last().is_some_and(|last| last["step"].as_u64() >= Some(3)), "{saved:?}");
+    scene.coord(&["launch", "--resume", "--run-dir", "run"]).expect(0);
+    assert_equal(&scene, &scene.path("whole"), &scene.path("run"), &["cae"]);
+}

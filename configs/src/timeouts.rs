@@ -2,7 +2,6 @@
 //! often a failed worker is restarted. They are no part of the recipe: they may change at every resume.
 
 use serde::{Deserialize, Serialize};
-use std::time::Duration;
 
 /// The defaults suit a GPU cluster whose run directory is on NFS; null chooses by where the workers run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -67,21 +66,5 @@ impl TimeoutsConfig {
             ("timeouts.transfer_seconds", Some(self.transfer_seconds)),
             ("timeouts.storage_seconds", Some(self.storage_seconds)),
         ]
-    }
-
-    pub fn collective(&self) -> Duration {
-        Duration::from_secs_f64(self.collective_seconds)
-    }
-
-    pub fn commit(&self) -> Duration {
-        Duration::from_secs_f64(self.commit_seconds)
-    }
-
-    pub fn transfer(&self) -> Duration {
-        Duration::from_secs_f64(self.transfer_seconds)
-    }
-
-    pub fn storage(&self) -> Duration {
-        Duration::from_secs_f64(self.storage_seconds)
     }
 }

@@ -81,6 +81,8 @@ pub(crate) struct Launch {
     pub grace: Option<Duration>,
     /// An earlier coordinator of this run was killed: its workers may be there.
     pub again: bool,
+    /// It had been requested to stop.
+    pub stop_requested: bool,
     /// Event files for TensorBoard in the run directory.
     pub tensorboard: bool,
     /// Where metrics and the run's state are served; `None`: nowhere.
@@ -232,6 +234,10 @@ async fn conduct(
     };
     let server = tokio::spawn(serve(listener, service, stopped));
     stop_signals.deliver_to(events.clone());
+    if launch.stop_requested {
+        let reason = "requested before the coordinator was restarted".into();
+        _ = events.try_send(Event::StopAsked { reason });
+    }
     terminal::line(&format!("run directory: {}", launch.run_dir.display()));
     let launcher = start_workers(launch, address, credentials.as_ref(), &events)?;
     if launcher.is_none() {

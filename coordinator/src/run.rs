@@ -398,9 +398,11 @@ impl Run {
         effects
     }
 
-    /// Workers that may hold state have not reported yet what they hold.
+    /// Workers that may hold state have not reported yet what they hold. Those of an earlier coordinator are awaited as long
+    /// as there is a place for them.
     fn awaits_survivors(&self) -> bool {
-        self.members.values().any(Member::may_hold_state) || !self.start.adopted.is_empty()
+        let adopted = !self.start.adopted.is_empty() && self.members.len() < self.start.workers;
+        adopted || self.members.values().any(Member::may_hold_state)
     }
 
     /// Too few workers are ready, and have been for too long.

@@ -29,6 +29,8 @@ const PANICKED: i32 = 101;
 /// What the coordinator is told beside what the user typed: by whom it was started, and that it is not the first one.
 pub(crate) const SUPERVISED: &str = "--supervised-by";
 pub(crate) const AGAIN: &str = "--again";
+/// That a stop was requested before it was restarted.
+pub(crate) const STOP_REQUESTED: &str = "--stop-requested";
 
 /// Runs the coordinator of a run to its end, with the arguments of this program, and returns its exit code.
 ///
@@ -39,14 +41,19 @@ pub(crate) fn supervise(run_dir: &Path, listener: &TcpListener) -> Result<u8> {
     let handled = stop_signals().into_iter().map(|signal| signal as i32).chain([SIGCHLD]);
     let mut signals = Signals::new(handled).context("to pass signals on")?;
     fcntl(listener, FcntlArg::F_SETFD(FdFlag::empty())).context("to pass the port on")?;
-    let (mut starts, mut steps) = (0, 0);
+    let (mut starts, mut steps, mut stop_requested) = (0, 0, false);
     loop {
         let again = starts > 0 && run_dir.join("run.json").exists();
-        let coordinator = spawn(run_dir, listener, again)?;
+        let coordinator = spawn(run_dir, listener, (again, stop_requested))?;
         let (ended, asked) = wait(coordinator, &mut signals)?;
+        stop_requested |= asked;
         let how = match ended {
             // It could not handle a stop request yet, whether that came through this process or from elsewhere.
-            WaitStatus::Signaled(_, signal, _) if asked || is_stop_signal(signal as i32) => return Ok(EXIT_STOPPED),
+            WaitStatus::Signaled(_, signal, _) if is_stop_signal(signal as i32) => return Ok(EXIT_STOPPED),
+            // It was killed otherwise: only if there is a run yet may workers hold what no checkpoint has.
+            WaitStatus::Signaled(..) if stop_requested && !run_dir.join("run.json").exists() => {
+                return Ok(EXIT_STOPPED);
+            }
             WaitStatus::Exited(_, code) if code != PANICKED => {
                 return Ok(u8::try_from(code).unwrap_or(EXIT_UNREACHABLE));
             }
@@ -85,7 +92,7 @@ pub(crate) fn end_with(supervisor: i32) -> Result<()> {
     }
 }
 
-fn spawn(run_dir: &Path, listener: &TcpListener, again: bool) -> Result<Pid> {
+fn spawn(run_dir: &Path, listener: &TcpListener, (again, stop_requested): (bool, bool)) -> Result<Pid> {
     let program = std::env::current_exe().context("this program's own path")?;
     let mut arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     let said = |name: &str| std::env::args().any(|argument| argument.split('=').next() == Some(name));
@@ -95,6 +102,9 @@ fn spawn(run_dir: &Path, listener: &TcpListener, again: bool) -> Result<Pid> {
     arguments.extend([SUPERVISED.into(), std::process::id().to_string().into()]);
     if again {
         arguments.push(AGAIN.into());
+    }
+    if again && stop_requested {
+        arguments.push(STOP_REQUESTED.into());
     }
     if again && !said("--resume") {
         arguments.push("--resume".into());

@@ -137,7 +137,7 @@ fn take_part(options: &Options, session: &Session, welcome: &Welcome) -> Result<
     let files = session.run_files(Path::new(&welcome.run_dir), &welcome.run_id);
     let mut worker =
         Worker { plan: &plan, data: &data, session, files, finished: BTreeMap::new(), memory: None, stage: 0 };
-    let collective = plan.config().timeouts.collective();
+    let collective = Duration::from_secs_f64(plan.config().timeouts.collective_seconds);
     let mut ready = WorkerEvent::Ready { config_digest: plan.resolved_digest().into() };
     loop {
         session.announce(&ready)?;

@@ -238,7 +238,8 @@ impl Session {
 
     /// Waits for the answer to `WorkerEvent::Checkpoint`.
     pub(crate) fn committed(&self) -> Result<Result<CheckpointRef, String>> {
-        match self.answer("the commit of a checkpoint", self.timeouts().commit())? {
+        let limit = Duration::from_secs_f64(self.timeouts().commit_seconds);
+        match self.answer("the commit of a checkpoint", limit)? {
             Command::Committed(outcome) => Ok(outcome),
             other => bail!("expected the commit of a checkpoint, got {other:?}"),
         }
@@ -350,7 +351,11 @@ impl Session {
             None => {
                 tracing::info!("{} is not seen here: checkpoints go to the coordinator", run_dir.display());
                 let (client, runtime) = (self.client.clone(), self.runtime.handle().clone());
-                Arc::new(files::Remote { client, runtime, timeout: self.timeouts().transfer() })
+                Arc::new(files::Remote {
+                    client,
+                    runtime,
+                    timeout: Duration::from_secs_f64(self.timeouts().transfer_seconds),
+                })
             }
         }
     }
@@ -370,7 +375,7 @@ impl Session {
         self.shared.done.store(true, Ordering::Relaxed);
         self.announce(last_word)?;
         loop {
-            let limit = self.timeouts().commit();
+            let limit = Duration::from_secs_f64(self.timeouts().commit_seconds);
             let answer = self.line.borrow().wait_for(limit);
             match answer {
                 Ok(Command::Leave { .. } | Command::Refused { .. }) => break,

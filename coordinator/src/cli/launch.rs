@@ -84,6 +84,9 @@ pub(super) struct LaunchArguments {
     /// This process was started again
     #[arg(long, hide = true)]
     again: bool,
+    /// It was requested to stop before
+    #[arg(long, hide = true)]
+    stop_requested: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -298,6 +301,7 @@ impl LaunchArguments {
             }),
             grace: self.grace,
             again: self.again,
+            stop_requested: self.stop_requested,
             tensorboard: asked.plan.config().log.tensorboard,
             status: self.status,
             command: asked.launcher.command(),

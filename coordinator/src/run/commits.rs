@@ -186,3 +186,6 @@ impl Run {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,9 +3,7 @@
 use super::*;
 use std::collections::BTreeMap;
 use thanos_configs::TimeoutsConfig;
-use thanos_proto::{
-    Begin, CheckpointWritten, Evaluated, Failed, Heartbeat, PackRef, Rejoin, StageResult, StepDone, WrittenFile,
-};
+use thanos_proto::{Begin, Evaluated, Failed, Heartbeat, PackRef, Rejoin, StageResult, StepDone};
 
 pub(in crate::run) const NOW: Duration = Duration::from_secs(1);
 
@@ -174,91 +172,6 @@ fn another_digest_ends_the_run_with_both() {
     let (message, exit_code) = failure(&effects);
     assert_eq!(exit_code, EXIT_CONFIG);
     assert!(message.contains("other") && message.contains("digest at the coordinator"), "{message}");
-}
-
-#[test]
-fn steps_come_from_rank_0_in_order_and_of_this_generation() {
-    let mut run = training();
-    let tell = |run: &mut Run, stage, number| {
-        let done = step(stage, number, 4);
-        assert_eq!(said(run, 1, WorkerEvent::Step(done.clone())), [Effect::Record(done)]);
-    };
-    tell(&mut run, "a", 0);
-    tell(&mut run, "a", 1);
-    let result = Some(StageResult { stage: "a".into(), ..StageResult::default() });
-    run.apply(committed(1, "a", 2, result), NOW);
-    tell(&mut run, "b", 0);
-    // One that does not keep to the protocol is evicted, and the run goes on.
-    let check = |session, done: StepDone, part: &str| {
-        let effects = said(&mut training(), session, WorkerEvent::Step(done));
-        let Some(Notice::Lost { reason, .. }) = notices(&effects).into_iter().next() else { panic!("{effects:?}") };
-        assert!(reason.contains(part), "{reason}");
-        assert_eq!(end(&effects), (None, vec![]));
-        assert!(!effects.iter().any(|effect| matches!(effect, Effect::Record(_))));
-    };
-    check(2, step("a", 0, 4), "only rank 0");
-    check(1, step("a", 0, 3), "a message of generation 3 in 4");
-    check(1, step("a", 1, 4), "it reported step 1 of stage a, expected 0");
-    check(1, step("b", 0, 4), "a message about stage `b`");
-    check(1, step("../other", 0, 4), "a message about stage `../other`");
-}
-
-#[test]
-fn a_resumed_stage_goes_on_behind_its_checkpoint() {
-    let next_step = Some(("b".into(), 5));
-    let complete = vec![checkpoint("a", 9)];
-    let start = Start { resume: Some(checkpoint("b", 5)), stage: 1, complete, next_step, ..start(1) };
-    let mut run = Run::new(start, Duration::ZERO);
-    run.apply(Event::Opened { session: 1, hello: hello("w") }, NOW);
-    said(&mut run, 1, ready());
-    let done = step("b", 5, 4);
-    assert_eq!(said(&mut run, 1, WorkerEvent::Step(done.clone())), [Effect::Record(done)]);
-}
-
-#[test]
-fn a_commit_is_answered_and_a_complete_stage_told() {
-    let mut run = training();
-    let written = CheckpointWritten {
-        stage: "a".into(),
-        epoch: 0,
-        step: 1,
-        generation: 4,
-        world_size: 2,
-        folder: "f".into(),
-        files: vec![WrittenFile { name: "m".into(), bytes: 1, sha256: "0".into() }],
-        result: None,
-        seconds: 1.0,
-        best: None,
-        settled: true,
-    };
-    for number in 0..2 {
-        said(&mut run, 1, WorkerEvent::Step(step("a", number, 4)));
-    }
-    let commit = [Effect::Commit { session: 1, written: written.clone() }];
-    assert_eq!(said(&mut run, 1, WorkerEvent::Checkpoint(written.clone())), commit);
-    let violates = |session, change: fn(&mut CheckpointWritten)| {
-        let mut written = written.clone();
-        change(&mut written);
-        let mut run = training();
-        said(&mut run, 1, WorkerEvent::Step(step("a", 0, 4)));
-        let effects = said(&mut run, session, WorkerEvent::Checkpoint(written));
-        assert!(matches!(notices(&effects)[0], Notice::Lost { .. }), "{effects:?}");
-        assert!(!effects.iter().any(|effect| matches!(effect, Effect::Commit { .. })), "{effects:?}");
-    };
-    violates(2, |_| {});
-    violates(1, |written| written.stage = "b".into());
-    violates(1, |written| written.step = 2);
-    violates(1, |written| written.generation = 3);
-    violates(1, |written| written.result = Some(StageResult { stage: "b".into(), ..StageResult::default() }));
-    let answer = run.apply(committed(1, "a", 1, None), NOW);
-    let saved = checkpoint("a", 1);
-    assert!(answer.contains(&Effect::Send { session: 1, command: Command::Committed(Ok(saved)) }));
-    let refused = Err("no space left".to_string());
-    let failed = Event::Committed { session: 1, stage_step: ("a".into(), 1), outcome: refused.clone(), result: None };
-    let answer = run.apply(failed, NOW);
-    assert!(answer.contains(&Effect::Send { session: 1, command: Command::Committed(refused) }));
-    let notice = Notice::NotSaved { stage: "a".into(), step: 1, reason: "no space left".into() };
-    assert_eq!(notices(&answer), [notice], "of the step that was to be saved, not of the next one");
 }
 
 /// Two stages, both committed.
@@ -446,56 +359,6 @@ fn a_generation_goes_on_from_the_furthest_memory() {
 }
 
 #[test]
-fn without_a_memory_a_generation_goes_on_from_the_last_commit() {
-    let mut run = training();
-    let saved = checkpoint("a", 1);
-    run.apply(committed(1, "a", 1, None), NOW);
-    for session in [1, 2] {
-        run.apply(Event::Closed { session }, NOW);
-    }
-    for (session, worker) in [(3, "worker-0"), (4, "worker-1")] {
-        run.apply(Event::Opened { session, hello: hello(worker) }, NOW);
-    }
-    said(&mut run, 3, ready());
-    let begun = begins(&said(&mut run, 4, ready()));
-    assert!(begun.iter().all(|(_, begin)| begin.resume == Some(saved.clone()) && begin.source.is_none()), "{begun:?}");
-}
-
-/// All survivors still hold the end of a stage whose commit was the last that rank 0 did: the next one begins.
-#[test]
-fn a_stage_that_is_committed_is_not_done_again() {
-    let mut run = training();
-    let saved = checkpoint("a", 9);
-    for number in 0..9 {
-        said(&mut run, 1, WorkerEvent::Step(step("a", number, 4)));
-    }
-    let written = CheckpointWritten {
-        stage: "a".into(),
-        epoch: 0,
-        step: 9,
-        generation: 4,
-        world_size: 2,
-        folder: "f".into(),
-        files: Vec::new(),
-        result: None,
-        seconds: 1.0,
-        best: None,
-        settled: true,
-    };
-    said(&mut run, 1, WorkerEvent::Checkpoint(written));
-    run.apply(Event::Closed { session: 1 }, NOW);
-    run.apply(Event::Opened { session: 3, hello: hello("worker-0") }, NOW);
-    said(&mut run, 3, ready());
-    assert_eq!(begins(&said(&mut run, 2, rejoin(9))), [], "a commit is under way");
-    let result = StageResult { stage: "a".into(), ..StageResult::default() };
-    let begun = begins(&run.apply(committed(1, "a", 9, Some(result)), NOW));
-    assert_eq!(begun.len(), 2);
-    for (_, begin) in begun {
-        assert_eq!((begin.stage, begin.source, begin.complete), (1, None, vec![saved.clone()]));
-    }
-}
-
-#[test]
 fn a_worker_that_always_crashes_ends_the_run_with_the_first_loss() {
     let mut run = training();
     said(&mut run, 2, heartbeat(0, "forward", 1));
@@ -632,17 +495,4 @@ fn a_stop_that_takes_too_long_ends_at_the_last_checkpoint() {
     let effects = pass(&mut run, Duration::from_millis(100), &beats);
     assert_eq!(notices(&effects), [Notice::GraceOver]);
     assert_eq!(end(&effects), (Some(Verdict::Stopped { at: Some(("a".into(), 5)) }), vec![1, 2]));
-}
-
-#[test]
-fn steps_are_answered_so_that_nobody_runs_ahead_of_the_ledger() {
-    let mut run = training();
-    let told = |effects: &[Effect]| {
-        effects.iter().any(|e| matches!(e, Effect::Send { command: Command::Recorded { .. }, .. }))
-    };
-    for number in 0..15 {
-        assert!(!told(&said(&mut run, 1, WorkerEvent::Step(step("a", number, 4)))));
-    }
-    let effects = said(&mut run, 1, WorkerEvent::Step(step("a", 15, 4)));
-    assert_eq!(effects[1], Effect::Send { session: 1, command: Command::Recorded { steps: 16 } });
 }
