@@ -10,6 +10,7 @@ mod signals;
 mod store;
 mod stream;
 
+use crate::exit::EXIT_SOFTWARE;
 use crate::metrics;
 use crate::run_files::{Disk, RunFiles};
 use admission::Admission;
@@ -26,7 +27,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
-use thanos_c10d::{Breaker, Collectives, Error as GroupError, KeyValueStore, collectives};
+use thanos_c10d::{Breaker, Collectives, Error as GroupError, KeyValueStore, collectives, exit_now};
 use thanos_configs::TimeoutsConfig;
 use thanos_door::{Guard, metrics_page, needs_guard, show};
 use thanos_proto::{Begin, CheckpointRef, Command, Heartbeat, Hello, StepDone, Welcome, WorkerEvent};
@@ -167,7 +168,13 @@ impl Session {
         let (opened, lines) = std::sync::mpsc::channel();
         let keeper = stream::Keeper::new(coordinator, admission, hello, (shared.clone(), opened));
         let (keeper, client, line) = runtime.block_on(keeper.open_first())?;
-        runtime.spawn(keeper.keep());
+        let kept = runtime.spawn(keeper.keep());
+        // Without its session a worker would be an orphan that no coordinator knows of.
+        runtime.spawn(async move {
+            if kept.await.is_err_and(|error| error.is_panic()) {
+                exit_now(EXIT_SOFTWARE);
+            }
+        });
         let line = RefCell::new(line);
         let session = Self { line, lines, shared, client, runtime, timeouts: OnceCell::new() };
         match session.answer("the coordinator's welcome", WELCOME_TIMEOUT)? {
