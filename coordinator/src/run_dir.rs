@@ -109,8 +109,8 @@ impl RunDir {
         let refused: Vec<String> = changes.iter().filter(|change| change.condition.is_none()).map(describe).collect();
         if !refused.is_empty() {
             let message = format!(
-                "{} is a run of another recipe, which a resume cannot change:\n  {}\nresume it without naming a preset or these keys, \
-                 or start a new run in another --run-dir",
+                "{} is a run of another recipe, which a resume cannot change:\n  {}\nresume it without naming a preset \
+                 or these keys, or start a new run in another --run-dir",
                 path.display(),
                 refused.join("\n  ")
             );
