@@ -110,7 +110,7 @@ fn a_loss_during_an_evaluation_of_forty_seconds_costs_one_worker() {
 /// The coordinator is stopped for some time: its workers keep what they hold, and come back to it.
 fn check_pause(seconds: u64) {
     let scene = Scene::new();
-    let target = ["digits_cae", "train.max_steps=150", "checkpoint.every_steps=1000", "rows=[]"];
+    let target = ["digits_supcon", "train.max_steps=400", "checkpoint.every_steps=1000", "rows=[]"];
     whole(&scene, 2, &target);
     let mut running = start(&scene, "2", "", &target);
     running.wait_for_steps("run", 40);
@@ -123,7 +123,7 @@ fn check_pause(seconds: u64) {
     assert_eq!(events(&scene, "restarting").len(), 0);
     assert_eq!(workers(&scene.path("run")), before, "the same processes");
     assert!(events(&scene, "recovered").iter().all(|event| event["from"]["memory"].is_string()));
-    assert_equal(&scene, &scene.path("whole"), &scene.path("run"), &["cae"]);
+    assert_equal(&scene, &scene.path("whole"), &scene.path("run"), &["supcon"]);
 }
 
 #[test]
@@ -141,7 +141,7 @@ fn a_pause_of_the_coordinator_of_a_minute_terminates_no_worker() {
 #[test]
 fn workers_that_return_late_to_a_restarted_coordinator_keep_their_steps() {
     let scene = Scene::new();
-    let target = ["digits_cae", "train.max_steps=120", "checkpoint.every_steps=1000", "rows=[]"];
+    let target = ["digits_supcon", "train.max_steps=400", "checkpoint.every_steps=1000", "rows=[]"];
     whole(&scene, 2, &target);
     let mut running = start(&scene, "2", "", &target);
     running.wait_for_steps("run", 40);
@@ -153,7 +153,7 @@ fn workers_that_return_late_to_a_restarted_coordinator_keep_their_steps() {
     running.wait().expect(0);
     assert_eq!(events(&scene, "restarting").len(), 0);
     assert!(events(&scene, "recovered").iter().all(|event| event["from"]["memory"].is_string()));
-    assert_equal(&scene, &scene.path("whole"), &scene.path("run"), &["cae"]);
+    assert_equal(&scene, &scene.path("whole"), &scene.path("run"), &["supcon"]);
 }
 
 /// A stop that reaches a run whose only peer has just died is saved from the survivor's memory, without a replacement.
