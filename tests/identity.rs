@@ -5,7 +5,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::fs;
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use thanos_tests::processes::{coordinator, send};
 use thanos_tests::{Ran, Running, Scene, checkpoints, idx, lines, losses, numbers, root, weights_sha256};
@@ -276,15 +276,39 @@ fn launches_at_the_same_time_get_directories_of_their_own() {
 }
 
 /// As on some NFS and FUSE mounts: without `flock`, and without the flags of `renameat2`.
-#[test]
-fn a_run_needs_neither_flock_nor_flags_of_rename() {
-    let scene = Scene::new();
+/// The library of a file system that has neither.
+fn no_locks(scene: &Scene) -> String {
     let library = scene.path("no_locks.so");
     let source = root().join("tests/preload/no_locks.c");
     let built =
         Command::new("cc").args(["-shared", "-fPIC", "-Wall", "-Werror", "-o"]).arg(&library).arg(&source).status();
     assert!(built.expect("a C compiler").success());
-    let preload = [("LD_PRELOAD", library.to_str().expect("UTF-8"))];
+    library.to_str().expect("UTF-8").to_owned()
+}
+
+/// A stop in the last evaluation saves the last step; the resume saves it again, as the end of its stage.
+#[test]
+fn a_checkpoint_is_replaced_where_names_cannot_be_exchanged() {
+    let scene = Scene::new();
+    let library = no_locks(&scene);
+    let target = ["digits_cnce", "train.max_steps=42", "rows=[]"];
+    let slow = [("LD_PRELOAD", library.as_str()), ("FAILPOINTS", "embed=sleep(1500)")];
+    let mut running = scene.start_with(&[&LAUNCH[..], &target].concat(), &slow);
+    running.wait_for_steps("run", 42);
+    let stopped = running.interrupt().expect(75).stderr;
+    assert!(stopped.contains("step 42 of stage cnce"), "{stopped}");
+    scene.start_with(&RESUME, &[("LD_PRELOAD", library.as_str())]).wait().expect(0);
+    let left = checkpoints(&scene.path("run"), "cnce");
+    let is_hidden = |folder: &PathBuf| folder.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+    assert!(!left.iter().any(is_hidden), "{left:?}");
+    assert!(left.last().is_some_and(|last| last.ends_with("step-00000042")), "{left:?}");
+}
+
+#[test]
+fn a_run_needs_neither_flock_nor_flags_of_rename() {
+    let scene = Scene::new();
+    let library = no_locks(&scene);
+    let preload = [("LD_PRELOAD", library.as_str())];
     let target = ["digits_cnce", "train.epochs=100000", "rows=[]"];
     let mut running = scene.start_with(&[&LAUNCH[..], &target].concat(), &preload);
     running.wait_for_steps("run", 30);
