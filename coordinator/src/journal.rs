@@ -184,19 +184,18 @@ impl Writer {
     /// Commits on a thread of its own, after the lines of the checkpoint's steps are durable: they must not be fewer.
     fn commit(&mut self, session: SessionId, written: CheckpointWritten) {
         self.until_written(Ledger::sync);
-        let (checkpoints, events) = (self.checkpoints.clone(), self.events.clone());
-        let stage_step = (written.stage.clone(), written.step);
-        let result = written.result.clone();
-        let failed = self.events.clone();
-        let (failed_stage_step, failed_result) = (stage_step.clone(), result.clone());
-        let spawned = thread::Builder::new().name("commit".into()).spawn(move || {
-            let outcome = checkpoints.commit(&written).map_err(|error| format!("{error:#}"));
+        let (stage_step, result) = ((written.stage.clone(), written.step), written.result.clone());
+        let events = self.events.clone();
+        let report = move |outcome| {
+            let (stage_step, result) = (stage_step.clone(), result.clone());
             _ = events.blocking_send(Event::Committed { session, stage_step, outcome, result });
+        };
+        let (checkpoints, report_commit) = (self.checkpoints.clone(), report.clone());
+        let spawned = thread::Builder::new().name("commit".into()).spawn(move || {
+            report_commit(checkpoints.commit(&written).map_err(|error| format!("{error:#}")));
         });
         if let Err(error) = spawned {
-            let outcome = Err(format!("no thread to commit it: {error}"));
-            let (stage_step, result) = (failed_stage_step, failed_result);
-            _ = failed.blocking_send(Event::Committed { session, stage_step, outcome, result });
+            report(Err(format!("no thread to commit it: {error}")));
         }
     }
 

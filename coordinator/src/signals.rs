@@ -7,6 +7,7 @@ use crate::terminal;
 use nix::sys::signal::Signal;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
+use thanos_door::hangup_is_ignored;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -21,18 +22,10 @@ pub(crate) fn is_stop_signal(signal: i32) -> bool {
 /// The signals that ask this process to stop: SIGHUP is one unless it is ignored, as `nohup` has it.
 pub(crate) fn stop_signals() -> Vec<Signal> {
     let mut signals = vec![Signal::SIGINT, Signal::SIGTERM, Signal::SIGUSR1];
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    if !is_ignored(&status, Signal::SIGHUP) {
+    if !hangup_is_ignored() {
         signals.push(Signal::SIGHUP);
     }
     signals
-}
-
-/// By the mask `SigIgn` of /proc/PID/status, whose lowest bit is signal 1.
-fn is_ignored(status: &str, signal: Signal) -> bool {
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
-    mask.is_some_and(|mask| mask >> (signal as i32 - 1) & 1 == 1)
 }
 
 /// The stop signals of a coordinator, from its start. Until there is a run to stop, one ends the process.
@@ -101,15 +94,6 @@ fn exit(message: &str) -> ! {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_hangup_is_a_stop_request_unless_it_is_ignored() {
-        let status = |mask: &str| format!("Name:\tthanos-coord\nSigBlk:\tffffffffffffffff\nSigIgn:\t{mask}\n");
-        for (mask, ignored) in [("0000000000000001", true), ("0000000000001000", false), ("", false)] {
-            assert_eq!(is_ignored(&status(mask), Signal::SIGHUP), ignored, "{mask}");
-        }
-        assert!(!is_ignored("", Signal::SIGHUP));
-    }
 
     #[test]
     fn a_signal_that_was_delivered_twice_is_one_request() {

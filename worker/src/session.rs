@@ -264,7 +264,7 @@ impl Session {
 
     /// Whether the group of this generation was ended, as a peer or the coordinator is gone.
     pub(crate) fn generation_is_over(&self) -> bool {
-        self.shared.place().breaker.is_none()
+        self.shared.abandoned.load(Ordering::Relaxed)
     }
 
     /// The same, for whoever has no session.

@@ -3,6 +3,7 @@
 
 mod connections;
 mod descriptors;
+mod hangup;
 mod limit;
 mod pages;
 mod recorder;
@@ -10,6 +11,7 @@ mod route;
 
 pub use connections::{Accepted, Connection, ConnectionLimits, Identity, Peer, connections, name_of};
 pub use descriptors::raise_descriptor_limit;
+pub use hangup::hangup_is_ignored;
 pub use pages::{Guard, needs_guard, show};
 pub use recorder::metrics_page;
 pub use route::{address_towards, check_interface};

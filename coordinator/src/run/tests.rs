@@ -3,7 +3,7 @@
 use super::*;
 use std::collections::BTreeMap;
 use thanos_configs::TimeoutsConfig;
-use thanos_proto::{Begin, Evaluated, Failed, Heartbeat, PackRef, Rejoin, StageResult, StepDone};
+use thanos_proto::{Begin, CheckpointWritten, Evaluated, Failed, Heartbeat, PackRef, Rejoin, StageResult, StepDone};
 
 pub(in crate::run) const NOW: Duration = Duration::from_secs(1);
 
@@ -52,6 +52,23 @@ pub(in crate::run) fn pass(run: &mut Run, time: Duration, beats: &[(SessionId, W
 
 pub(in crate::run) fn checkpoint(stage: &str, step: u64) -> CheckpointRef {
     CheckpointRef { stage: stage.into(), folder: "f".into(), manifest_sha256: "0".into(), step }
+}
+
+/// A checkpoint of stage a that rank 0 has written in generation 4.
+pub(in crate::run) fn written(step: u64) -> CheckpointWritten {
+    CheckpointWritten {
+        stage: "a".into(),
+        epoch: 0,
+        step,
+        generation: 4,
+        world_size: 2,
+        folder: "f".into(),
+        files: Vec::new(),
+        result: None,
+        seconds: 1.0,
+        best: None,
+        settled: true,
+    }
 }
 
 /// A commit that has succeeded.

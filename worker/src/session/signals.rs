@@ -6,6 +6,7 @@ use crate::exit::EXIT_STOPPED;
 use anyhow::{Context, Result};
 use std::time::{Duration, Instant};
 use thanos_c10d::exit_now;
+use thanos_door::hangup_is_ignored;
 use thanos_proto::WorkerEvent;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -27,7 +28,7 @@ pub(super) fn handle(request: StopRequest, worker_id: String) -> Result<()> {
         ("SIGTERM", SignalKind::terminate()),
         ("SIGUSR1", SignalKind::user_defined1()),
     ];
-    if !hangup_is_ignored(&std::fs::read_to_string("/proc/self/status").unwrap_or_default()) {
+    if !hangup_is_ignored() {
         kinds.push(("SIGHUP", SignalKind::hangup()));
     }
     for (name, kind) in kinds {
@@ -71,12 +72,6 @@ pub(super) async fn report(events: mpsc::Sender<WorkerEvent>, mut request: watch
     }
 }
 
-/// By the mask `SigIgn` of /proc/PID/status, whose lowest bit is SIGHUP, signal 1.
-fn hangup_is_ignored(status: &str) -> bool {
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 == 1)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -92,13 +87,5 @@ mod tests {
         before.await.expect("no panic");
         let expected = || Some(WorkerEvent::StopRequested { reason: "SIGTERM received by w".into() });
         assert_eq!((sent.recv().await, sent_again.recv().await), (expected(), expected()));
-    }
-
-    /// `nohup` leaves SIGHUP ignored; bit 12 is SIGPIPE, which Rust ignores.
-    #[test]
-    fn an_ignored_hangup_stays_ignored() {
-        let status = |mask: &str| format!("SigQ:\t1/2\nSigIgn:\t{mask}\nSigCgt:\t0000000000000001\n");
-        assert!(hangup_is_ignored(&status("0000000000001001")));
-        assert!(!hangup_is_ignored(&status("0000000000001000")));
     }
 }

@@ -1,7 +1,7 @@
 //! Steps and checkpoints: which are recorded and committed, and whose are refused.
 
 use crate::run::tests::{
-    NOW, begins, checkpoint, committed, end, hello, notices, ready, rejoin, said, start, step, training,
+    NOW, begins, checkpoint, committed, end, hello, notices, ready, rejoin, said, start, step, training, written,
 };
 use crate::run::{Effect, Event, Notice, Run, Start};
 use std::time::Duration;
@@ -49,19 +49,8 @@ fn a_resumed_stage_goes_on_behind_its_checkpoint() {
 #[test]
 fn a_commit_is_answered_and_a_complete_stage_told() {
     let mut run = training();
-    let written = CheckpointWritten {
-        stage: "a".into(),
-        epoch: 0,
-        step: 1,
-        generation: 4,
-        world_size: 2,
-        folder: "f".into(),
-        files: vec![WrittenFile { name: "m".into(), bytes: 1, sha256: "0".into() }],
-        result: None,
-        seconds: 1.0,
-        best: None,
-        settled: true,
-    };
+    let files = vec![WrittenFile { name: "m".into(), bytes: 1, sha256: "0".into() }];
+    let written = CheckpointWritten { files, ..written(1) };
     for number in 0..2 {
         said(&mut run, 1, WorkerEvent::Step(step("a", number, 4)));
     }
@@ -129,20 +118,7 @@ fn a_stage_that_is_committed_is_not_done_again() {
     for number in 0..9 {
         said(&mut run, 1, WorkerEvent::Step(step("a", number, 4)));
     }
-    let written = CheckpointWritten {
-        stage: "a".into(),
-        epoch: 0,
-        step: 9,
-        generation: 4,
-        world_size: 2,
-        folder: "f".into(),
-        files: Vec::new(),
-        result: None,
-        seconds: 1.0,
-        best: None,
-        settled: true,
-    };
-    said(&mut run, 1, WorkerEvent::Checkpoint(written));
+    said(&mut run, 1, WorkerEvent::Checkpoint(written(9)));
     run.apply(Event::Closed { session: 1 }, NOW);
     run.apply(Event::Opened { session: 3, hello: hello("worker-0") }, NOW);
     said(&mut run, 3, ready());

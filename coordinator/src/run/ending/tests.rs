@@ -4,27 +4,11 @@
 use crate::exit::{EXIT_IO, EXIT_UNREACHABLE};
 use crate::run::tests::{
     NOW, begins, checkpoint, committed, end, failure, heartbeat, hello, notices, pass, ready, rejoin, said, start,
-    step, training,
+    step, training, written,
 };
 use crate::run::{Effect, Event, ExitCause, Notice, Run, SessionId, Start, Verdict};
 use std::time::Duration;
-use thanos_proto::{CheckpointWritten, Command, Failed, Held, Hello, Rejoin, WorkerEvent};
-
-fn written(step: u64) -> WorkerEvent {
-    WorkerEvent::Checkpoint(CheckpointWritten {
-        stage: "a".into(),
-        epoch: 0,
-        step,
-        generation: 4,
-        world_size: 2,
-        folder: "f".into(),
-        files: Vec::new(),
-        result: None,
-        seconds: 1.0,
-        best: None,
-        settled: true,
-    })
-}
+use thanos_proto::{Command, Failed, Held, Hello, Rejoin, WorkerEvent};
 
 /// Two ranks that have made ten steps.
 fn ten_steps() -> Run {
@@ -57,7 +41,10 @@ fn a_stop_during_recovery_is_saved_from_memory() {
     let effects = said(&mut run, 1, rejoin(10));
     assert_eq!((saves(&effects), begins(&effects)), (vec![1], vec![]), "no generation is needed for it");
     assert!(matches!(&notices(&effects)[..], [Notice::SavingBeforeEnd { step: 10, .. }]), "{effects:?}");
-    assert!(matches!(&said(&mut run, 1, written(10))[..], [Effect::Commit { session: 1, .. }]));
+    assert!(matches!(
+        &said(&mut run, 1, WorkerEvent::Checkpoint(written(10)))[..],
+        [Effect::Commit { session: 1, .. }]
+    ));
     let effects = run.apply(committed(1, "a", 10, None), NOW);
     assert_eq!(end(&effects).0, Some(Verdict::Stopped { at: Some(("a".into(), 10)) }));
 }
@@ -97,7 +84,7 @@ fn a_run_that_is_abandoned_saves_what_survivors_hold() {
     let effects = said(&mut run, 2, WorkerEvent::Failed(failed));
     assert!(effects.iter().any(|e| matches!(e, Effect::Send { session: 1, command: Command::Abandon { .. } })));
     assert_eq!(saves(&said(&mut run, 1, rejoin(10))), [1]);
-    said(&mut run, 1, written(10));
+    said(&mut run, 1, WorkerEvent::Checkpoint(written(10)));
     let (message, exit_code) = failure(&run.apply(committed(1, "a", 10, None), NOW));
     assert!(message.ends_with("failed in forward: boom") && exit_code == 70, "{message}");
     // A node that does not come back in time.
@@ -105,7 +92,7 @@ fn a_run_that_is_abandoned_saves_what_survivors_hold() {
     run.apply(Event::Closed { session: 2 }, NOW);
     said(&mut run, 1, rejoin(10));
     assert_eq!(saves(&pass(&mut run, NOW * 601, &[(1, heartbeat(10, "waiting", 1))])), [1]);
-    said(&mut run, 1, written(10));
+    said(&mut run, 1, WorkerEvent::Checkpoint(written(10)));
     let (message, exit_code) = failure(&run.apply(committed(1, "a", 10, None), NOW));
     assert!(message.starts_with("1 of 2 workers were ready") && exit_code == EXIT_UNREACHABLE, "{message}");
 }
