@@ -3,7 +3,7 @@
 use super::{PacksDir, config_of};
 use crate::exit::{EXIT_USAGE, Fatal};
 use crate::fetch::{FetchError, Fetched, Watch, fetch, resources};
-use crate::ingest;
+use crate::ingest::{self, TestImages};
 use crate::progress::{Bar, tell_of};
 use crate::terminal::{self, Unit};
 use anyhow::Result;
@@ -40,6 +40,15 @@ pub(super) enum DataVerb {
         /// What to do with an image that cannot be decoded
         #[arg(long, value_enum, default_value_t = BadImages::Fail)]
         on_bad_image: BadImages,
+        /// image_folder: folder of the training images below DIR [default: `train` or another common name]
+        #[arg(long, value_name = "FOLDER")]
+        train_folder: Option<String>,
+        /// image_folder: folder of the test images below DIR [default: `test`, `val` or another common name]
+        #[arg(long, value_name = "FOLDER")]
+        test_folder: Option<String>,
+        /// Turn pictures as their EXIF orientation says
+        #[arg(long)]
+        exif_orientation: bool,
         #[command(flatten)]
         packs: PacksDir,
     },
@@ -123,20 +132,7 @@ pub(super) enum BadImages {
 pub(super) fn act_data(verb: DataVerb) -> Result<()> {
     match verb {
         DataVerb::Fetch { dataset, dir, mirror } => act_fetch(dataset.name(), &dir, &mirror)?,
-        DataVerb::Pack { kind, dir, side, coarse_map, on_bad_image, packs } => {
-            let kind = DataKind::from(kind);
-            if kind != DataKind::ImageFolder && (side.is_some() || coarse_map.is_some()) {
-                let message = "--side and --coarse-map are for image_folder: other data sets have their own";
-                return Err(Fatal::new(EXIT_USAGE, message).into());
-            }
-            let on_bad_image = match on_bad_image {
-                BadImages::Fail => OnBadImage::Fail,
-                BadImages::Skip => OnBadImage::Skip,
-            };
-            let side = side.map(usize::from);
-            let config = DataConfig { kind, dir, side, coarse_map, on_bad_image, ..DataConfig::default() };
-            act_pack(&config, &packs.path()?)?;
-        }
+        pack @ DataVerb::Pack { .. } => act_pack(pack)?,
         DataVerb::Info { pack, images, views, seed } => {
             let info = ingest::info(&pack).map_err(Fatal::from)?;
             terminal::print_line(&info.to_string())?;
@@ -154,10 +150,43 @@ pub(super) fn act_data(verb: DataVerb) -> Result<()> {
     Ok(())
 }
 
-fn act_pack(config: &DataConfig, packs_dir: &Path) -> Result<()> {
+/// The configuration that the options of `data pack` are.
+fn data_config(verb: DataVerb) -> Result<(DataConfig, PacksDir)> {
+    let DataVerb::Pack {
+        kind,
+        dir,
+        side,
+        coarse_map,
+        on_bad_image,
+        train_folder,
+        test_folder,
+        exif_orientation,
+        packs,
+    } = verb
+    else {
+        unreachable!("it is called for `data pack`")
+    };
+    let kind = DataKind::from(kind);
+    let is_for_folders = side.is_some() || coarse_map.is_some() || train_folder.is_some() || test_folder.is_some();
+    if kind != DataKind::ImageFolder && is_for_folders {
+        let message = "--side, --coarse-map, --train-folder and --test-folder are for image_folder: other data sets \
+                       have their own";
+        return Err(Fatal::new(EXIT_USAGE, message).into());
+    }
+    let on_bad_image = match on_bad_image {
+        BadImages::Fail => OnBadImage::Fail,
+        BadImages::Skip => OnBadImage::Skip,
+    };
+    let side = side.map(usize::from);
+    let config = DataConfig { kind, dir, side, coarse_map, on_bad_image, ..DataConfig::default() };
+    Ok((DataConfig { train_folder, test_folder, exif_orientation, ..config }, packs))
+}
+
+fn act_pack(verb: DataVerb) -> Result<()> {
+    let (config, packs_dir) = data_config(verb)?;
     let bar = Bar::new(Unit::Images);
-    let packs =
-        ingest::pack(config, packs_dir, &|split, done, total| bar.at(split, done, total)).map_err(Fatal::from)?;
+    let at = |split: &str, done, total| bar.at(split, done, total);
+    let packs = ingest::pack(&config, &packs_dir.path()?, TestImages::Optional, &at).map_err(Fatal::from)?;
     bar.finish();
     let how = if packs.reused { "already packed" } else { "packed" };
     tell_of(config.kind, &packs);

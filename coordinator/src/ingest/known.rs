@@ -22,14 +22,14 @@ pub(crate) fn find_packs(config: &DataConfig, packs_dir: &Path, [train, test]: [
             fits.then(|| PackFile::of(split, path, header))
         })
     };
-    Some(Packs { train: find(Split::Train, train)?, test: find(Split::Test, test)?, reused: true })
+    Some(Packs { train: find(Split::Train, train)?, test: find(Split::Test, test)?, reused: true, notes: Vec::new() })
 }
 
 impl PackFile {
     pub(super) fn of(split: Split, path: PathBuf, header: Header) -> Self {
         let images = header.images();
-        let Header { fingerprint, left_out: LeftOut { images: left_out, named: skipped }, .. } = header;
-        Self { split: split.name().into(), path, images, fingerprint, left_out, skipped }
+        let Header { fingerprint, left_out: LeftOut { images: left_out, named: skipped }, warnings, .. } = header;
+        Self { split: split.name().into(), path, images, fingerprint, left_out, skipped, warnings }
     }
 }
 
@@ -63,7 +63,7 @@ pub(super) fn stamp_file(path: &Path, hash: &mut Sha256) -> Result<(), DataError
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ingest::pack;
+    use crate::ingest::{TestImages, pack};
 
     fn digits() -> DataConfig {
         DataConfig { kind: DataKind::Digits, ..DataConfig::default() }
@@ -72,7 +72,7 @@ mod tests {
     #[test]
     fn packs_are_found_by_their_content_and_only_whole() {
         let folder = tempfile::tempdir().expect("a folder");
-        let packs = pack(&digits(), folder.path(), &|_, _, _| {}).expect("packed");
+        let packs = pack(&digits(), folder.path(), TestImages::Required, &|_, _, _| {}).expect("packed");
         let prints = [packs.train.fingerprint.as_str(), packs.test.fingerprint.as_str()];
         let find = |prints| find_packs(&digits(), folder.path(), prints);
         assert_eq!(find(prints), Some(Packs { reused: true, ..packs.clone() }));

@@ -40,6 +40,8 @@ pub(super) struct Header {
     pub(super) mean: Vec<f64>,
     pub(super) std: Vec<f64>,
     pub(super) left_out: LeftOut,
+    /// What is unusual about its images; no part of the fingerprint. Older packs have none.
+    pub(super) warnings: Vec<String>,
     pub(super) fingerprint: String,
     /// N, H, W, C.
     pub(super) shape: [usize; 4],
@@ -62,6 +64,7 @@ impl Header {
             mean: data.mean.clone(),
             std: data.std.clone(),
             left_out,
+            warnings: Vec::new(),
             fingerprint: String::new(),
             shape: [fine.len(), data.side, data.side, data.channels],
             images_at: 0..0,
@@ -157,6 +160,7 @@ impl Header {
             mean: words.json("mean")?,
             std: words.json("std")?,
             left_out: LeftOut { images: words.json("left_out")?, named: words.json("left_out_names")? },
+            warnings: if words.get("warnings").is_ok() { words.json("warnings")? } else { Vec::new() },
             fingerprint: words.get("fingerprint")?.to_owned(),
             shape: [n, h, w, c],
             images_at,
@@ -199,17 +203,18 @@ fn tensor<'a>(
 }
 
 /// A header's bytes, with its length before it, for `coarse`, `fine` and `images` in this order behind it. Equal data
-/// give equal bytes: keys are in a fixed order.
+/// give equal bytes: keys are in a fixed order. `warnings` that are empty have no key.
 pub(super) fn to_bytes(
     data: &DataSet,
     split: &str,
     left_out: &LeftOut,
     (images, fingerprint): (usize, &str),
+    warnings: &[String],
 ) -> Vec<u8> {
     let labels = 8 * images;
     let (h, w, c) = (data.side, data.side, data.channels);
     let text = |value: Value| value.to_string();
-    let header = json!({
+    let mut header = json!({
         "__metadata__": {
             "format": FORMAT.to_string(),
             "name": data.name,
@@ -231,6 +236,9 @@ pub(super) fn to_bytes(
             "data_offsets": [2 * labels, 2 * labels + images * h * w * c],
         },
     });
+    if !warnings.is_empty() {
+        header["__metadata__"]["warnings"] = text(json!(warnings)).into();
+    }
     let mut json = header.to_string().into_bytes();
     // The tensors begin at a multiple of 8, as the format asks; spaces fill the gap.
     json.resize(json.len().next_multiple_of(8), b' ');

@@ -9,8 +9,11 @@ use thanos_configs::DataKind;
 use writers::gzip;
 
 mod archives;
+mod class_folders;
 mod fuzz;
+mod layouts;
 mod pictures;
+mod pillow;
 pub(super) mod writers;
 
 const CIFAR_BATCHES: [&str; 5] =
@@ -48,7 +51,8 @@ impl Folders {
 }
 
 fn pack_from(kind: DataKind, dir: Option<&Path>, packs_dir: &Path) -> Result<Packs, DataError> {
-    pack(&DataConfig { kind, dir: dir.map(Path::to_owned), ..DataConfig::default() }, packs_dir, &|_, _, _| {})
+    let config = DataConfig { kind, dir: dir.map(Path::to_owned), ..DataConfig::default() };
+    pack(&config, packs_dir, TestImages::Required, &|_, _, _| {})
 }
 
 fn is_temporary(entry: &std::io::Result<fs::DirEntry>) -> bool {
@@ -176,7 +180,7 @@ fn missing_files_are_all_named() {
         format!("data set mnist is read from a folder and none is given: set data.dir=DIR, the folder of {four}");
     assert_eq!(error, expected);
     let error = pack_from(DataKind::Mnist, Some(Path::new("/none/here")), packs_dir.path()).unwrap_err().to_string();
-    let end = format!("; set data.dir=DIR to the folder of {four}");
+    let end = format!("; set data.dir=DIR to the folder of {four}, or to an archive of them");
     assert!(error.starts_with("data.dir=/none/here: No such file") && error.ends_with(&end), "{error}");
     let folders = mnist();
     folders.put("file", b"");
@@ -185,14 +189,16 @@ fn missing_files_are_all_named() {
 
     fs::remove_file(folders.raw.path().join("train-labels-idx1-ubyte")).unwrap();
     fs::remove_file(folders.raw.path().join("t10k-images-idx3-ubyte")).unwrap();
-    let expected = "data set mnist: missing train-labels-idx1-ubyte, t10k-images-idx3-ubyte; looked in RAW; get the \
+    let expected = "data set mnist: missing train-labels-idx1-ubyte, t10k-images-idx3-ubyte; looked in RAW (there is file, \
+                    t10k-labels-idx1-ubyte, train-images-idx3-ubyte) and RAW/MNIST/raw and RAW/raw; get the \
                     four IDX files, gzipped (.gz) or not (`thanos-coord data fetch`), and set data.dir=DIR to their folder";
     assert_eq!(folders.refusal(DataKind::Mnist), expected);
 
     // Whichever folder has the most is meant.
     let folders = cifar("cifar-10-batches-bin/");
     fs::remove_file(folders.raw.path().join("cifar-10-batches-bin/data_batch_3.bin")).unwrap();
-    let expected = "data set cifar10: missing data_batch_3.bin; looked in RAW and RAW/cifar-10-batches-bin and";
+    let expected = "data set cifar10: missing data_batch_3.bin; looked in RAW (there is cifar-10-batches-bin/) and \
+                    RAW/cifar-10-batches-bin and";
     let refusal = folders.refusal(DataKind::Cifar10);
     assert!(refusal.starts_with(expected), "{refusal}");
 }
