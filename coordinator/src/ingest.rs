@@ -10,6 +10,7 @@ mod error;
 mod idx;
 mod image_folder;
 mod info;
+mod kept;
 mod known;
 mod pack_file;
 mod pack_header;
@@ -26,11 +27,12 @@ mod tree;
 
 pub use error::{DataError, PackFault, RawFault};
 pub use info::PackInfo;
+pub use kept::{KeptPack, kept_packs, prune};
 pub(crate) use known::{find_packs, raw_stamp};
 pub use sheet::contact_sheet;
 
 use pack_file::Sink;
-use pack_header::{Header, LeftOut};
+use pack_header::{Header, LeftOut, Notes};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
@@ -191,6 +193,8 @@ struct Decoded {
     skipped: Vec<Skipped>,
     /// What is unusual about its images, a sentence each.
     warnings: Vec<String>,
+    /// What the images were decoded from and how: see [`Notes`].
+    pixels: String,
 }
 
 /// Test images that are taken from the training images' pack: those that a plan holds out for validation.
@@ -218,21 +222,49 @@ impl Packing<'_> {
         let source = source_sha256(self.raw, split, held_out)?;
         let path = self.packs_dir.join(format!("{}-{}-{}.safetensors", facts.name, split.name(), &source[..16]));
         let (header, reused) = match Header::read(&path) {
-            Ok(header) if header.describes(facts, split.name()) => (header, true),
+            Ok(header) if header.describes(facts, split.name()) => {
+                kept::note_use(&path);
+                (header, true)
+            }
             // None yet, or one that is damaged: it is replaced.
             _ => {
                 let mut sink = Sink::new(&path, facts, split);
                 let progress = |done, total| (self.on_split)(split.name(), done, total);
-                let decoded = match held_out {
-                    None => self.raw.decode(split, &mut sink, &progress)?,
-                    Some(held_out) => held_out.copy(&mut sink)?,
+                let pixels = self.pixels_sha256(split, held_out)?;
+                let decoded = match (known::with_pixels(facts, split, &pixels, self.packs_dir), held_out) {
+                    (Some(found), _) => copy_all(found, &mut sink)?,
+                    (None, None) => self.raw.decode(split, &mut sink, &progress)?,
+                    (None, Some(held_out)) => held_out.copy(&mut sink)?,
                 };
-                (sink.finish(decoded)?, false)
+                (sink.finish(Decoded { pixels, ..decoded })?, false)
             }
         };
         let facts = DataSet { mean: header.mean.clone(), std: header.std.clone(), ..facts.clone() };
         Ok((PackFile::of(split, path, header), facts, reused))
     }
+}
+
+impl Packing<'_> {
+    /// What tells a split's decoded images from others: as [`source_sha256`], whatever the coarse labels.
+    fn pixels_sha256(&self, split: Split, held_out: Option<HeldOut<'_>>) -> Result<String, DataError> {
+        let mut facts = self.raw.facts().clone();
+        facts.labels.coarse_names.clear();
+        facts.labels.coarse_of.clear();
+        sha256_of(self.raw, &facts, split, held_out)
+    }
+}
+
+/// Images and fine labels of another pack: only its coarse labels are others.
+fn copy_all((path, header): (PathBuf, Header), sink: &mut Sink<'_>) -> Result<Decoded, DataError> {
+    let refuse = |fault| DataError::Pack { path: path.clone(), fault };
+    let fine = pack_file::read_fine(&path).map_err(refuse)?;
+    sink.expect(fine.len(), header.left_out.images > 0)?;
+    let mut written = Ok(());
+    let mut images = pack_file::Images::open(&path).map_err(refuse)?;
+    let put = |pixels: &[u8]| written = std::mem::replace(&mut written, Ok(())).and_then(|()| sink.images(pixels));
+    images.each(put).map_err(refuse)?;
+    written?;
+    Ok(Decoded { fine, skipped: header.left_out.named, warnings: header.notes.warnings, pixels: String::new() })
 }
 
 impl HeldOut<'_> {
@@ -253,9 +285,18 @@ impl HeldOut<'_> {
 /// Decides whether a pack may be reused: over what tells the raw files from others, the header's words (format, names,
 /// mean and std among them) and the map to coarse labels, so that a corrected fact makes a new pack.
 fn source_sha256(raw: &dyn RawSet, split: Split, held_out: Option<HeldOut<'_>>) -> Result<String, DataError> {
+    sha256_of(raw, raw.facts(), split, held_out)
+}
+
+fn sha256_of(
+    raw: &dyn RawSet,
+    facts: &DataSet,
+    split: Split,
+    held_out: Option<HeldOut<'_>>,
+) -> Result<String, DataError> {
     let mut hash = Sha256::new();
-    hash.update(pack_header::to_bytes(raw.facts(), split.name(), &LeftOut::default(), (0, ""), &[]));
-    raw.facts().labels.coarse_of.iter().for_each(|coarse| hash.update(coarse.to_le_bytes()));
+    hash.update(pack_header::to_bytes(facts, split.name(), &LeftOut::default(), (0, ""), &Notes::default()));
+    facts.labels.coarse_of.iter().for_each(|coarse| hash.update(coarse.to_le_bytes()));
     raw.hash_into(split, &mut hash)?;
     if let Some(held_out) = held_out {
         hash.update(held_out.share.to_le_bytes());

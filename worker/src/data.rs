@@ -72,7 +72,10 @@ impl Data {
             Precision::Float32 => Kind::Float,
             Precision::Float64 => Kind::Double,
         };
-        let on_device = device.is_cuda().then(|| (train.images().on(device), test.images().on(device)));
+        let on_device = match device.is_cuda() {
+            true => Some((train.images().on(device)?, test.images().on(device)?)),
+            false => None,
+        };
         let seed = plan.config().seed;
         let train_ids = split.train;
         Ok(Self {

@@ -3,13 +3,17 @@
 use super::{PacksDir, config_of};
 use crate::exit::{EXIT_USAGE, Fatal};
 use crate::fetch::{FetchError, Fetched, Watch, fetch, resources};
-use crate::ingest::{self, TestImages};
+use crate::ingest::{self, KeptPack, TestImages};
 use crate::progress::{Bar, tell_of};
 use crate::terminal::{self, Unit};
 use anyhow::Result;
 use clap::{Subcommand, ValueEnum};
+use indicatif::HumanBytes;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use thanos_configs::{DataConfig, DataKind, OnBadImage, ViewsConfig, preset_names};
+
+const SECONDS_OF_A_DAY: u64 = 86_400;
 
 #[derive(Subcommand, Debug)]
 pub(super) enum DataVerb {
@@ -64,6 +68,22 @@ pub(super) enum DataVerb {
         /// Seed of the views that are drawn
         #[arg(long, default_value_t = 0)]
         seed: u64,
+    },
+    /// List the packs that are kept: data set, split, images, size and when each was last used
+    List {
+        #[command(flatten)]
+        packs: PacksDir,
+    },
+    /// Remove packs that were not used for some time and that no process of this machine has open
+    Prune {
+        /// Days without use
+        #[arg(long, value_name = "DAYS", default_value_t = 30)]
+        unused_for: u32,
+        /// Only say which would be removed
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        packs: PacksDir,
     },
     /// Check a pack's header and tensors against its fingerprint
     Verify { pack: PathBuf },
@@ -142,12 +162,38 @@ pub(super) fn act_data(verb: DataVerb) -> Result<()> {
                 terminal::print_line(&format!("contact sheet: {}", sheet.display()))?;
             }
         }
+        DataVerb::List { packs } => {
+            for pack in ingest::kept_packs(&packs.path()?).map_err(Fatal::from)? {
+                terminal::print_line(&describe(&pack))?;
+            }
+        }
+        DataVerb::Prune { unused_for, dry_run, packs } => {
+            let age = Duration::from_secs(u64::from(unused_for) * SECONDS_OF_A_DAY);
+            let removed = ingest::prune(&packs.path()?, age, dry_run).map_err(Fatal::from)?;
+            for pack in &removed {
+                terminal::print_line(&describe(pack))?;
+            }
+            let bytes = HumanBytes(removed.iter().map(|pack| pack.bytes).sum());
+            let how = if dry_run { "would be removed" } else { "removed" };
+            terminal::print_line(&format!("{how}: {} packs, {bytes}", removed.len()))?;
+        }
         DataVerb::Verify { pack } => {
             ingest::verify(&pack).map_err(Fatal::from)?;
             terminal::print_line(&format!("{}: its header and tensors have its fingerprint", pack.display()))?;
         }
     }
     Ok(())
+}
+
+/// A line on a pack that is kept.
+fn describe(pack: &KeptPack) -> String {
+    let what = match &pack.what {
+        Some((name, split, images)) => format!("{name} {split}, {images} images"),
+        None => "not a whole pack".into(),
+    };
+    let days = pack.age().as_secs() / SECONDS_OF_A_DAY;
+    let open = if pack.open { ", open now" } else { "" };
+    format!("{}: {what}, {}, last used {days} days ago{open}", pack.path.display(), HumanBytes(pack.bytes))
 }
 
 /// The configuration that the options of `data pack` are.

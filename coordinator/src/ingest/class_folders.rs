@@ -99,8 +99,9 @@ impl<'a> ClassFolders<'a> {
 pub(super) fn notes_on_links(skipped: &[Passed]) -> Vec<String> {
     let reasons: BTreeSet<&str> = skipped.iter().map(|passed| passed.reason).collect();
     let note = |reason: &str| {
-        let names: Vec<&str> =
+        let mut names: Vec<&str> =
             skipped.iter().filter(|passed| passed.reason == reason).map(|passed| passed.name.as_str()).collect();
+        names.sort_unstable();
         format!("{} entries are {reason} and not used: {}", names.len(), some(&names))
     };
     reasons.into_iter().map(note).collect()

@@ -57,7 +57,7 @@ impl PackInfo {
             std,
             left_out: header.left_out.images,
             skipped: header.left_out.named,
-            warnings: header.warnings,
+            warnings: header.notes.warnings,
             fingerprint: header.fingerprint,
             bytes: header.bytes,
         })

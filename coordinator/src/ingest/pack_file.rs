@@ -3,7 +3,7 @@
 
 use super::error::{DataError, PackFault};
 use super::info::Moments;
-use super::pack_header::{self, Header, LeftOut};
+use super::pack_header::{self, Header, LeftOut, Notes};
 use super::{Decoded, Split};
 use sha2::{Digest, Sha256};
 use std::fs::{self, File, Permissions};
@@ -19,7 +19,7 @@ const LABELS_OF_AN_IMAGE: u64 = 16;
 /// Bytes of images that are read at once.
 const READ_BYTES: u64 = 4 << 20;
 /// Room in front of the labels for what a header has more than when it was begun: a fingerprint, mean and std.
-const ROOM: usize = 1 << 10;
+const ROOM: usize = 2 << 10;
 /// The same for the names of images that are left out.
 const ROOM_FOR_NAMES: usize = 64 << 10;
 
@@ -27,7 +27,13 @@ const ROOM_FOR_NAMES: usize = 64 << 10;
 /// `hash` has the images already.
 fn fingerprint(mut hash: Sha256, header: &Header, labels: [&[i64]; 2]) -> String {
     labels.iter().for_each(|labels| hash.update(to_le_bytes(labels)));
-    let header = pack_header::to_bytes(&header.facts(), &header.split, &header.left_out, (labels[0].len(), ""), &[]);
+    let header = pack_header::to_bytes(
+        &header.facts(),
+        &header.split,
+        &header.left_out,
+        (labels[0].len(), ""),
+        &Notes::default(),
+    );
     hash.update(header);
     hex(&hash.finalize())
 }
@@ -110,7 +116,8 @@ fn begin(path: &Path, data: &DataSet, split: Split, (most_images, room): (usize,
         // Less the umask, as for any file: a temporary one is its owner's alone, but workers may be another user's.
         .permissions(Permissions::from_mode(0o666))
         .tempfile_in(folder)?;
-    let header = pack_header::to_bytes(data, split.name(), &LeftOut::default(), (most_images, ""), &[]).len() + room;
+    let begun = (most_images, "");
+    let header = pack_header::to_bytes(data, split.name(), &LeftOut::default(), begun, &Notes::default()).len() + room;
     let images_at = header.next_multiple_of(8) as u64 + LABELS_OF_AN_IMAGE * most_images as u64;
     file.seek(SeekFrom::Start(images_at))?;
     let moments = data.mean.is_empty().then(|| Moments::new(data.channels));
@@ -119,22 +126,24 @@ fn begin(path: &Path, data: &DataSet, split: Split, (most_images, room): (usize,
 
 fn finish(begun: Begun, path: &Path, (data, split): (&DataSet, Split), decoded: Decoded) -> io::Result<Header> {
     let Begun { mut file, images_at, hash, .. } = begun;
-    let Decoded { fine, skipped, mut warnings } = decoded;
+    let Decoded { fine, skipped, warnings, pixels } = decoded;
     let coarse: Vec<i64> = fine.iter().map(|fine| data.labels.coarse_of[*fine as usize]).collect();
     let labels_at = images_at - LABELS_OF_AN_IMAGE * fine.len() as u64;
     // As many names of images that were left out as there is room for; all are counted.
     let mut left_out = LeftOut { images: skipped.len() as u64, named: skipped };
-    let bytes = |left_out: &LeftOut, print: &str, warnings: &[String]| {
-        pack_header::to_bytes(data, split.name(), left_out, (fine.len(), print), warnings)
+    let bytes = |left_out: &LeftOut, print: &str, notes: &Notes| {
+        pack_header::to_bytes(data, split.name(), left_out, (fine.len(), print), notes)
     };
     let print_bytes = 2 * Sha256::output_size();
-    while bytes(&left_out, "", &[]).len() + print_bytes > labels_at as usize && !left_out.named.is_empty() {
+    let mut notes = Notes { pixels, ..Notes::default() };
+    while bytes(&left_out, "", &notes).len() + print_bytes > labels_at as usize && !left_out.named.is_empty() {
         left_out.named.truncate(left_out.named.len() / 2);
     }
-    while bytes(&left_out, "", &warnings).len() + print_bytes > labels_at as usize && warnings.pop().is_some() {}
+    notes.warnings = warnings;
+    while bytes(&left_out, "", &notes).len() + print_bytes > labels_at as usize && notes.warnings.pop().is_some() {}
     let header = Header::of(data, split.name(), left_out, &fine);
     let print = fingerprint(hash, &header, [&fine, &coarse]);
-    let header = pack_header::padded(bytes(&header.left_out, &print, &warnings), labels_at)
+    let header = pack_header::padded(bytes(&header.left_out, &print, &notes), labels_at)
         .ok_or_else(|| io::Error::other(format!("its header needs more than the {labels_at} bytes left for it")))?;
     file.seek(SeekFrom::Start(0))?;
     file.write_all(&header)?;

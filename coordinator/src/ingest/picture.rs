@@ -19,6 +19,9 @@ const MAX_ALLOCATION: u64 = 1 << 30;
 
 const JPEG_START: [u8; 2] = [0xff, 0xd8];
 
+/// The last chunk of a PNG: Pillow does without.
+const PNG_END: [u8; 12] = *b"\0\0\0\0IEND\xaeB`\x82";
+
 /// What size a picture must have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Size {
@@ -61,7 +64,7 @@ impl Oddity {
     pub(super) fn text(self) -> &'static str {
         match self {
             Self::BytesAfterEnd => "bytes after the end of the picture, which are ignored",
-            Self::Damaged => "damaged JPEG data, which is decoded as far as it goes",
+            Self::Damaged => "damaged data, which is decoded as far as it goes",
         }
     }
 }
@@ -89,6 +92,15 @@ pub(super) fn decode_rgb(content: &[u8], rules: Rules) -> Result<(RgbImage, Opti
         let start: Vec<String> = content.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
         return Err(RawFault::NoPicture { start: start.join(" ") });
     };
+    match decode_as(content, format, rules) {
+        Err(RawFault::Picture(_)) if format == ImageFormat::Png => {
+            Ok((decode_as(&[content, &PNG_END].concat(), format, rules)?, Some(Oddity::Damaged)))
+        }
+        decoded => Ok((decoded?, None)),
+    }
+}
+
+fn decode_as(content: &[u8], format: ImageFormat, rules: Rules) -> Result<RgbImage, RawFault> {
     let damaged = |error: image::ImageError| RawFault::Picture(error.to_string());
     let mut limits = Limits::default();
     limits.max_image_width = Some(MAX_SIDE);
@@ -104,7 +116,7 @@ pub(super) fn decode_rgb(content: &[u8], rules: Rules) -> Result<(RgbImage, Opti
     let orientation = if is_turned { decoder.orientation().map_err(damaged)? } else { Orientation::NoTransforms };
     let mut picture = DynamicImage::from_decoder(decoder).map_err(damaged)?;
     picture.apply_orientation(orientation);
-    Ok((rgb::of(picture), None))
+    Ok(rgb::of(picture))
 }
 
 fn is_read(format: ImageFormat) -> bool {
@@ -215,7 +227,11 @@ mod tests {
     #[test]
     fn bad_pictures_say_what_is_wrong() {
         let good = jpeg(16, 16, ExtendedColorType::Rgb8);
-        refused(b"RIFF....AVI ", Size::Exact(16), "not a JPEG, PNG, WebP, BMP, TIFF, GIF or PNM file: it begins with 52 49 46 46");
+        refused(
+            b"RIFF....AVI ",
+            Size::Exact(16),
+            "not a JPEG, PNG, WebP, BMP, TIFF, GIF or PNM file: it begins with 52 49 46 46",
+        );
         refused(b"", Size::Exact(16), "it begins with nothing");
         refused(&good, Size::Exact(8), "expected 8 x 8 pixels, got 16 x 16");
         for cut in 2..good.len() {
@@ -223,7 +239,11 @@ mod tests {
         }
         let good = png(RgbImage::new(16, 16).into());
         for cut in 8..good.len() - 12 {
-            assert!(decode(&good[..cut], plain(Size::Exact(16)), &mut [0; 768]).is_err(), "{cut} of {} bytes", good.len());
+            assert!(
+                decode(&good[..cut], plain(Size::Exact(16)), &mut [0; 768]).is_err(),
+                "{cut} of {} bytes",
+                good.len()
+            );
         }
     }
 

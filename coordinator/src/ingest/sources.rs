@@ -144,13 +144,8 @@ const fn idx(folders: &'static [&'static str]) -> Layout {
 
 const IDX_ADVICE: &str = "get the four IDX files, gzipped (.gz) or not (`thanos-coord data fetch`)";
 
-const MNIST: Layouts = Layouts {
-    forms: &[idx(&["MNIST/raw", "raw"])],
-    word: "mnist",
-    other: "fashion",
-    tells: false,
-    advice: IDX_ADVICE,
-};
+const MNIST: Layouts =
+    Layouts { forms: &[idx(&["MNIST/raw", "raw"])], word: "mnist", other: "fashion", tells: false, advice: IDX_ADVICE };
 
 const FASHION_MNIST: Layouts = Layouts {
     forms: &[idx(&["FashionMNIST/raw", "raw"])],

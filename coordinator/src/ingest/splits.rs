@@ -69,7 +69,8 @@ impl Search<'_> {
             if self.top.folders.contains(*name) {
                 return Ok(Some((*name).into()));
             }
-            let found: Vec<&String> = self.top.folders.iter().filter(|found| found.eq_ignore_ascii_case(name)).collect();
+            let found: Vec<&String> =
+                self.top.folders.iter().filter(|found| found.eq_ignore_ascii_case(name)).collect();
             match found.as_slice() {
                 [] => {}
                 [one] => return Ok(Some((*one).clone())),
@@ -153,11 +154,8 @@ mod tests {
 
     #[test]
     fn what_is_named_is_taken() {
-        let config = DataConfig {
-            train_folder: Some("a".into()),
-            test_folder: Some("train".into()),
-            ..DataConfig::default()
-        };
+        let config =
+            DataConfig { train_folder: Some("a".into()), test_folder: Some("train".into()), ..DataConfig::default() };
         assert_eq!(found(&config, &["a", "train"]), Ok(Splits { train: "a".into(), test: Some("train".into()) }));
         let expected = "data.dir=/data: there is no a/ in it, there is b/; name a folder below data.dir with \
                         data.train_folder=FOLDER";
@@ -170,13 +168,22 @@ mod tests {
             let error = found(&DataConfig::default(), folders).expect_err("nothing to train on");
             assert!(error.ends_with(expected), "expected `{expected}`, got `{error}`");
         };
-        check(&["TRAIN", "Train"], "found TRAIN/ and Train/; name the one that is meant, such as data.train_folder=TRAIN");
+        check(
+            &["TRAIN", "Train"],
+            "found TRAIN/ and Train/; name the one that is meant, such as data.train_folder=TRAIN",
+        );
         check(&["deep"], "in it, there is deep/; set data.dir=/data/deep");
         let end = "with data.train_folder=my_train data.test_folder='my tests'";
         check(&["my tests", "my_train"], &format!("name the folders, each with a folder a class, {end}"));
-        check(&["cat", "dog"], "there is cat/, dog/; name the folders, each with a folder a class, with \
-                                data.train_folder=FOLDER data.test_folder=FOLDER");
-        check(&[], "there is nothing; name the folders, each with a folder a class, with data.train_folder=FOLDER \
-                    data.test_folder=FOLDER");
+        check(
+            &["cat", "dog"],
+            "there is cat/, dog/; name the folders, each with a folder a class, with \
+                                data.train_folder=FOLDER data.test_folder=FOLDER",
+        );
+        check(
+            &[],
+            "there is nothing; name the folders, each with a folder a class, with data.train_folder=FOLDER \
+                    data.test_folder=FOLDER",
+        );
     }
 }

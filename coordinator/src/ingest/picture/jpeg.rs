@@ -98,9 +98,8 @@ mod tests {
 
     #[test]
     fn the_end_is_that_of_the_picture() {
-        let segment = |marker: u8, body: &[u8]| {
-            [&[MARKER, marker][..], &(body.len() as u16 + 2).to_be_bytes(), body].concat()
-        };
+        let segment =
+            |marker: u8, body: &[u8]| [&[MARKER, marker][..], &(body.len() as u16 + 2).to_be_bytes(), body].concat();
         let preview = segment(0xe1, &[MARKER, 0xd8, MARKER, END]);
         let scan = [segment(SCAN, &[1]), vec![7, MARKER, 0, MARKER, 0xd3, 9]].concat();
         let whole = [&[MARKER, 0xd8][..], &preview, &[0, MARKER], &scan, &scan, &[MARKER, END]].concat();

@@ -102,7 +102,10 @@ fn bad_archives_say_what_is_wrong() {
     twice.push(good[2].clone());
     check(&tar_gz(&twice), "/cifar-10-batches-bin/data_batch_3.bin: it is there twice in the archive");
     let without: Files = good.iter().filter(|(name, _)| !name.ends_with("_2.bin")).cloned().collect();
-    check(&tar_gz(&without), ": missing data_batch_2.bin; it has cifar-10-batches-bin/test_batch.bin; get the official archive again");
+    check(
+        &tar_gz(&without),
+        ": missing data_batch_2.bin; it has cifar-10-batches-bin/test_batch.bin; get the official archive again",
+    );
     let mut same = good.clone();
     same[4].1 = good[1].1.clone();
     check(&tar_gz(&same), "/cifar-10-batches-bin/data_batch_5.bin: it has the same content as");

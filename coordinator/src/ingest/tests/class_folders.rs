@@ -66,7 +66,9 @@ fn samples_labels_and_classes_are_those_of_torchvision() {
     }
     let notes = packs.notes.join("\n");
     assert!(notes.contains("1 images in train/ are in no class folder and not used: train/loose.png"), "{notes}");
-    assert!(notes.contains("3 files in train/ are not used, as their names are not those of images: train/9/x.png.bak"));
+    assert!(
+        notes.contains("3 files in train/ are not used, as their names are not those of images: train/9/x.png.bak")
+    );
 }
 
 #[test]
@@ -85,11 +87,17 @@ fn splits_have_any_common_name_or_a_given_one() {
         let got = refusal(&folders, |_| {});
         assert!(got.starts_with(expected), "expected `{expected}`, got `{got}`");
     };
-    check(two_classes("my_train", "my_test"), "data.dir=RAW: there is no folder of training images such as train/ in \
+    check(
+        two_classes("my_train", "my_test"),
+        "data.dir=RAW: there is no folder of training images such as train/ in \
         it, there is my_test/, my_train/; name the folders, each with a folder a class, with \
-        data.train_folder=my_train data.test_folder=my_test");
-    check(two_classes("birds/train", "birds/val"), "data.dir=RAW: there is no folder of training images such as \
-        train/ in it, there is birds/; set data.dir=RAW/birds");
+        data.train_folder=my_train data.test_folder=my_test",
+    );
+    check(
+        two_classes("birds/train", "birds/val"),
+        "data.dir=RAW: there is no folder of training images such as \
+        train/ in it, there is birds/; set data.dir=RAW/birds",
+    );
     let folders = two_classes("train", "val");
     folders.put("test/1.png", &solid_png(1));
     check(folders, "RAW/test: 1 images are directly in it, expected a folder a class");
@@ -179,10 +187,10 @@ fn one_class_may_be_encoded_in_two_ways() {
     let packs = pack_with(&folders, |config| config.coarse_map = Some(map)).unwrap();
     assert_eq!((tensors(&packs.train).2, tensors(&packs.test).2), (vec![0, 1], vec![0, 1]));
     let header = Header::read(&packs.train.path).unwrap();
-    assert_eq!((header.fine_names, header.coarse_names), (
-        vec!["b".to_owned(), composed.into()],
-        vec![composed.to_owned(), "food".into()]
-    ));
+    assert_eq!(
+        (header.fine_names, header.coarse_names),
+        (vec!["b".to_owned(), composed.into()], vec![composed.to_owned(), "food".into()])
+    );
     folders.put(&format!("train/{composed}/a.png"), &solid_png(1));
     let refused = refusal(&folders, |_| {});
     assert!(refused.contains("differ only in how an accent is encoded (Unicode normalisation)"), "{refused}");
@@ -243,4 +251,37 @@ fn bytes_after_the_end_are_noted_and_read_again() {
     assert!(info(&odd.train.path).unwrap().to_string().contains(&format!("\nwarning      {expected}")));
     folders.put("train/dog/b.png", &png(9, 9, 1));
     assert!(!pack_with(&folders, |_| {}).unwrap().reused);
+}
+
+/// The pictures are replaced by others of the same length and time: decoding them would show.
+#[test]
+fn a_new_map_decodes_nothing() {
+    let folders = two_classes("train", "test");
+    folders.put("train/cat/b.jpg", &[&jpeg(32, 1)[..], b"x"].concat());
+    let first = pack_with(&folders, |_| {}).unwrap();
+    let stamp = fs::metadata(folders.raw.path().join("train/cat/a.png")).unwrap().modified().unwrap();
+    let length = solid_png(1).len();
+    folders.put("train/cat/a.png", &vec![0; length]);
+    let file = fs::File::options().write(true).open(folders.raw.path().join("train/cat/a.png")).unwrap();
+    file.set_modified(stamp).unwrap();
+    folders.put("map.yaml", b"cat: pet\ndog: pet\n");
+    let map = folders.raw.path().join("map.yaml");
+    let mapped = || pack_with(&folders, |config| config.coarse_map = Some(map.clone()));
+    let second = mapped().unwrap();
+    assert!(!second.reused);
+    let ((shape, images, fine, _), (_, mapped_images, mapped_fine, coarse)) =
+        (tensors(&first.train), tensors(&second.train));
+    assert_eq!((images, fine), (mapped_images, mapped_fine));
+    assert_eq!((shape[0], coarse), (3, vec![0, 0, 0]));
+    assert_eq!(second.train.warnings, first.train.warnings);
+    verify(&second.train.path).unwrap();
+    // A damaged pack is no source of pixels.
+    for path in [&first.train.path, &second.train.path] {
+        let mut bytes = fs::read(path).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(path, bytes).unwrap();
+    }
+    fs::write(&map, "cat: pet\ndog: animal\n").unwrap();
+    let refused = mapped().unwrap_err().to_string();
+    assert!(refused.contains("train/cat/a.png: it is not a JPEG, PNG, "), "{refused}");
 }

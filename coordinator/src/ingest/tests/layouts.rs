@@ -112,7 +112,11 @@ fn tinyimagenet_may_be_sorted_for_torchvision() {
     let without = |name: &str| sorted("").into_iter().filter(|(file, _)| file != name).collect::<Raw>();
     check(kind, &without("val/val_annotations.txt"), &expected);
     check(kind, &without("wnids.txt"), &expected);
-    check(kind, &vec![("archive.zip".into(), zip(&renamed(&without("wnids.txt"), |name| format!("x/{name}"))))], &expected);
+    check(
+        kind,
+        &vec![("archive.zip".into(), zip(&renamed(&without("wnids.txt"), |name| format!("x/{name}"))))],
+        &expected,
+    );
     let windows = |(name, content): &(String, Vec<u8>)| match name.as_str() {
         "wnids.txt" | "val/val_annotations.txt" => {
             (name.clone(), String::from_utf8(content.clone()).unwrap().replace('\n', "\r\n").into_bytes())

@@ -107,11 +107,7 @@ fn bad_tinyimagenets_say_what_is_wrong() {
         Some(&jpeg(32, 5)),
         "RAW/train/n005/images/n005_0.JPEG: expected 64 x 64 pixels, got 32 x 32",
     );
-    check(
-        "train/n005/images/n005_1.JPEG",
-        Some(b"GIF89a"),
-        "RAW/train/n005/images/n005_1.JPEG: the image is damaged",
-    );
+    check("train/n005/images/n005_1.JPEG", Some(b"GIF89a"), "RAW/train/n005/images/n005_1.JPEG: the image is damaged");
     check(
         "val/val_annotations.txt",
         Some(b"val_0.JPEG\tn777\t0\n"),

@@ -101,7 +101,9 @@ pub(in crate::ingest) fn png(width: u32, height: u32, seed: u8) -> Vec<u8> {
 /// A picture of 8 x 8 pixels of one grey.
 pub(in crate::ingest) fn solid_png(grey: u8) -> Vec<u8> {
     let mut file = Cursor::new(Vec::new());
-    DynamicImage::from(RgbImage::from_pixel(8, 8, image::Rgb([grey; 3]))).write_to(&mut file, ImageFormat::Png).unwrap();
+    DynamicImage::from(RgbImage::from_pixel(8, 8, image::Rgb([grey; 3])))
+        .write_to(&mut file, ImageFormat::Png)
+        .unwrap();
     file.into_inner()
 }
 
