@@ -3,7 +3,7 @@
 use super::error::DataError;
 use super::pack_header::Header;
 use std::collections::BTreeSet;
-use std::fs::{self, File, FileTimes};
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -65,9 +65,10 @@ pub fn prune(packs_dir: &Path, unused_for: Duration, dry_run: bool) -> Result<Ve
     Ok(old)
 }
 
-/// Notes that a pack is used now. Where that cannot be written, its age is that of the file.
+/// Notes that a pack is used now, as the time of its last change: that of the last access is also set by who only lists
+/// packs. Where it cannot be written, a pack's age is that of the file.
 pub(super) fn note_use(path: &Path) {
-    _ = File::open(path).and_then(|file| file.set_times(FileTimes::new().set_accessed(SystemTime::now())));
+    _ = File::open(path).and_then(|file| file.set_modified(SystemTime::now()));
 }
 
 fn kept(path: &Path, open: &BTreeSet<(u64, u64)>) -> Option<KeptPack> {
@@ -79,7 +80,7 @@ fn kept(path: &Path, open: &BTreeSet<(u64, u64)>) -> Option<KeptPack> {
     }
     let header = Header::read(path).ok().filter(|_| !is_unfinished);
     let what = header.map(|header| (header.name.clone(), header.split.clone(), header.images()));
-    let used = [found.accessed(), found.modified()].into_iter().flatten().max()?;
+    let used = found.modified().ok()?;
     let is_open = open.contains(&(found.dev(), found.ino()));
     Some(KeptPack { path: path.into(), what, bytes: found.blocks() * 512, used, open: is_open })
 }
@@ -100,7 +101,7 @@ mod tests {
     fn set_age(path: &Path, age: Duration) {
         let then = SystemTime::now() - age;
         let file = File::options().write(true).open(path).expect("there");
-        file.set_times(FileTimes::new().set_accessed(then).set_modified(then)).expect("set");
+        file.set_modified(then).expect("set");
     }
 
     #[test]
