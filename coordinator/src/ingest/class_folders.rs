@@ -74,7 +74,7 @@ impl<'a> ClassFolders<'a> {
         }
         labelled.sort_by_key(|(fine, _)| *fine);
         let of_class = |(fine, files): (i64, &Vec<&'a TreeFile>)| {
-            files.iter().map(move |file| Picture { file: *file, fine }).collect::<Vec<_>>()
+            files.iter().map(move |file| Picture { file, fine }).collect::<Vec<_>>()
         };
         Ok(labelled.into_iter().flat_map(of_class).collect())
     }

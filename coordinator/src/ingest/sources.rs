@@ -378,7 +378,7 @@ impl Search {
         let there: Vec<String> = folders.into_iter().map(|name| format!("{name}/")).chain(names).collect();
         let there = match there.len() {
             0 => "nothing".into(),
-            ..=MAX_SHOWN => there.join(", "),
+            1..=MAX_SHOWN => there.join(", "),
             more => format!("{} and {} more", there[..MAX_SHOWN].join(", "), more - MAX_SHOWN),
         };
         let mut places: Vec<String> = self.places.iter().map(|place| place.display().to_string()).collect();

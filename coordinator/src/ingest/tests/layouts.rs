@@ -78,7 +78,7 @@ fn cifar_may_be_packed_again_in_any_way() {
     let both = vec![("cifar10.tgz".into(), tar_gz(&inside(""))), ("cifar100.tgz".into(), b"other".to_vec())];
     check(kind, &both, &expected);
     let folders = Folders::new();
-    unpacked(folders.raw.path(), &vec![("x.tar".into(), tar(&inside("a/")))]);
+    unpacked(folders.raw.path(), &[("x.tar".into(), tar(&inside("a/")))]);
     let named = pack_from(kind, Some(&folders.raw.path().join("x.tar")), folders.packs.path()).unwrap();
     assert_eq!(prints(named), expected);
 
@@ -88,7 +88,7 @@ fn cifar_may_be_packed_again_in_any_way() {
     let refused = folders.refusal(kind);
     assert_eq!(refused, "data.dir=RAW: found RAW/a and RAW/b; name the one that is meant, such as data.dir=RAW/a");
     let folders = Folders::new();
-    let wrong = folders.put("cifar.tgz", &tar_gz(&vec![("a/readme".into(), b"x".to_vec())])).refusal(kind);
+    let wrong = folders.put("cifar.tgz", &tar_gz(&[("a/readme".into(), b"x".to_vec())])).refusal(kind);
     assert!(wrong.starts_with("RAW/cifar.tgz: missing data_batch_1.bin, ") && wrong.contains("it has a/readme;"));
 }
 

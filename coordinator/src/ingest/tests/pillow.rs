@@ -13,7 +13,10 @@ const READ_BY_PILLOW_ALONE: [&str; 2] = ["grey_alpha.tif", "palette.tif"];
 /// Damaged data: what is made of the rest is each decoder's own.
 const OWN_PIXELS: [&str; 2] = ["hole.jpg", "early_end.jpg"];
 
-fn golden() -> (Vec<(String, u32, u32)>, HashMap<String, Vec<u8>>) {
+/// A picture and its size; 0 x 0 of one that Pillow refuses.
+type Sized = (String, u32, u32);
+
+fn golden() -> (Vec<Sized>, HashMap<String, Vec<u8>>) {
     let mut archive = ZipArchive::new(Cursor::new(GOLDEN)).unwrap();
     let mut files = HashMap::new();
     for index in 0..archive.len() {
