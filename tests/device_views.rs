@@ -4,7 +4,7 @@
 use tch::Tensor;
 use thanos_configs::{SplitMix64, ViewsConfig, view_key};
 use thanos_views::{Augmentation, Scratch};
-use thanos_worker::device_views::views_on_device;
+use thanos_worker::device_views::{plain_on_device, views_on_device};
 
 const IMAGES: usize = 64;
 const MOST_APART: f64 = 2.0 / 255.0;
@@ -29,5 +29,22 @@ fn they_are_the_views_of_the_cpu() {
         let apart = (found - Tensor::from_slice(&expected).reshape([n, c, s, s])).abs().max().double_value(&[]);
         assert!(apart < MOST_APART, "{side} x {side} x {channels}: {apart} apart");
         assert!(apart < 1e-4, "{side} x {side} x {channels}: {apart} apart, more than rounding");
+    }
+}
+
+#[test]
+fn plain_images_match_the_cpu_to_the_bit() {
+    for (side, channels) in [(32, 3), (28, 1)] {
+        let (mean, std) = (vec![0.49; channels], vec![0.21; channels]);
+        let views = Augmentation::new(&ViewsConfig::default(), side, &mean, &std);
+        let mut stream = SplitMix64::new(6);
+        let pixels: Vec<u8> = (0..IMAGES * views.pixels()).map(|_| stream.next_u64() as u8).collect();
+        let mut expected = vec![0.0; pixels.len()];
+        for (image, out) in pixels.chunks_exact(views.pixels()).zip(expected.chunks_exact_mut(views.pixels())) {
+            views.plain(image, out);
+        }
+        let (n, s, c) = (IMAGES as i64, side as i64, channels as i64);
+        let found = plain_on_device(&views, &Tensor::from_slice(&pixels).reshape([n, s, s, c]));
+        assert_eq!(found, Tensor::from_slice(&expected).reshape([n, c, s, s]));
     }
 }

@@ -171,7 +171,7 @@ impl Default for ViewsConfig {
 #[serde(deny_unknown_fields, default)]
 pub struct ModelConfig {
     pub encoder: EncoderConfig,
-    /// What everything is computed in; float64 is for proofs, not for speed.
+    /// What everything is computed in.
     pub precision: Precision,
     /// Dropout of the blocks, and the greatest stochastic depth. 0 turns every kind of dropout off.
     pub dropout: f64,
@@ -199,7 +199,12 @@ impl Default for ModelConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
+    /// On GPUs without TensorFloat-32, so that results agree with those of the CPU.
     Float32,
+    /// float32 whose products and convolutions use TensorFloat-32 (10 bits of mantissa) on GPUs that have it; on the CPU
+    /// the same as float32.
+    Tf32,
+    /// For proofs, not for speed.
     Float64,
 }
 

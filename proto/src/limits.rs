@@ -13,9 +13,10 @@ const MAX_ENTRIES: usize = 32;
 /// Steps that a worker brings along when it comes back.
 const MAX_RECENT_STEPS: usize = 256;
 /// The phases that a step's time is divided into; a label of metrics is one of these or "other".
-pub const PHASES: [&str; 13] = [
+pub const PHASES: [&str; 14] = [
     "start",
     "rendezvous",
+    "connect",
     "set up",
     "data",
     "forward",

@@ -12,7 +12,7 @@ fn main() {
         .cpp(true)
         .std("c++20")
         .warnings(false)
-        .file("shim/shim.cpp")
+        .files(["shim/shim.cpp", "shim/device.cpp"])
         .include("shim")
         .include(libtorch.join("include"))
         .include(libtorch.join("include/torch/csrc/api/include"))

@@ -5,6 +5,8 @@
 use crate::tensors::Named;
 use fail::fail_point;
 use std::time::Duration;
+use tch::Tensor;
+use thanos_c10d::{GroupAborter, ProcessGroup};
 
 /// A rank whose training thread does nothing any more, while its session lives.
 pub(crate) fn hang(rank: usize, step: u64) {
@@ -28,6 +30,17 @@ pub(crate) fn change_weight(parameters: &Named, rank: usize, step: u64) {
         && let Some(parameter) = parameters.values().nth(1)
     {
         _ = tch::no_grad(|| parameter.shallow_clone().view(-1).narrow(0, 0, 1).fill_(0.125));
+    }
+}
+
+/// A group that is aborted while its collective runs: on a GPU the collective returns as if it were done, with anything in
+/// its result.
+pub(crate) fn abort_collective(result: &mut Tensor, group: &ProcessGroup, step: u64) {
+    if is_here("abort-collective", group.rank(), step) {
+        _ = result.fill_(0.5);
+        let mut aborter = GroupAborter::new();
+        aborter.watch(group);
+        aborter.abort();
     }
 }
 

@@ -124,6 +124,10 @@ impl Images {
             .with_context(|| format!("pack {} has {images} images", self.path.display()))
     }
 
+    pub(crate) fn bytes(&self) -> u64 {
+        self.pixels.numel() as u64
+    }
+
     /// The images, moved to a device.
     pub(crate) fn on(&self, device: Device) -> Self {
         Self { path: self.path.clone(), pixels: self.pixels.to_device(device) }

@@ -25,9 +25,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use tch::Device;
-use thanos_c10d::{Address, ProcessGroup, keep_freed_memory};
-use thanos_configs::{DataSet, Plan, StagePlan, TransferPlan, init_key, stage_key};
-use thanos_door::{address_towards, check_interface, raise_descriptor_limit};
+use thanos_c10d::{Address, ProcessGroup, keep_freed_memory, set_tf32, use_gpu, use_interface};
+use thanos_configs::{DataSet, Plan, Precision, StagePlan, TransferPlan, init_key, stage_key};
+use thanos_door::{address_towards, check_interface, interface_of, raise_descriptor_limit};
 use thanos_proto::{
     Begin, CheckpointRef, CheckpointWritten, Failed, Held, Hello, PackRef, Rejoin, Welcome, WorkerEvent,
 };
@@ -66,7 +66,15 @@ pub enum Outcome {
 /// # Errors
 /// After the coordinator has been told; [`exit_code`] names the process's exit code.
 pub fn work(options: &Options) -> Result<Outcome> {
-    options.address.as_ref().map_or(Ok(()), check_address)?;
+    if let Some(address) = &options.address {
+        check_address(address)?;
+        // Before there are other threads.
+        let interface = match address {
+            Address::Interface(name) => Some(name.clone()),
+            Address::Host(host) => host.parse().ok().and_then(interface_of),
+        };
+        interface.map_or(Ok(()), |name| use_interface(&name))?;
+    }
     if let Err(error) = raise_descriptor_limit() {
         tracing::warn!("the limit of open descriptors is not known: {error}");
     }
@@ -125,6 +133,10 @@ fn take_part(options: &Options, session: &Session, welcome: &Welcome) -> Result<
     let plan = plan_of(welcome)?;
     session.set_timeouts(&plan.config().timeouts);
     let device = device(options.local_rank);
+    if let Device::Cuda(gpu) = device {
+        use_gpu(gpu)?;
+    }
+    set_tf32(plan.config().model.precision == Precision::Tf32)?;
     let own = address_towards(options.coordinator.as_str()).context("this worker's own address")?;
     let address = options.address.clone().unwrap_or_else(|| Address::Host(own.to_string()));
     if let Some(port) = options.status_port {
@@ -207,6 +219,7 @@ fn plan_of(welcome: &Welcome) -> Result<Plan> {
 }
 
 /// `timeout` is for the peers in the rendezvous and in each collective: rank 0 may be writing a checkpoint meanwhile.
+/// NCCL's start takes seconds: it has a phase of its own, in which no pace is expected.
 fn join(
     address: &Address,
     session: &Session,
@@ -215,10 +228,14 @@ fn join(
 ) -> Result<ProcessGroup> {
     let (rank, size) = (begin.rank as usize, begin.world_size as usize);
     let store = session.enter(begin.generation, size);
-    Ok(match device {
-        Device::Cuda(_) => ProcessGroup::nccl(store, rank, size, timeout)?,
+    let group = match device {
+        Device::Cuda(gpu) => ProcessGroup::nccl(store, rank, size, gpu, timeout)?,
         _ => ProcessGroup::gloo(store, rank, size, address, timeout)?,
-    })
+    };
+    session.at("start", 0, "connect");
+    group.connect()?;
+    session.connected(&group)?;
+    Ok(group)
 }
 
 /// A rank, over all its generations.

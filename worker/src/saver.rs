@@ -10,6 +10,7 @@ use anyhow::{Context, Result, anyhow};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
+use thanos_c10d::DeviceEvent;
 use thanos_proto::{CheckpointWritten, WorkerEvent};
 use tokio::sync::mpsc;
 
@@ -30,6 +31,8 @@ pub(crate) struct Save {
     pub(crate) place: Arc<dyn RunFiles>,
     /// Names of files and their tensors, which nobody else changes.
     pub(crate) files: Vec<(&'static str, Named)>,
+    /// On a GPU: reached when these tensors are copies of the state. The thread that writes them may be on another stream.
+    pub(crate) copied: Option<DeviceEvent>,
     /// What the coordinator is told; folder and files are filled in.
     pub(crate) told: CheckpointWritten,
 }
@@ -183,7 +186,8 @@ impl<'a> Saver<'a> {
 
 /// Writes the files, and reports them to the coordinator, which commits them.
 fn write(save: &Save, events: &mpsc::Sender<WorkerEvent>) -> Result<()> {
-    let Save { place, files, told } = save;
+    let Save { place, files, copied, told } = save;
+    copied.as_ref().map_or(Ok(()), DeviceEvent::wait)?;
     let named: Vec<(&str, &Named)> = files.iter().map(|(name, tensors)| (*name, tensors)).collect();
     let unfinished = Unfinished { stage: &told.stage, step: told.step, generation: told.generation };
     let written = checkpoint::write(place.as_ref(), unfinished, &named)?;

@@ -14,4 +14,4 @@ pub use descriptors::raise_descriptor_limit;
 pub use hangup::hangup_is_ignored;
 pub use pages::{Guard, needs_guard, show};
 pub use recorder::metrics_page;
-pub use route::{address_towards, check_interface};
+pub use route::{address_towards, check_interface, interface_of};
