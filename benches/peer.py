@@ -1,30 +1,40 @@
-"""The training step of a CIFAR-shaped preset in plain PyTorch, measured: what the trainer is compared with.
+"""The training step of a CIFAR-shaped preset in plain PyTorch, measured: what the trainer is
+compared with.
 
     PYTHON benches/peer.py --method cnce --mode compile --precision bf16 --device cuda
     PYTHON benches/peer.py --world 2 --backend gloo --threads 1
     PYTHON benches/peer.py --self-test
 
-It prints one JSON line. `peer_step.py` has the step, `peer_model.py` the networks, `peer_views.py` the views.
+It prints one JSON line. `peer_step.py` has the step, `peer_model.py` the networks, `peer_views.py`
+the views.
 
-What is timed: a whole step of the preset `cifar10_supcon`, `cifar10_cnce` or `cifar10_cae` (`--method`): forward pass of
-two views of each of --batch images a process, cross-entropy on the coarse labels, contrastive loss with the candidates
-of all processes or reconstruction, backward pass, gradients averaged over the processes, AdamW. With `--views device`,
-also drawing a batch of images, which lie on the device, and making their views there; with `--views none`, the
-default, the step is fed the same random normalised views again and again. Not timed: reading data, evaluation,
-checkpoints, --warmup steps (at least one, so that a compilation or capture is not timed).
+What is timed: a whole step of the preset `cifar10_supcon`, `cifar10_cnce` or `cifar10_cae`
+(`--method`): forward pass of two views of each of --batch images a process, cross-entropy on the
+coarse labels, contrastive loss with the candidates of all processes or reconstruction, backward
+pass, gradients averaged over the processes, AdamW. With `--views device`, also drawing a batch of
+images, which lie on the device, and making their views there; with `--views none`, the default,
+the step is fed the same random normalised views again and again. Not timed: reading data,
+evaluation, checkpoints, --warmup steps (at least one, so that a compilation or capture is not
+timed).
 
-How: nothing in the timed loop waits for the device. On CUDA an event is recorded between each two steps, and the events
-are read after the loop, so a step's time includes the gaps in which the device waits for Python. On the CPU operations
-are synchronous, so the clock is read between each two steps. Times are those of process 0: with several processes every
-step ends in a collective of all of them.
+How: nothing in the timed loop waits for the device. On CUDA an event is recorded between each two
+steps, and the events are read after the loop, so a step's time includes the gaps in which the
+device waits for Python. On the CPU operations are synchronous, so the clock is read between each
+two steps. Times are those of process 0: with several processes every step ends in a collective of
+all of them.
 
-Modes: `eager`; `compile`: `torch.compile` of the whole step, views, loss and update included (PyTorch itself splits it
-at `backward()`, whose graph it compiles with the forward pass); `max-autotune`: the same with mode="max-autotune", which
-uses CUDA graphs; `graph`: the eager step captured as one CUDA graph; `compile-graph`: the compiled step captured so.
-`--last-block all` computes every token in the ViT's last block instead of the CLS token alone.
+Modes: `eager`; `compile`: views, forward pass and loss in one function under `torch.compile`, which
+compiles their backward pass with them; the update stays PyTorch's fused kernel, as `torch.compile`
+refuses to trace into it; `max-autotune`: the same with mode="max-autotune", which also replays CUDA
+graphs of the compiled parts; `graph`: the whole eager step, update included, captured as one CUDA
+graph; `compile-graph`: the whole step of `compile` captured so. Gradients are averaged by DDP, which
+sends them beside the backward pass.
 
-Peak memory is of the process that needs most: on CUDA what tensors held at most, including warm-up and, where a mode
-has them, tuning and capture; on the CPU the largest resident set.
+`--last-block all` computes every token in the ViT's last block; by default the peer computes the CLS
+token alone there, as the trainer does, so that both do the same arithmetic.
+
+Peak memory is of the process that needs most: on CUDA what tensors held at most, including warm-up
+and, where a mode has them, tuning and capture; on the CPU the largest resident set.
 """
 
 import argparse
@@ -77,7 +87,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--warmup", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="of a process, on the CPU")
-    parser.add_argument("--self-test", action="store_true", help="check against tests/parity, measure nothing")
+    parser.add_argument(
+        "--self-test", action="store_true", help="check against tests/parity, measure nothing"
+    )
     return parser.parse_args()
 
 
@@ -88,7 +100,9 @@ def check(a: argparse.Namespace) -> None:
         if getattr(a, name) < 1:
             raise Refused(f"--{name} {getattr(a, name)}: at least 1")
     if (a.world > 1) != (a.backend != "none"):
-        raise Refused(f"--world {a.world} with --backend {a.backend}: gloo or nccl from two processes on, else none")
+        raise Refused(
+            f"--world {a.world} with --backend {a.backend}: two or more need gloo or nccl"
+        )
     if device.type == "cpu":
         if a.mode in ("graph", "compile-graph"):
             raise Refused(f"--mode {a.mode} needs CUDA, and the device is the CPU")
@@ -103,13 +117,17 @@ def check(a: argparse.Namespace) -> None:
     if device.index is not None and device.index >= count:
         raise Refused(f"--device {a.device}: this machine has {count} CUDA devices")
     if a.backend == "nccl" and (device.index is not None or count < a.world):
-        raise Refused(f"--backend nccl needs {a.world} CUDA devices, one a process; --device {a.device} has fewer")
+        raise Refused(
+            f"--backend nccl needs {a.world} CUDA devices, one a process, and --device cuda"
+        )
     if a.backend == "gloo" and a.mode in ("max-autotune", "graph", "compile-graph"):
         raise Refused(f"--mode {a.mode} captures collectives, which Gloo does not support")
 
 
 def batches(a: argparse.Namespace, device: torch.device) -> Batch:
-    """A function that gives views [2b, 3, S, S] float32 and coarse labels [b], made from what lies on the device."""
+    """A function that gives views [2b, 3, S, S] float32 and coarse labels [b], made from what lies
+    on the device.
+    """
     if a.views == "none":
         views = torch.randn(2 * a.batch, 3, SIDE, SIDE, device=device)
         labels = torch.randint(0, 2, (a.batch,), device=device)
@@ -124,7 +142,9 @@ def batches(a: argparse.Namespace, device: torch.device) -> Batch:
     return batch
 
 
-def timed(step: Callable[[], Tensor], steps: int, device: torch.device) -> tuple[list[float], float]:
+def timed(
+    step: Callable[[], Tensor], steps: int, device: torch.device
+) -> tuple[list[float], float]:
     """The duration of each step in ms, and the last step's loss."""
     if device.type == "cuda":
         events = [torch.cuda.Event(enable_timing=True) for _ in range(steps + 1)]
@@ -133,7 +153,9 @@ def timed(step: Callable[[], Tensor], steps: int, device: torch.device) -> tuple
             loss = step()
             event.record()
         torch.cuda.synchronize()
-        return [before.elapsed_time(after) for before, after in zip(events, events[1:])], loss.item()
+        return [
+            before.elapsed_time(after) for before, after in zip(events, events[1:])
+        ], loss.item()
     clock = [time.perf_counter()]
     for _ in range(steps):
         loss = step()
@@ -174,8 +196,14 @@ def measured(a: argparse.Namespace, device: torch.device) -> dict[str, object]:
         "torch": torch.__version__,
         "device": str(device),
         "device_name": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-        **{name: getattr(a, name) for name in ("mode", "precision", "backend", "world", "batch", "method", "model")},
-        **{name: getattr(a, name) for name in ("views", "last_block", "threads", "steps", "warmup")},
+        **{
+            name: getattr(a, name)
+            for name in ("mode", "precision", "backend", "world", "batch", "method", "model")
+        },
+        **{
+            name: getattr(a, name)
+            for name in ("views", "last_block", "threads", "steps", "warmup")
+        },
         "ms_per_step": spread(milliseconds, 3),
         "images_per_s": spread(images_per_s, 1),
         "peak_memory_bytes": peak_memory_bytes(device),
@@ -187,7 +215,9 @@ def measured(a: argparse.Namespace, device: torch.device) -> dict[str, object]:
 def device_of(a: argparse.Namespace, rank: int) -> torch.device:
     device = torch.device(a.device)
     if device.type == "cuda":
-        device = torch.device("cuda", rank % torch.cuda.device_count() if device.index is None else device.index)
+        device = torch.device(
+            "cuda", rank % torch.cuda.device_count() if device.index is None else device.index
+        )
         torch.cuda.set_device(device)
     return device
 

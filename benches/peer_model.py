@@ -1,10 +1,11 @@
 """The networks of the presets as a user of PyTorch writes them, for `peer.py`.
 
-Sizes and parameters are exactly those of `worker/src/model`: a pre-norm ViT without a projection after the attention,
-ResNet-18 with a stem for small images, and the decoder of the autoencoder. `peer_self_test.py` checks values and
-gradients against the golden vectors of `tests/parity`.
+Sizes and parameters are exactly those of `worker/src/model`: a pre-norm ViT without a projection
+after the attention, ResNet-18 with a stem for small images, and the decoder of the autoencoder.
+`peer_self_test.py` checks values and gradients against the golden vectors of `tests/parity`.
 
-Shapes: n views, C channels, S x S pixels, p x p pixels a patch, T patches, t = T + 1 tokens, d width, h heads.
+Shapes: n views, C channels, S x S pixels, p x p pixels a patch, T patches, t = T + 1 tokens, d
+width, h heads.
 """
 
 from dataclasses import dataclass
@@ -46,13 +47,13 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def keep_mask(like: Tensor, shape: list[int], rate: float) -> Tensor:
-    """1 / (1 - rate) with probability 1 - rate, else 0; on the device, type and device of `like`."""
+    """1 / (1 - rate) with probability 1 - rate, else 0; of the type and device of `like`."""
     keep = 1 - rate
     return torch.empty(shape, dtype=like.dtype, device=like.device).bernoulli_(keep).div_(keep)
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block; `depth_rate` is the probability that an image skips a branch."""
+    """A pre-norm transformer block; an image skips a branch with probability `depth_rate`."""
 
     def __init__(self, shape: VitShape, rates: Rates, depth_rate: float) -> None:
         super().__init__()
@@ -63,7 +64,9 @@ class Block(nn.Module):
         self.mlp_in, self.mlp_out = nn.Linear(d, shape.mlp), nn.Linear(shape.mlp, d)
 
     def forward(self, tokens: Tensor, queries: int) -> Tensor:
-        """Tokens [n, t, d] to the first `queries` of them [n, queries, d]; every token is attended to."""
+        """Tokens [n, t, d] to the first `queries` of them [n, queries, d]; every token is attended
+        to.
+        """
         attended = self.attention(self.attention_norm(tokens), queries)
         tokens = tokens[:, :queries] + self.skipped(self.dropout(attended))
         hidden = self.dropout(F.gelu(self.mlp_in(self.mlp_norm(tokens))))
@@ -91,7 +94,9 @@ class Block(nn.Module):
         return F.dropout(x, self.rates.block, self.training)
 
     def skipped(self, branch: Tensor) -> Tensor:
-        """Stochastic depth: a branch [n, t, d] is dropped for some images and scaled up for the others."""
+        """Stochastic depth: a branch [n, t, d] is dropped for some images and scaled up for the
+        others.
+        """
         if not self.training or self.depth_rate == 0:
             return branch
         return branch * keep_mask(branch, [len(branch), 1, 1], self.depth_rate)
@@ -100,8 +105,9 @@ class Block(nn.Module):
 class Vit(nn.Module):
     """Images [n, C, S, S] to the CLS token's embedding [n, d].
 
-    `all_tokens`: compute every token's output in the last block, too, as code that does not know that only the CLS
-    token is read. The trainer computes only the CLS token there, so by default this does as well.
+    `all_tokens`: compute every token's output in the last block, too, as code that does not know
+    that only the CLS token is read. The trainer computes only the CLS token there, so by default
+    this does as well.
     """
 
     def __init__(self, shape: VitShape, rates: Rates, all_tokens: bool) -> None:
@@ -151,9 +157,11 @@ class SumOverRanks(torch.autograd.Function):
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm over the batch of all ranks, as the trainer's: `nn.SyncBatchNorm` exists for CUDA alone.
+    """Batch norm over the batch of all ranks, as the trainer's: `nn.SyncBatchNorm` exists for CUDA
+    alone.
 
-    With one process it is `nn.BatchNorm2d` and nothing else. All ranks hold the same number of images.
+    With one process it is `nn.BatchNorm2d` and nothing else. All ranks hold the same number of
+    images.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -198,7 +206,9 @@ class BasicBlock(nn.Module):
 
 
 class Resnet18(nn.Module):
-    """Images [n, C, S, S] to embeddings [n, 512]; `model.encoder.resnet18.stem=cifar`: 3 x 3 stem, no pooling."""
+    """Images [n, C, S, S] to embeddings [n, 512]; `model.encoder.resnet18.stem=cifar`: 3 x 3 stem,
+    no pooling.
+    """
 
     width = 512
 
@@ -220,7 +230,9 @@ class Resnet18(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """Two 3 x 3 convolutions beside a shortcut; with `upsample` the second follows a doubling of the map's side."""
+    """Two 3 x 3 convolutions beside a shortcut; with `upsample` the second follows a doubling of
+    the map's side.
+    """
 
     def __init__(self, inputs: int, planes: int, upsample: bool) -> None:
         super().__init__()
@@ -240,7 +252,9 @@ class UpBlock(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Embeddings [n, d] to images [n, C, S, S], normalised as the encoder's input is. S is a multiple of 8."""
+    """Embeddings [n, d] to images [n, C, S, S], normalised as the encoder's input is. S is a
+    multiple of 8.
+    """
 
     def __init__(self, d: int, channels: int = 3, side: int = 32, width: int = 512) -> None:
         super().__init__()

@@ -1,9 +1,10 @@
 """Checks that `peer.py` computes what the trainer does: `peer.py --self-test`, on the CPU.
 
-Losses, networks, gradients and image operations against the golden vectors of `tests/parity` (its README says what they
-are and gives the tolerances); two processes against one on the same global batch; compiled against eager. The golden
-losses that the recipe's form does not cover are skipped by name: dot products, clamps, both directions and positives in
-the denominator are options of the trainer that no preset uses. Needs the package safetensors.
+Losses, networks, gradients and image operations against the golden vectors of `tests/parity` (its
+README says what they are and gives the tolerances); two processes against one on the same global
+batch; compiled against eager. The golden losses that the recipe's form does not cover are skipped
+by name: dot products, clamps, both directions and positives in the denominator are options of the
+trainer that no preset uses. Needs the package safetensors.
 """
 
 import json
@@ -46,7 +47,9 @@ def metadata(path: Path) -> dict[str, str]:
 def folder(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """What a file holds under `prefix/`, without the prefix."""
     start = prefix + "/"
-    return {name.removeprefix(start): one for name, one in tensors.items() if name.startswith(start)}
+    return {
+        name.removeprefix(start): one for name, one in tensors.items() if name.startswith(start)
+    }
 
 
 def close(what: str, found: Tensor, expected: Tensor, relative: float = 1e-4) -> None:
@@ -126,7 +129,11 @@ def golden_vit(file: str, all_tokens: bool) -> str:
     # As the vectors were computed: their tolerance is below the rounding of float32 sums.
     embedding = vit.double()(tensors["images"].double())
     close("embedding", embedding, tensors["embedding"])
-    close("logits", F.linear(embedding, head["weight"].double(), head["bias"].double()), tensors["logits"])
+    close(
+        "logits",
+        F.linear(embedding, head["weight"].double(), head["bias"].double()),
+        tensors["logits"],
+    )
     (embedding * tensors["cotangent"]).sum().backward()
     gradients = {renamed(name): gradient for name, gradient in folder(tensors, "grads").items()}
     for name, parameter in vit.named_parameters():
@@ -172,7 +179,9 @@ def golden_decoder() -> str:
 def golden_views() -> str:
     tensors = load_file(PARITY / "augment.safetensors")
     (listed,) = [name for name in tensors if name.startswith("params_")]
-    columns = dict(zip(listed.removeprefix("params_").split("_"), tensors[listed].float().unbind(1)))
+    columns = dict(
+        zip(listed.removeprefix("params_").split("_"), tensors[listed].float().unbind(1))
+    )
     boxes = torch.stack([columns[name] for name in ("top", "left", "height", "width")], 1)
     factor = {name: column[:, None, None, None] for name, column in columns.items()}
     whole = torch.tensor([0.0, 0.0, 32.0, 32.0]).expand(len(boxes), 4)
@@ -193,7 +202,9 @@ def golden_views() -> str:
         for operation in name.split("_"):
             found = operations[operation](found)
         # Positions in float32, times the contrast of neighbouring pixels.
-        torch.testing.assert_close(found, expected, rtol=0, atol=2e-5, msg=lambda why: f"{name}: {why}")
+        torch.testing.assert_close(
+            found, expected, rtol=0, atol=2e-5, msg=lambda why: f"{name}: {why}"
+        )
     return f"{len(stages)} operations and {len(chains)} chains"
 
 
@@ -205,13 +216,17 @@ def drawn_views() -> str:
     inside = (top >= 0) & (left >= 0) & (top + height <= side) & (left + width <= side)
     share = height * width / side**2
     if not inside.all() or share.min() < 0.17 or not 0.5 < share.mean() < 0.6:
-        raise AssertionError(f"crops cover {share.min():.3f} to {share.max():.3f}, {share.mean():.3f} on average")
+        raise AssertionError(
+            f"crops cover {share.min():.3f} to {share.max():.3f}, {share.mean():.3f} on average"
+        )
     images = torch.randint(0, 256, (64, 3, side, side), dtype=torch.uint8)
     made = views.random_views(images)
     device = made.device
     made = made * views.per_channel(views.STD, device) + views.per_channel(views.MEAN, device)
     if made.min() < -1e-5 or made.max() > 1 + 1e-5 or made.std() < 0.05:
-        raise AssertionError(f"views from {made.min()} to {made.max()}, standard deviation {made.std()}")
+        raise AssertionError(
+            f"views from {made.min()} to {made.max()}, standard deviation {made.std()}"
+        )
     return "crops and values are within their ranges"
 
 
@@ -238,7 +253,9 @@ def own_share(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def gradients(module: nn.Module) -> dict[str, Tensor]:
-    """Of the mean loss over the processes, and that loss; in float64, as batch norm of a few images amplifies rounding."""
+    """Of the mean loss over the processes, and that loss; in float64, as batch norm of a few
+    images amplifies rounding.
+    """
     # Held until the gradients are there: DDP's hooks go with it.
     trained = replicated(module.double())
     images, labels = small_batch()
@@ -268,7 +285,9 @@ BUILDERS: dict[str, Callable[[], TrainingLoss]] = {
 def one_of_two(rank: int, where: str, what: str) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group("gloo", init_method=f"file://{where}/rendezvous", rank=rank, world_size=2)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{where}/rendezvous", rank=rank, world_size=2
+    )
     found = gradients(BUILDERS[what]())
     if rank == 1:
         torch.save(found, f"{where}/gradients.pt")
@@ -281,7 +300,9 @@ def two_processes(what: str) -> str:
         multiprocessing.start_processes(one_of_two, (where, what), 2, start_method="spawn")
         both = torch.load(f"{where}/gradients.pt")
     for name, expected in alone.items():
-        torch.testing.assert_close(both[name], expected, rtol=1e-7, atol=1e-10, msg=lambda why: f"{name}: {why}")
+        torch.testing.assert_close(
+            both[name], expected, rtol=1e-7, atol=1e-10, msg=lambda why: f"{name}: {why}"
+        )
     return f"loss and {len(alone) - 1} gradients of two processes are those of one"
 
 
@@ -298,7 +319,9 @@ def compiled() -> str:
     eager, other = losses("eager"), losses("compile")
     close("losses of three steps", other, eager, 1e-5)
     if not eager[2] < eager[0]:
-        raise AssertionError(f"three steps on the same batch did not lower the loss: {eager.tolist()}")
+        raise AssertionError(
+            f"three steps on the same batch did not lower the loss: {eager.tolist()}"
+        )
     return f"three steps, losses {', '.join(f'{loss:.6f}' for loss in other.tolist())}"
 
 

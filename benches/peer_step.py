@@ -1,7 +1,8 @@
-"""One training step for `peer.py`: losses, candidates of all ranks, gradients, update; eager, compiled or captured.
+"""One training step for `peer.py`: losses, candidates of all ranks, gradients, update; eager,
+compiled or captured.
 
-Shapes: b images of this rank, B = world x b of all, C channels, S x S pixels, d width. The two views of an image are
-neighbours: row 2i is view 0 (a candidate), row 2i + 1 is view 1 (an anchor).
+Shapes: b images of this rank, B = world x b of all, C channels, S x S pixels, d width. The two
+views of an image are neighbours: row 2i is view 0 (a candidate), row 2i + 1 is view 1 (an anchor).
 """
 
 from collections.abc import Callable
@@ -24,8 +25,9 @@ TEMPERATURE = 0.5
 # Of DDP on the capturing stream before a capture; PyTorch's notes on CUDA graphs ask for 11.
 STEPS_BEFORE_CAPTURE = 11
 
-# Elements of the trainer's own parameters, with the linear head: of the tensors in `optimizer.safetensors` under
-# `exp_avg/` after one step of `cifar10_cnce` and `cifar10_cae`, with model.encoder.resnet18.stem=cifar for the latter.
+# Elements of the trainer's own parameters, with the linear head: of the tensors in
+# `optimizer.safetensors` under `exp_avg/` after one step of `cifar10_cnce` and `cifar10_cae`, with
+# model.encoder.resnet18.stem=cifar for the latter.
 PARAMETERS = {
     ("vit", False): 3_255_298,
     ("vit", True): 11_880_898,
@@ -35,7 +37,9 @@ PARAMETERS = {
 
 
 class GatherRows(torch.autograd.Function):
-    """[b, d] of every rank as [B, d]; a row's gradient is the sum over the ranks, which all contrast with it."""
+    """[b, d] of every rank as [B, d]; a row's gradient is the sum over the ranks, which all
+    contrast with it.
+    """
 
     @staticmethod
     def forward(ctx, rows: Tensor) -> Tensor:  # noqa: ANN001
@@ -61,12 +65,14 @@ def gathered(rows: Tensor) -> Tensor:
 def contrastive_loss(pairs: Tensor, labels: Tensor, spread: float, temperature: float) -> Tensor:
     """The recipe's loss of this rank's anchors with all ranks' candidates, a float32 scalar.
 
-    `pairs` [b, view, d], `labels` [b]. SupCon with `spread` 0; otherwise (SupCon + spread x class-conditional InfoNCE)
-    / (1 + spread). Dense: it holds the [b, B] matrix of logits. Cosine similarity, no clamp, one direction.
+    `pairs` [b, view, d], `labels` [b]. SupCon with `spread` 0; otherwise (SupCon + spread x
+    class-conditional InfoNCE) / (1 + spread). Dense: it holds the [b, B] matrix of logits. Cosine
+    similarity, no clamp, one direction.
     """
     units = F.normalize(at_least_float32(pairs), dim=2)
     candidates, all_labels = gathered(units[:, 0]), gathered(labels)  # [B, d], [B]
-    # Not under autocast: logits of 1 / temperature at most, but their differences are what is learned from.
+    # Not under autocast: logits of 1 / temperature at most, but their differences are what is
+    # learned from.
     with torch.autocast(pairs.device.type, enabled=False):
         logits = units[:, 1] @ candidates.T / temperature  # [b, B]
     positive = labels[:, None] == all_labels
@@ -81,9 +87,13 @@ def contrastive_loss(pairs: Tensor, labels: Tensor, spread: float, temperature: 
 
 
 class TrainingLoss(nn.Module):
-    """Views to this rank's loss. The mean over the ranks is the global loss, so DDP's mean is its gradient."""
+    """Views to this rank's loss. The mean over the ranks is the global loss, so DDP's mean is its
+    gradient.
+    """
 
-    def __init__(self, encoder: nn.Module, method: str, bf16: bool, decoder: nn.Module | None) -> None:
+    def __init__(
+        self, encoder: nn.Module, method: str, bf16: bool, decoder: nn.Module | None
+    ) -> None:
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
         self.head = nn.Linear(encoder.width, COARSE_CLASSES)
@@ -117,14 +127,20 @@ class Build:
 
 
 def training_loss(build: Build) -> TrainingLoss:
-    """The networks and the loss on the device, with initial weights of torch's generator; in training mode."""
-    encoder = Resnet18() if build.model == "resnet18" else Vit(VitShape(), build.rates, build.all_tokens)
+    """The networks and the loss on the device, with initial weights of torch's generator; in
+    training mode.
+    """
+    encoder = (
+        Resnet18() if build.model == "resnet18" else Vit(VitShape(), build.rates, build.all_tokens)
+    )
     decoder = Decoder(encoder.width) if build.method == "cae" else None
     module = TrainingLoss(encoder, build.method, build.precision == "bf16", decoder)
     count = sum(parameter.numel() for parameter in module.parameters())
     expected = PARAMETERS[build.model, decoder is not None]
     if count != expected:
-        raise AssertionError(f"the trainer's model has {expected} parameters, this one has {count}")
+        raise AssertionError(
+            f"the trainer's model has {expected} parameters, this one has {count}"
+        )
     module.to(build.device).train()
     if build.device.type == "cuda":
         if build.precision != "float32":
@@ -136,7 +152,9 @@ def training_loss(build: Build) -> TrainingLoss:
 
 
 def set_precision(precision: str) -> None:
-    """Turns TF32 on or off, in matrix products and in convolutions; bf16 leaves it on for what autocast leaves."""
+    """Turns TF32 on or off, in matrix products and in convolutions; bf16 leaves it on for what
+    autocast leaves.
+    """
     tf32 = precision != "float32"
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32
@@ -147,10 +165,12 @@ Batch = Callable[[], tuple[Tensor, Tensor]]
 
 
 def training_step(build: Build, module: TrainingLoss, batch: Batch) -> Callable[[], Tensor]:
-    """A function that makes one step and returns its loss, a detached scalar on the device, without waiting for it.
+    """A function that makes one step and returns its loss, a detached scalar on the device,
+    without waiting for it.
 
-    `batch` gives views [2b, C, S, S] and labels [b]; it is part of the step, so it is compiled and captured, too.
-    AdamW is fused. With several ranks DDP averages the gradients, in one bucket or more, beside the backward pass.
+    `batch` gives views [2b, C, S, S] and labels [b]; it is part of the step, so it is compiled and
+    captured, too. AdamW is fused. With several ranks DDP averages the gradients, in one bucket or
+    more, beside the backward pass.
     """
     optimizer = torch.optim.AdamW(
         module.parameters(),
@@ -160,7 +180,8 @@ def training_step(build: Build, module: TrainingLoss, batch: Batch) -> Callable[
         capturable=build.mode in ("graph", "compile-graph"),
     )
     trained = replicated(module)
-    # Inductor draws dropout masks on the CPU element by element: eager's generator makes a compiled step a third faster.
+    # Inductor draws dropout masks on the CPU element by element: eager's generator makes a
+    # compiled step a third faster.
     inductor.fallback_random = build.device.type == "cpu"
 
     def forward() -> Tensor:
@@ -183,10 +204,14 @@ def training_step(build: Build, module: TrainingLoss, batch: Batch) -> Callable[
 
 
 def replicated(module: nn.Module) -> nn.Module:
-    """With several processes: the module under DDP, which averages gradients beside the backward pass."""
+    """With several processes: the module under DDP, which averages gradients beside the backward
+    pass.
+    """
     if not dist.is_initialized():
         return module
-    return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return nn.parallel.DistributedDataParallel(
+        module, broadcast_buffers=False, gradient_as_bucket_view=True
+    )
 
 
 def captured(step: Callable[[], Tensor]) -> Callable[[], Tensor]:

@@ -1,7 +1,9 @@
-"""The recipe's views made on the device, for whole batches and without waiting for the device, for `peer.py`.
+"""The recipe's views made on the device, for whole batches and without waiting for the device, for
+`peer.py`.
 
-Random resized crop, flip, jitter in an order of each view's own, grayscale, normalise: what `thanos-views` does, in plain
-tensor operations of fixed shapes, so that they can be compiled and captured. Every draw is made on the device.
+Random resized crop, flip, jitter in an order of each view's own, grayscale, normalise: what
+`thanos-views` does, in plain tensor operations of fixed shapes, so that they can be compiled and
+captured. Every draw is made on the device.
 
 Shapes: n views, C = 3 channels, S x S pixels.
 """
@@ -26,13 +28,17 @@ def uniform(shape: tuple[int, ...], low: float, high: float, device: torch.devic
 
 
 def per_channel(values: tuple[float, float, float], device: torch.device) -> Tensor:
-    """[1, C, 1, 1], filled on the device: a tensor of Python numbers would be copied from the host."""
+    """[1, C, 1, 1], filled on the device: a tensor of Python numbers would be copied from the
+    host.
+    """
     channels = [torch.full((1, 1, 1, 1), value, device=device) for value in values]
     return torch.cat(channels, 1)
 
 
 def random_boxes(n: int, side: int, device: torch.device) -> Tensor:
-    """Crops as [n, 4] (top, left, height, width) in whole pixels; the whole image after ten misfits."""
+    """Crops as [n, 4] (top, left, height, width) in whole pixels; the whole image after ten
+    misfits.
+    """
     tries = (n, CROP_TRIES)
     area = uniform(tries, *CROP_SCALE, device) * side * side
     ratio = uniform(tries, math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1]), device).exp()
@@ -46,14 +52,18 @@ def random_boxes(n: int, side: int, device: torch.device) -> Tensor:
 
 
 def cropped(images: Tensor, boxes: Tensor, flip: Tensor) -> Tensor:
-    """Images [n, C, S, S] cut to `boxes` [n, 4], resized to S x S (bilinear), and mirrored where `flip` [n]."""
+    """Images [n, C, S, S] cut to `boxes` [n, 4], resized to S x S (bilinear), and mirrored where
+    `flip` [n].
+    """
     side = images.shape[3]
     places = torch.arange(side, device=images.device)
     columns = torch.where(flip[:, None], side - 1 - places, places)  # [n, S]
     rows = places.expand_as(columns)
 
     def sampled(place: Tensor, start: Tensor, length: Tensor) -> Tensor:
-        """Where grid_sample must look, -1 to 1 from the first pixel's centre to the last's; [n, S]."""
+        """Where grid_sample must look, -1 to 1 from the first pixel's centre to the last's; [n,
+        S].
+        """
         start, length = start[:, None], length[:, None]
         within = ((place + 0.5) * length / side - 0.5).clamp(min=0)
         return (start + torch.minimum(within, length - 1)) * (2 / (side - 1)) - 1
@@ -96,7 +106,9 @@ def hue_turned(images: Tensor, turns: Tensor) -> Tensor:
     after_red = (green - blue) / divisor
     after_green = (blue - red) / divisor + 2
     after_blue = (red - green) / divisor + 4
-    sixths = torch.where(high == red, after_red, torch.where(high == green, after_green, after_blue))
+    sixths = torch.where(
+        high == red, after_red, torch.where(high == green, after_green, after_blue)
+    )
     sixths = torch.remainder(sixths + 6 * turns[:, 0], 6.0)
 
     def channel(ramp: Tensor) -> Tensor:
@@ -107,7 +119,9 @@ def hue_turned(images: Tensor, turns: Tensor) -> Tensor:
 
 
 def jittered(images: Tensor) -> Tensor:
-    """Four adjustments of [n, 3, S, S], in an order that each view draws; some views are left as they are."""
+    """Four adjustments of [n, 3, S, S], in an order that each view draws; some views are left as
+    they are.
+    """
     n, device = len(images), images.device
     jitter = torch.rand(n, 1, 1, 1, device=device) < JITTER
 
@@ -117,7 +131,9 @@ def jittered(images: Tensor) -> Tensor:
 
     factors = [amount(spread, 1.0) for spread in (BRIGHTNESS, CONTRAST, SATURATION)]
     turns = amount(HUE, 0.0)
-    order = torch.rand(n, 4, device=device).argsort(1)[:, :, None, None, None]  # [n, place, 1, 1, 1]
+    order = torch.rand(n, 4, device=device).argsort(1)[
+        :, :, None, None, None
+    ]  # [n, place, 1, 1, 1]
     for place in range(4):
         kind = order[:, place]  # [n, 1, 1, 1]
         # Three of the four are blends with something, so that one blend does for all of them.
