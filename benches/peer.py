@@ -23,15 +23,15 @@ device waits for Python. On the CPU operations are synchronous, so the clock is 
 two steps. Times are those of process 0: with several processes every step ends in a collective of
 all of them.
 
-Modes: `eager`; `compile`: views, forward pass and loss in one function under `torch.compile`, which
-compiles their backward pass with them; the update stays PyTorch's fused kernel, as `torch.compile`
-refuses to trace into it; `max-autotune`: the same with mode="max-autotune", which also replays CUDA
-graphs of the compiled parts; `graph`: the whole eager step, update included, captured as one CUDA
-graph; `compile-graph`: the whole step of `compile` captured so. Gradients are averaged by DDP, which
-sends them beside the backward pass.
+Modes: `eager`; `compile`: views, forward pass and loss in one function under `torch.compile`,
+which compiles their backward pass with them; the update stays PyTorch's fused kernel, as
+`torch.compile` refuses to trace into it; `max-autotune`: the same with mode="max-autotune", which
+also replays CUDA graphs of the compiled parts; `graph`: the whole eager step, update included,
+captured as one CUDA graph; `compile-graph`: the whole step of `compile` captured so. Gradients are
+averaged by DDP, which sends them beside the backward pass.
 
-`--last-block all` computes every token in the ViT's last block; by default the peer computes the CLS
-token alone there, as the trainer does, so that both do the same arithmetic.
+`--last-block all` computes every token in the ViT's last block; by default the peer computes the
+CLS token alone there, as the trainer does, so that both do the same arithmetic.
 
 Peak memory is of the process that needs most: on CUDA what tensors held at most, including warm-up
 and, where a mode has them, tuning and capture; on the CPU the largest resident set.
@@ -61,6 +61,8 @@ from peer_views import random_views
 
 IMAGES = 10_000
 SIDE = 32
+# A compilation, a warm-up and a recording of the forward and of the backward pass, and one more.
+WARMUP_OF_AUTOTUNE = 4
 # Longer than a compilation, which one process may finish before another.
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 
@@ -102,6 +104,10 @@ def check(a: argparse.Namespace) -> None:
     if (a.world > 1) != (a.backend != "none"):
         raise Refused(
             f"--world {a.world} with --backend {a.backend}: two or more need gloo or nccl"
+        )
+    if a.mode == "max-autotune" and a.warmup < WARMUP_OF_AUTOTUNE:
+        raise Refused(
+            f"--mode max-autotune records graphs in its first steps: --warmup {WARMUP_OF_AUTOTUNE}"
         )
     if device.type == "cpu":
         if a.mode in ("graph", "compile-graph"):

@@ -205,10 +205,21 @@ def training_step(build: Build, module: TrainingLoss, batch: Batch) -> Callable[
 
 def replicated(module: nn.Module) -> nn.Module:
     """With several processes: the module under DDP, which averages gradients beside the backward
-    pass.
+    pass. On CUDA it is made on a side stream, without which its collectives cannot be captured.
     """
     if not dist.is_initialized():
         return module
+    if not next(module.parameters()).is_cuda:
+        return with_ddp(module)
+    main, side = torch.cuda.current_stream(), torch.cuda.Stream()
+    side.wait_stream(main)
+    with torch.cuda.stream(side):
+        trained = with_ddp(module)
+    main.wait_stream(side)
+    return trained
+
+
+def with_ddp(module: nn.Module) -> nn.Module:
     return nn.parallel.DistributedDataParallel(
         module, broadcast_buffers=False, gradient_as_bucket_view=True
     )

@@ -29,7 +29,7 @@ def training_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--batch", type=int, default=128, help="images a process")
     group.add_argument("--threads", type=int, default=1, help="of a process")
     group.add_argument("--steps", type=int, default=4)
-    group.add_argument("--warmup", type=int, default=1)
+    group.add_argument("--warmup", type=int, default=1, help="max-autotune needs 4")
     group.add_argument(
         "--precisions", nargs="+", default=["float32", "bf16"], help="of PyTorch's processes"
     )
@@ -45,7 +45,7 @@ def training_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--ours",
         default="",
-        help="key=value and options of `thanos-coord bench`, as --ours='model.dropout=0 --images 512'",
+        help="more for `thanos-coord bench`, as --ours='model.dropout=0 --images 512'",
     )
     group.add_argument(
         "--ours-precision",
