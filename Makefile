@@ -75,7 +75,7 @@ bench-faults: build $(PEER_PYTHON)
 # PyTorch as its users have it: 3 GB, for comparisons only.
 $(PEER)/bin/python:
 	python3 -m venv $(PEER)
-	$(PEER)/bin/pip install --quiet --disable-pip-version-check torch==$(LIBTORCH_VERSION) torchvision==0.26.0 numpy pillow
+	$(PEER)/bin/pip install --quiet --disable-pip-version-check torch==$(LIBTORCH_VERSION) torchvision==0.26.0 numpy pillow safetensors
 
 # Compiles and links the worker with NCCL; needs no GPU.
 check-cuda: $(SITE_CUDA)/.complete
