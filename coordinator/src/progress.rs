@@ -192,6 +192,7 @@ impl Progress {
                 ));
             }
             Notice::Lost { worker: _, reason } => terminal::line(reason),
+            Notice::GroupFailed { worker: _, reason } => terminal::line(&format!("{reason}; the step is made again")),
             Notice::Restarting { worker, how, restart, .. } => {
                 terminal::line(&format!("{worker} {how}: it is started again (start {restart} since the last step)"));
             }

@@ -12,6 +12,6 @@ mod raw;
 mod store;
 
 pub use breaker::Breaker;
-pub use group::{Address, Error, Exchanged, ProcessGroup};
+pub use group::{Address, Error, ErrorKind, Exchanged, ProcessGroup};
 pub use process::{AdamWParameter, AdamWRates, Collectives, collectives, exit_now, fused_adamw, keep_freed_memory};
 pub use store::{KeyValueStore, MemoryStore};
