@@ -70,9 +70,11 @@ fn the_run_ends_with_the_cause_after_it_saved_its_state() {
         matches!(effect, Effect::Send { session: 1, command: Command::Abandon { generation: 5, .. } })
     };
     assert!(effects.iter().any(abandoned), "{effects:?}");
-    leaves(&mut run, 1, 5, None);
-    said(&mut run, 1, WorkerEvent::Checkpoint(written(10)));
-    let effects = run.apply(committed(1, "a", 10, None), NOW);
+    // Both hold as much; the last one is asked.
+    let saves = leaves(&mut run, 1, 5, None);
+    assert!(saves.contains(&Effect::Send { session: 2, command: Command::Save }), "{saves:?}");
+    said(&mut run, 2, WorkerEvent::Checkpoint(written(10)));
+    let effects = run.apply(committed(2, "a", 10, None), NOW);
     assert_eq!(failure(&effects), (format!("step 10 of stage a failed twice in the same way: {SHAPE} (worker-1)"), 70));
 }
 
