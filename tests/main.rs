@@ -2,8 +2,9 @@
 //! published code. `losses`: the closed-form gradient against finite differences, tile sizes and ranks. `memory`: a
 //! batch whose square would not fit. `exchanges`, `nearness` and `rerun` serve them. The others start the real programs:
 //! `world_sizes`, `resume`, `identity`, `ledger` and `evaluation` hold the promises, `recovery`, `elastic`, `standstill`,
-//! `cut_off`, `bad_lines`, `slow`, `preemption`, `commit_points`, `checks`, `strangers`, `disks` and `endings` what happens to processes,
-//! networks and disks, `security` who may join and what is secret, `pytorch_names` what is in a checkpoint, `data_sets`,
+//! `repeated_failures`, `cut_off`, `bad_lines`, `slow`, `preemption`, `commit_points`, `checks`, `strangers`, `disks` and `endings` what happens to processes,
+//! networks and disks, `checkpoint_intervals` when a stage is saved, `group_errors` which errors of a group are lost
+//! connections, `security` who may join and what is secret, `pytorch_names` what is in a checkpoint, `data_sets`,
 //! `pack_transfer`, `downloads` and `fashion_mnist` how images come to workers, `device_views` how a GPU makes views of
 //! them; `bad_input`, `command_line`, `metrics`, `tensorboard` and `documents` what people type and read; `output` terminals, pipes and files that take no output, `signals` how a
 //! stop request arrives. `slurm` runs
@@ -11,6 +12,7 @@
 
 mod bad_input;
 mod bad_lines;
+mod checkpoint_intervals;
 mod checks;
 mod command_line;
 mod commit_points;
@@ -25,6 +27,7 @@ mod endings;
 mod evaluation;
 mod exchanges;
 mod fashion_mnist;
+mod group_errors;
 mod hostile;
 mod identity;
 mod kubernetes;
@@ -41,6 +44,7 @@ mod preemption;
 mod pytorch_names;
 mod recovery;
 mod rendezvous;
+mod repeated_failures;
 mod rerun;
 mod resume;
 mod security;

@@ -420,7 +420,10 @@ pub struct RowConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CheckpointConfig {
-    /// Steps between two checkpoints of a stage; null: once an epoch. The end of a stage is always saved.
+    /// Seconds between two checkpoints of a stage, from the start of one to that of the next; null: no limit. None starts
+    /// while another one is being written. The end of a stage and a stop are always saved.
+    pub every_seconds: Option<f64>,
+    /// Steps between two checkpoints of a stage; null: any number.
     pub every_steps: Option<u64>,
     /// Newest checkpoints kept in each stage, at least 2.
     pub keep_last: usize,
@@ -428,7 +431,7 @@ pub struct CheckpointConfig {
 
 impl Default for CheckpointConfig {
     fn default() -> Self {
-        Self { every_steps: None, keep_last: 2 }
+        Self { every_seconds: Some(60.0), every_steps: None, keep_last: 2 }
     }
 }
 

@@ -185,6 +185,7 @@ pub(crate) fn line(notice: &Notice) -> (&'static str, Value) {
             ("straggler", json!({"worker": worker, "in": whereabouts, "share_of_time_waited_for": share}))
         }
         Notice::Lost { worker, reason } => ("lost", json!({"worker": worker, "reason": reason})),
+        Notice::GroupFailed { worker, reason } => ("group_failed", json!({"worker": worker, "reason": reason})),
         Notice::Restarting { worker, how, restart, .. } => {
             ("restarting", json!({"worker": worker, "how": how, "restart": restart}))
         }

@@ -191,7 +191,7 @@ impl Progress {
                     "{worker} is slow: the others wait for it {share:.0} % of the time, in {whereabouts}"
                 ));
             }
-            Notice::Lost { worker: _, reason } => terminal::line(reason),
+            Notice::Lost { worker: _, reason } | Notice::GroupFailed { worker: _, reason } => terminal::line(reason),
             Notice::Restarting { worker, how, restart, .. } => {
                 terminal::line(&format!("{worker} {how}: it is started again (start {restart} since the last step)"));
             }

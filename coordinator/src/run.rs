@@ -6,10 +6,12 @@ mod effect;
 mod ending;
 mod liveness;
 mod recovery;
+mod repeated_failures;
 mod timeouts;
 
 use ending::Ending;
 use liveness::{Pace, Progress};
+use repeated_failures::RepeatedFailures;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use thanos_proto::{CheckpointRef, Command, Fetching, Held, Hello, Welcome, WorkerEvent};
@@ -95,6 +97,7 @@ pub(crate) struct Run {
     idle_generations: u32,
     /// The first loss since the last step, and when.
     first_loss: Option<(String, Duration)>,
+    failures: RepeatedFailures,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -199,6 +202,7 @@ impl Run {
             restarts: BTreeMap::new(),
             idle_generations: 0,
             first_loss: again.then(|| ("the coordinator ended unexpectedly".into(), now)),
+            failures: RepeatedFailures::default(),
         }
     }
 

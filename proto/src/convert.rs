@@ -2,8 +2,8 @@
 //! there) is checked here, once, so that nothing above meets a half-filled message.
 
 use crate::message::{
-    Begin, Best, CheckpointRef, CheckpointWritten, Command, Evaluated, Failed, Fetching, Heartbeat, Held, Hello,
-    PackRef, Rejoin, StageResult, StepDone, Welcome, WorkerEvent, WrittenFile,
+    Begin, Best, CheckpointRef, CheckpointWritten, Command, Evaluated, Failed, Fetching, GroupFailure, Heartbeat, Held,
+    Hello, PackRef, Rejoin, StageResult, StepDone, Welcome, WorkerEvent, WrittenFile,
 };
 use crate::{limits, v1};
 use std::time::Duration;
@@ -45,6 +45,7 @@ same_fields! {
     Hello { worker_id, host, pid, version, generation }
     Fetching { split, from, done, total }
     Held { stage, step, settled }
+    GroupFailure { stage, step, message, peer_lost }
     Heartbeat { generation, stage, step, phase, collectives, waited_ms, progress, in_collective }
     Evaluated { stage, epoch, validation_accuracy, best }
     StepDone {
@@ -63,14 +64,16 @@ same_fields! {
 impl From<Rejoin> for v1::Rejoin {
     fn from(from: Rejoin) -> Self {
         let recent = from.recent.into_iter().map(v1::StepDone::from).collect();
-        Self { generation: from.generation, held: from.held.map(v1::Held::from), recent }
+        let failure = from.failure.map(v1::GroupFailure::from);
+        Self { generation: from.generation, held: from.held.map(v1::Held::from), recent, failure }
     }
 }
 
 impl From<v1::Rejoin> for Rejoin {
     fn from(from: v1::Rejoin) -> Self {
         let recent = from.recent.into_iter().map(StepDone::from).collect();
-        Self { generation: from.generation, held: from.held.map(Held::from), recent }
+        let failure = from.failure.map(GroupFailure::from);
+        Self { generation: from.generation, held: from.held.map(Held::from), recent, failure }
     }
 }
 

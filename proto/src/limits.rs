@@ -92,6 +92,10 @@ pub(crate) fn check(event: &mut v1::worker_event::Event) -> Result<(), Malformed
         Event::Step(done) => step(done),
         Event::Rejoin(rejoin) => {
             entries("Rejoin", "recent", rejoin.recent.len(), MAX_RECENT_STEPS)?;
+            if let Some(failure) = &mut rejoin.failure {
+                text(&mut failure.message);
+                name("GroupFailure", "stage", &failure.stage)?;
+            }
             rejoin.recent.iter_mut().try_for_each(step)
         }
         Event::Evaluated(evaluated) => name("Evaluated", "stage", &evaluated.stage),
@@ -188,6 +192,10 @@ mod tests {
                 recent: vec![v1::StepDone::default(); MAX_RECENT_STEPS + 1],
                 ..v1::Rejoin::default()
             }),
+            Event::Rejoin(v1::Rejoin {
+                failure: Some(v1::GroupFailure { stage: long(), ..v1::GroupFailure::default() }),
+                ..v1::Rejoin::default()
+            }),
             Event::Checkpoint(v1::CheckpointWritten {
                 files: vec![v1::WrittenFile::default(); MAX_ENTRIES + 1],
                 ..v1::CheckpointWritten::default()
@@ -208,5 +216,11 @@ mod tests {
         assert!(failed.message.starts_with("\u{fffd}[31mred\nline"), "{}", failed.message);
         assert!(failed.message.ends_with("é [...]"), "{}", failed.message);
         assert!(failed.message.len() < MAX_TEXT_BYTES + 16);
+        let failure = v1::GroupFailure { message: "x".repeat(2 * MAX_TEXT_BYTES), ..v1::GroupFailure::default() };
+        let rejoin = v1::Rejoin { failure: Some(failure), ..v1::Rejoin::default() };
+        let WorkerEvent::Rejoin(rejoin) = converted(Event::Rejoin(rejoin)).expect("cut") else {
+            panic!("another event")
+        };
+        assert!(rejoin.failure.is_some_and(|failure| failure.message.len() < MAX_TEXT_BYTES + 16));
     }
 }

@@ -73,6 +73,19 @@ pub struct Rejoin {
     pub held: Option<Held>,
     /// The last steps of its stage that it made, in order: its rank 0 may not have told them, or nobody may have heard.
     pub recent: Vec<StepDone>,
+    /// `None`: the worker left for another reason than an error of its group.
+    pub failure: Option<GroupFailure>,
+}
+
+/// An error of a collective, or of creating the group, that made a rank leave its generation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupFailure {
+    pub stage: String,
+    /// The step in flight: updates made of the stage.
+    pub step: u64,
+    pub message: String,
+    /// The connection to a peer was lost. Otherwise the same call may fail again in the same way.
+    pub peer_lost: bool,
 }
 
 /// State that a worker holds in memory, in the order of training: the greater one is further.

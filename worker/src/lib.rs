@@ -27,6 +27,7 @@ mod pack_transfer;
 mod replicas;
 mod run;
 mod run_files;
+mod save_schedule;
 mod saver;
 mod session;
 mod stage;

@@ -11,25 +11,27 @@ use crate::memory::Memory;
 use crate::model::{Alone, BatchSum, Model};
 use crate::pack_transfer::local_file;
 use crate::run_files::{RunFiles, Unfinished};
+use crate::save_schedule::SaveSchedule;
 use crate::session::{Next, Refused, Session, ends_generation};
 use crate::stage::Stage;
 use crate::tensors::{Named, copy_into};
 use crate::train::{Ending, Interrupted, Origin, Peers, Recipe, Regroup, train};
 use crate::transfer::Transfer;
 use anyhow::{Context, Result, bail};
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tch::Device;
-use thanos_c10d::{Address, ProcessGroup, keep_freed_memory, set_tf32, use_gpu, use_interface};
+use thanos_c10d::{Address, ErrorKind, ProcessGroup, keep_freed_memory, set_tf32, use_gpu, use_interface};
 use thanos_configs::{DataSet, Plan, Precision, StagePlan, TransferPlan, init_key, stage_key};
 use thanos_door::{address_towards, check_interface, interface_of, raise_descriptor_limit};
 use thanos_proto::{
-    Begin, CheckpointRef, CheckpointWritten, Failed, Held, Hello, PackRef, Rejoin, Welcome, WorkerEvent,
+    Begin, CheckpointRef, CheckpointWritten, Failed, GroupFailure, Held, Hello, PackRef, Rejoin, Welcome, WorkerEvent,
 };
 
 /// What a worker is told on its command line; everything else comes from the coordinator.
@@ -147,8 +149,16 @@ fn take_part(options: &Options, session: &Session, welcome: &Welcome) -> Result<
     let data = Data::open(&plan, &packs, device, options.threads).map_err(BadData)?;
     check_given_weights(&plan, &data.facts)?;
     let files = session.run_files(Path::new(&welcome.run_dir), &welcome.run_id);
-    let mut worker =
-        Worker { plan: &plan, data: &data, session, files, finished: BTreeMap::new(), memory: None, stage: 0 };
+    let mut worker = Worker {
+        plan: &plan,
+        data: &data,
+        session,
+        files,
+        finished: BTreeMap::new(),
+        memory: None,
+        stage: 0,
+        last_save: Cell::new(Instant::now()),
+    };
     let collective = Duration::from_secs_f64(plan.config().timeouts.collective_seconds);
     let mut ready = WorkerEvent::Ready { config_digest: plan.resolved_digest().into() };
     loop {
@@ -165,7 +175,7 @@ fn take_part(options: &Options, session: &Session, welcome: &Welcome) -> Result<
         match ending {
             Err(error) if ends_generation(&error) || error.is::<Regroup>() => {
                 tracing::warn!("left generation {}: {error:#}", begin.generation);
-                ready = WorkerEvent::Rejoin(worker.rejoin(begin.generation));
+                ready = WorkerEvent::Rejoin(worker.rejoin(&begin, &error));
             }
             ending => return ending,
         }
@@ -250,6 +260,8 @@ struct Worker<'a> {
     memory: Option<Box<Memory>>,
     /// Index of the stage in training.
     stage: usize,
+    /// When the last save had been started.
+    last_save: Cell<Instant>,
 }
 
 impl Worker<'_> {
@@ -294,11 +306,27 @@ impl Worker<'_> {
         })
     }
 
-    fn rejoin(&self, generation: u64) -> Rejoin {
+    /// What this worker reports after it left the generation because of `error`.
+    fn rejoin(&self, begin: &Begin, error: &anyhow::Error) -> Rejoin {
         let held = |memory: &Memory| Held { stage: self.stage as u32, step: memory.step, settled: memory.settled };
         let memory = self.memory.as_deref();
         let recent = memory.map(|memory| memory.recent.to_vec()).unwrap_or_default();
-        Rejoin { generation, held: memory.map(held), recent }
+        let failure = error.downcast_ref::<thanos_c10d::Error>().map(|error| self.failure(begin, error));
+        Rejoin { generation: begin.generation, held: memory.map(held), recent, failure }
+    }
+
+    /// An error of the group, at the step that was in flight, or that the generation was to begin with.
+    fn failure(&self, begin: &Begin, error: &thanos_c10d::Error) -> GroupFailure {
+        // Before the first stage of the generation was set up, it is the coordinator's.
+        let stage = self.stage.max(begin.stage as usize);
+        let held = self.memory.as_deref().filter(|_| stage == self.stage).map(|memory| memory.step);
+        let resumed = begin.resume.as_ref().filter(|_| stage == begin.stage as usize);
+        GroupFailure {
+            stage: self.plan.stages()[stage].name().into(),
+            step: held.or(resumed.map(|checkpoint| checkpoint.step)).unwrap_or(0),
+            message: error.to_string(),
+            peer_lost: error.kind == ErrorKind::PeerLost,
+        }
     }
 
     fn train_stages(&mut self, begin: &Begin, group: &Rc<ProcessGroup>) -> Result<WorkerEvent> {
@@ -354,7 +382,7 @@ impl Worker<'_> {
                 rank: group.rank(),
                 world_size: group.size(),
             },
-            checkpoint_every: config.checkpoint.every_steps,
+            saves: SaveSchedule::new(&config.checkpoint, &self.last_save),
             checks: &config.checks,
         };
         let peers = Peers { group, session: self.session, generation, files: &self.files };

@@ -46,7 +46,20 @@ pub(crate) struct Saver<'a> {
 struct UnderWay {
     stage: String,
     step: u64,
-    written: JoinHandle<Attempt>,
+    progress: Progress,
+}
+
+enum Progress {
+    Writing(JoinHandle<Attempt>),
+    /// The thread has ended; the coordinator may not have answered yet.
+    Written(Attempt),
+}
+
+/// Whether to wait for a save to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wait {
+    UntilEnded,
+    No,
 }
 
 /// A save that failed.
@@ -60,13 +73,28 @@ struct Failure {
 
 /// An attempt to write a save, which may be tried again.
 struct Attempt {
-    save: Save,
+    /// `None`: it is lost.
+    save: Option<Save>,
     outcome: Result<()>,
 }
 
 impl<'a> Saver<'a> {
     pub(crate) fn new(session: &'a Session) -> Self {
         Self { session, under_way: None, failures: 0 }
+    }
+
+    /// Whether a save could start without waiting for another one. Deals with one that has ended, as [`Self::start`] does.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub(crate) fn is_idle(&mut self) -> Result<bool> {
+        let ended = self.ended(Wait::No)?;
+        let is_idle = ended.is_some();
+        if let Some(Err(failure)) = ended {
+            self.report(&failure, "")?;
+            self.give_up(failure.not_saved)?;
+        }
+        Ok(is_idle)
     }
 
     /// Starts a save, behind the one that is under way.
@@ -87,10 +115,10 @@ impl<'a> Saver<'a> {
         let (stage, step) = (save.told.stage.clone(), save.told.step);
         let body = move || {
             let outcome = write(&save, &events);
-            Attempt { save, outcome }
+            Attempt { save: Some(save), outcome }
         };
-        let written = thread::Builder::new().name("save".into()).spawn(body).context("a thread for a save")?;
-        self.under_way = Some(UnderWay { stage, step, written });
+        let thread = thread::Builder::new().name("save".into()).spawn(body).context("a thread for a save")?;
+        self.under_way = Some(UnderWay { stage, step, progress: Progress::Writing(thread) });
         Ok(())
     }
 
@@ -149,21 +177,43 @@ impl<'a> Saver<'a> {
 
     /// Waits for the save that is under way to be committed, or to fail.
     fn wait(&mut self) -> Result<Result<(), Failure>> {
-        let Some(UnderWay { stage, step, written }) = self.under_way.take() else { return Ok(Ok(())) };
-        let not_saved = |reason: String| NotSaved { stage, step, reason };
-        let (save, outcome) = match written.join() {
-            Ok(Attempt { save, outcome }) => (Some(save), outcome),
-            Err(_) => (None, Err(anyhow!("the thread that wrote it panicked"))),
-        };
-        if let Err(error) = outcome {
-            return Ok(Err(Failure { not_saved: not_saved(format!("{error:#}")), is_known: false, save }));
-        }
-        match self.session.committed()? {
-            Ok(_) => {
-                self.failures = 0;
-                Ok(Ok(()))
+        Ok(self.ended(Wait::UntilEnded)?.unwrap_or(Ok(())))
+    }
+
+    /// How the save that was under way ended, also if there was none; `None`: it has not ended yet.
+    fn ended(&mut self, wait: Wait) -> Result<Option<Result<(), Failure>>> {
+        let Some(UnderWay { stage, step, progress }) = self.under_way.take() else { return Ok(Some(Ok(()))) };
+        let attempt = match progress {
+            Progress::Writing(thread) if wait == Wait::No && !thread.is_finished() => {
+                self.under_way = Some(UnderWay { stage, step, progress: Progress::Writing(thread) });
+                return Ok(None);
             }
-            Err(reason) => Ok(Err(Failure { not_saved: not_saved(reason), is_known: true, save })),
+            Progress::Writing(thread) => thread
+                .join()
+                .unwrap_or_else(|_| Attempt { save: None, outcome: Err(anyhow!("the thread that wrote it panicked")) }),
+            Progress::Written(attempt) => attempt,
+        };
+        if let Err(error) = attempt.outcome {
+            let not_saved = NotSaved { stage, step, reason: format!("{error:#}") };
+            return Ok(Some(Err(Failure { not_saved, is_known: false, save: attempt.save })));
+        }
+        let answer = match wait {
+            Wait::UntilEnded => Some(self.session.committed()?),
+            Wait::No => self.session.try_committed()?,
+        };
+        match answer {
+            Some(Ok(_)) => {
+                self.failures = 0;
+                Ok(Some(Ok(())))
+            }
+            Some(Err(reason)) => {
+                let not_saved = NotSaved { stage, step, reason };
+                Ok(Some(Err(Failure { not_saved, is_known: true, save: attempt.save })))
+            }
+            None => {
+                self.under_way = Some(UnderWay { stage, step, progress: Progress::Written(attempt) });
+                Ok(None)
+            }
         }
     }
 
@@ -178,8 +228,8 @@ impl<'a> Saver<'a> {
 
     /// Lets what is under way be written and told, since the group is lost and the coordinator waits for it.
     pub(crate) fn leave(&mut self) {
-        if let Some(UnderWay { written, .. }) = self.under_way.take() {
-            _ = written.join();
+        if let Some(UnderWay { progress: Progress::Writing(thread), .. }) = self.under_way.take() {
+            _ = thread.join();
         }
     }
 }

@@ -252,6 +252,15 @@ impl Session {
         }
     }
 
+    /// The answer to `WorkerEvent::Checkpoint`; `None`: it has not come yet.
+    pub(crate) fn try_committed(&self) -> Result<Option<Result<CheckpointRef, String>>> {
+        match self.answer_within(Duration::ZERO)? {
+            Some(Command::Committed(outcome)) => Ok(Some(outcome)),
+            Some(other) => bail!("expected the commit of a checkpoint, got {other:?}"),
+            None => Ok(None),
+        }
+    }
+
     /// Whether the coordinator has asked for a stop. Ranks hear it at different steps: agree before acting.
     pub(crate) fn stop_requested(&self) -> bool {
         self.shared.stop.load(Ordering::Relaxed)
@@ -416,13 +425,18 @@ impl Session {
     }
 
     fn answer(&self, what: &str, limit: Duration) -> Result<Command> {
+        self.answer_within(limit)?.with_context(|| format!("{what} did not come within {limit:?}"))
+    }
+
+    /// The coordinator's next answer; `None`: none came within `limit`.
+    fn answer_within(&self, limit: Duration) -> Result<Option<Command>> {
         loop {
             match self.line.borrow().wait_for(limit) {
                 Ok(Command::Refused { reason, exit_code }) => return Err(Refused { reason, exit_code }.into()),
                 // Asked for a stop: the flag is set, the training loop agrees on the step.
                 Ok(Command::Stop { .. }) => {}
-                Ok(command) => return Ok(command),
-                Err(RecvTimeoutError::Timeout) => bail!("{what} did not come within {limit:?}"),
+                Ok(command) => return Ok(Some(command)),
+                Err(RecvTimeoutError::Timeout) => return Ok(None),
                 Err(RecvTimeoutError::Disconnected) => return Err(LineLost.into()),
             }
         }

@@ -13,6 +13,7 @@ use crate::memory::{Memory, Recent};
 use crate::metrics;
 use crate::optimizer::AdamW;
 use crate::run_files::RunFiles;
+use crate::save_schedule::{Due, SaveSchedule};
 use crate::saver::{Save, Saver};
 use crate::session::Session;
 use crate::stage::{Losses, Stage};
@@ -35,8 +36,7 @@ pub(crate) struct Recipe<'a> {
     pub(crate) seed: u64,
     pub(crate) train: TrainConfig,
     pub(crate) schedule: Schedule,
-    /// Steps between two checkpoints; `None`: once an epoch.
-    pub(crate) checkpoint_every: Option<u64>,
+    pub(crate) saves: SaveSchedule<'a>,
     pub(crate) checks: &'a ChecksConfig,
 }
 
@@ -154,6 +154,10 @@ impl<'a> Trainer<'a> {
     }
 
     fn begin(&mut self, from: &Origin<'_>) -> Result<()> {
+        // In all other cases what is trained is newer than the last save.
+        if !matches!(from, Origin::Memory { .. }) {
+            self.recipe.saves.restart(Instant::now());
+        }
         match from {
             Origin::Start => Ok(()),
             // One rank reads it: the others may be a thousand, or see no disk.
@@ -249,21 +253,33 @@ impl<'a> Trainer<'a> {
     /// What is due behind the update `at`: an evaluation, a checkpoint. `false`: a stop was asked for meanwhile.
     fn settle(&mut self, at: Position, (steps_per_epoch, total_steps): (u64, u64), stop: bool) -> Result<bool> {
         let last = self.step == total_steps;
-        let epoch_ends = at.step_in_epoch + 1 == steps_per_epoch;
         let evaluated = last || self.is_evaluated_after(at, steps_per_epoch);
         if evaluated && !self.evaluate(at.epoch)? {
             return Ok(false);
         }
         self.settled = true;
-        let due = self.recipe.checkpoint_every.map_or(epoch_ends, |every| self.step.is_multiple_of(every));
-        if due && !last && !stop {
-            let began = Instant::now();
-            if let Some(save) = self.checkpoint(at.epoch, None)? {
-                self.saver.start(save)?;
-            }
-            self.saving += began.elapsed().as_secs_f64();
+        if !last && !stop {
+            self.save_if_due(at.epoch)?;
         }
         Ok(true)
+    }
+
+    /// Starts a save beside the steps that follow, if one is due.
+    fn save_if_due(&mut self, epoch: u64) -> Result<()> {
+        let began = Instant::now();
+        let starts = match self.recipe.saves.due(self.step, began) {
+            Some(Due::Steps) => true,
+            Some(Due::Time) => self.saver.is_idle()?,
+            None => false,
+        };
+        if starts {
+            if let Some(save) = self.checkpoint(epoch, None)? {
+                self.saver.start(save)?;
+            }
+            self.recipe.saves.restart(Instant::now());
+            self.saving += began.elapsed().as_secs_f64();
+        }
+        Ok(())
     }
 
     /// Whether an evaluation is due after this update, whether or not it is the last one.
@@ -304,6 +320,7 @@ impl<'a> Trainer<'a> {
         losses.backward()?;
         failpoints::poison_gradient(self.optimizer.parameters(), rank, self.step);
         self.step_phase("reduce")?;
+        failpoints::broken_collective(rank, self.step)?;
         // A group that is aborted from here on changes nothing any more: this waits until the sums are there, and fails if
         // they are not to be used.
         let reduced = self.reduce(&losses)?;
@@ -428,6 +445,7 @@ impl<'a> Trainer<'a> {
         if let Some(save) = self.checkpoint(epoch, result)? {
             self.saver.save(save)?;
         }
+        self.recipe.saves.restart(Instant::now());
         Ok(self.peers.group.barrier()?)
     }
 

@@ -146,7 +146,9 @@ async fn session(
             }
             Command::Abandon { generation, .. } => {
                 rendezvous = None;
-                events.send(WorkerEvent::Rejoin(Rejoin { generation, held: None, recent: Vec::new() })).await?;
+                events
+                    .send(WorkerEvent::Rejoin(Rejoin { generation, held: None, recent: Vec::new(), failure: None }))
+                    .await?;
             }
             Command::Refused { reason, .. } | Command::Leave { reason } => return Err(reason.into()),
             _ => {}

@@ -186,6 +186,11 @@ pub(crate) enum Notice {
         worker: String,
         reason: String,
     },
+    /// A rank left its generation because of an error that is not a lost connection; the step is made again once.
+    GroupFailed {
+        worker: String,
+        reason: String,
+    },
     Restarting {
         worker: String,
         how: String,

@@ -17,7 +17,7 @@ impl Run {
     /// A worker has left its generation, and holds its state in memory; or it returns to a coordinator that was restarted,
     /// or that has begun another generation without it. Only what is of the newest generation counts.
     pub(super) fn rejoin(&mut self, session: SessionId, rejoin: Rejoin, now: Duration) -> Vec<Effect> {
-        let Rejoin { generation, held, recent } = rejoin;
+        let Rejoin { generation, held, recent, failure } = rejoin;
         let Some(Member { rank, ready, .. }) = self.members.get(&session) else { return Vec::new() };
         let (in_generation, newest) = (rank.is_some(), generation == self.generation);
         if *ready || in_generation && !newest || generation > self.generation {
@@ -39,12 +39,14 @@ impl Run {
         if let Some(member) = self.members.get_mut(&session) {
             (member.ready, member.held) = (true, held);
         }
+        let has_failed = failure.is_some();
+        let (reason, notice) = self.group_failed(session, failure.filter(|_| in_generation));
+        effects.extend(notice);
         match self.phase {
-            Phase::Training if in_generation && self.growing => effects.push(self.rendezvous(self.awake)),
-            Phase::Training if in_generation => {
-                let reason = format!("{} cannot reach its peers", self.name(session));
-                effects.extend(self.regroup(reason, now));
+            Phase::Training if in_generation && self.growing && !has_failed => {
+                effects.push(self.rendezvous(self.awake))
             }
+            Phase::Training if in_generation => effects.extend(self.regroup(reason, now)),
             Phase::Training | Phase::Rendezvous { .. } | Phase::Saving { .. } | Phase::Over => {}
         }
         effects.extend(self.begin_if_ready(now));
@@ -63,6 +65,11 @@ impl Run {
     }
 
     fn begin_if_all_are_ready(&mut self, now: Duration) -> Vec<Effect> {
+        if !self.awaits_survivors()
+            && let Some(effects) = self.end_if_failure_repeats(now)
+        {
+            return effects;
+        }
         let ready = self.members.iter().filter(|(_, member)| member.ready && self.may_grow(member));
         let sessions: Vec<SessionId> = ready.map(|(session, _)| *session).collect();
         if self.awaits_survivors() || sessions.len() < self.start.least || self.committing > 0 {
@@ -95,6 +102,7 @@ impl Run {
     /// alike.
     fn begin(&mut self, mut sessions: Vec<SessionId>, now: Duration) -> Vec<Effect> {
         self.generation += 1;
+        self.failures.generation_begins();
         self.phase = Phase::Training;
         self.growing = false;
         sessions.sort_by_key(|session| {
@@ -171,6 +179,7 @@ impl Run {
             let worker = member.hello.worker_id.clone();
             effects.push(Effect::Tell(Notice::Lost { worker: worker.clone(), reason: reason.clone() }));
             if member.rank.is_some() {
+                self.failures.member_lost();
                 broken.get_or_insert(reason);
             }
             if member.newcomer || member.rank.is_none() && !self.is_first_rendezvous() {

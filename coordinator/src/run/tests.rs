@@ -265,7 +265,8 @@ fn a_failure_names_worker_rank_and_phase() {
     let effects = said(&mut run, 2, WorkerEvent::Failed(failed.clone()));
     assert_eq!(end(&effects), (None, vec![2]), "the other one may hold more than the last checkpoint");
     assert!(matches!(&effects[2], Effect::Send { session: 1, command: Command::Abandon { generation: 4, .. } }));
-    let effects = said(&mut run, 1, WorkerEvent::Rejoin(Rejoin { generation: 4, held: None, recent: Vec::new() }));
+    let effects =
+        said(&mut run, 1, WorkerEvent::Rejoin(Rejoin { generation: 4, held: None, recent: Vec::new(), failure: None }));
     let expected = "worker-1 (rank 1, pid 7 on h) failed in forward of step 3: boom".to_string();
     assert_eq!(failure(&effects), (expected, 70));
     // The first error is the run's.
@@ -278,7 +279,8 @@ fn a_failure_names_worker_rank_and_phase() {
 /// From generation 4, with the state behind so many steps of stage a.
 pub(in crate::run) fn rejoin(made: u64) -> WorkerEvent {
     let held = Some(Held { stage: 0, step: made, settled: true });
-    WorkerEvent::Rejoin(Rejoin { generation: 4, held, recent: (0..made).map(|number| step("a", number, 4)).collect() })
+    let recent = (0..made).map(|number| step("a", number, 4)).collect();
+    WorkerEvent::Rejoin(Rejoin { generation: 4, held, recent, failure: None })
 }
 
 pub(in crate::run) fn heartbeat(step: u64, phase: &str, collectives: u64) -> WorkerEvent {

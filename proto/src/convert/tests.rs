@@ -92,8 +92,11 @@ fn small_events_come_back_equal() {
     check_event(WorkerEvent::Step(told.clone()));
     let held = Held { stage: 1, step: 2, settled: true };
     let skipped = StepDone { skipped: Some("a loss".into()), ..told.clone() };
-    check_event(WorkerEvent::Rejoin(Rejoin { generation: 3, held: Some(held), recent: vec![told, skipped] }));
-    check_event(WorkerEvent::Rejoin(Rejoin { generation: 3, held: None, recent: Vec::new() }));
+    let message = "broadcast: invalid usage".into();
+    let failure = GroupFailure { stage: "cnce".into(), step: 9, message, peer_lost: true };
+    let recent = vec![told, skipped];
+    check_event(WorkerEvent::Rejoin(Rejoin { generation: 3, held: Some(held), recent, failure: Some(failure) }));
+    check_event(WorkerEvent::Rejoin(Rejoin { generation: 3, held: None, recent: Vec::new(), failure: None }));
     check_event(WorkerEvent::Repaired { problem: "p".into() });
     check_event(WorkerEvent::Shows { address: "h:1".into() });
     check_event(WorkerEvent::StopRequested { reason: "SIGTERM received by worker-0".into() });

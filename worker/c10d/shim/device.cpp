@@ -13,8 +13,12 @@
 #include <exception>
 #include <memory>
 #include <stdexcept>
+#include <string>
 
 namespace {
+
+// An error as `group.rs` reads it: its kind, which is never a lost peer here, and its text.
+char* described(const char* text) { return strdup((std::string("O") + text).c_str()); }
 
 template <typename F>
 char* guard(F&& body) {
@@ -22,9 +26,9 @@ char* guard(F&& body) {
     body();
     return nullptr;
   } catch (const std::exception& error) {
-    return strdup(error.what());
+    return described(error.what());
   } catch (...) {
-    return strdup("a C++ exception of an unknown type");
+    return described("a C++ exception of an unknown type");
   }
 }
 

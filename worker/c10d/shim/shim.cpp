@@ -1,6 +1,6 @@
 // The C side of thanos-c10d: libtorch's process groups behind a dozen C functions.
 // It knows tensors and groups, nothing of training. Every function catches every C++ exception and returns its
-// text (malloc'ed, freed by the caller), or null. See ../src/raw.rs for the other side, line by line.
+// kind and text (malloc'ed, freed by the caller), or null. See ../src/raw.rs for the other side, line by line.
 #include <malloc.h>
 #include <sched.h>
 
@@ -21,6 +21,7 @@
 #include <mutex>
 #include <optional>
 #include <stdexcept>
+#include <string>
 #include <thread>
 
 namespace {
@@ -161,7 +162,7 @@ class CallbackStore : public c10d::Store {
 
   int64_t request(StoreOperation operation, const std::vector<Slice>& all, int64_t number, Bytes& out) {
     const auto answer = call_(store_.get(), operation, all.data(), all.size(), number, &out);
-    if (answer == kStoreFailed) throw std::runtime_error("store: " + std::string(out.begin(), out.end()));
+    if (answer == kStoreFailed) C10_THROW_ERROR(DistStoreError, "store: " + std::string(out.begin(), out.end()));
     return answer;
   }
 
@@ -231,17 +232,55 @@ class Group : public torch::CustomClassHolder {
 
 using GroupRef = c10::intrusive_ptr<Group>;
 
+// Messages begin with the kind of the error; `group.rs` takes it off.
+constexpr char kPeerLost = 'P';
+constexpr char kOtherError = 'O';
+
+// NCCL's results have no types of their own: c10d names them in the text of a DistBackendError.
+bool is_lost_nccl_peer(const std::string& text) {
+  const auto has = [&](const char* part) { return text.find(part) != std::string::npos; };
+  for (const char* own_fault : {"ncclInvalidUsage:", "ncclInvalidArgument:", "ncclUnhandledCudaError:", "ncclInternalError:"}) {
+    if (has(own_fault)) return false;
+  }
+  return has("ncclRemoteError:") || has("ncclSystemError:") || has("NCCL communicator was aborted") ||
+         has("NCCL timeout") || has("collective operation timeout");
+}
+
+// The exception that is being handled, as a message after its kind. Whatever is not known to come from a lost
+// connection is an error that may repeat.
+std::string describe_current_exception() {
+  const auto described = [](bool peer_lost, const std::string& text) {
+    return (peer_lost ? kPeerLost : kOtherError) + text;
+  };
+  try {
+    throw;
+  } catch (const gloo::IoException& error) {
+    return described(true, error.what());
+  } catch (const c10::DistStoreError& error) {
+    return described(true, error.what_without_backtrace());
+  } catch (const c10::DistNetworkError& error) {
+    return described(true, error.what_without_backtrace());
+  } catch (const c10::DistBackendError& error) {
+    const std::string text = error.what_without_backtrace();
+    return described(is_lost_nccl_peer(text), text);
+  } catch (const c10::Error& error) {
+    // c10d replaces Gloo's own exception, of connections that could not be made, by one of its base class.
+    const std::string text = error.what_without_backtrace();
+    return described(text.starts_with("Gloo connectFullMesh failed with "), text);
+  } catch (const std::exception& error) {
+    return described(false, error.what());
+  } catch (...) {
+    return described(false, "a C++ exception of an unknown type");
+  }
+}
+
 template <typename F>
 char* guard(F&& body) {
   try {
     body();
     return nullptr;
-  } catch (const c10::Error& error) {
-    return strdup(error.what_without_backtrace());
-  } catch (const std::exception& error) {
-    return strdup(error.what());
   } catch (...) {
-    return strdup("a C++ exception of an unknown type");
+    return strdup(describe_current_exception().c_str());
   }
 }
 
@@ -348,8 +387,8 @@ class AllReduceSum : public torch::autograd::Function<AllReduceSum> {
     // It reaches Rust as an error of the whole backward pass: the mark tells it from others.
     try {
       all_reduce_sum(*group, gradient);
-    } catch (const std::exception& error) {
-      throw std::runtime_error(std::string(kLostInBackward) + error.what());
+    } catch (...) {
+      throw std::runtime_error(kLostInBackward + describe_current_exception());
     }
     return {gradient, at::Tensor()};
   }

@@ -17,6 +17,16 @@ use tch::{Device, TchError, Tensor};
 pub struct Error {
     pub operation: &'static str,
     pub message: String,
+    pub kind: ErrorKind,
+}
+
+/// Whether another group of the same ranks may succeed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// The connection to a peer, or to the rendezvous, was lost, or timed out.
+    PeerLost,
+    /// Anything else: the same call may fail again in the same way.
+    Other,
 }
 
 impl Error {
@@ -24,9 +34,22 @@ impl Error {
     pub fn in_backward(message: &str) -> Option<Self> {
         let at = message.find(LOST_IN_BACKWARD)?;
         let first_line = message[at + LOST_IN_BACKWARD.len()..].lines().next().unwrap_or_default();
-        Some(Self { operation: "all_reduce", message: first_line.into() })
+        Some(Self::parse("all_reduce", first_line))
+    }
+
+    /// An error as the shim describes it: its kind, then its message.
+    fn parse(operation: &'static str, description: &str) -> Self {
+        let (kind, message) = match description.strip_prefix(PEER_LOST) {
+            Some(message) => (ErrorKind::PeerLost, message),
+            None => (ErrorKind::Other, description.strip_prefix(OTHER_ERROR).unwrap_or(description)),
+        };
+        Self { operation, message: message.into(), kind }
     }
 }
+
+/// As the shim begins its messages.
+const PEER_LOST: char = 'P';
+const OTHER_ERROR: char = 'O';
 
 /// As the shim begins such a message.
 const LOST_IN_BACKWARD: &str = "a collective of the backward pass failed: ";
@@ -203,7 +226,11 @@ impl ProcessGroup {
         T: TryFrom<&'a Tensor, Error = TchError>,
     {
         self.synchronize()?;
-        T::try_from(result).map_err(|error| Error { operation: "read", message: error.to_string() })
+        T::try_from(result).map_err(|error| Error {
+            operation: "read",
+            message: error.to_string(),
+            kind: ErrorKind::Other,
+        })
     }
 
     /// Where the numbers of [`Self::sum`] and [`Self::gather`] travel.
@@ -321,7 +348,8 @@ fn millis(duration: Duration) -> i64 {
 }
 
 pub(crate) fn c_string(operation: &'static str, text: &str) -> Result<CString, Error> {
-    CString::new(text).map_err(|error| Error { operation, message: format!("`{text}`: {error}") })
+    let invalid = |error| Error { operation, message: format!("`{text}`: {error}"), kind: ErrorKind::Other };
+    CString::new(text).map_err(invalid)
 }
 
 /// Turns the shim's message, if there is one, into an error, and frees it.
@@ -333,5 +361,8 @@ pub(crate) fn check(operation: &'static str, message: *mut c_char) -> Result<(),
     let text = unsafe { CStr::from_ptr(message) }.to_string_lossy().into_owned();
     // SAFETY: as above; not used again.
     unsafe { raw::free(message.cast()) };
-    Err(Error { operation, message: text })
+    Err(Error::parse(operation, &text))
 }
+
+#[cfg(test)]
+mod tests;

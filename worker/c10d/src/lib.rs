@@ -14,6 +14,6 @@ mod store;
 
 pub use aborter::GroupAborter;
 pub use device::{DeviceEvent, GpuMemory, gpu_memory, set_tf32, use_gpu, use_interface};
-pub use group::{Address, Error, Exchanged, ProcessGroup};
+pub use group::{Address, Error, ErrorKind, Exchanged, ProcessGroup};
 pub use process::{AdamWParameter, AdamWRates, Collectives, collectives, exit_now, fused_adamw, keep_freed_memory};
 pub use store::{KeyValueStore, MemoryStore};
