@@ -13,9 +13,12 @@ fn main() {
         .std("c++20")
         .warnings(false)
         .file("shim/shim.cpp")
+        .file("shim/measure.cpp")
         .include("shim")
         .include(libtorch.join("include"))
         .include(libtorch.join("include/torch/csrc/api/include"))
+        // As libtorch was built: members of its structs depend on it.
+        .define("NDEBUG", None)
         .define("USE_C10D_GLOO", None);
     if env::var_os("CARGO_FEATURE_CUDA").is_some() {
         let site = libtorch.parent().expect("LIBTORCH ends in /torch");

@@ -19,6 +19,8 @@
 #include <stdexcept>
 #include <thread>
 
+#include "guard.h"
+
 namespace {
 
 using Bytes = std::vector<uint8_t>;
@@ -166,20 +168,6 @@ struct Group : torch::CustomClassHolder {
 };
 
 using GroupRef = c10::intrusive_ptr<Group>;
-
-template <typename F>
-char* guard(F&& body) {
-  try {
-    body();
-    return nullptr;
-  } catch (const c10::Error& error) {
-    return strdup(error.what_without_backtrace());
-  } catch (const std::exception& error) {
-    return strdup(error.what());
-  } catch (...) {
-    return strdup("a C++ exception of an unknown type");
-  }
-}
 
 // Gloo's own thread polls its sockets, and polls again at once when another thread holds a connection's lock. Where
 // ranks share cores, it woke up on the core of just that thread, preempted it, and both waited for the next tick of the
