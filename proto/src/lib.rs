@@ -13,9 +13,9 @@ pub mod v1 {
 }
 
 pub use convert::Malformed;
-pub use limits::PHASES;
+pub use limits::{MAX_BENCH_STEPS, PHASES};
 pub use message::{
-    Begin, Best, CheckpointRef, CheckpointWritten, Command, Evaluated, Failed, Fetching, Heartbeat, Held, Hello,
+    Begin, BenchReport, BenchRequest, Best, CheckpointRef, CheckpointWritten, Command, Evaluated, Failed, Fetching, Heartbeat, Held, Hello,
     PackRef, Rejoin, StageResult, StepDone, Welcome, WorkerEvent, WrittenFile,
 };
 

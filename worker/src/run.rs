@@ -2,6 +2,7 @@
 //! What a stage does is not known here.
 
 use crate::backbone::Backbone;
+use crate::bench::bench;
 use crate::checkpoint::{self, BEST, Committed, load_weights};
 use crate::data::{Data, LocalPack};
 use crate::evaluate::{Judge, StopAsked};
@@ -29,7 +30,7 @@ use thanos_c10d::{Address, ProcessGroup, keep_freed_memory};
 use thanos_configs::{DataSet, Plan, StagePlan, TransferPlan, init_key, stage_key};
 use thanos_door::{address_towards, check_interface, raise_descriptor_limit};
 use thanos_proto::{
-    Begin, CheckpointRef, CheckpointWritten, Failed, Held, Hello, PackRef, Rejoin, Welcome, WorkerEvent,
+    Begin, BenchRequest, CheckpointRef, CheckpointWritten, Failed, Held, Hello, PackRef, Rejoin, Welcome, WorkerEvent,
 };
 
 /// What a worker is told on its command line; everything else comes from the coordinator.
@@ -135,8 +136,8 @@ fn take_part(options: &Options, session: &Session, welcome: &Welcome) -> Result<
     let data = Data::open(&plan, &packs, device, options.threads).map_err(BadData)?;
     check_given_weights(&plan, &data.facts)?;
     let files = session.run_files(Path::new(&welcome.run_dir), &welcome.run_id);
-    let mut worker =
-        Worker { plan: &plan, data: &data, session, files, finished: BTreeMap::new(), memory: None, stage: 0 };
+    let (finished, bench) = (BTreeMap::new(), welcome.bench);
+    let mut worker = Worker { plan: &plan, data: &data, session, files, finished, memory: None, stage: 0, bench };
     let collective = Duration::from_secs_f64(plan.config().timeouts.collective_seconds);
     let mut ready = WorkerEvent::Ready { config_digest: plan.resolved_digest().into() };
     loop {
@@ -233,6 +234,8 @@ struct Worker<'a> {
     memory: Option<Box<Memory>>,
     /// Index of the stage in training.
     stage: usize,
+    /// Stages are measured, and not trained.
+    bench: Option<BenchRequest>,
 }
 
 impl Worker<'_> {
@@ -353,6 +356,9 @@ impl Worker<'_> {
                 stage => stage?,
             },
         };
+        if let Some(request) = self.bench {
+            return bench(stage.as_mut(), (self.data, &recipe, &peers), request);
+        }
         let from = match (source, resume) {
             (Some(source), _) => Origin::Memory { own: self.memory.as_deref(), source },
             (None, Some(checkpoint)) => Origin::Checkpoint(checkpoint),
