@@ -10,11 +10,8 @@ use thanos_tests::processes::{gone_within, send, workers};
 use thanos_tests::{Ran, Running, Scene};
 
 /// A model of CIFAR's shape that takes milliseconds.
-const SMALL_CIFAR: [&str; 3] = [
-    "cifar10_cnce",
-    "train.batch_size=8",
-    "model.encoder={vit: {patch: 8, width: 32, depth: 1, heads: 2, mlp: 32}}",
-];
+const SMALL_CIFAR: [&str; 3] =
+    ["cifar10_cnce", "train.batch_size=8", "model.encoder={vit: {patch: 8, width: 32, depth: 1, heads: 2, mlp: 32}}"];
 
 /// Starts a benchmark whose temporary files go into a folder of the scene.
 fn start(scene: &Scene, arguments: &[&str], failpoints: &str) -> Running {

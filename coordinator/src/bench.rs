@@ -112,7 +112,8 @@ impl Bench {
         let reports = reports(&events(run_dir)?);
         if made != expected || reports.len() != self.workers {
             let (found, workers) = (reports.len(), self.workers);
-            let message = format!("{made} of {expected} steps were recorded, and {found} of {workers} workers reported");
+            let message =
+                format!("{made} of {expected} steps were recorded, and {found} of {workers} workers reported");
             return Err(Fatal::new(EXIT_UNREACHABLE, message));
         }
         Ok(self.summary(&reports))

@@ -2,8 +2,8 @@
 //! there) is checked here, once, so that nothing above meets a half-filled message.
 
 use crate::message::{
-    Begin, BenchReport, BenchRequest, Best, CheckpointRef, CheckpointWritten, Command, Evaluated, Failed, Fetching, Heartbeat, Held, Hello,
-    PackRef, Rejoin, StageResult, StepDone, Welcome, WorkerEvent, WrittenFile,
+    Begin, BenchReport, BenchRequest, Best, CheckpointRef, CheckpointWritten, Command, Evaluated, Failed, Fetching,
+    Heartbeat, Held, Hello, PackRef, Rejoin, StageResult, StepDone, Welcome, WorkerEvent, WrittenFile,
 };
 use crate::{limits, v1};
 use std::time::Duration;

@@ -3,7 +3,10 @@
 use super::*;
 use std::collections::BTreeMap;
 use thanos_configs::TimeoutsConfig;
-use thanos_proto::{Begin, BenchReport, BenchRequest, CheckpointWritten, Evaluated, Failed, Heartbeat, PackRef, Rejoin, StageResult, StepDone};
+use thanos_proto::{
+    Begin, BenchReport, BenchRequest, CheckpointWritten, Evaluated, Failed, Heartbeat, PackRef, Rejoin, StageResult,
+    StepDone,
+};
 
 pub(in crate::run) const NOW: Duration = Duration::from_secs(1);
 
