@@ -72,10 +72,10 @@ fn numbers_belong_together(result: &Value, (batch, workers, steps): (f64, u64, u
     let (flops, ceiling) = (number(result, "/flops_per_step"), number(result, "/ceiling_flops_per_s"));
     let mfu = flops / (workers as f64 * ceiling * ms / 1e3);
     assert!((number(result, "/mfu") / mfu - 1.0).abs() < 1e-9, "{result}");
-    // Phases are all of a step, but for what rank 0 does between the last one and the next step.
+    // Phases are all of a step until it is committed.
     let phases = ["data", "forward", "gather", "backward", "reduce", "update"];
     let sum: f64 = phases.iter().map(|phase| result["phase_ms"][phase].as_f64().expect("a phase")).sum();
-    assert!(sum > 0.5 * mean && sum < 1.01 * mean, "{sum} ms in phases of {mean} ms: {result}");
+    assert!(sum > 0.5 * mean && sum <= mean, "{sum} ms in phases of {mean} ms: {result}");
     for pointer in ["/peak_memory_bytes", "/operators_per_step", "/parameters"] {
         number(result, pointer);
     }
@@ -151,6 +151,22 @@ fn a_benchmark_can_be_stopped() {
     assert!(ran.stdout.is_empty(), "{}", ran.stdout);
     assert!(ran.stderr.contains("stopped: nothing was measured"), "{}", ran.stderr);
     nothing_is_left(&scene);
+}
+
+/// A worker that hangs keeps the first signal from ending it.
+#[test]
+fn a_second_signal_ends_a_benchmark_at_once() {
+    let scene = Scene::new();
+    let mut running = start(&scene, &["digits_cnce"], "hang=return(0:0)");
+    running.wait_for_line("generation 1: 1 worker");
+    let pids = workers(&run_dir(&scene));
+    send(running.pid(), Signal::SIGINT);
+    running.wait_for_line("stopping at a common step: Ctrl-C");
+    send(running.pid(), Signal::SIGTERM);
+    let ran = running.wait().expect(75);
+    assert!(ran.stdout.is_empty(), "{}", ran.stdout);
+    nothing_is_left(&scene);
+    gone_within(&pids.into_values().collect::<Vec<i32>>(), Duration::from_secs(6));
 }
 
 #[test]

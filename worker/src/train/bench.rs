@@ -7,8 +7,10 @@ use crate::feed::Feed;
 use crate::stage::Stage;
 use anyhow::Result;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-/// One update, which runs when it is called; its result is the rank's time by phase, in seconds.
+/// One update, which runs when it is called; its result is the rank's time by phase until the update is committed, in
+/// seconds.
 pub(crate) type Update<'a> = dyn FnMut() -> Result<BTreeMap<String, f64>> + 'a;
 
 /// Hands the first `total` updates of a stage to `each`, with their numbers. `false`: a stop was asked for, and all ranks
@@ -27,6 +29,8 @@ pub(crate) fn updates(
     for step in 0..total {
         let mut stop = false;
         let mut update = || {
+            // What was done since the last update is no part of this one.
+            _ = peers.session.take_phase_seconds(Duration::ZERO);
             trainer.phase("data");
             let batch = feed.next()?.expect("the feed has as many batches as updates were asked for");
             stop = trainer.update(&batch, total)?.stop;
