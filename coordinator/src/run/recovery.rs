@@ -266,7 +266,7 @@ impl Run {
         }
         if restart > limit {
             let why = match limit {
-                0 => format!("{worker} is not restarted"),
+                0 => format!("{worker} {how} and is not restarted"),
                 _ => format!("{worker} was restarted {limit} times without a step"),
             };
             return self.give_up(why, now);
