@@ -1,6 +1,7 @@
 //! The conductor: one task that owns the run. It feeds the rules in `run.rs` with what happens, and carries out what
 //! they say; it decides nothing, and waits for nothing but events: what touches the run directory is `journal.rs`'s.
 
+use crate::bench;
 use crate::exit::{EXIT_IO, Fatal};
 use crate::journal::Journal;
 use crate::launcher::Launcher;
@@ -170,6 +171,7 @@ pub(crate) fn line(notice: &Notice) -> (&'static str, Value) {
             ("checkpoint_failed", json!({"stage": stage, "step": step, "reason": reason}))
         }
         Notice::StageComplete(result) => ("stage_complete", json!({"stage": result.stage, "seconds": result.seconds})),
+        Notice::Benched(report) => ("benched", bench::to_json(report)),
         Notice::Stopping { reason } => ("stopping", json!({"reason": reason})),
         Notice::SavingBeforeEnd { worker, stage, step } => {
             ("saving_before_end", json!({"worker": worker, "stage": stage, "step": step}))

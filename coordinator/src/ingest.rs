@@ -18,6 +18,7 @@ mod raw;
 mod sets;
 mod sheet;
 mod sources;
+mod synthetic;
 mod tinyimagenet;
 mod tree;
 
@@ -25,6 +26,7 @@ pub use error::{DataError, PackFault, RawFault};
 pub use info::PackInfo;
 pub(crate) use known::{find_packs, raw_stamp};
 pub use sheet::contact_sheet;
+pub(crate) use synthetic::pack_synthetic;
 
 use pack_file::Sink;
 use pack_header::{Header, LeftOut};
@@ -77,9 +79,12 @@ pub struct Packs {
 /// If raw files are missing or bad, or a pack cannot be written.
 pub fn pack(config: &DataConfig, packs_dir: &Path, on_split: OnSplit<'_>) -> Result<Packs, DataError> {
     let raw = sources::locate(config)?;
-    let packing = Packing { raw: raw.as_ref(), packs_dir, on_split };
+    pack_raw(&Packing { raw: raw.as_ref(), packs_dir, on_split })
+}
+
+fn pack_raw(packing: &Packing<'_>) -> Result<Packs, DataError> {
     // One split after the other. The training images' mean and std are those of both.
-    let (train, facts, train_reused) = packing.pack(Split::Train, raw.facts())?;
+    let (train, facts, train_reused) = packing.pack(Split::Train, packing.raw.facts())?;
     let (test, _, test_reused) = packing.pack(Split::Test, &facts)?;
     Ok(Packs { train, test, reused: train_reused && test_reused })
 }

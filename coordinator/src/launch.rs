@@ -30,7 +30,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 use thanos_configs::{Plan, to_yaml};
-use thanos_proto::{PackRef, Welcome};
+use thanos_proto::{BenchRequest, PackRef, Welcome};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 
@@ -89,6 +89,8 @@ pub(crate) struct Launch {
     pub status: Option<SocketAddr>,
     /// With which a stopped run goes on, such as `serve`.
     pub command: &'static str,
+    /// The run is a benchmark, on these packs instead of those of the plan's data.
+    pub bench: Option<(BenchRequest, Packs)>,
 }
 
 /// How a launch ended well.
@@ -192,6 +194,7 @@ fn welcome(
         lease: launch.lease,
         scrape_token_sha256: credentials.map(Credentials::scrape_token_sha256).transpose()?,
         grace: launch.grace,
+        bench: launch.bench.as_ref().map(|(request, _)| *request),
     })
 }
 
@@ -238,7 +241,9 @@ async fn conduct(
         let reason = "requested before the coordinator was restarted".into();
         _ = events.try_send(Event::StopAsked { reason });
     }
-    terminal::line(&format!("run directory: {}", launch.run_dir.display()));
+    if launch.bench.is_none() {
+        terminal::line(&format!("run directory: {}", launch.run_dir.display()));
+    }
     let launcher = start_workers(launch, address, credentials.as_ref(), &events)?;
     if launcher.is_none() {
         invite(launch.workers, address, credentials.as_deref())?;

@@ -6,10 +6,11 @@
 //! `thanos-door`, `server.rs`, `store.rs` and `packs.rs` (gRPC), `launcher.rs` and `slurm.rs` (worker
 //! processes), `run_dir.rs`,
 //! `ledger.rs` and `checkpoints.rs` (what is kept), `fetch.rs` and `ingest.rs` (published files, and raw data to packs),
-//! `observe.rs`, `metrics.rs` and `tensorboard.rs` (what is scraped and drawn), `terminal.rs`, `progress.rs`, `report.rs`, `status.rs` and `verify_run.rs` (what people see), `chaos.rs` (faults on demand), `render.rs`
+//! `observe.rs`, `metrics.rs` and `tensorboard.rs` (what is scraped and drawn), `terminal.rs`, `progress.rs`, `report.rs`, `status.rs` and `verify_run.rs` (what people see), `chaos.rs` (faults on demand), `bench.rs` (how fast a step is), `render.rs`
 //! (job scripts and manifests),
 //! `cli.rs`.
 
+mod bench;
 mod chaos;
 mod checkpoints;
 mod cli;

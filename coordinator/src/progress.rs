@@ -213,7 +213,7 @@ impl Progress {
             Notice::Fetched { worker, split, bytes, .. } => {
                 terminal::line(&format!("{worker} got the {split} images from here: {}", HumanBytes(*bytes)));
             }
-            Notice::Joined { .. } | Notice::Evaluated(_) | Notice::Saved { .. } => {}
+            Notice::Joined { .. } | Notice::Evaluated(_) | Notice::Saved { .. } | Notice::Benched(_) => {}
         }
     }
 }

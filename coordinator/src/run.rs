@@ -302,6 +302,7 @@ impl Run {
             WorkerEvent::StageFinished { .. } | WorkerEvent::Shows { .. } => Vec::new(),
             WorkerEvent::Stopped { stage, step } => self.stopped(session, (stage, step), now),
             WorkerEvent::Finished => self.finished(session, now),
+            WorkerEvent::Benched(report) => self.benched(session, report, now),
             WorkerEvent::StopRequested { reason } => self.stop_requested(reason, now),
             WorkerEvent::Failed(failed) => self.failed(session, &failed, now),
         }

@@ -2,8 +2,8 @@
 //! there) is checked here, once, so that nothing above meets a half-filled message.
 
 use crate::message::{
-    Begin, Best, CheckpointRef, CheckpointWritten, Command, Evaluated, Failed, Fetching, GroupFailure, Heartbeat, Held,
-    Hello, PackRef, Rejoin, StageResult, StepDone, Welcome, WorkerEvent, WrittenFile,
+    Begin, BenchReport, BenchRequest, Best, CheckpointRef, CheckpointWritten, Command, Evaluated, Failed, Fetching,
+    GroupFailure, Heartbeat, Held, Hello, PackRef, Rejoin, StageResult, StepDone, Welcome, WorkerEvent, WrittenFile,
 };
 use crate::{limits, v1};
 use std::time::Duration;
@@ -54,6 +54,11 @@ same_fields! {
     }
     WrittenFile { name, bytes, sha256 }
     Best { epoch, validation_accuracy }
+    BenchRequest { warmup_steps, steps }
+    BenchReport {
+        rank, device, precision, collectives, step_seconds, phase_seconds, flops, operators, kernels, ceiling_flops_per_s,
+        ceiling_product, peak_memory_bytes, parameters
+    }
     CheckpointRef { stage, folder, manifest_sha256, step }
     StageResult {
         stage, seconds, validation_accuracy, coarse_test_accuracy, fine_test_accuracy, knn_fine_accuracy,
@@ -135,6 +140,7 @@ impl From<WorkerEvent> for v1::WorkerEvent {
                 Event::Failed(v1::Failed { phase, message, exit_code: exit_code.into() })
             }
             WorkerEvent::Finished => Event::Finished(v1::Finished {}),
+            WorkerEvent::Benched(report) => Event::Benched(report.into()),
         };
         Self { event: Some(event) }
     }
@@ -166,6 +172,7 @@ impl TryFrom<v1::WorkerEvent> for WorkerEvent {
                 WorkerEvent::Failed(Failed { phase, message, exit_code: exit_code("Failed", code)? })
             }
             Event::Finished(v1::Finished {}) => WorkerEvent::Finished,
+            Event::Benched(report) => WorkerEvent::Benched(report.into()),
         })
     }
 }
@@ -182,6 +189,7 @@ impl From<Welcome> for v1::Welcome {
             lease_ms: u64::try_from(from.lease.as_millis()).unwrap_or(u64::MAX),
             scrape_token_sha256: from.scrape_token_sha256,
             grace_ms: from.grace.map(|grace| u64::try_from(grace.as_millis()).unwrap_or(u64::MAX)),
+            bench: from.bench.map(v1::BenchRequest::from),
         }
     }
 }
@@ -198,6 +206,7 @@ impl From<v1::Welcome> for Welcome {
             lease: Duration::from_millis(from.lease_ms),
             scrape_token_sha256: from.scrape_token_sha256,
             grace: from.grace_ms.map(Duration::from_millis),
+            bench: from.bench.map(BenchRequest::from),
         }
     }
 }

@@ -12,6 +12,8 @@ const MAX_TEXT_BYTES: usize = 4096;
 const MAX_ENTRIES: usize = 32;
 /// Steps that a worker brings along when it comes back.
 const MAX_RECENT_STEPS: usize = 256;
+/// Steps that a benchmark may measure.
+pub const MAX_BENCH_STEPS: u64 = 100_000;
 /// The phases that a step's time is divided into; a label of metrics is one of these or "other".
 pub const PHASES: [&str; 14] = [
     "start",
@@ -121,6 +123,7 @@ pub(crate) fn check(event: &mut v1::worker_event::Event) -> Result<(), Malformed
             Ok(())
         }
         Event::Shows(shows) => name("Shows", "address", &shows.address),
+        Event::Benched(report) => benched(report),
         _ => Ok(()),
     }
 }
@@ -139,6 +142,21 @@ fn step(step: &mut v1::StepDone) -> Result<(), Malformed> {
         text(skipped);
     }
     Ok(())
+}
+
+fn benched(report: &v1::BenchReport) -> Result<(), Malformed> {
+    const REPORT: &str = "BenchReport";
+    name(REPORT, "device", &report.device)?;
+    name(REPORT, "precision", &report.precision)?;
+    name(REPORT, "collectives", &report.collectives)?;
+    name(REPORT, "ceiling_product", &report.ceiling_product)?;
+    entries(REPORT, "step_seconds", report.step_seconds.len(), MAX_BENCH_STEPS as usize)?;
+    named(REPORT, "phase_seconds", &report.phase_seconds)?;
+    let numbers = report.step_seconds.iter().chain(report.phase_seconds.values()).chain([&report.ceiling_flops_per_s]);
+    match numbers.copied().find(|number| !number.is_finite()) {
+        Some(number) => Err(malformed(REPORT, format!("a time or rate is {number}"))),
+        None => Ok(()),
+    }
 }
 
 fn checkpoint(written: &v1::CheckpointWritten) -> Result<(), Malformed> {
@@ -201,6 +219,13 @@ mod tests {
                 ..v1::CheckpointWritten::default()
             }),
             Event::Shows(v1::Shows { address: long() }),
+            Event::Benched(v1::BenchReport { device: long(), ..v1::BenchReport::default() }),
+            Event::Benched(v1::BenchReport { phase_seconds: many(), ..v1::BenchReport::default() }),
+            Event::Benched(v1::BenchReport { step_seconds: vec![0.1, f64::NAN], ..v1::BenchReport::default() }),
+            Event::Benched(v1::BenchReport {
+                step_seconds: vec![0.1; MAX_BENCH_STEPS as usize + 1],
+                ..v1::BenchReport::default()
+            }),
         ] {
             assert!(converted(bad.clone()).is_err(), "{bad:?}");
         }

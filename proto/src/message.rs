@@ -49,8 +49,10 @@ pub enum WorkerEvent {
         step: u64,
     },
     Failed(Failed),
-    /// All stages are done.
+    /// All stages are done, or the benchmark is.
     Finished,
+    /// From each rank of a benchmark, before `Finished`.
+    Benched(BenchReport),
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -263,6 +265,45 @@ pub struct Welcome {
     pub scrape_token_sha256: Option<String>,
     /// How long a stop may take, its retried saves included; `None`: no limit was set.
     pub grace: Option<Duration>,
+    /// The run is a benchmark: the first stage is measured instead of trained.
+    pub bench: Option<BenchRequest>,
+}
+
+/// What a benchmark measures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BenchRequest {
+    /// Steps before the measured ones; at least one.
+    pub warmup_steps: u64,
+    /// Steps that are measured; at least one.
+    pub steps: u64,
+}
+
+/// What one rank of a benchmark measured.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BenchReport {
+    pub rank: u32,
+    /// Name of the processor or GPU.
+    pub device: String,
+    /// What products are computed in.
+    pub precision: String,
+    pub collectives: String,
+    /// Wall-clock time of each measured step.
+    pub step_seconds: Vec<f64>,
+    /// Mean time of each phase of the measured steps.
+    pub phase_seconds: BTreeMap<String, f64>,
+    /// Floating point operations of this rank's part of one step.
+    pub flops: u64,
+    /// Operators that a step dispatches.
+    pub operators: u64,
+    /// Kernels that a step runs on the GPU; `None`: not known, as on the CPU.
+    pub kernels: Option<u64>,
+    /// The fastest large matrix product on this device while all ranks compute one.
+    pub ceiling_flops_per_s: f64,
+    /// Which product that was.
+    pub ceiling_product: String,
+    /// Of the GPU, or of the process on the CPU, during the measured steps.
+    pub peak_memory_bytes: u64,
+    pub parameters: u64,
 }
 
 /// A pack: `split` is `train` or `test`.

@@ -9,6 +9,7 @@
 //! labels [n] i64. A batch of two views is flattened as (image, view): an image's views are neighbours.
 
 mod backbone;
+mod bench;
 mod checkpoint;
 mod data;
 pub mod device_views;

@@ -91,4 +91,8 @@ impl Recent {
     pub(crate) fn to_vec(&self) -> Vec<StepDone> {
         self.0.iter().cloned().collect()
     }
+
+    pub(crate) fn last(&self) -> Option<&StepDone> {
+        self.0.back()
+    }
 }

@@ -2,6 +2,7 @@
 //! What a stage does is not known here.
 
 use crate::backbone::Backbone;
+use crate::bench::bench;
 use crate::checkpoint::{self, BEST, Committed, load_weights};
 use crate::data::{Data, LocalPack};
 use crate::evaluate::{Judge, StopAsked};
@@ -31,7 +32,8 @@ use thanos_c10d::{Address, ErrorKind, ProcessGroup, keep_freed_memory, set_tf32,
 use thanos_configs::{DataSet, Plan, Precision, StagePlan, TransferPlan, init_key, stage_key};
 use thanos_door::{address_towards, check_interface, interface_of, raise_descriptor_limit};
 use thanos_proto::{
-    Begin, CheckpointRef, CheckpointWritten, Failed, GroupFailure, Held, Hello, PackRef, Rejoin, Welcome, WorkerEvent,
+    Begin, BenchRequest, CheckpointRef, CheckpointWritten, Failed, GroupFailure, Held, Hello, PackRef, Rejoin, Welcome,
+    WorkerEvent,
 };
 
 /// What a worker is told on its command line; everything else comes from the coordinator.
@@ -158,6 +160,7 @@ fn take_part(options: &Options, session: &Session, welcome: &Welcome) -> Result<
         memory: None,
         stage: 0,
         last_save: Cell::new(Instant::now()),
+        bench: welcome.bench,
     };
     let collective = Duration::from_secs_f64(plan.config().timeouts.collective_seconds);
     let mut ready = WorkerEvent::Ready { config_digest: plan.resolved_digest().into() };
@@ -262,6 +265,8 @@ struct Worker<'a> {
     stage: usize,
     /// When the last save had been started.
     last_save: Cell<Instant>,
+    /// Stages are measured, and not trained.
+    bench: Option<BenchRequest>,
 }
 
 impl Worker<'_> {
@@ -398,6 +403,9 @@ impl Worker<'_> {
                 stage => stage?,
             },
         };
+        if let Some(request) = self.bench {
+            return bench(stage.as_mut(), (self.data, &recipe, &peers), request);
+        }
         let from = match (source, resume) {
             (Some(source), _) => Origin::Memory { own: self.memory.as_deref(), source },
             (None, Some(checkpoint)) => Origin::Checkpoint(checkpoint),

@@ -1,6 +1,7 @@
 //! The river of one stage: batch, losses, gradients, reduction, update, commit. There is no branch on the number of
 //! ranks: one rank is a group of size one. What a batch becomes is the stage's (`stage.rs`).
 
+pub(crate) mod bench;
 mod checks;
 mod gpu_clock;
 

@@ -305,6 +305,7 @@ impl LaunchArguments {
             tensorboard: asked.plan.config().log.tensorboard,
             status: self.status,
             command: asked.launcher.command(),
+            bench: None,
         })
     }
 

@@ -2,7 +2,9 @@
 
 use crate::signals::is_stop_signal;
 use std::time::Duration;
-use thanos_proto::{CheckpointRef, CheckpointWritten, Command, Evaluated, Hello, StageResult, StepDone, WorkerEvent};
+use thanos_proto::{
+    BenchReport, CheckpointRef, CheckpointWritten, Command, Evaluated, Hello, StageResult, StepDone, WorkerEvent,
+};
 
 const SIGKILL: i32 = 9;
 
@@ -148,6 +150,8 @@ pub(crate) enum Notice {
         reason: String,
     },
     StageComplete(StageResult),
+    /// A rank of a benchmark reports what it measured.
+    Benched(BenchReport),
     Stopping {
         reason: String,
     },

@@ -274,7 +274,11 @@ impl Run {
             return vec![Effect::Tell(Notice::Abandoned { worker: worker.into(), how: how.into() })];
         }
         if restart > limit {
-            return self.give_up(format!("{worker} was restarted {limit} times without a step"), now);
+            let why = match limit {
+                0 => format!("{worker} {how} and is not restarted"),
+                _ => format!("{worker} was restarted {limit} times without a step"),
+            };
+            return self.give_up(why, now);
         }
         let after = if restart == 1 { Duration::ZERO } else { RESTART_BACKOFF * (1 << (restart - 2)) };
         let notice = Notice::Restarting { worker: worker.into(), how: how.into(), cause, restart };

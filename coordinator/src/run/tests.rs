@@ -3,7 +3,10 @@
 use super::*;
 use std::collections::BTreeMap;
 use thanos_configs::TimeoutsConfig;
-use thanos_proto::{Begin, CheckpointWritten, Evaluated, Failed, Heartbeat, PackRef, Rejoin, StageResult, StepDone};
+use thanos_proto::{
+    Begin, BenchReport, BenchRequest, CheckpointWritten, Evaluated, Failed, Heartbeat, PackRef, Rejoin, StageResult,
+    StepDone,
+};
 
 pub(in crate::run) const NOW: Duration = Duration::from_secs(1);
 
@@ -23,6 +26,7 @@ pub(in crate::run) fn start(workers: usize) -> Start {
             lease: Duration::from_secs(4),
             scrape_token_sha256: None,
             grace: None,
+            bench: None,
         },
         version: "1".into(),
         last_generation: 3,
@@ -514,4 +518,41 @@ fn a_stop_that_takes_too_long_ends_at_the_last_checkpoint() {
     let effects = pass(&mut run, Duration::from_millis(100), &beats);
     assert_eq!(notices(&effects), [Notice::GraceOver]);
     assert_eq!(end(&effects), (Some(Verdict::Stopped { at: Some(("a".into(), 5)) }), vec![1, 2]));
+}
+
+/// A benchmark's ranks report and finish without a checkpoint; a report that was not asked for ends its sender.
+#[test]
+fn a_benchmark_is_done_when_all_ranks_have_reported() {
+    let report = |rank: u32| {
+        WorkerEvent::Benched(BenchReport {
+            rank,
+            device: String::new(),
+            precision: String::new(),
+            collectives: String::new(),
+            step_seconds: vec![0.1],
+            phase_seconds: BTreeMap::new(),
+            flops: 1,
+            operators: 1,
+            kernels: None,
+            ceiling_flops_per_s: 1.0,
+            ceiling_product: String::new(),
+            peak_memory_bytes: 1,
+            parameters: 1,
+        })
+    };
+    let mut run = training();
+    let effects = said(&mut run, 1, report(0));
+    assert!(matches!(&notices(&effects)[..], [Notice::Lost { .. }]), "{effects:?}");
+    let mut run = training();
+    run.start.welcome.bench = Some(BenchRequest { warmup_steps: 1, steps: 1 });
+    let effects = said(&mut run, 1, report(1));
+    assert!(matches!(&notices(&effects)[..], [Notice::Lost { .. }]), "of another rank: {effects:?}");
+    let mut run = training();
+    run.start.welcome.bench = Some(BenchRequest { warmup_steps: 1, steps: 1 });
+    for (session, rank) in [(1, 0), (2, 1)] {
+        let effects = said(&mut run, session, report(rank));
+        assert!(matches!(&notices(&effects)[..], [Notice::Benched(_)]), "{effects:?}");
+        let verdict = end(&said(&mut run, session, WorkerEvent::Finished)).0;
+        assert_eq!(verdict, (rank == 1).then_some(Verdict::Done));
+    }
 }

@@ -107,6 +107,23 @@ fn small_events_come_back_equal() {
     check_event(WorkerEvent::Stopped { stage: "s".into(), step: 3 });
     check_event(WorkerEvent::Failed(Failed { phase: "p".into(), message: "m".into(), exit_code: 255 }));
     check_event(WorkerEvent::Finished);
+    let report = BenchReport {
+        rank: 1,
+        device: "d".into(),
+        precision: "float32".into(),
+        collectives: "gloo".into(),
+        step_seconds: vec![0.5, 0.25],
+        phase_seconds: BTreeMap::from([("forward".into(), 0.125)]),
+        flops: 2,
+        operators: 3,
+        kernels: Some(0),
+        ceiling_flops_per_s: 4.5,
+        ceiling_product: "5 x 5 x 5".into(),
+        peak_memory_bytes: 6,
+        parameters: 7,
+    };
+    check_event(WorkerEvent::Benched(BenchReport { kernels: None, ..report.clone() }));
+    check_event(WorkerEvent::Benched(report));
 }
 
 #[test]
@@ -121,7 +138,9 @@ fn commands_come_back_equal() {
         lease: Duration::from_millis(1500),
         scrape_token_sha256: Some("d".into()),
         grace: Some(Duration::from_millis(2500)),
+        bench: Some(BenchRequest { warmup_steps: 1, steps: 2 }),
     };
+    check_command(Command::Welcome(Welcome { bench: None, ..welcome.clone() }));
     check_command(Command::Welcome(Welcome { grace: None, ..welcome.clone() }));
     check_command(Command::Welcome(welcome));
     let begin = Begin {

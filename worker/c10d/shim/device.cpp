@@ -8,29 +8,14 @@
 #include <cuda_runtime_api.h>
 #endif
 
+#include <cstdint>
 #include <cstdlib>
-#include <cstring>
-#include <exception>
 #include <memory>
 #include <stdexcept>
-#include <string>
+
+#include "guard.h"
 
 namespace {
-
-// An error as `group.rs` reads it: its kind, which is never a lost peer here, and its text.
-char* described(const char* text) { return strdup((std::string("O") + text).c_str()); }
-
-template <typename F>
-char* guard(F&& body) {
-  try {
-    body();
-    return nullptr;
-  } catch (const std::exception& error) {
-    return described(error.what());
-  } catch (...) {
-    return described("a C++ exception of an unknown type");
-  }
-}
 
 #ifndef USE_C10D_NCCL
 [[noreturn]] void no_cuda() { throw std::runtime_error("this program was built without CUDA"); }
