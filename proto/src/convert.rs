@@ -2,8 +2,8 @@
 //! there) is checked here, once, so that nothing above meets a half-filled message.
 
 use crate::message::{
-    Begin, Best, CheckpointRef, CheckpointWritten, Command, Evaluated, Failed, Fetching, Heartbeat, Held, Hello,
-    PackRef, Rejoin, StageResult, StepDone, Welcome, WorkerEvent, WrittenFile,
+    Begin, Best, CheckpointRef, CheckpointWritten, Command, Evaluated, Failed, Fetching, Heartbeat, Held, PackRef,
+    Rejoin, StageResult, StepDone, Welcome, WorkerEvent, WrittenFile,
 };
 use crate::{limits, v1};
 use std::time::Duration;
@@ -42,7 +42,6 @@ macro_rules! same_fields {
 }
 
 same_fields! {
-    Hello { worker_id, host, pid, version, generation }
     Fetching { split, from, done, total }
     Held { stage, step, settled }
     Heartbeat { generation, stage, step, phase, collectives, waited_ms, progress, in_collective }
@@ -145,7 +144,7 @@ impl TryFrom<v1::WorkerEvent> for WorkerEvent {
         let mut event = from.event.ok_or_else(|| malformed("WorkerEvent", "it holds no event"))?;
         limits::check(&mut event)?;
         Ok(match event {
-            Event::Hello(hello) => WorkerEvent::Hello(hello.into()),
+            Event::Hello(hello) => WorkerEvent::Hello(hello.try_into()?),
             Event::Ready(v1::Ready { config_digest }) => WorkerEvent::Ready { config_digest },
             Event::NotSaved(v1::NotSaved { stage, step, reason }) => WorkerEvent::NotSaved { stage, step, reason },
             Event::Rejoin(rejoin) => WorkerEvent::Rejoin(rejoin.into()),
@@ -209,6 +208,7 @@ impl From<Begin> for v1::Begin {
             resume: from.resume.map(v1::CheckpointRef::from),
             complete: from.complete.into_iter().map(v1::CheckpointRef::from).collect(),
             source: from.source,
+            collectives: v1::Collectives::from(from.collectives).into(),
         }
     }
 }
@@ -223,6 +223,7 @@ impl TryFrom<v1::Begin> for Begin {
         if let Some(source) = from.source.filter(|source| *source >= from.world_size) {
             return Err(malformed("Begin", format!("source {source} of {} ranks", from.world_size)));
         }
+        let collectives = from.collectives().try_into()?;
         Ok(Self {
             generation: from.generation,
             rank: from.rank,
@@ -231,6 +232,7 @@ impl TryFrom<v1::Begin> for Begin {
             resume: from.resume.map(CheckpointRef::from),
             complete: from.complete.into_iter().map(CheckpointRef::from).collect(),
             source: from.source,
+            collectives,
         })
     }
 }
@@ -293,5 +295,6 @@ impl TryFrom<v1::Command> for Command {
     }
 }
 
+mod device;
 #[cfg(test)]
 mod tests;

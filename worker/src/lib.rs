@@ -11,6 +11,7 @@
 mod backbone;
 mod checkpoint;
 mod data;
+mod device;
 pub mod device_views;
 mod evaluate;
 mod exit;
@@ -45,3 +46,4 @@ pub use optimizer::AdamW;
 pub use pack::Pack;
 pub use run::{Options, Outcome, work};
 pub use thanos_c10d::Address;
+pub use thanos_door::DeviceChoice;
