@@ -31,6 +31,9 @@ const MOST_LEAVING: Duration = Duration::from_secs(10);
 /// What a worker's id begins with on this machine; its place there follows.
 const WORKER: &str = "worker";
 
+/// Variable by which CUDA orders GPUs.
+const DEVICE_ORDER: &str = "CUDA_DEVICE_ORDER";
+
 /// Where workers are started.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
@@ -271,6 +274,10 @@ impl WorkerCommand {
         if self.device != DeviceChoice::Auto {
             command.args(["--device", &self.device.to_string()]);
         }
+        // CUDA numbers GPUs as nvidia-smi does, and as they are reported.
+        if std::env::var_os(DEVICE_ORDER).is_none() {
+            command.env(DEVICE_ORDER, "PCI_BUS_ID");
+        }
         if self.shares_gpu_by_nccl {
             command.envs(shared_nccl_variables(worker, self.interface.is_some()));
         }
@@ -314,3 +321,6 @@ impl WorkerCommand {
 fn signal_of(status: ExitStatus) -> Option<i32> {
     status.signal().or(status.code().filter(|code| *code > 128).map(|code| code - 128))
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,9 +7,12 @@ mod visible;
 use std::fs;
 use std::path::Path;
 
-/// Names a folder that is looked at instead of `/`, for tests on machines without a GPU: its `proc/driver/nvidia/gpus` and
-/// `dev` describe the GPUs. Nothing but the detection reads it.
+/// Names a folder that is looked at instead of `/`, for tests on machines without a GPU: its `proc/driver/nvidia/gpus`,
+/// `dev` and `usr/bin` describe the GPUs. Nothing but the detection reads it.
 pub const MACHINE_ROOT: &str = "THANOS_MACHINE_ROOT";
+
+/// The program with which CUDA makes device nodes; no container has it without the driver's other programs.
+const MODPROBE: &str = "usr/bin/nvidia-modprobe";
 
 /// A GPU, as far as the driver describes it. Some sandboxes show only its device node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,8 +39,11 @@ impl Gpu {
 pub struct GpuFacts {
     /// Those of `/proc/driver/nvidia/gpus`. In a container they may be those of the whole host.
     pub driver: Vec<Gpu>,
-    /// The N of each `/dev/nvidiaN`. They may be missing until CUDA is first used.
+    /// The N of each `/dev/nvidiaN`.
     pub nodes: Vec<u32>,
+    /// CUDA makes device nodes that are missing, as on a host on which it was not used since its start; in a container
+    /// that was given no GPUs it cannot.
+    pub makes_nodes: bool,
     pub cuda_visible_devices: Option<String>,
     pub nvidia_visible_devices: Option<String>,
     /// GPUs that Slurm has allocated to this step or job on this machine.
@@ -62,6 +68,7 @@ impl GpuFacts {
         Self {
             driver: entries("proc/driver/nvidia/gpus").filter_map(gpu).collect(),
             nodes: entries("dev").filter_map(node).collect(),
+            makes_nodes: root.join(MODPROBE).exists(),
             cuda_visible_devices: variable("CUDA_VISIBLE_DEVICES"),
             nvidia_visible_devices: variable("NVIDIA_VISIBLE_DEVICES"),
             allocated: allocated(&variable),
@@ -79,15 +86,16 @@ impl GpuFacts {
 
     /// Whether there are GPUs which the environment hides from this process.
     pub fn are_hidden(&self) -> bool {
-        self.usable().is_empty() && !(self.driver.is_empty() && self.nodes.is_empty())
+        self.usable().is_empty() && !self.installed().is_empty()
     }
 
     /// GPUs of this machine or container, in CUDA's order: by their PCI location.
     fn installed(&self) -> Vec<Gpu> {
         let container = self.nvidia_visible_devices.as_deref();
-        // Container runtimes mount the host's /proc/driver, but only the container's own device nodes. `void` alone proves
-        // nothing: it is set as well where GPUs are given to a container by CDI.
-        if container == Some("none") || container == Some("void") && self.nodes.is_empty() {
+        // A container may show the driver of its host, but has only its own device nodes. With nodes `void` means nothing:
+        // it is set as well where GPUs are given to a container by CDI.
+        let is_without = self.nodes.is_empty() && (!self.makes_nodes || container == Some("void"));
+        if container == Some("none") || is_without {
             return Vec::new();
         }
         let has_node = |gpu: &&Gpu| self.nodes.is_empty() || gpu.minor.is_none_or(|minor| self.nodes.contains(&minor));

@@ -381,6 +381,7 @@ impl LaunchArguments {
             return Err(Fatal::new(EXIT_USAGE, message));
         }
         let before_device = before.and_then(|before| before.device.parse().ok());
+        let before_device = before_device.filter(|device| *device != DeviceChoice::Auto);
         let variable = || match std::env::var("THANOS_DEVICE").ok().filter(|_| launcher != LauncherName::None) {
             Some(text) => {
                 let wrong = |error| Fatal::new(EXIT_USAGE, format!("THANOS_DEVICE={text}: {error}"));

@@ -6,7 +6,7 @@ use thanos_door::Gpu;
 
 fn machine(gpus: u32) -> GpuFacts {
     let gpu = |minor| Gpu { minor: Some(minor), ..Gpu::default() };
-    GpuFacts { driver: (0..gpus).map(gpu).collect(), ..GpuFacts::default() }
+    GpuFacts { driver: (0..gpus).map(gpu).collect(), nodes: (0..gpus).collect(), ..GpuFacts::default() }
 }
 
 fn request(device: DeviceChoice, workers: usize) -> Request {

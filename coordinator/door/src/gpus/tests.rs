@@ -49,7 +49,7 @@ fn a_description_of_the_driver_is_read() {
 #[test]
 fn the_order_is_that_of_the_pci_bus() {
     let swapped = Gpu { minor: Some(0), ..gpu(1) };
-    let facts = GpuFacts { driver: vec![gpu(2), swapped.clone()], ..GpuFacts::default() };
+    let facts = GpuFacts { driver: vec![gpu(2), swapped.clone()], nodes: vec![0, 2], ..GpuFacts::default() };
     assert_eq!(facts.usable(), [swapped, gpu(2)]);
 }
 
@@ -57,7 +57,8 @@ fn the_order_is_that_of_the_pci_bus() {
 fn visible_devices_select_and_reorder() {
     let check = |list: Option<&str>, expected: &[u32]| {
         let driver = vec![gpu(0), gpu(1), gpu(2)];
-        let facts = GpuFacts { driver, cuda_visible_devices: list.map(Into::into), ..GpuFacts::default() };
+        let cuda_visible_devices = list.map(Into::into);
+        let facts = GpuFacts { driver, nodes: vec![0, 1, 2], cuda_visible_devices, ..GpuFacts::default() };
         let expected: Vec<Gpu> = expected.iter().map(|index| gpu(*index)).collect();
         assert_eq!(facts.usable(), expected, "{list:?}");
         assert_eq!(facts.are_hidden(), expected.is_empty(), "{list:?}");
@@ -81,7 +82,11 @@ fn visible_devices_select_and_reorder() {
 
 #[test]
 fn a_mig_instance_is_one_device() {
-    let facts = |driver| GpuFacts { driver, cuda_visible_devices: Some("MIG-a,MIG-b".into()), ..GpuFacts::default() };
+    let cuda_visible_devices = || Some("MIG-a,MIG-b".into());
+    let facts = |driver: Vec<Gpu>| {
+        let nodes = driver.iter().filter_map(|gpu| gpu.minor).collect();
+        GpuFacts { driver, nodes, cuda_visible_devices: cuda_visible_devices(), ..GpuFacts::default() }
+    };
     let ids: Vec<_> = facts(vec![gpu(0)]).usable().iter().map(Gpu::id).collect();
     assert_eq!(ids, [Some("MIG-a".into())]);
     assert_eq!(facts(Vec::new()).usable(), []);
@@ -89,8 +94,9 @@ fn a_mig_instance_is_one_device() {
 
 #[test]
 fn a_container_has_the_gpus_of_its_device_nodes() {
-    let check = |driver: &[u32], nodes: &[u32], container: Option<&str>, expected: &[Gpu]| {
+    let check_on = |makes_nodes, driver: &[u32], nodes: &[u32], container: Option<&str>, expected: &[Gpu]| {
         let facts = GpuFacts {
+            makes_nodes,
             driver: driver.iter().map(|index| gpu(*index)).collect(),
             nodes: nodes.to_vec(),
             nvidia_visible_devices: container.map(Into::into),
@@ -98,10 +104,18 @@ fn a_container_has_the_gpus_of_its_device_nodes() {
         };
         assert_eq!(facts.usable(), expected, "{driver:?} {nodes:?} {container:?}");
     };
+    let check = |driver: &[u32], nodes: &[u32], container: Option<&str>, expected: &[Gpu]| {
+        check_on(false, driver, nodes, container, expected);
+        if !nodes.is_empty() {
+            check_on(true, driver, nodes, container, expected);
+        }
+    };
     check(&[], &[], None, &[]);
     check(&[0, 1], &[0, 1], None, &[gpu(0), gpu(1)]);
-    // Before CUDA's first use there are no nodes.
-    check(&[0, 1], &[], None, &[gpu(0), gpu(1)]);
+    // A container of a machine with GPUs that was given none; and that machine before CUDA's first use.
+    check_on(false, &[0, 1], &[], None, &[]);
+    check_on(true, &[0, 1], &[], None, &[gpu(0), gpu(1)]);
+    check_on(true, &[0, 1], &[], Some("void"), &[]);
     // One of the host's two is the container's.
     check(&[0, 1], &[1], Some("GPU-1a"), &[gpu(1)]);
     // A sandbox that hides the driver.
