@@ -117,5 +117,5 @@ fn an_error_in_a_backward_pass_keeps_its_kind() {
     drop(peer);
     check("a peer that left", backward(&sums[0]), ErrorKind::PeerLost, "onnection");
     drop(group);
-    check("a group that is over", backward(&sums[1]), ErrorKind::Other, "the group is over");
+    check("a group that is over", backward(&sums[1]), ErrorKind::Other, "the group is closed");
 }

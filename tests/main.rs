@@ -6,8 +6,9 @@
 //! networks and disks, `checkpoint_intervals` when a stage is saved, `group_errors` which errors of a group are lost
 //! connections, `security` who may join and what is secret, `pytorch_names` what is in a checkpoint, `data_sets`,
 //! `pack_transfer`, `downloads` and `fashion_mnist` how images come to workers, `device_views` how a GPU makes views of
-//! them; `bad_input`, `command_line`, `metrics`, `tensorboard` and `documents` what people type and read; `bench` what a
-//! benchmark prints and leaves, `output` terminals, pipes and files that take no output, `signals` how a
+//! them, `devices` on what workers train; `bad_input`, `command_line`, `metrics`, `tensorboard` and `documents` what
+//! people type and read; `bench` what a benchmark prints and leaves, `output` terminals, pipes and files that take no
+//! output, `signals` how a
 //! stop request arrives. `slurm` runs
 //! the job scripts on a real one, `kubernetes` the commands of the manifests in namespaces. `layering` reads the sources.
 
@@ -21,6 +22,7 @@ mod commit_points;
 mod cut_off;
 mod data_sets;
 mod device_views;
+mod devices;
 mod disks;
 mod documents;
 mod downloads;

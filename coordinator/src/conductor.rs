@@ -2,6 +2,7 @@
 //! they say; it decides nothing, and waits for nothing but events: what touches the run directory is `journal.rs`'s.
 
 use crate::bench;
+use crate::devices::device_json;
 use crate::exit::{EXIT_IO, Fatal};
 use crate::journal::Journal;
 use crate::launcher::Launcher;
@@ -120,7 +121,7 @@ impl Conductor {
         self.progress.notice(&notice);
         match (&notice, &self.launcher) {
             (Notice::StageComplete(result), _) => self.results.push(result.clone()),
-            (Notice::Began { generation, workers }, _) => self.sessions.began(*generation, workers),
+            (Notice::Began { generation, workers, .. }, _) => self.sessions.began(*generation, workers),
             (Notice::SavingBeforeEnd { worker, .. }, _) => self.sessions.saves(worker),
             (Notice::Joined { worker, .. }, Some(launcher)) => launcher.joined(worker),
             _ => {}
@@ -151,12 +152,20 @@ impl Conductor {
 /// A notice as a line of `events.jsonl`.
 pub(crate) fn line(notice: &Notice) -> (&'static str, Value) {
     match notice {
-        Notice::Joined { worker, host, pid } => ("joined", json!({"worker": worker, "host": host, "pid": pid})),
+        Notice::Joined { worker, host, pid, device } => {
+            ("joined", json!({"worker": worker, "host": host, "pid": pid, "device": device_json(device)}))
+        }
         Notice::Fetched { worker, split, from, bytes } => {
             ("fetched", json!({"worker": worker, "split": split, "from": from, "bytes": bytes}))
         }
         Notice::Refused { worker, reason } => ("refused", json!({"worker": worker, "reason": reason})),
-        Notice::Began { generation, workers } => ("began", json!({"generation": generation, "ranks": workers})),
+        Notice::Began { generation, workers, devices, collectives } => {
+            let collectives = collectives.label();
+            let fields = json!({
+                "generation": generation, "ranks": workers, "devices": devices, "collectives": collectives,
+            });
+            ("began", fields)
+        }
         Notice::Evaluated(evaluated) => (
             "evaluated",
             json!({

@@ -156,12 +156,9 @@ impl Progress {
     /// Something happened that a person may want to read.
     pub(crate) fn notice(&mut self, notice: &Notice) {
         match notice {
-            Notice::Began { generation, workers } => {
-                let ranks = workers.len();
-                terminal::line(&format!(
-                    "generation {generation}: {ranks} worker{}",
-                    if ranks == 1 { "" } else { "s" }
-                ));
+            Notice::Began { generation, workers, devices, collectives } => {
+                let workers = workers_on(workers.len(), devices, collectives_name(collectives.label()));
+                terminal::line(&format!("generation {generation}: {workers}"));
             }
             Notice::StageComplete(result) => {
                 terminal::hide_bar();
@@ -232,6 +229,20 @@ impl Stage {
         let left = (step.total_steps - step.step - 1) as f64 * seconds / steps;
         let left = clock(Duration::from_secs_f64(left));
         format!("loss {:.4}  {:.0} images/s  ETA {left}", step.loss, images as f64 / seconds)
+    }
+}
+
+/// `4 workers on CPU (model), Gloo`.
+pub(crate) fn workers_on(workers: usize, devices: &str, collectives: &str) -> String {
+    format!("{workers} worker{} on {devices}, {collectives}", if workers == 1 { "" } else { "s" })
+}
+
+/// A library by its label, as its own documentation writes it.
+pub(crate) fn collectives_name(label: &str) -> &str {
+    match label {
+        "gloo" => "Gloo",
+        "nccl" => "NCCL",
+        other => other,
     }
 }
 

@@ -2,6 +2,7 @@
 //! type here; `conductor.rs` carries the effects out.
 
 mod commits;
+mod devices;
 mod effect;
 mod ending;
 mod liveness;
@@ -14,11 +15,12 @@ use liveness::{Pace, Progress};
 use repeated_failures::RepeatedFailures;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
-use thanos_proto::{CheckpointRef, Command, Fetching, Held, Hello, Welcome, WorkerEvent};
+use thanos_proto::{CheckpointRef, Command, DeviceKind, Fetching, Held, Hello, Welcome, WorkerEvent};
 
 pub(crate) use effect::{Effect, Event, ExitCause, Notice, RecoveredFrom, SessionId, Verdict};
 pub(crate) use timeouts::{Placement, Timeouts};
 
+use crate::devices::CollectivesChoice;
 use crate::exit::{EXIT_CONFIG, EXIT_STOPPED, EXIT_UNREACHABLE};
 
 /// Two events further apart than this mean that this process itself was paused: only this much of the pause is counted
@@ -56,6 +58,9 @@ pub(crate) struct Start {
     pub adopted: Vec<String>,
     /// How long a stop may take; `None`: as long as it takes.
     pub grace: Option<Duration>,
+    pub collectives: CollectivesChoice,
+    /// Workers were explicitly told to share a GPU.
+    pub shares_gpu: bool,
     pub timeouts: Timeouts,
 }
 
@@ -65,6 +70,8 @@ pub(crate) struct Run {
     start: Start,
     phase: Phase,
     generation: u64,
+    /// What the workers of the first generation train on, and so all that follow.
+    kind: Option<DeviceKind>,
     members: BTreeMap<SessionId, Member>,
     /// The stage in training and the step that comes next, as rank 0 reports it.
     next_step: Option<(String, u64)>,
@@ -188,6 +195,7 @@ impl Run {
             growth: BTreeMap::new(),
             phase: Phase::Rendezvous { since: Duration::ZERO },
             generation,
+            kind: None,
             members: BTreeMap::new(),
             next_step,
             stopped_at: None,
@@ -242,11 +250,11 @@ impl Run {
             effects.push(Effect::Tell(notice));
             return effects;
         }
-        let Hello { worker_id: worker, host, pid, .. } = hello.clone();
+        let Hello { worker_id: worker, host, pid, device, .. } = hello.clone();
         self.joined.insert(worker.clone());
         self.start.adopted.retain(|adopted| *adopted != worker);
         effects.push(Effect::Send { session, command: Command::Welcome(self.start.welcome.clone()) });
-        effects.push(Effect::Tell(Notice::Joined { worker, host, pid }));
+        effects.push(Effect::Tell(Notice::Joined { worker, host, pid, device }));
         self.members.insert(session, Member::new(hello, self.awake));
         effects
     }
@@ -266,6 +274,9 @@ impl Run {
         }
         if self.is_draining() {
             return Some(("the run is ending".into(), EXIT_STOPPED));
+        }
+        if let Some(reason) = self.device_refusal(hello) {
+            return Some((reason, EXIT_CONFIG));
         }
         let full = self.members.len() >= self.start.workers;
         full.then(|| (format!("all {} workers of this run have joined already", self.start.workers), EXIT_STOPPED))

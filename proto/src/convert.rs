@@ -3,7 +3,7 @@
 
 use crate::message::{
     Begin, BenchReport, BenchRequest, Best, CheckpointRef, CheckpointWritten, Command, Evaluated, Failed, Fetching,
-    GroupFailure, Heartbeat, Held, Hello, PackRef, Rejoin, StageResult, StepDone, Welcome, WorkerEvent, WrittenFile,
+    GroupFailure, Heartbeat, Held, PackRef, Rejoin, StageResult, StepDone, Welcome, WorkerEvent, WrittenFile,
 };
 use crate::{limits, v1};
 use std::time::Duration;
@@ -42,7 +42,6 @@ macro_rules! same_fields {
 }
 
 same_fields! {
-    Hello { worker_id, host, pid, version, generation }
     Fetching { split, from, done, total }
     Held { stage, step, settled }
     GroupFailure { stage, step, message, peer_lost }
@@ -154,7 +153,7 @@ impl TryFrom<v1::WorkerEvent> for WorkerEvent {
         let mut event = from.event.ok_or_else(|| malformed("WorkerEvent", "it holds no event"))?;
         limits::check(&mut event)?;
         Ok(match event {
-            Event::Hello(hello) => WorkerEvent::Hello(hello.into()),
+            Event::Hello(hello) => WorkerEvent::Hello(hello.try_into()?),
             Event::Ready(v1::Ready { config_digest }) => WorkerEvent::Ready { config_digest },
             Event::NotSaved(v1::NotSaved { stage, step, reason }) => WorkerEvent::NotSaved { stage, step, reason },
             Event::Rejoin(rejoin) => WorkerEvent::Rejoin(rejoin.into()),
@@ -221,6 +220,7 @@ impl From<Begin> for v1::Begin {
             resume: from.resume.map(v1::CheckpointRef::from),
             complete: from.complete.into_iter().map(v1::CheckpointRef::from).collect(),
             source: from.source,
+            collectives: v1::Collectives::from(from.collectives).into(),
         }
     }
 }
@@ -235,6 +235,7 @@ impl TryFrom<v1::Begin> for Begin {
         if let Some(source) = from.source.filter(|source| *source >= from.world_size) {
             return Err(malformed("Begin", format!("source {source} of {} ranks", from.world_size)));
         }
+        let collectives = from.collectives().try_into()?;
         Ok(Self {
             generation: from.generation,
             rank: from.rank,
@@ -243,6 +244,7 @@ impl TryFrom<v1::Begin> for Begin {
             resume: from.resume.map(CheckpointRef::from),
             complete: from.complete.into_iter().map(CheckpointRef::from).collect(),
             source: from.source,
+            collectives,
         })
     }
 }
@@ -305,5 +307,6 @@ impl TryFrom<v1::Command> for Command {
     }
 }
 
+mod device;
 #[cfg(test)]
 mod tests;

@@ -84,7 +84,8 @@ pub(crate) fn check(event: &mut v1::worker_event::Event) -> Result<(), Malformed
         Event::Hello(hello) => {
             name("Hello", "worker_id", &hello.worker_id)?;
             name("Hello", "host", &hello.host)?;
-            name("Hello", "version", &hello.version)
+            name("Hello", "version", &hello.version)?;
+            hello.device.as_ref().map_or(Ok(()), device)
         }
         Event::Ready(ready) => name("Ready", "config_digest", &ready.config_digest),
         Event::Heartbeat(heartbeat) => {
@@ -126,6 +127,11 @@ pub(crate) fn check(event: &mut v1::worker_event::Event) -> Result<(), Malformed
         Event::Benched(report) => benched(report),
         _ => Ok(()),
     }
+}
+
+fn device(device: &v1::Device) -> Result<(), Malformed> {
+    name("Device", "name", &device.name)?;
+    device.id.as_ref().map_or(Ok(()), |id| name("Device", "id", id))
 }
 
 fn step(step: &mut v1::StepDone) -> Result<(), Malformed> {
@@ -195,11 +201,18 @@ mod tests {
         let long = || "x".repeat(MAX_NAME_BYTES + 1);
         let many = || (0..=MAX_ENTRIES).map(|index| (index.to_string(), 1.0)).collect();
         converted(Event::Step(step_with(|_| {}))).expect("a loss may be non-finite");
-        let hello = |host: String| Event::Hello(v1::Hello { worker_id: "a".into(), host, ..v1::Hello::default() });
+        let cpu = || v1::Device { kind: v1::DeviceKind::Cpu.into(), ..v1::Device::default() };
+        let on = |device| Event::Hello(v1::Hello { device: Some(device), ..v1::Hello::default() });
+        let hello = |host: String| {
+            Event::Hello(v1::Hello { worker_id: "a".into(), host, device: Some(cpu()), ..v1::Hello::default() })
+        };
         converted(hello("node-1.example".into())).expect("a host");
         for bad in [
             hello(long()),
             hello("\u{1b}[2J".into()),
+            on(v1::Device { name: long(), ..cpu() }),
+            on(v1::Device { name: "\u{1b}[2J".into(), ..cpu() }),
+            on(v1::Device { id: Some(long()), ..cpu() }),
             Event::Heartbeat(v1::Heartbeat { phase: long(), ..v1::Heartbeat::default() }),
             Event::Step(step_with(|step| step.stage = long())),
             Event::Step(step_with(|step| step.losses = many())),

@@ -63,6 +63,57 @@ pub struct Hello {
     pub version: String,
     /// The newest generation that it was in; 0: none, it is new.
     pub generation: u64,
+    pub device: Device,
+}
+
+/// On what a worker trains.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    pub kind: DeviceKind,
+    /// Model of the GPU or of the processor.
+    pub name: String,
+    /// UUID or PCI location of the GPU: two workers of one host that have the same id share a GPU.
+    pub id: Option<String>,
+}
+
+impl Device {
+    /// A processor.
+    pub fn cpu(name: impl Into<String>) -> Self {
+        Self { kind: DeviceKind::Cpu, name: name.into(), id: None }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceKind {
+    Cpu,
+    Cuda,
+}
+
+impl DeviceKind {
+    /// As events and status pages have it: `cpu` or `cuda`.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+        }
+    }
+}
+
+/// The library that carries a generation's collectives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Collectives {
+    Gloo,
+    Nccl,
+}
+
+impl Collectives {
+    /// As events and status pages have it: `gloo` or `nccl`.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Gloo => "gloo",
+            Self::Nccl => "nccl",
+        }
+    }
 }
 
 /// A peer, or the coordinator, is gone: the worker left its group, and waits for a generation with what it holds in
@@ -327,6 +378,8 @@ pub struct Begin {
     pub complete: Vec<CheckpointRef>,
     /// The rank whose memory all take over; `None`: begin from `resume`.
     pub source: Option<u32>,
+    /// The same for all ranks.
+    pub collectives: Collectives,
 }
 
 /// A committed checkpoint: folder relative to the run directory, SHA-256 of its `manifest.json`.

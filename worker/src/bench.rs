@@ -35,6 +35,7 @@ pub(crate) fn bench(
     let device = data.device();
     let parameters = stage.parameters().values().map(|parameter| parameter.numel() as u64).sum();
     let ceiling = Ceiling::measure(peers.group, device, data.kind())?;
+    let precision = data.precision();
     let mut measured = Measured::new(device, request);
     let total = request.warmup_steps + request.steps;
     if !updates(stage, (data, recipe, peers), total, |step, update| measured.update(step, update))? {
@@ -44,14 +45,14 @@ pub(crate) fn bench(
     let report = BenchReport {
         rank: peers.group.rank() as u32,
         device: device_name(device)?,
-        precision: ceiling.precision().into(),
-        collectives: collectives_name(device).into(),
+        precision: precision.into(),
+        collectives: collectives_name(peers.group).into(),
         peak_memory_bytes: peak_memory_bytes(device)?,
         flops: measured.flops,
         operators: measured.operators,
         kernels: measured.kernels,
         ceiling_flops_per_s: ceiling.flops_per_s,
-        ceiling_product: format!("{side}x{side}x{side} {}", ceiling.precision(), side = ceiling.side),
+        ceiling_product: format!("{side}x{side}x{side} {precision}", side = ceiling.side),
         phase_seconds: measured.mean_phases(),
         step_seconds: measured.step_seconds,
         parameters,
@@ -64,8 +65,6 @@ pub(crate) fn bench(
 struct Ceiling {
     flops_per_s: f64,
     side: i64,
-    /// Of the factors; the same as in training.
-    kind: Kind,
 }
 
 impl Ceiling {
@@ -90,17 +89,7 @@ impl Ceiling {
             group.barrier()?;
             best = best.min(seconds(products) / products as f64);
         }
-        Ok(Self { flops_per_s: 2.0 * (side as f64).powi(3) / best, side, kind })
-    }
-
-    fn precision(&self) -> &'static str {
-        match self.kind {
-            Kind::Float => "float32",
-            Kind::Double => "float64",
-            Kind::BFloat16 => "bfloat16",
-            Kind::Half => "float16",
-            _ => "other",
-        }
+        Ok(Self { flops_per_s: 2.0 * (side as f64).powi(3) / best, side })
     }
 }
 
@@ -169,9 +158,8 @@ impl Measured {
     }
 }
 
-/// As `run.rs` chooses the group.
-fn collectives_name(device: Device) -> &'static str {
-    if device.is_cuda() { "nccl" } else { "gloo" }
+fn collectives_name(group: &ProcessGroup) -> &'static str {
+    if group.gpu().is_some() { "nccl" } else { "gloo" }
 }
 
 fn synchronize(device: Device) {

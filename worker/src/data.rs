@@ -31,7 +31,7 @@ pub(crate) struct Data {
     augmentation: Augmentation,
     seed: u64,
     device: Device,
-    kind: Kind,
+    precision: Precision,
     threads: usize,
     /// The images of both packs, (training, test), where views are made on a GPU: in its memory, or on the host.
     for_gpu: Option<(Images, Images)>,
@@ -69,10 +69,7 @@ impl Data {
             "{trained} training, {validated} validation and {tested} test images: none of them may be empty"
         );
         let augmentation = Augmentation::new(&plan.config().views, facts.side, &facts.mean, &facts.std);
-        let kind = match plan.config().model.precision {
-            Precision::Float32 | Precision::Tf32 => Kind::Float,
-            Precision::Float64 => Kind::Double,
-        };
+        let precision = plan.config().model.precision;
         let for_gpu = device.is_cuda().then(|| images_for_gpu(&train, &test, device)).transpose()?;
         let seed = plan.config().seed;
         let train_ids = split.train;
@@ -86,7 +83,7 @@ impl Data {
             augmentation,
             seed,
             device,
-            kind,
+            precision,
             threads,
             for_gpu,
         })
@@ -107,7 +104,7 @@ impl Data {
             let keys = self.maker(images).keys(ids, epoch, views);
             let repeated = self.on_gpu(images, ids)?.repeat_interleave_self_int(views as i64, 0, None::<i64>); // [n * views, ..]
             let made = views_on_device(&self.augmentation, &repeated, &keys);
-            return Ok(made.reshape(self.shape(&leading)).to_kind(self.kind));
+            return Ok(made.reshape(self.shape(&leading)).to_kind(self.kind()));
         }
         let (maker, threads) = (self.maker(pack.images()), self.threads);
         let parts: Vec<Result<Vec<f32>>> = thread::scope(|scope| {
@@ -128,7 +125,7 @@ impl Data {
     /// Images of a pack as evaluation sees them: [n, C, S, S].
     pub(crate) fn plain(&self, pack: &Pack, ids: &[u64]) -> Result<Tensor> {
         if let Some(images) = self.images_for_gpu(pack) {
-            return Ok(plain_on_device(&self.augmentation, &self.on_gpu(images, ids)?).to_kind(self.kind));
+            return Ok(plain_on_device(&self.augmentation, &self.on_gpu(images, ids)?).to_kind(self.kind()));
         }
         let pixels = pack.images().pixels(ids)?;
         let size = self.augmentation.pixels();
@@ -151,7 +148,19 @@ impl Data {
 
     /// What images and models are: float32 or float64.
     pub(crate) fn kind(&self) -> Kind {
-        self.kind
+        match self.precision {
+            Precision::Float32 | Precision::Tf32 => Kind::Float,
+            Precision::Float64 => Kind::Double,
+        }
+    }
+
+    /// The precision as the configuration names it.
+    pub(crate) fn precision(&self) -> &'static str {
+        match self.precision {
+            Precision::Float32 => "float32",
+            Precision::Tf32 => "tf32",
+            Precision::Float64 => "float64",
+        }
     }
 
     /// Threads that may make views at once.
@@ -190,7 +199,7 @@ impl Data {
 
     /// Floats of images as a tensor on the training device: [leading.., C, S, S].
     pub(crate) fn tensor(&self, floats: &[f32], leading: &[i64]) -> Tensor {
-        Tensor::from_slice(floats).reshape(self.shape(leading)).to_device(self.device).to_kind(self.kind)
+        Tensor::from_slice(floats).reshape(self.shape(leading)).to_device(self.device).to_kind(self.kind())
     }
 
     fn shape(&self, leading: &[i64]) -> Vec<i64> {

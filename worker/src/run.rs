@@ -5,6 +5,7 @@ use crate::backbone::Backbone;
 use crate::bench::bench;
 use crate::checkpoint::{self, BEST, Committed, load_weights};
 use crate::data::{Data, LocalPack};
+use crate::device::{self, Chosen};
 use crate::evaluate::{Judge, StopAsked};
 use crate::exit::{BadData, EXIT_CONFIG, exit_code};
 use crate::feed::Schedule;
@@ -30,10 +31,10 @@ use std::time::{Duration, Instant};
 use tch::Device;
 use thanos_c10d::{Address, ErrorKind, ProcessGroup, keep_freed_memory, set_tf32, use_gpu, use_interface};
 use thanos_configs::{DataSet, Plan, Precision, StagePlan, TransferPlan, init_key, stage_key};
-use thanos_door::{address_towards, check_interface, interface_of, raise_descriptor_limit};
+use thanos_door::{DeviceChoice, address_towards, check_interface, interface_of, raise_descriptor_limit};
 use thanos_proto::{
-    Begin, BenchRequest, CheckpointRef, CheckpointWritten, Failed, GroupFailure, Held, Hello, PackRef, Rejoin, Welcome,
-    WorkerEvent,
+    Begin, BenchRequest, CheckpointRef, CheckpointWritten, Collectives, Failed, GroupFailure, Held, Hello, PackRef,
+    Rejoin, Welcome, WorkerEvent,
 };
 
 /// What a worker is told on its command line; everything else comes from the coordinator.
@@ -47,6 +48,7 @@ pub struct Options {
     pub worker_id: String,
     /// Place among the workers of its machine, from 0: which GPU is its own, if there are any.
     pub local_rank: usize,
+    pub device: DeviceChoice,
     /// Threads of libtorch within an operation.
     pub threads: usize,
     /// What Gloo binds to; `None`: the address from which this machine reaches the coordinator.
@@ -85,12 +87,12 @@ pub fn work(options: &Options) -> Result<Outcome> {
     keep_freed_memory();
     tch::set_num_threads(i32::try_from(options.threads)?);
     tch::set_num_interop_threads(1);
+    let Chosen { device, described } = device::choose(options.device, options.local_rank)?;
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
-    let worker_id = options.worker_id.clone();
-    let hello =
-        Hello { worker_id, host, pid: std::process::id(), version: env!("CARGO_PKG_VERSION").into(), generation: 0 };
+    let (worker_id, version) = (options.worker_id.clone(), env!("CARGO_PKG_VERSION").into());
+    let hello = Hello { worker_id, host, pid: std::process::id(), version, generation: 0, device: described };
     let (session, welcome) = Session::connect(&options.coordinator, options.credentials.as_deref(), hello)?;
-    match without_panic(|| take_part(options, &session, &welcome)) {
+    match without_panic(|| take_part(options, &session, &welcome, device)) {
         Ok(last_word) => {
             let stopped = matches!(last_word, WorkerEvent::Stopped { .. });
             session.leave(&last_word)?;
@@ -133,10 +135,9 @@ fn without_panic<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
 }
 
 /// From the welcome to the last word, through as many generations as it takes.
-fn take_part(options: &Options, session: &Session, welcome: &Welcome) -> Result<WorkerEvent> {
+fn take_part(options: &Options, session: &Session, welcome: &Welcome, device: Device) -> Result<WorkerEvent> {
     let plan = plan_of(welcome)?;
     session.set_timeouts(&plan.config().timeouts);
-    let device = device(options.local_rank);
     if let Device::Cuda(gpu) = device {
         use_gpu(gpu)?;
     }
@@ -211,14 +212,6 @@ fn local_packs(options: &Options, session: &Session, packs: &[PackRef]) -> Resul
     packs.iter().map(local).collect()
 }
 
-/// One GPU a worker where there are any, else the CPU.
-fn device(local_rank: usize) -> Device {
-    match tch::Cuda::device_count() {
-        gpus if gpus > 0 => Device::Cuda(local_rank % gpus as usize),
-        _ => Device::Cpu,
-    }
-}
-
 /// The coordinator's configuration as this process understands it.
 fn plan_of(welcome: &Welcome) -> Result<Plan> {
     let plan = Plan::from_file(&welcome.config, "the coordinator's configuration", &[])
@@ -241,9 +234,15 @@ fn join(
 ) -> Result<ProcessGroup> {
     let (rank, size) = (begin.rank as usize, begin.world_size as usize);
     let store = session.enter(begin.generation, size);
-    let group = match device {
-        Device::Cuda(gpu) => ProcessGroup::nccl(store, rank, size, gpu, timeout)?,
-        _ => ProcessGroup::gloo(store, rank, size, address, timeout)?,
+    tracing::info!(
+        "generation {}: rank {rank} of {size} on {device:?}, {}",
+        begin.generation,
+        begin.collectives.label()
+    );
+    let group = match (begin.collectives, device) {
+        (Collectives::Nccl, Device::Cuda(gpu)) => ProcessGroup::nccl(store, rank, size, gpu, timeout)?,
+        (Collectives::Nccl, other) => bail!("the coordinator asks for NCCL, and this worker is on {other:?}"),
+        (Collectives::Gloo, _) => ProcessGroup::gloo(store, rank, size, address, timeout)?,
     };
     session.at("start", 0, "connect");
     group.connect()?;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use thanos_proto::v1::coordinator_client::CoordinatorClient;
 use thanos_proto::v1::store_request::Operation;
 use thanos_proto::v1::{self, EnrolRequest, StoreGet, StoreRequest, StoreSet};
-use thanos_proto::{Begin, COORDINATOR_NAME, Command, Heartbeat, Hello, Rejoin, WorkerEvent};
+use thanos_proto::{Begin, COORDINATOR_NAME, Command, Device, Heartbeat, Hello, Rejoin, WorkerEvent};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
@@ -98,6 +98,7 @@ pub(crate) async fn simulate(
             pid,
             version: env!("CARGO_PKG_VERSION").into(),
             generation: 0,
+            device: Device::cpu("simulated"),
         };
         tokio::select! {
             ended = session(&run, hello, identity.clone(), &met) => {

@@ -2,6 +2,7 @@
 
 use super::{Target, config_of};
 use crate::bench::{Bench, Folder};
+use crate::devices::{CollectivesChoice, Devices, Request, device_of_environment, on_this_machine, worker_program};
 use crate::exit::{EXIT_STOPPED, EXIT_USAGE, Fatal};
 use crate::launch::{Launch, Launched, Starter, launch};
 use crate::launcher::Place;
@@ -12,7 +13,9 @@ use crate::terminal;
 use anyhow::Result;
 use clap::Args;
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::time::Duration;
+use thanos_door::{DeviceChoice, GpuFacts};
 use thanos_proto::{BenchRequest, MAX_BENCH_STEPS};
 
 /// As of a launch on this machine.
@@ -34,6 +37,16 @@ pub(super) struct BenchArguments {
     /// Threads of each worker [default: the machine's cores shared among the workers]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads_per_worker: Option<u16>,
+    /// Where the workers train: auto, cpu, cuda (each on a GPU of its own) or cuda:N (all on GPU N) [default: auto, or
+    /// $THANOS_DEVICE]
+    #[arg(long)]
+    device: Option<DeviceChoice>,
+    /// Library that carries the workers' collectives
+    #[arg(long, value_enum, default_value_t)]
+    collectives: CollectivesChoice,
+    /// Program of the workers [default: thanos-worker, or on GPUs thanos-worker-cuda, beside this one]
+    #[arg(long, value_name = "PATH")]
+    worker_program: Option<PathBuf>,
     /// Made-up training images, from which batches are taken [default: 4096, rounded up to whole batches]
     #[arg(long)]
     images: Option<u64>,
@@ -82,6 +95,11 @@ impl BenchArguments {
         let (run_dir, packs_dir) = (folder.run_dir(), folder.packs_dir());
         let packs = bench.pack(&packs_dir)?;
         let Bench { workers, threads, request, .. } = *bench;
+        let device = self.device.map_or_else(device_of_environment, |device| Ok(Some(device)))?.unwrap_or_default();
+        let asked = Request { device, collectives: self.collectives, workers };
+        let Devices { device, kind, notices } = on_this_machine(asked, &GpuFacts::of_this_process())?;
+        notices.iter().for_each(|notice| terminal::line(notice));
+        let program = worker_program(self.worker_program.as_deref(), kind)?;
         Ok(Launch {
             credentials: Some(run_dir.join("credentials")),
             run_dir,
@@ -93,11 +111,14 @@ impl BenchArguments {
                 workers_per_node: 1,
                 threads_per_worker: Some(threads),
                 launcher: "local".into(),
+                device: device.to_string(),
+                collectives: self.collectives.label().into(),
             },
             workers,
             least: workers,
             patience: Duration::ZERO,
-            starter: Starter::This { place: Place::Here { workers }, threads, interface: None },
+            starter: Starter::This { program, device, place: Place::Here { workers }, threads, interface: None },
+            collectives: self.collectives,
             lease: LEASE,
             grace: None,
             again: false,

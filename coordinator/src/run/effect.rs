@@ -3,7 +3,8 @@
 use crate::signals::is_stop_signal;
 use std::time::Duration;
 use thanos_proto::{
-    BenchReport, CheckpointRef, CheckpointWritten, Command, Evaluated, Hello, StageResult, StepDone, WorkerEvent,
+    BenchReport, CheckpointRef, CheckpointWritten, Collectives, Command, Device, Evaluated, Hello, StageResult,
+    StepDone, WorkerEvent,
 };
 
 const SIGKILL: i32 = 9;
@@ -123,6 +124,7 @@ pub(crate) enum Notice {
         worker: String,
         host: String,
         pid: u32,
+        device: Device,
     },
     /// A worker has a pack that it did not see: `bytes` came over the session, `from` were there.
     Fetched {
@@ -138,6 +140,9 @@ pub(crate) enum Notice {
     Began {
         generation: u64,
         workers: Vec<String>,
+        /// On what they train, as people read it.
+        devices: String,
+        collectives: Collectives,
     },
     Evaluated(Evaluated),
     Saved {

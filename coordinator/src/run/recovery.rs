@@ -5,7 +5,7 @@ use super::{
     Effect, ExitCause, MAX_IDLE_GENERATIONS, Member, Notice, Phase, Progress, RESTART_BACKOFF, RecoveredFrom, Run,
     SessionId,
 };
-use crate::exit::EXIT_UNREACHABLE;
+use crate::exit::{EXIT_CONFIG, EXIT_UNREACHABLE};
 use std::time::Duration;
 use thanos_proto::{Begin, Command, Held, Rejoin};
 
@@ -111,7 +111,11 @@ impl Run {
         });
         let workers = sessions.iter().map(|session| self.members[session].hello.worker_id.clone()).collect();
         let generation = self.generation;
-        let mut effects = vec![Effect::OpenStore { generation }, Effect::Tell(Notice::Began { generation, workers })];
+        let collectives = self.collectives(&sessions);
+        self.kind = sessions.first().map(|session| self.members[session].hello.device.kind);
+        let devices = self.describe_devices(&sessions);
+        let notice = Notice::Began { generation, workers, devices, collectives };
+        let mut effects = vec![Effect::OpenStore { generation }, Effect::Tell(notice)];
         let source = self.most_advanced_rank(&sessions);
         if source.is_none() {
             effects.extend(self.cut_steps());
@@ -131,6 +135,7 @@ impl Run {
                 resume: self.start.resume.clone().filter(|_| source.is_none()),
                 complete: self.start.complete.clone(),
                 source: source.map(|(rank, _)| rank),
+                collectives,
             };
             effects.push(Effect::Send { session: *session, command: Command::Begin(begin) });
         }
@@ -316,7 +321,12 @@ impl Run {
             }
             // Nothing that worked before has broken: what it says is what the user must read.
             None if never_joined && !cause.is_external() && is_required => {
-                self.abandon(format!("{worker} {how} before it joined the run"), EXIT_UNREACHABLE, now)
+                // A configuration that a worker cannot use (its device, perhaps) must reach the user as what it is.
+                let exit_code = match cause {
+                    ExitCause::Exited(code) if code == i32::from(EXIT_CONFIG) => EXIT_CONFIG,
+                    _ => EXIT_UNREACHABLE,
+                };
+                self.abandon(format!("{worker} {how} before it joined the run"), exit_code, now)
             }
             None if is_draining => Vec::new(),
             None => {

@@ -4,8 +4,8 @@ use super::*;
 use std::collections::BTreeMap;
 use thanos_configs::TimeoutsConfig;
 use thanos_proto::{
-    Begin, BenchReport, BenchRequest, CheckpointWritten, Evaluated, Failed, Heartbeat, PackRef, Rejoin, StageResult,
-    StepDone,
+    Begin, BenchReport, BenchRequest, CheckpointWritten, Device, Evaluated, Failed, Heartbeat, PackRef, Rejoin,
+    StageResult, StepDone,
 };
 
 pub(in crate::run) const NOW: Duration = Duration::from_secs(1);
@@ -37,6 +37,8 @@ pub(in crate::run) fn start(workers: usize) -> Start {
         next_step: None,
         adopted: Vec::new(),
         grace: None,
+        collectives: CollectivesChoice::Auto,
+        shares_gpu: false,
         timeouts: Timeouts::new(&TimeoutsConfig::default(), Placement::Local),
     }
 }
@@ -81,7 +83,8 @@ pub(in crate::run) fn committed(session: SessionId, stage: &str, step: u64, resu
 }
 
 pub(in crate::run) fn hello(worker: &str) -> Hello {
-    Hello { worker_id: worker.into(), host: "h".into(), pid: 7, version: "1".into(), generation: 0 }
+    let (host, version, device) = ("h".into(), "1".into(), Device::cpu("Xeon"));
+    Hello { worker_id: worker.into(), host, pid: 7, version, generation: 0, device }
 }
 
 pub(in crate::run) fn ready() -> WorkerEvent {

@@ -1,6 +1,7 @@
 //! Every domain type goes over the wire and comes back equal; what is malformed does not come through.
 
 use super::*;
+use crate::message::{Collectives, Device, DeviceKind, Hello};
 use prost::Message;
 use std::collections::BTreeMap;
 
@@ -53,13 +54,17 @@ fn events_come_back_equal() {
 
 #[test]
 fn small_events_come_back_equal() {
-    check_event(WorkerEvent::Hello(Hello {
+    let hello = Hello {
         worker_id: "w".into(),
         host: "h".into(),
         pid: 1,
         version: "v".into(),
         generation: 2,
-    }));
+        device: Device::cpu("c"),
+    };
+    let gpu = Device { kind: DeviceKind::Cuda, name: "g".into(), id: Some("GPU-1".into()) };
+    check_event(WorkerEvent::Hello(Hello { device: gpu, ..hello.clone() }));
+    check_event(WorkerEvent::Hello(hello));
     check_event(WorkerEvent::Ready { config_digest: "d".into() });
     check_event(WorkerEvent::Fetching(Fetching { split: "train".into(), from: 0, done: 1, total: u64::MAX }));
     let heartbeat = Heartbeat {
@@ -151,7 +156,9 @@ fn commands_come_back_equal() {
         resume: None,
         complete: vec![checkpoint()],
         source: None,
+        collectives: Collectives::Gloo,
     };
+    check_command(Command::Begin(Begin { collectives: Collectives::Nccl, ..begin.clone() }));
     check_command(Command::Begin(Begin { resume: Some(checkpoint()), source: Some(0), ..begin.clone() }));
     check_command(Command::Begin(begin));
     check_command(Command::Committed(Ok(checkpoint())));
@@ -174,6 +181,11 @@ fn what_is_malformed_says_so() {
     assert_eq!(Begin::try_from(begin), Err(malformed("Begin", "rank 2 of 2 ranks")));
     let begin = v1::Begin { generation: 1, rank: 1, world_size: 2, source: Some(2), ..v1::Begin::default() };
     assert_eq!(Begin::try_from(begin), Err(malformed("Begin", "source 2 of 2 ranks")));
+    let begin = v1::Begin { world_size: 1, ..v1::Begin::default() };
+    assert_eq!(Begin::try_from(begin), Err(malformed("Begin", "its collectives are unknown")));
+    assert_eq!(Hello::try_from(v1::Hello::default()), Err(malformed("Hello", "it names no device")));
+    let hello = v1::Hello { device: Some(v1::Device { kind: 3, ..v1::Device::default() }), ..v1::Hello::default() };
+    assert_eq!(Hello::try_from(hello), Err(malformed("Device", "kind 3 is unknown")));
     let refused = v1::command::Command::Refused(v1::Refused { reason: String::new(), exit_code: 256 });
     assert!(Command::try_from(v1::Command { command: Some(refused) }).is_err());
 }
