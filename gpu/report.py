@@ -73,12 +73,12 @@ def bench(out):
     rows = [row for row in rows if "ratio" in row]
     if not rows:
         return ["No peer was measured."]
-    lines = ["| images a step | peer | ours, images/s | peer, images/s | ratio (range) |", "|---:|---|---:|---:|---|"]
+    lines = ["| images a step | ours | peer | ours, images/s | peer, images/s | ratio (range) |", "|---:|---|---|---:|---:|---|"]
     for row in rows:
         ratio = row["ratio"]
         spread = f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})"
         ours, theirs = row["ours_images_per_s"], row["peer_images_per_s"]
-        lines.append(f"| {row['section']} | {row['peer']} | {ours:,.0f} | {theirs:,.0f} | {spread} |")
+        lines.append(f"| {row['section']} | {row['ours']} | {row['peer']} | {ours:,.0f} | {theirs:,.0f} | {spread} |")
     return lines
 
 

@@ -141,6 +141,7 @@ run_section() {
     [ -n "$figures" ] || figures="exit code $code: $(grep -v '^[[:space:]]*$' "$log" | tail -n 1 | cut -c1-200)"
     printf '%-7s %-10s %4d s  %s\n' "$verdict" "$name" "$took" "$figures"
     record "$name" "$verdict" "$took" "$figures"
+    write_report
     case $verdict in FAIL | TIMEOUT) failed=1 ;; esac
 }
 
@@ -150,6 +151,13 @@ record() {
     touch "$table"
     { grep -v "^$1	" "$table"; printf '%s\t%s\t%s\t%s\n' "$@"; } >"$table.new"
     mv "$table.new" "$table"
+}
+
+# After every section: a call that is cut off has reported what it finished.
+write_report() {
+    local names
+    names=$(printf '%s\n' "${SECTIONS[@]}" | cut -d: -f1 | paste -sd,)
+    "$PYTHON" "$HERE/report.py" --out "$out" --sections "$names" --device "$device" ${short:+"$short"} || failed=1
 }
 
 run_sections() {
@@ -175,9 +183,6 @@ main() {
     trap 'rm -rf "$work"' EXIT
     failed=0
     run_sections
-    local names
-    names=$(printf '%s\n' "${SECTIONS[@]}" | cut -d: -f1 | paste -sd,)
-    "$PYTHON" "$HERE/report.py" --out "$out" --sections "$names" --device "$device" ${short:+"$short"} || failed=1
     exit "$failed"
 }
 
