@@ -59,9 +59,10 @@ $(DENY):
 	CARGO_TARGET_DIR=$(CACHE)/target-deny cargo install --quiet --locked --root $(CACHE)/deny cargo-deny@0.20.2
 	rm -rf $(CACHE)/target-deny
 
-# A hundred kills in one run of four workers; steps of eight seconds, checkpoints of eighteen, evaluations of forty: minutes.
+# A hundred kills in one run of four workers; steps of eight seconds, checkpoints of eighteen, evaluations of forty; the
+# rehearsal of the half hour on a GPU, not shortened: minutes.
 chaos: build
-	OMP_NUM_THREADS=1 cargo test --release --locked -p thanos-tests --test thanos -- --nocapture --ignored --test-threads=1 recovery:: slow::
+	OMP_NUM_THREADS=1 cargo test --release --locked -p thanos-tests --test thanos -- --nocapture --ignored --test-threads=1 recovery:: slow:: gpu_rehearsal::
 
 # Only the golden vectors, of another folder with THANOS_PARITY=FOLDER: a line a file.
 parity: libtorch
