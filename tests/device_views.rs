@@ -2,8 +2,8 @@
 //! (in truth, within float rounding). The tensors are on the device under test, by default the CPU: the operations are
 //! the same on every device.
 
-use crate::test_device::test_device;
 use crate::tell;
+use crate::test_device::test_device;
 use tch::{Device, Tensor};
 use thanos_configs::{SplitMix64, ViewsConfig, view_key};
 use thanos_views::{Augmentation, Scratch};

@@ -86,7 +86,8 @@ fn every_section_ends_with_its_verdict_at_full_length() {
 #[test]
 fn a_section_that_fails_does_not_stop_the_next() {
     let scene = Scene::new();
-    let ran = rehearse(&scene, &fake_programs(&scene, "exit 70"), &["--short", "--only", "digits,views,nccl"]).expect(1);
+    let ran =
+        rehearse(&scene, &fake_programs(&scene, "exit 70"), &["--short", "--only", "digits,views,nccl"]).expect(1);
     let found = verdicts(&ran);
     assert_eq!(found["digits"], ("FAIL", "thanos-coord ended with exit code 70, expected 0"));
     assert_eq!((found["views"].0, found["nccl"].0), ("PASS", "SKIP"));
