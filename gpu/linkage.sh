@@ -17,18 +17,20 @@ fail() {
 }
 
 needs() {
-    readelf --dynamic --wide "$1" | grep -q "NEEDED.*\[$2\]"
+    grep -q "NEEDED.*\[$2\]" <<<"$(readelf --dynamic --wide "$1")"
 }
 
 check_cuda_program() {
-    local program=$1 library
+    local program=$1 library found
     needs "$program" libtorch_cuda.so || fail "$program does not need libtorch_cuda.so"
-    readelf --dynamic --wide "$program" | grep -q "(RPATH).*\$ORIGIN/.*$site/torch/lib" ||
+    grep -q "(RPATH).*\$ORIGIN/.*$site/torch/lib" <<<"$(readelf --dynamic --wide "$program")" ||
         fail "$program has no RPATH with \$ORIGIN/... and $site/torch/lib"
+    # In a variable: in a pipe `grep -q` would end ldd early, which pipefail reports.
+    found=$(ldd "$program")
     for library in libtorch_cuda.so libc10_cuda.so libnccl.so.2; do
-        ldd "$program" | grep -q "$library => $site/" || fail "$program does not find $library in $site"
+        grep -q "$library => $site/" <<<"$found" || fail "$program does not find $library in $site"
     done
-    ! ldd "$program" | grep 'not found' || fail "$program does not find all its libraries"
+    ! grep 'not found' <<<"$found" || fail "$program does not find all its libraries"
     echo "$program: libtorch_cuda is needed and found"
 }
 
@@ -36,6 +38,8 @@ for program in "$@"; do
     check_cuda_program "$program"
 done
 if [ -x "$cpu_worker" ]; then
+    # In a variable: in a pipe `grep -q` would end ldd early, which pipefail reports.
+    found=$(ldd "$program")
     for library in libtorch_cuda.so libc10_cuda.so; do
         ! needs "$cpu_worker" "$library" || fail "$cpu_worker needs $library"
     done
