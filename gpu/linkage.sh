@@ -38,8 +38,6 @@ for program in "$@"; do
     check_cuda_program "$program"
 done
 if [ -x "$cpu_worker" ]; then
-    # In a variable: in a pipe `grep -q` would end ldd early, which pipefail reports.
-    found=$(ldd "$program")
     for library in libtorch_cuda.so libc10_cuda.so; do
         ! needs "$cpu_worker" "$library" || fail "$cpu_worker needs $library"
     done
