@@ -52,7 +52,7 @@ struct UnderWay {
 enum Progress {
     Writing(JoinHandle<Attempt>),
     /// The thread has ended; the coordinator may not have answered yet.
-    Written(Attempt),
+    Written(Box<Attempt>),
 }
 
 /// Whether to wait for a save to end.
@@ -191,7 +191,7 @@ impl<'a> Saver<'a> {
             Progress::Writing(thread) => thread
                 .join()
                 .unwrap_or_else(|_| Attempt { save: None, outcome: Err(anyhow!("the thread that wrote it panicked")) }),
-            Progress::Written(attempt) => attempt,
+            Progress::Written(attempt) => *attempt,
         };
         if let Err(error) = attempt.outcome {
             let not_saved = NotSaved { stage, step, reason: format!("{error:#}") };
@@ -211,7 +211,7 @@ impl<'a> Saver<'a> {
                 Ok(Some(Err(Failure { not_saved, is_known: true, save: attempt.save })))
             }
             None => {
-                self.under_way = Some(UnderWay { stage, step, progress: Progress::Written(attempt) });
+                self.under_way = Some(UnderWay { stage, step, progress: Progress::Written(Box::new(attempt)) });
                 Ok(None)
             }
         }

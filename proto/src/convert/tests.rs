@@ -112,6 +112,10 @@ fn small_events_come_back_equal() {
     check_event(WorkerEvent::Stopped { stage: "s".into(), step: 3 });
     check_event(WorkerEvent::Failed(Failed { phase: "p".into(), message: "m".into(), exit_code: 255 }));
     check_event(WorkerEvent::Finished);
+}
+
+#[test]
+fn a_benchmark_comes_back_equal() {
     let report = BenchReport {
         rank: 1,
         device: "d".into(),
