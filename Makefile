@@ -1,7 +1,9 @@
 # Thin: every target is a line or two that also works by hand.
 #   make run     libtorch, build, and the result table of the embedded digits with four workers
+#   make cuda    the same programs, and thanos-worker-cuda beside them, which trains on GPUs; needs none to build
 #   make install PREFIX=/opt/thanos   for other accounts of this machine, too
 #   make test    everything; make lint, make deny, make parity, make check-cuda for parts of it
+#   make gpu-bundle   .gpu/, everything for half an hour on a machine with a GPU: gpu/README.md
 #   make bench   ours and PyTorch's side by side; PEER_PYTHON=... if you have one with torch and torchvision
 
 LIBTORCH_VERSION := 2.11.0
@@ -14,13 +16,21 @@ PEER_PYTHON ?= $(PEER)/bin/python
 PIP     := python3 -m pip install --quiet --disable-pip-version-check --no-compile --root-user-action=ignore
 TARGET  := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)/release
 DENY    := $(CACHE)/deny/bin/cargo-deny
-SCRIPTS := deploy/slurm/train.sbatch deploy/slurm/table.sbatch deploy/slurm/cluster.sh tests/pod.sh .ci/run
+SCRIPTS := deploy/slurm/train.sbatch deploy/slurm/table.sbatch deploy/slurm/cluster.sh tests/pod.sh .ci/run gpu/run.sh gpu/bundle.sh gpu/linkage.sh
 PREFIX  ?= /usr/local
+# Where the CUDA build finds libtorch: RPATH, as below in `libtorch`.
+RPATH_CUDA := -Wl,--disable-new-dtags,-rpath,$$ORIGIN/../lib/thanos-cuda/torch/lib,-rpath,$(SITE_CUDA)/torch/lib
+CARGO_CUDA := LIBTORCH=$(SITE_CUDA)/torch CARGO_TARGET_DIR=$(CACHE)/target-cuda RUSTFLAGS='-C link-arg=$(RPATH_CUDA)' \
+	cargo build --release --locked --features thanos-worker/cuda
+# Libraries that CUDA's libraries load by name at run time, so that ldd does not list them.
+LOADED_CUDA := libcudnn libnvrtc libtorch_cuda_linalg
+# The newest, as the name has a hash; looked for when a recipe needs it.
+TESTS_CUDA = $$(ls -t $(CACHE)/target-cuda/release/deps/thanos-???????????????? | head -n 1)
 PARITY  := $(if $(THANOS_PARITY),$(abspath $(THANOS_PARITY)))
 # One binary at a time, and its tests one after the other: they start up to four processes each, on two cores.
 TESTS   := OMP_NUM_THREADS=1 cargo test --release --locked -p thanos-tests --test thanos -- --test-threads=1
 
-.PHONY: run build install test lint deny bench bench-faults chaos parity check-cuda libtorch clean
+.PHONY: run build cuda install test lint deny bench bench-faults chaos parity check-cuda gpu-bundle install-cuda libtorch clean
 
 run: build
 	$(TARGET)/thanos-coord launch --nodes 4 digits_table
@@ -28,12 +38,27 @@ run: build
 build: libtorch
 	cargo build --release --locked -p thanos-coord -p thanos-worker
 
-# Both programs, and what the worker needs of libtorch, found relative to the worker: any account can run them.
+# Both workers' programs beside thanos-coord: `launch` takes the one for GPUs where there are any.
+cuda: build $(SITE_CUDA)/.complete
+	$(CARGO_CUDA) -p thanos-worker
+	install $(CACHE)/target-cuda/release/thanos-worker $(TARGET)/thanos-worker-cuda
+
+# The programs, and what the workers need of libtorch, found relative to them: any account can run them. CUDA's libraries
+# find each other by relative paths, so that theirs are kept.
 install: build
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/thanos
 	install $(TARGET)/thanos-coord $(TARGET)/thanos-worker $(DESTDIR)$(PREFIX)/bin
 	ldd $(TARGET)/thanos-worker | awk '$$1 ~ /^lib(torch|c10|gomp|cupti|cudart)/ { print $$3 }' | \
 		xargs install -t $(DESTDIR)$(PREFIX)/lib/thanos
+	@if [ -f $(TARGET)/thanos-worker-cuda ]; then $(MAKE) --no-print-directory install-cuda; fi
+
+install-cuda:
+	install $(TARGET)/thanos-worker-cuda $(DESTDIR)$(PREFIX)/bin
+	install -d $(DESTDIR)$(PREFIX)/lib/thanos-cuda
+	{ ldd $(TARGET)/thanos-worker-cuda | awk '$$3 ~ "^$(SITE_CUDA)/" { print $$3 }'; \
+		find $(SITE_CUDA)/torch/lib $(SITE_CUDA)/nvidia $(LOADED_CUDA:%=-name '%*.so*' -o) -false; } | \
+		xargs realpath --no-symlinks --relative-to=$(SITE_CUDA) | sort -u | \
+		(cd $(SITE_CUDA) && xargs cp --parents --target-directory=$(abspath $(DESTDIR)$(PREFIX))/lib/thanos-cuda)
 
 test: build
 	cargo test --release --locked --workspace --exclude thanos-tests
@@ -54,9 +79,10 @@ $(DENY):
 	CARGO_TARGET_DIR=$(CACHE)/target-deny cargo install --quiet --locked --root $(CACHE)/deny cargo-deny@0.20.2
 	rm -rf $(CACHE)/target-deny
 
-# A hundred kills in one run of four workers; steps of eight seconds, checkpoints of eighteen, evaluations of forty: minutes.
+# A hundred kills in one run of four workers; steps of eight seconds, checkpoints of eighteen, evaluations of forty; the
+# rehearsal of the half hour on a GPU, not shortened: minutes.
 chaos: build
-	OMP_NUM_THREADS=1 cargo test --release --locked -p thanos-tests --test thanos -- --nocapture --ignored --test-threads=1 recovery:: slow::
+	OMP_NUM_THREADS=1 cargo test --release --locked -p thanos-tests --test thanos -- --nocapture --ignored --test-threads=1 recovery:: slow:: gpu_rehearsal::
 
 # Only the golden vectors, of another folder with THANOS_PARITY=FOLDER: a line a file.
 parity: libtorch
@@ -75,13 +101,16 @@ bench-faults: build $(PEER_PYTHON)
 # PyTorch as its users have it: 3 GB, for comparisons only.
 $(PEER)/bin/python:
 	python3 -m venv $(PEER)
-	$(PEER)/bin/pip install --quiet --disable-pip-version-check torch==$(LIBTORCH_VERSION) torchvision==0.26.0 numpy pillow
+	$(PEER)/bin/pip install --quiet --disable-pip-version-check torch==$(LIBTORCH_VERSION) torchvision==0.26.0 numpy pillow safetensors
 
-# Compiles and links the worker with NCCL; needs no GPU.
-check-cuda: $(SITE_CUDA)/.complete
-	LIBTORCH=$(SITE_CUDA)/torch CARGO_TARGET_DIR=$(CACHE)/target-cuda \
-		RUSTFLAGS='-C link-arg=-Wl,-rpath,$(SITE_CUDA)/torch/lib' \
-		cargo build --release --locked -p thanos-worker --features cuda
+# Builds the worker and the tests with NCCL, and reads from them what they will look for; needs no GPU.
+check-cuda: build $(SITE_CUDA)/.complete
+	$(CARGO_CUDA),thanos-tests/cuda -p thanos-worker -p thanos-tests --bin thanos-worker --test thanos
+	gpu/linkage.sh $(SITE_CUDA) $(TARGET)/thanos-worker $(CACHE)/target-cuda/release/thanos-worker $(TESTS_CUDA)
+
+# At most 60 MB, for a machine with PyTorch and no network.
+gpu-bundle: check-cuda
+	gpu/bundle.sh .gpu $(TARGET) $(CACHE)/target-cuda/release $(TESTS_CUDA)
 
 # libtorch, and where cargo finds it: with this file, plain cargo works, and binaries run without any variable.
 # RPATH instead of RUNPATH, since LD_LIBRARY_PATH with another libtorch must not take precedence; `make install` puts

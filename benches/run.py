@@ -1,7 +1,8 @@
-"""`make bench`: ours and PyTorch's in turn (A B A B ...), one core each, in one run; prints ratios as a table.
+"""`make bench`: ours and PyTorch's in turn (A B A B ...) in one run; prints ratios as tables.
 
-Absolute times on a shared machine drift, so the figure is the median of the ratios pair by pair, with the least and the
-greatest. Nothing else should run meanwhile.
+Absolute times on a shared machine drift, so the figure is the median of the ratios pair by pair,
+with the minimum and the maximum. Nothing else should run meanwhile. Views and packing run on one
+core each; `run_training.py` has the training step.
 """
 
 import argparse
@@ -14,6 +15,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from run_training import training, training_options
 
 HERE = Path(__file__).parent
 
@@ -79,14 +82,19 @@ def packing(arguments):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--views", required=True, help="the benchmark of views, built")
+    parser.add_argument("--views", help="the benchmark of views, built")
     parser.add_argument("--coord", required=True, help="thanos-coord, built")
-    parser.add_argument("--only", choices=["views", "packing"])
+    parser.add_argument("--only", choices=["views", "packing", "training"])
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--per-class", type=int, default=50, help="pictures a class; TinyImageNet has 500")
+    training_options(parser)
     arguments = parser.parse_args()
-    print("| one core each | ours | theirs | ours / theirs: median (least to greatest) |\n|---|---|---|---|", flush=True)
-    for part in (views, packing):
+    if arguments.views is None and arguments.only in (None, "views"):
+        parser.error("--views is needed for the benchmark of views")
+    if arguments.only != "training":
+        heads = "| one core each | ours | theirs | ours / theirs: median (min to max) |"
+        print(f"{heads}\n|---|---|---|---|", flush=True)
+    for part in (views, packing, training):
         if arguments.only in (None, part.__name__):
             part(arguments)
 

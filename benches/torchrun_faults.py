@@ -72,8 +72,9 @@ def ours(coord: Path) -> Side:
         launch = [str(coord), "launch", "--nodes", str(WORKERS), "--threads-per-worker", "1", "--run-dir", str(folder)]
         # No probe, and no evaluation but the one behind the last step: the other side has neither.
         recipe = ["rows=[]", f"train.max_steps={size.steps}", f"train.epochs={size.steps}"]
-        rest = [f"train.evaluate_every={size.steps}", f"checkpoint.every_steps={size.every}"]
-        return [*launch, "digits_supcon", *recipe, *rest]
+        # As often as the other side saves, and not by the clock as well.
+        saves = [f"checkpoint.every_steps={size.every}", "checkpoint.every_seconds=null"]
+        return [*launch, "digits_supcon", *recipe, f"train.evaluate_every={size.steps}", *saves]
 
     def victims(folder: Path, _: int) -> list[int]:
         pids: dict[str, int] = {}

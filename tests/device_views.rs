@@ -1,16 +1,21 @@
 //! Views made in tensor operations, as a GPU makes them, are those of the CPU: the same draws, and pixels within 2/255
-//! (in truth, within float rounding). Here the tensors are on the CPU; the operations are the same on every device.
+//! (in truth, within float rounding). The tensors are on the device under test, by default the CPU: the operations are
+//! the same on every device.
 
-use tch::Tensor;
+use crate::tell;
+use crate::test_device::test_device;
+use tch::{Device, Tensor};
 use thanos_configs::{SplitMix64, ViewsConfig, view_key};
 use thanos_views::{Augmentation, Scratch};
-use thanos_worker::device_views::views_on_device;
+use thanos_worker::device_views::{plain_on_device, views_on_device};
 
 const IMAGES: usize = 64;
 const MOST_APART: f64 = 2.0 / 255.0;
 
 #[test]
 fn they_are_the_views_of_the_cpu() {
+    let device = test_device();
+    let mut worst: f64 = 0.0;
     for (side, channels) in [(32, 3), (64, 3), (28, 1), (8, 1)] {
         // Without normalisation: values are pixels in [0, 1].
         let views = Augmentation::new(&ViewsConfig::default(), side, &vec![0.0; channels], &vec![1.0; channels]);
@@ -23,11 +28,32 @@ fn they_are_the_views_of_the_cpu() {
             views.view(&pixels[at * views.pixels()..(at + 1) * views.pixels()], keys[at], &mut scratch, out);
         }
         let (n, s, c) = (IMAGES as i64, side as i64, channels as i64);
-        let images = Tensor::from_slice(&pixels).reshape([n, s, s, c]);
+        let images = Tensor::from_slice(&pixels).reshape([n, s, s, c]).to_device(device);
         let found = views_on_device(&views, &images, &keys);
+        assert_eq!(found.device(), device);
+        let found = found.to_device(Device::Cpu);
         assert_eq!(found.size(), [n, c, s, s]);
         let apart = (found - Tensor::from_slice(&expected).reshape([n, c, s, s])).abs().max().double_value(&[]);
         assert!(apart < MOST_APART, "{side} x {side} x {channels}: {apart} apart");
         assert!(apart < 1e-4, "{side} x {side} x {channels}: {apart} apart, more than rounding");
+        worst = worst.max(apart);
+    }
+    tell(&format!("views made on {device:?} are within {worst:.1e} of the CPU's"));
+}
+
+#[test]
+fn plain_images_match_the_cpu_to_the_bit() {
+    for (side, channels) in [(32, 3), (28, 1)] {
+        let (mean, std) = (vec![0.49; channels], vec![0.21; channels]);
+        let views = Augmentation::new(&ViewsConfig::default(), side, &mean, &std);
+        let mut stream = SplitMix64::new(6);
+        let pixels: Vec<u8> = (0..IMAGES * views.pixels()).map(|_| stream.next_u64() as u8).collect();
+        let mut expected = vec![0.0; pixels.len()];
+        for (image, out) in pixels.chunks_exact(views.pixels()).zip(expected.chunks_exact_mut(views.pixels())) {
+            views.plain(image, out);
+        }
+        let (n, s, c) = (IMAGES as i64, side as i64, channels as i64);
+        let found = plain_on_device(&views, &Tensor::from_slice(&pixels).reshape([n, s, s, c]));
+        assert_eq!(found, Tensor::from_slice(&expected).reshape([n, c, s, s]));
     }
 }

@@ -11,7 +11,7 @@ use thanos_proto::v1::coordinator_client::CoordinatorClient;
 use thanos_proto::v1::file_part::Part;
 use thanos_proto::v1::store_request::Operation;
 use thanos_proto::v1::{self, CheckpointFile, EnrolRequest, FileHead, FilePart, StoreRequest, StoreSet};
-use thanos_proto::{COORDINATOR_NAME, Command, Evaluated, Heartbeat, Hello, StepDone, WorkerEvent};
+use thanos_proto::{COORDINATOR_NAME, Command, Device, Evaluated, Heartbeat, Hello, StepDone, WorkerEvent};
 use thanos_tests::proxy::{Mode, Proxy};
 use thanos_tests::{Invitation, Running, Scene, lines};
 use tokio::net::{TcpSocket, TcpStream};
@@ -65,7 +65,8 @@ impl Target {
         let mut client = self.connect(Some(identity)).await.expect("it listens");
         let (events, queue) = mpsc::channel(8);
         let (host, version) = ("h".into(), env!("CARGO_PKG_VERSION").into());
-        let hello = Hello { worker_id: worker.into(), host, pid: 1, version, generation: 0 };
+        let device = Device::cpu("c");
+        let hello = Hello { worker_id: worker.into(), host, pid: 1, version, generation: 0, device };
         events.send(WorkerEvent::Hello(hello)).await.expect("room");
         let stream = ReceiverStream::new(queue).map(v1::WorkerEvent::from);
         let commands = client.session(stream).await.expect("a session").into_inner();

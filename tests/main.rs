@@ -1,22 +1,28 @@
 //! The one test binary, as every binary links libtorch. `parity_checks`: ours against the golden vectors of the
 //! published code. `losses`: the closed-form gradient against finite differences, tile sizes and ranks. `memory`: a
-//! batch whose square would not fit. `exchanges`, `nearness` and `rerun` serve them. The others start the real programs:
+//! batch whose square would not fit. `exchanges`, `nearness`, `rerun` and `test_device` serve them. The others start the real programs:
 //! `world_sizes`, `resume`, `identity`, `ledger` and `evaluation` hold the promises, `recovery`, `elastic`, `standstill`,
-//! `cut_off`, `bad_lines`, `slow`, `preemption`, `commit_points`, `checks`, `strangers`, `disks` and `endings` what happens to processes,
-//! networks and disks, `security` who may join and what is secret, `pytorch_names` what is in a checkpoint, `data_sets`,
+//! `repeated_failures`, `cut_off`, `bad_lines`, `slow`, `preemption`, `commit_points`, `checks`, `strangers`, `disks` and `endings` what happens to processes,
+//! networks and disks, `checkpoint_intervals` when a stage is saved, `group_errors` which errors of a group are lost
+//! connections, `security` who may join and what is secret, `pytorch_names` what is in a checkpoint, `data_sets`,
 //! `pack_transfer`, `downloads` and `fashion_mnist` how images come to workers, `device_views` how a GPU makes views of
-//! them; `bad_input`, `command_line`, `metrics`, `tensorboard` and `documents` what people type and read; `output` terminals, pipes and files that take no output, `signals` how a
+//! them, `devices` on what workers train, `gpu_rehearsal` the script of half an hour on a GPU, on the CPU; `bad_input`,
+//! `command_line`, `metrics`, `tensorboard` and `documents` what people type and read; `bench` what a benchmark prints and
+//! leaves, `output` terminals, pipes and files that take no output, `signals` how a
 //! stop request arrives. `slurm` runs
 //! the job scripts on a real one, `kubernetes` the commands of the manifests in namespaces. `layering` reads the sources.
 
 mod bad_input;
 mod bad_lines;
+mod bench;
+mod checkpoint_intervals;
 mod checks;
 mod command_line;
 mod commit_points;
 mod cut_off;
 mod data_sets;
 mod device_views;
+mod devices;
 mod disks;
 mod documents;
 mod downloads;
@@ -25,6 +31,8 @@ mod endings;
 mod evaluation;
 mod exchanges;
 mod fashion_mnist;
+mod gpu_rehearsal;
+mod group_errors;
 mod hostile;
 mod identity;
 mod kubernetes;
@@ -41,6 +49,7 @@ mod preemption;
 mod pytorch_names;
 mod recovery;
 mod rendezvous;
+mod repeated_failures;
 mod rerun;
 mod resume;
 mod security;
@@ -50,6 +59,7 @@ mod slurm;
 mod standstill;
 mod strangers;
 mod tensorboard;
+mod test_device;
 mod world_sizes;
 
 use std::io::{Write, stdout};

@@ -64,6 +64,9 @@ fn metrics_are_what_the_ledger_says() {
     let status: serde_json::Value = serde_json::from_str(&get(&address, "/status").1).expect("JSON");
     assert_eq!((&status["position"]["stage"], &status["generation"]), (&"cnce".into(), &1.into()), "{status}");
     assert_eq!(status["ranks"], serde_json::json!(["worker-0", "worker-1"]));
+    let devices = status["devices"].as_array().expect("a list");
+    assert!(devices.len() == 2 && devices.iter().all(|device| device["name"].is_string()), "{status}");
+    assert!(status["collectives"].is_string(), "{status}");
     let (code, metrics) = get(&address, "/metrics");
     assert_eq!(code, 200);
     let step = value(&metrics, "thanos_trainer_step{stage=\"cnce\"}").expect("a step") as usize;

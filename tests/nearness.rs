@@ -1,6 +1,6 @@
-//! How far a tensor is from what it should be.
+//! How far a tensor, of whatever device, is from what it should be; computed on the CPU.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// |found - expected| / |expected|, Euclidean norms in float64; infinite if shapes differ or a number is none.
 ///
@@ -9,9 +9,9 @@ pub(crate) fn relative_error(found: &Tensor, expected: &Tensor, least_norm: f64)
     if found.size() != expected.size() {
         return f64::INFINITY;
     }
-    let expected = expected.to_kind(Kind::Double);
+    let expected = double_on_cpu(expected);
     let norm = |x: &Tensor| x.norm().double_value(&[]);
-    let error = norm(&(found.to_kind(Kind::Double) - &expected)) / norm(&expected).max(least_norm);
+    let error = norm(&(double_on_cpu(found) - &expected)) / norm(&expected).max(least_norm);
     if error.is_nan() { f64::INFINITY } else { error }
 }
 
@@ -20,8 +20,12 @@ pub(crate) fn worst_element(found: &Tensor, expected: &Tensor, absolute: f64, re
     if found.size() != expected.size() {
         return f64::INFINITY;
     }
-    let expected = expected.to_kind(Kind::Double);
+    let expected = double_on_cpu(expected);
     let allowed = expected.abs() * relative + absolute;
-    let worst = ((found.to_kind(Kind::Double) - &expected).abs() / allowed).max().double_value(&[]);
+    let worst = ((double_on_cpu(found) - &expected).abs() / allowed).max().double_value(&[]);
     if worst.is_nan() { f64::INFINITY } else { worst }
+}
+
+fn double_on_cpu(tensor: &Tensor) -> Tensor {
+    tensor.to_device(Device::Cpu).to_kind(Kind::Double)
 }

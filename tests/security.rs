@@ -10,7 +10,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 use thanos_proto::v1::coordinator_client::CoordinatorClient;
 use thanos_proto::v1::{self, EnrolRequest, PackRequest, StoreRequest};
-use thanos_proto::{COORDINATOR_NAME, Hello, WorkerEvent};
+use thanos_proto::{COORDINATOR_NAME, Device, Hello, WorkerEvent};
 use thanos_tests::processes::{commands_in, listening};
 use thanos_tests::{Invitation, Running, Scene};
 use tokio_stream::StreamExt;
@@ -76,7 +76,8 @@ fn a_worker_speaks_for_itself_alone() {
     runtime.block_on(async {
         let hello = |id: &str| {
             let (worker_id, host, version) = (id.into(), "h".into(), env!("CARGO_PKG_VERSION").into());
-            let hello = Hello { worker_id, host, pid: 1, version, generation: 0 };
+            let device = Device::cpu("c");
+            let hello = Hello { worker_id, host, pid: 1, version, generation: 0, device };
             tokio_stream::once(v1::WorkerEvent::from(WorkerEvent::Hello(hello))).chain(tokio_stream::pending())
         };
         let mut stranger = client(&address, tls.clone()).await;

@@ -161,6 +161,7 @@ mod tests {
         check("transfer.max_steps=99", true, false, Some(Condition::NotShorterThanMade));
         check("checks.on_non_finite=skip", true, false, Some(Condition::Nothing));
         check("checkpoint={every_steps: 3, keep_last: 5}", true, false, Some(Condition::Nothing));
+        check("checkpoint.every_seconds=7.5", true, false, Some(Condition::Nothing));
         check("log.tensorboard=true", true, true, Some(Condition::Nothing));
     }
 

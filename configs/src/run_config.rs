@@ -180,7 +180,7 @@ impl Default for ViewsConfig {
 #[serde(deny_unknown_fields, default)]
 pub struct ModelConfig {
     pub encoder: EncoderConfig,
-    /// What everything is computed in; float64 is for proofs, not for speed.
+    /// What everything is computed in.
     pub precision: Precision,
     /// Dropout of the blocks, and the greatest stochastic depth. 0 turns every kind of dropout off.
     pub dropout: f64,
@@ -208,7 +208,12 @@ impl Default for ModelConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
+    /// On GPUs without TensorFloat-32, so that results agree with those of the CPU.
     Float32,
+    /// float32 whose products and convolutions use TensorFloat-32 (10 bits of mantissa) on GPUs that have it; on the CPU
+    /// the same as float32.
+    Tf32,
+    /// For proofs, not for speed.
     Float64,
 }
 
@@ -424,7 +429,10 @@ pub struct RowConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CheckpointConfig {
-    /// Steps between two checkpoints of a stage; null: once an epoch. The end of a stage is always saved.
+    /// Seconds between two checkpoints of a stage, from the start of one to that of the next; null: no limit. None starts
+    /// while another one is being written. The end of a stage and a stop are always saved.
+    pub every_seconds: Option<f64>,
+    /// Steps between two checkpoints of a stage; null: any number.
     pub every_steps: Option<u64>,
     /// Newest checkpoints kept in each stage, at least 2.
     pub keep_last: usize,
@@ -432,7 +440,7 @@ pub struct CheckpointConfig {
 
 impl Default for CheckpointConfig {
     fn default() -> Self {
-        Self { every_steps: None, keep_last: 2 }
+        Self { every_seconds: Some(60.0), every_steps: None, keep_last: 2 }
     }
 }
 

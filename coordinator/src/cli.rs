@@ -1,5 +1,6 @@
 //! The command line: what can be typed, and what each command does with it. Exit codes are decided here, once.
 
+mod bench;
 mod data;
 mod launch;
 
@@ -16,6 +17,7 @@ use crate::status::status;
 use crate::terminal::{self, OutputError};
 use crate::verify_run::{Comparison, compare, verify_run};
 use anyhow::{Context, Result};
+use bench::{BenchArguments, act_bench};
 use clap::{Args, Parser, Subcommand};
 use data::{DataVerb, act_data};
 use launch::{LaunchArguments, LauncherName, act_launch};
@@ -39,6 +41,8 @@ enum Verb {
     Launch(LaunchArguments),
     /// Coordinate a run whose workers somebody else starts
     Serve(LaunchArguments),
+    /// Measure how fast an experiment's first backbone trains on this machine, and print it as a line of JSON
+    Bench(BenchArguments),
     /// List the experiments that can be launched by name
     Presets,
     /// Print a preset or file with all its defaults and overrides
@@ -202,6 +206,7 @@ fn act(verb: Verb) -> Result<u8> {
     match verb {
         Verb::Launch(arguments) => act_launch(&arguments, None),
         Verb::Serve(arguments) => act_launch(&arguments, Some(LauncherName::None)),
+        Verb::Bench(arguments) => act_bench(&arguments),
         Verb::Presets => {
             for name in preset_names() {
                 terminal::print_line(&format!("{name:22} {}", preset_summary(&name).unwrap_or_default()))?;

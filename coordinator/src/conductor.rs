@@ -1,6 +1,8 @@
 //! The conductor: one task that owns the run. It feeds the rules in `run.rs` with what happens, and carries out what
 //! they say; it decides nothing, and waits for nothing but events: what touches the run directory is `journal.rs`'s.
 
+use crate::bench;
+use crate::devices::device_json;
 use crate::exit::{EXIT_IO, Fatal};
 use crate::journal::Journal;
 use crate::launcher::Launcher;
@@ -119,7 +121,7 @@ impl Conductor {
         self.progress.notice(&notice);
         match (&notice, &self.launcher) {
             (Notice::StageComplete(result), _) => self.results.push(result.clone()),
-            (Notice::Began { generation, workers }, _) => self.sessions.began(*generation, workers),
+            (Notice::Began { generation, workers, .. }, _) => self.sessions.began(*generation, workers),
             (Notice::SavingBeforeEnd { worker, .. }, _) => self.sessions.saves(worker),
             (Notice::Joined { worker, .. }, Some(launcher)) => launcher.joined(worker),
             _ => {}
@@ -150,12 +152,20 @@ impl Conductor {
 /// A notice as a line of `events.jsonl`.
 pub(crate) fn line(notice: &Notice) -> (&'static str, Value) {
     match notice {
-        Notice::Joined { worker, host, pid } => ("joined", json!({"worker": worker, "host": host, "pid": pid})),
+        Notice::Joined { worker, host, pid, device } => {
+            ("joined", json!({"worker": worker, "host": host, "pid": pid, "device": device_json(device)}))
+        }
         Notice::Fetched { worker, split, from, bytes } => {
             ("fetched", json!({"worker": worker, "split": split, "from": from, "bytes": bytes}))
         }
         Notice::Refused { worker, reason } => ("refused", json!({"worker": worker, "reason": reason})),
-        Notice::Began { generation, workers } => ("began", json!({"generation": generation, "ranks": workers})),
+        Notice::Began { generation, workers, devices, collectives } => {
+            let collectives = collectives.label();
+            let fields = json!({
+                "generation": generation, "ranks": workers, "devices": devices, "collectives": collectives,
+            });
+            ("began", fields)
+        }
         Notice::Evaluated(evaluated) => (
             "evaluated",
             json!({
@@ -170,6 +180,7 @@ pub(crate) fn line(notice: &Notice) -> (&'static str, Value) {
             ("checkpoint_failed", json!({"stage": stage, "step": step, "reason": reason}))
         }
         Notice::StageComplete(result) => ("stage_complete", json!({"stage": result.stage, "seconds": result.seconds})),
+        Notice::Benched(report) => ("benched", bench::to_json(report)),
         Notice::Stopping { reason } => ("stopping", json!({"reason": reason})),
         Notice::SavingBeforeEnd { worker, stage, step } => {
             ("saving_before_end", json!({"worker": worker, "stage": stage, "step": step}))
@@ -185,6 +196,7 @@ pub(crate) fn line(notice: &Notice) -> (&'static str, Value) {
             ("straggler", json!({"worker": worker, "in": whereabouts, "share_of_time_waited_for": share}))
         }
         Notice::Lost { worker, reason } => ("lost", json!({"worker": worker, "reason": reason})),
+        Notice::GroupFailed { worker, reason } => ("group_failed", json!({"worker": worker, "reason": reason})),
         Notice::Restarting { worker, how, restart, .. } => {
             ("restarting", json!({"worker": worker, "how": how, "restart": restart}))
         }

@@ -6,6 +6,8 @@ pub const EXIT_USAGE: u8 = 64;
 pub const EXIT_DATA: u8 = 65;
 /// A worker cannot be reached, or is gone.
 pub const EXIT_UNREACHABLE: u8 = 69;
+/// Training itself failed: an error of libtorch, a non-finite loss.
+pub(crate) const EXIT_SOFTWARE: u8 = 70;
 /// A file could not be written.
 pub const EXIT_IO: u8 = 74;
 /// Stopped on request; the run can be resumed.

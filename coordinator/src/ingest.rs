@@ -1,4 +1,4 @@
-//! Data ingestion: raw files are read, checked and decoded once into a pack a split, which every worker maps.
+//! Data ingestion: raw files are read, checked and decoded once into a pack a split, which every worker reads by position.
 //! A pack is a safetensors file: `images` u8 [N, H, W, C], `fine` and `coarse` i64 [N], and a header that describes
 //! them. Pixels are stored as they are: mean, std and views are the worker's. This module knows no run and no network.
 
@@ -22,6 +22,7 @@ mod sets;
 mod sheet;
 mod sources;
 mod splits;
+mod synthetic;
 mod tinyimagenet;
 mod tree;
 
@@ -30,6 +31,7 @@ pub use info::PackInfo;
 pub use kept::{KeptPack, kept_packs, prune};
 pub(crate) use known::{find_packs, raw_stamp};
 pub use sheet::contact_sheet;
+pub(crate) use synthetic::pack_synthetic;
 
 use pack_file::Sink;
 use pack_header::{Header, LeftOut, Notes};
@@ -99,11 +101,16 @@ pub fn pack(
     on_split: OnSplit<'_>,
 ) -> Result<Packs, DataError> {
     let raw = sources::locate(config, test)?;
-    let packing = Packing { raw: raw.as_ref(), packs_dir, on_split };
+    pack_raw(&Packing { raw: raw.as_ref(), packs_dir, on_split }, config.validation_fraction)
+}
+
+/// `share`: of the training images, which are measured where there are no test images.
+fn pack_raw(packing: &Packing<'_>, share: f64) -> Result<Packs, DataError> {
+    let raw = packing.raw;
     let mut notes = raw.notes().to_vec();
     // One split after the other. The training images' mean and std are those of both.
     let (train, facts, train_reused) = packing.pack(Split::Train, raw.facts(), None)?;
-    let held_out = (!raw.has_test()).then_some(HeldOut { train: &train.path, share: config.validation_fraction });
+    let held_out = (!raw.has_test()).then_some(HeldOut { train: &train.path, share });
     if held_out.is_some() {
         notes.push("there are no test images: measures are taken on the images held out for validation".into());
     }

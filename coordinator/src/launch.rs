@@ -4,10 +4,11 @@
 use crate::checkpoints::{CheckpointFiles, Checkpoints};
 use crate::conductor::Conductor;
 use crate::credentials::Credentials;
+use crate::devices::CollectivesChoice;
 use crate::exit::{EXIT_CONFIG, EXIT_DATA, EXIT_NO_PERMISSION, EXIT_UNREACHABLE, EXIT_USAGE, Fatal};
 use crate::ingest::{PackFile, Packs};
 use crate::journal::Journal;
-use crate::launcher::{Launcher, Place, WorkerCommand, worker_program};
+use crate::launcher::{Launcher, Place, WorkerCommand};
 use crate::ledger::{Ledger, last_generation, read_steps, workers_of_last_generation};
 use crate::observe::Observed;
 use crate::packs::PackShelf;
@@ -30,7 +31,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 use thanos_configs::{Plan, to_yaml};
-use thanos_proto::{PackRef, Welcome};
+use thanos_door::DeviceChoice;
+use thanos_proto::{BenchRequest, PackRef, Welcome};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 
@@ -43,7 +45,7 @@ const MOST_FAREWELL: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Starter {
     /// This program.
-    This { place: Place, threads: usize, interface: Option<String> },
+    This { program: PathBuf, device: DeviceChoice, place: Place, threads: usize, interface: Option<String> },
     /// Somebody else: the coordinator waits for them.
     Nobody,
 }
@@ -55,6 +57,11 @@ impl Starter {
             Self::This { place: Place::Nodes { .. }, .. } => Placement::Nodes,
             Self::Nobody => Placement::External,
         }
+    }
+
+    /// Whether it makes all workers of a machine share a GPU.
+    fn shares_gpu(&self) -> bool {
+        matches!(self, Self::This { device: DeviceChoice::CudaIndex(_), .. })
     }
 }
 
@@ -75,6 +82,7 @@ pub(crate) struct Launch {
     /// How long to wait for more than the least.
     pub patience: Duration,
     pub starter: Starter,
+    pub collectives: CollectivesChoice,
     /// How long workers keep their state when they cannot reach the coordinator.
     pub lease: Duration,
     /// How long a stop may take; `None`: as long as it takes.
@@ -89,6 +97,8 @@ pub(crate) struct Launch {
     pub status: Option<SocketAddr>,
     /// With which a stopped run goes on, such as `serve`.
     pub command: &'static str,
+    /// The run is a benchmark, on these packs instead of those of the plan's data.
+    pub bench: Option<(BenchRequest, Packs)>,
 }
 
 /// How a launch ended well.
@@ -136,6 +146,8 @@ pub(crate) async fn launch(
             Starter::Nobody => workers_of_last_generation(run_dir.path())?,
         },
         grace: launch.grace,
+        collectives: launch.collectives,
+        shares_gpu: launch.starter.shares_gpu(),
         launched: launch.starter != Starter::Nobody,
         stages: stages.iter().map(|stage| (*stage).to_owned()).collect(),
         timeouts: Timeouts::new(&plan.config().timeouts, launch.starter.placement()),
@@ -192,6 +204,7 @@ fn welcome(
         lease: launch.lease,
         scrape_token_sha256: credentials.map(Credentials::scrape_token_sha256).transpose()?,
         grace: launch.grace,
+        bench: launch.bench.as_ref().map(|(request, _)| *request),
     })
 }
 
@@ -238,7 +251,9 @@ async fn conduct(
         let reason = "requested before the coordinator was restarted".into();
         _ = events.try_send(Event::StopAsked { reason });
     }
-    terminal::line(&format!("run directory: {}", launch.run_dir.display()));
+    if launch.bench.is_none() {
+        terminal::line(&format!("run directory: {}", launch.run_dir.display()));
+    }
     let launcher = start_workers(launch, address, credentials.as_ref(), &events)?;
     if launcher.is_none() {
         invite(launch.workers, address, credentials.as_deref())?;
@@ -322,9 +337,11 @@ fn start_workers(
     credentials: Option<&Arc<Credentials>>,
     events: &mpsc::Sender<Event>,
 ) -> Result<Option<Arc<Launcher>>> {
-    let Starter::This { place, threads, interface } = launch.starter.clone() else { return Ok(None) };
+    let Starter::This { program, device, place, threads, interface } = launch.starter.clone() else { return Ok(None) };
     let command = WorkerCommand {
-        program: worker_program()?,
+        program,
+        device,
+        shares_gpu_by_nccl: launch.starter.shares_gpu() && launch.collectives == CollectivesChoice::Nccl,
         coordinator: address.to_string(),
         credentials: credentials.cloned(),
         threads,

@@ -6,7 +6,7 @@ mod adopted;
 mod log;
 
 use crate::credentials::Credentials;
-use crate::exit::{EXIT_UNREACHABLE, Fatal};
+use crate::devices::shared_nccl_variables;
 use crate::run::{Event, ExitCause};
 use crate::slurm;
 use adopted::Adopted;
@@ -20,6 +20,7 @@ use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use thanos_door::DeviceChoice;
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -29,6 +30,9 @@ const MOST_LEAVING: Duration = Duration::from_secs(10);
 
 /// What a worker's id begins with on this machine; its place there follows.
 const WORKER: &str = "worker";
+
+/// Variable by which CUDA orders GPUs.
+const DEVICE_ORDER: &str = "CUDA_DEVICE_ORDER";
 
 /// Where workers are started.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +52,9 @@ pub(crate) struct WorkerCommand {
     /// Where workers are invited; `None`: they need not be.
     pub(crate) credentials: Option<Arc<Credentials>>,
     pub(crate) threads: usize,
+    pub(crate) device: DeviceChoice,
+    /// Workers that share a GPU use NCCL all the same, for tests.
+    pub(crate) shares_gpu_by_nccl: bool,
     pub(crate) place: Place,
     /// Under which the workers reach each other; `None`: they find out.
     pub(crate) interface: Option<String>,
@@ -216,17 +223,6 @@ impl Started {
     }
 }
 
-/// Where `thanos-worker` is: beside this program.
-pub(crate) fn worker_program() -> Result<PathBuf> {
-    let here = std::env::current_exe().context("this program's own path")?;
-    let program = here.with_file_name("thanos-worker");
-    if !program.is_file() {
-        let message = format!("{} is not there: `make build` puts it beside thanos-coord", program.display());
-        return Err(Fatal::new(EXIT_UNREACHABLE, message).into());
-    }
-    Ok(program)
-}
-
 impl Place {
     /// Names of the workers: of this machine by number, of nodes by node and number.
     pub(crate) fn worker_ids(&self) -> Vec<String> {
@@ -275,6 +271,16 @@ impl WorkerCommand {
         if let Some(interface) = &self.interface {
             command.args(["--interface", interface]);
         }
+        if self.device != DeviceChoice::Auto {
+            command.args(["--device", &self.device.to_string()]);
+        }
+        // CUDA numbers GPUs as nvidia-smi does, and as they are reported.
+        if std::env::var_os(DEVICE_ORDER).is_none() {
+            command.env(DEVICE_ORDER, "PCI_BUS_ID");
+        }
+        if self.shares_gpu_by_nccl {
+            command.envs(shared_nccl_variables(worker, self.interface.is_some()));
+        }
         command
             .args(["--coordinator", &self.coordinator, "--id", worker])
             .args(["--local-rank", index, "--threads", &self.threads.to_string()])
@@ -315,3 +321,6 @@ impl WorkerCommand {
 fn signal_of(status: ExitStatus) -> Option<i32> {
     status.signal().or(status.code().filter(|code| *code > 128).map(|code| code - 128))
 }
+
+#[cfg(test)]
+mod tests;

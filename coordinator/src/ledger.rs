@@ -184,7 +184,7 @@ pub(crate) fn was_evaluated(run_dir: &Path, stage: &str, epoch: u64) -> Result<b
 }
 
 /// The whole lines of `events.jsonl`.
-fn events(run_dir: &Path) -> Result<Vec<Value>, Fatal> {
+pub(crate) fn events(run_dir: &Path) -> Result<Vec<Value>, Fatal> {
     let path = run_dir.join("events.jsonl");
     let text = fs::read_to_string(&path).unwrap_or_default();
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);

@@ -3,18 +3,20 @@
 //! Reading order: `run.rs` (the rules, a pure function from events to effects), `conductor.rs` (the task that owns the
 //! run and carries its effects out), `journal.rs` (what touches the run directory), `prepare.rs` and `launch.rs` (from a plan
 //! to a result table), `supervise.rs` (the process above it), `signals.rs` (stop requests); around them `credentials.rs`,
-//! `thanos-door`, `server.rs`, `store.rs` and `packs.rs` (gRPC), `launcher.rs` and `slurm.rs` (worker
+//! `thanos-door`, `server.rs`, `store.rs` and `packs.rs` (gRPC), `launcher.rs`, `devices.rs` and `slurm.rs` (worker
 //! processes), `run_dir.rs`,
 //! `ledger.rs` and `checkpoints.rs` (what is kept), `fetch.rs` and `ingest.rs` (published files, and raw data to packs),
-//! `observe.rs`, `metrics.rs` and `tensorboard.rs` (what is scraped and drawn), `terminal.rs`, `progress.rs`, `report.rs`, `status.rs` and `verify_run.rs` (what people see), `chaos.rs` (faults on demand), `render.rs`
+//! `observe.rs`, `metrics.rs` and `tensorboard.rs` (what is scraped and drawn), `terminal.rs`, `progress.rs`, `report.rs`, `status.rs` and `verify_run.rs` (what people see), `chaos.rs` (faults on demand), `bench.rs` (how fast a step is), `render.rs`
 //! (job scripts and manifests),
 //! `cli.rs`.
 
+mod bench;
 mod chaos;
 mod checkpoints;
 mod cli;
 mod conductor;
 mod credentials;
+mod devices;
 mod exit;
 mod fetch;
 pub mod ingest;

@@ -93,7 +93,7 @@ fn recorded(step: &StepDone) {
 fn told(notice: &Notice) {
     let count = |name: &'static str| counter!(name).increment(1);
     match notice {
-        Notice::Began { generation, workers } => {
+        Notice::Began { generation, workers, .. } => {
             gauge!("thanos_trainer_generation").set(*generation as f64);
             gauge!("thanos_trainer_workers").set(workers.len() as f64);
         }

@@ -4,6 +4,7 @@
 //! three to who has the run's scrape token.
 
 use crate::credentials::{Credentials, SCRAPE_TOKEN};
+use crate::devices::device_json;
 use crate::exit::{EXIT_UNREACHABLE, Fatal};
 use crate::metrics;
 use crate::run::{Effect, Notice, Start};
@@ -33,6 +34,10 @@ struct State {
     generation: u64,
     /// Ranks of the generation, by the workers' names; none while workers gather.
     ranks: Vec<String>,
+    /// Of every worker that has joined, by its name.
+    devices: BTreeMap<String, Value>,
+    /// Of the generation.
+    collectives: Value,
     /// The last committed step, as `/status` has it.
     position: Value,
     checkpoint: Value,
@@ -67,7 +72,16 @@ impl Observed {
         metrics::describe();
         let run = start.welcome.run_id.clone();
         let (generation, position) = (start.last_generation, Value::Null);
-        let state = State { run, generation, ranks: Vec::new(), position, checkpoint: Value::Null, committing: None };
+        let state = State {
+            run,
+            generation,
+            ranks: Vec::new(),
+            devices: BTreeMap::new(),
+            collectives: Value::Null,
+            position,
+            checkpoint: Value::Null,
+            committing: None,
+        };
         let observed = Self { state: Arc::new(Mutex::new(state)) };
         let is_secure = credentials.is_some();
         let (status, ready, sessions) = (observed.clone(), observed.clone(), sessions.clone());
@@ -109,8 +123,12 @@ impl Observed {
             }
             // A generation is over, or begins.
             Effect::OpenStore { generation } if *generation > state.generation => state.ranks.clear(),
-            Effect::Tell(Notice::Began { generation, workers }) => {
+            Effect::Tell(Notice::Joined { worker, device, .. }) => {
+                state.devices.insert(worker.clone(), device_json(device));
+            }
+            Effect::Tell(Notice::Began { generation, workers, collectives, .. }) => {
                 (state.generation, state.ranks) = (*generation, workers.clone());
+                state.collectives = collectives.label().into();
             }
             Effect::Commit { .. } => state.committing = Some(Instant::now()),
             Effect::Tell(Notice::Saved { stage, step }) => {
@@ -125,9 +143,10 @@ impl Observed {
 
     fn status(&self) -> Value {
         let state = self.lock();
+        let devices: Vec<&Value> = state.ranks.iter().filter_map(|rank| state.devices.get(rank)).collect();
         json!({
-            "run": state.run, "generation": state.generation, "ranks": state.ranks, "position": state.position,
-            "checkpoint": state.checkpoint,
+            "run": state.run, "generation": state.generation, "ranks": state.ranks, "devices": devices,
+            "collectives": state.collectives, "position": state.position, "checkpoint": state.checkpoint,
         })
     }
 

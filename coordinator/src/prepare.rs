@@ -60,7 +60,10 @@ pub(crate) fn prepare(plan: &Plan, launch: &Launch) -> Result<Prepared> {
 }
 
 fn start(plan: &Plan, launch: &Launch, status: Option<TcpListener>) -> Result<Prepared> {
-    let Data { packs, identity: data, .. } = pack(plan, &launch.packs_dir)?;
+    let Data { packs, identity: data, .. } = match &launch.bench {
+        Some((_, packs)) => open(plan, packs.clone(), None)?,
+        None => pack(plan, &launch.packs_dir)?,
+    };
     let weights = read_given_weights(plan)?;
     let is_own = launch.credentials.as_ref().is_some_and(|folder| folder.starts_with(&launch.run_dir));
     let given = if is_own { None } else { open_credentials(launch)? };

@@ -163,12 +163,9 @@ impl Progress {
     /// Something happened that a person may want to read.
     pub(crate) fn notice(&mut self, notice: &Notice) {
         match notice {
-            Notice::Began { generation, workers } => {
-                let ranks = workers.len();
-                terminal::line(&format!(
-                    "generation {generation}: {ranks} worker{}",
-                    if ranks == 1 { "" } else { "s" }
-                ));
+            Notice::Began { generation, workers, devices, collectives } => {
+                let workers = workers_on(workers.len(), devices, collectives_name(collectives.label()));
+                terminal::line(&format!("generation {generation}: {workers}"));
             }
             Notice::StageComplete(result) => {
                 terminal::hide_bar();
@@ -198,7 +195,7 @@ impl Progress {
                     "{worker} is slow: the others wait for it {share:.0} % of the time, in {whereabouts}"
                 ));
             }
-            Notice::Lost { worker: _, reason } => terminal::line(reason),
+            Notice::Lost { worker: _, reason } | Notice::GroupFailed { worker: _, reason } => terminal::line(reason),
             Notice::Restarting { worker, how, restart, .. } => {
                 terminal::line(&format!("{worker} {how}: it is started again (start {restart} since the last step)"));
             }
@@ -220,7 +217,7 @@ impl Progress {
             Notice::Fetched { worker, split, bytes, .. } => {
                 terminal::line(&format!("{worker} got the {split} images from here: {}", HumanBytes(*bytes)));
             }
-            Notice::Joined { .. } | Notice::Evaluated(_) | Notice::Saved { .. } => {}
+            Notice::Joined { .. } | Notice::Evaluated(_) | Notice::Saved { .. } | Notice::Benched(_) => {}
         }
     }
 }
@@ -239,6 +236,20 @@ impl Stage {
         let left = (step.total_steps - step.step - 1) as f64 * seconds / steps;
         let left = clock(Duration::from_secs_f64(left));
         format!("loss {:.4}  {:.0} images/s  ETA {left}", step.loss, images as f64 / seconds)
+    }
+}
+
+/// `4 workers on CPU (model), Gloo`.
+pub(crate) fn workers_on(workers: usize, devices: &str, collectives: &str) -> String {
+    format!("{workers} worker{} on {devices}, {collectives}", if workers == 1 { "" } else { "s" })
+}
+
+/// A library by its label, as its own documentation writes it.
+pub(crate) fn collectives_name(label: &str) -> &str {
+    match label {
+        "gloo" => "Gloo",
+        "nccl" => "NCCL",
+        other => other,
     }
 }
 

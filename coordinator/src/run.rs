@@ -2,21 +2,25 @@
 //! type here; `conductor.rs` carries the effects out.
 
 mod commits;
+mod devices;
 mod effect;
 mod ending;
 mod liveness;
 mod recovery;
+mod repeated_failures;
 mod timeouts;
 
 use ending::Ending;
 use liveness::{Pace, Progress};
+use repeated_failures::RepeatedFailures;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
-use thanos_proto::{CheckpointRef, Command, Fetching, Held, Hello, Welcome, WorkerEvent};
+use thanos_proto::{CheckpointRef, Command, DeviceKind, Fetching, Held, Hello, Welcome, WorkerEvent};
 
 pub(crate) use effect::{Effect, Event, ExitCause, Notice, RecoveredFrom, SessionId, Verdict};
 pub(crate) use timeouts::{Placement, Timeouts};
 
+use crate::devices::CollectivesChoice;
 use crate::exit::{EXIT_CONFIG, EXIT_STOPPED, EXIT_UNREACHABLE};
 
 /// Two events further apart than this mean that this process itself was paused: only this much of the pause is counted
@@ -54,6 +58,9 @@ pub(crate) struct Start {
     pub adopted: Vec<String>,
     /// How long a stop may take; `None`: as long as it takes.
     pub grace: Option<Duration>,
+    pub collectives: CollectivesChoice,
+    /// Workers were explicitly told to share a GPU.
+    pub shares_gpu: bool,
     pub timeouts: Timeouts,
 }
 
@@ -63,6 +70,8 @@ pub(crate) struct Run {
     start: Start,
     phase: Phase,
     generation: u64,
+    /// What the workers of the first generation train on, and so all that follow.
+    kind: Option<DeviceKind>,
     members: BTreeMap<SessionId, Member>,
     /// The stage in training and the step that comes next, as rank 0 reports it.
     next_step: Option<(String, u64)>,
@@ -95,6 +104,7 @@ pub(crate) struct Run {
     idle_generations: u32,
     /// The first loss since the last step, and when.
     first_loss: Option<(String, Duration)>,
+    failures: RepeatedFailures,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -185,6 +195,7 @@ impl Run {
             growth: BTreeMap::new(),
             phase: Phase::Rendezvous { since: Duration::ZERO },
             generation,
+            kind: None,
             members: BTreeMap::new(),
             next_step,
             stopped_at: None,
@@ -199,6 +210,7 @@ impl Run {
             restarts: BTreeMap::new(),
             idle_generations: 0,
             first_loss: again.then(|| ("the coordinator ended unexpectedly".into(), now)),
+            failures: RepeatedFailures::default(),
         }
     }
 
@@ -238,11 +250,11 @@ impl Run {
             effects.push(Effect::Tell(notice));
             return effects;
         }
-        let Hello { worker_id: worker, host, pid, .. } = hello.clone();
+        let Hello { worker_id: worker, host, pid, device, .. } = hello.clone();
         self.joined.insert(worker.clone());
         self.start.adopted.retain(|adopted| *adopted != worker);
         effects.push(Effect::Send { session, command: Command::Welcome(self.start.welcome.clone()) });
-        effects.push(Effect::Tell(Notice::Joined { worker, host, pid }));
+        effects.push(Effect::Tell(Notice::Joined { worker, host, pid, device }));
         self.members.insert(session, Member::new(hello, self.awake));
         effects
     }
@@ -262,6 +274,9 @@ impl Run {
         }
         if self.is_draining() {
             return Some(("the run is ending".into(), EXIT_STOPPED));
+        }
+        if let Some(reason) = self.device_refusal(hello) {
+            return Some((reason, EXIT_CONFIG));
         }
         let full = self.members.len() >= self.start.workers;
         full.then(|| (format!("all {} workers of this run have joined already", self.start.workers), EXIT_STOPPED))
@@ -298,6 +313,7 @@ impl Run {
             WorkerEvent::StageFinished { .. } | WorkerEvent::Shows { .. } => Vec::new(),
             WorkerEvent::Stopped { stage, step } => self.stopped(session, (stage, step), now),
             WorkerEvent::Finished => self.finished(session, now),
+            WorkerEvent::Benched(report) => self.benched(session, report, now),
             WorkerEvent::StopRequested { reason } => self.stop_requested(reason, now),
             WorkerEvent::Failed(failed) => self.failed(session, &failed, now),
         }

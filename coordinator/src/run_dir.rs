@@ -311,6 +311,8 @@ mod tests {
             workers_per_node: 1,
             threads_per_worker: Some(1),
             launcher: "local".into(),
+            device: "auto".into(),
+            collectives: "auto".into(),
         };
         Content { data, weights: BTreeMap::new(), started_with }
     }

@@ -5,6 +5,7 @@ use crate::exit::EXIT_STOPPED;
 use crate::run::Event;
 use crate::terminal;
 use nix::sys::signal::Signal;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use thanos_door::hangup_is_ignored;
@@ -85,8 +86,20 @@ fn is_duplicate(first: Signal, signal: Signal, elapsed: Duration) -> bool {
     (signal == first || signal == Signal::SIGHUP) && elapsed < DUPLICATE_INTERVAL
 }
 
+/// A folder that this process removes when a signal ends it at once.
+static REMOVED_AT_EXIT: OnceLock<PathBuf> = OnceLock::new();
+
+/// Lets a signal that ends this process at once remove a temporary folder first.
+pub(crate) fn remove_at_exit(folder: &Path) {
+    _ = REMOVED_AT_EXIT.set(folder.to_owned());
+}
+
 fn exit(message: &str) -> ! {
     terminal::line(message);
+    if let Some(folder) = REMOVED_AT_EXIT.get() {
+        // Workers that end now may still write a log there.
+        _ = std::fs::remove_dir_all(folder);
+    }
     terminal::flush_briefly();
     std::process::exit(i32::from(EXIT_STOPPED))
 }

@@ -2,6 +2,7 @@
 
 use crate::exit::Fatal;
 use crate::ledger::read_steps;
+use crate::progress::{collectives_name, workers_on};
 use crate::report::Results;
 use crate::run_dir::{holder, identity};
 use serde_json::Value;
@@ -21,6 +22,12 @@ pub(crate) fn status(run_dir: &Path) -> Result<String, Fatal> {
     line("preset", format!("{}, seed {}", identity.preset, identity.seed));
     let events = events(run_dir);
     line("coordinator", coordinator(run_dir, &events));
+    if let Some(began) = events.iter().rev().find(|event| event["devices"].is_string()) {
+        let workers = began["ranks"].as_array().map_or(0, Vec::len);
+        let text = |key: &str| began[key].as_str().unwrap_or_default();
+        let on = workers_on(workers, text("devices"), collectives_name(text("collectives")));
+        line("generation", format!("{}: {on}", began["generation"]));
+    }
     match read_steps(run_dir)?.last() {
         Some(last) => {
             let (stage, step) = (&last.stage, last.step + 1);

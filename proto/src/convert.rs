@@ -2,8 +2,8 @@
 //! there) is checked here, once, so that nothing above meets a half-filled message.
 
 use crate::message::{
-    Begin, Best, CheckpointRef, CheckpointWritten, Command, Evaluated, Failed, Fetching, Heartbeat, Held, Hello,
-    PackRef, Rejoin, StageResult, StepDone, Welcome, WorkerEvent, WrittenFile,
+    Begin, BenchReport, BenchRequest, Best, CheckpointRef, CheckpointWritten, Command, Evaluated, Failed, Fetching,
+    GroupFailure, Heartbeat, Held, PackRef, Rejoin, StageResult, StepDone, Welcome, WorkerEvent, WrittenFile,
 };
 use crate::{limits, v1};
 use std::time::Duration;
@@ -42,9 +42,9 @@ macro_rules! same_fields {
 }
 
 same_fields! {
-    Hello { worker_id, host, pid, version, generation }
     Fetching { split, from, done, total }
     Held { stage, step, settled }
+    GroupFailure { stage, step, message, peer_lost }
     Heartbeat { generation, stage, step, phase, collectives, waited_ms, progress, in_collective }
     Evaluated { stage, epoch, validation_accuracy, best }
     StepDone {
@@ -53,6 +53,11 @@ same_fields! {
     }
     WrittenFile { name, bytes, sha256 }
     Best { epoch, validation_accuracy }
+    BenchRequest { warmup_steps, steps }
+    BenchReport {
+        rank, device, precision, collectives, step_seconds, phase_seconds, flops, operators, kernels, ceiling_flops_per_s,
+        ceiling_product, peak_memory_bytes, parameters
+    }
     CheckpointRef { stage, folder, manifest_sha256, step }
     StageResult {
         stage, seconds, validation_accuracy, coarse_test_accuracy, fine_test_accuracy, knn_fine_accuracy,
@@ -63,14 +68,16 @@ same_fields! {
 impl From<Rejoin> for v1::Rejoin {
     fn from(from: Rejoin) -> Self {
         let recent = from.recent.into_iter().map(v1::StepDone::from).collect();
-        Self { generation: from.generation, held: from.held.map(v1::Held::from), recent }
+        let failure = from.failure.map(v1::GroupFailure::from);
+        Self { generation: from.generation, held: from.held.map(v1::Held::from), recent, failure }
     }
 }
 
 impl From<v1::Rejoin> for Rejoin {
     fn from(from: v1::Rejoin) -> Self {
         let recent = from.recent.into_iter().map(StepDone::from).collect();
-        Self { generation: from.generation, held: from.held.map(Held::from), recent }
+        let failure = from.failure.map(GroupFailure::from);
+        Self { generation: from.generation, held: from.held.map(Held::from), recent, failure }
     }
 }
 
@@ -132,6 +139,7 @@ impl From<WorkerEvent> for v1::WorkerEvent {
                 Event::Failed(v1::Failed { phase, message, exit_code: exit_code.into() })
             }
             WorkerEvent::Finished => Event::Finished(v1::Finished {}),
+            WorkerEvent::Benched(report) => Event::Benched(report.into()),
         };
         Self { event: Some(event) }
     }
@@ -145,7 +153,7 @@ impl TryFrom<v1::WorkerEvent> for WorkerEvent {
         let mut event = from.event.ok_or_else(|| malformed("WorkerEvent", "it holds no event"))?;
         limits::check(&mut event)?;
         Ok(match event {
-            Event::Hello(hello) => WorkerEvent::Hello(hello.into()),
+            Event::Hello(hello) => WorkerEvent::Hello(hello.try_into()?),
             Event::Ready(v1::Ready { config_digest }) => WorkerEvent::Ready { config_digest },
             Event::NotSaved(v1::NotSaved { stage, step, reason }) => WorkerEvent::NotSaved { stage, step, reason },
             Event::Rejoin(rejoin) => WorkerEvent::Rejoin(rejoin.into()),
@@ -163,6 +171,7 @@ impl TryFrom<v1::WorkerEvent> for WorkerEvent {
                 WorkerEvent::Failed(Failed { phase, message, exit_code: exit_code("Failed", code)? })
             }
             Event::Finished(v1::Finished {}) => WorkerEvent::Finished,
+            Event::Benched(report) => WorkerEvent::Benched(report.into()),
         })
     }
 }
@@ -179,6 +188,7 @@ impl From<Welcome> for v1::Welcome {
             lease_ms: u64::try_from(from.lease.as_millis()).unwrap_or(u64::MAX),
             scrape_token_sha256: from.scrape_token_sha256,
             grace_ms: from.grace.map(|grace| u64::try_from(grace.as_millis()).unwrap_or(u64::MAX)),
+            bench: from.bench.map(v1::BenchRequest::from),
         }
     }
 }
@@ -195,6 +205,7 @@ impl From<v1::Welcome> for Welcome {
             lease: Duration::from_millis(from.lease_ms),
             scrape_token_sha256: from.scrape_token_sha256,
             grace: from.grace_ms.map(Duration::from_millis),
+            bench: from.bench.map(BenchRequest::from),
         }
     }
 }
@@ -209,6 +220,7 @@ impl From<Begin> for v1::Begin {
             resume: from.resume.map(v1::CheckpointRef::from),
             complete: from.complete.into_iter().map(v1::CheckpointRef::from).collect(),
             source: from.source,
+            collectives: v1::Collectives::from(from.collectives).into(),
         }
     }
 }
@@ -223,6 +235,7 @@ impl TryFrom<v1::Begin> for Begin {
         if let Some(source) = from.source.filter(|source| *source >= from.world_size) {
             return Err(malformed("Begin", format!("source {source} of {} ranks", from.world_size)));
         }
+        let collectives = from.collectives().try_into()?;
         Ok(Self {
             generation: from.generation,
             rank: from.rank,
@@ -231,6 +244,7 @@ impl TryFrom<v1::Begin> for Begin {
             resume: from.resume.map(CheckpointRef::from),
             complete: from.complete.into_iter().map(CheckpointRef::from).collect(),
             source: from.source,
+            collectives,
         })
     }
 }
@@ -293,5 +307,6 @@ impl TryFrom<v1::Command> for Command {
     }
 }
 
+mod device;
 #[cfg(test)]
 mod tests;

@@ -13,10 +13,11 @@ pub mod v1 {
 }
 
 pub use convert::Malformed;
-pub use limits::PHASES;
+pub use limits::{MAX_BENCH_STEPS, PHASES};
 pub use message::{
-    Begin, Best, CheckpointRef, CheckpointWritten, Command, Evaluated, Failed, Fetching, Heartbeat, Held, Hello,
-    PackRef, Rejoin, StageResult, StepDone, Welcome, WorkerEvent, WrittenFile,
+    Begin, BenchReport, BenchRequest, Best, CheckpointRef, CheckpointWritten, Collectives, Command, Device, DeviceKind,
+    Evaluated, Failed, Fetching, GroupFailure, Heartbeat, Held, Hello, PackRef, Rejoin, StageResult, StepDone, Welcome,
+    WorkerEvent, WrittenFile,
 };
 
 /// The name that the coordinator's certificate has, wherever it listens: who trusts the run's authority needs no other.

@@ -12,10 +12,13 @@ const MAX_TEXT_BYTES: usize = 4096;
 const MAX_ENTRIES: usize = 32;
 /// Steps that a worker brings along when it comes back.
 const MAX_RECENT_STEPS: usize = 256;
+/// Steps that a benchmark may measure.
+pub const MAX_BENCH_STEPS: u64 = 100_000;
 /// The phases that a step's time is divided into; a label of metrics is one of these or "other".
-pub const PHASES: [&str; 13] = [
+pub const PHASES: [&str; 14] = [
     "start",
     "rendezvous",
+    "connect",
     "set up",
     "data",
     "forward",
@@ -81,7 +84,8 @@ pub(crate) fn check(event: &mut v1::worker_event::Event) -> Result<(), Malformed
         Event::Hello(hello) => {
             name("Hello", "worker_id", &hello.worker_id)?;
             name("Hello", "host", &hello.host)?;
-            name("Hello", "version", &hello.version)
+            name("Hello", "version", &hello.version)?;
+            hello.device.as_ref().map_or(Ok(()), device)
         }
         Event::Ready(ready) => name("Ready", "config_digest", &ready.config_digest),
         Event::Heartbeat(heartbeat) => {
@@ -91,6 +95,10 @@ pub(crate) fn check(event: &mut v1::worker_event::Event) -> Result<(), Malformed
         Event::Step(done) => step(done),
         Event::Rejoin(rejoin) => {
             entries("Rejoin", "recent", rejoin.recent.len(), MAX_RECENT_STEPS)?;
+            if let Some(failure) = &mut rejoin.failure {
+                text(&mut failure.message);
+                name("GroupFailure", "stage", &failure.stage)?;
+            }
             rejoin.recent.iter_mut().try_for_each(step)
         }
         Event::Evaluated(evaluated) => name("Evaluated", "stage", &evaluated.stage),
@@ -116,8 +124,14 @@ pub(crate) fn check(event: &mut v1::worker_event::Event) -> Result<(), Malformed
             Ok(())
         }
         Event::Shows(shows) => name("Shows", "address", &shows.address),
+        Event::Benched(report) => benched(report),
         _ => Ok(()),
     }
+}
+
+fn device(device: &v1::Device) -> Result<(), Malformed> {
+    name("Device", "name", &device.name)?;
+    device.id.as_ref().map_or(Ok(()), |id| name("Device", "id", id))
 }
 
 fn step(step: &mut v1::StepDone) -> Result<(), Malformed> {
@@ -134,6 +148,21 @@ fn step(step: &mut v1::StepDone) -> Result<(), Malformed> {
         text(skipped);
     }
     Ok(())
+}
+
+fn benched(report: &v1::BenchReport) -> Result<(), Malformed> {
+    const REPORT: &str = "BenchReport";
+    name(REPORT, "device", &report.device)?;
+    name(REPORT, "precision", &report.precision)?;
+    name(REPORT, "collectives", &report.collectives)?;
+    name(REPORT, "ceiling_product", &report.ceiling_product)?;
+    entries(REPORT, "step_seconds", report.step_seconds.len(), MAX_BENCH_STEPS as usize)?;
+    named(REPORT, "phase_seconds", &report.phase_seconds)?;
+    let numbers = report.step_seconds.iter().chain(report.phase_seconds.values()).chain([&report.ceiling_flops_per_s]);
+    match numbers.copied().find(|number| !number.is_finite()) {
+        Some(number) => Err(malformed(REPORT, format!("a time or rate is {number}"))),
+        None => Ok(()),
+    }
 }
 
 fn checkpoint(written: &v1::CheckpointWritten) -> Result<(), Malformed> {
@@ -172,11 +201,18 @@ mod tests {
         let long = || "x".repeat(MAX_NAME_BYTES + 1);
         let many = || (0..=MAX_ENTRIES).map(|index| (index.to_string(), 1.0)).collect();
         converted(Event::Step(step_with(|_| {}))).expect("a loss may be non-finite");
-        let hello = |host: String| Event::Hello(v1::Hello { worker_id: "a".into(), host, ..v1::Hello::default() });
+        let cpu = || v1::Device { kind: v1::DeviceKind::Cpu.into(), ..v1::Device::default() };
+        let on = |device| Event::Hello(v1::Hello { device: Some(device), ..v1::Hello::default() });
+        let hello = |host: String| {
+            Event::Hello(v1::Hello { worker_id: "a".into(), host, device: Some(cpu()), ..v1::Hello::default() })
+        };
         converted(hello("node-1.example".into())).expect("a host");
         for bad in [
             hello(long()),
             hello("\u{1b}[2J".into()),
+            on(v1::Device { name: long(), ..cpu() }),
+            on(v1::Device { name: "\u{1b}[2J".into(), ..cpu() }),
+            on(v1::Device { id: Some(long()), ..cpu() }),
             Event::Heartbeat(v1::Heartbeat { phase: long(), ..v1::Heartbeat::default() }),
             Event::Step(step_with(|step| step.stage = long())),
             Event::Step(step_with(|step| step.losses = many())),
@@ -187,11 +223,22 @@ mod tests {
                 recent: vec![v1::StepDone::default(); MAX_RECENT_STEPS + 1],
                 ..v1::Rejoin::default()
             }),
+            Event::Rejoin(v1::Rejoin {
+                failure: Some(v1::GroupFailure { stage: long(), ..v1::GroupFailure::default() }),
+                ..v1::Rejoin::default()
+            }),
             Event::Checkpoint(v1::CheckpointWritten {
                 files: vec![v1::WrittenFile::default(); MAX_ENTRIES + 1],
                 ..v1::CheckpointWritten::default()
             }),
             Event::Shows(v1::Shows { address: long() }),
+            Event::Benched(v1::BenchReport { device: long(), ..v1::BenchReport::default() }),
+            Event::Benched(v1::BenchReport { phase_seconds: many(), ..v1::BenchReport::default() }),
+            Event::Benched(v1::BenchReport { step_seconds: vec![0.1, f64::NAN], ..v1::BenchReport::default() }),
+            Event::Benched(v1::BenchReport {
+                step_seconds: vec![0.1; MAX_BENCH_STEPS as usize + 1],
+                ..v1::BenchReport::default()
+            }),
         ] {
             assert!(converted(bad.clone()).is_err(), "{bad:?}");
         }
@@ -207,5 +254,11 @@ mod tests {
         assert!(failed.message.starts_with("\u{fffd}[31mred\nline"), "{}", failed.message);
         assert!(failed.message.ends_with("é [...]"), "{}", failed.message);
         assert!(failed.message.len() < MAX_TEXT_BYTES + 16);
+        let failure = v1::GroupFailure { message: "x".repeat(2 * MAX_TEXT_BYTES), ..v1::GroupFailure::default() };
+        let rejoin = v1::Rejoin { failure: Some(failure), ..v1::Rejoin::default() };
+        let WorkerEvent::Rejoin(rejoin) = converted(Event::Rejoin(rejoin)).expect("cut") else {
+            panic!("another event")
+        };
+        assert!(rejoin.failure.is_some_and(|failure| failure.message.len() < MAX_TEXT_BYTES + 16));
     }
 }

@@ -49,8 +49,10 @@ pub enum WorkerEvent {
         step: u64,
     },
     Failed(Failed),
-    /// All stages are done.
+    /// All stages are done, or the benchmark is.
     Finished,
+    /// From each rank of a benchmark, before `Finished`.
+    Benched(BenchReport),
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -61,6 +63,57 @@ pub struct Hello {
     pub version: String,
     /// The newest generation that it was in; 0: none, it is new.
     pub generation: u64,
+    pub device: Device,
+}
+
+/// On what a worker trains.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    pub kind: DeviceKind,
+    /// Model of the GPU or of the processor.
+    pub name: String,
+    /// UUID or PCI location of the GPU: two workers of one host that have the same id share a GPU.
+    pub id: Option<String>,
+}
+
+impl Device {
+    /// A processor.
+    pub fn cpu(name: impl Into<String>) -> Self {
+        Self { kind: DeviceKind::Cpu, name: name.into(), id: None }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceKind {
+    Cpu,
+    Cuda,
+}
+
+impl DeviceKind {
+    /// As events and status pages have it: `cpu` or `cuda`.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+        }
+    }
+}
+
+/// The library that carries a generation's collectives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Collectives {
+    Gloo,
+    Nccl,
+}
+
+impl Collectives {
+    /// As events and status pages have it: `gloo` or `nccl`.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Gloo => "gloo",
+            Self::Nccl => "nccl",
+        }
+    }
 }
 
 /// A peer, or the coordinator, is gone: the worker left its group, and waits for a generation with what it holds in
@@ -73,6 +126,19 @@ pub struct Rejoin {
     pub held: Option<Held>,
     /// The last steps of its stage that it made, in order: its rank 0 may not have told them, or nobody may have heard.
     pub recent: Vec<StepDone>,
+    /// `None`: the worker left for another reason than an error of its group.
+    pub failure: Option<GroupFailure>,
+}
+
+/// An error of a collective, or of creating the group, that made a rank leave its generation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupFailure {
+    pub stage: String,
+    /// The step in flight: updates made of the stage.
+    pub step: u64,
+    pub message: String,
+    /// The connection to a peer was lost. Otherwise the same call may fail again in the same way.
+    pub peer_lost: bool,
 }
 
 /// State that a worker holds in memory, in the order of training: the greater one is further.
@@ -250,6 +316,45 @@ pub struct Welcome {
     pub scrape_token_sha256: Option<String>,
     /// How long a stop may take, its retried saves included; `None`: no limit was set.
     pub grace: Option<Duration>,
+    /// The run is a benchmark: the first stage is measured instead of trained.
+    pub bench: Option<BenchRequest>,
+}
+
+/// What a benchmark measures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BenchRequest {
+    /// Steps before the measured ones; at least one.
+    pub warmup_steps: u64,
+    /// Steps that are measured; at least one.
+    pub steps: u64,
+}
+
+/// What one rank of a benchmark measured.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BenchReport {
+    pub rank: u32,
+    /// Name of the processor or GPU.
+    pub device: String,
+    /// What products are computed in.
+    pub precision: String,
+    pub collectives: String,
+    /// Wall-clock time of each measured step.
+    pub step_seconds: Vec<f64>,
+    /// Mean time of each phase of the measured steps.
+    pub phase_seconds: BTreeMap<String, f64>,
+    /// Floating point operations of this rank's part of one step.
+    pub flops: u64,
+    /// Operators that a step dispatches.
+    pub operators: u64,
+    /// Kernels that a step runs on the GPU; `None`: not known, as on the CPU.
+    pub kernels: Option<u64>,
+    /// The fastest large matrix product on this device while all ranks compute one.
+    pub ceiling_flops_per_s: f64,
+    /// Which product that was.
+    pub ceiling_product: String,
+    /// Of the GPU, or of the process on the CPU, during the measured steps.
+    pub peak_memory_bytes: u64,
+    pub parameters: u64,
 }
 
 /// A pack: `split` is `train` or `test`.
@@ -273,6 +378,8 @@ pub struct Begin {
     pub complete: Vec<CheckpointRef>,
     /// The rank whose memory all take over; `None`: begin from `resume`.
     pub source: Option<u32>,
+    /// The same for all ranks.
+    pub collectives: Collectives,
 }
 
 /// A committed checkpoint: folder relative to the run directory, SHA-256 of its `manifest.json`.

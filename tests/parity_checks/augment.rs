@@ -1,5 +1,6 @@
 //! `augment*`: each image operation alone, and all of them in a chain whose name is their order. Parameters stand in
-//! a row an image, under the names that their tensor's own name lists.
+//! a row an image, under the names that their tensor's own name lists. The operations are those of the CPU, on every
+//! machine; `device_views` holds a GPU's against them.
 
 use super::golden::Golden;
 use super::report::{Case, Report};

@@ -3,6 +3,7 @@
 
 use super::golden::Golden;
 use super::report::Report;
+use crate::test_device::test_device;
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use std::path::Path;
@@ -35,10 +36,10 @@ pub(crate) fn check(path: &Path, report: &mut Report) -> Result<()> {
     let golden = Golden::read(path)?;
     let config: Config = golden.metadata("config")?;
     let parameters: Vec<(String, Vec<i64>)> = golden.metadata("parameters")?;
-    let target = golden.tensor("target")?;
+    let target = golden.input("target")?;
     let (_, first) = parameters.first().context("the metadata names no parameter")?;
     let (width, channels) = (first[0] / 16, target.size()[1]); // the first layer makes 4 x 4 positions
-    let mut store = VarStore::new(Device::Cpu);
+    let mut store = VarStore::new(test_device());
     let sum: Rc<dyn BatchSum> = Rc::new(Alone);
     let path = store.root() / "decoder";
     let decoder = Decoder::new(&path, DecoderShape { d: config.d_input, width, channels, side: config.side }, &sum);
@@ -46,7 +47,7 @@ pub(crate) fn check(path: &Path, report: &mut Report) -> Result<()> {
     let state: Named = store.variables().into_iter().collect();
     fill(&state, &parameters)?;
 
-    let z = golden.tensor("z")?.to_kind(Kind::Double);
+    let z = golden.input("z")?.to_kind(Kind::Double);
     let pass = train(&decoder, &state, &parameters, (&z, &target))?;
     let expected = |name: &str| golden.tensor(name);
     report.case("reconstruction_train", |case| {

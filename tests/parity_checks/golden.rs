@@ -1,5 +1,6 @@
 //! A safetensors file of golden vectors: tensors by name, and the metadata of its header as JSON.
 
+use crate::test_device::test_device;
 use anyhow::{Context, Result};
 use safetensors::SafeTensors;
 use serde::de::DeserializeOwned;
@@ -29,6 +30,11 @@ impl Golden {
 
     pub(crate) fn tensor(&self, name: &str) -> Result<Tensor> {
         self.tensors.get(name).map(Tensor::shallow_clone).with_context(|| format!("there is no tensor `{name}`"))
+    }
+
+    /// A tensor that is computed with, on the device under test; what is expected stays on the CPU.
+    pub(crate) fn input(&self, name: &str) -> Result<Tensor> {
+        Ok(self.tensor(name)?.to_device(test_device()))
     }
 
     /// Tensors in a folder, by the rest of their names.

@@ -28,8 +28,9 @@ fn check_case(golden: &Golden, name: &str, case: &mut Case) -> Result<()> {
     let metadata: Value = golden.metadata(name)?;
     let options = LossOptions::parse(metadata.get("options").context("the metadata has no `options`")?)?;
     let tensor = |part: &str| golden.tensor(&format!("{name}/{part}"));
-    let labels = options.labels(&tensor("labels")?);
-    let (view0, view1) = (tensor("view0")?, tensor("view1")?);
+    let input = |part: &str| golden.input(&format!("{name}/{part}"));
+    let labels = options.labels(&input("labels")?);
+    let (view0, view1) = (input("view0")?, input("view1")?);
     let expected = tensor("loss")?.double_value(&[0]);
     let gradients = [tensor("grad_view0")?, tensor("grad_view1")?];
     for (kind, tile) in [(Kind::Double, TILE), (Kind::Double, 5), (Kind::Float, TILE)] {

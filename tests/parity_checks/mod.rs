@@ -12,6 +12,7 @@ mod splits;
 mod vit;
 
 use crate::tell;
+use crate::test_device::test_device;
 use anyhow::Result;
 use report::Report;
 use std::env;
@@ -19,14 +20,21 @@ use std::path::{Path, PathBuf};
 
 type Check = fn(&Path, &mut Report) -> Result<()>;
 
+/// What is under test: tensor operations, which a GPU must get right as well, or code that only ever runs on the CPU.
+#[derive(Clone, Copy)]
+enum RunsOn {
+    TestDevice,
+    CpuOnly,
+}
+
 /// What a file holds, by the start of its name.
-const FORMS: [(&str, Check); 6] = [
-    ("losses_reference", losses::check),
-    ("losses_exact", losses::check),
-    ("vit_", vit::check),
-    ("decoder", decoder::check),
-    ("augment", augment::check),
-    ("splits", splits::check),
+const FORMS: [(&str, Check, RunsOn); 6] = [
+    ("losses_reference", losses::check, RunsOn::TestDevice),
+    ("losses_exact", losses::check, RunsOn::TestDevice),
+    ("vit_", vit::check, RunsOn::TestDevice),
+    ("decoder", decoder::check, RunsOn::TestDevice),
+    ("augment", augment::check, RunsOn::CpuOnly),
+    ("splits", splits::check, RunsOn::CpuOnly),
 ];
 
 #[test]
@@ -58,8 +66,12 @@ fn files() -> Vec<PathBuf> {
 fn check_file(path: &Path) -> Report {
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let mut report = Report::new(&name);
-    match FORMS.iter().find(|(start, _)| name.starts_with(start)) {
-        Some((_, check)) => {
+    match FORMS.iter().find(|(start, ..)| name.starts_with(start)) {
+        Some((_, check, runs_on)) => {
+            report.runs_on(match runs_on {
+                RunsOn::TestDevice => format!("{:?}", test_device()),
+                RunsOn::CpuOnly => "the CPU, which is all that its code runs on".into(),
+            });
             if let Err(error) = check(path, &mut report) {
                 report.fail(format!("{error:#}"));
             }

@@ -19,9 +19,10 @@ const SINGLE: f64 = 1e-5;
 /// Errors of what is smaller are relative to this.
 const LEAST_NORM: f64 = 1e-6;
 
-/// Shown as one line: the file, its cases and the worst relative error, of float64 where ours can compute in it.
+/// Shown as one line: the file, its cases, its device and the worst relative error, of float64 where ours can compute in it.
 pub(crate) struct Report {
     file: String,
+    device: String,
     cases: usize,
     worst: f64,
     failures: Vec<String>,
@@ -29,7 +30,11 @@ pub(crate) struct Report {
 
 impl Report {
     pub(crate) fn new(file: &str) -> Self {
-        Self { file: file.into(), cases: 0, worst: 0.0, failures: Vec::new() }
+        Self { file: file.into(), device: String::new(), cases: 0, worst: 0.0, failures: Vec::new() }
+    }
+
+    pub(crate) fn runs_on(&mut self, device: String) {
+        self.device = device;
     }
 
     /// Counts and runs one case.
@@ -65,7 +70,8 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {} cases, worst relative error {:.1e}", self.file, self.cases, self.worst)
+        let Self { file, device, cases, worst, .. } = self;
+        write!(f, "{file}: {cases} cases, worst relative error {worst:.1e}, on {device}")
     }
 }
 

@@ -1,4 +1,5 @@
-//! `splits*`: the train / validation split of data sets of several lengths; a length is a case.
+//! `splits*`: the train / validation split of data sets of several lengths; a length is a case. Integers,
+//! computed on the CPU on every machine.
 
 use super::report::{Case, Report};
 use anyhow::{Context, Result, ensure};

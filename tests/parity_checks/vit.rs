@@ -5,12 +5,13 @@ use super::golden::Golden;
 use super::options::LossOptions;
 use super::report::{Case, Report};
 use crate::exchanges::Solo;
+use crate::test_device::test_device;
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use serde_json::Value;
 use std::path::Path;
 use std::rc::Rc;
-use tch::{Device, Kind, Reduction, Tensor};
+use tch::{Kind, Reduction, Tensor};
 use thanos_configs::{DataSet, EncoderConfig, Labels, ModelConfig};
 use thanos_worker::model::{Alone, BatchSum, Mode, Model};
 use thanos_worker::tensors::copy_into;
@@ -64,7 +65,7 @@ impl Config {
             labels,
         };
         let sum: Rc<dyn BatchSum> = Rc::new(Alone);
-        let mut model = Model::new(&config, &data, false, Device::Cpu, &sum);
+        let mut model = Model::new(&config, &data, false, test_device(), &sum);
         if kind == Kind::Double {
             model.double();
         }
@@ -87,7 +88,7 @@ fn check_outputs(golden: &Golden, config: &Config, case: &mut Case) -> Result<()
     let _no_graph = tch::no_grad_guard();
     for kind in [Kind::Double, Kind::Float] {
         let model = config.model(golden, kind)?;
-        let z = model.encoder.forward(&golden.tensor("images")?.to_kind(kind), Mode::Eval)?; // [B, d]
+        let z = model.encoder.forward(&golden.input("images")?.to_kind(kind), Mode::Eval)?; // [B, d]
         for (name, found) in [("embedding", &z), ("logits", &model.logits(&z))] {
             match kind {
                 Kind::Double => case.tensor(name, found, &golden.tensor(name)?),
@@ -102,8 +103,8 @@ fn check_gradients(golden: &Golden, config: &Config, case: &mut Case) -> Result<
     let expected = golden.folder("grads");
     for kind in [Kind::Double, Kind::Float] {
         let model = config.model(golden, kind)?;
-        let z = model.encoder.forward(&golden.tensor("images")?.to_kind(kind), Mode::Train)?; // [B, d]
-        (z * golden.tensor("cotangent")?).sum(None::<Kind>).backward();
+        let z = model.encoder.forward(&golden.input("images")?.to_kind(kind), Mode::Train)?; // [B, d]
+        (z * golden.input("cotangent")?).sum(None::<Kind>).backward();
         let found = model.parameters();
         let with_gradient = found.iter().filter(|(_, parameter)| parameter.grad().defined());
         case.equal("parameters with a gradient", with_gradient.map(|(name, _)| name).collect(), {
@@ -127,7 +128,7 @@ fn check_trajectory(golden: &Golden, config: &Config, case: &mut Case) -> Result
     for (word, ours) in [("betas", 0.9), ("0.9", 0.999), ("eps", 1e-8)] {
         ensure!(config.rate(word)? == ours, "the optimizer `{}` is not ours", config.optimizer);
     }
-    let (images, labels) = (golden.tensor("trajectory/images")?, golden.tensor("trajectory/labels")?);
+    let (images, labels) = (golden.input("trajectory/images")?, golden.input("trajectory/labels")?);
     let expected = golden.tensor("trajectory/losses_total_ce_contrastive")?; // [T, 3]
     let model = config.model(golden, Kind::Double)?;
     let mut optimizer = AdamW::new(model.parameters(), config.rate("weight_decay")?);

@@ -154,6 +154,8 @@ impl Scene {
             .env("THANOS_PACKS", packs())
             // Help is as wide as no terminal.
             .env_remove("COLUMNS")
+            // On a machine with GPUs as elsewhere, unless the whole test run is to be on them.
+            .env("THANOS_DEVICE", env::var_os("THANOS_DEVICE").unwrap_or_else(|| "cpu".into()))
             .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(fs::File::create(with_end(&log, "stdout")).expect("a file"))

@@ -12,10 +12,12 @@ fn main() {
         .cpp(true)
         .std("c++20")
         .warnings(false)
-        .file("shim/shim.cpp")
+        .files(["shim/shim.cpp", "shim/device.cpp", "shim/measure.cpp"])
         .include("shim")
         .include(libtorch.join("include"))
         .include(libtorch.join("include/torch/csrc/api/include"))
+        // As libtorch was built: members of its structs depend on it.
+        .define("NDEBUG", None)
         .define("USE_C10D_GLOO", None);
     if env::var_os("CARGO_FEATURE_CUDA").is_some() {
         let site = libtorch.parent().expect("LIBTORCH ends in /torch");

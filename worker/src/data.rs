@@ -1,11 +1,12 @@
 //! The run's images as tensors: the two packs, the split, and the views that are asked for.
 
-use crate::device_views::views_on_device;
+use crate::device_views::{plain_on_device, views_on_device};
 use crate::pack::{Images, Pack};
 use anyhow::{Context, Result, ensure};
 use std::path::PathBuf;
 use std::thread;
 use tch::{Device, Kind, Tensor};
+use thanos_c10d::{GpuMemory, gpu_memory};
 use thanos_configs::{DataSet, Plan, Precision, Validation, rank_slice, view_key};
 use thanos_views::{Augmentation, Scratch};
 
@@ -30,10 +31,10 @@ pub(crate) struct Data {
     augmentation: Augmentation,
     seed: u64,
     device: Device,
-    kind: Kind,
+    precision: Precision,
     threads: usize,
-    /// The images of both packs on a GPU, where views are then made.
-    on_device: Option<(Images, Images)>,
+    /// The images of both packs, (training, test), where views are made on a GPU: in its memory, or on the host.
+    for_gpu: Option<(Images, Images)>,
 }
 
 impl Data {
@@ -68,14 +69,8 @@ impl Data {
             "{trained} training, {validated} validation and {tested} test images: none of them may be empty"
         );
         let augmentation = Augmentation::new(&plan.config().views, facts.side, &facts.mean, &facts.std);
-        let kind = match plan.config().model.precision {
-            Precision::Float32 => Kind::Float,
-            Precision::Float64 => Kind::Double,
-        };
-        let on_device = match device.is_cuda() {
-            true => Some((train.images().on(device)?, test.images().on(device)?)),
-            false => None,
-        };
+        let precision = plan.config().model.precision;
+        let for_gpu = device.is_cuda().then(|| images_for_gpu(&train, &test, device)).transpose()?;
         let seed = plan.config().seed;
         let train_ids = split.train;
         Ok(Self {
@@ -88,9 +83,9 @@ impl Data {
             augmentation,
             seed,
             device,
-            kind,
+            precision,
             threads,
-            on_device,
+            for_gpu,
         })
     }
 
@@ -105,12 +100,11 @@ impl Data {
     /// Views of images of a pack in one epoch: [n, views, C, S, S].
     pub(crate) fn views(&self, pack: &Pack, ids: &[u64], epoch: u64, views: u64) -> Result<Tensor> {
         let leading = [ids.len() as i64, views as i64];
-        if let Some((train, test)) = &self.on_device {
-            let images = if std::ptr::eq(pack, &self.test) { test } else { train };
+        if let Some(images) = self.images_for_gpu(pack) {
             let keys = self.maker(images).keys(ids, epoch, views);
-            let repeated: Vec<u64> = ids.iter().flat_map(|&id| (0..views).map(move |_| id)).collect();
-            let made = views_on_device(&self.augmentation, &images.chosen(&repeated)?, &keys);
-            return Ok(made.reshape(self.shape(&leading)).to_kind(self.kind));
+            let repeated = self.on_gpu(images, ids)?.repeat_interleave_self_int(views as i64, 0, None::<i64>); // [n * views, ..]
+            let made = views_on_device(&self.augmentation, &repeated, &keys);
+            return Ok(made.reshape(self.shape(&leading)).to_kind(self.kind()));
         }
         let (maker, threads) = (self.maker(pack.images()), self.threads);
         let parts: Vec<Result<Vec<f32>>> = thread::scope(|scope| {
@@ -130,6 +124,9 @@ impl Data {
 
     /// Images of a pack as evaluation sees them: [n, C, S, S].
     pub(crate) fn plain(&self, pack: &Pack, ids: &[u64]) -> Result<Tensor> {
+        if let Some(images) = self.images_for_gpu(pack) {
+            return Ok(plain_on_device(&self.augmentation, &self.on_gpu(images, ids)?).to_kind(self.kind()));
+        }
         let pixels = pack.images().pixels(ids)?;
         let size = self.augmentation.pixels();
         let mut floats = vec![0.0_f32; ids.len() * size];
@@ -151,7 +148,19 @@ impl Data {
 
     /// What images and models are: float32 or float64.
     pub(crate) fn kind(&self) -> Kind {
-        self.kind
+        match self.precision {
+            Precision::Float32 | Precision::Tf32 => Kind::Float,
+            Precision::Float64 => Kind::Double,
+        }
+    }
+
+    /// The precision as the configuration names it.
+    pub(crate) fn precision(&self) -> &'static str {
+        match self.precision {
+            Precision::Float32 => "float32",
+            Precision::Tf32 => "tf32",
+            Precision::Float64 => "float64",
+        }
     }
 
     /// Threads that may make views at once.
@@ -160,12 +169,28 @@ impl Data {
     }
 
     pub(crate) fn makes_views_on_device(&self) -> bool {
-        self.on_device.is_some()
+        self.for_gpu.is_some()
     }
 
     /// Makes views of the training images on a thread of its own.
     pub(crate) fn view_maker(&self) -> ViewMaker {
         self.maker(self.train.images())
+    }
+
+    fn images_for_gpu(&self, pack: &Pack) -> Option<&Images> {
+        let (train, test) = self.for_gpu.as_ref()?;
+        Some(if std::ptr::eq(pack, &self.test) { test } else { train })
+    }
+
+    /// Some images in the GPU's memory, [n, S, S, C] u8. Those of the host go through pinned memory, so that the copy
+    /// does not block this thread.
+    fn on_gpu(&self, images: &Images, ids: &[u64]) -> Result<Tensor> {
+        let chosen = images.chosen(ids)?;
+        if chosen.device() == self.device {
+            return Ok(chosen);
+        }
+        let pinned = chosen.f_pin_memory(self.device).context("pinned memory for a batch")?;
+        Ok(pinned.f_to_device_(self.device, Kind::Uint8, true, false)?)
     }
 
     fn maker(&self, images: &Images) -> ViewMaker {
@@ -174,13 +199,35 @@ impl Data {
 
     /// Floats of images as a tensor on the training device: [leading.., C, S, S].
     pub(crate) fn tensor(&self, floats: &[f32], leading: &[i64]) -> Tensor {
-        Tensor::from_slice(floats).reshape(self.shape(leading)).to_device(self.device).to_kind(self.kind)
+        Tensor::from_slice(floats).reshape(self.shape(leading)).to_device(self.device).to_kind(self.kind())
     }
 
     fn shape(&self, leading: &[i64]) -> Vec<i64> {
         let (c, s) = (self.facts.channels as i64, self.facts.side as i64);
         [leading, &[c, s, s]].concat()
     }
+}
+
+/// The images of both packs as a GPU reads them: in its memory, where they fit. Else they stay in their files, whose pages are shared
+/// by the ranks of the machine, and every batch passes through pinned memory.
+fn images_for_gpu(train: &Pack, test: &Pack, device: Device) -> Result<(Images, Images)> {
+    let bytes = train.images().bytes() + test.images().bytes();
+    let memory = gpu_memory()?;
+    if packs_fit(bytes, memory) {
+        return Ok((train.images().on(device)?, test.images().on(device)?));
+    }
+    let gigabytes = |bytes: u64| bytes as f64 / 1e9;
+    tracing::info!(
+        "the images take {:.1} GB and {:.1} GB of the GPU's memory are free: they stay in host memory",
+        gigabytes(bytes),
+        gigabytes(memory.free)
+    );
+    Ok((train.images().clone(), test.images().clone()))
+}
+
+/// Whether images may take part of a GPU's memory: half of what is free is left for the model and its activations.
+fn packs_fit(bytes: u64, memory: GpuMemory) -> bool {
+    bytes <= memory.free / 2
 }
 
 /// Side and channels of a data set's images.
@@ -215,5 +262,17 @@ impl ViewMaker {
     /// Keys of the views of images in one epoch, an image's views behind each other.
     fn keys(&self, ids: &[u64], epoch: u64, views: u64) -> Vec<u64> {
         ids.iter().flat_map(|&id| (0..views).map(move |view| view_key(self.seed, epoch, id, view))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_of_the_free_memory_is_left_for_the_model() {
+        let memory = GpuMemory { free: 80, total: 100 };
+        assert!(packs_fit(40, memory) && packs_fit(0, memory));
+        assert!(!packs_fit(41, memory));
     }
 }

@@ -18,9 +18,22 @@ pub fn views_on_device(augmentation: &Augmentation, images: &Tensor, keys: &[u64
         }
     }
     adjust(&mut views, &draws, |draw| draw.gray.then_some(0.0), |views, _| gray(views).expand_as(views));
+    normalised(augmentation, &views)
+}
+
+/// Pixels in [0, 1], [n, C, S, S], by the data set's mean and deviation.
+fn normalised(augmentation: &Augmentation, pixels: &Tensor) -> Tensor {
     let (scale, shift) = augmentation.normalisation();
-    let channels = |values: &[f32]| Tensor::from_slice(values).reshape([1, -1, 1, 1]).to_device(views.device());
-    &views * channels(scale) + channels(shift)
+    let channels = |values: &[f32]| Tensor::from_slice(values).reshape([1, -1, 1, 1]).to_device(pixels.device());
+    pixels * channels(scale) + channels(shift)
+}
+
+/// Images as evaluation sees them, by the same arithmetic as [`Augmentation::plain`]: [n, S, S, C] u8 to [n, C, S, S] f32 on
+/// the images' device.
+pub fn plain_on_device(augmentation: &Augmentation, images: &Tensor) -> Tensor {
+    let _no_graph = tch::no_grad_guard();
+    let pixels = images.permute([0, 3, 1, 2]).to_kind(Kind::Float) / 255.0; // [n, C, S, S]
+    normalised(augmentation, &pixels).contiguous()
 }
 
 /// Cuts, resizes and mirrors each image by its own draw: [n, S, S, C] u8 to [n, C, S, S] in [0, 1].

@@ -72,7 +72,7 @@ impl Judge<'_> {
         let (start, len) = (own.start as i64, own.len() as i64);
         let chosen = scores.narrow(0, start, len).argmax(1, false);
         let correct = chosen.eq_tensor(&labels.narrow(0, start, len)).sum(Kind::Int64).int64_value(&[]);
-        Ok(self.sum_count(correct)? as f64 / n as f64)
+        Ok(self.sum(correct as f64)? / n as f64)
     }
 
     /// Everything that is measured on the test images, from the models' weights as they are.
@@ -116,7 +116,7 @@ impl Judge<'_> {
             let chosen = votes.argmax(1, false);
             correct += chosen.eq_tensor(&labels.narrow(0, from, rows)).sum(Kind::Int64).int64_value(&[]);
         }
-        Ok(self.sum_count(correct)? as f64 / n as f64)
+        Ok(self.sum(correct as f64)? / n as f64)
     }
 
     /// Mean cosine between two views of the same test image.
@@ -131,8 +131,7 @@ impl Judge<'_> {
             sum += (pairs.select(1, 0) * pairs.select(1, 1)).sum(Kind::Double);
         }
         self.go_on_together()?;
-        self.group.all_reduce(&mut sum)?;
-        Ok(sum.double_value(&[0]) / ids.len() as f64)
+        Ok(self.sum(sum.double_value(&[0]))? / ids.len() as f64)
     }
 
     /// This rank's part of n rows.
@@ -140,19 +139,15 @@ impl Judge<'_> {
         rank_slice(n, self.group.rank(), self.group.size())
     }
 
-    /// The sum of an integer over the ranks; it travels on the device that the group's collectives run on.
-    fn sum_count(&self, count: i64) -> Result<i64> {
-        let mut sum = Tensor::from_slice(&[count]).to_device(self.data.device());
-        self.group.all_reduce(&mut sum)?;
-        Ok(sum.int64_value(&[0]))
+    /// The sum of a number over the ranks; of counts it is exact.
+    fn sum(&self, number: f64) -> Result<f64> {
+        Ok(self.group.sum(&[number])?.into_iter().sum())
     }
 
     /// Whether some rank has left images out, so that all give up what they measure.
     fn go_on_together(&self) -> Result<()> {
-        match self.sum_count(i64::from(self.stop.is_set()))? {
-            0 => Ok(()),
-            _ => Err(StopAsked.into()),
-        }
+        let set = self.sum(f64::from(u8::from(self.stop.is_set())))?;
+        if set > 0.0 { Err(StopAsked.into()) } else { Ok(()) }
     }
 }
 

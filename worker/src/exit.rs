@@ -1,6 +1,7 @@
 //! Exit codes of a worker; the coordinator's are the same (README, "Exit codes").
 
 use crate::checkpoint::NotSaved;
+use crate::device::Unusable;
 use crate::pack_transfer::NotBrought;
 use crate::run::NotHere;
 use crate::session::{NotReached, Refused};
@@ -31,6 +32,9 @@ pub(crate) struct BadData(pub anyhow::Error);
 pub fn exit_code(error: &anyhow::Error) -> u8 {
     if let Some(refused) = error.downcast_ref::<Refused>() {
         return refused.exit_code;
+    }
+    if error.is::<Unusable>() {
+        return EXIT_CONFIG;
     }
     if error.downcast_ref::<BadData>().is_some() {
         return EXIT_DATA;

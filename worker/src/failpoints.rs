@@ -1,10 +1,12 @@
 //! What tests break on purpose inside a worker: places where a rank hangs, dies, computes nonsense. They are armed by
 //! the variable `FAILPOINTS` (`NAME=ACTION;...`, actions as the crate `fail` has them) and cost a look at an empty table
-//! otherwise. `return(RANK:STEP)` chooses where.
+//! otherwise. `return(RANK:STEP)` chooses where; the rank `any` is every rank.
 
 use crate::tensors::Named;
 use fail::fail_point;
 use std::time::Duration;
+use tch::Tensor;
+use thanos_c10d::{Error as GroupError, ErrorKind, GroupAborter, ProcessGroup};
 
 /// A rank whose training thread does nothing any more, while its session lives.
 pub(crate) fn hang(rank: usize, step: u64) {
@@ -31,6 +33,29 @@ pub(crate) fn change_weight(parameters: &Named, rank: usize, step: u64) {
     }
 }
 
+/// A group that is aborted while its collective runs: on a GPU the collective returns as if it were done, with anything in
+/// its result.
+pub(crate) fn abort_collective(result: &mut Tensor, group: &ProcessGroup, step: u64) {
+    if is_here("abort-collective", group.rank(), step) {
+        _ = result.fill_(0.5);
+        let mut aborter = GroupAborter::new();
+        aborter.watch(group);
+        aborter.abort();
+    }
+}
+
+/// A collective that fails although no connection is lost.
+pub(crate) fn broken_collective(rank: usize, step: u64) -> Result<(), GroupError> {
+    match is_here("broken-collective", rank, step) {
+        true => Err(GroupError {
+            operation: "all_reduce",
+            message: "Tensors must be CUDA and dense".into(),
+            kind: ErrorKind::Other,
+        }),
+        false => Ok(()),
+    }
+}
+
 /// A place where time may be spent: `sleep(MILLISECONDS)`.
 pub(crate) fn pass(point: &str) {
     fail_point!(point);
@@ -42,6 +67,7 @@ pub(crate) fn crash(point: &str) {
 }
 
 fn is_here(point: &str, rank: usize, step: u64) -> bool {
-    fail_point!(point, |place| place.is_some_and(|place| place == format!("{rank}:{step}")));
+    let is_this = |place: String| place == format!("{rank}:{step}") || place == format!("any:{step}");
+    fail_point!(point, |place| place.is_some_and(is_this));
     false
 }

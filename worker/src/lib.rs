@@ -9,8 +9,10 @@
 //! labels [n] i64. A batch of two views is flattened as (image, view): an image's views are neighbours.
 
 mod backbone;
+mod bench;
 mod checkpoint;
 mod data;
+mod device;
 pub mod device_views;
 mod evaluate;
 mod exit;
@@ -27,6 +29,7 @@ mod pack_transfer;
 mod replicas;
 mod run;
 mod run_files;
+mod save_schedule;
 mod saver;
 mod session;
 mod stage;
@@ -45,3 +48,4 @@ pub use optimizer::AdamW;
 pub use pack::Pack;
 pub use run::{Options, Outcome, work};
 pub use thanos_c10d::Address;
+pub use thanos_door::DeviceChoice;

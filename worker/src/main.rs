@@ -4,7 +4,7 @@ use clap::Parser;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use thanos_proto::is_worker_id;
-use thanos_worker::{Address, Options, Outcome, exit_code, work};
+use thanos_worker::{Address, DeviceChoice, Options, Outcome, exit_code, work};
 use tracing_subscriber::EnvFilter;
 
 /// One rank of a run; it joins its coordinator and trains until the run is over.
@@ -26,6 +26,10 @@ struct Arguments {
     /// Place among the workers of its machine, from 0: which GPU is its own
     #[arg(long, default_value_t = 0)]
     local_rank: usize,
+    /// On what it trains: auto, cpu, cuda (the GPU of its place among the workers of its machine) or cuda:N; `auto` is cuda if
+    /// there are GPUs, else cpu
+    #[arg(long, env = "THANOS_DEVICE", default_value = "auto", hide_env_values = true)]
+    device: DeviceChoice,
     /// Threads that one operation may use
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: u16,
@@ -76,6 +80,7 @@ fn main() -> ExitCode {
         credentials: arguments.credentials,
         worker_id: arguments.id,
         local_rank: arguments.local_rank,
+        device: arguments.device,
         threads: arguments.threads.into(),
         packs_dir: arguments.packs_dir,
         status_port: arguments.status_port,

@@ -3,9 +3,8 @@
 use crate::checkpoint;
 use crate::session::MOST_UNRECORDED;
 use crate::tensors::{Named, broadcast, snapshot};
-use anyhow::{Result, bail};
+use anyhow::Result;
 use std::collections::VecDeque;
-use tch::{Device, Tensor};
 use thanos_c10d::ProcessGroup;
 use thanos_proto::{Best, StepDone};
 
@@ -51,7 +50,7 @@ impl Memory {
     /// If a peer is gone.
     pub(crate) fn take_over(&mut self, group: &ProcessGroup, source: usize) -> Result<()> {
         let best = self.best.as_ref().map(|(best, _)| *best);
-        let numbers = [
+        let mut numbers = [
             self.step as f64,
             f64::from(u8::from(self.settled)),
             self.seconds,
@@ -59,12 +58,8 @@ impl Memory {
             best.map_or(0.0, |best| best.epoch as f64),
             best.map_or(0.0, |best| best.validation_accuracy),
         ];
-        let mut numbers = Tensor::from_slice(&numbers).to_device(self.device());
-        group.broadcast(&mut numbers, source)?;
-        let numbers = Vec::<f64>::try_from(numbers)?;
-        let &[step, settled, seconds, has_best, epoch, validation_accuracy] = numbers.as_slice() else {
-            bail!("six numbers were sent, {} came", numbers.len());
-        };
+        group.broadcast_numbers(&mut numbers, source)?;
+        let [step, settled, seconds, has_best, epoch, validation_accuracy] = numbers;
         (self.step, self.settled, self.seconds) = (step as u64, settled > 0.0, seconds);
         broadcast(&self.model, group, source)?;
         broadcast(&self.optimizer, group, source)?;
@@ -74,11 +69,8 @@ impl Memory {
             broadcast(&weights, group, source)?;
             self.best = Some((Best { epoch: epoch as u64, validation_accuracy }, weights));
         }
-        Ok(())
-    }
-
-    fn device(&self) -> Device {
-        self.model.values().next().map_or(Device::Cpu, Tensor::device)
+        // What an aborted group leaves behind must not become the state.
+        Ok(group.synchronize()?)
     }
 }
 
@@ -98,5 +90,9 @@ impl Recent {
     /// In order.
     pub(crate) fn to_vec(&self) -> Vec<StepDone> {
         self.0.iter().cloned().collect()
+    }
+
+    pub(crate) fn last(&self) -> Option<&StepDone> {
+        self.0.back()
     }
 }

@@ -3,7 +3,7 @@
 use crate::tensors::{Named, copy_into};
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 use thanos_c10d::{AdamWParameter, AdamWRates, fused_adamw};
 
 /// Decoupled weight decay on every parameter, as `torch.optim.AdamW` (betas 0.9 and 0.999, eps 1e-8).
@@ -93,13 +93,15 @@ impl AdamW {
         Ok(())
     }
 
-    /// The state by name: `exp_avg/NAME`, `exp_avg_sq/NAME` (torch's words) and `step` [1] i64.
+    /// The state by name: `exp_avg/NAME`, `exp_avg_sq/NAME` (torch's words) and `step` [1] i64. All of it is on the
+    /// parameters' device, as it travels in one broadcast: NCCL takes no CPU tensors.
     pub fn state(&self) -> Named {
         let mut state = Named::new();
         for (prefix, tensors) in [("exp_avg", &self.means), ("exp_avg_sq", &self.squares)] {
             state.extend(tensors.iter().map(|(name, tensor)| (format!("{prefix}/{name}"), tensor.shallow_clone())));
         }
-        state.insert("step".into(), Tensor::from_slice(&[self.step as i64]));
+        let device = self.parameters.values().next().map_or(Device::Cpu, Tensor::device);
+        state.insert("step".into(), Tensor::from_slice(&[self.step as i64]).to_device(device));
         state
     }
 

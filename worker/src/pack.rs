@@ -71,7 +71,7 @@ impl Pack {
         ensure!(length <= MOST_HEADER, "its header claims {length} bytes, at most {MOST_HEADER} are allowed");
         let mut header = Vec::new();
         file.by_ref().take(length).read_to_end(&mut header)?;
-        // The crate's own reader wants the whole file, which is to be mapped, not read.
+        // The crate's own reader wants the whole file in memory.
         let header: Metadata = serde_json::from_slice(&header).context("its header is damaged")?;
         let words = header.metadata().as_ref().context("its header has no words")?;
         let found = words.get("fingerprint").cloned().unwrap_or_default();
@@ -165,6 +165,10 @@ impl Images {
         let rows = Tensor::from_slice(&rows).to_device(pixels.device());
         let images = self.shape[0];
         pixels.f_index_select(0, &rows).with_context(|| format!("pack {} has {images} images", self.path.display()))
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        self.shape.iter().product::<i64>() as u64
     }
 
     /// The images, moved to a device part by part.

@@ -1,7 +1,7 @@
 //! Whether all ranks hold the same state, bit by bit. They should by construction; memory that has gone bad, a driver or
 //! a bug may say otherwise, and then the curve is nobody's.
 
-use crate::tensors::Named;
+use crate::tensors::{Named, common_device, devices};
 use anyhow::Result;
 use std::fmt;
 use tch::{Kind, Tensor};
@@ -24,30 +24,44 @@ impl fmt::Display for Diverged {
     }
 }
 
-/// Compares the ranks' tensors; all ranks get the same answer. `None`: they are equal.
+/// Compares the ranks' tensors; all ranks get the same answer. `None`: they are equal. Only where one sum over everything
+/// differs is it asked which tensor it is.
 ///
 /// # Errors
-/// If a peer is gone.
+/// If a peer is lost.
 pub(crate) fn diverged(state: &Named, group: &ProcessGroup) -> Result<Option<Diverged>> {
-    let sums: Vec<Tensor> = state.values().map(bit_sum).collect();
-    let own = Tensor::stack(&sums, 0).unsqueeze(0); // [1, tensors]
-    let all = Vec::<Vec<i64>>::try_from(group.all_gather(&own)?)?; // [ranks, tensors]
+    common_device(devices(state))?;
+    let whole = group.gather(&[bit_sum(&state.values().collect::<Vec<_>>())])?;
+    if whole.iter().all(|row| *row == whole[0]) {
+        return Ok(None);
+    }
+    let sums: Vec<i64> = state.values().map(|tensor| bit_sum(&[tensor])).collect();
+    let all = group.gather(&sums)?; // [ranks, tensors]
     Ok(judge(&all).map(|(ranks, trusted, tensor)| {
         let tensor = state.keys().nth(tensor).cloned().unwrap_or_default();
         Diverged { ranks, trusted, tensor }
     }))
 }
 
-/// The sum of a tensor's bits, as integers with weights by their place, so that two that are exchanged are seen.
-fn bit_sum(tensor: &Tensor) -> Tensor {
-    let row = tensor.detach().contiguous().view(-1);
-    let bits = match row.kind() {
-        Kind::Int64 => row,
-        Kind::Double => row.view_dtype(Kind::Int64),
-        _ => row.view_dtype(Kind::Int).to_kind(Kind::Int64),
+/// The sum of the bits of tensors one after the other, as integers with weights by their place, so that two that are
+/// exchanged are seen. A few kernels, however many tensors there are.
+fn bit_sum(tensors: &[&Tensor]) -> i64 {
+    let _no_graph = tch::no_grad_guard();
+    let of = |kind: Kind| -> Option<Tensor> {
+        let rows: Vec<Tensor> =
+            tensors.iter().filter(|tensor| tensor.kind() == kind).map(|tensor| tensor.reshape(-1)).collect();
+        (!rows.is_empty()).then(|| Tensor::cat(&rows, 0))
     };
-    let places = Tensor::arange(bits.size()[0], (Kind::Int64, bits.device())).remainder(65_521) + 1;
-    (bits * places).sum(Kind::Int64)
+    let bits = [
+        of(Kind::Float).map(|row| row.view_dtype(Kind::Int).to_kind(Kind::Int64)),
+        of(Kind::Double).map(|row| row.view_dtype(Kind::Int64)),
+        of(Kind::Int64),
+    ];
+    let sums = bits.into_iter().flatten().map(|bits| {
+        let places = Tensor::arange(bits.size()[0], (Kind::Int64, bits.device())).remainder(65_521) + 1;
+        (bits * places).sum(Kind::Int64).int64_value(&[])
+    });
+    sums.fold(0, |sum, bits| sum.wrapping_mul(31).wrapping_add(bits))
 }
 
 /// Which rows are not the most frequent one (of equals, the one of the lowest rank), that one's first rank, and the
@@ -78,10 +92,12 @@ mod tests {
 
     #[test]
     fn one_bit_and_an_exchange_are_seen() {
-        let sum = |numbers: &[f32]| bit_sum(&Tensor::from_slice(numbers)).int64_value(&[]);
+        let sum = |numbers: &[f32]| bit_sum(&[&Tensor::from_slice(numbers)]);
         let whole = sum(&[1.0, 2.0, 3.0]);
         assert_eq!(whole, sum(&[1.0, 2.0, 3.0]));
         assert_ne!(whole, sum(&[1.0, 2.0, f32::from_bits(3.0_f32.to_bits() ^ 1)]));
         assert_ne!(whole, sum(&[2.0, 1.0, 3.0]));
+        let step = |step: i64| bit_sum(&[&Tensor::from_slice(&[1.0_f32]), &Tensor::from_slice(&[step])]);
+        assert_ne!(step(1), step(2));
     }
 }

@@ -2,8 +2,10 @@
 //! What a stage does is not known here.
 
 use crate::backbone::Backbone;
+use crate::bench::bench;
 use crate::checkpoint::{self, BEST, Committed, load_weights};
 use crate::data::{Data, LocalPack};
+use crate::device::{self, Chosen};
 use crate::evaluate::{Judge, StopAsked};
 use crate::exit::{BadData, EXIT_CONFIG, exit_code};
 use crate::feed::Schedule;
@@ -11,25 +13,28 @@ use crate::memory::Memory;
 use crate::model::{Alone, BatchSum, Model};
 use crate::pack_transfer::local_file;
 use crate::run_files::{RunFiles, Unfinished};
+use crate::save_schedule::SaveSchedule;
 use crate::session::{Next, Refused, Session, ends_generation};
 use crate::stage::Stage;
 use crate::tensors::{Named, copy_into};
 use crate::train::{Ending, Interrupted, Origin, Peers, Recipe, Regroup, train};
 use crate::transfer::Transfer;
 use anyhow::{Context, Result, bail};
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tch::Device;
-use thanos_c10d::{Address, ProcessGroup, keep_freed_memory};
-use thanos_configs::{DataSet, Plan, StagePlan, TransferPlan, init_key, stage_key};
-use thanos_door::{address_towards, check_interface, raise_descriptor_limit};
+use thanos_c10d::{Address, ErrorKind, ProcessGroup, keep_freed_memory, set_tf32, use_gpu, use_interface};
+use thanos_configs::{DataSet, Plan, Precision, StagePlan, TransferPlan, init_key, stage_key};
+use thanos_door::{DeviceChoice, address_towards, check_interface, interface_of, raise_descriptor_limit};
 use thanos_proto::{
-    Begin, CheckpointRef, CheckpointWritten, Failed, Held, Hello, PackRef, Rejoin, Welcome, WorkerEvent,
+    Begin, BenchRequest, CheckpointRef, CheckpointWritten, Collectives, Failed, GroupFailure, Held, Hello, PackRef,
+    Rejoin, Welcome, WorkerEvent,
 };
 
 /// What a worker is told on its command line; everything else comes from the coordinator.
@@ -43,6 +48,7 @@ pub struct Options {
     pub worker_id: String,
     /// Place among the workers of its machine, from 0: which GPU is its own, if there are any.
     pub local_rank: usize,
+    pub device: DeviceChoice,
     /// Threads of libtorch within an operation.
     pub threads: usize,
     /// What Gloo binds to; `None`: the address from which this machine reaches the coordinator.
@@ -66,19 +72,27 @@ pub enum Outcome {
 /// # Errors
 /// After the coordinator has been told; [`exit_code`] names the process's exit code.
 pub fn work(options: &Options) -> Result<Outcome> {
-    options.address.as_ref().map_or(Ok(()), check_address)?;
+    if let Some(address) = &options.address {
+        check_address(address)?;
+        // Before there are other threads.
+        let interface = match address {
+            Address::Interface(name) => Some(name.clone()),
+            Address::Host(host) => host.parse().ok().and_then(interface_of),
+        };
+        interface.map_or(Ok(()), |name| use_interface(&name))?;
+    }
     if let Err(error) = raise_descriptor_limit() {
         tracing::warn!("the limit of open descriptors is not known: {error}");
     }
     keep_freed_memory();
     tch::set_num_threads(i32::try_from(options.threads)?);
     tch::set_num_interop_threads(1);
+    let Chosen { device, described } = device::choose(options.device, options.local_rank)?;
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
-    let worker_id = options.worker_id.clone();
-    let hello =
-        Hello { worker_id, host, pid: std::process::id(), version: env!("CARGO_PKG_VERSION").into(), generation: 0 };
+    let (worker_id, version) = (options.worker_id.clone(), env!("CARGO_PKG_VERSION").into());
+    let hello = Hello { worker_id, host, pid: std::process::id(), version, generation: 0, device: described };
     let (session, welcome) = Session::connect(&options.coordinator, options.credentials.as_deref(), hello)?;
-    match without_panic(|| take_part(options, &session, &welcome)) {
+    match without_panic(|| take_part(options, &session, &welcome, device)) {
         Ok(last_word) => {
             let stopped = matches!(last_word, WorkerEvent::Stopped { .. });
             session.leave(&last_word)?;
@@ -121,10 +135,13 @@ fn without_panic<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
 }
 
 /// From the welcome to the last word, through as many generations as it takes.
-fn take_part(options: &Options, session: &Session, welcome: &Welcome) -> Result<WorkerEvent> {
+fn take_part(options: &Options, session: &Session, welcome: &Welcome, device: Device) -> Result<WorkerEvent> {
     let plan = plan_of(welcome)?;
     session.set_timeouts(&plan.config().timeouts);
-    let device = device(options.local_rank);
+    if let Device::Cuda(gpu) = device {
+        use_gpu(gpu)?;
+    }
+    set_tf32(plan.config().model.precision == Precision::Tf32)?;
     let own = address_towards(options.coordinator.as_str()).context("this worker's own address")?;
     let address = options.address.clone().unwrap_or_else(|| Address::Host(own.to_string()));
     if let Some(port) = options.status_port {
@@ -135,8 +152,17 @@ fn take_part(options: &Options, session: &Session, welcome: &Welcome) -> Result<
     let data = Data::open(&plan, &packs, device, options.threads).map_err(BadData)?;
     check_given_weights(&plan, &data.facts)?;
     let files = session.run_files(Path::new(&welcome.run_dir), &welcome.run_id);
-    let mut worker =
-        Worker { plan: &plan, data: &data, session, files, finished: BTreeMap::new(), memory: None, stage: 0 };
+    let mut worker = Worker {
+        plan: &plan,
+        data: &data,
+        session,
+        files,
+        finished: BTreeMap::new(),
+        memory: None,
+        stage: 0,
+        last_save: Cell::new(Instant::now()),
+        bench: welcome.bench,
+    };
     let collective = Duration::from_secs_f64(plan.config().timeouts.collective_seconds);
     let mut ready = WorkerEvent::Ready { config_digest: plan.resolved_digest().into() };
     loop {
@@ -153,7 +179,7 @@ fn take_part(options: &Options, session: &Session, welcome: &Welcome) -> Result<
         match ending {
             Err(error) if ends_generation(&error) || error.is::<Regroup>() => {
                 tracing::warn!("left generation {}: {error:#}", begin.generation);
-                ready = WorkerEvent::Rejoin(worker.rejoin(begin.generation));
+                ready = WorkerEvent::Rejoin(worker.rejoin(&begin, &error));
             }
             ending => return ending,
         }
@@ -186,14 +212,6 @@ fn local_packs(options: &Options, session: &Session, packs: &[PackRef]) -> Resul
     packs.iter().map(local).collect()
 }
 
-/// One GPU a worker where there are any, else the CPU.
-fn device(local_rank: usize) -> Device {
-    match tch::Cuda::device_count() {
-        gpus if gpus > 0 => Device::Cuda(local_rank % gpus as usize),
-        _ => Device::Cpu,
-    }
-}
-
 /// The coordinator's configuration as this process understands it.
 fn plan_of(welcome: &Welcome) -> Result<Plan> {
     let plan = Plan::from_file(&welcome.config, "the coordinator's configuration", &[])
@@ -207,6 +225,7 @@ fn plan_of(welcome: &Welcome) -> Result<Plan> {
 }
 
 /// `timeout` is for the peers in the rendezvous and in each collective: rank 0 may be writing a checkpoint meanwhile.
+/// NCCL's start takes seconds: it has a phase of its own, in which no pace is expected.
 fn join(
     address: &Address,
     session: &Session,
@@ -215,10 +234,20 @@ fn join(
 ) -> Result<ProcessGroup> {
     let (rank, size) = (begin.rank as usize, begin.world_size as usize);
     let store = session.enter(begin.generation, size);
-    Ok(match device {
-        Device::Cuda(_) => ProcessGroup::nccl(store, rank, size, timeout)?,
-        _ => ProcessGroup::gloo(store, rank, size, address, timeout)?,
-    })
+    tracing::info!(
+        "generation {}: rank {rank} of {size} on {device:?}, {}",
+        begin.generation,
+        begin.collectives.label()
+    );
+    let group = match (begin.collectives, device) {
+        (Collectives::Nccl, Device::Cuda(gpu)) => ProcessGroup::nccl(store, rank, size, gpu, timeout)?,
+        (Collectives::Nccl, other) => bail!("the coordinator asks for NCCL, and this worker is on {other:?}"),
+        (Collectives::Gloo, _) => ProcessGroup::gloo(store, rank, size, address, timeout)?,
+    };
+    session.at("start", 0, "connect");
+    group.connect()?;
+    session.connected(&group)?;
+    Ok(group)
 }
 
 /// A rank, over all its generations.
@@ -233,6 +262,10 @@ struct Worker<'a> {
     memory: Option<Box<Memory>>,
     /// Index of the stage in training.
     stage: usize,
+    /// When the last save had been started.
+    last_save: Cell<Instant>,
+    /// Stages are measured, and not trained.
+    bench: Option<BenchRequest>,
 }
 
 impl Worker<'_> {
@@ -277,11 +310,27 @@ impl Worker<'_> {
         })
     }
 
-    fn rejoin(&self, generation: u64) -> Rejoin {
+    /// What this worker reports after it left the generation because of `error`.
+    fn rejoin(&self, begin: &Begin, error: &anyhow::Error) -> Rejoin {
         let held = |memory: &Memory| Held { stage: self.stage as u32, step: memory.step, settled: memory.settled };
         let memory = self.memory.as_deref();
         let recent = memory.map(|memory| memory.recent.to_vec()).unwrap_or_default();
-        Rejoin { generation, held: memory.map(held), recent }
+        let failure = error.downcast_ref::<thanos_c10d::Error>().map(|error| self.failure(begin, error));
+        Rejoin { generation: begin.generation, held: memory.map(held), recent, failure }
+    }
+
+    /// An error of the group, at the step that was in flight, or that the generation was to begin with.
+    fn failure(&self, begin: &Begin, error: &thanos_c10d::Error) -> GroupFailure {
+        // Before the first stage of the generation was set up, it is the coordinator's.
+        let stage = self.stage.max(begin.stage as usize);
+        let held = self.memory.as_deref().filter(|_| stage == self.stage).map(|memory| memory.step);
+        let resumed = begin.resume.as_ref().filter(|_| stage == begin.stage as usize);
+        GroupFailure {
+            stage: self.plan.stages()[stage].name().into(),
+            step: held.or(resumed.map(|checkpoint| checkpoint.step)).unwrap_or(0),
+            message: error.to_string(),
+            peer_lost: error.kind == ErrorKind::PeerLost,
+        }
     }
 
     fn train_stages(&mut self, begin: &Begin, group: &Rc<ProcessGroup>) -> Result<WorkerEvent> {
@@ -337,7 +386,7 @@ impl Worker<'_> {
                 rank: group.rank(),
                 world_size: group.size(),
             },
-            checkpoint_every: config.checkpoint.every_steps,
+            saves: SaveSchedule::new(&config.checkpoint, &self.last_save),
             checks: &config.checks,
         };
         let peers = Peers { group, session: self.session, generation, files: &self.files };
@@ -353,6 +402,9 @@ impl Worker<'_> {
                 stage => stage?,
             },
         };
+        if let Some(request) = self.bench {
+            return bench(stage.as_mut(), (self.data, &recipe, &peers), request);
+        }
         let from = match (source, resume) {
             (Some(source), _) => Origin::Memory { own: self.memory.as_deref(), source },
             (None, Some(checkpoint)) => Origin::Checkpoint(checkpoint),

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, anyhow};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
+use thanos_c10d::DeviceEvent;
 use thanos_proto::{CheckpointWritten, WorkerEvent};
 use tokio::sync::mpsc;
 
@@ -30,6 +31,8 @@ pub(crate) struct Save {
     pub(crate) place: Arc<dyn RunFiles>,
     /// Names of files and their tensors, which nobody else changes.
     pub(crate) files: Vec<(&'static str, Named)>,
+    /// On a GPU: reached when these tensors are copies of the state. The thread that writes them may be on another stream.
+    pub(crate) copied: Option<DeviceEvent>,
     /// What the coordinator is told; folder and files are filled in.
     pub(crate) told: CheckpointWritten,
 }
@@ -43,7 +46,20 @@ pub(crate) struct Saver<'a> {
 struct UnderWay {
     stage: String,
     step: u64,
-    written: JoinHandle<Attempt>,
+    progress: Progress,
+}
+
+enum Progress {
+    Writing(JoinHandle<Attempt>),
+    /// The thread has ended; the coordinator may not have answered yet.
+    Written(Box<Attempt>),
+}
+
+/// Whether to wait for a save to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wait {
+    UntilEnded,
+    No,
 }
 
 /// A save that failed.
@@ -57,13 +73,28 @@ struct Failure {
 
 /// An attempt to write a save, which may be tried again.
 struct Attempt {
-    save: Save,
+    /// `None`: it is lost.
+    save: Option<Save>,
     outcome: Result<()>,
 }
 
 impl<'a> Saver<'a> {
     pub(crate) fn new(session: &'a Session) -> Self {
         Self { session, under_way: None, failures: 0 }
+    }
+
+    /// Whether a save could start without waiting for another one. Deals with one that has ended, as [`Self::start`] does.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub(crate) fn is_idle(&mut self) -> Result<bool> {
+        let ended = self.ended(Wait::No)?;
+        let is_idle = ended.is_some();
+        if let Some(Err(failure)) = ended {
+            self.report(&failure, "")?;
+            self.give_up(failure.not_saved)?;
+        }
+        Ok(is_idle)
     }
 
     /// Starts a save, behind the one that is under way.
@@ -84,10 +115,10 @@ impl<'a> Saver<'a> {
         let (stage, step) = (save.told.stage.clone(), save.told.step);
         let body = move || {
             let outcome = write(&save, &events);
-            Attempt { save, outcome }
+            Attempt { save: Some(save), outcome }
         };
-        let written = thread::Builder::new().name("save".into()).spawn(body).context("a thread for a save")?;
-        self.under_way = Some(UnderWay { stage, step, written });
+        let thread = thread::Builder::new().name("save".into()).spawn(body).context("a thread for a save")?;
+        self.under_way = Some(UnderWay { stage, step, progress: Progress::Writing(thread) });
         Ok(())
     }
 
@@ -146,21 +177,43 @@ impl<'a> Saver<'a> {
 
     /// Waits for the save that is under way to be committed, or to fail.
     fn wait(&mut self) -> Result<Result<(), Failure>> {
-        let Some(UnderWay { stage, step, written }) = self.under_way.take() else { return Ok(Ok(())) };
-        let not_saved = |reason: String| NotSaved { stage, step, reason };
-        let (save, outcome) = match written.join() {
-            Ok(Attempt { save, outcome }) => (Some(save), outcome),
-            Err(_) => (None, Err(anyhow!("the thread that wrote it panicked"))),
-        };
-        if let Err(error) = outcome {
-            return Ok(Err(Failure { not_saved: not_saved(format!("{error:#}")), is_known: false, save }));
-        }
-        match self.session.committed()? {
-            Ok(_) => {
-                self.failures = 0;
-                Ok(Ok(()))
+        Ok(self.ended(Wait::UntilEnded)?.unwrap_or(Ok(())))
+    }
+
+    /// How the save that was under way ended, also if there was none; `None`: it has not ended yet.
+    fn ended(&mut self, wait: Wait) -> Result<Option<Result<(), Failure>>> {
+        let Some(UnderWay { stage, step, progress }) = self.under_way.take() else { return Ok(Some(Ok(()))) };
+        let attempt = match progress {
+            Progress::Writing(thread) if wait == Wait::No && !thread.is_finished() => {
+                self.under_way = Some(UnderWay { stage, step, progress: Progress::Writing(thread) });
+                return Ok(None);
             }
-            Err(reason) => Ok(Err(Failure { not_saved: not_saved(reason), is_known: true, save })),
+            Progress::Writing(thread) => thread
+                .join()
+                .unwrap_or_else(|_| Attempt { save: None, outcome: Err(anyhow!("the thread that wrote it panicked")) }),
+            Progress::Written(attempt) => *attempt,
+        };
+        if let Err(error) = attempt.outcome {
+            let not_saved = NotSaved { stage, step, reason: format!("{error:#}") };
+            return Ok(Some(Err(Failure { not_saved, is_known: false, save: attempt.save })));
+        }
+        let answer = match wait {
+            Wait::UntilEnded => Some(self.session.committed()?),
+            Wait::No => self.session.try_committed()?,
+        };
+        match answer {
+            Some(Ok(_)) => {
+                self.failures = 0;
+                Ok(Some(Ok(())))
+            }
+            Some(Err(reason)) => {
+                let not_saved = NotSaved { stage, step, reason };
+                Ok(Some(Err(Failure { not_saved, is_known: true, save: attempt.save })))
+            }
+            None => {
+                self.under_way = Some(UnderWay { stage, step, progress: Progress::Written(Box::new(attempt)) });
+                Ok(None)
+            }
         }
     }
 
@@ -175,15 +228,16 @@ impl<'a> Saver<'a> {
 
     /// Lets what is under way be written and told, since the group is lost and the coordinator waits for it.
     pub(crate) fn leave(&mut self) {
-        if let Some(UnderWay { written, .. }) = self.under_way.take() {
-            _ = written.join();
+        if let Some(UnderWay { progress: Progress::Writing(thread), .. }) = self.under_way.take() {
+            _ = thread.join();
         }
     }
 }
 
 /// Writes the files, and reports them to the coordinator, which commits them.
 fn write(save: &Save, events: &mpsc::Sender<WorkerEvent>) -> Result<()> {
-    let Save { place, files, told } = save;
+    let Save { place, files, copied, told } = save;
+    copied.as_ref().map_or(Ok(()), DeviceEvent::wait)?;
     let named: Vec<(&str, &Named)> = files.iter().map(|(name, tensors)| (*name, tensors)).collect();
     let unfinished = Unfinished { stage: &told.stage, step: told.step, generation: told.generation };
     let written = checkpoint::write(place.as_ref(), unfinished, &named)?;

@@ -27,7 +27,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
-use thanos_c10d::{Breaker, Collectives, Error as GroupError, KeyValueStore, collectives, exit_now};
+use thanos_c10d::{Collectives, Error as GroupError, GroupAborter, KeyValueStore, ProcessGroup, collectives, exit_now};
 use thanos_configs::TimeoutsConfig;
 use thanos_door::{Guard, metrics_page, needs_guard, show};
 use thanos_proto::{Begin, CheckpointRef, Command, Heartbeat, Hello, StepDone, Welcome, WorkerEvent};
@@ -78,8 +78,8 @@ struct Place {
     heartbeat: Heartbeat,
     /// What had been counted when the generation began.
     before: Collectives,
-    /// Ends the generation's group; none between two.
-    breaker: Option<Breaker>,
+    /// Ends the generation's group; none between two generations, and once it was used.
+    aborter: Option<GroupAborter>,
     /// When the phase began, and the time of earlier ones since they were asked for.
     phase_began: Instant,
     phase_seconds: BTreeMap<String, f64>,
@@ -105,10 +105,10 @@ impl Shared {
     fn break_group(&self, generation: Option<u64>) {
         let mut place = self.place();
         if generation.is_none_or(|generation| generation == place.heartbeat.generation)
-            && let Some(breaker) = place.breaker.take()
+            && let Some(aborter) = place.aborter.take()
         {
             self.abandoned.store(true, Ordering::Relaxed);
-            breaker.break_connections();
+            aborter.abort();
         }
     }
 
@@ -156,7 +156,7 @@ impl Session {
             place: Mutex::new(Place {
                 heartbeat,
                 before: collectives(),
-                breaker: None,
+                aborter: None,
                 phase_began: Instant::now(),
                 phase_seconds: BTreeMap::new(),
             }),
@@ -252,6 +252,15 @@ impl Session {
         }
     }
 
+    /// The answer to `WorkerEvent::Checkpoint`; `None`: it has not come yet.
+    pub(crate) fn try_committed(&self) -> Result<Option<Result<CheckpointRef, String>>> {
+        match self.answer_within(Duration::ZERO)? {
+            Some(Command::Committed(outcome)) => Ok(Some(outcome)),
+            Some(other) => bail!("expected the commit of a checkpoint, got {other:?}"),
+            None => Ok(None),
+        }
+    }
+
     /// Whether the coordinator has asked for a stop. Ranks hear it at different steps: agree before acting.
     pub(crate) fn stop_requested(&self) -> bool {
         self.shared.stop.load(Ordering::Relaxed)
@@ -296,12 +305,17 @@ impl Session {
         heartbeat.step = step;
     }
 
-    /// Seconds that were spent in each phase since this was asked for the last time. So long of the forward pass was the
-    /// exchange of candidates.
-    pub(crate) fn take_phase_seconds(&self, gathering: Duration) -> BTreeMap<String, f64> {
+    /// Seconds that were spent in each phase since this was asked for the last time; those that a GPU has measured are
+    /// its own. So long of the forward pass was the exchange of candidates.
+    pub(crate) fn take_phase_seconds(
+        &self,
+        on_gpu: BTreeMap<String, f64>,
+        gathering: Duration,
+    ) -> BTreeMap<String, f64> {
         let mut place = self.shared.place();
         place.end_phase();
         let mut seconds = std::mem::take(&mut place.phase_seconds);
+        seconds.extend(on_gpu);
         if let Some(forward) = seconds.get_mut("forward") {
             *forward -= gathering.as_secs_f64();
         }
@@ -313,15 +327,29 @@ impl Session {
     pub(crate) fn enter(&self, generation: u64, world_size: usize) -> Arc<dyn KeyValueStore> {
         let mut place = self.shared.place();
         place.heartbeat.generation = generation;
-        (place.before, place.breaker) = (collectives(), Some(Breaker::new()));
+        (place.before, place.aborter) = (collectives(), Some(GroupAborter::new()));
         self.shared.abandoned.store(false, Ordering::Relaxed);
         let (client, runtime) = (self.client.clone(), self.runtime.handle().clone());
         Arc::new(store::CoordinatorStore::new(client, runtime, (generation, world_size)))
     }
 
-    /// The group of the generation is gone: nothing is left to be broken.
+    /// The generation's group is connected: from now on it is what ends with the generation.
+    ///
+    /// # Errors
+    /// [`GenerationOver`] if it has ended meanwhile.
+    pub(crate) fn connected(&self, group: &ProcessGroup) -> Result<()> {
+        match &mut self.shared.place().aborter {
+            Some(aborter) => {
+                aborter.watch(group);
+                Ok(())
+            }
+            None => Err(GenerationOver.into()),
+        }
+    }
+
+    /// The group of the generation is closed: nothing is left to be aborted.
     pub(crate) fn leave_group(&self) {
-        self.shared.place().breaker = None;
+        self.shared.place().aborter = None;
     }
 
     /// Shows this process's metrics; where other machines can reach them, to who has the token.
@@ -397,13 +425,18 @@ impl Session {
     }
 
     fn answer(&self, what: &str, limit: Duration) -> Result<Command> {
+        self.answer_within(limit)?.with_context(|| format!("{what} did not come within {limit:?}"))
+    }
+
+    /// The coordinator's next answer; `None`: none came within `limit`.
+    fn answer_within(&self, limit: Duration) -> Result<Option<Command>> {
         loop {
             match self.line.borrow().wait_for(limit) {
                 Ok(Command::Refused { reason, exit_code }) => return Err(Refused { reason, exit_code }.into()),
                 // Asked for a stop: the flag is set, the training loop agrees on the step.
                 Ok(Command::Stop { .. }) => {}
-                Ok(command) => return Ok(command),
-                Err(RecvTimeoutError::Timeout) => bail!("{what} did not come within {limit:?}"),
+                Ok(command) => return Ok(Some(command)),
+                Err(RecvTimeoutError::Timeout) => return Ok(None),
                 Err(RecvTimeoutError::Disconnected) => return Err(LineLost.into()),
             }
         }

@@ -65,11 +65,42 @@ pub fn snapshot(tensors: &Named) -> Named {
     tensors.iter().map(|(name, tensor)| (name.clone(), tensor.detach().copy())).collect()
 }
 
+/// Tensors that travel together are on different devices.
+#[derive(Debug, PartialEq, thiserror::Error)]
+#[error("`{name}` is on {found:?}, `{first}` on {expected:?}: a collective takes tensors of one device")]
+pub(crate) struct MixedDevices {
+    name: String,
+    found: Device,
+    first: String,
+    expected: Device,
+}
+
+/// The device that all tensors are on; `None` without any.
+///
+/// # Errors
+/// Names two that differ. Said before a collective: its own error, on every rank, would look like the loss of a peer.
+pub(crate) fn common_device<'a>(
+    tensors: impl IntoIterator<Item = (&'a String, Device)>,
+) -> Result<Option<Device>, MixedDevices> {
+    let mut tensors = tensors.into_iter();
+    let Some((first, expected)) = tensors.next() else { return Ok(None) };
+    match tensors.find(|(_, device)| *device != expected) {
+        None => Ok(Some(expected)),
+        Some((name, found)) => Err(MixedDevices { name: name.clone(), found, first: first.clone(), expected }),
+    }
+}
+
+/// The devices of tensors, for [`common_device`].
+pub(crate) fn devices(tensors: &Named) -> impl Iterator<Item = (&String, Device)> {
+    tensors.iter().map(|(name, tensor)| (name, tensor.device()))
+}
+
 /// Replaces tensors by those of rank `root`, which must have the same names, shapes and kinds: a broadcast a kind.
 ///
 /// # Errors
-/// If a peer is gone.
+/// If a peer is lost; [`MixedDevices`].
 pub(crate) fn broadcast(tensors: &Named, group: &ProcessGroup, root: usize) -> Result<()> {
+    common_device(devices(tensors))?;
     for kind in [Kind::Float, Kind::Double, Kind::Int64] {
         let of_kind: Vec<&Tensor> = tensors.values().filter(|tensor| tensor.kind() == kind).collect();
         if of_kind.is_empty() {
@@ -113,4 +144,20 @@ fn tensor(view: &TensorView<'_>) -> Result<Tensor> {
     };
     let shape: Vec<i64> = view.shape().iter().map(|&size| size as i64).collect();
     Ok(Tensor::f_from_data_size(view.data(), &shape, kind)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tensors_of_two_devices_are_refused_by_name() {
+        let names: Vec<String> = ["exp_avg/w", "exp_avg_sq/w", "step"].map(String::from).to_vec();
+        let on = |devices: [Device; 3]| common_device(names.iter().zip(devices));
+        let gpu = Device::Cuda(0);
+        assert_eq!(on([gpu; 3]), Ok(Some(gpu)));
+        assert_eq!(common_device([]), Ok(None));
+        let mixed = on([gpu, gpu, Device::Cpu]).expect_err("the optimizer's step is on the CPU").to_string();
+        assert!(mixed.starts_with("`step` is on Cpu, `exp_avg/w` on Cuda(0)"), "{mixed}");
+    }
 }

@@ -1,7 +1,9 @@
 //! The river of one stage: batch, losses, gradients, reduction, update, commit. There is no branch on the number of
 //! ranks: one rank is a group of size one. What a batch becomes is the stage's (`stage.rs`).
 
+pub(crate) mod bench;
 mod checks;
+mod gpu_clock;
 
 use crate::checkpoint::{self, Committed};
 use crate::data::Data;
@@ -12,14 +14,17 @@ use crate::memory::{Memory, Recent};
 use crate::metrics;
 use crate::optimizer::AdamW;
 use crate::run_files::RunFiles;
+use crate::save_schedule::{Due, SaveSchedule};
 use crate::saver::{Save, Saver};
 use crate::session::Session;
 use crate::stage::{Losses, Stage};
 use crate::tensors::{Named, copy_into, snapshot};
 use anyhow::{Result, bail};
+use gpu_clock::GpuClock;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
-use tch::Tensor;
+use tch::{Device, Tensor};
 use thanos_c10d::{Exchanged, ProcessGroup};
 use thanos_configs::{ChecksConfig, Position, TrainConfig, learning_rate, samples_sha256, step_key};
 use thanos_proto::{Best, CheckpointWritten, Evaluated, StageResult, StepDone, WorkerEvent};
@@ -32,8 +37,7 @@ pub(crate) struct Recipe<'a> {
     pub(crate) seed: u64,
     pub(crate) train: TrainConfig,
     pub(crate) schedule: Schedule,
-    /// Steps between two checkpoints; `None`: once an epoch.
-    pub(crate) checkpoint_every: Option<u64>,
+    pub(crate) saves: SaveSchedule<'a>,
     pub(crate) checks: &'a ChecksConfig,
 }
 
@@ -114,6 +118,7 @@ struct Trainer<'a> {
     skipped: u32,
     /// In the forward pass of the step in flight.
     exchanged: Exchanged,
+    clock: GpuClock,
     seconds_before: f64,
     /// Seconds that steps waited for their images, and for saves, since this rank started the stage.
     waited: f64,
@@ -125,6 +130,7 @@ impl<'a> Trainer<'a> {
     fn new(stage: &'a mut dyn Stage, recipe: &'a Recipe<'a>, peers: &'a Peers<'a>) -> Self {
         let parameters = stage.parameters();
         let buffers = stage.state().into_iter().filter(|(name, _)| !parameters.contains_key(name)).collect();
+        let device = parameters.values().next().map_or(Device::Cpu, Tensor::device);
         let optimizer = AdamW::new(parameters, recipe.train.weight_decay);
         Self {
             stage,
@@ -140,6 +146,7 @@ impl<'a> Trainer<'a> {
             buffers_before: Named::new(),
             skipped: 0,
             exchanged: Exchanged::default(),
+            clock: GpuClock::new(device),
             seconds_before: 0.0,
             waited: 0.0,
             saving: 0.0,
@@ -148,6 +155,10 @@ impl<'a> Trainer<'a> {
     }
 
     fn begin(&mut self, from: &Origin<'_>) -> Result<()> {
+        // In all other cases what is trained is newer than the last save.
+        if !matches!(from, Origin::Memory { .. }) {
+            self.recipe.saves.restart(Instant::now());
+        }
         match from {
             Origin::Start => Ok(()),
             // One rank reads it: the others may be a thousand, or see no disk.
@@ -243,21 +254,33 @@ impl<'a> Trainer<'a> {
     /// What is due behind the update `at`: an evaluation, a checkpoint. `false`: a stop was asked for meanwhile.
     fn settle(&mut self, at: Position, (steps_per_epoch, total_steps): (u64, u64), stop: bool) -> Result<bool> {
         let last = self.step == total_steps;
-        let epoch_ends = at.step_in_epoch + 1 == steps_per_epoch;
         let evaluated = last || self.is_evaluated_after(at, steps_per_epoch);
         if evaluated && !self.evaluate(at.epoch)? {
             return Ok(false);
         }
         self.settled = true;
-        let due = self.recipe.checkpoint_every.map_or(epoch_ends, |every| self.step.is_multiple_of(every));
-        if due && !last && !stop {
-            let began = Instant::now();
-            if let Some(save) = self.checkpoint(at.epoch, None) {
-                self.saver.start(save)?;
-            }
-            self.saving += began.elapsed().as_secs_f64();
+        if !last && !stop {
+            self.save_if_due(at.epoch)?;
         }
         Ok(true)
+    }
+
+    /// Starts a save beside the steps that follow, if one is due.
+    fn save_if_due(&mut self, epoch: u64) -> Result<()> {
+        let began = Instant::now();
+        let starts = match self.recipe.saves.due(self.step, began) {
+            Some(Due::Steps) => true,
+            Some(Due::Time) => self.saver.is_idle()?,
+            None => false,
+        };
+        if starts {
+            if let Some(save) = self.checkpoint(epoch, None)? {
+                self.saver.start(save)?;
+            }
+            self.recipe.saves.restart(Instant::now());
+            self.saving += began.elapsed().as_secs_f64();
+        }
+        Ok(())
     }
 
     /// Whether an evaluation is due after this update, whether or not it is the last one.
@@ -276,33 +299,47 @@ impl<'a> Trainer<'a> {
         self.peers.session.at(self.recipe.name, self.step, phase);
     }
 
+    /// A phase that the GPU's time is measured of.
+    fn step_phase(&mut self, phase: &'static str) -> Result<()> {
+        self.phase(phase);
+        self.clock.mark(phase)
+    }
+
     /// One optimiser update.
     fn update(&mut self, batch: &Batch, total_steps: u64) -> Result<Asked> {
         let rank = self.peers.group.rank();
         tch::manual_seed(step_key(self.recipe.seed, self.recipe.key, self.step, rank as u64) as i64);
         self.buffers_before = snapshot(&self.buffers);
-        self.phase("forward");
-        self.peers.group.take_exchanged();
+        self.clock.reset();
+        self.step_phase("forward")?;
+        self.peers.group.forget_exchanged();
         failpoints::hang(rank, self.step);
         failpoints::pass("step");
         let losses = self.stage.losses(batch)?;
-        self.exchanged = self.peers.group.take_exchanged();
-        self.phase("backward");
+        self.step_phase("backward")?;
         self.optimizer.zero_grad();
         losses.backward()?;
         failpoints::poison_gradient(self.optimizer.parameters(), rank, self.step);
-        self.phase("reduce");
+        self.step_phase("reduce")?;
+        failpoints::broken_collective(rank, self.step)?;
+        // A group that is aborted from here on changes nothing any more: this waits until the sums are there, and fails if
+        // they are not to be used.
         let reduced = self.reduce(&losses)?;
+        self.exchanged = self.peers.group.take_exchanged()?;
         let problem = self.non_number(&losses, &reduced)?;
         self.phase("update");
+        let on_gpu = self.clock.begin_update()?;
         let lr = learning_rate(&self.recipe.train, batch.at.epoch);
         match &problem {
             None => self.optimizer.update(&reduced.gradient, lr)?,
             Some(problem) => self.skip(problem, batch.at.epoch)?,
         }
+        self.clock.end_update();
+        let phase_seconds = self.peers.session.take_phase_seconds(on_gpu, self.exchanged.time);
         self.skipped = if problem.is_some() { self.skipped + 1 } else { 0 };
         self.buffers_before.clear();
-        self.commit(batch, &losses, &reduced, (lr, total_steps, problem))?;
+        let done = self.describe(batch, &losses, &reduced, (lr, total_steps));
+        self.commit(StepDone { skipped: problem, phase_seconds, ..done })?;
         failpoints::change_weight(self.optimizer.parameters(), rank, self.step);
         self.compare_ranks()?;
         Ok(reduced.asked)
@@ -312,27 +349,20 @@ impl<'a> Trainer<'a> {
     fn reduce(&self, losses: &Losses) -> Result<Reduced> {
         let mut gradient = self.optimizer.flat_gradient(); // [parameters]
         self.peers.group.all_reduce(&mut gradient)?;
+        failpoints::abort_collective(&mut gradient, self.peers.group, self.step);
         let mut numbers = losses.shares();
         let asked = [self.peers.session.stop_requested(), self.peers.session.regroup_requested()];
         numbers.extend(asked.map(|asked| f64::from(u8::from(asked))));
-        let mut sums = Tensor::from_slice(&numbers).to_device(gradient.device());
-        self.peers.group.all_reduce(&mut sums)?;
-        let mut terms = Vec::<f64>::try_from(sums)?;
+        let mut terms = self.peers.group.sum(&numbers)?;
         let regroup = terms.pop().is_some_and(|asked| asked > 0.0);
         let stop = terms.pop().is_some_and(|asked| asked > 0.0);
         Ok(Reduced { gradient, terms, asked: Asked { stop, regroup } })
     }
 
-    /// Rank 0 tells the coordinator, who writes the line of `steps.jsonl`; should rank 0 be gone, another can tell.
-    fn commit(
-        &mut self,
-        batch: &Batch,
-        losses: &Losses,
-        reduced: &Reduced,
-        (lr, total_steps, skipped): (f64, u64, Option<String>),
-    ) -> Result<()> {
+    /// The line of `steps.jsonl` of the step in flight.
+    fn describe(&self, batch: &Batch, losses: &Losses, reduced: &Reduced, (lr, total_steps): (f64, u64)) -> StepDone {
         let terms = || losses.terms().iter().zip(&reduced.terms);
-        let done = StepDone {
+        StepDone {
             stage: self.recipe.name.into(),
             epoch: batch.at.epoch,
             step: self.step,
@@ -344,10 +374,15 @@ impl<'a> Trainer<'a> {
             images: batch.samples.len() as u64,
             samples_sha256: samples_sha256(&batch.samples),
             total_steps,
-            skipped,
-            phase_seconds: self.peers.session.take_phase_seconds(self.exchanged.time),
+            skipped: None,
+            phase_seconds: BTreeMap::new(),
             gathered_bytes: self.exchanged.bytes,
-        };
+        }
+    }
+
+    /// The update is made. Rank 0 reports it to the coordinator, which writes the line of `steps.jsonl`; should rank 0 be
+    /// lost, another rank can report it.
+    fn commit(&mut self, done: StepDone) -> Result<()> {
         self.step += 1;
         self.settled = false;
         self.recent.push(done.clone());
@@ -378,10 +413,10 @@ impl<'a> Trainer<'a> {
     }
 
     /// What rank 0 saves behind this update; `None`: this is another rank.
-    fn checkpoint(&self, epoch: u64, result: Option<StageResult>) -> Option<Save> {
+    fn checkpoint(&self, epoch: u64, result: Option<StageResult>) -> Result<Option<Save>> {
         self.phase("save");
         if self.peers.group.rank() > 0 {
-            return None;
+            return Ok(None);
         }
         let mut files = vec![
             (checkpoint::MODEL, snapshot(&self.stage.state())),
@@ -403,14 +438,15 @@ impl<'a> Trainer<'a> {
             settled: self.settled,
             result,
         };
-        Some(Save { place: self.peers.files.clone(), files, told })
+        Ok(Some(Save { place: self.peers.files.clone(), files, copied: self.clock.event()?, told }))
     }
 
     /// Saves, and returns on every rank when the checkpoint is committed.
     fn save_for_all(&mut self, epoch: u64, result: Option<StageResult>) -> Result<()> {
-        if let Some(save) = self.checkpoint(epoch, result) {
+        if let Some(save) = self.checkpoint(epoch, result)? {
             self.saver.save(save)?;
         }
+        self.recipe.saves.restart(Instant::now());
         Ok(self.peers.group.barrier()?)
     }
 

@@ -31,6 +31,13 @@ fn a_file_lies_over_its_preset_and_overrides_over_both() {
     assert_eq!(config.name, "12");
 }
 
+/// A run directory that was made when `every_steps` was the only interval, and null meant once an epoch.
+#[test]
+fn a_file_without_an_interval_in_seconds_has_the_default() {
+    let config = load_file("checkpoint:\n  every_steps: null\n  keep_last: 2\n", "f", &[]).expect("valid");
+    assert_eq!((config.checkpoint.every_steps, config.checkpoint.every_seconds), (None, Some(60.0)));
+}
+
 #[test]
 fn a_file_without_a_preset_has_the_defaults() {
     assert_eq!(load_file("", "f", &[]), Ok(RunConfig::default()));

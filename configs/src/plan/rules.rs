@@ -154,6 +154,11 @@ impl Rules {
         if let Some(steps) = config.checkpoint.every_steps {
             self.count("checkpoint.every_steps", steps, u64::MAX);
         }
+        if let Some(seconds) = config.checkpoint.every_seconds {
+            self.require(seconds.is_finite() && seconds > 0.0, "checkpoint.every_seconds", || {
+                format!("must be a positive, finite number of seconds or null, got {seconds}")
+            });
+        }
         if let Some(steps) = config.checks.compare_ranks_every {
             self.count("checks.compare_ranks_every", steps, u64::MAX);
         }
@@ -300,6 +305,10 @@ mod tests {
         check(&["transfer.max_steps=0"], &[("transfer.max_steps", "got 0")]);
         check(&["checkpoint.keep_last=1"], &[("checkpoint.keep_last", "an older one to fall back on")]);
         check(&["checkpoint.every_steps=0"], &[("checkpoint.every_steps", "got 0")]);
+        check(&["checkpoint={every_seconds: null, every_steps: null}"], &[]);
+        check(&["checkpoint.every_seconds=0.5"], &[]);
+        check(&["checkpoint.every_seconds=0"], &[("checkpoint.every_seconds", "positive, finite number of seconds")]);
+        check(&["checkpoint.every_seconds=-1"], &[("checkpoint.every_seconds", "got -1")]);
         check(&["timeouts.hang_seconds=0"], &[("timeouts.hang_seconds", "between 0.1 and")]);
         check(&["timeouts.max_restarts=99"], &[("timeouts.max_restarts", "between 0 and 16")]);
         check(&["checks.compare_ranks_every=0"], &[("checks.compare_ranks_every", "got 0")]);

@@ -1,8 +1,11 @@
 //! Who is let in: `connections` accepts them, with TLS or without, and knows who is behind each; `pages` serves what people
-//! and Prometheus read, `recorder` is what it reads, `route` where others find this machine. A crate of its own, as workers show themselves, too.
+//! and Prometheus read, `recorder` is what it reads, `route` where others find this machine, `gpus` and `device_choice` on what a
+//! worker trains. A crate of its own, as workers show themselves, too.
 
 mod connections;
 mod descriptors;
+mod device_choice;
+mod gpus;
 mod hangup;
 mod limit;
 mod pages;
@@ -11,7 +14,9 @@ mod route;
 
 pub use connections::{Accepted, Connection, ConnectionLimits, Identity, Peer, connections, name_of};
 pub use descriptors::raise_descriptor_limit;
+pub use device_choice::DeviceChoice;
+pub use gpus::{Gpu, GpuFacts, MACHINE_ROOT, cpu_model};
 pub use hangup::hangup_is_ignored;
 pub use pages::{Guard, needs_guard, show};
 pub use recorder::metrics_page;
-pub use route::{address_towards, check_interface};
+pub use route::{address_towards, check_interface, interface_of};

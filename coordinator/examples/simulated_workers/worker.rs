@@ -10,7 +10,7 @@ use std::time::Duration;
 use thanos_proto::v1::coordinator_client::CoordinatorClient;
 use thanos_proto::v1::store_request::Operation;
 use thanos_proto::v1::{self, EnrolRequest, StoreGet, StoreRequest, StoreSet};
-use thanos_proto::{Begin, COORDINATOR_NAME, Command, Heartbeat, Hello, Rejoin, WorkerEvent};
+use thanos_proto::{Begin, COORDINATOR_NAME, Command, Device, Heartbeat, Hello, Rejoin, WorkerEvent};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
@@ -98,6 +98,7 @@ pub(crate) async fn simulate(
             pid,
             version: env!("CARGO_PKG_VERSION").into(),
             generation: 0,
+            device: Device::cpu("simulated"),
         };
         tokio::select! {
             ended = session(&run, hello, identity.clone(), &met) => {
@@ -146,7 +147,9 @@ async fn session(
             }
             Command::Abandon { generation, .. } => {
                 rendezvous = None;
-                events.send(WorkerEvent::Rejoin(Rejoin { generation, held: None, recent: Vec::new() })).await?;
+                events
+                    .send(WorkerEvent::Rejoin(Rejoin { generation, held: None, recent: Vec::new(), failure: None }))
+                    .await?;
             }
             Command::Refused { reason, .. } | Command::Leave { reason } => return Err(reason.into()),
             _ => {}

@@ -1,6 +1,9 @@
 //! `launch` and `serve`: their options, and what a launch is by them, by the machine and by the allocation.
 
 use super::{PacksDir, Target, duration, plan, plan_to_resume};
+use crate::devices::{
+    CollectivesChoice, Devices, Request, device_of_environment, on_nodes, on_this_machine, worker_program,
+};
 use crate::exit::{EXIT_STOPPED, EXIT_USAGE, Fatal};
 use crate::launch::{Launch, Launched, Starter, launch};
 use crate::launcher::Place;
@@ -16,6 +19,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use thanos_configs::Plan;
+use thanos_door::{DeviceChoice, GpuFacts};
 
 /// Workers of this machine must not outlive their supervisor by five seconds; others wait for whoever starts a
 /// coordinator again.
@@ -45,6 +49,18 @@ pub(super) struct LaunchArguments {
     /// Threads of each worker [default: of the run to resume, else the machine's cores shared among its workers]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads_per_worker: Option<u16>,
+    /// On what the workers that this program starts train: auto, cpu, cuda (a GPU for each worker of a machine), or cuda:N
+    /// (all of a machine share GPU N); `auto` is cuda if there are GPUs, else cpu [default: of the run to resume, else
+    /// THANOS_DEVICE, else auto]
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<DeviceChoice>,
+    /// Library that carries the workers' collectives [default: of the run to resume, else auto]
+    #[arg(long, value_enum)]
+    collectives: Option<CollectivesChoice>,
+    /// The program that is started as a worker [default: thanos-worker-cuda beside this program for GPUs, thanos-worker for
+    /// CPUs]
+    #[arg(long, value_name = "PATH")]
+    worker_program: Option<PathBuf>,
     /// Where the run keeps its files [default: the first free runs/NAME-N]
     #[arg(long)]
     run_dir: Option<PathBuf>,
@@ -163,6 +179,9 @@ pub(super) fn act_launch(arguments: &LaunchArguments, forced: Option<LauncherNam
         (LauncherName::None, None) => {}
     }
     let what = arguments.launch(&asked, run_dir)?;
+    if let Some(workers) = asked.workers.as_ref().filter(|_| !arguments.again) {
+        workers.devices.notices.iter().for_each(|notice| terminal::line(notice));
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let stop_signals = {
         let _inside = runtime.enter();
@@ -181,6 +200,16 @@ struct Asked {
     size: Size,
     /// Of each worker; `None`: the cores are shared.
     threads: Option<usize>,
+    device: DeviceChoice,
+    collectives: CollectivesChoice,
+    /// What this program starts; `None`: somebody else starts the workers.
+    workers: Option<Workers>,
+}
+
+/// The workers that this program starts.
+struct Workers {
+    devices: Devices,
+    program: PathBuf,
 }
 
 impl Asked {
@@ -201,6 +230,7 @@ impl Asked {
             None => None,
         };
         let launcher = launcher(arguments.launcher, forced, before.as_ref())?;
+        let (device, collectives) = arguments.devices(launcher, before.as_ref())?;
         // All workers of many machines would be too many for this one.
         let before =
             before.filter(|before| launcher != LauncherName::Local || launcher_of(before) != Some(LauncherName::Srun));
@@ -212,7 +242,9 @@ impl Asked {
         let before = before.filter(|_| allocation.is_none());
         let threads = arguments.threads_per_worker.map(usize::from);
         let threads = threads.or_else(|| before.and_then(|before| before.threads_per_worker));
-        Ok(Self { plan, resume: resumed.is_some(), launcher, allocation, size, threads })
+        let workers = arguments.workers(launcher, size, (device, collectives))?;
+        let resume = resumed.is_some();
+        Ok(Self { plan, resume, launcher, allocation, size, threads, device, collectives, workers })
     }
 }
 
@@ -271,9 +303,9 @@ impl LaunchArguments {
         let own_credentials = || run_dir.join("credentials");
         let credentials = (!self.insecure).then(|| self.credentials.clone().unwrap_or_else(own_credentials));
         let Size { nodes, per_node } = asked.size;
-        let starter = match asked.launcher {
-            LauncherName::None => Starter::Nobody,
-            LauncherName::Local | LauncherName::Srun => self.starter(asked),
+        let starter = match &asked.workers {
+            None => Starter::Nobody,
+            Some(workers) => self.starter(asked, workers),
         };
         let started_with = StartedWith {
             min_nodes: nodes.least,
@@ -284,6 +316,8 @@ impl LaunchArguments {
                 Starter::Nobody => asked.threads,
             },
             launcher: asked.launcher.to_possible_value().map(|name| name.get_name().to_owned()).unwrap_or_default(),
+            device: asked.device.to_string(),
+            collectives: asked.collectives.label().into(),
         };
         Ok(Launch {
             run_dir,
@@ -295,6 +329,7 @@ impl LaunchArguments {
             least: nodes.least * per_node,
             patience: self.patience,
             starter,
+            collectives: asked.collectives,
             lease: self.lease.unwrap_or(match asked.launcher {
                 LauncherName::Local => LOCAL_LEASE,
                 LauncherName::Srun | LauncherName::None => FOREIGN_LEASE,
@@ -305,6 +340,7 @@ impl LaunchArguments {
             tensorboard: asked.plan.config().log.tensorboard,
             status: self.status,
             command: asked.launcher.command(),
+            bench: None,
         })
     }
 
@@ -334,7 +370,48 @@ impl LaunchArguments {
         Ok(size)
     }
 
-    fn starter(&self, asked: &Asked) -> Starter {
+    /// As typed, else as the run to resume was started.
+    fn devices(
+        &self,
+        launcher: LauncherName,
+        before: Option<&StartedWith>,
+    ) -> Result<(DeviceChoice, CollectivesChoice), Fatal> {
+        let before_collectives = before.and_then(|before| CollectivesChoice::from_str(&before.collectives, true).ok());
+        let collectives = self.collectives.or(before_collectives).unwrap_or_default();
+        let typed = [(self.device.is_some(), "--device"), (self.worker_program.is_some(), "--worker-program")];
+        if let Some((_, option)) = typed.iter().find(|(is_typed, _)| *is_typed && launcher == LauncherName::None) {
+            let message = format!("serve starts no workers: {option} is for `launch`, and thanos-worker has --device");
+            return Err(Fatal::new(EXIT_USAGE, message));
+        }
+        let before_device = before.and_then(|before| before.device.parse().ok());
+        let before_device = before_device.filter(|device| *device != DeviceChoice::Auto);
+        let device = match self.device.or(before_device) {
+            Some(device) => device,
+            None if launcher == LauncherName::None => DeviceChoice::default(),
+            None => device_of_environment()?.unwrap_or_default(),
+        };
+        Ok((device, collectives))
+    }
+
+    /// What this program starts as workers, checked against this machine.
+    fn workers(
+        &self,
+        launcher: LauncherName,
+        size: Size,
+        (device, collectives): (DeviceChoice, CollectivesChoice),
+    ) -> Result<Option<Workers>> {
+        let request = |workers| Request { device, collectives, workers };
+        let facts = GpuFacts::of_this_process;
+        let devices = match launcher {
+            LauncherName::None => return Ok(None),
+            LauncherName::Local => on_this_machine(request(size.nodes.most * size.per_node), &facts())?,
+            LauncherName::Srun => on_nodes(request(size.per_node), &facts())?,
+        };
+        let program = worker_program(self.worker_program.as_deref(), devices.kind)?;
+        Ok(Some(Workers { devices, program }))
+    }
+
+    fn starter(&self, asked: &Asked, workers: &Workers) -> Starter {
         let Size { nodes, per_node } = asked.size;
         let here = || std::thread::available_parallelism().map_or(1, usize::from);
         let (place, cores) = match &asked.allocation {
@@ -348,7 +425,8 @@ impl LaunchArguments {
             }
         };
         let threads = asked.threads.unwrap_or(cores.max(1));
-        Starter::This { place, threads, interface: self.interface.clone() }
+        let (program, device) = (workers.program.clone(), workers.devices.device);
+        Starter::This { program, device, place, threads, interface: self.interface.clone() }
     }
 }
 
@@ -363,6 +441,8 @@ mod tests {
             workers_per_node: 4,
             threads_per_worker: Some(1),
             launcher: launcher.into(),
+            device: "auto".into(),
+            collectives: "auto".into(),
         }
     }
 

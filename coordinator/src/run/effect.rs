@@ -2,7 +2,10 @@
 
 use crate::signals::is_stop_signal;
 use std::time::Duration;
-use thanos_proto::{CheckpointRef, CheckpointWritten, Command, Evaluated, Hello, StageResult, StepDone, WorkerEvent};
+use thanos_proto::{
+    BenchReport, CheckpointRef, CheckpointWritten, Collectives, Command, Device, Evaluated, Hello, StageResult,
+    StepDone, WorkerEvent,
+};
 
 const SIGKILL: i32 = 9;
 
@@ -121,6 +124,7 @@ pub(crate) enum Notice {
         worker: String,
         host: String,
         pid: u32,
+        device: Device,
     },
     /// A worker has a pack that it did not see: `bytes` came over the session, `from` were there.
     Fetched {
@@ -136,6 +140,9 @@ pub(crate) enum Notice {
     Began {
         generation: u64,
         workers: Vec<String>,
+        /// On what they train, as people read it.
+        devices: String,
+        collectives: Collectives,
     },
     Evaluated(Evaluated),
     Saved {
@@ -148,6 +155,8 @@ pub(crate) enum Notice {
         reason: String,
     },
     StageComplete(StageResult),
+    /// A rank of a benchmark reports what it measured.
+    Benched(BenchReport),
     Stopping {
         reason: String,
     },
@@ -183,6 +192,11 @@ pub(crate) enum Notice {
         share: f64,
     },
     Lost {
+        worker: String,
+        reason: String,
+    },
+    /// A rank left its generation because of an error that is not a lost connection; the step is made again once.
+    GroupFailed {
         worker: String,
         reason: String,
     },

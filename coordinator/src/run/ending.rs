@@ -4,7 +4,7 @@
 use super::{Effect, Event, Member, Notice, Phase, Run, SessionId, Verdict};
 use crate::exit::{EXIT_IO, EXIT_STOPPED, EXIT_UNREACHABLE};
 use std::time::Duration;
-use thanos_proto::{Command, Failed, Held, WorkerEvent};
+use thanos_proto::{BenchReport, Command, Failed, Held, WorkerEvent};
 
 /// What is left of the grace when a stop is given up: for the commands to reach the workers.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -45,10 +45,20 @@ impl Run {
 
     /// A rank has done all stages.
     pub(super) fn finished(&mut self, session: SessionId, now: Duration) -> Vec<Effect> {
-        if self.start.complete.len() < self.start.stages.len() {
+        let is_bench = self.start.welcome.bench.is_some();
+        if !is_bench && self.start.complete.len() < self.start.stages.len() {
             return self.protocol_violation(session, "Finished before all stages were committed", now);
         }
         self.leaves(session)
+    }
+
+    /// A rank of a benchmark has measured what it was asked to; it commits nothing.
+    pub(super) fn benched(&mut self, session: SessionId, report: BenchReport, now: Duration) -> Vec<Effect> {
+        let rank = self.members.get(&session).and_then(|member| member.rank);
+        if self.start.welcome.bench.is_none() || rank != Some(report.rank) {
+            return self.protocol_violation(session, "a report that no benchmark of this rank asked for", now);
+        }
+        vec![Effect::Tell(Notice::Benched(report))]
     }
 
     /// A rank has stopped with its generation, after the checkpoint of that step was committed.

@@ -5,7 +5,7 @@ use super::{
     Effect, ExitCause, MAX_IDLE_GENERATIONS, Member, Notice, Phase, Progress, RESTART_BACKOFF, RecoveredFrom, Run,
     SessionId,
 };
-use crate::exit::EXIT_UNREACHABLE;
+use crate::exit::{EXIT_CONFIG, EXIT_UNREACHABLE};
 use std::time::Duration;
 use thanos_proto::{Begin, Command, Held, Rejoin};
 
@@ -17,7 +17,7 @@ impl Run {
     /// A worker has left its generation, and holds its state in memory; or it returns to a coordinator that was restarted,
     /// or that has begun another generation without it. Only what is of the newest generation counts.
     pub(super) fn rejoin(&mut self, session: SessionId, rejoin: Rejoin, now: Duration) -> Vec<Effect> {
-        let Rejoin { generation, held, recent } = rejoin;
+        let Rejoin { generation, held, recent, failure } = rejoin;
         let Some(Member { rank, ready, .. }) = self.members.get(&session) else { return Vec::new() };
         let (in_generation, newest) = (rank.is_some(), generation == self.generation);
         if *ready || in_generation && !newest || generation > self.generation {
@@ -39,12 +39,14 @@ impl Run {
         if let Some(member) = self.members.get_mut(&session) {
             (member.ready, member.held) = (true, held);
         }
+        let has_failed = failure.is_some();
+        let (reason, notice) = self.group_failed(session, failure.filter(|_| in_generation));
+        effects.extend(notice);
         match self.phase {
-            Phase::Training if in_generation && self.growing => effects.push(self.rendezvous(self.awake)),
-            Phase::Training if in_generation => {
-                let reason = format!("{} cannot reach its peers", self.name(session));
-                effects.extend(self.regroup(reason, now));
+            Phase::Training if in_generation && self.growing && !has_failed => {
+                effects.push(self.rendezvous(self.awake))
             }
+            Phase::Training if in_generation => effects.extend(self.regroup(reason, now)),
             Phase::Training | Phase::Rendezvous { .. } | Phase::Saving { .. } | Phase::Over => {}
         }
         effects.extend(self.begin_if_ready(now));
@@ -63,6 +65,11 @@ impl Run {
     }
 
     fn begin_if_all_are_ready(&mut self, now: Duration) -> Vec<Effect> {
+        if !self.awaits_survivors()
+            && let Some(effects) = self.end_if_failure_repeats(now)
+        {
+            return effects;
+        }
         let ready = self.members.iter().filter(|(_, member)| member.ready && self.may_grow(member));
         let sessions: Vec<SessionId> = ready.map(|(session, _)| *session).collect();
         if self.awaits_survivors() || sessions.len() < self.start.least || self.committing > 0 {
@@ -95,6 +102,7 @@ impl Run {
     /// alike.
     fn begin(&mut self, mut sessions: Vec<SessionId>, now: Duration) -> Vec<Effect> {
         self.generation += 1;
+        self.failures.generation_begins();
         self.phase = Phase::Training;
         self.growing = false;
         sessions.sort_by_key(|session| {
@@ -103,7 +111,11 @@ impl Run {
         });
         let workers = sessions.iter().map(|session| self.members[session].hello.worker_id.clone()).collect();
         let generation = self.generation;
-        let mut effects = vec![Effect::OpenStore { generation }, Effect::Tell(Notice::Began { generation, workers })];
+        let collectives = self.collectives(&sessions);
+        self.kind = sessions.first().map(|session| self.members[session].hello.device.kind);
+        let devices = self.describe_devices(&sessions);
+        let notice = Notice::Began { generation, workers, devices, collectives };
+        let mut effects = vec![Effect::OpenStore { generation }, Effect::Tell(notice)];
         let source = self.most_advanced_rank(&sessions);
         if source.is_none() {
             effects.extend(self.cut_steps());
@@ -123,6 +135,7 @@ impl Run {
                 resume: self.start.resume.clone().filter(|_| source.is_none()),
                 complete: self.start.complete.clone(),
                 source: source.map(|(rank, _)| rank),
+                collectives,
             };
             effects.push(Effect::Send { session: *session, command: Command::Begin(begin) });
         }
@@ -171,6 +184,7 @@ impl Run {
             let worker = member.hello.worker_id.clone();
             effects.push(Effect::Tell(Notice::Lost { worker: worker.clone(), reason: reason.clone() }));
             if member.rank.is_some() {
+                self.failures.member_lost();
                 broken.get_or_insert(reason);
             }
             if member.newcomer || member.rank.is_none() && !self.is_first_rendezvous() {
@@ -265,7 +279,11 @@ impl Run {
             return vec![Effect::Tell(Notice::Abandoned { worker: worker.into(), how: how.into() })];
         }
         if restart > limit {
-            return self.give_up(format!("{worker} was restarted {limit} times without a step"), now);
+            let why = match limit {
+                0 => format!("{worker} {how} and is not restarted"),
+                _ => format!("{worker} was restarted {limit} times without a step"),
+            };
+            return self.give_up(why, now);
         }
         let after = if restart == 1 { Duration::ZERO } else { RESTART_BACKOFF * (1 << (restart - 2)) };
         let notice = Notice::Restarting { worker: worker.into(), how: how.into(), cause, restart };
@@ -303,7 +321,12 @@ impl Run {
             }
             // Nothing that worked before has broken: what it says is what the user must read.
             None if never_joined && !cause.is_external() && is_required => {
-                self.abandon(format!("{worker} {how} before it joined the run"), EXIT_UNREACHABLE, now)
+                // A configuration that a worker cannot use (its device, perhaps) must reach the user as what it is.
+                let exit_code = match cause {
+                    ExitCause::Exited(code) if code == i32::from(EXIT_CONFIG) => EXIT_CONFIG,
+                    _ => EXIT_UNREACHABLE,
+                };
+                self.abandon(format!("{worker} {how} before it joined the run"), exit_code, now)
             }
             None if is_draining => Vec::new(),
             None => {

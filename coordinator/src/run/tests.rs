@@ -3,7 +3,10 @@
 use super::*;
 use std::collections::BTreeMap;
 use thanos_configs::TimeoutsConfig;
-use thanos_proto::{Begin, CheckpointWritten, Evaluated, Failed, Heartbeat, PackRef, Rejoin, StageResult, StepDone};
+use thanos_proto::{
+    Begin, BenchReport, BenchRequest, CheckpointWritten, Device, Evaluated, Failed, Heartbeat, PackRef, Rejoin,
+    StageResult, StepDone,
+};
 
 pub(in crate::run) const NOW: Duration = Duration::from_secs(1);
 
@@ -23,6 +26,7 @@ pub(in crate::run) fn start(workers: usize) -> Start {
             lease: Duration::from_secs(4),
             scrape_token_sha256: None,
             grace: None,
+            bench: None,
         },
         version: "1".into(),
         last_generation: 3,
@@ -33,6 +37,8 @@ pub(in crate::run) fn start(workers: usize) -> Start {
         next_step: None,
         adopted: Vec::new(),
         grace: None,
+        collectives: CollectivesChoice::Auto,
+        shares_gpu: false,
         timeouts: Timeouts::new(&TimeoutsConfig::default(), Placement::Local),
     }
 }
@@ -77,7 +83,8 @@ pub(in crate::run) fn committed(session: SessionId, stage: &str, step: u64, resu
 }
 
 pub(in crate::run) fn hello(worker: &str) -> Hello {
-    Hello { worker_id: worker.into(), host: "h".into(), pid: 7, version: "1".into(), generation: 0 }
+    let (host, version, device) = ("h".into(), "1".into(), Device::cpu("Xeon"));
+    Hello { worker_id: worker.into(), host, pid: 7, version, generation: 0, device }
 }
 
 pub(in crate::run) fn ready() -> WorkerEvent {
@@ -265,7 +272,8 @@ fn a_failure_names_worker_rank_and_phase() {
     let effects = said(&mut run, 2, WorkerEvent::Failed(failed.clone()));
     assert_eq!(end(&effects), (None, vec![2]), "the other one may hold more than the last checkpoint");
     assert!(matches!(&effects[2], Effect::Send { session: 1, command: Command::Abandon { generation: 4, .. } }));
-    let effects = said(&mut run, 1, WorkerEvent::Rejoin(Rejoin { generation: 4, held: None, recent: Vec::new() }));
+    let effects =
+        said(&mut run, 1, WorkerEvent::Rejoin(Rejoin { generation: 4, held: None, recent: Vec::new(), failure: None }));
     let expected = "worker-1 (rank 1, pid 7 on h) failed in forward of step 3: boom".to_string();
     assert_eq!(failure(&effects), (expected, 70));
     // The first error is the run's.
@@ -278,7 +286,8 @@ fn a_failure_names_worker_rank_and_phase() {
 /// From generation 4, with the state behind so many steps of stage a.
 pub(in crate::run) fn rejoin(made: u64) -> WorkerEvent {
     let held = Some(Held { stage: 0, step: made, settled: true });
-    WorkerEvent::Rejoin(Rejoin { generation: 4, held, recent: (0..made).map(|number| step("a", number, 4)).collect() })
+    let recent = (0..made).map(|number| step("a", number, 4)).collect();
+    WorkerEvent::Rejoin(Rejoin { generation: 4, held, recent, failure: None })
 }
 
 pub(in crate::run) fn heartbeat(step: u64, phase: &str, collectives: u64) -> WorkerEvent {
@@ -512,4 +521,41 @@ fn a_stop_that_takes_too_long_ends_at_the_last_checkpoint() {
     let effects = pass(&mut run, Duration::from_millis(100), &beats);
     assert_eq!(notices(&effects), [Notice::GraceOver]);
     assert_eq!(end(&effects), (Some(Verdict::Stopped { at: Some(("a".into(), 5)) }), vec![1, 2]));
+}
+
+/// A benchmark's ranks report and finish without a checkpoint; a report that was not asked for ends its sender.
+#[test]
+fn a_benchmark_is_done_when_all_ranks_have_reported() {
+    let report = |rank: u32| {
+        WorkerEvent::Benched(BenchReport {
+            rank,
+            device: String::new(),
+            precision: String::new(),
+            collectives: String::new(),
+            step_seconds: vec![0.1],
+            phase_seconds: BTreeMap::new(),
+            flops: 1,
+            operators: 1,
+            kernels: None,
+            ceiling_flops_per_s: 1.0,
+            ceiling_product: String::new(),
+            peak_memory_bytes: 1,
+            parameters: 1,
+        })
+    };
+    let mut run = training();
+    let effects = said(&mut run, 1, report(0));
+    assert!(matches!(&notices(&effects)[..], [Notice::Lost { .. }]), "{effects:?}");
+    let mut run = training();
+    run.start.welcome.bench = Some(BenchRequest { warmup_steps: 1, steps: 1 });
+    let effects = said(&mut run, 1, report(1));
+    assert!(matches!(&notices(&effects)[..], [Notice::Lost { .. }]), "of another rank: {effects:?}");
+    let mut run = training();
+    run.start.welcome.bench = Some(BenchRequest { warmup_steps: 1, steps: 1 });
+    for (session, rank) in [(1, 0), (2, 1)] {
+        let effects = said(&mut run, session, report(rank));
+        assert!(matches!(&notices(&effects)[..], [Notice::Benched(_)]), "{effects:?}");
+        let verdict = end(&said(&mut run, session, WorkerEvent::Finished)).0;
+        assert_eq!(verdict, (rank == 1).then_some(Verdict::Done));
+    }
 }

@@ -56,6 +56,15 @@ pub struct StartedWith {
     pub threads_per_worker: Option<usize>,
     /// `local`, `srun` or `none`.
     pub launcher: String,
+    /// As `--device` and `--collectives` were typed.
+    #[serde(default = "auto")]
+    pub device: String,
+    #[serde(default = "auto")]
+    pub collectives: String,
+}
+
+fn auto() -> String {
+    "auto".into()
 }
 
 /// A key of the configuration, or an option of `launch`, that has another value since a resume.
@@ -72,12 +81,15 @@ impl StartedWith {
     /// What is different in `new`, as options of `launch`: name, old and new value.
     pub(crate) fn changes(&self, new: &Self) -> Vec<(&'static str, Value, Value)> {
         let options = |with: &Self| {
-            let Self { min_nodes, max_nodes, workers_per_node, threads_per_worker, launcher } = with.clone();
+            let Self { min_nodes, max_nodes, workers_per_node, threads_per_worker, launcher, device, collectives } =
+                with.clone();
             [
                 ("--nodes", Value::from(format!("{min_nodes}:{max_nodes}"))),
                 ("--workers-per-node", workers_per_node.into()),
                 ("--threads-per-worker", threads_per_worker.into()),
                 ("--launcher", launcher.into()),
+                ("--device", device.into()),
+                ("--collectives", collectives.into()),
             ]
         };
         let pairs = options(self).into_iter().zip(options(new));
@@ -112,6 +124,8 @@ mod tests {
             workers_per_node: 1,
             threads_per_worker: Some(1),
             launcher: "local".into(),
+            device: "cuda:0".into(),
+            collectives: auto(),
         };
         assert_eq!(with.changes(&with), []);
         let more = StartedWith { max_nodes: 4, threads_per_worker: None, ..with.clone() };
@@ -120,5 +134,11 @@ mod tests {
             ("--threads-per-worker", Value::from(1), Value::Null),
         ];
         assert_eq!(with.changes(&more), expected);
+        let on_cpus = StartedWith { device: "cpu".into(), ..with.clone() };
+        assert_eq!(with.changes(&on_cpus), [("--device", Value::from("cuda:0"), Value::from("cpu"))]);
+        let text =
+            r#"{"min_nodes": 2, "max_nodes": 2, "workers_per_node": 1, "threads_per_worker": 1, "launcher": "local"}"#;
+        let before: StartedWith = serde_json::from_str(text).expect("it has all that was recorded then");
+        assert_eq!(before, StartedWith { device: auto(), ..with });
     }
 }

@@ -27,7 +27,10 @@ impl PlanNames {
             WorkerEvent::Heartbeat(heartbeat) if heartbeat.stage == BEFORE_STAGES => Ok(()),
             WorkerEvent::Heartbeat(heartbeat) => self.stage(&heartbeat.stage),
             WorkerEvent::Step(step) => self.step(step),
-            WorkerEvent::Rejoin(rejoin) => rejoin.recent.iter().try_for_each(|step| self.step(step)),
+            WorkerEvent::Rejoin(rejoin) => {
+                rejoin.failure.as_ref().map_or(Ok(()), |failure| self.stage(&failure.stage))?;
+                rejoin.recent.iter().try_for_each(|step| self.step(step))
+            }
             WorkerEvent::Evaluated(evaluated) => self.stage(&evaluated.stage),
             WorkerEvent::Checkpoint(written) => {
                 self.stage(&written.stage)?;
@@ -80,7 +83,7 @@ fn terms(stage: &StagePlan) -> Vec<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use thanos_proto::{Evaluated, Heartbeat, Rejoin};
+    use thanos_proto::{Evaluated, GroupFailure, Heartbeat, Rejoin};
 
     fn names() -> PlanNames {
         let plan = Plan::from_preset("digits_cae", &[]).expect("a preset");
@@ -126,7 +129,10 @@ mod tests {
                 in_collective: false,
             })
         };
-        let rejoin = |step| WorkerEvent::Rejoin(Rejoin { generation: 1, held: None, recent: vec![step] });
+        let rejoin =
+            |step| WorkerEvent::Rejoin(Rejoin { generation: 1, held: None, recent: vec![step], failure: None });
+        let failure = GroupFailure { stage: "other".into(), step: 0, message: String::new(), peer_lost: false };
+        let failed = Rejoin { generation: 1, held: None, recent: Vec::new(), failure: Some(failure) };
         for good in [
             heartbeat("start"),
             heartbeat(stage),
@@ -144,6 +150,7 @@ mod tests {
             WorkerEvent::Step(step("../../other", terms[0])),
             WorkerEvent::Step(step(stage, "made_up")),
             rejoin(step(stage, "made_up")),
+            WorkerEvent::Rejoin(failed),
             WorkerEvent::StageFinished { stage: String::new() },
         ] {
             assert!(names.check(&bad).is_err(), "{bad:?}");

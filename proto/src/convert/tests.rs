@@ -1,6 +1,7 @@
 //! Every domain type goes over the wire and comes back equal; what is malformed does not come through.
 
 use super::*;
+use crate::message::{Collectives, Device, DeviceKind, Hello};
 use prost::Message;
 use std::collections::BTreeMap;
 
@@ -53,13 +54,17 @@ fn events_come_back_equal() {
 
 #[test]
 fn small_events_come_back_equal() {
-    check_event(WorkerEvent::Hello(Hello {
+    let hello = Hello {
         worker_id: "w".into(),
         host: "h".into(),
         pid: 1,
         version: "v".into(),
         generation: 2,
-    }));
+        device: Device::cpu("c"),
+    };
+    let gpu = Device { kind: DeviceKind::Cuda, name: "g".into(), id: Some("GPU-1".into()) };
+    check_event(WorkerEvent::Hello(Hello { device: gpu, ..hello.clone() }));
+    check_event(WorkerEvent::Hello(hello));
     check_event(WorkerEvent::Ready { config_digest: "d".into() });
     check_event(WorkerEvent::Fetching(Fetching { split: "train".into(), from: 0, done: 1, total: u64::MAX }));
     let heartbeat = Heartbeat {
@@ -92,8 +97,11 @@ fn small_events_come_back_equal() {
     check_event(WorkerEvent::Step(told.clone()));
     let held = Held { stage: 1, step: 2, settled: true };
     let skipped = StepDone { skipped: Some("a loss".into()), ..told.clone() };
-    check_event(WorkerEvent::Rejoin(Rejoin { generation: 3, held: Some(held), recent: vec![told, skipped] }));
-    check_event(WorkerEvent::Rejoin(Rejoin { generation: 3, held: None, recent: Vec::new() }));
+    let message = "broadcast: invalid usage".into();
+    let failure = GroupFailure { stage: "cnce".into(), step: 9, message, peer_lost: true };
+    let recent = vec![told, skipped];
+    check_event(WorkerEvent::Rejoin(Rejoin { generation: 3, held: Some(held), recent, failure: Some(failure) }));
+    check_event(WorkerEvent::Rejoin(Rejoin { generation: 3, held: None, recent: Vec::new(), failure: None }));
     check_event(WorkerEvent::Repaired { problem: "p".into() });
     check_event(WorkerEvent::Shows { address: "h:1".into() });
     check_event(WorkerEvent::StopRequested { reason: "SIGTERM received by worker-0".into() });
@@ -104,6 +112,27 @@ fn small_events_come_back_equal() {
     check_event(WorkerEvent::Stopped { stage: "s".into(), step: 3 });
     check_event(WorkerEvent::Failed(Failed { phase: "p".into(), message: "m".into(), exit_code: 255 }));
     check_event(WorkerEvent::Finished);
+}
+
+#[test]
+fn a_benchmark_comes_back_equal() {
+    let report = BenchReport {
+        rank: 1,
+        device: "d".into(),
+        precision: "float32".into(),
+        collectives: "gloo".into(),
+        step_seconds: vec![0.5, 0.25],
+        phase_seconds: BTreeMap::from([("forward".into(), 0.125)]),
+        flops: 2,
+        operators: 3,
+        kernels: Some(0),
+        ceiling_flops_per_s: 4.5,
+        ceiling_product: "5 x 5 x 5".into(),
+        peak_memory_bytes: 6,
+        parameters: 7,
+    };
+    check_event(WorkerEvent::Benched(BenchReport { kernels: None, ..report.clone() }));
+    check_event(WorkerEvent::Benched(report));
 }
 
 #[test]
@@ -118,7 +147,9 @@ fn commands_come_back_equal() {
         lease: Duration::from_millis(1500),
         scrape_token_sha256: Some("d".into()),
         grace: Some(Duration::from_millis(2500)),
+        bench: Some(BenchRequest { warmup_steps: 1, steps: 2 }),
     };
+    check_command(Command::Welcome(Welcome { bench: None, ..welcome.clone() }));
     check_command(Command::Welcome(Welcome { grace: None, ..welcome.clone() }));
     check_command(Command::Welcome(welcome));
     let begin = Begin {
@@ -129,7 +160,9 @@ fn commands_come_back_equal() {
         resume: None,
         complete: vec![checkpoint()],
         source: None,
+        collectives: Collectives::Gloo,
     };
+    check_command(Command::Begin(Begin { collectives: Collectives::Nccl, ..begin.clone() }));
     check_command(Command::Begin(Begin { resume: Some(checkpoint()), source: Some(0), ..begin.clone() }));
     check_command(Command::Begin(begin));
     check_command(Command::Committed(Ok(checkpoint())));
@@ -152,6 +185,11 @@ fn what_is_malformed_says_so() {
     assert_eq!(Begin::try_from(begin), Err(malformed("Begin", "rank 2 of 2 ranks")));
     let begin = v1::Begin { generation: 1, rank: 1, world_size: 2, source: Some(2), ..v1::Begin::default() };
     assert_eq!(Begin::try_from(begin), Err(malformed("Begin", "source 2 of 2 ranks")));
+    let begin = v1::Begin { world_size: 1, ..v1::Begin::default() };
+    assert_eq!(Begin::try_from(begin), Err(malformed("Begin", "its collectives are unknown")));
+    assert_eq!(Hello::try_from(v1::Hello::default()), Err(malformed("Hello", "it names no device")));
+    let hello = v1::Hello { device: Some(v1::Device { kind: 3, ..v1::Device::default() }), ..v1::Hello::default() };
+    assert_eq!(Hello::try_from(hello), Err(malformed("Device", "kind 3 is unknown")));
     let refused = v1::command::Command::Refused(v1::Refused { reason: String::new(), exit_code: 256 });
     assert!(Command::try_from(v1::Command { command: Some(refused) }).is_err());
 }

@@ -1,6 +1,6 @@
 // The C side of thanos-c10d: libtorch's process groups behind a dozen C functions.
 // It knows tensors and groups, nothing of training. Every function catches every C++ exception and returns its
-// text (malloc'ed, freed by the caller), or null. See ../src/raw.rs for the other side, line by line.
+// kind and text (malloc'ed, freed by the caller), or null. See ../src/raw.rs for the other side, line by line.
 #include <malloc.h>
 #include <sched.h>
 
@@ -8,6 +8,8 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #ifdef USE_C10D_NCCL
+#include <c10/cuda/CUDAFunctions.h>
+#include <c10/cuda/CUDAStream.h>
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
 #endif
 
@@ -16,8 +18,13 @@
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <mutex>
+#include <optional>
 #include <stdexcept>
+#include <string>
 #include <thread>
+
+#include "guard.h"
 
 namespace {
 
@@ -39,6 +46,19 @@ constexpr int64_t kStoreFailed = INT64_MIN;
 const bool gloo_options = [] {
   setenv("GLOO_ENABLE_STORE_V2_API", "1", /*overwrite=*/0);
   setenv("GLOO_ENABLE_RANK_AS_SEQUENCE_NUMBER", "1", /*overwrite=*/0);
+  return true;
+}();
+
+// By default c10d's watchdog aborts the process when a collective fails or times out, and waits for a dump of its
+// flight recorder: a lost peer would take the state in this rank's memory along. A lost peer is this program's to
+// handle (`thanos_group_abort`), so these are set whatever the environment says.
+const bool nccl_options = [] {
+  for (const char* name :
+       {"TORCH_NCCL_ASYNC_ERROR_HANDLING", "TORCH_NCCL_BLOCKING_WAIT", "TORCH_NCCL_DESYNC_DEBUG",
+        "TORCH_NCCL_DUMP_ON_TIMEOUT", "TORCH_NCCL_ENABLE_MONITORING", "TORCH_NCCL_PROPAGATE_ERROR",
+        "TORCH_NCCL_RETHROW_CUDA_ERRORS", "TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_WAIT_TIMEOUT_DUMP_MILSEC"}) {
+    setenv(name, "0", /*overwrite=*/1);
+  }
   return true;
 }();
 
@@ -143,7 +163,7 @@ class CallbackStore : public c10d::Store {
 
   int64_t request(StoreOperation operation, const std::vector<Slice>& all, int64_t number, Bytes& out) {
     const auto answer = call_(store_.get(), operation, all.data(), all.size(), number, &out);
-    if (answer == kStoreFailed) throw std::runtime_error("store: " + std::string(out.begin(), out.end()));
+    if (answer == kStoreFailed) C10_THROW_ERROR(DistStoreError, "store: " + std::string(out.begin(), out.end()));
     return answer;
   }
 
@@ -151,35 +171,67 @@ class CallbackStore : public c10d::Store {
   StoreCall call_;
 };
 
-// A group that its owner can end, whoever else refers to it. After an error, libtorch's autograd engine keeps what was
-// left of the backward pass in a queue of its own until the next one, and with it whatever a graph refers to: peers
-// would wait at connections that nobody uses and nobody closes.
-struct Group : torch::CustomClassHolder {
-  explicit Group(c10::intrusive_ptr<c10d::Backend> made) : backend(std::move(made)) {}
+// A group that its owner can close while others refer to it, and that another thread can abort. After an error,
+// libtorch's autograd engine keeps what was left of the backward pass in a queue of its own until the next one, and with
+// it whatever a graph refers to: peers would wait at connections that are never used and never closed.
+class Group : public torch::CustomClassHolder {
+ public:
+  // `gpu`: the device of an NCCL group; none for Gloo.
+  Group(c10::intrusive_ptr<c10d::Backend> backend, std::optional<at::Device> gpu)
+      : backend_(std::move(backend)), gpu_(gpu) {}
 
+  // For the next collective; called by the thread that owns the group, or by the one that runs its backward pass.
   c10d::Backend& get() const {
-    if (!backend) throw std::runtime_error("the group is over");
-    return *backend;
+    if (aborted_) C10_THROW_ERROR(DistNetworkError, "the group was aborted");
+    if (!backend_) throw std::runtime_error("the group is closed");
+    return *backend_;
   }
 
-  c10::intrusive_ptr<c10d::Backend> backend;
+  bool is_nccl() const { return gpu_.has_value(); }
+
+  // Makes the communicator now instead of in the first collective. It blocks until all ranks are there.
+  void connect() const {
+    if (is_nccl()) get().eagerConnectSingleDevice(*gpu_);
+  }
+
+  // Fails if the group was aborted, or if NCCL has reported an error. After an abort the kernels of its collectives
+  // return as if they were done: what they left in their outputs must not be used.
+  void check() const {
+    if (is_nccl() && get().getError() != c10d::ErrorType::SUCCESS) {
+      C10_THROW_ERROR(DistNetworkError, "NCCL reported an error of this rank or of a peer");
+    }
+    get();
+  }
+
+  // From any thread. The flag is set first: whoever sees a kernel of an aborted collective return sees the flag, too.
+  void abort() {
+    c10::intrusive_ptr<c10d::Backend> held;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      aborted_ = true;
+      held = backend_;
+    }
+    if (held && is_nccl()) held->abort();
+  }
+
+  // ~ProcessGroupNCCL warns, waits and may throw from a noexcept destructor unless it was shut down or aborted before.
+  void close() {
+    c10::intrusive_ptr<c10d::Backend> held;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      held.swap(backend_);
+    }
+    if (held && is_nccl() && !aborted_) held->shutdown();
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  std::atomic<bool> aborted_{false};
+  c10::intrusive_ptr<c10d::Backend> backend_;
+  std::optional<at::Device> gpu_;
 };
 
 using GroupRef = c10::intrusive_ptr<Group>;
-
-template <typename F>
-char* guard(F&& body) {
-  try {
-    body();
-    return nullptr;
-  } catch (const c10::Error& error) {
-    return strdup(error.what_without_backtrace());
-  } catch (const std::exception& error) {
-    return strdup(error.what());
-  } catch (...) {
-    return strdup("a C++ exception of an unknown type");
-  }
-}
 
 // Gloo's own thread polls its sockets, and polls again at once when another thread holds a connection's lock. Where
 // ranks share cores, it woke up on the core of just that thread, preempted it, and both waited for the next tick of the
@@ -222,9 +274,21 @@ struct Counted {
   std::chrono::steady_clock::time_point begin = std::chrono::steady_clock::now();
 };
 
+// On NCCL `wait` only makes the current stream wait: what is measured then is the launch.
 void finish(const c10::intrusive_ptr<c10d::Work>& work) {
   const Counted counted;
   work->wait();
+}
+
+// The tensor that a collective of this group works on. Gloo gets CPU tensors only: it takes CUDA tensors in some
+// collectives, and copies them to the CPU itself.
+at::Tensor staged(const Group& group, const at::Tensor& tensor) {
+  return group.is_nccl() || tensor.is_cpu() ? tensor : tensor.cpu();
+}
+
+// Copies a staged result back to where it is wanted.
+void unstage(const at::Tensor& staged, const at::Tensor& tensor) {
+  if (!staged.is_same(tensor)) tensor.copy_(staged);
 }
 
 // Up to here an all-gather and a sum on every rank beat Gloo's all-reduce, whose ring takes twice as many hops:
@@ -232,21 +296,24 @@ void finish(const c10::intrusive_ptr<c10d::Work>& work) {
 constexpr size_t kSmallBytes = 16 << 10;
 
 // The ranks' summands are added in rank order on every rank, or by Gloo's ring: the same bits on all ranks either way.
-void all_reduce_sum(c10d::Backend& group, const at::Tensor& tensor) {
-  if (group.getSize() == 1) {
+void all_reduce_sum(const Group& group, const at::Tensor& tensor) {
+  auto& backend = group.get();
+  if (backend.getSize() == 1) {
     // Progress within a step of a single rank is seen by it, too.
     const Counted counted;
     return;
   }
-  if (tensor.is_cpu() && tensor.nbytes() <= kSmallBytes) {
-    auto all = at::empty({group.getSize(), tensor.numel()}, tensor.options());
-    auto row = tensor.view({1, -1});
-    finish(group._allgather_base(all, row));
+  const auto summed = staged(group, tensor);
+  if (summed.is_cpu() && summed.nbytes() <= kSmallBytes) {
+    auto all = at::empty({backend.getSize(), summed.numel()}, summed.options());
+    auto row = summed.view({1, -1});
+    finish(backend._allgather_base(all, row));
     row.copy_(all.sum(0, /*keepdim=*/true));
-    return;
+  } else {
+    std::vector<at::Tensor> tensors{summed};
+    finish(backend.allreduce(tensors));
   }
-  std::vector<at::Tensor> tensors{tensor};
-  finish(group.allreduce(tensors));
+  unstage(summed, tensor);
 }
 
 // Begins the message of a collective that failed within a backward pass; `group.rs` looks for it.
@@ -258,7 +325,7 @@ class AllReduceSum : public torch::autograd::Function<AllReduceSum> {
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& input, GroupRef group) {
     context->saved_data["group"] = c10::IValue::make_capsule(group);
     auto output = input.detach().contiguous().clone();
-    all_reduce_sum(group->get(), output);
+    all_reduce_sum(*group, output);
     return output;
   }
 
@@ -268,9 +335,9 @@ class AllReduceSum : public torch::autograd::Function<AllReduceSum> {
     auto gradient = gradients[0].contiguous().clone();
     // It reaches Rust as an error of the whole backward pass: the mark tells it from others.
     try {
-      all_reduce_sum(group->get(), gradient);
-    } catch (const std::exception& error) {
-      throw std::runtime_error(std::string(kLostInBackward) + error.what());
+      all_reduce_sum(*group, gradient);
+    } catch (...) {
+      throw std::runtime_error(kLostInBackward + describe_current_exception());
     }
     return {gradient, at::Tensor()};
   }
@@ -294,59 +361,105 @@ char* thanos_gloo_create(void* store, StoreCall call, StoreDrop drop, int32_t ra
     options->threads = 1;
     auto rendezvous = c10::make_intrusive<CallbackStore>(owned, call, timeout);
     *out = new GroupRef(c10::make_intrusive<Group>(
-        c10::make_intrusive<c10d::ProcessGroupGloo>(rendezvous, rank, size, options)));
+        c10::make_intrusive<c10d::ProcessGroupGloo>(rendezvous, rank, size, options), std::nullopt));
   });
 }
 
-char* thanos_nccl_create(void* store, StoreCall call, StoreDrop drop, int32_t rank, int32_t size, int64_t timeout_ms,
-                         GroupRef** out) {
+// Without a communicator yet: see thanos_group_connect.
+char* thanos_nccl_create(void* store, StoreCall call, StoreDrop drop, int32_t rank, int32_t size, int32_t gpu,
+                         int64_t timeout_ms, GroupRef** out) {
   std::shared_ptr<void> owned(store, drop);
   return guard([&] {
 #ifdef USE_C10D_NCCL
     const std::chrono::milliseconds timeout(timeout_ms);
+    const at::Device device(at::kCUDA, static_cast<c10::DeviceIndex>(gpu));
     auto options = c10d::ProcessGroupNCCL::Options::create();
     options->timeout = timeout;
     auto rendezvous = c10::make_intrusive<CallbackStore>(owned, call, timeout);
-    *out = new GroupRef(c10::make_intrusive<Group>(
-        c10::make_intrusive<c10d::ProcessGroupNCCL>(rendezvous, rank, size, options)));
+    auto backend = c10::make_intrusive<c10d::ProcessGroupNCCL>(rendezvous, rank, size, options);
+    // Else it guesses a device by its rank in collectives without tensors.
+    backend->setBoundDeviceId(device);
+    *out = new GroupRef(c10::make_intrusive<Group>(backend, device));
 #else
     throw std::runtime_error("this build has no NCCL: build it with the cargo feature `cuda`");
 #endif
   });
 }
 
+char* thanos_group_connect(GroupRef* group) {
+  return guard([&] { (*group)->connect(); });
+}
+
+// A second reference, for the thread that may have to abort the group; freed as the first one is.
+GroupRef* thanos_group_share(GroupRef* group) { return new GroupRef(*group); }
+
+void thanos_group_drop(GroupRef* group) { delete group; }
+
+char* thanos_group_abort(GroupRef* group) {
+  return guard([&] { (*group)->abort(); });
+}
+
 void thanos_group_free(GroupRef* group) {
-  // A destructor that throws would end the process; a group that died with its peers may.
-  free(guard([&] { (*group)->backend.reset(); }));
+  // A group that died with its peers may throw.
+  free(guard([&] { (*group)->close(); }));
   free(guard([&] { delete group; }));
+}
+
+// Waits until what was launched so far is done, and fails if it is not to be used.
+char* thanos_group_synchronize(GroupRef* group) {
+  return guard([&] {
+#ifdef USE_C10D_NCCL
+    if ((*group)->is_nccl()) {
+      const Counted counted;
+      c10::cuda::getCurrentCUDAStream().synchronize();
+    }
+#endif
+    (*group)->check();
+  });
 }
 
 char* thanos_all_reduce(GroupRef* group, at::Tensor* tensor) {
   return guard([&] {
     at::NoGradGuard no_grad;
-    all_reduce_sum((*group)->get(), *tensor);
+    all_reduce_sum(**group, *tensor);
   });
 }
 
 char* thanos_all_gather(GroupRef* group, at::Tensor* output, at::Tensor* input) {
-  return guard([&] { finish((*group)->get()._allgather_base(*output, *input)); });
+  return guard([&] {
+    auto gathered = staged(**group, *output);
+    auto own = staged(**group, *input);
+    finish((*group)->get()._allgather_base(gathered, own));
+    unstage(gathered, *output);
+  });
 }
 
 char* thanos_reduce_scatter(GroupRef* group, at::Tensor* output, at::Tensor* input) {
-  return guard([&] { finish((*group)->get()._reduce_scatter_base(*output, *input)); });
+  return guard([&] {
+    auto part = staged(**group, *output);
+    auto all = staged(**group, *input);
+    finish((*group)->get()._reduce_scatter_base(part, all));
+    unstage(part, *output);
+  });
 }
 
 char* thanos_broadcast(GroupRef* group, at::Tensor* tensor, int32_t root) {
   return guard([&] {
-    std::vector<at::Tensor> tensors{*tensor};
+    const auto sent = staged(**group, *tensor);
+    std::vector<at::Tensor> tensors{sent};
     c10d::BroadcastOptions options;
     options.rootRank = root;
     finish((*group)->get().broadcast(tensors, options));
+    unstage(sent, *tensor);
   });
 }
 
+// NCCL's blocks until the device is there, too.
 char* thanos_barrier(GroupRef* group) {
-  return guard([&] { finish((*group)->get().barrier()); });
+  return guard([&] {
+    finish((*group)->get().barrier());
+    (*group)->check();
+  });
 }
 
 char* thanos_all_reduce_differentiable(GroupRef* group, at::Tensor* input, at::Tensor** out) {

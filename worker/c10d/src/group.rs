@@ -1,14 +1,15 @@
 //! `ProcessGroup`: one rank's membership in a group, and the collectives over it.
 //! Sums only: an average would hide by how many ranks it was divided.
 
+use crate::device::DeviceEvent;
 use crate::raw;
 use crate::store::{KeyValueStore, call_store, drop_store, into_raw};
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::ptr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tch::Tensor;
+use tch::{Device, TchError, Tensor};
 
 /// What libtorch said when a collective, or the making of a group, failed: a dead peer, a timeout, a wrong shape.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -16,6 +17,16 @@ use tch::Tensor;
 pub struct Error {
     pub operation: &'static str,
     pub message: String,
+    pub kind: ErrorKind,
+}
+
+/// Whether another group of the same ranks may succeed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// The connection to a peer, or to the rendezvous, was lost, or timed out.
+    PeerLost,
+    /// Anything else: the same call may fail again in the same way.
+    Other,
 }
 
 impl Error {
@@ -23,9 +34,22 @@ impl Error {
     pub fn in_backward(message: &str) -> Option<Self> {
         let at = message.find(LOST_IN_BACKWARD)?;
         let first_line = message[at + LOST_IN_BACKWARD.len()..].lines().next().unwrap_or_default();
-        Some(Self { operation: "all_reduce", message: first_line.into() })
+        Some(Self::parse("all_reduce", first_line))
+    }
+
+    /// An error as the shim describes it: its kind, then its message.
+    fn parse(operation: &'static str, description: &str) -> Self {
+        let (kind, message) = match description.strip_prefix(PEER_LOST) {
+            Some(message) => (ErrorKind::PeerLost, message),
+            None => (ErrorKind::Other, description.strip_prefix(OTHER_ERROR).unwrap_or(description)),
+        };
+        Self { operation, message: message.into(), kind }
     }
 }
+
+/// As the shim begins its messages.
+const PEER_LOST: char = 'P';
+const OTHER_ERROR: char = 'O';
 
 /// As the shim begins such a message.
 const LOST_IN_BACKWARD: &str = "a collective of the backward pass failed: ";
@@ -42,7 +66,19 @@ pub struct ProcessGroup {
     raw: *mut raw::Group,
     rank: usize,
     size: usize,
-    exchanged: Cell<Exchanged>,
+    /// Of an NCCL group; `None`: Gloo.
+    gpu: Option<usize>,
+    exchanges: RefCell<Exchanges>,
+}
+
+/// The exchanges since they were asked for the last time.
+#[derive(Default)]
+struct Exchanges {
+    bytes: u64,
+    /// On the host.
+    time: Duration,
+    /// On the GPU, where a call returns before its kernels have run.
+    spans: Vec<(DeviceEvent, DeviceEvent)>,
 }
 
 /// What was exchanged by [`ProcessGroup::all_gather`] and [`ProcessGroup::reduce_scatter`].
@@ -70,7 +106,7 @@ impl ProcessGroup {
             Address::Interface(interface) => ("", interface.as_str()),
         };
         let (host, interface) = (c_string("gloo", host)?, c_string("gloo", interface)?);
-        Self::create("gloo", rank, size, |out| {
+        Self::create("gloo", (rank, size), None, |out| {
             // SAFETY: strings and `out` live through the call; the shim owns the store from here on.
             unsafe {
                 raw::thanos_gloo_create(
@@ -88,9 +124,18 @@ impl ProcessGroup {
         })
     }
 
-    /// Joins an NCCL group; without the feature `cuda` an error.
-    pub fn nccl(store: Arc<dyn KeyValueStore>, rank: usize, size: usize, timeout: Duration) -> Result<Self, Error> {
-        Self::create("nccl", rank, size, |out| {
+    /// Joins an NCCL group whose collectives run on this GPU; [`Self::connect`] makes its communicator.
+    ///
+    /// # Errors
+    /// Without the feature `cuda`, or without that GPU.
+    pub fn nccl(
+        store: Arc<dyn KeyValueStore>,
+        rank: usize,
+        size: usize,
+        gpu: usize,
+        timeout: Duration,
+    ) -> Result<Self, Error> {
+        Self::create("nccl", (rank, size), Some(gpu), |out| {
             // SAFETY: `out` lives through the call; the shim owns the store from here on.
             unsafe {
                 raw::thanos_nccl_create(
@@ -99,11 +144,31 @@ impl ProcessGroup {
                     drop_store,
                     rank as i32,
                     size as i32,
+                    gpu as i32,
                     millis(timeout),
                     out,
                 )
             }
         })
+    }
+
+    /// Makes NCCL's communicator now, not in the first collective: it takes seconds, and blocks until all ranks are there.
+    /// A Gloo group is connected when it is made.
+    ///
+    /// # Errors
+    /// A peer that does not come, or two ranks on one GPU.
+    pub fn connect(&self) -> Result<(), Error> {
+        // SAFETY: the group is alive.
+        check("connect", unsafe { raw::thanos_group_connect(self.raw) })
+    }
+
+    /// The GPU of an NCCL group.
+    pub fn gpu(&self) -> Option<usize> {
+        self.gpu
+    }
+
+    pub(crate) fn raw(&self) -> *mut raw::Group {
+        self.raw
     }
 
     pub fn rank(&self) -> usize {
@@ -115,9 +180,62 @@ impl ProcessGroup {
     }
 
     /// Replaces `tensor` by its sum over the ranks. It must be contiguous.
+    ///
+    /// On NCCL this and the other collectives return when they are launched. Results that are read on the host, or that
+    /// change a state, are safe only after [`Self::synchronize`].
     pub fn all_reduce(&self, tensor: &mut Tensor) -> Result<(), Error> {
         // SAFETY: group and tensor are alive; the shim keeps no pointer.
-        self.call("all_reduce", || unsafe { raw::thanos_all_reduce(self.raw, tensor_ptr(tensor)) })
+        check("all_reduce", unsafe { raw::thanos_all_reduce(self.raw, tensor_ptr(tensor)) })
+    }
+
+    /// The sums of numbers over the ranks, the same on all of them.
+    pub fn sum(&self, numbers: &[f64]) -> Result<Vec<f64>, Error> {
+        let mut sums = Tensor::from_slice(numbers).to_device(self.device());
+        self.all_reduce(&mut sums)?;
+        self.read(&sums)
+    }
+
+    /// The numbers of every rank, in rank order.
+    pub fn gather(&self, numbers: &[i64]) -> Result<Vec<Vec<i64>>, Error> {
+        let own = Tensor::from_slice(numbers).unsqueeze(0).to_device(self.device());
+        let all = self.all_gather(&own)?; // [ranks, numbers]
+        self.read(&all)
+    }
+
+    /// Replaces numbers by those of rank `root`.
+    pub fn broadcast_numbers(&self, numbers: &mut [f64], root: usize) -> Result<(), Error> {
+        let mut sent = Tensor::from_slice(numbers).to_device(self.device());
+        self.broadcast(&mut sent, root)?;
+        numbers.copy_from_slice(&self.read::<Vec<f64>>(&sent)?);
+        Ok(())
+    }
+
+    /// Waits until the collectives that were called are done.
+    ///
+    /// # Errors
+    /// If the group was aborted or NCCL has reported an error. After an abort the kernels of collectives return as if they
+    /// were done, with anything in their results: call this before a result changes a state that outlives the group.
+    pub fn synchronize(&self) -> Result<(), Error> {
+        // SAFETY: the group is alive.
+        check("synchronize", unsafe { raw::thanos_group_synchronize(self.raw) })
+    }
+
+    /// The values of a collective's result.
+    fn read<'a, T>(&self, result: &'a Tensor) -> Result<T, Error>
+    where
+        T: TryFrom<&'a Tensor, Error = TchError>,
+    {
+        self.synchronize()?;
+        T::try_from(result).map_err(|error| Error {
+            operation: "read",
+            message: error.to_string(),
+            kind: ErrorKind::Other,
+        })
+    }
+
+    /// Where the numbers of [`Self::sum`] and [`Self::gather`] travel.
+    fn device(&self) -> Device {
+        self.gpu.map_or(Device::Cpu, Device::Cuda)
     }
 
     /// The `input` of every rank, one behind the other: [n, ...] -> [size * n, ...]. Shapes must be equal.
@@ -148,24 +266,22 @@ impl ProcessGroup {
 
     /// Replaces `tensor` by that of rank `root`. It must be contiguous.
     pub fn broadcast(&self, tensor: &mut Tensor, root: usize) -> Result<(), Error> {
-        self.call("broadcast", || {
-            // SAFETY: group and tensor are alive; the shim keeps no pointer.
-            unsafe { raw::thanos_broadcast(self.raw, tensor_ptr(tensor), root as i32) }
-        })
+        // SAFETY: group and tensor are alive; the shim keeps no pointer.
+        check("broadcast", unsafe { raw::thanos_broadcast(self.raw, tensor_ptr(tensor), root as i32) })
     }
 
     /// Returns when every rank has come here.
     pub fn barrier(&self) -> Result<(), Error> {
         // SAFETY: the group is alive.
-        self.call("barrier", || unsafe { raw::thanos_barrier(self.raw) })
+        check("barrier", unsafe { raw::thanos_barrier(self.raw) })
     }
 
     /// The sum over the ranks, in the graph: its backward sums the gradients over the ranks.
     pub fn all_reduce_differentiable(&self, input: &Tensor) -> Result<Tensor, Error> {
         let mut output: *mut c_void = ptr::null_mut();
-        self.call("all_reduce", || {
-            // SAFETY: group, tensor and `output` are alive; the graph holds its own reference to the group.
-            unsafe { raw::thanos_all_reduce_differentiable(self.raw, tensor_ptr(input), &raw mut output) }
+        // SAFETY: group, tensor and `output` are alive; the graph holds its own reference to the group.
+        check("all_reduce", unsafe {
+            raw::thanos_all_reduce_differentiable(self.raw, tensor_ptr(input), &raw mut output)
         })?;
         // SAFETY: on success the shim has put a new `at::Tensor` there, which tch frees.
         Ok(unsafe { Tensor::from_ptr(output.cast()) })
@@ -173,18 +289,28 @@ impl ProcessGroup {
 
     fn create(
         operation: &'static str,
-        rank: usize,
-        size: usize,
+        (rank, size): (usize, usize),
+        gpu: Option<usize>,
         make: impl FnOnce(*mut *mut raw::Group) -> *mut c_char,
     ) -> Result<Self, Error> {
         let mut raw = ptr::null_mut();
         check(operation, make(&raw mut raw))?;
-        Ok(Self { raw, rank, size, exchanged: Cell::default() })
+        Ok(Self { raw, rank, size, gpu, exchanges: RefCell::default() })
     }
 
-    /// What was exchanged since this was asked for the last time.
-    pub fn take_exchanged(&self) -> Exchanged {
-        self.exchanged.take()
+    /// What was exchanged since this was asked for the last time. On NCCL only after [`Self::synchronize`].
+    ///
+    /// # Errors
+    /// If an exchange has not been reached on the GPU yet.
+    pub fn take_exchanged(&self) -> Result<Exchanged, Error> {
+        let Exchanges { bytes, time, spans } = self.exchanges.take();
+        let on_gpu: Duration = spans.iter().map(|(begin, end)| begin.until(end)).sum::<Result<_, _>>()?;
+        Ok(Exchanged { bytes, time: if spans.is_empty() { time } else { on_gpu } })
+    }
+
+    /// Forgets what was exchanged so far.
+    pub fn forget_exchanged(&self) {
+        self.exchanges.take();
     }
 
     /// A call that moves one rank's `part` to or from each of the others.
@@ -194,16 +320,15 @@ impl ProcessGroup {
         part: &Tensor,
         body: impl FnOnce() -> *mut c_char,
     ) -> Result<(), Error> {
-        let began = Instant::now();
-        let done = self.call(operation, body);
-        let Exchanged { bytes, time } = self.exchanged.get();
-        let moved = part.numel() * part.kind().elt_size_in_bytes() * (self.size - 1);
-        self.exchanged.set(Exchanged { bytes: bytes + moved as u64, time: time + began.elapsed() });
+        let event = || self.gpu.map(|_| DeviceEvent::record()).transpose();
+        let (began, begin) = (Instant::now(), event()?);
+        let done = check(operation, body());
+        let end = event()?;
+        let mut exchanges = self.exchanges.borrow_mut();
+        exchanges.spans.extend(begin.zip(end));
+        exchanges.time += began.elapsed();
+        exchanges.bytes += (part.numel() * part.kind().elt_size_in_bytes() * (self.size - 1)) as u64;
         done
-    }
-
-    fn call(&self, operation: &'static str, body: impl FnOnce() -> *mut c_char) -> Result<(), Error> {
-        check(operation, body())
     }
 }
 
@@ -222,8 +347,9 @@ fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
-fn c_string(operation: &'static str, text: &str) -> Result<CString, Error> {
-    CString::new(text).map_err(|error| Error { operation, message: format!("`{text}`: {error}") })
+pub(crate) fn c_string(operation: &'static str, text: &str) -> Result<CString, Error> {
+    let invalid = |error| Error { operation, message: format!("`{text}`: {error}"), kind: ErrorKind::Other };
+    CString::new(text).map_err(invalid)
 }
 
 /// Turns the shim's message, if there is one, into an error, and frees it.
@@ -235,5 +361,8 @@ pub(crate) fn check(operation: &'static str, message: *mut c_char) -> Result<(),
     let text = unsafe { CStr::from_ptr(message) }.to_string_lossy().into_owned();
     // SAFETY: as above; not used again.
     unsafe { raw::free(message.cast()) };
-    Err(Error { operation, message: text })
+    Err(Error::parse(operation, &text))
 }
+
+#[cfg(test)]
+mod tests;

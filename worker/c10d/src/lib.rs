@@ -2,16 +2,21 @@
 //!
 //! A [`ProcessGroup`] is one rank's membership in a group; its peers find each other through a
 //! [`KeyValueStore`], which is the caller's. Three layers: `shim/shim.cpp` turns C++ exceptions into text,
-//! `raw.rs` declares it, `group.rs`, `store.rs` and `breaker.rs` are safe. This is the only crate of the workspace with
-//! `unsafe` code. It knows tensors and ranks, nothing of training.
+//! `raw.rs` declares it, `group.rs`, `store.rs`, `aborter.rs` and `device.rs` are safe; `measure.rs` with
+//! `shim/measure.cpp` counts what a step computes. This is the only crate of the workspace with `unsafe` code. It knows
+//! tensors and ranks, nothing of training.
 
-mod breaker;
+mod aborter;
+mod device;
 mod group;
+mod measure;
 mod process;
 mod raw;
 mod store;
 
-pub use breaker::Breaker;
-pub use group::{Address, Error, Exchanged, ProcessGroup};
+pub use aborter::GroupAborter;
+pub use device::{DeviceEvent, GpuMemory, gpu_memory, set_tf32, use_gpu, use_interface};
+pub use group::{Address, Error, ErrorKind, Exchanged, ProcessGroup};
+pub use measure::{Counted, count, count_kernels, cuda_name, cuda_peak_bytes, reset_cuda_peak};
 pub use process::{AdamWParameter, AdamWRates, Collectives, collectives, exit_now, fused_adamw, keep_freed_memory};
 pub use store::{KeyValueStore, MemoryStore};

@@ -14,6 +14,12 @@ pub(crate) struct Bytes {
     _opaque: [u8; 0],
 }
 
+/// `at::cuda::CUDAEvent` of the shim.
+#[repr(C)]
+pub(crate) struct Event {
+    _opaque: [u8; 0],
+}
+
 /// `GroupRef` of the shim.
 #[repr(C)]
 pub(crate) struct Group {
@@ -52,9 +58,15 @@ unsafe extern "C" {
         drop: StoreDrop,
         rank: i32,
         size: i32,
+        gpu: i32,
         timeout_ms: i64,
         out: *mut *mut Group,
     ) -> *mut c_char;
+    pub(crate) fn thanos_group_connect(group: *mut Group) -> *mut c_char;
+    pub(crate) fn thanos_group_share(group: *mut Group) -> *mut Group;
+    pub(crate) fn thanos_group_drop(group: *mut Group);
+    pub(crate) fn thanos_group_abort(group: *mut Group) -> *mut c_char;
+    pub(crate) fn thanos_group_synchronize(group: *mut Group) -> *mut c_char;
     pub(crate) fn thanos_group_free(group: *mut Group);
     pub(crate) fn thanos_all_reduce(group: *mut Group, tensor: *mut c_void) -> *mut c_char;
     pub(crate) fn thanos_all_gather(group: *mut Group, output: *mut c_void, input: *mut c_void) -> *mut c_char;
@@ -77,6 +89,14 @@ unsafe extern "C" {
     ) -> *mut c_char;
     pub(crate) fn thanos_collectives(entered: *mut u64, left: *mut u64, waited_us: *mut u64);
     pub(crate) fn thanos_keep_freed_memory();
+    pub(crate) fn thanos_set_tf32(allowed: bool) -> *mut c_char;
+    pub(crate) fn thanos_use_interface(name: *const c_char);
+    pub(crate) fn thanos_use_gpu(gpu: i32) -> *mut c_char;
+    pub(crate) fn thanos_gpu_memory(free_bytes: *mut u64, total_bytes: *mut u64) -> *mut c_char;
+    pub(crate) fn thanos_event_record(out: *mut *mut Event) -> *mut c_char;
+    pub(crate) fn thanos_event_wait(event: *mut Event) -> *mut c_char;
+    pub(crate) fn thanos_event_elapsed(from: *mut Event, to: *mut Event, milliseconds: *mut f64) -> *mut c_char;
+    pub(crate) fn thanos_event_free(event: *mut Event);
     pub(crate) fn _exit(code: i32) -> !;
     pub(crate) fn free(pointer: *mut c_void);
 }

@@ -59,7 +59,8 @@ fn a_stop_after_a_restart_waits_for_returning_workers() {
     assert_eq!(end(&run.apply(stop(), NOW)).0, None);
     run.apply(Event::Opened { session: 1, hello: Hello { generation: 4, ..hello("worker-0") } }, NOW);
     let held = Some(Held { stage: 0, step: 40, settled: true });
-    let effects = said(&mut run, 1, WorkerEvent::Rejoin(Rejoin { generation: 4, held, recent: Vec::new() }));
+    let effects =
+        said(&mut run, 1, WorkerEvent::Rejoin(Rejoin { generation: 4, held, recent: Vec::new(), failure: None }));
     assert!(saves(&effects).is_empty(), "the other one may hold more");
     let exited = Event::Exited { worker: "worker-1".into(), how: "ended".into(), cause: ExitCause::Vanished };
     assert_eq!(saves(&run.apply(exited, NOW)), [1]);
@@ -166,7 +167,12 @@ fn a_newcomer_cannot_harm_the_run() {
         run.apply(Event::Closed { session }, now);
         if asked {
             regroups += 1;
-            let rejoin = WorkerEvent::Rejoin(Rejoin { generation: run.generation, held: None, recent: Vec::new() });
+            let rejoin = WorkerEvent::Rejoin(Rejoin {
+                generation: run.generation,
+                held: None,
+                recent: Vec::new(),
+                failure: None,
+            });
             said(&mut run, 1, rejoin);
             pass(&mut run, NOW, &[]);
         } else {

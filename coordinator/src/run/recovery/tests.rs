@@ -21,7 +21,7 @@ fn come_back(run: &mut Run, session: SessionId, generation: u64, made: u64) -> V
     let mut effects = run.apply(Event::Opened { session, hello: Hello { generation, ..hello(&worker) } }, NOW / 2);
     let recent = (made.saturating_sub(65)..made).map(|number| step("a", number, generation)).collect();
     let held = Some(Held { stage: 0, step: made, settled: true });
-    let rejoin = WorkerEvent::Rejoin(Rejoin { generation, held, recent });
+    let rejoin = WorkerEvent::Rejoin(Rejoin { generation, held, recent, failure: None });
     effects.extend(run.apply(Event::Said { session, event: rejoin }, NOW / 2));
     effects
 }

@@ -1,10 +1,13 @@
 //! The world of a simulated run: its coordinator, the launcher, the disk, and time.
 
+mod fault;
 mod group;
 mod worker;
 
 use crate::run::tests::{hello, start, step};
 use crate::run::{Effect, Event, ExitCause, Run, SessionId, Start, Verdict};
+use fault::Fault;
+pub(super) use fault::REPEATED;
 use group::Group;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -67,6 +70,10 @@ pub(super) struct World {
     nonsense: bool,
     /// A worker that stopped or hung was there when the run ended.
     is_missing: bool,
+    /// A step whose collectives fail on every rank.
+    fault: Option<Fault>,
+    /// Workers that died and coordinators that were restarted so far.
+    losses: u64,
     pub(super) verdict: Option<Verdict>,
 }
 
@@ -99,6 +106,8 @@ impl World {
             commits: Vec::new(),
             nonsense: false,
             is_missing: false,
+            fault: Fault::of(seed),
+            losses: 0,
             verdict: None,
         }
     }
@@ -255,13 +264,15 @@ impl World {
     pub(super) fn assert_ended_well(&self) {
         match self.verdict.as_ref().expect("ended") {
             Verdict::Done => {
+                assert!(!self.has_repeating_fault(), "a step that always fails was made");
                 assert_eq!(self.recorded.len() as u64, STAGES.iter().map(|(_, steps)| steps).sum::<u64>());
             }
             Verdict::Failed { message, .. } => {
                 let expected = ["given up", "the newest state could not be saved"];
                 // One that stopped or hung before it joined is not replaced.
                 let missing = self.is_missing && message.contains("workers were ready within");
-                let is_expected = missing || expected.iter().any(|begins| message.starts_with(begins));
+                let repeated = self.has_repeating_fault() && message.contains(REPEATED);
+                let is_expected = repeated || missing || expected.iter().any(|begins| message.starts_with(begins));
                 assert!(self.nonsense || is_expected, "nothing was wrong, and yet: {message}");
             }
             Verdict::Stopped { .. } => {}
@@ -324,6 +335,7 @@ impl World {
     /// The coordinator dies, and another one starts with what is on the disk; what was being committed may be there. `stop`:
     /// it is asked to stop before workers have reconnected.
     fn restart_coordinator(&mut self, stop: bool) {
+        self.losses += 1;
         let mut start = self.run.start.clone();
         for (_, _, written) in std::mem::take(&mut self.commits) {
             let CheckpointWritten { stage, step, folder, result, .. } = written;
@@ -388,7 +400,7 @@ impl World {
             0 => WorkerEvent::Step(step("a", self.chance.below(9), self.chance.below(9))),
             1 => WorkerEvent::Hello(hello("again")),
             2 => WorkerEvent::Failed(Failed { phase: "p".into(), message: "m".into(), exit_code: 70 }),
-            3 => WorkerEvent::Rejoin(Rejoin { generation: 99, held: None, recent: Vec::new() }),
+            3 => WorkerEvent::Rejoin(Rejoin { generation: 99, held: None, recent: Vec::new(), failure: None }),
             4 => WorkerEvent::Finished,
             _ => WorkerEvent::Ready { config_digest: "another".into() },
         };

@@ -76,6 +76,7 @@ impl World {
         }
         match group.operation {
             Operation::Join | Operation::Evaluate => self.next_operation(&ranks),
+            Operation::Step if self.is_faulty(group.at) => self.fail_step(&ranks, group.at),
             Operation::Step => {
                 self.make_step(&ranks);
                 self.after_step(&ranks);

@@ -4,7 +4,7 @@ use super::{STAGES, State, World};
 use crate::run::tests::{hello, ready};
 use crate::run::{Event, ExitCause, SessionId};
 use std::time::Duration;
-use thanos_proto::{Heartbeat, Held, Hello, Rejoin, WorkerEvent};
+use thanos_proto::{GroupFailure, Heartbeat, Held, Hello, Rejoin, WorkerEvent};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Health {
@@ -58,6 +58,8 @@ pub(super) struct Worker {
     pub(super) regroup: bool,
     pub(super) collectives: u64,
     pub(super) phase: &'static str,
+    /// Why it left its group, until it has reported that.
+    pub(super) failure: Option<GroupFailure>,
     /// It sent what no correct worker sends: what becomes of it does not matter.
     pub(super) misbehaved: bool,
 }
@@ -79,6 +81,7 @@ impl Worker {
             regroup: false,
             collectives: 0,
             phase: "start",
+            failure: None,
             misbehaved: false,
         }
     }
@@ -138,12 +141,14 @@ impl World {
             Activity::Reporting => {
                 worker.activity = Activity::Waiting;
                 worker.phase = "waiting";
+                let failure = worker.failure.take();
                 let event = match &worker.state {
                     None => ready(),
                     Some(State { at, generation, recent }) => {
                         self.reported.insert(session, *at);
                         let held = Some(Held { stage: at.stage as u32, step: at.made, settled: true });
-                        WorkerEvent::Rejoin(Rejoin { generation: *generation, held, recent: recent.clone() })
+                        let recent = recent.clone();
+                        WorkerEvent::Rejoin(Rejoin { generation: *generation, held, recent, failure })
                     }
                 };
                 self.send(Event::Said { session, event });
@@ -206,6 +211,7 @@ impl World {
         if !self.workers[index].is_alive() {
             return;
         }
+        self.losses += 1;
         self.tear_step(index);
         let worker = std::mem::replace(&mut self.workers[index], Worker::ended());
         let exited = Event::Exited {
