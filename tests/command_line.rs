@@ -36,7 +36,7 @@ fn help_and_presets_are_as_they_were() {
     ] {
         snapshot(&format!("help_{verb}"), &["help", verb]);
     }
-    for verb in ["fetch", "pack", "info", "verify"] {
+    for verb in ["fetch", "pack", "info", "list", "prune", "verify"] {
         snapshot(&format!("help_data_{verb}"), &["data", "help", verb]);
     }
     for what in ["slurm", "kubernetes"] {

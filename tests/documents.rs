@@ -137,3 +137,25 @@ fn every_timeout_is_documented() {
         assert!(row.contains(&default), "{row}: its default is {default}");
     }
 }
+
+/// docs/data.md: every launch resolves, every verb is there, and every key that says where images are is explained.
+#[test]
+fn the_page_on_data_is_true() {
+    let document = read("docs/data.md");
+    let scene = Scene::new();
+    let help = scene.coord(&["data", "--help"]).expect(0).stdout;
+    for line in commands(&document) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[..] {
+            ["thanos-coord", "launch", ref rest @ ..] => _ = scene.coord(&[&["show"], rest].concat()).expect(0),
+            ["thanos-coord", "data", verb, ..] => assert!(help.contains(&format!("\n  {verb} ")), "{line}"),
+            _ => panic!("docs/data.md has a command that this test does not know: {line}"),
+        }
+    }
+    let plan = Plan::from_preset("digits_supcon", &[]).expect("a preset");
+    let data = serde_json::to_value(&plan.config().data).expect("plain data");
+    let is_about_files = |key: &&String| !["drop_last", "validation", "validation_fraction"].contains(&key.as_str());
+    for key in data.as_object().expect("a map").keys().filter(is_about_files) {
+        assert!(document.contains(&format!("`data.{key}")), "`data.{key}` is not explained");
+    }
+}

@@ -23,9 +23,12 @@ pub enum Condition {
 
 /// The keys that a resume may change, with all keys below them; `*` is any item of a list. Every other key is a part of
 /// the recipe.
-const MAY_CHANGE: [(&str, Condition); 12] = [
+const MAY_CHANGE: [(&str, Condition); 15] = [
     ("data.dir", Condition::SameData),
     ("data.coarse_map", Condition::SameData),
+    ("data.train_folder", Condition::SameData),
+    ("data.test_folder", Condition::SameData),
+    ("data.exif_orientation", Condition::SameData),
     ("data.on_bad_image", Condition::SameData),
     ("backbones.*.checkpoint", Condition::SameWeights),
     ("train.epochs", Condition::NotShorterThanMade),

@@ -70,6 +70,12 @@ pub struct DataConfig {
     pub side: Option<usize>,
     /// `image_folder`: a YAML file of `CLASS: COARSE CLASS` lines; null: coarse classes are the fine ones.
     pub coarse_map: Option<PathBuf>,
+    /// `image_folder`: the folder of the training images below `data.dir`; null: `train` or another common name.
+    pub train_folder: Option<String>,
+    /// The same of the test images; null: `test`, `val` or another common name.
+    pub test_folder: Option<String>,
+    /// Turn pictures as their EXIF orientation says. Off, as in torchvision.
+    pub exif_orientation: bool,
     /// What to do with an image that cannot be decoded.
     pub on_bad_image: OnBadImage,
     /// Leave an epoch's last, short batch out. Off: it is trained on like every other.
@@ -87,6 +93,9 @@ impl Default for DataConfig {
             dir: None,
             side: None,
             coarse_map: None,
+            train_folder: None,
+            test_folder: None,
+            exif_orientation: false,
             on_bad_image: OnBadImage::Fail,
             drop_last: false,
             validation: Validation::HeldOut,

@@ -172,8 +172,18 @@ fn describe(value: &Value, pattern: &Value, path: Vec<String>, message: &str) ->
     let path = there.unwrap_or_default().to_vec();
     let expected = message.rsplit_once("expected ").map_or(message, |(_, expected)| expected);
     let expected = plain_words(expected).unwrap_or_else(|| choices(value, &path));
-    let got = get(value, &path).map_or_else(|| "nothing".into(), show);
-    (path, format!("expected {expected}, got {got}"))
+    let found = get(value, &path);
+    let got = found.map_or_else(|| "nothing".into(), show);
+    // YAML reads 12, 1e3 and true as other than text.
+    let is_plain = matches!(found, Some(Value::Number(_) | Value::Bool(_)));
+    let hint = match path.last() {
+        Some(last) if expected == "a text" && is_plain => {
+            let key = if last.parse::<usize>().is_ok() { String::new() } else { format!("{}: ", last) };
+            format!("; quote it: `{key}'{got}'` in a file, \"{}='{got}'\" on a command line", path.join("."))
+        }
+        _ => String::new(),
+    };
+    (path, format!("expected {expected}, got {got}{hint}"))
 }
 
 /// What may stand at a path where serde wants a choice: serde lists the choices when it gets a wrong one.

@@ -131,12 +131,13 @@ struct PacksDir {
 }
 
 impl Target {
-    /// As it was meant: where an override stands first, no preset is named.
+    /// As it was meant, in any order: the preset or file is the first word that is no override.
     fn parts(&self) -> (Option<&str>, Vec<String>) {
-        let is_key = |word: &String| word.split_once('=').is_some_and(|(key, _)| !key.contains('/'));
-        let first = self.target.as_ref().filter(|word| is_key(word));
-        let overrides = first.into_iter().chain(&self.overrides).cloned().collect();
-        (self.target.as_deref().filter(|_| first.is_none()), overrides)
+        let is_key = |word: &str| word.split_once('=').is_some_and(|(key, _)| !key.contains('/'));
+        let words: Vec<&String> = self.target.iter().chain(&self.overrides).collect();
+        let at = words.iter().position(|word| !is_key(word));
+        let overrides = words.iter().enumerate().filter(|(place, _)| Some(*place) != at);
+        (at.map(|at| words[at].as_str()), overrides.map(|(_, word)| (*word).clone()).collect())
     }
 }
 
@@ -318,4 +319,24 @@ fn config_of(name: &str, overrides: &[String]) -> Result<RunConfig> {
         Plan::from_preset(name, overrides)?
     };
     Ok(plan.config().clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_preset_may_come_after_overrides() {
+        let check = |words: &[&str], target: Option<&str>, overrides: &[&str]| {
+            let mut words = words.iter().map(|word| (*word).to_owned());
+            let typed = Target { target: words.next(), overrides: words.collect() };
+            let (found, rest) = typed.parts();
+            assert_eq!((found, rest.iter().map(String::as_str).collect::<Vec<_>>()), (target, overrides.to_vec()));
+        };
+        check(&["digits_cae", "a=1", "b=2"], Some("digits_cae"), &["a=1", "b=2"]);
+        check(&["a=1", "digits_cae", "b=2"], Some("digits_cae"), &["a=1", "b=2"]);
+        check(&["a=1", "b=2"], None, &["a=1", "b=2"]);
+        check(&["/a=b/my.yaml", "a=1"], Some("/a=b/my.yaml"), &["a=1"]);
+        check(&[], None, &[]);
+    }
 }

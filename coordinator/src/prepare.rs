@@ -5,7 +5,7 @@
 use crate::checkpoints::{Checkpoints, Found};
 use crate::credentials::Credentials;
 use crate::exit::{EXIT_CONFIG, EXIT_DATA, EXIT_IO, EXIT_UNREACHABLE, Fatal};
-use crate::ingest::{self, PackFile, Packs};
+use crate::ingest::{self, PackFile, Packs, TestImages};
 use crate::launch::{Launch, Starter};
 use crate::launcher::Place;
 use crate::ledger::Ledger;
@@ -21,7 +21,7 @@ use serde_json::json;
 use std::net::TcpListener;
 use std::path::Path;
 use std::sync::Arc;
-use thanos_configs::{Change, Condition, Plan, StagePlan};
+use thanos_configs::{Change, Condition, Plan, StagePlan, Validation};
 use thanos_door::check_interface;
 
 /// A run that can start, or go on.
@@ -136,13 +136,22 @@ fn checkpoints(plan: &Plan, run_dir: &RunDir, launch: &Launch, resumed: Option<(
     }
 }
 
+/// A run needs test images for the rows of its table, and if they select the best epoch.
+fn test_images(plan: &Plan) -> TestImages {
+    let config = plan.config();
+    match config.rows.is_empty() && config.data.validation == Validation::HeldOut {
+        true => TestImages::Optional,
+        false => TestImages::Required,
+    }
+}
+
 /// Packs the plan's data, unless that was done before.
 fn pack(plan: &Plan, packs_dir: &Path) -> Result<Data, Fatal> {
     let config = &plan.config().data;
     // Before they are read: what changes meanwhile is another stamp.
     let raw_stamp = ingest::raw_stamp(config)?;
     let bar = Bar::new(Unit::Images);
-    let packs = ingest::pack(config, packs_dir, &|split, done, total| bar.at(split, done, total))?;
+    let packs = ingest::pack(config, packs_dir, test_images(plan), &|split, done, total| bar.at(split, done, total))?;
     bar.finish();
     tell_of(config.kind, &packs);
     open(plan, packs, raw_stamp)
@@ -189,7 +198,7 @@ pub(crate) fn packs_of_run(plan: &Plan, packs_dir: &Path, recorded: Option<&Data
     if let Some(packs) = prints.and_then(|prints| ingest::find_packs(config, packs_dir, prints)) {
         return Ok(packs);
     }
-    let packs = ingest::pack(config, packs_dir, &|_, _, _| {})?;
+    let packs = ingest::pack(config, packs_dir, test_images(plan), &|_, _, _| {})?;
     if let Some(recorded) = recorded {
         let (train, test) = (packs.train.fingerprint.clone(), packs.test.fingerprint.clone());
         refuse_other_data(recorded, &packs, &DataIdentity { train, test, raw_stamp: None })?;

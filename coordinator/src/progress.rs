@@ -71,6 +71,13 @@ pub(crate) fn tell_of(kind: DataKind, packs: &Packs) {
             terminal::line(&format!("note: {} {} images, {published} are published", pack.images, pack.split));
         }
     }
+    let warnings = |pack: &PackFile| {
+        let split = pack.split.clone();
+        pack.warnings.iter().map(move |warning| format!("of the {split} images, {warning}")).collect::<Vec<_>>()
+    };
+    for line in packs.notes.iter().cloned().chain(warnings(&packs.train)).chain(warnings(&packs.test)) {
+        terminal::line(&format!("note: {line}"));
+    }
     tell_left_out(&packs.train);
     tell_left_out(&packs.test);
 }

@@ -208,13 +208,13 @@ impl Data {
     }
 }
 
-/// The images of both packs as a GPU reads them: in its memory, where they fit. Else they stay mapped on the host, shared
+/// The images of both packs as a GPU reads them: in its memory, where they fit. Else they stay in their files, whose pages are shared
 /// by the ranks of the machine, and every batch passes through pinned memory.
 fn images_for_gpu(train: &Pack, test: &Pack, device: Device) -> Result<(Images, Images)> {
     let bytes = train.images().bytes() + test.images().bytes();
     let memory = gpu_memory()?;
     if packs_fit(bytes, memory) {
-        return Ok((train.images().on(device), test.images().on(device)));
+        return Ok((train.images().on(device)?, test.images().on(device)?));
     }
     let gigabytes = |bytes: u64| bytes as f64 / 1e9;
     tracing::info!(

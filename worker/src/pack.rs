@@ -1,5 +1,7 @@
-//! `Pack`: a data set decoded once, opened by every worker. libtorch maps the images into memory, so that the ranks
-//! of a host share them; labels and facts are read. Nothing is decoded, augmented or moved to a device here.
+//! `Pack`: a data set decoded once, opened by every worker. Labels and facts are read; images stay in the file, and are
+//! read by their position when a batch has them, so that a pack may be larger than memory and the ranks of a host share
+//! one copy in the page cache. They are not mapped: libtorch maps files writable, which the kernel refuses for more than
+//! there is memory, and a mapped file that is cut off ends the process with SIGBUS in place of an error.
 
 use anyhow::{Context, Result, bail, ensure};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
@@ -7,12 +9,16 @@ use serde::de::DeserializeOwned;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 use thanos_configs::{DataSet, Labels};
 
 /// Most bytes that a pack's header may have.
 const MOST_HEADER: u64 = 64 << 20;
+/// Bytes of images that are moved to a device at once.
+const MOVED_BYTES: usize = 64 << 20;
 
 /// Images and labels of one split.
 pub struct Pack {
@@ -23,16 +29,28 @@ pub struct Pack {
     pub facts: DataSet,
 }
 
-/// The images of a pack; a copy is another handle on the same memory, for another thread.
+/// The images of a pack; a copy is another handle on the same ones, for another thread.
 pub(crate) struct Images {
     path: PathBuf,
-    /// [N, S, S, C] u8, mapped.
-    pixels: Tensor,
+    /// N, S, S, C.
+    shape: [i64; 4],
+    store: Store,
+}
+
+enum Store {
+    /// The pack's file, and where its images begin.
+    File(Arc<File>, u64),
+    /// [N, S, S, C] u8 on a device.
+    Device(Tensor),
 }
 
 impl Clone for Images {
     fn clone(&self) -> Self {
-        Self { path: self.path.clone(), pixels: self.pixels.shallow_clone() }
+        let store = match &self.store {
+            Store::File(file, at) => Store::File(file.clone(), *at),
+            Store::Device(pixels) => Store::Device(pixels.shallow_clone()),
+        };
+        Self { path: self.path.clone(), shape: self.shape, store }
     }
 }
 
@@ -53,7 +71,7 @@ impl Pack {
         ensure!(length <= MOST_HEADER, "its header claims {length} bytes, at most {MOST_HEADER} are allowed");
         let mut header = Vec::new();
         file.by_ref().take(length).read_to_end(&mut header)?;
-        // The crate's own reader wants the whole file, which is to be mapped, not read.
+        // The crate's own reader wants the whole file in memory.
         let header: Metadata = serde_json::from_slice(&header).context("its header is damaged")?;
         let words = header.metadata().as_ref().context("its header has no words")?;
         let found = words.get("fingerprint").cloned().unwrap_or_default();
@@ -73,15 +91,13 @@ impl Pack {
             read_labels(&mut file, data_start, info)
         };
         let (fine, coarse) = (labels("fine")?, labels("coarse")?);
-        let from = data_start as i64 + images.data_offsets.0 as i64;
-        let bytes = (n * h * w * c) as i64;
-        let end = from + bytes;
-        ensure!(file.metadata()?.len() >= end as u64, "it is cut off: {end} bytes were expected");
-        let name = path.to_str().context("its path is not UTF-8")?;
-        let pixels = Tensor::f_from_file(name, false, end, (Kind::Uint8, Device::Cpu))?
-            .narrow(0, from, bytes)
-            .reshape([n as i64, h as i64, w as i64, c as i64]);
-        Ok(Self { images: Images { path: path.into(), pixels }, fine, coarse, facts: facts(words, h, c)? })
+        let from = data_start + images.data_offsets.0 as u64;
+        let bytes = [n, h, w, c].into_iter().try_fold(1_u64, |bytes, side| bytes.checked_mul(side as u64));
+        let end = bytes.and_then(|bytes| from.checked_add(bytes)).context("`images` is larger than any file")?;
+        let shape = [n, h, w, c].map(|side| side as i64);
+        ensure!(file.metadata()?.len() >= end, "it is cut off: {end} bytes were expected");
+        let images = Images { path: path.into(), shape, store: Store::File(Arc::new(file), from) };
+        Ok(Self { images, fine, coarse, facts: facts(words, h, c)? })
     }
 
     /// A handle on the images.
@@ -100,15 +116,40 @@ impl Pack {
 }
 
 impl Images {
-    /// The pixels of some images, [n * S * S * C], copied one behind the other.
+    /// The pixels of some images, [n * S * S * C], copied one after the other.
     ///
     /// # Errors
-    /// If an id is not in the pack.
+    /// If an id is not in the pack, or the file cannot be read.
     pub(crate) fn pixels(&self, ids: &[u64]) -> Result<Vec<u8>> {
-        let chosen = self.chosen(ids)?;
-        let mut pixels = vec![0_u8; chosen.numel()];
-        chosen.f_copy_data(&mut pixels, chosen.numel())?;
+        match &self.store {
+            Store::File(file, at) => self.read(file, *at, ids).with_context(|| format!("pack {}", self.path.display())),
+            Store::Device(_) => {
+                let chosen = self.chosen(ids)?;
+                let mut pixels = vec![0_u8; chosen.numel()];
+                chosen.f_copy_data(&mut pixels, chosen.numel())?;
+                Ok(pixels)
+            }
+        }
+    }
+
+    fn read(&self, file: &File, at: u64, ids: &[u64]) -> Result<Vec<u8>> {
+        let (images, bytes) = (self.shape[0] as u64, self.image_bytes());
+        if let Some(id) = ids.iter().find(|id| **id >= images) {
+            bail!("it has {images} images, not one of id {id}");
+        }
+        let mut pixels = vec![0_u8; ids.len() * bytes];
+        let mut rest = pixels.as_mut_slice();
+        // Images that follow each other in the file are read at once.
+        for run in ids.chunk_by(|one, next| one + 1 == *next) {
+            let (these, others) = rest.split_at_mut(run.len() * bytes);
+            file.read_exact_at(these, at + run[0] * bytes as u64)?;
+            rest = others;
+        }
         Ok(pixels)
+    }
+
+    fn image_bytes(&self) -> usize {
+        self.shape[1..].iter().product::<i64>() as usize
     }
 
     /// Some images as a tensor on the device that holds them, [n, S, S, C] u8.
@@ -116,21 +157,33 @@ impl Images {
     /// # Errors
     /// As [`Images::pixels`].
     pub(crate) fn chosen(&self, ids: &[u64]) -> Result<Tensor> {
+        let Store::Device(pixels) = &self.store else {
+            let [_, s, _, c] = self.shape;
+            return Ok(Tensor::from_slice(&self.pixels(ids)?).reshape([ids.len() as i64, s, s, c]));
+        };
         let rows: Vec<i64> = ids.iter().map(|&id| id as i64).collect();
-        let rows = Tensor::from_slice(&rows).to_device(self.pixels.device());
-        let images = self.pixels.size()[0];
-        self.pixels
-            .f_index_select(0, &rows)
-            .with_context(|| format!("pack {} has {images} images", self.path.display()))
+        let rows = Tensor::from_slice(&rows).to_device(pixels.device());
+        let images = self.shape[0];
+        pixels.f_index_select(0, &rows).with_context(|| format!("pack {} has {images} images", self.path.display()))
     }
 
     pub(crate) fn bytes(&self) -> u64 {
-        self.pixels.numel() as u64
+        self.shape.iter().product::<i64>() as u64
     }
 
-    /// The images, moved to a device.
-    pub(crate) fn on(&self, device: Device) -> Self {
-        Self { path: self.path.clone(), pixels: self.pixels.to_device(device) }
+    /// The images, moved to a device part by part.
+    ///
+    /// # Errors
+    /// If the device has not enough memory, or the file cannot be read.
+    pub(crate) fn on(&self, device: Device) -> Result<Self> {
+        let pixels = Tensor::f_empty(self.shape, (Kind::Uint8, device))?;
+        let step = (MOVED_BYTES / self.image_bytes().max(1)).max(1);
+        let ids: Vec<u64> = (0..self.shape[0] as u64).collect();
+        for part in ids.chunks(step) {
+            let part_of = |tensor: &Tensor| tensor.narrow(0, part[0] as i64, part.len() as i64);
+            part_of(&pixels).f_copy_(&self.chosen(part)?)?;
+        }
+        Ok(Self { path: self.path.clone(), shape: self.shape, store: Store::Device(pixels) })
     }
 }
 
@@ -164,4 +217,56 @@ fn read_labels(file: &mut File, data_start: u64, info: &TensorInfo) -> Result<Ve
     let mut bytes = vec![0; to - from];
     file.read_exact(&mut bytes)?;
     Ok(bytes.as_chunks::<8>().0.iter().map(|chunk| i64::from_le_bytes(*chunk)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A pack of `n` images of 1024 x 1024 x 3 pixels that are all 0, without a block on disk; the last is all 7.
+    fn sparse(path: &Path, n: u64) -> u64 {
+        let (labels, image) = (8 * n, 3 << 20);
+        let header = serde_json::json!({
+            "__metadata__": {
+                "fingerprint": "f", "name": "image_folder", "mean": "[0.5,0.5,0.5]", "std": "[1.0,1.0,1.0]",
+                "fine_names": "[\"a\"]", "coarse_names": "[\"a\"]",
+            },
+            "coarse": {"dtype": "I64", "shape": [n], "data_offsets": [0, labels]},
+            "fine": {"dtype": "I64", "shape": [n], "data_offsets": [labels, 2 * labels]},
+            "images": {
+                "dtype": "U8", "shape": [n, 1024, 1024, 3], "data_offsets": [2 * labels, 2 * labels + n * image],
+            },
+        });
+        let header = header.to_string();
+        let bytes = [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat();
+        let file = File::create(path).expect("a file");
+        file.write_all_at(&bytes, 0).expect("written");
+        let end = bytes.len() as u64 + 2 * labels + n * image;
+        file.write_all_at(&[7; 3 << 20], end - image).expect("written");
+        end
+    }
+
+    /// More than the memory of the machines that test this; libtorch's mapping was refused by the kernel.
+    #[test]
+    fn a_pack_may_be_larger_than_memory() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("large.safetensors");
+        let images = 20_000;
+        let bytes = sparse(&path, images);
+        assert!(bytes > 58 << 30, "{bytes} bytes");
+        let pack = Pack::open(&path, "f").expect("it opens");
+        assert_eq!(pack.len(), images as usize);
+        let pixels = pack.images().pixels(&[images - 2, images - 1, 0]).expect("three images");
+        let one = 3 << 20;
+        assert_eq!([pixels[0], pixels[one - 1], pixels[one], pixels[2 * one - 1], pixels[2 * one]], [0, 0, 7, 7, 0]);
+        let chosen = pack.images().chosen(&[images - 1]).expect("one image");
+        assert_eq!(chosen.size(), [1, 1024, 1024, 3]);
+        let refused = pack.images().pixels(&[images]).expect_err("not in it");
+        assert!(format!("{refused:#}").contains("it has 20000 images, not one of id 20000"), "{refused:#}");
+        // Cut off while it is open: an error, and not the end of the process.
+        File::options().write(true).open(&path).and_then(|file| file.set_len(bytes - 1)).expect("cut");
+        assert!(pack.images().pixels(&[images - 1]).is_err());
+        assert!(pack.images().pixels(&[0]).is_ok());
+        assert!(Pack::open(&path, "f").err().is_some_and(|error| format!("{error:#}").contains("it is cut off")));
+    }
 }

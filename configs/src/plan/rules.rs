@@ -58,6 +58,29 @@ impl Rules {
         self.require(folder || config.data.coarse_map.is_none(), "data.coarse_map", || {
             "only `data.kind: image_folder` takes a map: other data sets have a published one".into()
         });
+        self.folders(config);
+    }
+
+    /// The keys that only trees of pictures have.
+    fn folders(&mut self, config: &RunConfig) {
+        let data = &config.data;
+        let is_folder = data.kind == DataKind::ImageFolder;
+        for (key, name) in [("data.train_folder", &data.train_folder), ("data.test_folder", &data.test_folder)] {
+            let Some(name) = name else { continue };
+            self.require(is_folder, key, || "only `data.kind: image_folder` has folders of its own choice".into());
+            let is_normal = |part: &str| !part.is_empty() && part != "." && part != "..";
+            self.require(name.split('/').all(is_normal), key, || {
+                format!("must be the name of a folder below data.dir, such as `Train` or `images/train`, got `{name}`")
+            });
+        }
+        let folders = (&data.train_folder, &data.test_folder);
+        self.require(folders.0.is_none() || folders.0 != folders.1, "data.test_folder", || {
+            "is the folder of the training images: test images must be others".into()
+        });
+        let has_pictures = is_folder || data.kind == DataKind::Tinyimagenet;
+        self.require(has_pictures || !data.exif_orientation, "data.exif_orientation", || {
+            "only `data.kind: image_folder` and `tinyimagenet` have pictures with EXIF data".into()
+        });
     }
 
     pub(super) fn views(&mut self, config: &RunConfig) {
@@ -303,6 +326,12 @@ mod tests {
         check(&["model.encoder.vit.heads=5"], &[("model.encoder.vit.heads", "5 does not divide the width 48")]);
         check(&["data.side=32"], &[("data.side", "only `data.kind: image_folder`")]);
         check(&["data.coarse_map=x.yaml"], &[("data.coarse_map", "only `data.kind: image_folder`")]);
+        check(&["data.train_folder=Train"], &[("data.train_folder", "only `data.kind: image_folder`")]);
+        check(&["data.exif_orientation=true"], &[("data.exif_orientation", "`tinyimagenet` have pictures")]);
+        let folders = |keys: &str| format!("data={{kind: image_folder, {keys}}}");
+        check(&[&folders("train_folder: ../x")], &[("data.train_folder", "below data.dir")]);
+        check(&[&folders("test_folder: /x")], &[("data.test_folder", "below data.dir")]);
+        check(&[&folders("train_folder: x, test_folder: x")], &[("data.test_folder", "test images must be others")]);
         check(&["transfer.frozen_mode=train"], &[("transfer.frozen_mode", "contradicts `transfer.features: cached`")]);
         let nothing = ["objective.cross_entropy=0", "backbones.1.objective.reconstruction=0"];
         check(&nothing, &[("backbones.1.objective.cross_entropy", "nothing to learn")]);

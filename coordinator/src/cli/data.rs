@@ -3,13 +3,17 @@
 use super::{PacksDir, config_of};
 use crate::exit::{EXIT_USAGE, Fatal};
 use crate::fetch::{FetchError, Fetched, Watch, fetch, resources};
-use crate::ingest;
+use crate::ingest::{self, KeptPack, TestImages};
 use crate::progress::{Bar, tell_of};
 use crate::terminal::{self, Unit};
 use anyhow::Result;
 use clap::{Subcommand, ValueEnum};
+use indicatif::HumanBytes;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use thanos_configs::{DataConfig, DataKind, OnBadImage, ViewsConfig, preset_names};
+
+const SECONDS_OF_A_DAY: u64 = 86_400;
 
 #[derive(Subcommand, Debug)]
 pub(super) enum DataVerb {
@@ -40,6 +44,15 @@ pub(super) enum DataVerb {
         /// What to do with an image that cannot be decoded
         #[arg(long, value_enum, default_value_t = BadImages::Fail)]
         on_bad_image: BadImages,
+        /// image_folder: folder of the training images below DIR [default: `train` or another common name]
+        #[arg(long, value_name = "FOLDER")]
+        train_folder: Option<String>,
+        /// image_folder: folder of the test images below DIR [default: `test`, `val` or another common name]
+        #[arg(long, value_name = "FOLDER")]
+        test_folder: Option<String>,
+        /// Turn pictures as their EXIF orientation says
+        #[arg(long)]
+        exif_orientation: bool,
         #[command(flatten)]
         packs: PacksDir,
     },
@@ -55,6 +68,22 @@ pub(super) enum DataVerb {
         /// Seed of the views that are drawn
         #[arg(long, default_value_t = 0)]
         seed: u64,
+    },
+    /// List the packs that are kept: data set, split, images, size and when each was last used
+    List {
+        #[command(flatten)]
+        packs: PacksDir,
+    },
+    /// Remove packs that were not used for some time and that no process of this machine has open
+    Prune {
+        /// Days without use
+        #[arg(long, value_name = "DAYS", default_value_t = 30)]
+        unused_for: u32,
+        /// Only say which would be removed
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        packs: PacksDir,
     },
     /// Check a pack's header and tensors against its fingerprint
     Verify { pack: PathBuf },
@@ -123,20 +152,7 @@ pub(super) enum BadImages {
 pub(super) fn act_data(verb: DataVerb) -> Result<()> {
     match verb {
         DataVerb::Fetch { dataset, dir, mirror } => act_fetch(dataset.name(), &dir, &mirror)?,
-        DataVerb::Pack { kind, dir, side, coarse_map, on_bad_image, packs } => {
-            let kind = DataKind::from(kind);
-            if kind != DataKind::ImageFolder && (side.is_some() || coarse_map.is_some()) {
-                let message = "--side and --coarse-map are for image_folder: other data sets have their own";
-                return Err(Fatal::new(EXIT_USAGE, message).into());
-            }
-            let on_bad_image = match on_bad_image {
-                BadImages::Fail => OnBadImage::Fail,
-                BadImages::Skip => OnBadImage::Skip,
-            };
-            let side = side.map(usize::from);
-            let config = DataConfig { kind, dir, side, coarse_map, on_bad_image, ..DataConfig::default() };
-            act_pack(&config, &packs.path()?)?;
-        }
+        pack @ DataVerb::Pack { .. } => act_pack(pack)?,
         DataVerb::Info { pack, images, views, seed } => {
             let info = ingest::info(&pack).map_err(Fatal::from)?;
             terminal::print_line(&info.to_string())?;
@@ -146,6 +162,21 @@ pub(super) fn act_data(verb: DataVerb) -> Result<()> {
                 terminal::print_line(&format!("contact sheet: {}", sheet.display()))?;
             }
         }
+        DataVerb::List { packs } => {
+            for pack in ingest::kept_packs(&packs.path()?).map_err(Fatal::from)? {
+                terminal::print_line(&describe(&pack))?;
+            }
+        }
+        DataVerb::Prune { unused_for, dry_run, packs } => {
+            let age = Duration::from_secs(u64::from(unused_for) * SECONDS_OF_A_DAY);
+            let removed = ingest::prune(&packs.path()?, age, dry_run).map_err(Fatal::from)?;
+            for pack in &removed {
+                terminal::print_line(&describe(pack))?;
+            }
+            let bytes = HumanBytes(removed.iter().map(|pack| pack.bytes).sum());
+            let how = if dry_run { "would be removed" } else { "removed" };
+            terminal::print_line(&format!("{how}: {} packs, {bytes}", removed.len()))?;
+        }
         DataVerb::Verify { pack } => {
             ingest::verify(&pack).map_err(Fatal::from)?;
             terminal::print_line(&format!("{}: its header and tensors have its fingerprint", pack.display()))?;
@@ -154,10 +185,54 @@ pub(super) fn act_data(verb: DataVerb) -> Result<()> {
     Ok(())
 }
 
-fn act_pack(config: &DataConfig, packs_dir: &Path) -> Result<()> {
+/// A line on a pack that is kept.
+fn describe(pack: &KeptPack) -> String {
+    let what = match &pack.what {
+        Some((name, split, images)) => format!("{name} {split}, {images} images"),
+        None => "not a whole pack".into(),
+    };
+    let days = pack.age().as_secs() / SECONDS_OF_A_DAY;
+    let open = if pack.open { ", open now" } else { "" };
+    format!("{}: {what}, {}, last used {days} days ago{open}", pack.path.display(), HumanBytes(pack.bytes))
+}
+
+/// The configuration that the options of `data pack` are.
+fn data_config(verb: DataVerb) -> Result<(DataConfig, PacksDir)> {
+    let DataVerb::Pack {
+        kind,
+        dir,
+        side,
+        coarse_map,
+        on_bad_image,
+        train_folder,
+        test_folder,
+        exif_orientation,
+        packs,
+    } = verb
+    else {
+        unreachable!("it is called for `data pack`")
+    };
+    let kind = DataKind::from(kind);
+    let is_for_folders = side.is_some() || coarse_map.is_some() || train_folder.is_some() || test_folder.is_some();
+    if kind != DataKind::ImageFolder && is_for_folders {
+        let message = "--side, --coarse-map, --train-folder and --test-folder are for image_folder: other data sets \
+                       have their own";
+        return Err(Fatal::new(EXIT_USAGE, message).into());
+    }
+    let on_bad_image = match on_bad_image {
+        BadImages::Fail => OnBadImage::Fail,
+        BadImages::Skip => OnBadImage::Skip,
+    };
+    let side = side.map(usize::from);
+    let config = DataConfig { kind, dir, side, coarse_map, on_bad_image, ..DataConfig::default() };
+    Ok((DataConfig { train_folder, test_folder, exif_orientation, ..config }, packs))
+}
+
+fn act_pack(verb: DataVerb) -> Result<()> {
+    let (config, packs_dir) = data_config(verb)?;
     let bar = Bar::new(Unit::Images);
-    let packs =
-        ingest::pack(config, packs_dir, &|split, done, total| bar.at(split, done, total)).map_err(Fatal::from)?;
+    let at = |split: &str, done, total| bar.at(split, done, total);
+    let packs = ingest::pack(&config, &packs_dir.path()?, TestImages::Optional, &at).map_err(Fatal::from)?;
     bar.finish();
     let how = if packs.reused { "already packed" } else { "packed" };
     tell_of(config.kind, &packs);

@@ -11,13 +11,22 @@ use thiserror::Error;
 pub enum DataError {
     #[error("data set {dataset} is read from a folder and none is given: set data.dir=DIR, the folder of {files}")]
     NoDir { dataset: String, files: String },
-    #[error("data.dir={dir}: {fault}; set data.dir=DIR to the folder of {files}")]
+    #[error("data.dir={dir}: {fault}; set data.dir=DIR to the folder of {files}, or to an archive of them")]
     NotAFolder { dir: PathBuf, fault: String, files: String },
     /// `files` are all the missing ones, `places` the folders in which they were looked for.
     #[error("data set {dataset}: missing {files}; looked in {places}; {advice}, and set data.dir=DIR to their folder")]
     Missing { dataset: String, files: String, places: String, advice: &'static str },
-    #[error("{archive}: missing {files}; get the official archive again, and set data.dir=DIR to its folder")]
-    MissingInArchive { archive: PathBuf, files: String },
+    #[error(
+        "{archive}: missing {files}{}; get the official archive again, and set data.dir=DIR to its folder",
+        if others.is_empty() { String::new() } else { format!("; it has {others}") }
+    )]
+    MissingInArchive { archive: PathBuf, files: String, others: String },
+    /// There are files, but not where they are looked for.
+    #[error("data.dir={dir}: {found}; {advice}")]
+    Layout { dir: PathBuf, found: String, advice: String },
+    /// The same of a folder in it.
+    #[error("{dir}: {found}; {advice}")]
+    Place { dir: PathBuf, found: String, advice: String },
     #[error("{path}: {fault}; replace the file, or set data.dir=DIR to a folder with a good one")]
     Raw { path: PathBuf, fault: RawFault },
     #[error("{path}: {fault}; replace it, or leave out what cannot be decoded with data.on_bad_image=skip")]
@@ -112,8 +121,6 @@ pub enum RawFault {
     NotRegular,
     #[error("the entry `{name}` leads out of the archive's folder", name = name.escape_debug())]
     Outside { name: String },
-    #[error("it is a link to {to}: only links to files below data.dir are followed")]
-    Link { to: PathBuf },
     #[error("folders are nested deeper than {most}")]
     TooDeep { most: usize },
     #[error("more than {most} files")]
@@ -123,8 +130,6 @@ pub enum RawFault {
     #[error("it is not there")]
     NotThere,
     // Lists of classes and files; lines count from 1.
-    #[error("line {line} ends in CR LF, expected LF: convert the file, or get it again")]
-    CarriageReturn { line: u64 },
     #[error("line {line}: `{name}` is there twice, first in line {first}")]
     Twice { line: u64, first: u64, name: String },
     #[error("{place}expected a wnid such as n01443537, got `{got}`", place = at_line(*line))]
@@ -139,18 +144,22 @@ pub enum RawFault {
     NoSuchFile { line: u64, name: String },
     #[error("it has no line in {list}")]
     NotAnnotated { list: String },
-    #[error("expected a folder a class, and images in them")]
-    NoClass,
-    #[error("`{class}` is no folder of train/")]
-    UnknownClass { class: String },
+    #[error("`{class}` is not a class of the training images, which are in {train}: {classes}")]
+    UnknownClass { class: String, train: String, classes: String },
+    #[error(
+        "its name and that of `{other}` differ only in how an accent is encoded (Unicode normalisation): rename one of \
+         them"
+    )]
+    SameName { other: String },
     #[error("there are no images in it")]
     NoPictures,
     #[error("none of {count} images can be decoded; the first: {first}")]
     AllBad { count: u64, first: String },
     // Pictures.
-    #[error("its name ends with none of {expected}")]
-    Ending { expected: String },
-    #[error("it is neither JPEG nor PNG: it begins with {}", if start.is_empty() { "nothing" } else { start })]
+    #[error(
+        "it is not a JPEG, PNG, WebP, BMP, TIFF, GIF or PNM file: it begins with {}",
+        if start.is_empty() { "nothing" } else { start }
+    )]
     NoPicture { start: String },
     #[error("the JPEG is cut off after {got} bytes")]
     PictureCutOff { got: u64 },

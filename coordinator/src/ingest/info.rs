@@ -3,9 +3,9 @@
 
 use super::Skipped;
 use super::error::PackFault;
-use super::pack_file::Contents;
-use super::pack_header::Header;
+use super::pack_file::{self, Images};
 use std::fmt;
+use std::path::Path;
 
 /// What is in a pack. `mean` and `std` are measured over its pixels in [0, 1], one a channel; std is the
 /// population's. `fine_counts[label]` images have that fine label.
@@ -27,6 +27,8 @@ pub struct PackInfo {
     /// Number of images that could not be decoded and were left out, and the first of them.
     pub left_out: u64,
     pub skipped: Vec<Skipped>,
+    /// What is unusual about its images, a sentence each.
+    pub warnings: Vec<String>,
     /// As the header says.
     pub fingerprint: String,
     /// Length of the file.
@@ -34,16 +36,17 @@ pub struct PackInfo {
 }
 
 impl PackInfo {
-    /// Errors: a label that names no class.
-    pub(super) fn of((header, contents): (Header, Contents)) -> Result<Self, PackFault> {
+    /// Errors: no pack, one that is cut off, or a label that names no class.
+    pub(super) fn read(path: &Path) -> Result<Self, PackFault> {
+        let (header, labels) = pack_file::read_labels(path)?;
         let images = header.images();
         let [_, h, w, c] = header.shape;
         let mut moments = Moments::new(c);
-        moments.add(&contents.images);
+        Images::open(path)?.each(|images| moments.add(images))?;
         let (mean, std) = moments.mean_and_std();
         Ok(Self {
-            fine_counts: counts("fine", &contents.fine, header.fine_names.len())?,
-            coarse_counts: counts("coarse", &contents.coarse, header.coarse_names.len())?,
+            fine_counts: counts("fine", &labels.fine, header.fine_names.len())?,
+            coarse_counts: counts("coarse", &labels.coarse, header.coarse_names.len())?,
             name: header.name,
             split: header.split,
             shape: [h, w, c],
@@ -54,6 +57,7 @@ impl PackInfo {
             std,
             left_out: header.left_out.images,
             skipped: header.left_out.named,
+            warnings: header.notes.warnings,
             fingerprint: header.fingerprint,
             bytes: header.bytes,
         })
@@ -75,6 +79,9 @@ impl fmt::Display for PackInfo {
             for (name, count) in names.iter().zip(counts) {
                 write!(out, "\n  {name:<12} {count:>8}")?;
             }
+        }
+        for warning in &self.warnings {
+            write!(out, "\nwarning      {warning}")?;
         }
         if self.left_out > 0 {
             write!(out, "\nleft out     {} that could not be decoded", self.left_out)?;

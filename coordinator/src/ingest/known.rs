@@ -2,7 +2,7 @@
 //! raw files are known not to have changed. It decodes nothing.
 
 use super::pack_header::{Header, LeftOut};
-use super::{DataError, PackFile, Packs, Split, sources};
+use super::{DataError, PackFile, Packs, Split, pack_file, sources};
 use sha2::{Digest, Sha256};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,14 +22,31 @@ pub(crate) fn find_packs(config: &DataConfig, packs_dir: &Path, [train, test]: [
             fits.then(|| PackFile::of(split, path, header))
         })
     };
-    Some(Packs { train: find(Split::Train, train)?, test: find(Split::Test, test)?, reused: true })
+    Some(Packs { train: find(Split::Train, train)?, test: find(Split::Test, test)?, reused: true, notes: Vec::new() })
+}
+
+/// A whole pack of a split whose images were decoded from the same files in the same way, whatever its coarse labels.
+pub(super) fn with_pixels(facts: &DataSet, split: Split, pixels: &str, packs_dir: &Path) -> Option<(PathBuf, Header)> {
+    let start = format!("{}-{}-", facts.name, split.name());
+    let names = fs::read_dir(packs_dir).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+    let named = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&start));
+    names.filter(named).find_map(|path| {
+        let header = Header::read(&path).ok()?;
+        let same = header.notes.pixels == pixels && header.split == split.name();
+        let labels = header.fine_names == facts.labels.fine_names;
+        // More were left out than there was room to name.
+        let same = same && header.left_out.images == header.left_out.named.len() as u64;
+        // What is copied gets a new fingerprint: damage must not get a good one.
+        (same && labels && pack_file::verify(&path).is_ok()).then_some((path, header))
+    })
 }
 
 impl PackFile {
     pub(super) fn of(split: Split, path: PathBuf, header: Header) -> Self {
         let images = header.images();
-        let Header { fingerprint, left_out: LeftOut { images: left_out, named: skipped }, .. } = header;
-        Self { split: split.name().into(), path, images, fingerprint, left_out, skipped }
+        let Header { fingerprint, left_out: LeftOut { images: left_out, named: skipped }, notes, .. } = header;
+        let warnings = notes.warnings;
+        Self { split: split.name().into(), path, images, fingerprint, left_out, skipped, warnings }
     }
 }
 
@@ -63,7 +80,7 @@ pub(super) fn stamp_file(path: &Path, hash: &mut Sha256) -> Result<(), DataError
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ingest::pack;
+    use crate::ingest::{TestImages, pack};
 
     fn digits() -> DataConfig {
         DataConfig { kind: DataKind::Digits, ..DataConfig::default() }
@@ -72,7 +89,7 @@ mod tests {
     #[test]
     fn packs_are_found_by_their_content_and_only_whole() {
         let folder = tempfile::tempdir().expect("a folder");
-        let packs = pack(&digits(), folder.path(), &|_, _, _| {}).expect("packed");
+        let packs = pack(&digits(), folder.path(), TestImages::Required, &|_, _, _| {}).expect("packed");
         let prints = [packs.train.fingerprint.as_str(), packs.test.fingerprint.as_str()];
         let find = |prints| find_packs(&digits(), folder.path(), prints);
         assert_eq!(find(prints), Some(Packs { reused: true, ..packs.clone() }));

@@ -3,7 +3,7 @@
 
 use super::error::{DataError, PackFault};
 use super::info::Moments;
-use super::pack_header::{self, Header, LeftOut};
+use super::pack_header::{self, Header, LeftOut, Notes};
 use super::{Decoded, Split};
 use sha2::{Digest, Sha256};
 use std::fs::{self, File, Permissions};
@@ -14,20 +14,12 @@ use std::path::Path;
 use tempfile::NamedTempFile;
 use thanos_configs::{DataSet, hex};
 
-/// The tensors of a pack.
-pub(super) struct Contents {
-    /// [N, H, W, C].
-    pub(super) images: Vec<u8>,
-    /// [N].
-    pub(super) fine: Vec<i64>,
-    /// [N].
-    pub(super) coarse: Vec<i64>,
-}
-
 /// Bytes of the two labels of an image.
 const LABELS_OF_AN_IMAGE: u64 = 16;
+/// Bytes of images that are read at once.
+const READ_BYTES: u64 = 4 << 20;
 /// Room in front of the labels for what a header has more than when it was begun: a fingerprint, mean and std.
-const ROOM: usize = 1 << 10;
+const ROOM: usize = 2 << 10;
 /// The same for the names of images that are left out.
 const ROOM_FOR_NAMES: usize = 64 << 10;
 
@@ -35,7 +27,14 @@ const ROOM_FOR_NAMES: usize = 64 << 10;
 /// `hash` has the images already.
 fn fingerprint(mut hash: Sha256, header: &Header, labels: [&[i64]; 2]) -> String {
     labels.iter().for_each(|labels| hash.update(to_le_bytes(labels)));
-    hash.update(pack_header::to_bytes(&header.facts(), &header.split, &header.left_out, (labels[0].len(), "")));
+    let header = pack_header::to_bytes(
+        &header.facts(),
+        &header.split,
+        &header.left_out,
+        (labels[0].len(), ""),
+        &Notes::default(),
+    );
+    hash.update(header);
     hex(&hash.finalize())
 }
 
@@ -117,7 +116,8 @@ fn begin(path: &Path, data: &DataSet, split: Split, (most_images, room): (usize,
         // Less the umask, as for any file: a temporary one is its owner's alone, but workers may be another user's.
         .permissions(Permissions::from_mode(0o666))
         .tempfile_in(folder)?;
-    let header = pack_header::to_bytes(data, split.name(), &LeftOut::default(), (most_images, "")).len() + room;
+    let begun = (most_images, "");
+    let header = pack_header::to_bytes(data, split.name(), &LeftOut::default(), begun, &Notes::default()).len() + room;
     let images_at = header.next_multiple_of(8) as u64 + LABELS_OF_AN_IMAGE * most_images as u64;
     file.seek(SeekFrom::Start(images_at))?;
     let moments = data.mean.is_empty().then(|| Moments::new(data.channels));
@@ -126,20 +126,24 @@ fn begin(path: &Path, data: &DataSet, split: Split, (most_images, room): (usize,
 
 fn finish(begun: Begun, path: &Path, (data, split): (&DataSet, Split), decoded: Decoded) -> io::Result<Header> {
     let Begun { mut file, images_at, hash, .. } = begun;
-    let Decoded { fine, skipped } = decoded;
+    let Decoded { fine, skipped, warnings, pixels } = decoded;
     let coarse: Vec<i64> = fine.iter().map(|fine| data.labels.coarse_of[*fine as usize]).collect();
     let labels_at = images_at - LABELS_OF_AN_IMAGE * fine.len() as u64;
     // As many names of images that were left out as there is room for; all are counted.
     let mut left_out = LeftOut { images: skipped.len() as u64, named: skipped };
-    let bytes =
-        |left_out: &LeftOut, print: &str| pack_header::to_bytes(data, split.name(), left_out, (fine.len(), print));
+    let bytes = |left_out: &LeftOut, print: &str, notes: &Notes| {
+        pack_header::to_bytes(data, split.name(), left_out, (fine.len(), print), notes)
+    };
     let print_bytes = 2 * Sha256::output_size();
-    while bytes(&left_out, "").len() + print_bytes > labels_at as usize && !left_out.named.is_empty() {
+    let mut notes = Notes { pixels, ..Notes::default() };
+    while bytes(&left_out, "", &notes).len() + print_bytes > labels_at as usize && !left_out.named.is_empty() {
         left_out.named.truncate(left_out.named.len() / 2);
     }
+    notes.warnings = warnings;
+    while bytes(&left_out, "", &notes).len() + print_bytes > labels_at as usize && notes.warnings.pop().is_some() {}
     let header = Header::of(data, split.name(), left_out, &fine);
     let print = fingerprint(hash, &header, [&fine, &coarse]);
-    let header = pack_header::padded(bytes(&header.left_out, &print), labels_at)
+    let header = pack_header::padded(bytes(&header.left_out, &print, &notes), labels_at)
         .ok_or_else(|| io::Error::other(format!("its header needs more than the {labels_at} bytes left for it")))?;
     file.seek(SeekFrom::Start(0))?;
     file.write_all(&header)?;
@@ -151,26 +155,74 @@ fn finish(begun: Begun, path: &Path, (data, split): (&DataSet, Split), decoded: 
     Header::read(path).map_err(|fault| io::Error::other(format!("it was written, but {fault}")))
 }
 
-/// Reads a pack whole, without checking its fingerprint.
+/// The labels of a pack.
+pub(super) struct PackLabels {
+    /// [N].
+    pub(super) fine: Vec<i64>,
+    /// [N].
+    pub(super) coarse: Vec<i64>,
+}
+
+/// Reads a pack's header and labels, without checking its fingerprint.
 ///
 /// # Errors
 /// If it is no pack, or cut off.
-pub(super) fn read(path: &Path) -> Result<(Header, Contents), PackFault> {
+pub(super) fn read_labels(path: &Path) -> Result<(Header, PackLabels), PackFault> {
     let header = Header::read(path)?;
     let mut file = File::open(path)?;
     let fine = from_le_bytes(&read_tensor(&mut file, &header.fine_at)?);
     let coarse = from_le_bytes(&read_tensor(&mut file, &header.coarse_at)?);
-    let images = read_tensor(&mut file, &header.images_at)?;
-    Ok((header, Contents { images, fine, coarse }))
+    Ok((header, PackLabels { fine, coarse }))
 }
 
 /// The fine labels of a pack, without its images.
 ///
 /// # Errors
-/// As [`read`].
+/// As [`read_labels`].
 pub(super) fn read_fine(path: &Path) -> Result<Vec<i64>, PackFault> {
     let header = Header::read(path)?;
     Ok(from_le_bytes(&read_tensor(&mut File::open(path)?, &header.fine_at)?))
+}
+
+/// The images of a pack, which may be larger than memory.
+pub(super) struct Images {
+    file: File,
+    at: Range<u64>,
+    image_bytes: u64,
+}
+
+impl Images {
+    /// # Errors
+    /// As [`read_labels`].
+    pub(super) fn open(path: &Path) -> Result<Self, PackFault> {
+        let header = Header::read(path)?;
+        let image_bytes = header.shape[1..].iter().product::<usize>() as u64;
+        Ok(Self { file: File::open(path)?, at: header.images_at, image_bytes })
+    }
+
+    /// One image, [H, W, C]; `id` is below their number.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub(super) fn image(&mut self, id: u64) -> Result<Vec<u8>, PackFault> {
+        let from = self.at.start + id * self.image_bytes;
+        Ok(read_tensor(&mut self.file, &(from..from + self.image_bytes))?)
+    }
+
+    /// Gives all images to `take`, in order, some whole ones at a time.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub(super) fn each(&mut self, mut take: impl FnMut(&[u8])) -> Result<(), PackFault> {
+        let step = self.image_bytes * (READ_BYTES / self.image_bytes).max(1);
+        let mut from = self.at.start;
+        while from < self.at.end {
+            let to = (from + step).min(self.at.end);
+            take(&read_tensor(&mut self.file, &(from..to))?);
+            from = to;
+        }
+        Ok(())
+    }
 }
 
 fn read_tensor(file: &mut File, at: &Range<u64>) -> io::Result<Vec<u8>> {
@@ -183,10 +235,12 @@ fn read_tensor(file: &mut File, at: &Range<u64>) -> io::Result<Vec<u8>> {
 /// Recomputes the fingerprint.
 ///
 /// # Errors
-/// As [`read`], and if the header names another fingerprint.
+/// As [`read_labels`], and if the header names another fingerprint.
 pub(super) fn verify(path: &Path) -> Result<(), PackFault> {
-    let (header, contents) = read(path)?;
-    let got = fingerprint(Sha256::new_with_prefix(&contents.images), &header, [&contents.fine, &contents.coarse]);
+    let (header, labels) = read_labels(path)?;
+    let mut hash = Sha256::new();
+    Images::open(path)?.each(|images| hash.update(images))?;
+    let got = fingerprint(hash, &header, [&labels.fine, &labels.coarse]);
     if got == header.fingerprint {
         return Ok(());
     }

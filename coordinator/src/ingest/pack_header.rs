@@ -29,6 +29,15 @@ pub(super) struct LeftOut {
     pub(super) named: Vec<Skipped>,
 }
 
+/// What a header has beside what its fingerprint covers. Empty ones have no key; older packs have none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Notes {
+    /// What is unusual about the images, a sentence each.
+    pub(super) warnings: Vec<String>,
+    /// What the images were decoded from and how, whatever their coarse labels: a SHA-256 in hexadecimal.
+    pub(super) pixels: String,
+}
+
 /// What a pack says about itself.
 #[derive(Debug)]
 pub(super) struct Header {
@@ -40,6 +49,7 @@ pub(super) struct Header {
     pub(super) mean: Vec<f64>,
     pub(super) std: Vec<f64>,
     pub(super) left_out: LeftOut,
+    pub(super) notes: Notes,
     pub(super) fingerprint: String,
     /// N, H, W, C.
     pub(super) shape: [usize; 4],
@@ -62,6 +72,7 @@ impl Header {
             mean: data.mean.clone(),
             std: data.std.clone(),
             left_out,
+            notes: Notes::default(),
             fingerprint: String::new(),
             shape: [fine.len(), data.side, data.side, data.channels],
             images_at: 0..0,
@@ -157,6 +168,10 @@ impl Header {
             mean: words.json("mean")?,
             std: words.json("std")?,
             left_out: LeftOut { images: words.json("left_out")?, named: words.json("left_out_names")? },
+            notes: Notes {
+                warnings: if words.get("warnings").is_ok() { words.json("warnings")? } else { Vec::new() },
+                pixels: words.get("pixels").unwrap_or_default().to_owned(),
+            },
             fingerprint: words.get("fingerprint")?.to_owned(),
             shape: [n, h, w, c],
             images_at,
@@ -205,11 +220,12 @@ pub(super) fn to_bytes(
     split: &str,
     left_out: &LeftOut,
     (images, fingerprint): (usize, &str),
+    notes: &Notes,
 ) -> Vec<u8> {
     let labels = 8 * images;
     let (h, w, c) = (data.side, data.side, data.channels);
     let text = |value: Value| value.to_string();
-    let header = json!({
+    let mut header = json!({
         "__metadata__": {
             "format": FORMAT.to_string(),
             "name": data.name,
@@ -231,6 +247,12 @@ pub(super) fn to_bytes(
             "data_offsets": [2 * labels, 2 * labels + images * h * w * c],
         },
     });
+    if !notes.warnings.is_empty() {
+        header["__metadata__"]["warnings"] = text(json!(notes.warnings)).into();
+    }
+    if !notes.pixels.is_empty() {
+        header["__metadata__"]["pixels"] = notes.pixels.clone().into();
+    }
     let mut json = header.to_string().into_bytes();
     // The tensors begin at a multiple of 8, as the format asks; spaces fill the gap.
     json.resize(json.len().next_multiple_of(8), b' ');

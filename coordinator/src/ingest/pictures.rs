@@ -3,19 +3,23 @@
 
 use super::error::{DataError, RawFault};
 use super::pack_file::Sink;
-use super::picture::{Size, decode};
+use super::picture::{Oddity, Rules, decode};
 use super::tree::{Tree, TreeFile};
 use super::{Decoded, OnProgress, Skipped};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use thanos_configs::OnBadImage;
 
 /// Pictures that are decoded before they are written: at 64 x 64, 12 MB.
 const CHUNK: usize = 1024;
 
-/// Endings of the files that are pictures, in lower case.
-const ENDINGS: [&str; 3] = [".jpeg", ".jpg", ".png"];
+/// Endings of the files that are pictures, in lower case: torchvision's `IMG_EXTENSIONS`.
+const ENDINGS: [&str; 9] = [".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"];
+
+/// Version of the decoders: the pixels that they make of a picture, and the order of the pictures.
+const DECODERS: u8 = 3;
 
 /// One picture to decode, and its fine label.
 #[derive(Clone, Debug)]
@@ -24,16 +28,36 @@ pub(super) struct Picture<'a> {
     pub(super) fine: i64,
 }
 
-/// Whether a file's name is that of a picture.
-pub(super) fn is_picture(name: &str) -> bool {
-    let name = name.to_ascii_lowercase();
-    ENDINGS.iter().any(|ending| name.ends_with(ending))
+/// What to do with pictures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Handling {
+    pub(super) rules: Rules,
+    pub(super) on_bad_image: OnBadImage,
 }
 
-/// Adds to a hash what tells the pictures of a pack from others: their tree, and whether bad ones are left out.
-pub(super) fn hash_into(tree: &Tree, on_bad_image: OnBadImage, hash: &mut Sha256) {
-    hash.update([u8::from(on_bad_image == OnBadImage::Skip)]);
-    tree.hash_into(hash);
+impl Handling {
+    /// Adds to a hash what decides about the pixels of a pack beside its pictures.
+    pub(super) fn hash_into(self, hash: &mut Sha256) {
+        let skips = u8::from(self.on_bad_image == OnBadImage::Skip);
+        hash.update([DECODERS, skips, u8::from(self.rules.exif_orientation)]);
+    }
+}
+
+/// Whether a file's name is that of a picture.
+pub(super) fn is_picture(name: &str) -> bool {
+    ENDINGS.iter().any(|ending| {
+        let start = name.len().checked_sub(ending.len());
+        start.and_then(|start| name.get(start..)).is_some_and(|end| end.eq_ignore_ascii_case(ending))
+    })
+}
+
+/// Adds to a hash what tells the pictures of a split from others.
+pub(super) fn hash_into(pictures: &[Picture<'_>], hash: &mut Sha256) {
+    hash.update((pictures.len() as u64).to_le_bytes());
+    for picture in pictures {
+        picture.file.hash_into(hash);
+        hash.update(picture.fine.to_le_bytes());
+    }
 }
 
 /// Decodes pictures in their order into a pack, [N, S, S, 3]: some thousands at a time, while the last ones are
@@ -44,23 +68,27 @@ pub(super) fn hash_into(tree: &Tree, on_bad_image: OnBadImage, hash: &mut Sha256
 pub(super) fn decode_all(
     tree: &Tree,
     pictures: &[Picture<'_>],
-    (size, on_bad_image): (Size, OnBadImage),
+    handling: Handling,
     sink: &mut Sink<'_>,
     progress: OnProgress<'_>,
 ) -> Result<Decoded, DataError> {
+    let Handling { rules, on_bad_image } = handling;
     sink.expect(pictures.len(), on_bad_image == OnBadImage::Skip)?;
-    let mut decoded = Decoded { fine: Vec::with_capacity(pictures.len()), skipped: Vec::new() };
+    let mut decoded = Decoded { fine: Vec::with_capacity(pictures.len()), ..Decoded::default() };
+    let mut oddities = BTreeMap::new();
     let done = AtomicU64::new(0);
     let count = || progress(done.fetch_add(1, Ordering::Relaxed) + 1, pictures.len() as u64);
     let (mut ready, mut next) = (Vec::new(), Vec::new());
     for chunk in pictures.chunks(CHUNK) {
-        let (written, faults) =
-            rayon::join(|| sink.images(&ready), || decode_chunk(tree, chunk, (size, &mut next), &count));
+        let (written, outcomes) =
+            rayon::join(|| sink.images(&ready), || decode_chunk(tree, chunk, (rules, &mut next), &count));
         written?;
-        keep_good(tree, chunk, faults, &mut next, (on_bad_image, &mut decoded))?;
+        note_oddities(chunk, &outcomes, &mut oddities);
+        keep_good(tree, chunk, outcomes, &mut next, (on_bad_image, &mut decoded))?;
         std::mem::swap(&mut ready, &mut next);
     }
     sink.images(&ready)?;
+    decoded.warnings = oddities.into_iter().map(|(oddity, found)| warning(oddity, found)).collect();
     match decoded.skipped.first() {
         Some(first) if decoded.fine.is_empty() => {
             let fault = RawFault::AllBad { count: pictures.len() as u64, first: first.reason.clone() };
@@ -70,19 +98,37 @@ pub(super) fn decode_all(
     }
 }
 
-/// Decodes some pictures into `pixels`, one behind the other; says what is wrong with each, if anything.
+/// How many pictures are odd in one way, and the first of them.
+type Found<'a> = (u64, &'a str);
+
+fn note_oddities<'a>(pictures: &[Picture<'a>], outcomes: &[Outcome], noted: &mut BTreeMap<Oddity, Found<'a>>) {
+    for (picture, outcome) in pictures.iter().zip(outcomes) {
+        if let Ok(Some(oddity)) = outcome {
+            noted.entry(*oddity).or_insert((0, picture.file.name.as_str())).0 += 1;
+        }
+    }
+}
+
+fn warning(oddity: Oddity, (count, first): Found<'_>) -> String {
+    let (images, verb) = if count == 1 { ("image", "has") } else { ("images", "have") };
+    format!("{count} {images} {verb} {}; the first is {first}", oddity.text())
+}
+
+type Outcome = Result<Option<Oddity>, RawFault>;
+
+/// Decodes some pictures into `pixels`, one after the other.
 fn decode_chunk(
     tree: &Tree,
     pictures: &[Picture<'_>],
-    (size, pixels): (Size, &mut Vec<u8>),
+    (rules, pixels): (Rules, &mut Vec<u8>),
     count: &(dyn Fn() + Sync),
-) -> Vec<Option<RawFault>> {
-    let bytes = size.bytes();
+) -> Vec<Outcome> {
+    let bytes = rules.size.bytes();
     pixels.resize(pictures.len() * bytes, 0);
     let one = |(out, picture): (&mut [u8], &Picture<'_>)| {
-        let fault = read_and_decode(tree, picture.file, size, out).err();
+        let outcome = tree.read(picture.file).and_then(|content| decode(&content, rules, out));
         count();
-        fault
+        outcome
     };
     pixels.par_chunks_exact_mut(bytes).zip(pictures).map(one).collect()
 }
@@ -91,25 +137,25 @@ fn decode_chunk(
 fn keep_good(
     tree: &Tree,
     pictures: &[Picture<'_>],
-    faults: Vec<Option<RawFault>>,
+    outcomes: Vec<Outcome>,
     pixels: &mut Vec<u8>,
     (on_bad_image, decoded): (OnBadImage, &mut Decoded),
 ) -> Result<(), DataError> {
     let bytes = pixels.len() / pictures.len();
     let mut kept = 0;
-    for (at, (picture, fault)) in pictures.iter().zip(faults).enumerate() {
-        match fault {
-            None => {
+    for (at, (picture, outcome)) in pictures.iter().zip(outcomes).enumerate() {
+        match outcome {
+            Ok(_) => {
                 if kept < at {
                     pixels.copy_within(at * bytes..(at + 1) * bytes, kept * bytes);
                 }
                 kept += 1;
                 decoded.fine.push(picture.fine);
             }
-            Some(fault) if on_bad_image == OnBadImage::Fail => {
+            Err(fault) if on_bad_image == OnBadImage::Fail => {
                 return Err(DataError::Picture { path: tree.path(&picture.file.name), fault });
             }
-            Some(fault) => {
+            Err(fault) => {
                 decoded.skipped.push(Skipped { name: picture.file.name.clone(), reason: fault.to_string() });
             }
         }
@@ -118,9 +164,17 @@ fn keep_good(
     Ok(())
 }
 
-fn read_and_decode(tree: &Tree, file: &TreeFile, size: Size, out: &mut [u8]) -> Result<(), RawFault> {
-    if !is_picture(&file.name) {
-        return Err(RawFault::Ending { expected: ENDINGS.join(", ") });
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pictures_are_known_by_their_endings() {
+        for name in ["a.jpg", "a/b.JPEG", "é.WebP", "x.y.tif", ".png"] {
+            assert!(is_picture(name), "{name}");
+        }
+        for name in ["jpg", "a.jpg.txt", "a.gif", "é", "a.jpeg2"] {
+            assert!(!is_picture(name), "{name}");
+        }
     }
-    decode(&tree.read(file)?, size, out)
 }

@@ -1,5 +1,5 @@
-//! Raw files as they come: read whole, hashed, unpacked if gzipped, and looked up in a .tar.gz.
-//! It knows nothing of what is in them, nor which a data set has.
+//! Raw files as they come: read whole, hashed, unpacked if gzipped. It knows nothing of what is in them, nor which a
+//! data set has.
 
 use super::error::{DataError, RawFault};
 use flate2::read::MultiGzDecoder;
@@ -10,10 +10,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 /// Most bytes of a raw file, as it is and unpacked: a small gzip file may claim to be endless.
-pub(super) const MOST_BYTES: u64 = 1 << 30;
-
-/// Most bytes of an unpacked archive: those of CIFAR have 185 MB.
-const MOST_UNPACKED: u64 = 2 << 30;
+pub(super) const MAX_BYTES: u64 = 1 << 30;
 
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 
@@ -28,8 +25,18 @@ impl RawFile {
     pub(super) fn read(path: &Path) -> Result<Self, DataError> {
         let refused = |fault| DataError::raw(path, fault);
         let file = File::open(path).map_err(|error| refused(error.into()))?;
-        let bytes = at_most(file, MOST_BYTES).map_err(|(_, fault)| refused(fault))?;
+        let bytes = at_most(file, MAX_BYTES).map_err(|(_, fault)| refused(fault))?;
         Ok(Self { path: path.to_owned(), bytes: bytes.into() })
+    }
+
+    /// A file that was read from an archive.
+    pub(super) fn of(path: &Path, bytes: Vec<u8>) -> Self {
+        Self { path: path.to_owned(), bytes: bytes.into() }
+    }
+
+    /// The bytes as they are on disk.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
     }
 
     /// A file that is part of this program; `name` is for messages.
@@ -42,7 +49,7 @@ impl RawFile {
         if !self.bytes.starts_with(&GZIP_MAGIC) {
             return Ok(Cow::Borrowed(&self.bytes));
         }
-        gunzip(&self.bytes, MOST_BYTES).map(Cow::Owned).map_err(|fault| DataError::raw(&self.path, fault))
+        gunzip(&self.bytes, MAX_BYTES).map(Cow::Owned).map_err(|fault| DataError::raw(&self.path, fault))
     }
 
     /// Whether two files have the same bytes on disk.
@@ -63,50 +70,6 @@ fn gunzip(bytes: &[u8], most: u64) -> Result<Vec<u8>, RawFault> {
         RawFault::Io(source) => RawFault::Gzip { unpacked, source },
         other => other,
     })
-}
-
-/// The files of a .tar.gz with these names, in the order of the names; nothing is unpacked to disk. `find` says which
-/// of the names an entry has.
-///
-/// # Errors
-/// A damaged archive; a name that is there twice, is no plain file, or (as `Ok(None)` in its place) is not there.
-pub(super) fn unpack(
-    archive: &RawFile,
-    names: usize,
-    find: impl Fn(&str) -> Option<usize>,
-) -> Result<Vec<Option<RawFile>>, DataError> {
-    let refuse = |fault| DataError::raw(&archive.path, fault);
-    let damaged = |error: io::Error| {
-        let cut_off = error.kind() == io::ErrorKind::UnexpectedEof;
-        refuse(if cut_off { RawFault::ArchiveCutOff } else { RawFault::Archive(error.to_string()) })
-    };
-    // One byte more than allowed, so that an endless archive ends as one that is cut off.
-    let mut tar = tar::Archive::new(MultiGzDecoder::new(&*archive.bytes).take(MOST_UNPACKED));
-    let mut found: Vec<Option<RawFile>> = (0..names).map(|_| None).collect();
-    for entry in tar.entries().map_err(damaged)? {
-        let mut entry = entry.map_err(damaged)?;
-        let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-        let Some(at) = find(name.strip_prefix("./").unwrap_or(&name)) else { continue };
-        let path = archive.path.join(&name);
-        if !entry.header().entry_type().is_file() {
-            return Err(DataError::raw(&path, RawFault::NotRegular));
-        }
-        if found[at].is_some() {
-            return Err(DataError::raw(&path, RawFault::TwiceInArchive));
-        }
-        let bytes = at_most(&mut entry, MOST_BYTES).map_err(|(_, fault)| match fault {
-            RawFault::Io(error) => damaged(error),
-            other => DataError::raw(&path, other),
-        })?;
-        let expected = entry.size();
-        if bytes.len() as u64 != expected {
-            return Err(refuse(RawFault::ArchiveCutOff));
-        }
-        found[at] = Some(RawFile { path, bytes: bytes.into() });
-    }
-    // The end of the stream has its checksum: what is behind the last entry is read, too.
-    io::copy(&mut tar.into_inner(), &mut io::sink()).map_err(damaged)?;
-    Ok(found)
 }
 
 /// Reads to the end. Errors: the fault, and how many bytes came before it.
@@ -155,16 +118,16 @@ mod tests {
             assert!(error.starts_with(expected), "{error}");
         };
         for cut in [3, 9, good.len() / 2, good.len() - 9, good.len() - 1] {
-            check(&good[..cut], MOST_BYTES, "the gzip stream is cut off after ");
+            check(&good[..cut], MAX_BYTES, "the gzip stream is cut off after ");
         }
-        check(&good[..good.len() - 1], MOST_BYTES, "the gzip stream is cut off after 20000 unpacked bytes");
+        check(&good[..good.len() - 1], MAX_BYTES, "the gzip stream is cut off after 20000 unpacked bytes");
         let mut flipped = good.clone();
         let crc = flipped.len() - 8;
         flipped[crc] ^= 1;
-        check(&flipped, MOST_BYTES, "the gzip stream is damaged after 20000 unpacked bytes: ");
+        check(&flipped, MAX_BYTES, "the gzip stream is damaged after 20000 unpacked bytes: ");
         check(
             &[&good[..], b"something else"].concat(),
-            MOST_BYTES,
+            MAX_BYTES,
             "the gzip stream is damaged after 20000 unpacked bytes: ",
         );
         check(&good, 19_999, "more than 19999 bytes");

@@ -60,10 +60,10 @@ impl RawSet for Files {
     }
 
     fn decode(&self, split: Split, sink: &mut Sink<'_>, _: OnProgress<'_>) -> Result<Decoded, DataError> {
-        let files = self.found.files(split)?;
+        let (form, files) = self.found.files(split)?;
         let labels = &self.facts.labels;
         let cifar = if labels.fine_names.len() == 10 { Cifar::Ten } else { Cifar::Hundred };
-        let samples = match self.found.layout.form {
+        let samples = match form {
             Form::Idx => decode_idx(&files, &self.facts)?,
             Form::Binary => decode_cifar(&files, |content| cifar.decode_binary(content, labels))?,
             Form::Pickle => decode_cifar(&files, |content| cifar.decode_pickle(content, labels))?,
@@ -107,7 +107,7 @@ fn put(samples: Samples, sink: &mut Sink<'_>) -> Result<Decoded, DataError> {
     let Samples { images, fine } = samples;
     sink.expect(fine.len(), false)?;
     sink.images(&images)?;
-    Ok(Decoded { fine, skipped: Vec::new() })
+    Ok(Decoded { fine, ..Decoded::default() })
 }
 
 /// A batch that is there twice under two names would be trained on twice.

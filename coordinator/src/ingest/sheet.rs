@@ -2,7 +2,7 @@
 //! that one look tells whether the augmentation is right.
 
 use super::error::{DataError, PackFault};
-use super::pack_file::{self, Contents};
+use super::pack_file::{self, Images};
 use super::pack_header::Header;
 use image::{ImageFormat, Rgb, RgbImage};
 use std::path::Path;
@@ -25,33 +25,35 @@ const PAPER: Rgb<u8> = Rgb([255, 255, 255]);
 /// If the pack cannot be read, or the sheet not written.
 pub fn contact_sheet(pack: &Path, views: &ViewsConfig, seed: u64, out: &Path) -> Result<(), DataError> {
     let refuse = |fault| DataError::Pack { path: pack.to_owned(), fault };
-    let (header, contents) = pack_file::read(pack).map_err(refuse)?;
+    let (header, labels) = pack_file::read_labels(pack).map_err(refuse)?;
     if header.shape[1] != header.shape[2] || ![1, 3].contains(&header.shape[3]) {
         let shape = format!("its images are {:?}, expected squares of 1 or 3 channels", &header.shape[1..]);
         return Err(refuse(PackFault::Header(shape)));
     }
-    let sheet = draw(&header, &contents, views, seed);
+    let rows = choose(&labels.fine, header.fine_names.len());
+    let mut images = Images::open(pack).map_err(refuse)?;
+    let rows: Result<Vec<_>, _> = rows.into_iter().map(|id| Ok((id as u64, images.image(id as u64)?))).collect();
+    let sheet = draw(&header, &rows.map_err(refuse)?, views, seed);
     let written = sheet.save_with_format(out, ImageFormat::Png);
     written.map_err(|error| DataError::Sheet { path: out.to_owned(), reason: error.to_string() })
 }
 
-fn draw(header: &Header, contents: &Contents, views: &ViewsConfig, seed: u64) -> RgbImage {
+/// `rows` are images with their ids.
+fn draw(header: &Header, rows: &[(u64, Vec<u8>)], views: &ViewsConfig, seed: u64) -> RgbImage {
     let [_, side, _, channels] = header.shape;
     // Without normalisation: pixels stay in [0, 1], and can be shown.
     let augmentation = Augmentation::new(views, side, &vec![0.0; channels], &vec![1.0; channels]);
-    let rows = choose(&contents.fine, header.fine_names.len());
     let scale = LEAST_SIDE.div_ceil(side);
     let cell = side * scale + GAP;
     let extent = |cells: usize| (cells * cell + GAP) as u32;
     let mut sheet = RgbImage::from_pixel(extent(1 + VIEWS), extent(rows.len()), PAPER);
     let (mut scratch, mut view) = (Scratch::default(), vec![0.0; augmentation.pixels()]);
-    for (row, &id) in rows.iter().enumerate() {
-        let image = &contents.images[id * augmentation.pixels()..(id + 1) * augmentation.pixels()];
+    for (row, (id, image)) in rows.iter().enumerate() {
         for column in 0..=VIEWS {
             match column {
                 0 => augmentation.plain(image, &mut view),
                 _ => {
-                    let key = view_key(seed, 0, id as u64, column as u64 - 1);
+                    let key = view_key(seed, 0, *id, column as u64 - 1);
                     augmentation.view(image, key, &mut scratch, &mut view);
                 }
             }

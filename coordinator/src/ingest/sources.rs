@@ -1,30 +1,53 @@
-//! Which raw files a data set has, in which published forms, and where they are in `data.dir`: in a folder, or in the
-//! official archive. It opens files but to read them whole, and knows nothing of what is in them.
+//! Which raw files a data set has, in which published forms, and where they are in `data.dir`: in a folder, or in an
+//! archive, as published, as torchvision and Kaggle lay them out, or packed again by somebody. It knows nothing of what
+//! is in the files.
 
+use super::archive::{self, is_archive};
 use super::error::DataError;
 use super::known::stamp_file;
-use super::raw::{RawFile, unpack};
+use super::raw::RawFile;
 use super::sets::{Digits, Files};
-use super::{RawSet, Split, image_folder, tinyimagenet, tree};
+use super::{RawSet, Split, TestImages, image_folder, tinyimagenet};
 use sha2::Sha256;
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use thanos_configs::{DataConfig, DataKind, DataSet};
+
+/// Names that a message shows.
+const MAX_SHOWN: usize = 8;
 
 /// Finds a data set's raw files.
 ///
 /// # Errors
 /// If `data.dir` is not given or is no folder, or a file is not there; all missing ones are named.
-pub(super) fn locate(config: &DataConfig) -> Result<Box<dyn RawSet>, DataError> {
+pub(super) fn locate(config: &DataConfig, test: TestImages) -> Result<Box<dyn RawSet>, DataError> {
     let facts = DataSet::of(config);
-    Ok(match config.kind {
-        DataKind::Digits => Box::new(Digits::new(facts)),
-        DataKind::Mnist | DataKind::FashionMnist => Box::new(Files::new(facts, find(config, &IDX)?)),
-        DataKind::Cifar10 => Box::new(Files::new(facts, find(config, &CIFAR10)?)),
-        DataKind::Cifar100 | DataKind::Cifar100U => Box::new(Files::new(facts, find(config, &CIFAR100)?)),
-        DataKind::Tinyimagenet => Box::new(tinyimagenet::TinyImageNet::open(&tree_root(config)?, config)?),
-        DataKind::ImageFolder => Box::new(image_folder::ImageFolder::open(&tree_root(config)?, config)?),
+    Ok(match layouts(config.kind) {
+        Some(layouts) => Box::new(Files::new(facts, find(config, layouts)?)),
+        None if config.kind == DataKind::Digits => Box::new(Digits::new(facts)),
+        None => tree(config, test)?,
     })
+}
+
+/// A data set that is a tree of pictures.
+fn tree(config: &DataConfig, test: TestImages) -> Result<Box<dyn RawSet>, DataError> {
+    let root = tree_root(config)?;
+    Ok(match config.kind {
+        DataKind::Tinyimagenet => Box::new(tinyimagenet::TinyImageNet::open(&root, config)?),
+        _ => Box::new(image_folder::ImageFolder::open(&root, config, test)?),
+    })
+}
+
+/// The published forms of a data set that is a few files.
+fn layouts(kind: DataKind) -> Option<&'static Layouts> {
+    match kind {
+        DataKind::Mnist => Some(&MNIST),
+        DataKind::FashionMnist => Some(&FASHION_MNIST),
+        DataKind::Cifar10 => Some(&CIFAR10),
+        DataKind::Cifar100 | DataKind::Cifar100U => Some(&CIFAR100),
+        DataKind::Digits | DataKind::Tinyimagenet | DataKind::ImageFolder => None,
+    }
 }
 
 /// Adds names, lengths and times of a data set's raw files to a hash, without reading any.
@@ -32,31 +55,41 @@ pub(super) fn locate(config: &DataConfig) -> Result<Box<dyn RawSet>, DataError> 
 /// # Errors
 /// As [`locate`]'s.
 pub(super) fn stamp_into(config: &DataConfig, hash: &mut Sha256) -> Result<(), DataError> {
-    let found = match config.kind {
-        DataKind::Digits => return Ok(()),
-        DataKind::Mnist | DataKind::FashionMnist => find(config, &IDX)?,
-        DataKind::Cifar10 => find(config, &CIFAR10)?,
-        DataKind::Cifar100 | DataKind::Cifar100U => find(config, &CIFAR100)?,
-        DataKind::Tinyimagenet | DataKind::ImageFolder => {
-            let root = tree_root(config)?;
-            return if root.is_dir() { tree::stamp_into(&root, hash) } else { stamp_file(&root, hash) };
+    let Some(layouts) = layouts(config.kind) else {
+        if config.kind == DataKind::Digits {
+            return Ok(());
         }
+        let set = tree(config, TestImages::Optional)?;
+        return [Split::Train, Split::Test].into_iter().try_for_each(|split| set.hash_into(split, hash));
     };
-    match &found.place {
-        Place::Archive(path) => stamp_file(path, hash),
-        Place::Files(paths) => paths.iter().try_for_each(|path| stamp_file(path, hash)),
+    match find(config, layouts)?.place {
+        Place::Archive(path) => stamp_file(&path, hash),
+        Place::Files(_, paths) => paths.iter().try_for_each(|path| stamp_file(path, hash)),
     }
 }
 
 /// The folder or archive of a data set that is a tree of pictures.
 fn tree_root(config: &DataConfig) -> Result<PathBuf, DataError> {
-    match config.kind {
-        DataKind::Tinyimagenet => {
-            let wanted = "wnids.txt, train/, val/val_annotations.txt, or tiny-imagenet-200.zip";
-            root(config, wanted, "tiny-imagenet-200.zip")
-        }
-        _ => root(config, "train/ and test/ with a folder a class", "images.zip"),
+    if config.kind == DataKind::ImageFolder {
+        return dir(config, "train/ and test/ with a folder a class", &[".zip"]);
     }
+    let archive = format!("{}.zip", tinyimagenet::FOLDER);
+    let given = dir(config, &format!("wnids.txt, train/, val/val_annotations.txt, or {archive}"), &[".zip"])?;
+    let is_root = |folder: &Path| folder.join(tinyimagenet::CLASSES).is_file() || folder.join("train").is_dir();
+    let places = [given.clone(), given.join(tinyimagenet::FOLDER)];
+    let found = places.into_iter().find(|place| is_root(place)).or_else(|| only_file(&given, &archive));
+    Ok(found.unwrap_or(given))
+}
+
+/// An archive by its name, or else the only .zip of a folder.
+fn only_file(folder: &Path, name: &str) -> Option<PathBuf> {
+    let official = folder.join(name);
+    if official.is_file() {
+        return Some(official);
+    }
+    let names = directly_in(folder).1;
+    let mut zips = names.iter().filter(|name| name.to_ascii_lowercase().ends_with(".zip"));
+    zips.next().filter(|_| zips.next().is_none()).map(|name| folder.join(name))
 }
 
 /// Names under which a file is known, the official one first.
@@ -72,11 +105,11 @@ pub(super) enum Form {
 
 /// One published form of a data set.
 pub(super) struct Layout {
-    pub(super) form: Form,
+    form: Form,
     /// The official archive; none where files are published one by one.
     archive: Option<&'static str>,
-    /// Folder that the archive makes.
-    folder: &'static str,
+    /// Folders that the archive or a library makes.
+    folders: &'static [&'static str],
     train: &'static [Spellings],
     test: &'static [Spellings],
 }
@@ -84,15 +117,20 @@ pub(super) struct Layout {
 /// All forms of a data set, the preferred one first.
 struct Layouts {
     forms: &'static [Layout],
+    /// What its archive's name has in it, however it is written, and what that of a similar data set has.
+    word: &'static str,
+    other: &'static str,
+    /// Whether the files themselves tell which of two similar data sets this is, so that any folder may have them.
+    tells: bool,
     advice: &'static str,
 }
 
 /// Images before labels.
-const IDX: Layouts = Layouts {
-    forms: &[Layout {
+const fn idx(folders: &'static [&'static str]) -> Layout {
+    Layout {
         form: Form::Idx,
         archive: None,
-        folder: "",
+        folders,
         train: &[
             &["train-images-idx3-ubyte", "train-images.idx3-ubyte"],
             &["train-labels-idx1-ubyte", "train-labels.idx1-ubyte"],
@@ -101,8 +139,20 @@ const IDX: Layouts = Layouts {
             &["t10k-images-idx3-ubyte", "t10k-images.idx3-ubyte"],
             &["t10k-labels-idx1-ubyte", "t10k-labels.idx1-ubyte"],
         ],
-    }],
-    advice: "get the four IDX files, gzipped (.gz) or not (`thanos-coord data fetch`)",
+    }
+}
+
+const IDX_ADVICE: &str = "get the four IDX files, gzipped (.gz) or not (`thanos-coord data fetch`)";
+
+const MNIST: Layouts =
+    Layouts { forms: &[idx(&["MNIST/raw", "raw"])], word: "mnist", other: "fashion", tells: false, advice: IDX_ADVICE };
+
+const FASHION_MNIST: Layouts = Layouts {
+    forms: &[idx(&["FashionMNIST/raw", "raw"])],
+    word: "fashion",
+    other: "",
+    tells: false,
+    advice: IDX_ADVICE,
 };
 
 const CIFAR10: Layouts = Layouts {
@@ -110,7 +160,7 @@ const CIFAR10: Layouts = Layouts {
         Layout {
             form: Form::Binary,
             archive: Some("cifar-10-binary.tar.gz"),
-            folder: "cifar-10-batches-bin",
+            folders: &["cifar-10-batches-bin"],
             train: &[
                 &["data_batch_1.bin"],
                 &["data_batch_2.bin"],
@@ -123,11 +173,14 @@ const CIFAR10: Layouts = Layouts {
         Layout {
             form: Form::Pickle,
             archive: Some("cifar-10-python.tar.gz"),
-            folder: "cifar-10-batches-py",
+            folders: &["cifar-10-batches-py"],
             train: &[&["data_batch_1"], &["data_batch_2"], &["data_batch_3"], &["data_batch_4"], &["data_batch_5"]],
             test: &[&["test_batch"]],
         },
     ],
+    word: "cifar",
+    other: "cifar100",
+    tells: true,
     advice: "get cifar-10-binary.tar.gz or cifar-10-python.tar.gz (`thanos-coord data fetch cifar10`), unpacked or not",
 };
 
@@ -136,24 +189,33 @@ const CIFAR100: Layouts = Layouts {
         Layout {
             form: Form::Binary,
             archive: Some("cifar-100-binary.tar.gz"),
-            folder: "cifar-100-binary",
+            folders: &["cifar-100-binary"],
             train: &[&["train.bin"]],
             test: &[&["test.bin"]],
         },
         Layout {
             form: Form::Pickle,
             archive: Some("cifar-100-python.tar.gz"),
-            folder: "cifar-100-python",
+            folders: &["cifar-100-python"],
             train: &[&["train"]],
             test: &[&["test"]],
         },
     ],
+    word: "cifar100",
+    other: "",
+    tells: true,
     advice: "get cifar-100-binary.tar.gz or cifar-100-python.tar.gz (`thanos-coord data fetch cifar100`), unpacked or not",
 };
 
 impl Layout {
     fn names(&self) -> impl Iterator<Item = Spellings> {
         self.train.iter().chain(self.test).copied()
+    }
+
+    /// All files in a folder.
+    fn all_in(&'static self, folder: &Path) -> Option<Place> {
+        let paths: Vec<PathBuf> = self.names().map_while(|names| find_file(folder, names)).collect();
+        (paths.len() == self.names().count()).then_some(Place::Files(self, paths))
     }
 
     fn of(&self, split: Split) -> &'static [Spellings] {
@@ -166,13 +228,14 @@ impl Layout {
 
 /// The raw files of a data set, found.
 pub(super) struct Found {
-    pub(super) layout: &'static Layout,
+    layouts: &'static Layouts,
     place: Place,
 }
 
 enum Place {
     /// Every file of the layout, training files first.
-    Files(Vec<PathBuf>),
+    Files(&'static Layout, Vec<PathBuf>),
+    /// Which of the forms is in it is known when it is read.
     Archive(PathBuf),
 }
 
@@ -181,82 +244,169 @@ impl Found {
     pub(super) fn originals(&self, split: Split) -> Result<Vec<RawFile>, DataError> {
         match &self.place {
             Place::Archive(path) => Ok(vec![RawFile::read(path)?]),
-            Place::Files(paths) => {
-                let (train, test) = paths.split_at(self.layout.train.len());
+            Place::Files(layout, paths) => {
+                let (train, test) = paths.split_at(layout.train.len());
                 let paths = if split == Split::Train { train } else { test };
                 paths.iter().map(|path| RawFile::read(path)).collect()
             }
         }
     }
 
-    /// The files of a split in the order of the layout.
-    pub(super) fn files(&self, split: Split) -> Result<Vec<RawFile>, DataError> {
-        let originals = self.originals(split)?;
-        let Place::Archive(path) = &self.place else { return Ok(originals) };
-        let [archive] = originals.as_slice() else { return Ok(originals) };
-        let (names, folder) = (self.layout.of(split), self.layout.folder);
-        let find = |entry: &str| {
-            let name = entry.strip_prefix(folder).and_then(|rest| rest.strip_prefix('/')).unwrap_or(entry);
-            names.iter().position(|spellings| spellings.contains(&name))
+    /// The files of a split in the order of the layout, and how they are written.
+    pub(super) fn files(&self, split: Split) -> Result<(Form, Vec<RawFile>), DataError> {
+        let path = match &self.place {
+            Place::Files(layout, _) => return Ok((layout.form, self.originals(split)?)),
+            Place::Archive(path) => path,
         };
-        let files = unpack(archive, names.len(), find)?;
-        let missing: Vec<&str> =
-            names.iter().zip(&files).filter(|(_, file)| file.is_none()).map(|(n, _)| n[0]).collect();
-        if missing.is_empty() {
-            return Ok(files.into_iter().flatten().collect());
+        let forms = self.layouts.forms;
+        // Every spelling of every file of every form has a place of its own.
+        let spelled: Vec<(usize, usize, &str)> = forms
+            .iter()
+            .enumerate()
+            .flat_map(|(form, layout)| {
+                let names = layout.of(split).iter().enumerate();
+                names.flat_map(move |(name, spellings)| spellings.iter().map(move |word| (form, name, *word)))
+            })
+            .collect();
+        let find = |name: &str| {
+            let name = name.strip_suffix(".gz").unwrap_or(name);
+            spelled.iter().position(|(_, _, spelling)| *spelling == name)
+        };
+        let (mut unpacked, others) = archive::unpack(&RawFile::read(path)?, spelled.len(), find)?;
+        let mut missing = Vec::new();
+        for (form, layout) in forms.iter().enumerate() {
+            let take = |name| {
+                let mut places = (0..spelled.len()).filter(|at| (spelled[*at].0, spelled[*at].1) == (form, name));
+                places.find_map(|at| unpacked[at].take())
+            };
+            let files: Vec<Option<RawFile>> = (0..layout.of(split).len()).map(take).collect();
+            if files.iter().all(Option::is_some) {
+                return Ok((layout.form, files.into_iter().flatten().collect()));
+            }
+            let absent = files.iter().zip(layout.of(split)).filter(|(file, _)| file.is_none());
+            let absent: Vec<&str> = absent.map(|(_, names)| names[0]).collect();
+            if missing.is_empty() || absent.len() < missing.len() {
+                missing = absent;
+            }
         }
-        Err(DataError::MissingInArchive { archive: path.clone(), files: missing.join(", ") })
+        Err(DataError::MissingInArchive { archive: path.clone(), files: missing.join(", "), others: others.join(", ") })
     }
 }
 
-/// Looks for every form of a data set in `data.dir`: in its folder, in the folder that the archive makes, and in the
-/// archive. One place must have all files: a set put together from two is more likely a mistake.
-fn find(config: &DataConfig, layouts: &Layouts) -> Result<Found, DataError> {
+/// Looks for every form of a data set in `data.dir`: in its folder, in the folders that archives and libraries make, and
+/// in archives. One place must have all files: a set put together from two is more likely a mistake.
+fn find(config: &DataConfig, layouts: &'static Layouts) -> Result<Found, DataError> {
     let files: Vec<&str> = layouts.forms[0].names().map(|spellings| spellings[0]).collect();
-    let dataset = DataSet::of(config).name;
-    let archives: Vec<&str> = layouts.forms.iter().filter_map(|layout| layout.archive).collect();
-    let given = dir(config, &files.join(", "), &archives)?;
+    let given = dir(config, &files.join(", "), &archive::ENDINGS)?;
+    let found = |place| Ok(Found { layouts, place });
     if given.is_file() {
-        let layout = layouts.forms.iter().find(|layout| layout.archive.is_some_and(|name| given.ends_with(name)));
-        let layout = layout.unwrap_or(&layouts.forms[0]);
-        return Ok(Found { layout, place: Place::Archive(given) });
+        return found(Place::Archive(given));
     }
-    let mut missing: Vec<&str> = files;
-    let mut places = Vec::new();
+    let mut search = Search { layouts, missing: files, places: vec![given.components().collect()] };
     for layout in layouts.forms {
-        for folder in ["", layout.folder] {
+        if let Some(files) = search.files(layout, &given) {
+            return found(files);
+        }
+        if let Some(archive) = layout.archive.map(|name| given.join(name)).filter(|path| path.is_file()) {
+            return found(Place::Archive(archive));
+        }
+    }
+    let (folders, names) = directly_in(&given);
+    let mut others: Vec<Place> = Vec::new();
+    if layouts.tells {
+        let inside = folders.iter().map(|folder| given.join(folder));
+        others = inside.filter_map(|folder| layouts.forms.iter().find_map(|form| form.all_in(&folder))).collect();
+    }
+    if others.is_empty() {
+        others = search.archives(&names).into_iter().map(|name| Place::Archive(given.join(name))).collect();
+    }
+    match others.len() {
+        0 => Err(search.missing(config, (folders, names))),
+        1 => found(others.remove(0)),
+        _ => {
+            let places: Vec<String> = others.iter().map(|place| place.path().display().to_string()).collect();
+            let advice = format!("name the one that is meant, such as data.dir={}", places[0]);
+            Err(DataError::Layout { dir: given, found: format!("found {}", places.join(" and ")), advice })
+        }
+    }
+}
+
+struct Search {
+    layouts: &'static Layouts,
+    /// The fewest files that a place lacks.
+    missing: Vec<&'static str>,
+    places: Vec<PathBuf>,
+}
+
+impl Search {
+    /// A form's files in one of its own folders.
+    fn files(&mut self, layout: &'static Layout, given: &Path) -> Option<Place> {
+        for folder in [""].iter().chain(layout.folders) {
             let place: PathBuf = given.join(folder).components().collect();
-            if places.contains(&place) {
-                continue;
+            if let Some(files) = layout.all_in(&place) {
+                return Some(files);
             }
             let absent: Vec<&str> =
                 layout.names().filter(|names| find_file(&place, names).is_none()).map(|names| names[0]).collect();
-            if absent.is_empty() {
-                let paths = layout.names().filter_map(|names| find_file(&place, names)).collect();
-                return Ok(Found { layout, place: Place::Files(paths) });
+            if absent.len() < self.missing.len() {
+                self.missing = absent;
             }
-            if absent.len() < missing.len() {
-                missing = absent;
-            }
-            if !folder.is_empty() {
-                places.push(place);
+            if !self.places.contains(&place) {
+                self.places.push(place);
             }
         }
-        if let Some(archive) = layout.archive.map(|name| given.join(name)).filter(|path| path.is_file()) {
-            return Ok(Found { layout, place: Place::Archive(archive) });
+        None
+    }
+
+    /// Archives whose name tells that they are of this data set; or else the only archive.
+    fn archives<'a>(&self, names: &'a BTreeSet<String>) -> Vec<&'a String> {
+        let archives: Vec<&String> = names.iter().filter(|name| is_archive(name)).collect();
+        let Layouts { word, other, .. } = self.layouts;
+        let is_ours = |name: &&&String| {
+            let name = name.to_lowercase().replace(['-', '_', ' '], "");
+            name.contains(word) && (other.is_empty() || !name.contains(other))
+        };
+        let ours: Vec<&String> = archives.iter().filter(is_ours).copied().collect();
+        let is_other = |name: &String| ["cifar", "mnist"].iter().any(|word| name.to_lowercase().contains(word));
+        match archives.as_slice() {
+            [only] if ours.is_empty() && !is_other(only) => vec![*only],
+            _ => ours,
         }
     }
-    places.insert(0, given.components().collect());
-    let places: Vec<String> = places.iter().map(|place| place.display().to_string()).collect();
-    let (files, places) = (missing.join(", "), places.join(" and "));
-    Err(DataError::Missing { dataset, files, places, advice: layouts.advice })
+
+    fn missing(self, config: &DataConfig, (folders, names): (BTreeSet<String>, BTreeSet<String>)) -> DataError {
+        let there: Vec<String> = folders.into_iter().map(|name| format!("{name}/")).chain(names).collect();
+        let there = match there.len() {
+            0 => "nothing".into(),
+            1..=MAX_SHOWN => there.join(", "),
+            more => format!("{} and {} more", there[..MAX_SHOWN].join(", "), more - MAX_SHOWN),
+        };
+        let mut places: Vec<String> = self.places.iter().map(|place| place.display().to_string()).collect();
+        places[0] += &format!(" (there is {there})");
+        let (files, places) = (self.missing.join(", "), places.join(" and "));
+        DataError::Missing { dataset: DataSet::of(config).name, files, places, advice: self.layouts.advice }
+    }
 }
 
-/// `data.dir` of a tree of pictures: a folder, its official archive in it, or a .zip.
-fn root(config: &DataConfig, files: &str, archive: &str) -> Result<PathBuf, DataError> {
-    let given = dir(config, files, &[".zip"])?;
-    let zip = given.join(archive);
-    Ok(if config.kind == DataKind::Tinyimagenet && zip.is_file() { zip } else { given })
+impl Place {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Archive(path) => path,
+            Self::Files(_, paths) => paths[0].parent().unwrap_or(&paths[0]),
+        }
+    }
+}
+
+/// The folders and the files directly in a folder; none of one that cannot be read, which is said elsewhere.
+fn directly_in(folder: &Path) -> (BTreeSet<String>, BTreeSet<String>) {
+    let mut names = (BTreeSet::new(), BTreeSet::new());
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !name.starts_with('.') {
+            _ = if entry.path().is_dir() { names.0.insert(name) } else { names.1.insert(name) };
+        }
+    }
+    names
 }
 
 /// `data.dir`, which is there and is a folder, or a file whose name ends with one of `archives`.
@@ -265,7 +415,7 @@ fn dir(config: &DataConfig, files: &str, archives: &[&str]) -> Result<PathBuf, D
     let files = files.to_owned();
     let Some(dir) = &config.dir else { return Err(DataError::NoDir { dataset, files }) };
     let refuse = |fault: String| Err(DataError::NotAFolder { dir: dir.clone(), fault, files });
-    let name = dir.to_string_lossy();
+    let name = dir.to_string_lossy().to_lowercase();
     match fs::metadata(dir) {
         Err(error) => refuse(error.to_string()),
         Ok(found) if !found.is_dir() && !archives.iter().any(|archive| name.ends_with(archive)) => {
@@ -275,8 +425,10 @@ fn dir(config: &DataConfig, files: &str, archives: &[&str]) -> Result<PathBuf, D
     }
 }
 
-/// The first of a file's spellings that is there, bare before gzipped.
+/// The first of a file's spellings that is there, bare before gzipped; or the file in a folder of its own name, as
+/// Kaggle unpacks it.
 fn find_file(folder: &Path, spellings: &[&str]) -> Option<PathBuf> {
     let named = |suffix: &'static str| spellings.iter().map(move |name| folder.join(format!("{name}{suffix}")));
-    named("").chain(named(".gz")).find(|path| path.is_file())
+    let nested = spellings.iter().map(|name| folder.join(name).join(name));
+    named("").chain(named(".gz")).chain(nested).find(|path| path.is_file())
 }

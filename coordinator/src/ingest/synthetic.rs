@@ -25,7 +25,7 @@ pub(crate) fn pack_synthetic(
     (images, seed): (u64, u64),
 ) -> Result<Packs, DataError> {
     let raw = Synthetic { facts: named(DataSet::of(config)), images, seed };
-    pack_raw(&Packing { raw: &raw, packs_dir, on_split: &|_, _, _| {} })
+    pack_raw(&Packing { raw: &raw, packs_dir, on_split: &|_, _, _| {} }, config.validation_fraction)
 }
 
 struct Synthetic {
@@ -79,7 +79,7 @@ impl RawSet for Synthetic {
             sink.images(&words.take(bytes).collect::<Vec<u8>>())?;
         }
         let fine = (0..images).map(|image| (image % classes) as i64).collect();
-        Ok(Decoded { fine, skipped: Vec::new() })
+        Ok(Decoded { fine, ..Decoded::default() })
     }
 }
 

@@ -3,14 +3,18 @@
 use super::*;
 use safetensors::SafeTensors;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::thread;
 use tempfile::TempDir;
 use thanos_configs::DataKind;
 use writers::gzip;
 
 mod archives;
+mod class_folders;
 mod fuzz;
+mod layouts;
 mod pictures;
+mod pillow;
 pub(super) mod writers;
 
 const CIFAR_BATCHES: [&str; 5] =
@@ -48,7 +52,8 @@ impl Folders {
 }
 
 fn pack_from(kind: DataKind, dir: Option<&Path>, packs_dir: &Path) -> Result<Packs, DataError> {
-    pack(&DataConfig { kind, dir: dir.map(Path::to_owned), ..DataConfig::default() }, packs_dir, &|_, _, _| {})
+    let config = DataConfig { kind, dir: dir.map(Path::to_owned), ..DataConfig::default() };
+    pack(&config, packs_dir, TestImages::Required, &|_, _, _| {})
 }
 
 fn is_temporary(entry: &std::io::Result<fs::DirEntry>) -> bool {
@@ -176,7 +181,7 @@ fn missing_files_are_all_named() {
         format!("data set mnist is read from a folder and none is given: set data.dir=DIR, the folder of {four}");
     assert_eq!(error, expected);
     let error = pack_from(DataKind::Mnist, Some(Path::new("/none/here")), packs_dir.path()).unwrap_err().to_string();
-    let end = format!("; set data.dir=DIR to the folder of {four}");
+    let end = format!("; set data.dir=DIR to the folder of {four}, or to an archive of them");
     assert!(error.starts_with("data.dir=/none/here: No such file") && error.ends_with(&end), "{error}");
     let folders = mnist();
     folders.put("file", b"");
@@ -185,14 +190,16 @@ fn missing_files_are_all_named() {
 
     fs::remove_file(folders.raw.path().join("train-labels-idx1-ubyte")).unwrap();
     fs::remove_file(folders.raw.path().join("t10k-images-idx3-ubyte")).unwrap();
-    let expected = "data set mnist: missing train-labels-idx1-ubyte, t10k-images-idx3-ubyte; looked in RAW; get the \
+    let expected = "data set mnist: missing train-labels-idx1-ubyte, t10k-images-idx3-ubyte; looked in RAW (there is file, \
+                    t10k-labels-idx1-ubyte, train-images-idx3-ubyte) and RAW/MNIST/raw and RAW/raw; get the \
                     four IDX files, gzipped (.gz) or not (`thanos-coord data fetch`), and set data.dir=DIR to their folder";
     assert_eq!(folders.refusal(DataKind::Mnist), expected);
 
     // Whichever folder has the most is meant.
     let folders = cifar("cifar-10-batches-bin/");
     fs::remove_file(folders.raw.path().join("cifar-10-batches-bin/data_batch_3.bin")).unwrap();
-    let expected = "data set cifar10: missing data_batch_3.bin; looked in RAW and RAW/cifar-10-batches-bin and";
+    let expected = "data set cifar10: missing data_batch_3.bin; looked in RAW (there is cifar-10-batches-bin/) and \
+                    RAW/cifar-10-batches-bin and";
     let refusal = folders.refusal(DataKind::Cifar10);
     assert!(refusal.starts_with(expected), "{refusal}");
 }
@@ -240,11 +247,12 @@ fn a_pack_is_reused_until_its_raw_files_change() {
     let first = folders.pack(DataKind::Mnist).unwrap();
     let name = first.train.path.file_name().unwrap().to_string_lossy().into_owned();
     assert!(name.starts_with("mnist-train-") && name.len() == "mnist-train-.safetensors".len() + 16, "{name}");
-    let written = |packs: &Packs| fs::metadata(&packs.train.path).unwrap().modified().unwrap();
-    let time = written(&first);
+    // A pack that is written again is another file of the same name.
+    let written = |packs: &Packs| fs::metadata(&packs.train.path).unwrap().ino();
+    let file = written(&first);
     let second = folders.pack(DataKind::Mnist).unwrap();
     assert_eq!(second, Packs { reused: true, ..first.clone() });
-    assert_eq!(written(&second), time);
+    assert_eq!(written(&second), file);
 
     // Cut off: written again, to the same bytes.
     let bytes = fs::read(&first.test.path).unwrap();

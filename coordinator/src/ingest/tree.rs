@@ -1,33 +1,32 @@
 //! A tree of files, as a folder or as a .zip: its names, and the content of each, without unpacking anything to disk.
-//! Names that lead out of it are refused. It knows nothing of images or data sets.
+//! In a folder links are followed, as by torchvision; in an archive, links and names that lead out are refused. It knows
+//! nothing of images or data sets.
+
+mod folder;
+mod zipped;
 
 use super::error::{DataError, RawFault};
-use super::raw::{MOST_BYTES, at_most};
+use super::raw::at_most;
 use sha2::{Digest, Sha256};
-use std::fs::{self, File};
-use std::io::Cursor;
-use std::path::{Component, Path, PathBuf};
-use std::sync::Arc;
-use std::time::UNIX_EPOCH;
-use walkdir::WalkDir;
-use zip::ZipArchive;
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use zipped::Zip;
 
 /// Folders within each other.
-const MOST_DEPTH: usize = 8;
-/// Files of a tree: TinyImageNet has 120,609.
-const MOST_FILES: usize = 8 << 20;
+const MAX_DEPTH: usize = 32;
+/// Files of a tree: TinyImageNet has 120,609, ImageNet 1.3 million.
+const MAX_FILES: usize = 8 << 20;
 /// Bytes of one file of a tree, unpacked.
-const MOST_FILE_BYTES: u64 = 64 << 20;
-/// A file's type within the mode that Unix archivers keep.
-const FILE_TYPE: u32 = 0o170_000;
-const REGULAR_FILE: u32 = 0o100_000;
+pub(super) const MAX_FILE_BYTES: u64 = 64 << 20;
 
-/// Files below one root, by name.
+/// Files below one root, by name: those of the folders that were listed.
 pub(super) struct Tree {
     root: PathBuf,
     store: Store,
     /// Sorted by name, each once.
     files: Vec<TreeFile>,
+    skipped: Vec<Passed>,
 }
 
 /// One file: its name is relative to the root, its parts joined by `/`.
@@ -39,49 +38,106 @@ pub(super) struct TreeFile {
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum At {
-    /// Length, and nanoseconds of the last change.
-    Folder { bytes: u64, changed: u128 },
-    /// Index in the archive.
-    Zip(usize),
+    Folder {
+        bytes: u64,
+        /// Nanoseconds of the last change.
+        changed: u128,
+        /// Where the name is not UTF-8.
+        path: Option<Box<Path>>,
+    },
+    Zip {
+        index: usize,
+        bytes: u64,
+        crc32: u32,
+    },
+}
+
+/// A file of a folder that cannot be one of the data set, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Passed {
+    pub(super) name: String,
+    pub(super) reason: &'static str,
 }
 
 enum Store {
     Folder,
-    /// A copy of the reader shares bytes and directory: one a thread.
-    Zip {
-        archive: ZipArchive<Cursor<Arc<[u8]>>>,
-        sha256: Vec<u8>,
-    },
+    Zip(Zip),
+}
+
+/// What is directly in the root, each sorted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Top {
+    pub(super) folders: BTreeSet<String>,
+    pub(super) files: BTreeSet<String>,
 }
 
 impl Tree {
-    /// Lists a folder, or a .zip whose bytes are read whole.
+    /// Opens a folder, of which nothing is listed yet, or a .zip, of which the directory is read.
     ///
     /// # Errors
-    /// If it cannot be read, or holds a name that leads out of it or that is there twice.
+    /// If an archive cannot be read, or has a name that leads out of it or that is there twice.
     pub(super) fn open(root: &Path) -> Result<Self, DataError> {
-        let refuse = |fault| DataError::raw(root, fault);
-        let (store, mut files) = if root.is_dir() {
-            (Store::Folder, list_folder(root)?)
-        } else {
-            let file = File::open(root).map_err(|error| refuse(error.into()))?;
-            let bytes = at_most(file, MOST_BYTES).map_err(|(_, fault)| refuse(fault))?;
-            let sha256 = Sha256::digest(&bytes).to_vec();
-            let archive = ZipArchive::new(Cursor::new(bytes.into())).map_err(|error| refuse(zip_fault(&error)))?;
-            let files = list_zip(root, &archive)?;
-            (Store::Zip { archive, sha256 }, files)
+        let store = if root.is_dir() { Store::Folder } else { Store::Zip(Zip::open(root)?) };
+        Ok(Self { root: root.into(), store, files: Vec::new(), skipped: Vec::new() })
+    }
+
+    /// The names directly in the root, hidden ones and those that systems leave in folders apart. A .zip in which all
+    /// is in one folder has that folder as its root, unless it is one of `splits`.
+    ///
+    /// # Errors
+    /// If the folder cannot be read.
+    pub(super) fn top(&mut self, splits: &[&str]) -> Result<Top, DataError> {
+        match &mut self.store {
+            Store::Folder => folder::top(&self.root),
+            Store::Zip(zip) => Ok(zip.top(splits)),
+        }
+    }
+
+    /// Whether there is a folder of this name (`a/b`).
+    pub(super) fn has_folder(&self, name: &str) -> bool {
+        match &self.store {
+            Store::Folder => self.root.join(name).is_dir(),
+            Store::Zip(zip) => zip.has_folder(name),
+        }
+    }
+
+    /// The folders directly in a folder of the tree, as [`Tree::top`].
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub(super) fn folders_in(&self, name: &str) -> Result<BTreeSet<String>, DataError> {
+        match &self.store {
+            Store::Folder => Ok(folder::top(&self.root.join(name))?.folders),
+            Store::Zip(zip) => Ok(zip.directly_in(&format!("{name}/")).folders),
+        }
+    }
+
+    /// Lists the files below a folder of the tree (`a/b`), or one file, beside what is listed already.
+    ///
+    /// # Errors
+    /// If a folder cannot be read, is nested too deeply or has too many files. One that is not there has no files.
+    pub(super) fn list(&mut self, name: &str) -> Result<(), DataError> {
+        let found = match &self.store {
+            Store::Folder => folder::list(&self.root, name, &mut self.skipped)?,
+            Store::Zip(zip) => zip.list(name),
         };
-        files.sort();
-        Ok(Self { root: root.into(), store, files })
+        self.files.extend(found);
+        if self.files.len() > MAX_FILES {
+            return Err(DataError::raw(&self.root, RawFault::TooManyFiles { most: MAX_FILES }));
+        }
+        self.files.sort();
+        self.files.dedup();
+        Ok(())
     }
 
-    /// The files below a folder of the tree, with the rest of their names; `folder` ends with `/`.
+    /// The listed files below a folder, with the rest of their names; `folder` ends with `/`.
     pub(super) fn below<'a>(&'a self, folder: &str) -> impl Iterator<Item = (&'a str, &'a TreeFile)> {
+        let from = self.files.partition_point(|file| file.name.as_str() < folder);
         let inside = move |file: &'a TreeFile| Some((file.name.strip_prefix(folder)?, file));
-        self.files.iter().filter_map(inside)
+        self.files[from..].iter().map_while(inside)
     }
 
-    /// A file by its name.
+    /// A listed file by its name.
     pub(super) fn find(&self, name: &str) -> Option<&TreeFile> {
         let at = self.files.binary_search_by(|file| file.name.as_str().cmp(name)).ok()?;
         self.files.get(at)
@@ -89,7 +145,15 @@ impl Tree {
 
     /// What messages call a file.
     pub(super) fn path(&self, name: &str) -> PathBuf {
-        self.root.join(name)
+        match &self.store {
+            Store::Folder => self.root.join(name),
+            Store::Zip(zip) => self.root.join(zip.prefix()).join(name),
+        }
+    }
+
+    /// What was found in the listed folders and is no file: links to nothing, links in a circle, sockets.
+    pub(super) fn skipped(&self) -> &[Passed] {
+        &self.skipped
     }
 
     /// The content of a file of this tree.
@@ -98,118 +162,39 @@ impl Tree {
     /// If it cannot be read, is longer than a file of images may be, or is damaged in its archive.
     pub(super) fn read(&self, file: &TreeFile) -> Result<Vec<u8>, RawFault> {
         match (&self.store, &file.at) {
-            (Store::Zip { archive, .. }, At::Zip(index)) => {
-                let mut archive = archive.clone();
-                let entry = archive.by_index(*index).map_err(|error| zip_fault(&error))?;
-                at_most(entry, MOST_FILE_BYTES).map_err(|(_, fault)| fault)
-            }
-            _ => at_most(File::open(self.path(&file.name))?, MOST_FILE_BYTES).map_err(|(_, fault)| fault),
+            (Store::Zip(zip), At::Zip { index, .. }) => zip.read(*index),
+            (_, At::Folder { path: Some(path), .. }) => read_file(&self.root.join(path)),
+            _ => read_file(&self.root.join(&file.name)),
         }
     }
+}
 
-    /// Adds to a hash what tells this tree from another: the bytes of an archive; names, lengths and times of the last
-    /// change of the files of a folder, since reading them all would take as long as packing them.
+fn read_file(path: &Path) -> Result<Vec<u8>, RawFault> {
+    at_most(File::open(path)?, MAX_FILE_BYTES).map_err(|(_, fault)| fault)
+}
+
+impl TreeFile {
+    /// Adds to a hash what tells this file from others: its name, and its length and time of the last change in a
+    /// folder, since reading all would take as long as packing them; its length and CRC-32 in an archive.
     pub(super) fn hash_into(&self, hash: &mut Sha256) {
-        if let Store::Zip { sha256, .. } = &self.store {
-            hash.update(sha256);
-            return;
-        }
-        stamp_files(&self.files, hash);
-    }
-}
-
-/// Adds names, lengths and times of the files of a folder to a hash, without reading any.
-///
-/// # Errors
-/// As [`Tree::open`]'s.
-pub(super) fn stamp_into(root: &Path, hash: &mut Sha256) -> Result<(), DataError> {
-    let mut files = list_folder(root)?;
-    files.sort();
-    stamp_files(&files, hash);
-    Ok(())
-}
-
-fn stamp_files(files: &[TreeFile], hash: &mut Sha256) {
-    for file in files {
-        hash.update((file.name.len() as u64).to_le_bytes());
-        hash.update(file.name.as_bytes());
-        if let At::Folder { bytes, changed } = file.at {
-            hash.update(bytes.to_le_bytes());
-            hash.update(changed.to_le_bytes());
-        }
-    }
-}
-
-/// Hidden files are not listed: systems leave them in every folder.
-fn list_folder(root: &Path) -> Result<Vec<TreeFile>, DataError> {
-    let whole_root = fs::canonicalize(root).map_err(|error| DataError::raw(root, error.into()))?;
-    let hidden = |name: &std::ffi::OsStr| name.to_string_lossy().starts_with('.');
-    let mut files = Vec::new();
-    let walk = WalkDir::new(root).min_depth(1).max_depth(MOST_DEPTH).into_iter();
-    for entry in walk.filter_entry(|entry| entry.depth() == 0 || !hidden(entry.file_name())) {
-        let entry = entry.map_err(|error| DataError::raw(root, RawFault::Io(error.into())))?;
-        let refuse = |fault| Err(DataError::raw(entry.path(), fault));
-        if entry.path_is_symlink() {
-            match fs::canonicalize(entry.path()) {
-                Err(error) => return refuse(error.into()),
-                Ok(to) if !to.starts_with(&whole_root) || to.is_dir() => return refuse(RawFault::Link { to }),
-                Ok(_) => {}
+        hash.update((self.name.len() as u64).to_le_bytes());
+        hash.update(self.name.as_bytes());
+        match &self.at {
+            At::Folder { bytes, changed, .. } => {
+                hash.update(bytes.to_le_bytes());
+                hash.update(changed.to_le_bytes());
             }
-        } else if entry.file_type().is_dir() {
-            if entry.depth() == MOST_DEPTH {
-                return refuse(RawFault::TooDeep { most: MOST_DEPTH });
+            At::Zip { bytes, crc32, .. } => {
+                hash.update(bytes.to_le_bytes());
+                hash.update(crc32.to_le_bytes());
             }
-            continue;
-        }
-        let name = entry.path().strip_prefix(root).unwrap_or(entry.path());
-        let Some(name) = name.to_str() else { return refuse(RawFault::NotUtf8) };
-        let at = fs::metadata(entry.path()).and_then(|found| {
-            let changed = found.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
-            Ok(At::Folder { bytes: found.len(), changed: changed.as_nanos() })
-        });
-        match at {
-            Ok(at) => files.push(TreeFile { name: name.into(), at }),
-            Err(error) => return refuse(error.into()),
-        }
-        if files.len() > MOST_FILES {
-            return Err(DataError::raw(root, RawFault::TooManyFiles { most: MOST_FILES }));
         }
     }
-    Ok(files)
 }
 
-fn list_zip(root: &Path, archive: &ZipArchive<Cursor<Arc<[u8]>>>) -> Result<Vec<TreeFile>, DataError> {
-    let refuse = |fault| DataError::raw(root, fault);
-    if archive.has_duplicate_names() {
-        return Err(refuse(RawFault::ZipNamesTwice));
-    }
-    if archive.len() > MOST_FILES {
-        return Err(refuse(RawFault::TooManyFiles { most: MOST_FILES }));
-    }
-    let mut archive = archive.clone();
-    let mut files = Vec::new();
-    for index in 0..archive.len() {
-        let entry = archive.by_index_raw(index).map_err(|error| refuse(zip_fault(&error)))?;
-        let name = entry.name().map_err(|error| refuse(zip_fault(&error)))?.into_owned();
-        let path = root.join(&name);
-        let stays = |part: Component<'_>| matches!(part, Component::Normal(_));
-        if name.contains(['\\', '\0']) || !Path::new(&name).components().all(stays) {
-            return Err(refuse(RawFault::Outside { name }));
-        }
-        if entry.is_dir() || name.rsplit('/').any(|part| part.starts_with('.')) {
-            continue;
-        }
-        if entry.unix_mode().is_some_and(|mode| ![0, REGULAR_FILE].contains(&(mode & FILE_TYPE))) {
-            return Err(DataError::raw(&path, RawFault::NotRegular));
-        }
-        if entry.size() > MOST_FILE_BYTES {
-            return Err(DataError::raw(&path, RawFault::TooLarge { most: MOST_FILE_BYTES }));
-        }
-        files.push(TreeFile { name, at: At::Zip(index) });
-    }
-    Ok(files)
-}
-
-fn zip_fault(error: &zip::result::ZipError) -> RawFault {
-    RawFault::Zip(error.to_string())
+/// Whether operating systems, desktops and file servers leave a file or folder of this name beside a user's own.
+fn is_system_file(name: &str) -> bool {
+    const NAMES: [&str; 7] =
+        ["Thumbs.db", "desktop.ini", "lost+found", "__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"];
+    name.starts_with('.') || NAMES.iter().any(|known| known.eq_ignore_ascii_case(name))
 }

@@ -2,12 +2,14 @@
 //! are whole or a fault that says something. Mutations are seeded, so a failure names the seed that repeats it.
 
 use super::super::cifar::Cifar;
-use super::super::picture::{self, Size};
+use super::super::picture::{self, Rules, Size};
 use super::super::{digits, idx, pickle};
-use super::writers::{array, dict, jpeg, list, png, tar_gz, zip};
+use super::writers::{array, dict, jpeg, list, picture_in, png, tar_gz, zip};
 use super::*;
-use crate::ingest::raw::{RawFile, unpack};
+use crate::ingest::archive::unpack;
+use crate::ingest::raw::RawFile;
 use crate::ingest::tree::Tree;
+use image::ImageFormat;
 use thanos_configs::{DataSet, SplitMix64};
 
 const SEEDS: u64 = 4_000;
@@ -120,9 +122,9 @@ fn archives() {
     let path = folder.path().join("archive");
     let read = |bytes: &[u8]| {
         fs::write(&path, bytes).unwrap();
-        unpack(&RawFile::read(&path)?, 2, |name| ["a/one", "a/two"].iter().position(|known| *known == name))
+        unpack(&RawFile::read(&path)?, 2, |name| ["one", "two"].iter().position(|known| *known == name))
     };
-    let contents = |files: &Vec<Option<RawFile>>| {
+    let contents = |(files, _): &(Vec<Option<RawFile>>, Vec<String>)| {
         // The checksum covers every byte: what is accepted is what was written.
         files
             .iter()
@@ -131,9 +133,12 @@ fn archives() {
             .all(|file| file == [1; 700] || file == [2; 9])
     };
     fuzz("tar.gz", &tar_gz(&files), read, contents);
+    fuzz("zip of a few files", &zip(&files), read, contents);
     let read = |bytes: &[u8]| -> Result<Vec<Vec<u8>>, DataError> {
         fs::write(&path, bytes).unwrap();
-        let tree = Tree::open(&path)?;
+        let mut tree = Tree::open(&path)?;
+        tree.top(&["train"])?;
+        tree.list("")?;
         let read = |(_, file)| tree.read(file).map_err(|fault| DataError::raw(&path, fault));
         tree.below("").map(read).collect()
     };
@@ -145,10 +150,13 @@ fn archives() {
 fn pictures() {
     let read = |bytes: &[u8]| {
         let mut out = vec![0; 16 * 16 * 3];
-        picture::decode(bytes, Size::Fit(16), &mut out).map(|()| out)
+        picture::decode(bytes, Rules { size: Size::Fit(16), exif_orientation: true }, &mut out).map(|_| out)
     };
     let whole = |out: &Vec<u8>| out.len() == 768;
     fuzz("JPEG", &jpeg(16, 1), read, whole);
     fuzz("grey JPEG", &jpeg(24, 2), read, whole);
     fuzz("PNG", &png(20, 16, 3), read, whole);
+    for format in [ImageFormat::WebP, ImageFormat::Bmp, ImageFormat::Tiff, ImageFormat::Gif, ImageFormat::Pnm] {
+        fuzz(&format!("{format:?}"), &picture_in(format), read, whole);
+    }
 }

@@ -2,7 +2,6 @@
 
 use super::writers::{jpeg, png, tinyimagenet, unpacked, zip};
 use super::*;
-use std::os::unix::fs::symlink;
 use thanos_configs::OnBadImage;
 
 /// Two classes of three pictures to train on, of different sizes and formats, and one each to test.
@@ -31,7 +30,7 @@ fn config(folders: &Folders, change: impl FnOnce(&mut DataConfig)) -> DataConfig
 }
 
 fn pack_folder(folders: &Folders, change: impl FnOnce(&mut DataConfig)) -> Result<Packs, DataError> {
-    pack(&config(folders, change), folders.packs.path(), &|_, _, _| {})
+    pack(&config(folders, change), folders.packs.path(), TestImages::Required, &|_, _, _| {})
 }
 
 #[track_caller]
@@ -85,8 +84,6 @@ fn bad_tinyimagenets_say_what_is_wrong() {
     };
     let list =
         |edit: &dyn Fn(String) -> String| edit((0..200).map(|class| format!("n{class:03}\n")).collect()).into_bytes();
-    check("wnids.txt", None, "data set tinyimagenet: missing wnids.txt, train/, val/val_annotations.txt; looked in");
-    check("wnids.txt", Some(&list(&|text| text.replace('\n', "\r\n"))), "RAW/wnids.txt: line 1 ends in CR LF");
     check(
         "wnids.txt",
         Some(&list(&|text| text.replace("n004", "n003"))),
@@ -110,12 +107,7 @@ fn bad_tinyimagenets_say_what_is_wrong() {
         Some(&jpeg(32, 5)),
         "RAW/train/n005/images/n005_0.JPEG: expected 64 x 64 pixels, got 32 x 32",
     );
-    check(
-        "train/n005/images/n005_1.JPEG",
-        Some(b"GIF89a"),
-        "RAW/train/n005/images/n005_1.JPEG: it is neither JPEG nor PNG",
-    );
-    check("train/n005/images/list.txt", Some(b"x"), "RAW/train/n005/images/list.txt: its name ends with none of");
+    check("train/n005/images/n005_1.JPEG", Some(b"GIF89a"), "RAW/train/n005/images/n005_1.JPEG: the image is damaged");
     check(
         "val/val_annotations.txt",
         Some(b"val_0.JPEG\tn777\t0\n"),
@@ -160,41 +152,20 @@ fn bad_folders_say_what_is_wrong() {
         folders.put(name, content);
         refused(&folders, expected);
     };
-    check("train/a.png", &png(9, 9, 1), "RAW/train/a.png: expected a folder a class, and images in them");
-    check("test/cow/a.png", &png(9, 9, 1), "RAW/test/cow/a.png: `cow` is no folder of train/");
-    check("train/cat/notes.txt", b"x", "RAW/train/cat/notes.txt: its name ends with none of .jpeg, .jpg, .png");
     check("train/cat/d.png", &png(9, 9, 1)[..40], "RAW/train/cat/d.png: the image is damaged");
-    refused(&Folders::new(), "RAW/train: there are no images in it");
-    let folders = image_folder();
-    fs::remove_dir_all(folders.raw.path().join("test")).unwrap();
-    refused(&folders, "RAW/test: there are no images in it");
-}
-
-#[test]
-fn links_that_lead_out_are_refused() {
-    let folders = image_folder();
-    symlink(folders.raw.path().join("train/cat/a.png"), folders.raw.path().join("train/dog/z.png")).unwrap();
-    assert_eq!(pack_folder(&folders, |_| {}).unwrap().train.images, 7, "a link to a file below the folder is followed");
-    symlink("/etc/passwd", folders.raw.path().join("train/dog/y.png")).unwrap();
-    refused(
-        &folders,
-        "RAW/train/dog/y.png: it is a link to /etc/passwd: only links to files below data.dir are followed",
-    );
-    fs::remove_file(folders.raw.path().join("train/dog/y.png")).unwrap();
-    symlink("..", folders.raw.path().join("train/dog/loop")).unwrap();
-    refused(&folders, "RAW/train/dog/loop: it is a link to RAW/train");
+    refused(&Folders::new(), "data.dir=RAW: there is no folder of training images such as train/ in it");
 }
 
 #[test]
 fn bad_images_are_left_out_and_named_if_asked_for() {
     let folders = image_folder();
-    folders.put("train/cat/bad.jpg", &jpeg(32, 1)[..200]).put("train/dog/bad.txt", b"x");
+    folders.put("train/cat/bad.jpg", &jpeg(32, 1)[..200]).put("train/dog/bad.png", b"x");
     refused(&folders, "RAW/train/cat/bad.jpg: the JPEG is cut off after 200 bytes; replace it, or leave out");
     let skip = |config: &mut DataConfig| config.on_bad_image = OnBadImage::Skip;
     let packs = pack_folder(&folders, skip).unwrap();
     assert_eq!((packs.train.images, packs.test.images), (6, 2));
     let names: Vec<&str> = packs.train.skipped.iter().map(|image| image.name.as_str()).collect();
-    assert_eq!(names, ["train/cat/bad.jpg", "train/dog/bad.txt"]);
+    assert_eq!(names, ["train/cat/bad.jpg", "train/dog/bad.png"]);
     assert_eq!(tensors(&packs.train).2, [0, 0, 0, 1, 1, 1], "labels stay with their images");
     let again = pack_folder(&folders, skip).unwrap();
     assert!(again.reused && again.train.skipped == packs.train.skipped, "told again when the pack is used again");

@@ -52,6 +52,11 @@ pub(in crate::ingest) fn gzip(bytes: &[u8]) -> Vec<u8> {
 
 /// A .tar.gz of files.
 pub(in crate::ingest) fn tar_gz(files: &[(String, Vec<u8>)]) -> Vec<u8> {
+    gzip(&tar(files))
+}
+
+/// A .tar of files.
+pub(in crate::ingest) fn tar(files: &[(String, Vec<u8>)]) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     for (name, content) in files {
         let mut header = tar::Header::new_gnu();
@@ -59,7 +64,7 @@ pub(in crate::ingest) fn tar_gz(files: &[(String, Vec<u8>)]) -> Vec<u8> {
         header.set_mode(0o644);
         tar.append_data(&mut header, name, content.as_slice()).unwrap();
     }
-    gzip(&tar.into_inner().unwrap())
+    tar.into_inner().unwrap()
 }
 
 /// A .zip of files.
@@ -90,6 +95,23 @@ pub(in crate::ingest) fn png(width: u32, height: u32, seed: u8) -> Vec<u8> {
     let mut file = Cursor::new(Vec::new());
     let picture = RgbImage::from_fn(width, height, |x, y| image::Rgb([x as u8, y as u8, seed]));
     DynamicImage::from(picture).write_to(&mut file, ImageFormat::Png).unwrap();
+    file.into_inner()
+}
+
+/// A picture of 8 x 8 pixels of one grey.
+pub(in crate::ingest) fn solid_png(grey: u8) -> Vec<u8> {
+    let mut file = Cursor::new(Vec::new());
+    DynamicImage::from(RgbImage::from_pixel(8, 8, image::Rgb([grey; 3])))
+        .write_to(&mut file, ImageFormat::Png)
+        .unwrap();
+    file.into_inner()
+}
+
+/// A small picture of many colours in a format.
+pub(in crate::ingest) fn picture_in(format: ImageFormat) -> Vec<u8> {
+    let mut file = Cursor::new(Vec::new());
+    let picture = RgbImage::from_fn(21, 17, |x, y| image::Rgb([x as u8 * 9, y as u8 * 11, 40]));
+    DynamicImage::from(picture).write_to(&mut file, format).unwrap();
     file.into_inner()
 }
 
