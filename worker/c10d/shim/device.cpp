@@ -1,12 +1,11 @@
 // What a GPU needs beside its tensors, and tch does not bind: which one this thread uses, its memory, events on its
 // streams, and the precision of its products. As in shim.cpp, every function returns the text of an error, or null.
+// It goes through c10's interface for any device: CUDA's own headers would bring inline calls of the CUDA runtime, which
+// this program would then have to be linked with and to find.
 #include <ATen/Context.h>
-#ifdef USE_C10D_NCCL
-#include <ATen/cuda/CUDAEvent.h>
-#include <c10/cuda/CUDACachingAllocator.h>
-#include <c10/cuda/CUDAFunctions.h>
-#include <cuda_runtime_api.h>
-#endif
+#include <c10/core/CachingDeviceAllocator.h>
+#include <c10/core/Event.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <cstdint>
 #include <cstdlib>
@@ -17,9 +16,10 @@
 
 namespace {
 
-#ifndef USE_C10D_NCCL
-[[noreturn]] void no_cuda() { throw std::runtime_error("this program was built without CUDA"); }
-#endif
+c10::impl::VirtualGuardImpl cuda() {
+  if (!c10::impl::hasDeviceGuardImpl(c10::kCUDA)) throw std::runtime_error("this program was built without CUDA");
+  return c10::impl::VirtualGuardImpl(c10::kCUDA);
+}
 
 }  // namespace
 
@@ -36,49 +36,40 @@ char* thanos_set_tf32(bool allowed) {
 // NCCL reads it when it first starts. Not thread-safe, as setenv is not.
 void thanos_use_interface(const char* name) { setenv("NCCL_SOCKET_IFNAME", name, /*overwrite=*/0); }
 
-#ifdef USE_C10D_NCCL
-
 // Of this thread: pinned memory, streams and events without a tensor belong to the current device.
 char* thanos_use_gpu(int32_t gpu) {
-  return guard([&] { c10::cuda::set_device(static_cast<c10::DeviceIndex>(gpu)); });
+  return guard([&] { cuda().setDevice({c10::kCUDA, static_cast<c10::DeviceIndex>(gpu)}); });
 }
 
 char* thanos_gpu_memory(uint64_t* free_bytes, uint64_t* total_bytes) {
   return guard([&] {
-    size_t free = 0, total = 0;
-    C10_CUDA_CHECK(cudaMemGetInfo(&free, &total));
+    const auto gpu = cuda().getDevice().index();
+    // It exists once CUDA is initialised.
+    at::globalContext().lazyInitDevice(c10::kCUDA);
+    const auto [free, total] = c10::getDeviceAllocator(c10::kCUDA)->getMemoryInfo(gpu);
     *free_bytes = free;
     *total_bytes = total;
   });
 }
 
-char* thanos_event_record(at::cuda::CUDAEvent** out) {
+char* thanos_event_record(c10::Event** out) {
   return guard([&] {
-    auto event = std::make_unique<at::cuda::CUDAEvent>(cudaEventDefault);
-    event->record();
+    const auto impl = cuda();
+    // Of the two kinds of events, this one measures time.
+    auto event = std::make_unique<c10::Event>(c10::kCUDA, c10::EventFlag::BACKEND_DEFAULT);
+    event->record(impl.getStream(impl.getDevice()));
     *out = event.release();
   });
 }
 
-char* thanos_event_wait(at::cuda::CUDAEvent* event) {
+char* thanos_event_wait(c10::Event* event) {
   return guard([&] { event->synchronize(); });
 }
 
-char* thanos_event_elapsed(at::cuda::CUDAEvent* from, at::cuda::CUDAEvent* to, double* milliseconds) {
-  return guard([&] { *milliseconds = from->elapsed_time(*to); });
+char* thanos_event_elapsed(c10::Event* from, c10::Event* to, double* milliseconds) {
+  return guard([&] { *milliseconds = from->elapsedTime(*to); });
 }
 
-void thanos_event_free(at::cuda::CUDAEvent* event) { delete event; }
-
-#else
-
-char* thanos_use_gpu(int32_t) { return guard(no_cuda); }
-char* thanos_gpu_memory(uint64_t*, uint64_t*) { return guard(no_cuda); }
-char* thanos_event_record(void**) { return guard(no_cuda); }
-char* thanos_event_wait(void*) { return guard(no_cuda); }
-char* thanos_event_elapsed(void*, void*, double*) { return guard(no_cuda); }
-void thanos_event_free(void*) {}
-
-#endif
+void thanos_event_free(c10::Event* event) { delete event; }
 
 }  // extern "C"

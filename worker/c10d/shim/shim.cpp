@@ -5,11 +5,10 @@
 #include <sched.h>
 
 #include <ATen/ops/_fused_adamw.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #ifdef USE_C10D_NCCL
-#include <c10/cuda/CUDAFunctions.h>
-#include <c10/cuda/CUDAStream.h>
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
 #endif
 
@@ -171,6 +170,26 @@ class CallbackStore : public c10d::Store {
   StoreCall call_;
 };
 
+// Collectives that this process has entered and left, and how long it has waited in them: the rank that has entered the
+// fewest is the one that the others wait for, and the one that waits least makes them wait.
+std::atomic<uint64_t> collectives_entered{0};
+std::atomic<uint64_t> collectives_left{0};
+std::atomic<uint64_t> collectives_waited_us{0};
+
+// Counts a collective, also one that fails, or that needs no peer.
+struct Counted {
+  Counted() { collectives_entered++; }
+  ~Counted() {
+    const auto waited = std::chrono::steady_clock::now() - begin;
+    collectives_waited_us += std::chrono::duration_cast<std::chrono::microseconds>(waited).count();
+    collectives_left++;
+  }
+  Counted(const Counted&) = delete;
+  Counted& operator=(const Counted&) = delete;
+
+  std::chrono::steady_clock::time_point begin = std::chrono::steady_clock::now();
+};
+
 // A group that its owner can close while others refer to it, and that another thread can abort. After an error,
 // libtorch's autograd engine keeps what was left of the backward pass in a queue of its own until the next one, and with
 // it whatever a graph refers to: peers would wait at connections that are never used and never closed.
@@ -192,6 +211,13 @@ class Group : public torch::CustomClassHolder {
   // Makes the communicator now instead of in the first collective. It blocks until all ranks are there.
   void connect() const {
     if (is_nccl()) get().eagerConnectSingleDevice(*gpu_);
+  }
+
+  // Waits until the kernels that were launched so far are done; Gloo's collectives are when they return.
+  void wait() const {
+    if (!is_nccl()) return;
+    const Counted counted;
+    c10::impl::VirtualGuardImpl(c10::kCUDA).getStream(*gpu_).synchronize();
   }
 
   // Fails if the group was aborted, or if NCCL has reported an error. After an abort the kernels of its collectives
@@ -253,26 +279,6 @@ std::shared_ptr<::gloo::transport::Device> make_device(const std::string& host, 
   if (failure) std::rethrow_exception(failure);
   return device;
 }
-
-// Collectives that this process has entered and left, and how long it has waited in them: the rank that has entered the
-// fewest is the one that the others wait for, and the one that waits least makes them wait.
-std::atomic<uint64_t> collectives_entered{0};
-std::atomic<uint64_t> collectives_left{0};
-std::atomic<uint64_t> collectives_waited_us{0};
-
-// Counts a collective, also one that fails, or that needs no peer.
-struct Counted {
-  Counted() { collectives_entered++; }
-  ~Counted() {
-    const auto waited = std::chrono::steady_clock::now() - begin;
-    collectives_waited_us += std::chrono::duration_cast<std::chrono::microseconds>(waited).count();
-    collectives_left++;
-  }
-  Counted(const Counted&) = delete;
-  Counted& operator=(const Counted&) = delete;
-
-  std::chrono::steady_clock::time_point begin = std::chrono::steady_clock::now();
-};
 
 // On NCCL `wait` only makes the current stream wait: what is measured then is the launch.
 void finish(const c10::intrusive_ptr<c10d::Work>& work) {
@@ -408,12 +414,7 @@ void thanos_group_free(GroupRef* group) {
 // Waits until what was launched so far is done, and fails if it is not to be used.
 char* thanos_group_synchronize(GroupRef* group) {
   return guard([&] {
-#ifdef USE_C10D_NCCL
-    if ((*group)->is_nccl()) {
-      const Counted counted;
-      c10::cuda::getCurrentCUDAStream().synchronize();
-    }
-#endif
+    (*group)->wait();
     (*group)->check();
   });
 }

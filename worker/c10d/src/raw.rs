@@ -14,7 +14,7 @@ pub(crate) struct Bytes {
     _opaque: [u8; 0],
 }
 
-/// `at::cuda::CUDAEvent` of the shim.
+/// `c10::Event` of the shim.
 #[repr(C)]
 pub(crate) struct Event {
     _opaque: [u8; 0],
