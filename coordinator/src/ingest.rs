@@ -252,7 +252,7 @@ impl Packing<'_> {
 }
 
 impl Packing<'_> {
-    /// What tells a split's decoded images from others: as [`source_sha256`], whatever the coarse labels.
+    /// Identifies a split's decoded images: as [`source_sha256`], whatever the coarse labels.
     fn pixels_sha256(&self, split: Split, held_out: Option<HeldOut<'_>>) -> Result<String, DataError> {
         let mut facts = self.raw.facts().clone();
         facts.labels.coarse_names.clear();

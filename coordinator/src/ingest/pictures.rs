@@ -51,7 +51,7 @@ pub(super) fn is_picture(name: &str) -> bool {
     })
 }
 
-/// Adds to a hash what tells the pictures of a split from others.
+/// Adds to a hash what identifies the pictures of a split.
 pub(super) fn hash_into(pictures: &[Picture<'_>], hash: &mut Sha256) {
     hash.update((pictures.len() as u64).to_le_bytes());
     for picture in pictures {

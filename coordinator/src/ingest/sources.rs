@@ -120,7 +120,7 @@ struct Layouts {
     /// What its archive's name has in it, however it is written, and what that of a similar data set has.
     word: &'static str,
     other: &'static str,
-    /// Whether the files themselves tell which of two similar data sets this is, so that any folder may have them.
+    /// Whether the files themselves identify which of two similar data sets this is, so that any folder may have them.
     tells: bool,
     advice: &'static str,
 }

@@ -174,7 +174,7 @@ fn read_file(path: &Path) -> Result<Vec<u8>, RawFault> {
 }
 
 impl TreeFile {
-    /// Adds to a hash what tells this file from others: its name, and its length and time of the last change in a
+    /// Adds to a hash what identifies this file: its name, and its length and time of the last change in a
     /// folder, since reading all would take as long as packing them; its length and CRC-32 in an archive.
     pub(super) fn hash_into(&self, hash: &mut Sha256) {
         hash.update((self.name.len() as u64).to_le_bytes());
