@@ -181,10 +181,7 @@ fn plan(mut config: RunConfig, request: BenchRequest, images: u64) -> Result<Pla
     (config.timeouts.max_restarts, config.log.tensorboard) = (0, false);
     // The transfer is not run; its batch must not ask for more images than there are.
     config.transfer.batch_size = config.transfer.batch_size.min(images);
-    Plan::new(config).map_err(|broken| {
-        let rules: Vec<String> = broken.iter().map(ToString::to_string).collect();
-        Fatal::new(EXIT_CONFIG, rules.join("\n"))
-    })
+    Plan::new(config).map_err(Fatal::from)
 }
 
 /// Median, extremes and mean of some durations in seconds.

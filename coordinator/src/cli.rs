@@ -139,6 +139,16 @@ impl Target {
         let overrides = words.iter().enumerate().filter(|(place, _)| Some(*place) != at);
         (at.map(|at| words[at].as_str()), overrides.map(|(_, word)| (*word).clone()).collect())
     }
+
+    /// What was named, and the overrides.
+    ///
+    /// # Errors
+    /// 64 if nothing was named.
+    fn named(&self) -> Result<(&str, Vec<String>), Fatal> {
+        let (name, overrides) = self.parts();
+        let message = "name a preset or a YAML file (`thanos-coord presets` lists the presets)";
+        Ok((name.ok_or_else(|| Fatal::new(EXIT_USAGE, message))?, overrides))
+    }
 }
 
 impl PacksDir {
@@ -283,10 +293,7 @@ fn act_verify_run(run_dir: &Path, other: Option<&Path>, packs_dir: &Path) -> Res
 
 /// The plan of a preset or file with its overrides; paths in it are made absolute, for workers that run elsewhere.
 fn plan(target: &Target) -> Result<Plan> {
-    let (Some(name), overrides) = target.parts() else {
-        let message = "name a preset or a YAML file (`thanos-coord presets` lists the presets)";
-        return Err(Fatal::new(EXIT_USAGE, message).into());
-    };
+    let (name, overrides) = target.named()?;
     absolute(config_of(name, &overrides)?)
 }
 
@@ -302,10 +309,7 @@ fn absolute(mut config: RunConfig) -> Result<Plan> {
     for path in paths.chain(config.data.dir.as_mut()).chain(config.data.coarse_map.as_mut()) {
         *path = std::path::absolute(&*path).with_context(|| format!("{}", path.display()))?;
     }
-    Plan::new(config).map_err(|broken| {
-        let rules: Vec<String> = broken.iter().map(ToString::to_string).collect();
-        Fatal::new(EXIT_CONFIG, rules.join("\n")).into()
-    })
+    Ok(Plan::new(config).map_err(Fatal::from)?)
 }
 
 /// A preset or file with its overrides, its rules checked.

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
-use thanos_door::{DeviceChoice, GpuFacts};
+use thanos_door::{DeviceChoice, GpuFacts, count_gpus};
 use thanos_proto::{Collectives, Device, DeviceKind};
 
 /// The workers' programs, both beside thanos-coord.
@@ -83,7 +83,7 @@ pub(crate) fn on_this_machine(request: Request, facts: &GpuFacts) -> Result<Devi
         DeviceChoice::Cuda | DeviceChoice::CudaIndex(_) if gpus == 0 => Err(none_visible(request.device, facts)),
         DeviceChoice::Cuda if workers > gpus => Err(too_many_workers(workers, gpus)),
         DeviceChoice::CudaIndex(index) if index >= gpus => {
-            let message = format!("--device cuda:{index}: {} on this machine, numbered from 0", count(gpus, "GPU"));
+            let message = format!("--device cuda:{index}: {} on this machine, numbered from 0", count_gpus(gpus));
             Err(config(message))
         }
         DeviceChoice::Cuda | DeviceChoice::CudaIndex(_) => {
@@ -116,7 +116,7 @@ pub(crate) fn on_nodes(request: Request, facts: &GpuFacts) -> Result<Devices, Fa
 /// The workers' program: the one that was named, else that of this kind beside this program.
 ///
 /// # Errors
-/// 64 if the named one is not a file; 78 if there is none for GPUs, 69 if there is none for CPUs.
+/// 64 if the named one is not a file; 78 if the program for GPUs is missing, 69 if the one for CPUs is.
 pub(crate) fn worker_program(named: Option<&Path>, kind: DeviceKind) -> Result<PathBuf> {
     let here = std::env::current_exe().context("this program's own path")?;
     Ok(program_in(here.parent().unwrap_or(Path::new("")), named, kind)?)
@@ -175,7 +175,7 @@ fn check_options(request: Request) -> Result<(), Fatal> {
 
 fn none_visible(typed: DeviceChoice, facts: &GpuFacts) -> Fatal {
     let what = match typed {
-        DeviceChoice::Auto => format!("Slurm has allocated {} here, and", count(facts.allocated, "GPU")),
+        DeviceChoice::Auto => format!("Slurm has allocated {} here, and", count_gpus(facts.allocated)),
         typed => format!("--device {typed}:"),
     };
     let why = match &facts.cuda_visible_devices {
@@ -189,7 +189,7 @@ fn too_many_workers(workers: usize, gpus: usize) -> Fatal {
     let one = if gpus == 1 { "it" } else { "one" };
     config(format!(
         "{workers} workers but {} on this machine: start fewer workers, or let them share {one} with --device cuda:0",
-        count(gpus, "GPU")
+        count_gpus(gpus)
     ))
 }
 
@@ -201,11 +201,6 @@ fn shared_nccl(request: Request, workers: usize) -> Option<String> {
 
 fn config(message: String) -> Fatal {
     Fatal::new(EXIT_CONFIG, message)
-}
-
-/// `1 GPU`, `2 GPUs`.
-fn count(number: usize, what: &str) -> String {
-    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
 #[cfg(test)]

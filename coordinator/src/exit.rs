@@ -1,5 +1,7 @@
 //! Exit codes of the coordinator (README, "Exit codes"); the numbers are those of BSD's sysexits.h.
 
+use thanos_configs::PlanError;
+
 /// The command line is wrong.
 pub const EXIT_USAGE: u8 = 64;
 /// A data file, pack or checkpoint is bad.
@@ -23,6 +25,14 @@ pub const EXIT_CONFIG: u8 = 78;
 pub struct Fatal {
     pub message: String,
     pub exit_code: u8,
+}
+
+/// A configuration that breaks rules: each on a line.
+impl From<Vec<PlanError>> for Fatal {
+    fn from(broken: Vec<PlanError>) -> Self {
+        let rules: Vec<String> = broken.iter().map(ToString::to_string).collect();
+        Self::new(EXIT_CONFIG, rules.join("\n"))
+    }
 }
 
 impl Fatal {

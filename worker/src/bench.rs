@@ -2,6 +2,7 @@
 //! timed afterwards. How an update is made is `train.rs`'s; what the numbers mean together is the coordinator's.
 
 use crate::data::Data;
+use crate::device::cpu_name;
 use crate::stage::Stage;
 use crate::tensors::Named;
 use crate::train::bench::{Update, updates};
@@ -12,7 +13,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 use tch::{Cuda, Device, Kind, Tensor};
 use thanos_c10d::{Counted, ProcessGroup, count, count_kernels, cuda_name, cuda_peak_bytes, reset_cuda_peak};
-use thanos_proto::{BenchReport, BenchRequest, WorkerEvent};
+use thanos_proto::{BenchReport, BenchRequest, Collectives, WorkerEvent};
 
 /// Rows and columns of the product by which the machine's ceiling is measured.
 const PRODUCT_SIDE_CPU: i64 = 2048;
@@ -46,7 +47,7 @@ pub(crate) fn bench(
         rank: peers.group.rank() as u32,
         device: device_name(device)?,
         precision: precision.into(),
-        collectives: collectives_name(peers.group).into(),
+        collectives: collectives(peers.group).label().into(),
         peak_memory_bytes: peak_memory_bytes(device)?,
         flops: measured.flops,
         operators: measured.operators,
@@ -158,8 +159,8 @@ impl Measured {
     }
 }
 
-fn collectives_name(group: &ProcessGroup) -> &'static str {
-    if group.gpu().is_some() { "nccl" } else { "gloo" }
+fn collectives(group: &ProcessGroup) -> Collectives {
+    if group.gpu().is_some() { Collectives::Nccl } else { Collectives::Gloo }
 }
 
 fn synchronize(device: Device) {
@@ -172,9 +173,7 @@ fn device_name(device: Device) -> Result<String> {
     if let Device::Cuda(index) = device {
         return Ok(cuda_name(index)?);
     }
-    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
-    Ok(name.map_or("CPU", |(_, name)| name.trim()).to_owned())
+    Ok(cpu_name())
 }
 
 fn reset_peak_memory(device: Device) -> Result<()> {

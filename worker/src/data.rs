@@ -102,7 +102,8 @@ impl Data {
         let leading = [ids.len() as i64, views as i64];
         if let Some(images) = self.images_for_gpu(pack) {
             let keys = self.maker(images).keys(ids, epoch, views);
-            let repeated = self.on_gpu(images, ids)?.repeat_interleave_self_int(views as i64, 0, None::<i64>); // [n * views, ..]
+            let chosen = self.on_gpu(images, ids)?; // [n, S, S, C]
+            let repeated = chosen.repeat_interleave_self_int(views as i64, 0, None::<i64>); // [n * views, S, S, C]
             let made = views_on_device(&self.augmentation, &repeated, &keys);
             return Ok(made.reshape(self.shape(&leading)).to_kind(self.kind()));
         }
@@ -208,8 +209,8 @@ impl Data {
     }
 }
 
-/// The images of both packs as a GPU reads them: in its memory, where they fit. Else they stay in their files, whose pages are shared
-/// by the ranks of the machine, and every batch passes through pinned memory.
+/// The images of both packs as a GPU reads them: in its memory, where they fit. Else they stay in their files, whose
+/// pages are shared by the ranks of the machine, and every batch passes through pinned memory.
 fn images_for_gpu(train: &Pack, test: &Pack, device: Device) -> Result<(Images, Images)> {
     let bytes = train.images().bytes() + test.images().bytes();
     let memory = gpu_memory()?;

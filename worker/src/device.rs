@@ -1,8 +1,7 @@
 //! On what this worker trains: what `--device` asks for, against the GPUs of the machine and what libtorch can use of them.
 //! A GPU that is there and cannot be used is an error, never a silent fall back to the CPU.
 
-use std::path::Path;
-use thanos_door::{DeviceChoice, Gpu, GpuFacts, cpu_model};
+use thanos_door::{DeviceChoice, Gpu, GpuFacts, count_gpus, cpu_model};
 use thanos_proto::{Device, DeviceKind};
 
 /// A device, for libtorch and as the coordinator hears of it.
@@ -35,7 +34,6 @@ struct Machine {
 /// [`Unusable`], which names what to do.
 pub(crate) fn choose(choice: DeviceChoice, local_rank: usize) -> Result<Chosen, Unusable> {
     let facts = GpuFacts::of_this_process();
-    let cpuinfo = std::fs::read_to_string(Path::new("/proc/cpuinfo")).unwrap_or_default();
     let machine = Machine {
         gpus: facts.usable(),
         allocated: facts.allocated,
@@ -45,9 +43,15 @@ pub(crate) fn choose(choice: DeviceChoice, local_rank: usize) -> Result<Chosen, 
             _ => usize::try_from(tch::Cuda::device_count()).unwrap_or(0),
         },
         has_cuda: cfg!(feature = "cuda"),
-        cpu: cpu_model(&cpuinfo, std::env::consts::ARCH),
+        cpu: cpu_name(),
     };
     decide(choice, local_rank, &machine)
+}
+
+/// This machine's processor, as people know it.
+pub(crate) fn cpu_name() -> String {
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    cpu_model(&cpuinfo, std::env::consts::ARCH)
 }
 
 fn decide(choice: DeviceChoice, local_rank: usize, machine: &Machine) -> Result<Chosen, Unusable> {
@@ -62,7 +66,7 @@ fn decide(choice: DeviceChoice, local_rank: usize, machine: &Machine) -> Result<
         return Err(none_usable(choice, seen, machine.has_cuda));
     }
     if index >= machine.usable {
-        let gpus = count(machine.usable);
+        let gpus = count_gpus(machine.usable);
         return Err(Unusable(match choice {
             DeviceChoice::CudaIndex(index) => format!("--device cuda:{index}: {gpus} on this machine, numbered from 0"),
             _ => format!(
@@ -102,10 +106,6 @@ fn none_usable(choice: DeviceChoice, seen: usize, has_cuda: bool) -> Unusable {
         }
     };
     Unusable(format!("{here}{why}; `--device cpu` trains on CPUs"))
-}
-
-fn count(gpus: usize) -> String {
-    format!("{gpus} GPU{}", if gpus == 1 { "" } else { "s" })
 }
 
 #[cfg(test)]

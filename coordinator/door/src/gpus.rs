@@ -27,7 +27,7 @@ pub struct Gpu {
 }
 
 impl Gpu {
-    /// What tells this GPU from the others of its machine; `None`: nothing is known of it.
+    /// Identifies this GPU on its machine; `None`: the driver does not describe it and it has no device node.
     pub fn id(&self) -> Option<String> {
         let node = || self.minor.map(|minor| format!("nvidia{minor}"));
         self.uuid.clone().or_else(|| self.bus.clone()).or_else(node)
@@ -142,6 +142,11 @@ fn in_range(part: &str) -> usize {
         }
         None => usize::from(number(part).is_some()),
     }
+}
+
+/// `1 GPU`, `2 GPUs`.
+pub fn count_gpus(gpus: usize) -> String {
+    format!("{gpus} GPU{}", if gpus == 1 { "" } else { "s" })
 }
 
 /// The processor's model by `/proc/cpuinfo`; not every architecture names it, and `architecture` stands in.

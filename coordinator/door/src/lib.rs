@@ -15,7 +15,7 @@ mod route;
 pub use connections::{Accepted, Connection, ConnectionLimits, Identity, Peer, connections, name_of};
 pub use descriptors::raise_descriptor_limit;
 pub use device_choice::DeviceChoice;
-pub use gpus::{Gpu, GpuFacts, MACHINE_ROOT, cpu_model};
+pub use gpus::{Gpu, GpuFacts, MACHINE_ROOT, count_gpus, cpu_model};
 pub use hangup::hangup_is_ignored;
 pub use pages::{Guard, needs_guard, show};
 pub use recorder::metrics_page;

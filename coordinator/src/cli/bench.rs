@@ -1,13 +1,13 @@
 //! `bench`: its options, and the run in a temporary folder that it makes of them.
 
+use super::launch::{LOCAL_LEASE, runtime};
 use super::{Target, config_of};
 use crate::bench::{Bench, Folder};
 use crate::devices::{CollectivesChoice, Devices, Request, device_of_environment, on_this_machine, worker_program};
-use crate::exit::{EXIT_STOPPED, EXIT_USAGE, Fatal};
+use crate::exit::EXIT_STOPPED;
 use crate::launch::{Launch, Launched, Starter, launch};
 use crate::launcher::Place;
 use crate::run_dir::StartedWith;
-use crate::signals::StopSignals;
 use crate::supervise::listen;
 use crate::terminal;
 use anyhow::Result;
@@ -17,9 +17,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 use thanos_door::{DeviceChoice, GpuFacts};
 use thanos_proto::{BenchRequest, MAX_BENCH_STEPS};
-
-/// As of a launch on this machine.
-const LEASE: Duration = Duration::from_secs(4);
 
 #[derive(Args, Debug)]
 pub(super) struct BenchArguments {
@@ -55,11 +52,7 @@ pub(super) struct BenchArguments {
 /// Measures, prints one line of JSON, and leaves nothing behind.
 pub(super) fn act_bench(arguments: &BenchArguments) -> Result<u8> {
     let bench = arguments.bench()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    let stop_signals = {
-        let _inside = runtime.enter();
-        StopSignals::watch()
-    };
+    let (runtime, stop_signals) = runtime()?;
     let folder = Folder::make()?;
     let what = arguments.launch(&bench, &folder)?;
     let listener = listen((Ipv4Addr::LOCALHOST, 0).into())?;
@@ -77,14 +70,11 @@ pub(super) fn act_bench(arguments: &BenchArguments) -> Result<u8> {
 
 impl BenchArguments {
     fn bench(&self) -> Result<Bench> {
-        let (Some(name), overrides) = self.target.parts() else {
-            let message = "name a preset or a YAML file (`thanos-coord presets` lists the presets)";
-            return Err(Fatal::new(EXIT_USAGE, message).into());
-        };
         let workers = usize::from(self.workers);
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = self.threads_per_worker.map_or((cores / workers).max(1), usize::from);
         let request = BenchRequest { warmup_steps: self.warmup, steps: self.steps };
+        let (name, overrides) = self.target.named()?;
         let bench = Bench::new(config_of(name, &overrides)?, request, (workers, threads), self.images)?;
         Ok(Bench { overrides, ..bench })
     }
@@ -119,7 +109,7 @@ impl BenchArguments {
             patience: Duration::ZERO,
             starter: Starter::This { program, device, place: Place::Here { workers }, threads, interface: None },
             collectives: self.collectives,
-            lease: LEASE,
+            lease: LOCAL_LEASE,
             grace: None,
             again: false,
             stop_requested: false,

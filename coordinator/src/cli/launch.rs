@@ -20,10 +20,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use thanos_configs::Plan;
 use thanos_door::{DeviceChoice, GpuFacts};
+use tokio::runtime::Runtime;
 
 /// Workers of this machine must not outlive their supervisor by five seconds; others wait for whoever starts a
 /// coordinator again.
-const LOCAL_LEASE: Duration = Duration::from_secs(4);
+pub(super) const LOCAL_LEASE: Duration = Duration::from_secs(4);
 const FOREIGN_LEASE: Duration = Duration::from_secs(60);
 
 #[derive(Args, Debug)]
@@ -182,13 +183,19 @@ pub(super) fn act_launch(arguments: &LaunchArguments, forced: Option<LauncherNam
     if let Some(workers) = asked.workers.as_ref().filter(|_| !arguments.again) {
         workers.devices.notices.iter().for_each(|notice| terminal::line(notice));
     }
+    let (runtime, stop_signals) = runtime()?;
+    let launched = runtime.block_on(launch(&asked.plan, (&what, &stop_signals), listener))?;
+    Ok(tell(launched, &what.run_dir, asked.launcher.command()))
+}
+
+/// What a run is coordinated on, and the stop signals that it receives from now on.
+pub(super) fn runtime() -> Result<(Runtime, StopSignals)> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let stop_signals = {
         let _inside = runtime.enter();
         StopSignals::watch()
     };
-    let launched = runtime.block_on(launch(&asked.plan, (&what, &stop_signals), listener))?;
-    Ok(tell(launched, &what.run_dir, asked.launcher.command()))
+    Ok((runtime, stop_signals))
 }
 
 /// What a launch is by its options, by the run that it resumes and by the allocation that it is in.

@@ -4,8 +4,10 @@
 use super::pack_header::{Header, LeftOut};
 use super::{DataError, PackFile, Packs, Split, pack_file, sources};
 use sha2::{Digest, Sha256};
-use std::fs;
+use std::fs::{self, Metadata};
+use std::io;
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 use thanos_configs::{DataConfig, DataKind, DataSet, hex};
 
 /// The packs with these fingerprints, of the training and of the test images; `None` if `packs_dir` does not have both,
@@ -13,32 +15,31 @@ use thanos_configs::{DataConfig, DataKind, DataSet, hex};
 pub(crate) fn find_packs(config: &DataConfig, packs_dir: &Path, [train, test]: [&str; 2]) -> Option<Packs> {
     let name = DataSet::of(config).name;
     let find = |split: Split, fingerprint: &str| {
-        let start = format!("{name}-{}-", split.name());
-        let names = fs::read_dir(packs_dir).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
-        let named = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&start));
-        names.filter(named).find_map(|path| {
-            let header = Header::read(&path).ok()?;
-            let fits = (header.fingerprint.as_str(), header.split.as_str()) == (fingerprint, split.name());
-            fits.then(|| PackFile::of(split, path, header))
-        })
+        let mut packs = packs_of(&name, split, packs_dir);
+        let (path, header) = packs.find(|(_, header)| header.fingerprint == fingerprint)?;
+        Some(PackFile::of(split, path, header))
     };
     Some(Packs { train: find(Split::Train, train)?, test: find(Split::Test, test)?, reused: true, notes: Vec::new() })
 }
 
 /// A whole pack of a split whose images were decoded from the same files in the same way, whatever its coarse labels.
 pub(super) fn with_pixels(facts: &DataSet, split: Split, pixels: &str, packs_dir: &Path) -> Option<(PathBuf, Header)> {
-    let start = format!("{}-{}-", facts.name, split.name());
-    let names = fs::read_dir(packs_dir).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
-    let named = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&start));
-    names.filter(named).find_map(|path| {
-        let header = Header::read(&path).ok()?;
-        let same = header.notes.pixels == pixels && header.split == split.name();
-        let labels = header.fine_names == facts.labels.fine_names;
-        // More were left out than there was room to name.
-        let same = same && header.left_out.images == header.left_out.named.len() as u64;
+    packs_of(&facts.name, split, packs_dir).find(|(path, header)| {
+        let is_same = header.notes.pixels == pixels && header.fine_names == facts.labels.fine_names;
+        // More may have been left out than there was room to name.
+        let all_named = header.left_out.images == header.left_out.named.len() as u64;
         // What is copied gets a new fingerprint: damage must not get a good one.
-        (same && labels && pack_file::verify(&path).is_ok()).then_some((path, header))
+        is_same && all_named && pack_file::verify(path).is_ok()
     })
+}
+
+/// The packs of a data set's split in a folder, whole by their headers; none of a folder that is not there.
+fn packs_of(data_set: &str, split: Split, packs_dir: &Path) -> impl Iterator<Item = (PathBuf, Header)> {
+    let start = format!("{data_set}-{}-", split.name());
+    let named = move |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&start));
+    let paths = fs::read_dir(packs_dir).into_iter().flatten().flatten().map(|entry| entry.path()).filter(named);
+    let packs = paths.filter_map(|path| Header::read(&path).ok().map(|header| (path, header)));
+    packs.filter(move |(_, header)| header.split == split.name())
 }
 
 impl PackFile {
@@ -67,11 +68,15 @@ pub(crate) fn raw_stamp(config: &DataConfig) -> Result<Option<String>, DataError
     Ok(Some(hex(&hash.finalize())))
 }
 
+/// The length of a file, and the time of its last change in nanoseconds since 1970.
+pub(super) fn length_and_change(found: &Metadata) -> io::Result<(u64, u128)> {
+    Ok((found.len(), found.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos()))
+}
+
 /// Adds name, length and time of the last change of one file.
 pub(super) fn stamp_file(path: &Path, hash: &mut Sha256) -> Result<(), DataError> {
-    let found = fs::metadata(path).and_then(|found| Ok((found.len(), found.modified()?)));
+    let found = fs::metadata(path).and_then(|found| length_and_change(&found));
     let (bytes, changed) = found.map_err(|error| DataError::raw(path, error.into()))?;
-    let changed = changed.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_nanos();
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     hash.update(format!("{name}\0{bytes} {changed}\n"));
     Ok(())

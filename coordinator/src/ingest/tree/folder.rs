@@ -1,11 +1,11 @@
 //! The files of a folder on disk: links are followed wherever they lead, what is no file is noted and left out.
 
 use super::super::error::{DataError, RawFault};
+use super::super::known::length_and_change;
 use super::{At, MAX_DEPTH, MAX_FILES, Passed, Top, TreeFile, is_system_file};
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::time::UNIX_EPOCH;
 use walkdir::{DirEntry, WalkDir};
 
 const DANGLING: &str = "links to nothing";
@@ -62,9 +62,8 @@ pub(super) fn list(root: &Path, name: &str, skipped: &mut Vec<Passed>) -> Result
 }
 
 fn file(root: &Path, entry: &DirEntry) -> Result<TreeFile, DataError> {
-    let found = entry.metadata().map_err(io::Error::from).and_then(|found| Ok((found.len(), found.modified()?)));
+    let found = entry.metadata().map_err(io::Error::from).and_then(|found| length_and_change(&found));
     let (bytes, changed) = found.map_err(|error| DataError::raw(entry.path(), error.into()))?;
-    let changed = changed.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
     let path = entry.path().strip_prefix(root).unwrap_or(entry.path());
     let name = name_of(path);
     let path = path.to_str().is_none().then(|| path.into());
