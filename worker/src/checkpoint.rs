@@ -71,7 +71,7 @@ pub(crate) fn write(
     let mut contents = Vec::with_capacity(files.len() + 1);
     for (name, tensors) in files {
         let record = (*name != OPTIMIZER).then_some(record);
-        match folded(tensors).filter(|_| *name == BEST) {
+        match (*name == BEST).then(|| folded(tensors)).flatten() {
             Some(used) => {
                 contents.push((BEST, to_safetensors(&used, record)?));
                 contents.push((BEST_STATE, to_safetensors(tensors, record)?));

@@ -211,6 +211,28 @@ mod tests {
         assert_eq!(target.state()["bn1.running_var"], source.state()["bn1.running_var"]);
     }
 
+    /// As in torchvision/models/resnet.py: the stem, four layers of two blocks, and a shortcut wherever the width changes.
+    #[test]
+    fn a_resnet_has_the_names_of_torchvision() {
+        let norm = |name: &str| ["weight", "bias", "running_mean", "running_var"].map(|part| format!("{name}.{part}"));
+        let mut expected = vec!["conv1.weight".to_owned()];
+        expected.extend(norm("bn1"));
+        for (layer, block) in (1..=4).flat_map(|layer| [(layer, 0), (layer, 1)]) {
+            let block_name = format!("layer{layer}.{block}");
+            for part in [1, 2] {
+                expected.push(format!("{block_name}.conv{part}.weight"));
+                expected.extend(norm(&format!("{block_name}.bn{part}")));
+            }
+            if layer > 1 && block == 0 {
+                expected.push(format!("{block_name}.downsample.0.weight"));
+                expected.extend(norm(&format!("{block_name}.downsample.1")));
+            }
+        }
+        expected.extend([WEIGHT, BIAS].map(String::from));
+        expected.sort();
+        assert_eq!(model(&plan(&[RESNET])).state().into_keys().collect::<Vec<_>>(), expected);
+    }
+
     #[test]
     fn what_does_not_fit_is_refused_with_what_to_do() {
         let (run, folder) = (plan(&[]), tempfile::tempdir().expect("a folder"));

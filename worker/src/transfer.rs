@@ -94,7 +94,7 @@ impl Stage for Transfer<'_> {
         self.variables.variables().into_iter().collect()
     }
 
-    /// Beside the head: of cached features, how they are standardised, which whoever goes on must not measure anew; in
+    /// Beside the head: of cached features, how they are standardised, which a resume takes over; in
     /// training mode, the encoders' moving statistics, as `encoder.N.NAME` in the order of the backbones.
     fn state(&self) -> Named {
         let mut state = self.parameters();
