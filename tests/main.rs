@@ -4,7 +4,8 @@
 //! `world_sizes`, `resume`, `identity`, `ledger` and `evaluation` hold the promises, `recovery`, `elastic`, `standstill`,
 //! `repeated_failures`, `cut_off`, `bad_lines`, `slow`, `preemption`, `commit_points`, `checks`, `strangers`, `disks` and `endings` what happens to processes,
 //! networks and disks, `checkpoint_intervals` when a stage is saved, `group_errors` which errors of a group are lost
-//! connections, `security` who may join and what is secret, `pytorch_names` what is in a checkpoint, `data_sets`,
+//! connections, `security` who may join and what is secret, `pytorch_names` what is in a checkpoint, `selection` which
+//! epoch's weights are kept and that all state is saved, `data_sets`,
 //! `pack_transfer`, `downloads` and `fashion_mnist` how images come to workers, `device_views` how a GPU makes views of
 //! them, `devices` on what workers train, `gpu_rehearsal` the script of half an hour on a GPU, on the CPU; `bad_input`,
 //! `command_line`, `metrics`, `tensorboard` and `documents` what people type and read; `bench` what a benchmark prints and
@@ -53,6 +54,7 @@ mod repeated_failures;
 mod rerun;
 mod resume;
 mod security;
+mod selection;
 mod signals;
 mod slow;
 mod slurm;

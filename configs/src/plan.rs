@@ -193,6 +193,7 @@ impl Plan {
                 schedule: Schedule::Cosine,
                 cosine_period: None,
                 evaluate_every: 1,
+                select: transfer.select,
             },
         }
     }

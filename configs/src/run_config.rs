@@ -338,6 +338,8 @@ pub struct TrainConfig {
     pub cosine_period: Option<u64>,
     /// Epochs between two evaluations on the validation images; the last epoch is always evaluated.
     pub evaluate_every: u64,
+    /// Which evaluated epoch's weights a backbone keeps as its result.
+    pub select: Select,
 }
 
 impl Default for TrainConfig {
@@ -351,8 +353,20 @@ impl Default for TrainConfig {
             schedule: Schedule::Cosine,
             cosine_period: Some(100),
             evaluate_every: 1,
+            select: Select::Best,
         }
     }
+}
+
+/// Which evaluated epoch's weights are the result of a stage: `best.safetensors`, and what transfers use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Select {
+    /// The first with the highest validation accuracy: of the coarse head, or, without a trained coarse head
+    /// (`objective.cross_entropy: 0`), of the nearest neighbours' coarse labels; of a probe's own head.
+    Best,
+    /// The last one.
+    Last,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -384,6 +398,8 @@ pub struct TransferConfig {
     pub features: Features,
     /// With `features: augmented`: whether the frozen encoders keep dropout and moving batch statistics.
     pub frozen_mode: FrozenMode,
+    /// Which epoch's weights a probe keeps as its result.
+    pub select: Select,
 }
 
 impl Default for TransferConfig {
@@ -396,6 +412,7 @@ impl Default for TransferConfig {
             max_steps: None,
             features: Features::Augmented,
             frozen_mode: FrozenMode::Eval,
+            select: Select::Best,
         }
     }
 }

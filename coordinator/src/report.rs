@@ -5,7 +5,7 @@ use crate::run_dir::{Identity, write_durably};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::Path;
-use thanos_configs::{Plan, StagePlan};
+use thanos_configs::{Plan, StagePlan, TransferPlan, ValidationMeasure};
 use thanos_proto::StageResult;
 
 /// `results.json`. Accuracies in percent of the test images; cosines are means over pairs of test embeddings.
@@ -31,6 +31,9 @@ pub struct Row {
     /// Of the probe and of the backbones of this run that it stands on.
     pub seconds: f64,
     pub fine_validation_accuracy: f64,
+    /// What selected the epoch of these numbers: the accuracy of `fine_head`, or `last_epoch`.
+    #[serde(default)]
+    pub selected_by: Option<String>,
     pub cosine_within_coarse: f64,
     pub cosine_within_fine: f64,
     pub cosine_between_views: f64,
@@ -42,7 +45,11 @@ pub struct Row {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BackboneRow {
     pub name: String,
+    /// Of the coarse head; with `selected_by: coarse_knn`, or without a trained head, of the nearest neighbours.
     pub coarse_validation_accuracy: f64,
+    /// What selected the epoch of these numbers: the accuracy of `coarse_head` or `coarse_knn`, or `last_epoch`.
+    #[serde(default)]
+    pub selected_by: Option<String>,
     pub coarse_test_accuracy: f64,
     pub knn_fine_accuracy: f64,
     pub cosine_within_coarse: f64,
@@ -61,12 +68,13 @@ impl Results {
         let mut backbones = Vec::new();
         for stage in plan.stages() {
             let Some(result) = of(stage.name()) else { continue };
+            let selected_by = ValidationMeasure::of(stage).selected_by(plan.training(stage).select);
             match stage {
-                StagePlan::Backbone(_) => backbones.push(backbone_row(result)),
+                StagePlan::Backbone(_) => backbones.push(backbone_row(result, selected_by)),
                 StagePlan::Transfer(transfer) => {
                     let trained = transfer.backbones.iter().filter_map(|name| of(name));
                     let seconds = result.seconds + trained.map(|result| result.seconds).sum::<f64>();
-                    rows.push(row(&transfer.method, &transfer.backbones, result, seconds));
+                    rows.push(row(transfer, result, (seconds, selected_by)));
                 }
             }
         }
@@ -98,15 +106,16 @@ impl Results {
     }
 }
 
-fn row(method: &str, backbones: &[String], result: &StageResult, seconds: f64) -> Row {
+fn row(transfer: &TransferPlan, result: &StageResult, (seconds, selected_by): (f64, &str)) -> Row {
     Row {
-        method: method.into(),
+        method: transfer.method.clone(),
         fine_test_accuracy: percent(result.fine_test_accuracy.unwrap_or_default()),
         coarse_test_accuracy: percent(result.coarse_test_accuracy),
         knn_fine_accuracy: percent(result.knn_fine_accuracy),
-        backbones: backbones.to_vec(),
+        backbones: transfer.backbones.clone(),
         seconds: tenths(seconds),
         fine_validation_accuracy: percent(result.validation_accuracy),
+        selected_by: Some(selected_by.into()),
         cosine_within_coarse: result.cosine_within_coarse,
         cosine_within_fine: result.cosine_within_fine,
         cosine_between_views: result.cosine_between_views,
@@ -114,10 +123,11 @@ fn row(method: &str, backbones: &[String], result: &StageResult, seconds: f64) -
     }
 }
 
-fn backbone_row(result: &StageResult) -> BackboneRow {
+fn backbone_row(result: &StageResult, selected_by: &str) -> BackboneRow {
     BackboneRow {
         name: result.stage.clone(),
         coarse_validation_accuracy: percent(result.validation_accuracy),
+        selected_by: Some(selected_by.into()),
         coarse_test_accuracy: percent(result.coarse_test_accuracy),
         knn_fine_accuracy: percent(result.knn_fine_accuracy),
         cosine_within_coarse: result.cosine_within_coarse,

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 use thanos_configs::{Change, Plan, changes, hex, to_yaml};
 
-pub(crate) use identity::{DataIdentity, Identity, RecordedChange, StartedWith};
+pub(crate) use identity::{DataIdentity, Identity, RecordedChange, StartedWith, THREADS_OPTION};
 use lock::Lock;
 pub(crate) use lock::holder;
 

@@ -281,8 +281,8 @@ mod tests {
     }
 
     fn evaluated(epoch: u64) -> Effect {
-        let stage = "cae".into();
-        Effect::Tell(Notice::Evaluated(Evaluated { stage, epoch, validation_accuracy: 0.5, best: true }))
+        let (stage, measure) = ("cae".into(), "coarse_head".into());
+        Effect::Tell(Notice::Evaluated(Evaluated { stage, epoch, validation_accuracy: 0.5, best: true, measure }))
     }
 
     #[test]

@@ -205,6 +205,8 @@ pub struct Evaluated {
     pub epoch: u64,
     pub validation_accuracy: f64,
     pub best: bool,
+    /// What classified the images, as `thanos_configs::ValidationMeasure` names it.
+    pub measure: String,
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -88,20 +88,44 @@ impl Judge<'_> {
         let directions = unit(models, &test);
         Ok(Measures {
             coarse_accuracy: self.accuracy(&coarse_scores(models, &test), &coarse)?,
-            knn_fine_accuracy: self.knn((&directions, &fine), (&unit(models, &train), &train_fine))?,
+            knn_fine_accuracy: {
+                let classes = data.facts.labels.fine_names.len() as i64;
+                self.knn((&directions, &fine), (&unit(models, &train), &train_fine), classes)?
+            },
             cosine_within_coarse: mean_cosine_within(&directions, &coarse),
             cosine_within_fine: mean_cosine_within(&directions, &fine),
             cosine_between_views: self.mean_cosine_between_views(models, &test_ids)?,
         })
     }
 
+    /// Accuracy on the validation images of the nearest training images' coarse labels: what selects the best epoch of a
+    /// backbone whose head is not trained.
+    ///
+    /// # Errors
+    /// [`StopAsked`], on all ranks alike.
+    pub(crate) fn validation_knn(&self, models: &[&Model]) -> Result<f64> {
+        let _no_graph = tch::no_grad_guard();
+        let data = self.data;
+        let (pack, ids) = data.validation();
+        let validation = unit(models, &self.embed_all(models, pack, ids)?);
+        let train = unit(models, &self.embed_all(models, &data.train, &data.train_ids)?);
+        let labels = data.labels(&pack.coarse, ids);
+        let train_labels = data.labels(&data.train.coarse, &data.train_ids);
+        self.knn((&validation, &labels), (&train, &train_labels), data.facts.labels.coarse_names.len() as i64)
+    }
+
     /// Accuracy of a vote of the nearest training images by cosine, weighted by exp(cosine / 0.07).
     ///
-    /// `test` and `train` are unit rows [n, d] with their labels [n]; each rank judges its slice of `test`.
-    fn knn(&self, (test, labels): (&Tensor, &Tensor), (train, train_labels): (&Tensor, &Tensor)) -> Result<f64> {
+    /// `test` and `train` are unit rows [n, d] with their labels [n], of so many classes; each rank judges its slice of
+    /// `test`.
+    fn knn(
+        &self,
+        (test, labels): (&Tensor, &Tensor),
+        (train, train_labels): (&Tensor, &Tensor),
+        classes: i64,
+    ) -> Result<f64> {
         let n = test.size()[0];
         let own = self.own(n as usize);
-        let classes = self.data.facts.labels.fine_names.len() as i64;
         let neighbours = NEIGHBOURS.min(train.size()[0]);
         let mut correct = 0;
         for from in (own.start as i64..own.end as i64).step_by(KNN_ROWS as usize) {

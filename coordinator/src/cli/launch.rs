@@ -239,7 +239,7 @@ impl Asked {
             LauncherName::Local | LauncherName::None => None,
         };
         let size = arguments.size(allocation.as_ref(), before.as_ref())?;
-        let before = before.filter(|_| allocation.is_none());
+        // Another number of threads adds in another order: the run keeps its own, in another allocation of Slurm too.
         let threads = arguments.threads_per_worker.map(usize::from);
         let threads = threads.or_else(|| before.and_then(|before| before.threads_per_worker));
         let workers = arguments.workers(launcher, size, (device, collectives))?;

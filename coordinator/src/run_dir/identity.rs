@@ -63,6 +63,9 @@ pub struct StartedWith {
     pub collectives: String,
 }
 
+/// Under which a change of [`StartedWith::threads_per_worker`] is recorded.
+pub(crate) const THREADS_OPTION: &str = "--threads-per-worker";
+
 fn auto() -> String {
     "auto".into()
 }
@@ -86,7 +89,7 @@ impl StartedWith {
             [
                 ("--nodes", Value::from(format!("{min_nodes}:{max_nodes}"))),
                 ("--workers-per-node", workers_per_node.into()),
-                ("--threads-per-worker", threads_per_worker.into()),
+                (THREADS_OPTION, threads_per_worker.into()),
                 ("--launcher", launcher.into()),
                 ("--device", device.into()),
                 ("--collectives", collectives.into()),
