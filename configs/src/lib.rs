@@ -10,6 +10,7 @@
 mod class_map;
 mod dataset;
 mod digest;
+mod effect;
 mod error;
 mod layers;
 mod load;
@@ -17,9 +18,15 @@ mod order;
 mod packs_dir;
 mod plan;
 mod presets;
+#[cfg(test)]
+mod properties;
 mod recipe;
+#[cfg(test)]
+mod reference;
 mod run_config;
 mod schedule;
+mod shared_objective;
+mod text;
 mod timeouts;
 mod typed;
 mod yaml;
