@@ -3,6 +3,8 @@
 mod bench;
 mod data;
 mod launch;
+mod paths;
+mod quick;
 
 use crate::chaos::{Chaos, chaos};
 use crate::credentials::Credentials;
@@ -16,7 +18,7 @@ use crate::run_dir::{identity, plan_of_run};
 use crate::status::status;
 use crate::terminal::{self, OutputError};
 use crate::verify_run::{Comparison, compare, verify_run};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use bench::{BenchArguments, act_bench};
 use clap::{Args, Parser, Subcommand};
 use data::{DataVerb, act_data};
@@ -289,6 +291,12 @@ fn plan(target: &Target) -> Result<Plan> {
     absolute(config_of(name, &overrides)?)
 }
 
+/// As [`plan`], of a quick run.
+fn quick_plan(target: &Target) -> Result<Plan> {
+    let (Some(name), overrides) = target.parts() else { return plan(target) };
+    absolute(config_of(name, &quick::overrides(true, &overrides))?)
+}
+
 /// The plan of a run's own configuration with overrides.
 fn plan_to_resume(run_dir: &Path, overrides: &[String]) -> Result<Plan> {
     identity(run_dir)?;
@@ -297,10 +305,7 @@ fn plan_to_resume(run_dir: &Path, overrides: &[String]) -> Result<Plan> {
 
 /// The plan of a configuration whose paths are made absolute.
 fn absolute(mut config: RunConfig) -> Result<Plan> {
-    let paths = config.backbones.iter_mut().filter_map(|backbone| backbone.checkpoint.as_mut());
-    for path in paths.chain(config.data.dir.as_mut()).chain(config.data.coarse_map.as_mut()) {
-        *path = std::path::absolute(&*path).with_context(|| format!("{}", path.display()))?;
-    }
+    paths::make_absolute(&mut config, std::env::home_dir().as_deref())?;
     Plan::new(config).map_err(|broken| {
         let rules: Vec<String> = broken.iter().map(ToString::to_string).collect();
         Fatal::new(EXIT_CONFIG, rules.join("\n")).into()
