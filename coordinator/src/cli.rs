@@ -12,7 +12,7 @@ use crate::exit::{EXIT_CONFIG, EXIT_DATA, EXIT_USAGE, Fatal};
 use crate::ingest;
 use crate::ledger::read_steps;
 use crate::prepare::packs_of_run;
-use crate::render::{self, Numbers};
+use crate::render::{self, DataVolume, Numbers};
 use crate::report::Results;
 use crate::run_dir::{identity, plan_of_run};
 use crate::status::status;
@@ -97,6 +97,10 @@ enum RenderVerb {
         /// The container image of both programs
         #[arg(long)]
         image: String,
+        /// Volume with the raw data, mounted read-only at data.dir in the coordinator's pod: the name of a
+        /// PersistentVolumeClaim, or an absolute path of the nodes (a hostPath, which `restricted` namespaces refuse)
+        #[arg(long, value_name = "PVC|/PATH")]
+        data: Option<DataVolume>,
     },
 }
 
@@ -251,17 +255,31 @@ fn act(verb: Verb) -> Result<u8> {
 fn act_render(verb: &RenderVerb) -> Result<()> {
     let (RenderVerb::Slurm(arguments) | RenderVerb::Kubernetes { arguments, .. }) = verb;
     let RenderArguments { target, nodes, gpus, grace } = arguments;
-    // Mistakes are told here, and not by a job in the night.
+    // Mistakes are reported here, and not by a job in the night.
     let plan = plan(target)?;
+    refuse_relative(target)?;
     let numbers = Numbers { nodes: (*nodes).into(), gpus: (*gpus).into(), grace: *grace };
     match verb {
         RenderVerb::Slurm(_) => {
             let words: Vec<String> = target.target.iter().chain(&target.overrides).cloned().collect();
             terminal::print(&render::slurm(&words, &numbers))?;
         }
-        RenderVerb::Kubernetes { image, .. } => terminal::print(&render::kubernetes(&plan, image, &numbers)?)?,
+        RenderVerb::Kubernetes { image, data, .. } => {
+            terminal::print(&render::kubernetes(&plan, image, &numbers, data.as_ref())?)?;
+        }
     }
     Ok(())
+}
+
+/// Relative paths depend on where a command is run: a job runs elsewhere.
+fn refuse_relative(target: &Target) -> Result<()> {
+    let (Some(name), overrides) = target.parts() else { return Ok(()) };
+    let relative = paths::relative(&config_of(name, &overrides)?);
+    if relative.is_empty() {
+        return Ok(());
+    }
+    let message = format!("{}: a job runs on another machine: write an absolute path of that machine", relative.join(", "));
+    Err(Fatal::new(EXIT_CONFIG, message).into())
 }
 
 fn act_verify_run(run_dir: &Path, other: Option<&Path>, packs_dir: &Path) -> Result<u8> {
