@@ -5,6 +5,7 @@ use crate::dataset::DataSet;
 use crate::error::Mistake;
 use crate::run_config::{BackboneConfig, DataKind, EncoderConfig, RunConfig, Schedule, Validation};
 use serde_json::{Value, json};
+use std::borrow::Cow;
 
 /// Who may set a key that has no effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,7 +19,7 @@ enum Scope {
 /// A key that has no effect in a configuration.
 #[derive(Clone, Debug, PartialEq)]
 struct Idle {
-    key: &'static str,
+    key: Cow<'static, str>,
     /// The key that is the reason.
     by: &'static str,
     /// With which it says nothing wrong.
@@ -43,17 +44,17 @@ pub(crate) fn settle(config: RunConfig, layer: impl Fn(&str) -> Layer) -> (RunCo
     let mut value = to_value(&config);
     let mut mistakes = Vec::new();
     for Idle { key, by, neutral, why, scope } in idle(&config) {
-        let Some(place) = value.pointer_mut(&pointer(key)) else { continue };
+        let Some(place) = value.pointer_mut(&pointer(&key)) else { continue };
         if *place == neutral {
             continue;
         }
-        let set_in = layer(key);
+        let set_in = layer(&key);
         match scope {
             Scope::Contradiction if set_in == Layer::Preset || set_in < layer(by) => *place = neutral,
             Scope::OverrideOnly if set_in != Layer::Override => {}
             _ => {
                 let message = format!("{place} has no effect: {why} (`{by}`); leave it out or set it to {neutral}");
-                mistakes.push(Mistake { line: None, key: key.into(), message });
+                mistakes.push(Mistake { line: None, key: key.into_owned(), message });
             }
         }
     }
@@ -82,8 +83,8 @@ fn idle(config: &RunConfig) -> Vec<Idle> {
 
 fn contradictions(config: &RunConfig) -> Vec<Idle> {
     let mut found = Vec::new();
-    let mut add = |key, by, neutral, why: &str| {
-        found.push(Idle { key, by, neutral, why: why.into(), scope: Scope::Contradiction });
+    let mut add = |key: &'static str, by, neutral, why: &str| {
+        found.push(Idle { key: key.into(), by, neutral, why: why.into(), scope: Scope::Contradiction });
     };
     if config.train.schedule == Schedule::Constant {
         add("train.cosine_period", "train.schedule", Value::Null, "a constant learning rate has no period");
@@ -114,8 +115,8 @@ fn contradictions(config: &RunConfig) -> Vec<Idle> {
 /// What one configuration of many has no use for.
 fn for_nothing(config: &RunConfig) -> Vec<Idle> {
     let mut found = Vec::new();
-    let mut add = |key, by, neutral, why: String| {
-        found.push(Idle { key, by, neutral, why, scope: Scope::OverrideOnly });
+    let mut add = |key: &'static str, by, neutral, why: String| {
+        found.push(Idle { key: key.into(), by, neutral, why, scope: Scope::OverrideOnly });
     };
     let data = DataSet::of(&config.data);
     if data.channels == 1 {
@@ -149,7 +150,20 @@ fn for_nothing(config: &RunConfig) -> Vec<Idle> {
             add(key, "objective.contrastive", neutral, "no backbone has a contrastive loss".into());
         }
     }
+    found.extend(of_given_weights(config));
     found
+}
+
+/// Objectives of backbones that are not trained.
+fn of_given_weights(config: &RunConfig) -> impl Iterator<Item = Idle> {
+    let given = config.backbones.iter().enumerate().filter(|(_, backbone)| backbone.checkpoint.is_some());
+    given.map(|(index, backbone)| Idle {
+        key: format!("backbones.{index}.objective").into(),
+        by: "backbones.NAME.checkpoint",
+        neutral: json!({}),
+        why: format!("{} is not trained", backbone.name),
+        scope: Scope::OverrideOnly,
+    })
 }
 
 #[cfg(test)]
@@ -200,6 +214,9 @@ mod tests {
         refused("cifar10_supcon", &["data.on_bad_image=skip"], &["data.on_bad_image", "no pictures to decode"]);
         refused("cifar10_supcon", &["model.decoder.width=64"], &["model.decoder.width", "no backbone reconstructs"]);
         refused("cifar10_cae", &["objective.temperature=.1"], &["objective.temperature", "contrastive loss"]);
+        let given = ["backbones.cnce.checkpoint=/w", "backbones.cnce.objective.spread=2"];
+        refused("cifar10_thanos", &given, &["backbones.0.objective: ", "has no effect: cnce is not trained"]);
+        resolved("cifar10_thanos", &["backbones.cae.checkpoint=/w"]);
         resolved("cifar10_cae", &["model.decoder.width=64"]);
         resolved("mnist_supcon", &["views.hue=0"]);
     }
