@@ -8,7 +8,8 @@
 //! epoch's weights are kept and that all state is saved, `data_sets`,
 //! `pack_transfer`, `downloads` and `fashion_mnist` how images come to workers, `device_views` how a GPU makes views of
 //! them, `devices` on what workers train, `gpu_rehearsal` the script of half an hour on a GPU, on the CPU; `bad_input`,
-//! `command_line`, `metrics`, `tensorboard` and `documents` what people type and read; `bench` what a benchmark prints and
+//! `command_line`, `metrics`, `tensorboard` and `documents` what people type and read; `every_key` what each key of the
+//! configuration changes, `quick` a first look at every preset; `bench` what a benchmark prints and
 //! leaves, `output` terminals, pipes and files that take no output, `signals` how a
 //! stop request arrives. `slurm` runs
 //! the job scripts on a real one, `kubernetes` the commands of the manifests in namespaces. `layering` reads the sources.
@@ -30,6 +31,7 @@ mod downloads;
 mod elastic;
 mod endings;
 mod evaluation;
+mod every_key;
 mod exchanges;
 mod fashion_mnist;
 mod gpu_rehearsal;
@@ -48,6 +50,7 @@ mod pack_transfer;
 mod parity_checks;
 mod preemption;
 mod pytorch_names;
+mod quick;
 mod recovery;
 mod rendezvous;
 mod repeated_failures;

@@ -10,6 +10,7 @@
 mod class_map;
 mod dataset;
 mod digest;
+mod effect;
 mod error;
 mod layers;
 mod load;
@@ -17,10 +18,16 @@ mod order;
 mod packs_dir;
 mod plan;
 mod presets;
+#[cfg(test)]
+mod properties;
 mod recipe;
+#[cfg(test)]
+mod reference;
 mod run_config;
 mod schedule;
 mod selection;
+mod shared_objective;
+mod text;
 mod timeouts;
 mod typed;
 mod weights;

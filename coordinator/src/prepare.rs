@@ -67,7 +67,7 @@ fn start(plan: &Plan, launch: &Launch, status: Option<TcpListener>) -> Result<Pr
     let weights = read_given_weights(plan)?;
     let is_own = launch.credentials.as_ref().is_some_and(|folder| folder.starts_with(&launch.run_dir));
     let given = if is_own { None } else { open_credentials(launch)? };
-    let content = Content { data, weights, started_with: launch.started_with.clone() };
+    let content = Content { data, weights, started_with: launch.started_with.clone(), quick: launch.quick };
     let run_dir = RunDir::create(&launch.run_dir, plan, content)?;
     let checkpoints = checkpoints(plan, &run_dir, launch, None);
     // Those of a run that was here before would be taken for this one's.
@@ -100,8 +100,8 @@ fn resume(plan: &Plan, launch: &Launch, status: Option<TcpListener>) -> Result<P
     refuse_without_any(&run_dir, &found)?;
     let credentials = open_credentials(launch)?;
     let Data { packs, identity: data, .. } = data;
-    let changes =
-        run_dir.reconfigure(plan, changes, Content { data, weights, started_with: launch.started_with.clone() })?;
+    let content = Content { data, weights, started_with: launch.started_with.clone(), quick: launch.quick };
+    let changes = run_dir.reconfigure(plan, changes, content)?;
     changes.iter().filter_map(warning_of_threads).for_each(|warning| tracing::warn!("{warning}"));
     let aside = found.resume.as_ref().filter(|_| found.reopened).map(|resume| {
         let later = &stages[found.complete.len() + 1..];

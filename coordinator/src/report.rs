@@ -8,12 +8,19 @@ use std::path::Path;
 use thanos_configs::{Plan, StagePlan, TransferPlan, ValidationMeasure};
 use thanos_proto::StageResult;
 
-/// `results.json`. Accuracies in percent of the test images; cosines are means over pairs of test embeddings.
+/// What the table of a quick run says of itself.
+const QUICK_RUN: &str = "QUICK RUN: a few steps on a few images, to see that every stage works; its numbers are no results";
+
+/// `results.json`. Accuracies in percent of the test images; cosines are means over pairs of test embeddings, null where
+/// no class has two test images.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Results {
     pub run: String,
     pub preset: String,
     pub seed: u64,
+    /// Made by `launch --quick`: a few steps on a few images, whose numbers say nothing of the method.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub quick: bool,
     /// One for each linear probe.
     pub rows: Vec<Row>,
     /// One for each backbone that was trained in this run.
@@ -34,8 +41,8 @@ pub struct Row {
     /// What selected the epoch of these numbers: the accuracy of `fine_head`, or `last_epoch`.
     #[serde(default)]
     pub selected_by: Option<String>,
-    pub cosine_within_coarse: f64,
-    pub cosine_within_fine: f64,
+    pub cosine_within_coarse: Option<f64>,
+    pub cosine_within_fine: Option<f64>,
     pub cosine_between_views: f64,
     /// How long the probe's steps waited for their images.
     pub data_wait_seconds: f64,
@@ -52,8 +59,8 @@ pub struct BackboneRow {
     pub selected_by: Option<String>,
     pub coarse_test_accuracy: f64,
     pub knn_fine_accuracy: f64,
-    pub cosine_within_coarse: f64,
-    pub cosine_within_fine: f64,
+    pub cosine_within_coarse: Option<f64>,
+    pub cosine_within_fine: Option<f64>,
     pub cosine_between_views: f64,
     pub seconds: f64,
     /// How long its steps waited for their images.
@@ -78,8 +85,8 @@ impl Results {
                 }
             }
         }
-        let Identity { id, preset, seed, .. } = identity.clone();
-        Self { run: id, preset, seed, rows, backbones }
+        let Identity { id, preset, seed, quick, .. } = identity.clone();
+        Self { run: id, preset, seed, quick, rows, backbones }
     }
 
     /// Writes `results.json`.
@@ -154,6 +161,9 @@ fn tenths(seconds: f64) -> f64 {
 impl fmt::Display for Results {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(out, "{}, seed {} (run {})", self.preset, self.seed, self.run)?;
+        if self.quick {
+            writeln!(out, "{QUICK_RUN}")?;
+        }
         if self.rows.is_empty() {
             return write!(out, "\nNo linear probe has been trained yet.");
         }
@@ -167,13 +177,13 @@ impl fmt::Display for Results {
         for row in &self.rows {
             writeln!(
                 out,
-                "{:width$}  {:>6.1}  {:>7.1}  {:>7.1}  {:>8.3}  {:>8.3}  {:>8.3}  {:>7}  {}",
+                "{:width$}  {:>6.1}  {:>7.1}  {:>7.1}  {:>8}  {:>8}  {:>8.3}  {:>7}  {}",
                 row.method,
                 row.fine_test_accuracy,
                 row.coarse_test_accuracy,
                 row.knn_fine_accuracy,
-                row.cosine_within_coarse,
-                row.cosine_within_fine,
+                cosine(row.cosine_within_coarse),
+                cosine(row.cosine_within_fine),
                 row.cosine_between_views,
                 clock(row.seconds),
                 row.backbones.join(" + "),
@@ -185,6 +195,11 @@ impl fmt::Display for Results {
              Cosines within a coarse class, within a fine class, between two views of an image: 1 is a collapse."
         )
     }
+}
+
+/// As the table shows it.
+fn cosine(mean: Option<f64>) -> String {
+    mean.map_or_else(|| "n/a".into(), |mean| format!("{mean:.3}"))
 }
 
 /// Minutes and seconds.
@@ -205,8 +220,8 @@ mod tests {
             coarse_test_accuracy: 0.98765,
             fine_test_accuracy: fine,
             knn_fine_accuracy: 0.75,
-            cosine_within_coarse: 0.9,
-            cosine_within_fine: 0.95,
+            cosine_within_coarse: Some(0.9),
+            cosine_within_fine: None,
             cosine_between_views: 1.0,
             data_wait_seconds: 0.125,
         }
@@ -225,9 +240,12 @@ mod tests {
         assert_eq!(row.backbones, ["cnce", "cae"]);
         assert_eq!(results.backbones.len(), 2);
         let text = results.to_string();
-        for part in ["digits_thanos, seed 3", "thanos    95.1     98.8", "0:33  cnce + cae"] {
+        for part in ["digits_thanos, seed 3", "thanos    95.1     98.8", "0:33  cnce + cae", "   0.900       n/a     1.000"] {
             assert!(text.contains(part), "no `{part}` in\n{text}");
         }
+        assert!(!text.contains("QUICK RUN"), "{text}");
+        let quick = Results::new(&Identity { quick: true, ..identity.clone() }, &plan, &stages);
+        assert!(quick.to_string().lines().nth(1).is_some_and(|line| line.starts_with("QUICK RUN: ")), "{quick}");
         assert_eq!(Results::new(&identity, &plan, &stages[..1]).rows, []);
         let folder = tempfile::tempdir().expect("a folder");
         results.write(folder.path()).expect("written");

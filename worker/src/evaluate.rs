@@ -26,8 +26,9 @@ const KNN_ROWS: i64 = 256;
 pub(crate) struct Measures {
     pub coarse_accuracy: f64,
     pub knn_fine_accuracy: f64,
-    pub cosine_within_coarse: f64,
-    pub cosine_within_fine: f64,
+    /// `None`: no class has two test images.
+    pub cosine_within_coarse: Option<f64>,
+    pub cosine_within_fine: Option<f64>,
     pub cosine_between_views: f64,
 }
 
@@ -79,11 +80,11 @@ impl Judge<'_> {
     pub(crate) fn measure(&self, models: &[&Model]) -> Result<Measures> {
         let _no_graph = tch::no_grad_guard();
         let data = self.data;
-        let test_ids: Vec<u64> = (0..data.test.len() as u64).collect();
-        let test = self.embed_all(models, &data.test, &test_ids)?;
+        let test_ids = &data.test_ids;
+        let test = self.embed_all(models, &data.test, test_ids)?;
         let train = self.embed_all(models, &data.train, &data.train_ids)?;
-        let fine = data.labels(&data.test.fine, &test_ids);
-        let coarse = data.labels(&data.test.coarse, &test_ids);
+        let fine = data.labels(&data.test.fine, test_ids);
+        let coarse = data.labels(&data.test.coarse, test_ids);
         let train_fine = data.labels(&data.train.fine, &data.train_ids);
         let directions = unit(models, &test);
         Ok(Measures {
@@ -94,7 +95,7 @@ impl Judge<'_> {
             },
             cosine_within_coarse: mean_cosine_within(&directions, &coarse),
             cosine_within_fine: mean_cosine_within(&directions, &fine),
-            cosine_between_views: self.mean_cosine_between_views(models, &test_ids)?,
+            cosine_between_views: self.mean_cosine_between_views(models, test_ids)?,
         })
     }
 
@@ -212,10 +213,10 @@ fn unit(models: &[&Model], embeddings: &Tensor) -> Tensor {
     Tensor::cat(&parts, 1)
 }
 
-/// Mean cosine over all pairs of different images of one class: 1 where every class is a point.
+/// Mean cosine over all pairs of different images of one class: 1 where every class is a point; `None`: there is no pair.
 ///
 /// For a class of n unit rows with sum s, the pairs' cosines sum to |s|^2 - n.
-fn mean_cosine_within(directions: &Tensor, labels: &Tensor) -> f64 {
+fn mean_cosine_within(directions: &Tensor, labels: &Tensor) -> Option<f64> {
     let classes = labels.max().int64_value(&[]) + 1;
     let like = (Kind::Double, directions.device());
     let directions = directions.to_kind(Kind::Double);
@@ -223,5 +224,5 @@ fn mean_cosine_within(directions: &Tensor, labels: &Tensor) -> f64 {
     let counts = labels.bincount::<Tensor>(None, classes).to_kind(Kind::Double);
     let cosines = sums.square().sum(Kind::Double) - counts.sum(Kind::Double);
     let pairs = (&counts * (&counts - 1.0)).sum(Kind::Double).double_value(&[]);
-    cosines.double_value(&[]) / pairs.max(1.0)
+    (pairs > 0.0).then(|| cosines.double_value(&[]) / pairs)
 }

@@ -222,7 +222,7 @@ fn local_packs(options: &Options, session: &Session, packs: &[PackRef]) -> Resul
 
 /// The coordinator's configuration as this process understands it.
 fn plan_of(welcome: &Welcome) -> Result<Plan> {
-    let plan = Plan::from_file(&welcome.config, "the coordinator's configuration", &[])
+    let plan = Plan::from_resolved(&welcome.config, "the coordinator's configuration", &[])
         .map_err(|error| Refused { reason: error.to_string(), exit_code: EXIT_CONFIG })?;
     if plan.resolved_digest() != welcome.config_digest {
         let (ours, theirs) = (plan.resolved_digest(), &welcome.config_digest);

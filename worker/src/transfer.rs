@@ -148,21 +148,19 @@ impl Stage for Transfer<'_> {
 
     fn measure(&mut self) -> Result<(Measures, Option<f64>)> {
         let data = self.judge.data;
-        let ids: Vec<u64> = (0..data.test.len() as u64).collect();
+        let ids = data.test_ids.clone();
         let labels = data.labels(&data.test.fine, &ids);
         let fine = self.judge.accuracy(&self.scores(&data.test, &ids)?, &labels)?;
         Ok((self.judge.measure(&self.models())?, Some(fine)))
     }
 }
 
-/// Features of the whole training pack and of the validation images, to be standardised by those that are trained on. The
-/// standardisation is rank 0's: another machine's sums may differ in their last bits.
+/// Features of the training images, each at its row of the training pack, and of the validation images, to be standardised
+/// by those that are trained on. The standardisation is rank 0's: another machine's sums may differ in their last bits.
 fn cached(backbones: &[Model], judge: &Judge<'_>) -> Result<Source> {
     let data = judge.data;
     let models: Vec<&Model> = backbones.iter().collect();
-    let all: Vec<u64> = (0..data.train.len() as u64).collect();
-    let features = judge.embed_all(&models, &data.train, &all)?; // [N, d]
-    let trained = features.index_select(0, &rows(&data.train_ids).to_device(data.device()));
+    let trained = judge.embed_all(&models, &data.train, &data.train_ids)?; // [trained, d]
     let standard = Standard {
         mean: trained.mean_dim(&[0_i64][..], true, None::<Kind>),
         deviation: trained.std_dim(&[0_i64][..], false, true).clamp_min(1e-6),
@@ -170,6 +168,10 @@ fn cached(backbones: &[Model], judge: &Judge<'_>) -> Result<Source> {
     broadcast(&standard.named(), judge.group.as_ref(), 0)?;
     let (pack, ids) = data.validation();
     let validation = judge.embed_all(&models, pack, ids)?;
+    // Rows of images that are not trained on stay 0, and are not read.
+    let like = (trained.kind(), trained.device());
+    let features = Tensor::zeros([data.train.len() as i64, trained.size()[1]], like); // [N, d]
+    let features = features.index_copy(0, &rows(&data.train_ids).to_device(data.device()), &trained);
     Ok(Source::Cached { features, validation, standard })
 }
 

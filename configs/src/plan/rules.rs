@@ -9,6 +9,7 @@ use crate::run_config::{DataKind, EncoderConfig, Features, FrozenMode, Objective
 const MOST_BATCH: u64 = 1 << 20;
 const MOST_EPOCHS: u64 = 1_000_000;
 const MOST_SIDE: usize = 1024;
+const MAX_IMAGES: u64 = u32::MAX as u64;
 const MOST_WIDTH: usize = 1 << 14;
 const MOST_DEPTH: usize = 256;
 const MOST_BACKBONES: usize = 16;
@@ -48,6 +49,9 @@ impl Rules {
         self.require(share > 0.0 && share < 1.0, "data.validation_fraction", || {
             format!("must lie between 0 and 1, both excluded, got {share}")
         });
+        if let Some(most) = config.data.max_images {
+            self.count("data.max_images", most, MAX_IMAGES);
+        }
         let folder = config.data.kind == DataKind::ImageFolder;
         if let Some(side) = config.data.side {
             self.require(folder, "data.side", || "only `data.kind: image_folder` has a side of its own choice".into());
@@ -291,6 +295,7 @@ mod tests {
         check(&["data.validation_fraction=0"], &[("data.validation_fraction", "got 0")]);
         check(&["data.validation_fraction=1.0"], &[("data.validation_fraction", "got 1")]);
         check(&["data={kind: image_folder, side: 4}"], &[("data.side", "between 8 and 1024, got 4")]);
+        check(&["data.max_images=0"], &[("data.max_images", "must be between 1 and 4294967295, got 0")]);
         check(&["views.jitter=1.5"], &[("views.jitter", "must be between 0 and 1, got 1.5")]);
         check(&["views.hue=.6"], &[("views.hue", "0.5")]);
         check(&["views.crop_scale=[0, 1]"], &[("views.crop_scale", "got [0, 1]")]);

@@ -15,6 +15,9 @@ pub struct Identity {
     /// Of the recipe; also in every checkpoint's manifest.
     pub config_digest: String,
     pub version: String,
+    /// Started by `launch --quick`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub quick: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<DataIdentity>,
     /// SHA-256 of the file of weights of each backbone that is given by `backbones.N.checkpoint`.

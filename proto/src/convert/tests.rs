@@ -30,8 +30,8 @@ fn events_come_back_equal() {
         coarse_test_accuracy: 0.75,
         fine_test_accuracy: None,
         knn_fine_accuracy: 0.25,
-        cosine_within_coarse: -0.5,
-        cosine_within_fine: 0.1,
+        cosine_within_coarse: Some(-0.5),
+        cosine_within_fine: None,
         cosine_between_views: 1.0,
         data_wait_seconds: 0.25,
     };
