@@ -226,3 +226,27 @@ fn mean_cosine_within(directions: &Tensor, labels: &Tensor) -> Option<f64> {
     let pairs = (&counts * (&counts - 1.0)).sum(Kind::Double).double_value(&[]);
     (pairs > 0.0).then(|| cosines.double_value(&[]) / pairs)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rows of length 1 in two dimensions, by their angles.
+    fn directions(angles: &[f64]) -> Tensor {
+        let rows: Vec<f64> = angles.iter().flat_map(|angle| [angle.cos(), angle.sin()]).collect();
+        Tensor::from_slice(&rows).reshape([-1, 2])
+    }
+
+    #[test]
+    fn a_mean_cosine_is_over_the_pairs_of_each_class() {
+        let labels = Tensor::from_slice(&[0_i64, 0, 2, 2, 1]);
+        let mean = mean_cosine_within(&directions(&[0.0, 1.0, 0.5, 0.5, 3.0]), &labels).expect("two pairs");
+        assert!((mean - (1.0_f64.cos() + 1.0) / 2.0).abs() < 1e-12, "{mean}");
+    }
+
+    #[test]
+    fn without_a_pair_there_is_no_mean() {
+        let labels = Tensor::from_slice(&[2_i64, 0, 1]);
+        assert_eq!(mean_cosine_within(&directions(&[0.0, 1.0, 2.0]), &labels), None);
+    }
+}
