@@ -12,6 +12,8 @@ use crate::run_config::{
     BackboneConfig, DataKind, ObjectiveConfig, RunConfig, Schedule, Similarity, TrainConfig, Validation,
 };
 use rules::Rules;
+#[cfg(test)]
+pub(crate) use rules::is_separator;
 use std::path::Path;
 
 /// A broken rule: the dotted key it hangs on and what to do about it.
@@ -94,6 +96,7 @@ impl Plan {
     pub fn new(config: RunConfig) -> Result<Self, Vec<PlanError>> {
         let data = DataSet::of(&config.data);
         let mut rules = Rules::default();
+        rules.texts(&config);
         rules.data(&config);
         rules.views(&config);
         rules.model(&config, &data);

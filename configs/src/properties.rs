@@ -2,7 +2,7 @@
 //! and no other, and text is taken as typed.
 
 use crate::load::{load_file, load_preset, to_yaml};
-use crate::plan::Plan;
+use crate::plan::{Plan, is_separator};
 use crate::recipe::changes;
 use crate::run_config::{
     BackboneConfig, DataKind, EncoderConfig, Features, ObjectivePatch, OnBadImage, Precision, RowConfig, RunConfig,
@@ -21,9 +21,10 @@ fn number() -> impl Strategy<Value = f64> {
     prop_oneof![any::<f64>().prop_filter("a finite number", |number| number.is_finite()), Just(0.1), Just(3e-4), Just(1.0)]
 }
 
-/// Texts that YAML might take for something else, and any others.
+/// Texts that YAML might take for something else, and any others that a run may have.
 fn word() -> impl Strategy<Value = String> {
-    prop_oneof![any::<String>(), proptest::sample::select(&TRICKY[..]).prop_map(str::to_owned)]
+    let text = any::<String>().prop_map(|text| text.replace(is_separator, "-"));
+    prop_oneof![text, proptest::sample::select(&TRICKY[..]).prop_map(str::to_owned)]
 }
 
 fn path() -> impl Strategy<Value = Option<PathBuf>> {

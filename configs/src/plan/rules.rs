@@ -4,6 +4,7 @@
 use super::{PlanError, transfer_name};
 use crate::dataset::DataSet;
 use crate::run_config::{DataKind, EncoderConfig, Features, FrozenMode, ObjectiveConfig, ObjectivePatch, RunConfig};
+use serde_json::Value;
 
 /// Bounds on what a run may ask for: beyond them a number is a slip of the keyboard.
 const MOST_BATCH: u64 = 1 << 20;
@@ -17,6 +18,11 @@ const MOST_ROWS: usize = 256;
 const MOST_WEIGHT: f64 = 1e6;
 const MAX_TIMEOUT_SECONDS: f64 = 1e7;
 const MAX_RESTARTS: f64 = 16.0;
+
+/// A character that ends a line in YAML, or that no YAML file holds.
+pub(crate) fn is_separator(character: char) -> bool {
+    character.is_control() || matches!(character, '\u{2028}' | '\u{2029}')
+}
 
 /// Collects broken rules; each method holds the rules of one section.
 #[derive(Default)]
@@ -42,6 +48,30 @@ impl Rules {
 
     fn count(&mut self, key: &str, value: u64, most: u64) {
         self.require((1..=most).contains(&value), key, || format!("must be between 1 and {most}, got {value}"));
+    }
+
+    /// Texts are written to YAML, which keeps neither control characters nor its own line separators in them.
+    pub(super) fn texts(&mut self, config: &RunConfig) {
+        let tree = serde_json::to_value(config).expect("a configuration is plain data");
+        self.text_of("", &tree);
+    }
+
+    fn text_of(&mut self, key: &str, value: &Value) {
+        let below = |name: &str| if key.is_empty() { name.to_owned() } else { format!("{key}.{name}") };
+        match value {
+            Value::String(text) => {
+                let separator = text.chars().find(|character| is_separator(*character));
+                if let Some(separator) = separator {
+                    let code = u32::from(separator);
+                    self.refuse(key, format!("has the character U+{code:04X}, which a YAML file does not keep"));
+                }
+            }
+            Value::Object(fields) => fields.iter().for_each(|(name, value)| self.text_of(&below(name), value)),
+            Value::Array(items) => {
+                items.iter().enumerate().for_each(|(index, item)| self.text_of(&below(&index.to_string()), item));
+            }
+            _ => {}
+        }
     }
 
     pub(super) fn data(&mut self, config: &RunConfig) {
@@ -292,6 +322,7 @@ mod tests {
     #[test]
     fn numbers_have_bounds() {
         check(&[], &[]);
+        check(&["backbones.0.checkpoint=/w\u{2028}x"], &[("backbones.0.checkpoint", "has the character U+2028")]);
         check(&["data.validation_fraction=0"], &[("data.validation_fraction", "got 0")]);
         check(&["data.validation_fraction=1.0"], &[("data.validation_fraction", "got 1")]);
         check(&["data={kind: image_folder, side: 4}"], &[("data.side", "between 8 and 1024, got 4")]);
