@@ -118,8 +118,8 @@ const TRAINING: [Case; 15] = [
 const NAMES: [Case; 7] = [
     ("backbones.0.name", &[], "x", Refused("no backbone is called `cnce`")),
     ("backbones.1.name", &[], "x", Refused("no backbone is called `cae`")),
-    ("backbones.0.checkpoint", &[], "run-0/checkpoints/cnce/step-8", Run),
-    ("backbones.1.checkpoint", &[], "run-0/checkpoints/cae/step-8", Run),
+    ("backbones.0.checkpoint", &[], "run-0/checkpoints/cnce/step-00000008", Run),
+    ("backbones.1.checkpoint", &[], "run-0/checkpoints/cae/step-00000008", Run),
     ("rows.0.method", &[], "x", Run),
     ("rows.0.backbones.0", &[], "cae", Run),
     ("rows.0.backbones.1", &[], "cnce", Run),

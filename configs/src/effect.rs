@@ -239,7 +239,9 @@ mod tests {
 
     #[test]
     fn what_is_shown_loads_again() {
-        for overrides in [&["train.schedule=constant"][..], &["model.encoder.resnet50.stem=cifar"], &["model.dropout=0"]] {
+        for overrides in
+            [&["train.schedule=constant"][..], &["model.encoder.resnet50.stem=cifar"], &["model.dropout=0"]]
+        {
             let config = resolved("cifar10_table", overrides);
             let shown = crate::to_yaml(&config);
             assert_eq!(plan_file(&shown, "f", &[]).expect("valid").config(), &config, "{overrides:?}");

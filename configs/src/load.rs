@@ -241,9 +241,7 @@ fn yaml_value(key: &str, value: &str) -> Result<Value, (String, String)> {
     let document = yaml::parse(value).map_err(|mistake| (key.to_owned(), mistake.message))?;
     match document.mistakes.first() {
         None => Ok(document.value),
-        Some(mistake) => {
-            Err((format!("{key}.{}", mistake.key), "this key is there twice: keep one of the two".into()))
-        }
+        Some(mistake) => Err((format!("{key}.{}", mistake.key), "this key is there twice: keep one of the two".into())),
     }
 }
 

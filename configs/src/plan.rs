@@ -381,9 +381,8 @@ mod tests {
     fn cifar100_u_draws_its_images_without_a_held_out_part() {
         let fine: Vec<i64> = (0..50_000).map(|image| image / 500).collect();
         let split = plan("cifar100_u_supcon", &["data.validation=test"]).split(&fine);
-        let ids = |class: i64| -> Vec<u64> {
-            split.train.iter().copied().filter(|id| fine[*id as usize] == class).collect()
-        };
+        let ids =
+            |class: i64| -> Vec<u64> { split.train.iter().copied().filter(|id| fine[*id as usize] == class).collect() };
         assert_eq!([4, 30, 55, 72, 95].map(|class| ids(class).len()), [500, 250, 100, 50, 50]);
         let late = ids(95).iter().filter(|id| *id % 500 >= 50).count();
         assert!(late > 35, "{late} of 50 are not among the class's first 50: nine in ten of a draw");

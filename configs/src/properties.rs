@@ -18,7 +18,12 @@ const TRICKY: [&str; 15] =
 
 /// Any number that JSON and YAML hold.
 fn number() -> impl Strategy<Value = f64> {
-    prop_oneof![any::<f64>().prop_filter("a finite number", |number| number.is_finite()), Just(0.1), Just(3e-4), Just(1.0)]
+    prop_oneof![
+        any::<f64>().prop_filter("a finite number", |number| number.is_finite()),
+        Just(0.1),
+        Just(3e-4),
+        Just(1.0)
+    ]
 }
 
 /// Texts that YAML might take for something else, and any others that a run may have.
@@ -34,17 +39,27 @@ fn path() -> impl Strategy<Value = Option<PathBuf>> {
 fn encoder() -> impl Strategy<Value = EncoderConfig> {
     let stem = || prop_oneof![Just(Stem::Imagenet), Just(Stem::Cifar)];
     prop_oneof![
-        any::<[usize; 5]>()
-            .prop_map(|[patch, width, depth, heads, mlp]| EncoderConfig::Vit { patch, width, depth, heads, mlp }),
+        any::<[usize; 5]>().prop_map(|[patch, width, depth, heads, mlp]| EncoderConfig::Vit {
+            patch,
+            width,
+            depth,
+            heads,
+            mlp
+        }),
         stem().prop_map(|stem| EncoderConfig::Resnet18 { stem }),
         stem().prop_map(|stem| EncoderConfig::Resnet50 { stem }),
     ]
 }
 
 fn patch() -> impl Strategy<Value = ObjectivePatch> {
-    [option::of(number()), option::of(number()), option::of(number())].prop_map(|[contrastive, reconstruction, spread]| {
-        ObjectivePatch { contrastive, reconstruction, spread, ..ObjectivePatch::default() }
-    })
+    [option::of(number()), option::of(number()), option::of(number())].prop_map(
+        |[contrastive, reconstruction, spread]| ObjectivePatch {
+            contrastive,
+            reconstruction,
+            spread,
+            ..ObjectivePatch::default()
+        },
+    )
 }
 
 fn backbone() -> impl Strategy<Value = BackboneConfig> {

@@ -20,7 +20,7 @@ what results, with all defaults.
 - Backbones and rows are addressed by name or by number: `backbones.cae.objective.reconstruction=0.5`.
 - An unknown key, a value of the wrong type, and a value out of range are refused. So is a key that another key leaves
   without effect, such as `train.cosine_period` with `train.schedule: constant`, unless a preset set it.
-- A `objective` key is for backbones without a value of their own; where some backbone has one, as in `*_thanos` and
+- An `objective` key is for backbones without a value of their own; where some backbone has one, as in `*_thanos` and
   `*_table`, the shared key is refused as an override: name the backbone.
 - `extends` is the one key that is only read in files.
 ";

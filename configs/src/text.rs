@@ -83,7 +83,8 @@ mod tests {
 
     #[test]
     fn other_keys_are_yaml() {
-        let config = load(&["train.epochs=3 # a comment", "data={dir: '/a #1', drop_last: true}", "rows.0.backbones=[cae]"]);
+        let config =
+            load(&["train.epochs=3 # a comment", "data={dir: '/a #1', drop_last: true}", "rows.0.backbones=[cae]"]);
         assert_eq!((config.train.epochs, config.data.drop_last), (3, true));
         assert_eq!(config.data.dir.as_deref(), Some(Path::new("/a #1")));
         assert_eq!(config.rows[0].backbones, ["cae"]);

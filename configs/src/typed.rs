@@ -62,7 +62,8 @@ pub(crate) fn text_key(path: &[String]) -> Option<TextKey> {
     let config = RunConfig { backbones: vec![BackboneConfig::default()], rows, ..RunConfig::default() };
     let pattern = serde_json::to_value(config).expect("a RunConfig holds only what JSON can");
     // The items of a list are alike.
-    let path: Vec<String> = path.iter().map(|part| part.parse::<usize>().map_or(part.clone(), |_| "0".into())).collect();
+    let path: Vec<String> =
+        path.iter().map(|part| part.parse::<usize>().map_or(part.clone(), |_| "0".into())).collect();
     let reads = |value: Value| {
         let mut probed = pattern.clone();
         get_mut(&mut probed, &path).map(|place| *place = value).is_some() && read(&probed).is_ok()

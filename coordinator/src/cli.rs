@@ -279,7 +279,8 @@ fn refuse_relative(target: &Target) -> Result<()> {
     if relative.is_empty() {
         return Ok(());
     }
-    let message = format!("{}: a job runs on another machine: write an absolute path of that machine", relative.join(", "));
+    let message =
+        format!("{}: a job runs on another machine: write an absolute path of that machine", relative.join(", "));
     Err(Fatal::new(EXIT_CONFIG, message).into())
 }
 

@@ -201,7 +201,8 @@ mod tests {
     #[test]
     fn raw_data_is_mounted_where_the_coordinator_reads_it() {
         let plan = Plan::from_preset("mnist_cae", &["data.dir=/data".into()]).expect("valid");
-        let text = kubernetes(&plan, "r/thanos:1", &numbers(0), Some(&DataVolume::Claim("mnist".into()))).expect("known");
+        let text =
+            kubernetes(&plan, "r/thanos:1", &numbers(0), Some(&DataVolume::Claim("mnist".into()))).expect("known");
         for job in Deserializer::from_str(&text).map(|one| Value::deserialize(one).expect("YAML")) {
             if job["kind"] != "Job" {
                 continue;

@@ -9,7 +9,8 @@ use thanos_configs::{Plan, StagePlan, TransferPlan, ValidationMeasure};
 use thanos_proto::StageResult;
 
 /// What the table of a quick run says of itself.
-const QUICK_RUN: &str = "QUICK RUN: a few steps on a few images, to see that every stage works; its numbers are no results";
+const QUICK_RUN: &str =
+    "QUICK RUN: a few steps on a few images, to see that every stage works; its numbers are no results";
 
 /// `results.json`. Accuracies in percent of the test images; cosines are means over pairs of test embeddings, null where
 /// no class has two test images.
@@ -240,7 +241,9 @@ mod tests {
         assert_eq!(row.backbones, ["cnce", "cae"]);
         assert_eq!(results.backbones.len(), 2);
         let text = results.to_string();
-        for part in ["digits_thanos, seed 3", "thanos    95.1     98.8", "0:33  cnce + cae", "   0.900       n/a     1.000"] {
+        for part in
+            ["digits_thanos, seed 3", "thanos    95.1     98.8", "0:33  cnce + cae", "   0.900       n/a     1.000"]
+        {
             assert!(text.contains(part), "no `{part}` in\n{text}");
         }
         assert!(!text.contains("QUICK RUN"), "{text}");

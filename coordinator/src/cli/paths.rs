@@ -7,9 +7,10 @@ use thanos_configs::RunConfig;
 
 /// Every path that a configuration has, with its key.
 pub(super) fn paths_of(config: &mut RunConfig) -> Vec<(String, &mut PathBuf)> {
-    let weights = config.backbones.iter_mut().enumerate().filter_map(|(index, backbone)| {
-        Some((format!("backbones.{index}.checkpoint"), backbone.checkpoint.as_mut()?))
-    });
+    let weights =
+        config.backbones.iter_mut().enumerate().filter_map(|(index, backbone)| {
+            Some((format!("backbones.{index}.checkpoint"), backbone.checkpoint.as_mut()?))
+        });
     let data = [("data.dir", config.data.dir.as_mut()), ("data.coarse_map", config.data.coarse_map.as_mut())];
     let data = data.into_iter().filter_map(|(key, path)| Some((key.to_owned(), path?)));
     data.chain(weights).collect()

@@ -31,7 +31,8 @@ pub(super) fn check(quick: bool, resume: bool, again: bool) -> Result<(), Fatal>
     if !quick || !resume || again {
         return Ok(());
     }
-    let message = "--quick starts a new run of less than a minute: leave out --resume, or resume the run without --quick";
+    let message =
+        "--quick starts a new run of less than a minute: leave out --resume, or resume the run without --quick";
     Err(Fatal::new(EXIT_USAGE, message))
 }
 
@@ -49,7 +50,11 @@ mod tests {
                 assert_eq!(plan.total_steps(stage, 16), 3, "{preset}");
             }
             let split = plan.split(&[0; 1000]);
-            assert_eq!((split.train.len(), split.validation.len(), plan.test_ids(1000).len()), (16, 16, 16), "{preset}");
+            assert_eq!(
+                (split.train.len(), split.validation.len(), plan.test_ids(1000).len()),
+                (16, 16, 16),
+                "{preset}"
+            );
         }
     }
 

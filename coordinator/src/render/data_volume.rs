@@ -55,7 +55,8 @@ impl DataMount {
         let mount = match (&data.dir, volume) {
             (None, None) if data.kind == DataKind::Digits => None,
             (None, _) => {
-                let message = "data.dir: set it to the absolute path at which --data is mounted, such as data.dir=/data";
+                let message =
+                    "data.dir: set it to the absolute path at which --data is mounted, such as data.dir=/data";
                 return Err(Fatal::new(EXIT_CONFIG, message));
             }
             (Some(dir), None) => {
@@ -68,14 +69,17 @@ impl DataMount {
             }
             (Some(dir), Some(volume)) => Some(Self { volume: volume.clone(), dir: dir.clone() }),
         };
-        if let Some(Self { dir, .. }) = mount.as_ref().filter(|mount| TAKEN.iter().any(|taken| mount.dir == Path::new(taken))) {
+        if let Some(Self { dir, .. }) =
+            mount.as_ref().filter(|mount| TAKEN.iter().any(|taken| mount.dir == Path::new(taken)))
+        {
             let message = format!("data.dir={}: the pods have another volume there: use /data", dir.display());
             return Err(Fatal::new(EXIT_CONFIG, message));
         }
         let dir = mount.as_ref().map(|mount| mount.dir.as_path());
         let outside = |path: &Path, of: Option<&Path>| !of.is_some_and(|dir| path.starts_with(dir));
         if let Some(map) = data.coarse_map.as_deref().filter(|map| outside(map, dir)) {
-            let message = format!("data.coarse_map={} is in no volume of the pods: put it below data.dir", map.display());
+            let message =
+                format!("data.coarse_map={} is in no volume of the pods: put it below data.dir", map.display());
             return Err(Fatal::new(EXIT_CONFIG, message));
         }
         for backbone in &plan.config().backbones {
