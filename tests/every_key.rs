@@ -35,13 +35,16 @@ use Shown::{In, Refused, Run};
 /// A key, what both runs have beside it, and its change.
 type Case = (&'static str, &'static [&'static str], &'static str, Shown);
 
-const DATA: [Case; 11] = [
+const DATA: [Case; 14] = [
     ("name", &[], "other", Run),
     ("seed", &[], "1", Run),
     ("data.kind", &[], "cifar10", Refused("data.side: only `data.kind: image_folder`")),
     ("data.dir", &[], "broken", Run),
     ("data.side", &[], "32", Run),
     ("data.coarse_map", &[], "null", Run),
+    ("data.train_folder", &[], "none", Refused("none")),
+    ("data.test_folder", &[], "train", Run),
+    ("data.exif_orientation", &[], "true", In("coordinator/src/ingest/tests/pillow.rs")),
     ("data.on_bad_image", &["data.dir=broken"], "skip", Run),
     ("data.drop_last", &[], "true", Run),
     ("data.validation", &[], "test", Run),
@@ -97,7 +100,7 @@ const OBJECTIVE: [Case; 18] = [
     ("backbones.cae.objective.spread", &["backbones.cae.objective.contrastive=1"], "0.5", Run),
 ];
 
-const TRAINING: [Case; 15] = [
+const TRAINING: [Case; 17] = [
     ("train.epochs", &[], "3", Run),
     ("train.batch_size", &[], "4", Run),
     ("train.max_steps", &[], "3", Run),
@@ -106,6 +109,7 @@ const TRAINING: [Case; 15] = [
     ("train.schedule", &[], "constant", Run),
     ("train.cosine_period", &[], "7", Run),
     ("train.evaluate_every", &[], "2", Run),
+    ("train.select", &[], "last", Run),
     ("transfer.epochs", &[], "3", Run),
     ("transfer.batch_size", &[], "4", Run),
     ("transfer.learning_rate", &[], "1e-2", Run),
@@ -113,6 +117,7 @@ const TRAINING: [Case; 15] = [
     ("transfer.max_steps", &[], "3", Run),
     ("transfer.features", &[], "cached", Run),
     ("transfer.frozen_mode", &[], "train", Run),
+    ("transfer.select", &[], "last", Run),
 ];
 
 const NAMES: [Case; 7] = [
