@@ -57,7 +57,7 @@ fn patch() -> impl Strategy<Value = ObjectivePatch> {
             contrastive,
             reconstruction,
             spread,
-            ..ObjectivePatch::default()
+            ..Default::default()
         },
     )
 }
