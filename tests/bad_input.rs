@@ -83,6 +83,13 @@ fn keys_and_values() {
     check("digits_cnce", &["rows=[]", "backbones=[]"], &["backbones: nothing to train"]);
     check("digits_cnce", &["rows.0.backbones=[cae]"], &["no backbone is called `cae`; there are: cnce"]);
     check("digits_cnce", &["backbones.0.name=../x"], &["backbones.0.name", "it names a folder"]);
+    let constant = ["train.schedule=constant", "train.cosine_period=7"];
+    check("digits_cnce", &constant, &["train.cosine_period: 7 has no effect", "(`train.schedule`)"]);
+    let dropout = ["model.embedding_dropout=.4"];
+    check("digits_cnce", &dropout, &["model.embedding_dropout: 0.4 has no effect", "(`model.dropout`)"]);
+    let shared = ["objective.reconstruction=0.5"];
+    check("digits_thanos", &shared, &["would change only cnce", "backbones.cae.objective.reconstruction"]);
+    check("digits_table", &["backbones.cea.name=x"], &["its items are 0 to 2, or supcon, cnce, cae, got `cea`"]);
     let three = ["train.batch_size=0", "views.hue=2", "transfer.epochs=0"];
     check("digits_cnce", &three, &["override 'train.batch_size=0'", "override 'views.hue=2'", "'transfer.epochs=0'"]);
     assert!(!scene.path("runs").exists(), "a wrong configuration leaves nothing behind");
@@ -137,6 +144,43 @@ fn folders_without_the_data() {
     // A whole epoch's images are less than a batch, and short batches are to be left out.
     let short = ["digits_cnce", "data.drop_last=true", "train.batch_size=2000"];
     check(&short, &["data.drop_last: no step is left", "2000, of 1293 training images"]);
+}
+
+/// A path is what was typed: no comment starts in it, and `~/` is the home directory.
+#[test]
+fn paths_are_taken_as_typed() {
+    let scene = Scene::new();
+    for name in ["set #1", "12", "a: b", "[x]"] {
+        idx::write(&scene.path(name), 30, 20);
+        let dir = format!("data.dir={name}");
+        let shown = scene.coord(&["show", "mnist_cnce", &dir]).expect(0).stdout;
+        let shown: serde_yaml::Value = serde_yaml::from_str(&shown).expect("YAML");
+        assert_eq!(shown["data"]["dir"], scene.path(name).display().to_string().as_str());
+        check_launch(&scene, &["mnist_cnce", &dir, "data.drop_last=true"], 65, &["no step is left"]);
+    }
+    let home = scene.path("home").display().to_string();
+    let shown = scene.start_with(&["show", "mnist_cnce", "data.dir=~/x y"], &[("HOME", &home)]).wait().expect(0).stdout;
+    assert!(shown.contains(&format!("{home}/x y")), "{shown}");
+}
+
+/// What a job on another machine cannot find is refused before it is queued.
+#[test]
+fn rendered_jobs_find_their_data() {
+    let scene = Scene::new();
+    let kubernetes = ["render", "kubernetes", "--image", "x"];
+    for render in [&["render", "slurm"][..], &kubernetes] {
+        let parts = ["data.dir=mnist: a job runs on another machine: write an absolute path"];
+        check(&scene, &[render, &["mnist_cnce", "data.dir=mnist"]].concat(), 78, &parts);
+    }
+    let target = ["mnist_cnce", "data.dir=/data"];
+    let parts = ["data.dir=/data is in no volume of the pods", "--data"];
+    check(&scene, &[&kubernetes[..], &target].concat(), 64, &parts);
+    check(&scene, &[&kubernetes[..], &["--data", "./x"], &target].concat(), 64, &["--data", "PersistentVolumeClaim"]);
+    for (volume, part) in [("mnist", "claimName: mnist"), ("/mnt/mnist", "path: /mnt/mnist")] {
+        let text = scene.coord(&[&kubernetes[..], &["--data", volume], &target].concat()).expect(0).stdout;
+        assert!(text.contains(part) && text.contains("mountPath: /data"), "{volume}: {text}");
+    }
+    scene.coord(&[&["render", "slurm"], &target[..]].concat()).expect(0);
 }
 
 /// 30 images of 28 x 28 behind a header of 16 bytes, 30 labels behind one of 8.

@@ -26,7 +26,7 @@ const SMALL: [&str; 7] = [
 ];
 
 /// Images of a pack, [n, 1, 28, 28] normalised, and labels by name.
-fn read(pack: &Path, plan: &Plan, label: &str) -> (Tensor, Tensor) {
+pub(crate) fn read(pack: &Path, plan: &Plan, label: &str) -> (Tensor, Tensor) {
     let bytes = fs::read(pack).expect("a pack");
     let file = SafeTensors::deserialize(&bytes).expect("safetensors");
     let images = file.tensor("images").expect("images");
@@ -38,11 +38,17 @@ fn read(pack: &Path, plan: &Plan, label: &str) -> (Tensor, Tensor) {
     (normalised, Tensor::f_from_data_size(labels.data(), &[*n as i64], Kind::Int64).expect("labels"))
 }
 
-/// Right answers of a trained backbone's own head.
-fn count(plan: &Plan, weights: &Path, images: &Tensor, labels: &Tensor) -> i64 {
+/// A trained backbone.
+pub(crate) fn backbone(plan: &Plan, weights: &Path) -> Model {
     let alone: Rc<dyn BatchSum> = Rc::new(Alone);
     let model = Model::new(&plan.config().model, plan.data(), false, Device::Cpu, &alone);
     copy_into(&model.state(), &load_weights(weights).expect("weights")).expect("they fit");
+    model
+}
+
+/// Right answers of a trained backbone's own head.
+fn count(plan: &Plan, weights: &Path, images: &Tensor, labels: &Tensor) -> i64 {
+    let model = backbone(plan, weights);
     let _no_graph = tch::no_grad_guard();
     let chosen = model.logits(&model.encoder.forward(images, Mode::Eval).expect("embeddings")).argmax(1, false);
     chosen.eq_tensor(labels).sum(Kind::Int64).int64_value(&[])

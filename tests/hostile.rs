@@ -233,7 +233,8 @@ fn a_worker_that_names_what_the_plan_does_not_have_ends_its_session_and_no_run()
     let scene = Scene::new();
     let (mut serving, target) = serve(&scene);
     let evaluated = |stage: &str| {
-        WorkerEvent::Evaluated(Evaluated { stage: stage.into(), epoch: 0, validation_accuracy: 1.0, best: true })
+        let (stage, measure) = (stage.into(), "coarse_head".into());
+        WorkerEvent::Evaluated(Evaluated { stage, epoch: 0, validation_accuracy: 1.0, best: true, measure })
     };
     let phase = Heartbeat {
         generation: 1,

@@ -2,6 +2,7 @@
 //! not change that identity, records it, and refuses the rest by name; a launch that is refused leaves no run behind.
 
 use nix::sys::signal::Signal;
+use safetensors::SafeTensors;
 use serde_json::Value;
 use std::fs;
 use std::net::TcpListener;
@@ -199,6 +200,28 @@ fn the_printed_command_goes_on_as_the_run_was_started() {
     refused(&scene, &["serve", "--launcher", "srun", "digits_cnce"], 64, &["serve starts no workers"]);
 }
 
+/// Another number of threads adds in another order: a run keeps its own, and says what it means to change it.
+#[test]
+fn a_run_keeps_its_threads_and_warns_of_others() {
+    let scene = Scene::new();
+    let target = ["digits_cnce", "rows=[]", "train.max_steps=2"];
+    scene.coord(&[&LAUNCH[..], &target].concat()).expect(0);
+    let threads = || run_json(&scene.path("run"))["started_with"]["threads_per_worker"].clone();
+    let told = resume(&scene, &["train.max_steps=3"]).expect(0).stderr;
+    assert!(threads() == 1 && !told.contains("bit-equal"), "{told}");
+    let told = resume(&scene, &["--threads-per-worker", "2", "train.max_steps=4"]).expect(0).stderr;
+    assert!(told.contains("workers have 2 threads each from now on, and had 1: "), "{told}");
+    assert_eq!(
+        (threads(), changed(&scene.path("run")).last().map(String::as_str)),
+        (2.into(), Some("--threads-per-worker"))
+    );
+}
+
+/// A safetensors file without its `__metadata__`.
+fn without_metadata(bytes: &[u8]) -> Vec<u8> {
+    safetensors::serialize(SafeTensors::deserialize(bytes).expect("safetensors").tensors(), None).expect("a file")
+}
+
 /// Weights that do not fit the model of a stage hours away are found before the first step, and the mended command is
 /// not refused.
 #[test]
@@ -214,11 +237,19 @@ fn weights_are_checked_before_anything_is_trained() {
     let target = ["digits_thanos", "train.max_steps=3", "transfer.max_steps=2"];
     let with = |weights: &str| format!("backbones.0.checkpoint={weights}.safetensors");
     let launch = |weights: &str| scene.launch("run", 2, &[&target[..], &[&with(weights)]].concat());
+    let run = scene.path("run");
     let told = launch("bad").expect(65).stderr;
-    for part in ["backbone cnce from ", "bad.safetensors", "it has no tensor `"] {
+    for part in ["bad.safetensors", "model.encoder.vit.depth: found 1 in the file, expected 3 as in this run"] {
         assert!(told.contains(part), "no `{part}` in {told}");
     }
-    let run = scene.path("run");
+    assert!(!run.exists(), "refused before there is a run directory");
+    // Without the record, the workers find it by the names.
+    let without = scene.path("bad.safetensors");
+    fs::write(&without, without_metadata(&fs::read(&without).expect("there"))).expect("written");
+    let told = launch("bad").expect(65).stderr;
+    for part in ["records no architecture", "backbone cnce from ", "bad.safetensors", "it has no tensor `"] {
+        assert!(told.contains(part), "no `{part}` in {told}");
+    }
     assert!(!run.join("run.json").exists() && lines(&run, "steps.jsonl").is_empty(), "nothing was trained");
     launch("good").expect(0);
 

@@ -14,7 +14,7 @@ use thanos_tests::network::Network;
 use thanos_tests::processes::send;
 use thanos_tests::{Running, Scene, lines, program, root};
 
-const OVERLAYS: [&str; 4] = ["cpu", "gpu", "no-shared-volume", "jobset"];
+const OVERLAYS: [&str; 5] = ["cpu", "gpu", "data", "no-shared-volume", "jobset"];
 
 fn folder() -> PathBuf {
     root().join("deploy/kubernetes")

@@ -1,16 +1,18 @@
 //! The one test binary, as every binary links libtorch. `parity_checks`: ours against the golden vectors of the
 //! published code. `losses`: the closed-form gradient against finite differences, tile sizes and ranks. `memory`: a
-//! batch whose square would not fit. `exchanges`, `nearness`, `rerun` and `test_device` serve them. The others start
-//! the real programs: `world_sizes`, `resume`, `identity`, `ledger` and `evaluation` hold the promises, `recovery`,
-//! `elastic`, `standstill`, `repeated_failures`, `cut_off`, `bad_lines`, `slow`, `preemption`, `commit_points`,
-//! `checks`, `strangers`, `disks` and `endings` what happens to processes, networks and disks, `checkpoint_intervals`
-//! when a stage is saved, `group_errors` which errors of a group are lost connections, `security` who may join and what
-//! is secret, `pytorch_names` what is in a checkpoint, `data_sets`, `pack_transfer`, `downloads` and `fashion_mnist`
-//! how images come to workers, `device_views` how a GPU makes views of them, `devices` on what workers train,
+//! batch whose square would not fit. `exchanges`, `nearness`, `rerun` and `test_device` serve them. The others
+//! start the real programs: `world_sizes`, `resume`, `identity`, `ledger` and `evaluation` hold the promises,
+//! `recovery`, `elastic`, `standstill`, `repeated_failures`, `cut_off`, `bad_lines`, `slow`, `preemption`,
+//! `commit_points`, `checks`, `strangers`, `disks` and `endings` what happens to processes, networks and disks,
+//! `checkpoint_intervals` when a stage is saved, `group_errors` which errors of a group are lost connections,
+//! `security` who may join and what is secret, `pytorch_names` what is in a checkpoint, `selection` which epoch's
+//! weights are kept and that all state is saved, `data_sets`, `pack_transfer`, `downloads` and `fashion_mnist` how
+//! images come to workers, `device_views` how a GPU makes views of them, `devices` on what workers train,
 //! `gpu_rehearsal` the script of half an hour on a GPU, on the CPU; `bad_input`, `command_line`, `metrics`,
-//! `tensorboard` and `documents` what people type and read; `bench` what a benchmark prints and leaves, `output`
-//! terminals, pipes and files that take no output, `signals` how a stop request arrives. `slurm` runs the job scripts
-//! on a real one, `kubernetes` the commands of the manifests in namespaces. `layering` reads the sources.
+//! `tensorboard` and `documents` what people type and read; `every_key` what each key of the configuration changes,
+//! `quick` a first look at every preset; `bench` what a benchmark prints and leaves, `output` terminals, pipes and
+//! files that take no output, `signals` how a stop request arrives. `slurm` runs the job scripts on a real one,
+//! `kubernetes` the commands of the manifests in namespaces. `layering` reads the sources.
 
 mod bad_input;
 mod bad_lines;
@@ -29,6 +31,7 @@ mod downloads;
 mod elastic;
 mod endings;
 mod evaluation;
+mod every_key;
 mod exchanges;
 mod fashion_mnist;
 mod gpu_rehearsal;
@@ -47,12 +50,14 @@ mod pack_transfer;
 mod parity_checks;
 mod preemption;
 mod pytorch_names;
+mod quick;
 mod recovery;
 mod rendezvous;
 mod repeated_failures;
 mod rerun;
 mod resume;
 mod security;
+mod selection;
 mod signals;
 mod slow;
 mod slurm;

@@ -30,6 +30,42 @@ fn merge_at(path: &mut Vec<String>, base: &mut Value, over: Value) {
     }
 }
 
+/// Keys that name an item of a list of maps: a backbone, a row of the table.
+const NAMES: [&str; 2] = ["name", "method"];
+
+/// The path with the names of list items replaced by their numbers: of `digits_thanos`, `backbones.cae` is
+/// `backbones.1`. A number is a number, even where an item has it as its name.
+pub(crate) fn numbered(root: &Value, path: &[String]) -> Vec<String> {
+    let mut place = Some(root);
+    let mut found = Vec::with_capacity(path.len());
+    for part in path {
+        let number = match place {
+            Some(Value::Array(items)) if part.parse::<usize>().is_err() => {
+                items.iter().position(|item| name_of(item) == Some(part))
+            }
+            _ => None,
+        };
+        let part = number.map_or_else(|| part.clone(), |number| number.to_string());
+        place = place.and_then(|place| match place {
+            Value::Object(entries) => entries.get(&part),
+            Value::Array(items) => items.get(part.parse::<usize>().ok()?),
+            _ => None,
+        });
+        found.push(part);
+    }
+    found
+}
+
+fn name_of(item: &Value) -> Option<&str> {
+    NAMES.iter().find_map(|key| item.get(key)?.as_str())
+}
+
+/// The names of a list's items as a message shows them.
+fn names_of(items: &[Value]) -> String {
+    let names: Vec<&str> = items.iter().filter_map(name_of).filter(|name| !name.is_empty()).collect();
+    if names.is_empty() { String::new() } else { format!(", or {}", names.join(", ")) }
+}
+
 /// Sets the value at `path`, making the maps on the way. Errors: what stands in the way.
 pub(crate) fn set(root: &mut Value, path: &[String], value: Value) -> Result<(), String> {
     let mut place = root;
@@ -46,11 +82,11 @@ pub(crate) fn set(root: &mut Value, path: &[String], value: Value) -> Result<(),
                 entries.entry(part.clone()).or_insert(Value::Null)
             }
             Value::Array(items) => {
-                let len = items.len();
+                let (len, names) = (items.len(), names_of(items));
                 let index = part.parse::<usize>().ok().filter(|index| *index < len);
                 index.and_then(|index| items.get_mut(index)).ok_or_else(|| match len {
                     0 => format!("`{walked}` is an empty list: it has no `{part}`"),
-                    _ => format!("`{walked}` is a list of {len}: its items are 0 to {}, got `{part}`", len - 1),
+                    _ => format!("`{walked}` is a list of {len}: its items are 0 to {}{names}, got `{part}`", len - 1),
                 })?
             }
             _ => return Err(format!("`{walked}` is a single value, it has no key `{part}`")),

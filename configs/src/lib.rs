@@ -10,6 +10,7 @@
 mod class_map;
 mod dataset;
 mod digest;
+mod effect;
 mod error;
 mod layers;
 mod load;
@@ -17,11 +18,19 @@ mod order;
 mod packs_dir;
 mod plan;
 mod presets;
+#[cfg(test)]
+mod properties;
 mod recipe;
+#[cfg(test)]
+mod reference;
 mod run_config;
 mod schedule;
+mod selection;
+mod shared_objective;
+mod text;
 mod timeouts;
 mod typed;
+mod weights;
 mod yaml;
 
 pub use class_map::class_map;
@@ -40,7 +49,10 @@ pub use recipe::{Change, Condition, changes};
 pub use run_config::{
     BackboneConfig, CheckpointConfig, ChecksConfig, DataConfig, DataKind, DecoderConfig, EncoderConfig, Features,
     FrozenMode, LogConfig, ModelConfig, ObjectiveConfig, ObjectivePatch, OnBadImage, OnDivergence, OnNonFinite,
-    Precision, RowConfig, RunConfig, Schedule, Similarity, Stem, TrainConfig, TransferConfig, Validation, ViewsConfig,
+    Precision, RowConfig, RunConfig, Schedule, Select, Similarity, Stem, TrainConfig, TransferConfig, Validation,
+    ViewsConfig,
 };
 pub use schedule::learning_rate;
+pub use selection::ValidationMeasure;
 pub use timeouts::TimeoutsConfig;
+pub use weights::{Architecture, WEIGHTS_METADATA_KEY, pytorch_file_advice};

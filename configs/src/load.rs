@@ -1,34 +1,45 @@
 //! From a YAML file or a preset, with overrides, to a `RunConfig` or a `Plan`: every mistake at once, each with its
 //! line or its override. It must not know what a valid run is: that is `Plan`'s.
 
+use crate::effect::{Layer, settle};
 use crate::error::{ConfigError, ConfigErrors, Mistake};
 use crate::layers::{self, EXTENDS};
 use crate::plan::Plan;
 use crate::presets::{preset_value, unknown_preset};
 use crate::run_config::RunConfig;
+use crate::shared_objective::{self, OwnObjectives};
+use crate::text::text_value;
 use crate::typed::typed;
 use crate::yaml::{self, Lines};
 use serde_json::Value;
 
 /// Reads a file's text; `source` is the file's name for messages, `overrides` are `dotted.key=value` with YAML values.
-/// A file may say `extends: PRESET`. Errors: all mistakes in keys and types; rules across keys are `Plan::new`'s.
+/// A file may say `extends: PRESET`. Errors: all mistakes in keys and types; rules across keys are `Plan`'s.
 pub fn load_file(text: &str, source: &str, overrides: &[String]) -> Result<RunConfig, ConfigErrors> {
-    Layered::of_file(text, source)?.with(overrides).config().map(|(config, _)| config)
+    Layered::of_file(text, source)?.with(overrides).settled().map(|settled| settled.config)
 }
 
 /// As [`load_file`], for a preset by name.
 pub fn load_preset(name: &str, overrides: &[String]) -> Result<RunConfig, ConfigErrors> {
-    Layered::of_preset(name)?.with(overrides).config().map(|(config, _)| config)
+    Layered::of_preset(name)?.with(overrides).settled().map(|settled| settled.config)
 }
 
-/// A file's plan: all mistakes in keys and types, or else all broken rules, each with its line.
+/// A file's plan: all mistakes in keys and types, or else all broken rules, or else all keys without effect, each with its
+/// line.
 pub(crate) fn plan_file(text: &str, source: &str, overrides: &[String]) -> Result<Plan, ConfigErrors> {
-    plan(Layered::of_file(text, source)?.with(overrides))
+    plan(Layered::of_file(text, source)?.with(overrides).settled()?)
+}
+
+/// As [`plan_file`], for the resolved configuration of a run: it is taken as it is, with keys without effect, which an
+/// earlier version let through.
+pub(crate) fn plan_resolved(text: &str, source: &str, overrides: &[String]) -> Result<Plan, ConfigErrors> {
+    let (config, origin) = Layered::of_file(text, source)?.with(overrides).config()?;
+    plan(Settled { config, origin, idle: Vec::new() })
 }
 
 /// As [`plan_file`], for a preset by name.
 pub(crate) fn plan_preset(name: &str, overrides: &[String]) -> Result<Plan, ConfigErrors> {
-    plan(Layered::of_preset(name)?.with(overrides))
+    plan(Layered::of_preset(name)?.with(overrides).settled()?)
 }
 
 /// The resolved configuration as YAML, keys in the order of the struct; loads again to an equal one.
@@ -36,12 +47,20 @@ pub fn to_yaml(config: &RunConfig) -> String {
     yaml::write(&serde_json::to_value(config).expect("a RunConfig holds only what JSON can"))
 }
 
-fn plan(layered: Layered) -> Result<Plan, ConfigErrors> {
-    let (config, origin) = layered.config()?;
-    Plan::new(config).map_err(|broken| {
+fn plan(settled: Settled) -> Result<Plan, ConfigErrors> {
+    let Settled { config, origin, idle } = settled;
+    let plan = Plan::new(config).map_err(|broken| {
         let broken = broken.into_iter().map(|rule| Mistake { line: None, key: rule.key, message: rule.message });
         origin.locate_all(broken.collect())
-    })
+    })?;
+    if idle.is_empty() { Ok(plan) } else { Err(origin.locate_all(idle)) }
+}
+
+/// A configuration whose keys without effect are reset, and those that may not be.
+struct Settled {
+    config: RunConfig,
+    origin: Origin,
+    idle: Vec<Mistake>,
 }
 
 /// Where values came from.
@@ -55,11 +74,20 @@ struct Origin {
 struct Override {
     typed: String,
     path: Vec<String>,
+    value: Value,
 }
 
 impl Override {
     fn source(&self) -> String {
         format!("override '{}'", self.typed)
+    }
+
+    /// Whether it sets a key, or one below it.
+    fn sets(&self, key: &str) -> bool {
+        let key: Vec<&str> = key.split('.').collect();
+        let shared = self.path.iter().zip(&key).all(|(part, wanted)| part == wanted);
+        let below = key.get(self.path.len()..).unwrap_or_default();
+        shared && below.iter().try_fold(&self.value, |place, part| place.get(part)).is_some()
     }
 }
 
@@ -69,6 +97,17 @@ impl Origin {
         let mut located: Vec<_> = mistakes.into_iter().map(|mistake| self.locate(mistake)).collect();
         located.sort_by_key(|(order, error)| (*order, error.line));
         ConfigErrors(located.into_iter().map(|(_, error)| error).collect())
+    }
+
+    /// The last layer that set a key.
+    fn layer_of(&self, key: &str) -> Layer {
+        if self.overrides.iter().any(|over| over.sets(key)) {
+            Layer::Override
+        } else if self.lines.contains_key(key) {
+            Layer::File
+        } else {
+            Layer::Preset
+        }
     }
 
     /// The last override that set the key, or a part that holds it; else the file, at the key or what holds it.
@@ -122,7 +161,10 @@ impl Layered {
             Value::Object(mut entries) => {
                 if let Some(preset) = entries.shift_remove(EXTENDS) {
                     match extended(&preset) {
-                        Ok(preset) => layers::merge(&mut value, preset),
+                        Ok(preset) => {
+                            mistakes.extend(shared_objective::of_file(&preset, &entries));
+                            layers::merge(&mut value, preset);
+                        }
                         Err(message) => mistakes.push(Mistake { line: None, key: EXTENDS.into(), message }),
                     }
                 }
@@ -135,8 +177,9 @@ impl Layered {
     }
 
     fn with(mut self, overrides: &[String]) -> Self {
+        let own = OwnObjectives::of(&self.value);
         for typed in overrides {
-            if let Err((key, message)) = self.lay(typed) {
+            if let Err((key, message)) = self.lay(typed, &own) {
                 let source = format!("override '{typed}'");
                 self.refused.push(ConfigError { source, line: None, key, message });
             }
@@ -144,8 +187,9 @@ impl Layered {
         self
     }
 
-    /// Lays one override over the value. Errors: its key, and what is wrong with it.
-    fn lay(&mut self, typed: &str) -> Result<(), (String, String)> {
+    /// Lays one override over the value. `own` is what backbones had before all overrides. Errors: its key, and what is
+    /// wrong with it.
+    fn lay(&mut self, typed: &str, own: &OwnObjectives) -> Result<(), (String, String)> {
         let example = "write key=value, such as train.epochs=10";
         let Some((key, value)) = typed.split_once('=') else {
             return Err((String::new(), format!("there is no `=`: {example}")));
@@ -158,13 +202,18 @@ impl Layered {
         if key == EXTENDS {
             return Err((key.to_owned(), "only a file can extend a preset: write it in the file".into()));
         }
-        let document = yaml::parse(value).map_err(|mistake| (key.to_owned(), mistake.message))?;
-        if let Some(mistake) = document.mistakes.first() {
-            return Err((format!("{key}.{}", mistake.key), "this key is there twice: keep one of the two".into()));
-        }
-        layers::set(&mut self.value, &path, document.value).map_err(|message| (key.to_owned(), message))?;
-        self.origin.overrides.push(Override { typed: typed.to_owned(), path });
+        let path = layers::numbered(&self.value, &path);
+        let value = text_value(&path, value).map_or_else(|| yaml_value(key, value), Ok)?;
+        own.check(&path, &value)?;
+        layers::set(&mut self.value, &path, value.clone()).map_err(|message| (key.to_owned(), message))?;
+        self.origin.overrides.push(Override { typed: typed.to_owned(), path, value });
         Ok(())
+    }
+
+    fn settled(self) -> Result<Settled, ConfigErrors> {
+        let (config, origin) = self.config()?;
+        let (config, idle) = settle(config, |key| origin.layer_of(key));
+        Ok(Settled { config, origin, idle })
     }
 
     fn config(self) -> Result<(RunConfig, Origin), ConfigErrors> {
@@ -184,6 +233,15 @@ impl Layered {
                 Err(errors)
             }
         }
+    }
+}
+
+/// The value of an override of a key that does not hold text. Errors: its key, and what is wrong with it.
+fn yaml_value(key: &str, value: &str) -> Result<Value, (String, String)> {
+    let document = yaml::parse(value).map_err(|mistake| (key.to_owned(), mistake.message))?;
+    match document.mistakes.first() {
+        None => Ok(document.value),
+        Some(mistake) => Err((format!("{key}.{}", mistake.key), "this key is there twice: keep one of the two".into())),
     }
 }
 

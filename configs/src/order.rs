@@ -41,6 +41,11 @@ pub(crate) fn first_of_each_class(ids: &[u64], fine: &[i64], most: &[usize]) -> 
     ids.iter().copied().filter(|id| take(id)).collect()
 }
 
+/// The permutation of `len` images that the split is cut from.
+pub(crate) fn permutation(len: u64) -> Vec<u64> {
+    torch_randperm(len, SPLIT_SEED)
+}
+
 /// torch's CPU `randperm` for fewer than 2^32 / 20 elements (ATen/native/TensorFactories.cpp, `randperm_cpu`).
 fn torch_randperm(len: u64, seed: u32) -> Vec<u64> {
     let mut generator = Mt::new(seed);

@@ -6,12 +6,14 @@ mod rules;
 use crate::dataset::{DataSet, images_kept_of_cifar100_u};
 use crate::error::ConfigErrors;
 use crate::load;
-use crate::order::{Split, first_of_each_class, split_train_validation, steps_per_epoch};
+use crate::order::{Split, first_of_each_class, permutation, split_train_validation, steps_per_epoch};
 use crate::recipe::{recipe_digest, resolved_digest};
 use crate::run_config::{
     BackboneConfig, DataKind, ObjectiveConfig, RunConfig, Schedule, Similarity, TrainConfig, Validation,
 };
 use rules::Rules;
+#[cfg(test)]
+pub(crate) use rules::is_separator;
 use std::path::Path;
 
 /// A broken rule: the dotted key it hangs on and what to do about it.
@@ -94,6 +96,7 @@ impl Plan {
     pub fn new(config: RunConfig) -> Result<Self, Vec<PlanError>> {
         let data = DataSet::of(&config.data);
         let mut rules = Rules::default();
+        rules.texts(&config);
         rules.data(&config);
         rules.views(&config);
         rules.model(&config, &data);
@@ -134,6 +137,12 @@ impl Plan {
         load::plan_file(text, source, overrides)
     }
 
+    /// As [`Plan::from_file`], for the resolved configuration of a run, which is taken as it is: keys without effect, which
+    /// an earlier version let through, are no mistake.
+    pub fn from_resolved(text: &str, source: &str, overrides: &[String]) -> Result<Self, ConfigErrors> {
+        load::plan_resolved(text, source, overrides)
+    }
+
     /// As [`Plan::from_file`], for a preset by name.
     pub fn from_preset(name: &str, overrides: &[String]) -> Result<Self, ConfigErrors> {
         load::plan_preset(name, overrides)
@@ -149,11 +158,29 @@ impl Plan {
             Validation::Test => Split { train: (0..images).collect(), validation: Vec::new() },
         };
         if data.kind == DataKind::Cifar100U {
-            // Whatever is held out stays as it is; every image is kept or not, none is repeated.
+            // Whatever is held out stays as it is; every image is kept or not, none is repeated. A draw, not the first ones.
+            let drawn = match data.validation {
+                Validation::HeldOut => split.train,
+                Validation::Test => permutation(images),
+            };
             let kept = images_kept_of_cifar100_u(&self.data.labels.coarse_of);
-            split.train = first_of_each_class(&split.train, fine, &kept);
+            split.train = first_of_each_class(&drawn, fine, &kept);
         }
-        split
+        Split { train: self.limited(split.train), validation: self.limited(split.validation) }
+    }
+
+    /// Ids of the test images that are used, of `images` in the official test set.
+    pub fn test_ids(&self, images: u64) -> Vec<u64> {
+        self.limited((0..images).collect())
+    }
+
+    /// At most `data.max_images` of some ids, evenly spaced: sorted by class, they still are of many classes.
+    fn limited(&self, ids: Vec<u64>) -> Vec<u64> {
+        let len = ids.len() as u64;
+        match self.config.data.max_images {
+            Some(most) if most < len => (0..most).map(|index| ids[(index * len / most) as usize]).collect(),
+            _ => ids,
+        }
     }
 
     /// Checks what only the data can tell, given the fine labels of the official training set: that either part of
@@ -193,6 +220,7 @@ impl Plan {
                 schedule: Schedule::Cosine,
                 cosine_period: None,
                 evaluate_every: 1,
+                select: transfer.select,
             },
         }
     }
@@ -346,6 +374,34 @@ mod tests {
         assert_eq!(once.len(), thinned.train.len(), "without replacement");
         assert!(once.iter().all(|id| whole.train.contains(id)), "from the training images only");
         assert_eq!(plan("cifar100_u_supcon", &["seed=5"]).split(&fine), thinned, "a data set, whatever the seed");
+    }
+
+    /// Where the best epoch is selected on the test images, the kept ones are drawn as well: files are often in some order.
+    #[test]
+    fn cifar100_u_draws_its_images_without_a_held_out_part() {
+        let fine: Vec<i64> = (0..50_000).map(|image| image / 500).collect();
+        let split = plan("cifar100_u_supcon", &["data.validation=test"]).split(&fine);
+        let ids =
+            |class: i64| -> Vec<u64> { split.train.iter().copied().filter(|id| fine[*id as usize] == class).collect() };
+        assert_eq!([4, 30, 55, 72, 95].map(|class| ids(class).len()), [500, 250, 100, 50, 50]);
+        let late = ids(95).iter().filter(|id| *id % 500 >= 50).count();
+        assert!(late > 35, "{late} of 50 are not among the class's first 50: nine in ten of a draw");
+    }
+
+    #[test]
+    fn a_limit_of_images_is_spread_over_the_classes() {
+        let fine: Vec<i64> = (0..1000).map(|image| image / 100).collect();
+        for validation in ["held_out", "test"] {
+            let limited = plan("mnist_supcon", &[&format!("data.validation={validation}"), "data.max_images=50"]);
+            let split = limited.split(&fine);
+            let expected = if validation == "test" { 0 } else { 50 };
+            assert_eq!((split.train.len(), split.validation.len()), (50, expected));
+            let classes: std::collections::BTreeSet<i64> = split.train.iter().map(|id| fine[*id as usize]).collect();
+            assert!(classes.len() > 8, "{validation}: {classes:?}");
+            assert_eq!(limited.test_ids(200), (0..200).step_by(4).collect::<Vec<_>>());
+            assert_eq!(limited.test_ids(9), (0..9).collect::<Vec<_>>());
+        }
+        assert_eq!(plan("mnist_supcon", &[]).test_ids(9), (0..9).collect::<Vec<_>>());
     }
 
     #[test]

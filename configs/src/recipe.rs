@@ -3,6 +3,7 @@
 //! whether the data or the weights are the same is for their owner to check.
 
 use crate::digest::hex;
+use crate::effect::normalized;
 use crate::run_config::RunConfig;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -56,8 +57,9 @@ pub struct Change {
 }
 
 /// What is different in `new`, key by key in the order of `old`.
+/// Keys without effect in either are no difference.
 pub fn changes(old: &RunConfig, new: &RunConfig) -> Vec<Change> {
-    let (old, new) = (leaves(old), leaves(new));
+    let (old, new) = (leaves(&normalized(old)), leaves(&normalized(new)));
     let value = |leaves: &[(String, Value)], key: &str| {
         leaves.iter().find(|(name, _)| name == key).map_or(Value::Null, |(_, value)| value.clone())
     };
@@ -113,6 +115,12 @@ fn leaves(config: &RunConfig) -> Vec<(String, Value)> {
     let mut found = Vec::new();
     walk(String::new(), to_value(config), &mut found);
     found
+}
+
+/// The dotted key of every single value.
+#[cfg(test)]
+pub(crate) fn keys(config: &RunConfig) -> Vec<String> {
+    leaves(config).into_iter().map(|(key, _)| key).collect()
 }
 
 fn walk(key: String, value: Value, found: &mut Vec<(String, Value)>) {

@@ -7,17 +7,21 @@ use std::path::PathBuf;
 
 /// One launch of an experiment. Every key has a default: the CIFAR-10 recipe of the paper's published code.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct RunConfig {
     /// Shown in tables and in `results.json`; a preset's own name unless the file says otherwise.
     pub name: String,
-    /// Decides initial weights, the order of samples, every view and every dropout mask.
+    /// Decides initial weights, the order of samples, every view and every dropout mask. Unit: any whole number.
     pub seed: u64,
+    /// What is trained on.
     pub data: DataConfig,
     pub views: ViewsConfig,
+    /// The networks.
     pub model: ModelConfig,
     /// What every backbone is trained on, unless the backbone says otherwise.
     pub objective: ObjectiveConfig,
+    /// How backbones are trained.
     pub train: TrainConfig,
     /// Encoders trained on coarse labels, in this order.
     pub backbones: Vec<BackboneConfig>,
@@ -25,6 +29,7 @@ pub struct RunConfig {
     pub transfer: TransferConfig,
     /// Rows of the result table: each a probe on one or more frozen backbones.
     pub rows: Vec<RowConfig>,
+    /// When checkpoints are written.
     pub checkpoint: CheckpointConfig,
     pub checks: ChecksConfig,
     pub timeouts: TimeoutsConfig,
@@ -54,6 +59,7 @@ impl Default for RunConfig {
 
 /// What is written of a run beside its ledger. It is no part of a run's recipe: it may change at a resume.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct LogConfig {
     /// Event files in the run directory's `tensorboard/`.
@@ -61,12 +67,14 @@ pub struct LogConfig {
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct DataConfig {
+    /// Which data set.
     pub kind: DataKind,
     /// Folder of the raw files; `digits` is embedded and needs none.
     pub dir: Option<PathBuf>,
-    /// `image_folder`: images are resized and cut to this many pixels a side; null: 64. Other data sets have their own.
+    /// `image_folder`: images are resized and cut to this size; null: 64. Other data sets have their own. Unit: pixels a side.
     pub side: Option<usize>,
     /// `image_folder`: a YAML file of `CLASS: COARSE CLASS` lines; null: coarse classes are the fine ones.
     pub coarse_map: Option<PathBuf>,
@@ -78,12 +86,16 @@ pub struct DataConfig {
     pub exif_orientation: bool,
     /// What to do with an image that cannot be decoded.
     pub on_bad_image: OnBadImage,
-    /// Leave an epoch's last, short batch out. Off: it is trained on like every other.
+    /// Skip an epoch's last, short batch. Off: it is trained on like every other.
     pub drop_last: bool,
     /// On which images the best epoch is selected.
     pub validation: Validation,
-    /// Share of the official training set held out to select the best epoch, in (0, 1).
+    /// Share of the official training set held out to select the best epoch, with `validation: held_out`.
+    /// Unit: a share between 0 and 1, both excluded.
     pub validation_fraction: f64,
+    /// Use no more than so many training, validation and test images each, drawn evenly; null: all. For a quick look at new
+    /// data: accuracies on few images say little. Unit: images.
+    pub max_images: Option<u64>,
 }
 
 impl Default for DataConfig {
@@ -100,27 +112,36 @@ impl Default for DataConfig {
             drop_last: false,
             validation: Validation::HeldOut,
             validation_fraction: 0.1,
+            max_images: None,
         }
     }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum DataKind {
+    /// UCI digits, 8 x 8, embedded.
     Digits,
+    /// MNIST, 28 x 28.
     Mnist,
+    /// Fashion-MNIST, 28 x 28.
     FashionMnist,
+    /// CIFAR-10, 32 x 32.
     Cifar10,
+    /// CIFAR-100, 32 x 32.
     Cifar100,
     /// CIFAR-100 with unbalanced training images.
     #[serde(rename = "cifar100_u")]
     Cifar100U,
+    /// TinyImageNet, 64 x 64.
     Tinyimagenet,
     /// The user's own: `train/` and `test/` with a folder a class.
     ImageFolder,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum OnBadImage {
     /// Name it and end.
@@ -130,6 +151,7 @@ pub enum OnBadImage {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Validation {
     /// A part of the official training set, which is not trained on.
@@ -140,23 +162,27 @@ pub enum Validation {
 
 /// Training augmentation, in the order of the fields; probabilities in [0, 1], strengths as torchvision's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct ViewsConfig {
-    /// Probability of a horizontal flip.
+    /// Probability of a horizontal flip. Unit: a probability.
     pub horizontal_flip: f64,
-    /// Share of the image's area that a crop covers: least, most.
+    /// Share of the image's area that a crop covers: [least, most]. Unit: a share of the area.
     pub crop_scale: [f64; 2],
-    /// Width over height of a crop: least, most.
+    /// Aspect ratio of a crop: [least, most]. Unit: width over height.
     pub crop_ratio: [f64; 2],
-    /// Probability that the colour jitter is applied at all.
+    /// Probability that the colour jitter is applied at all. Unit: a probability.
     pub jitter: f64,
+    /// Strength of the brightness jitter: a factor in [1 - x, 1 + x]. Unit: a relative change, 0 to 1.
     pub brightness: f64,
+    /// Strength of the contrast jitter. Unit: a relative change, 0 to 1.
     pub contrast: f64,
-    /// Ignored for one-channel images, like hue and grayscale.
+    /// Strength of the saturation jitter. Without effect on one-channel images, like hue and grayscale.
+    /// Unit: a relative change, 0 to 1.
     pub saturation: f64,
-    /// In turns of the colour wheel, at most 0.5.
+    /// Strength of the hue jitter, at most 0.5. Unit: turns of the colour wheel.
     pub hue: f64,
-    /// Probability that the image is turned to grey.
+    /// Probability that the image is turned to grey. Unit: a probability.
     pub grayscale: f64,
 }
 
@@ -177,16 +203,19 @@ impl Default for ViewsConfig {
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelConfig {
+    /// The network whose embeddings are trained: a choice as its only key.
     pub encoder: EncoderConfig,
     /// What everything is computed in.
     pub precision: Precision,
-    /// Dropout of the blocks, and the greatest stochastic depth. 0 turns every kind of dropout off.
+    /// ViT: dropout of the blocks, and the greatest stochastic depth. 0 turns every kind of dropout off.
+    /// Unit: a probability, at most 0.9.
     pub dropout: f64,
-    /// Dropout behind the patch embedding.
+    /// ViT: dropout after the patch embedding. Unit: a probability, at most 0.9.
     pub embedding_dropout: f64,
-    /// Probability that a query token attends uniformly.
+    /// ViT: probability that a query token attends uniformly. Unit: a probability, at most 0.9.
     pub query_dropout: f64,
     /// Used by backbones with a reconstruction term.
     pub decoder: DecoderConfig,
@@ -206,6 +235,7 @@ impl Default for ModelConfig {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
     /// On GPUs without TensorFloat-32, so that results agree with those of the CPU.
@@ -218,25 +248,36 @@ pub enum Precision {
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum EncoderConfig {
-    /// `patch` in pixels, `width` and `mlp` in features, `depth` in blocks.
+    /// A vision transformer.
     Vit {
+        /// Side of a patch; it divides the images' side. Unit: pixels.
         patch: usize,
+        /// Width of the embedding. Unit: features.
         width: usize,
+        /// Number of blocks. Unit: blocks.
         depth: usize,
+        /// Attention heads; they divide the width. Unit: heads.
         heads: usize,
+        /// Width of the hidden layer of a block's MLP. Unit: features.
         mlp: usize,
     },
+    /// ResNet-18. The paper trains ResNets for 200 epochs: set `train.epochs: 200`.
     Resnet18 {
+        /// The layers before the first block.
         stem: Stem,
     },
+    /// ResNet-50. The paper trains ResNets for 200 epochs: set `train.epochs: 200`.
     Resnet50 {
+        /// The layers before the first block.
         stem: Stem,
     },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Stem {
     /// 7 x 7 convolution of stride 2 and a max-pool, as torchvision's.
@@ -246,9 +287,10 @@ pub enum Stem {
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct DecoderConfig {
-    /// Channels of the first stage; the next ones have a half, a quarter and an eighth.
+    /// Channels of the first stage, a multiple of 8; the next ones have a half, a quarter and an eighth. Unit: channels.
     pub width: usize,
 }
 
@@ -260,22 +302,26 @@ impl Default for DecoderConfig {
 
 /// A backbone's loss: weights of its three terms, and the contrastive term's form.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct ObjectiveConfig {
-    /// Weight of the coarse cross-entropy.
+    /// Weight of the coarse cross-entropy; 0 leaves it out. Unit: a weight.
     pub cross_entropy: f64,
-    /// Weight of the contrastive loss; 0 leaves it out.
+    /// Weight of the contrastive loss; 0 leaves it out. Unit: a weight.
     pub contrastive: f64,
-    /// Weight of the autoencoder's mean squared error; 0 leaves it out.
+    /// Weight of the autoencoder's mean squared error; 0 leaves it out. Unit: a weight.
     pub reconstruction: f64,
-    /// Weight `a` of attraction within the contrastive loss.
+    /// Weight `a` of attraction within the contrastive loss. Unit: a weight.
     pub attract: f64,
-    /// Weight `b` of class-conditional InfoNCE within the contrastive loss.
+    /// Weight `b` of class-conditional InfoNCE within the contrastive loss. Unit: a weight.
     pub spread: f64,
+    /// Similarities are divided by it. Unit: none.
     pub temperature: f64,
+    /// Similarity of two embeddings.
     pub similarity: Similarity,
-    /// Positive logits are clamped at this value in the numerator; null: never.
+    /// Positive logits are clamped at this value in the numerator; null: never. Unit: a similarity over the temperature.
     pub clamp_positive_logits: Option<f64>,
+    /// Each positive competes with the other positives as well as with the negatives.
     pub positives_in_denominator: bool,
     /// Also take view 0 as anchors, and halve.
     pub both_directions: bool,
@@ -299,9 +345,12 @@ impl Default for ObjectiveConfig {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Similarity {
+    /// Of normalised embeddings.
     Cosine,
+    /// Dot product.
     Dot,
     /// The published code's: dot products, column j divided by |u_j| |w_j|.
     Reference,
@@ -309,35 +358,49 @@ pub enum Similarity {
 
 /// What one backbone changes in `objective`; null: as there.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct ObjectivePatch {
+    /// In the place of `objective.cross_entropy`. Unit: a weight.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cross_entropy: Option<f64>,
+    /// In the place of `objective.contrastive`. Unit: a weight.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub contrastive: Option<f64>,
+    /// In the place of `objective.reconstruction`. Unit: a weight.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reconstruction: Option<f64>,
+    /// In the place of `objective.attract`. Unit: a weight.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attract: Option<f64>,
+    /// In the place of `objective.spread`. Unit: a weight.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub spread: Option<f64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {
+    /// Length of a backbone's training. The paper trains a ViT for 600, a ResNet for 200. Unit: epochs.
     pub epochs: u64,
-    /// Global images a step, over all workers; each gives two views.
+    /// Global batch of a step, over all workers; each image gives two views. Unit: images.
     pub batch_size: u64,
-    /// Stop a backbone after this many steps, whatever `epochs` says.
+    /// End a backbone's training after so many steps, whatever `epochs` says; null: by `epochs` alone. Unit: steps.
     pub max_steps: Option<u64>,
+    /// Learning rate of AdamW at its highest. Unit: none.
     pub learning_rate: f64,
+    /// Decoupled weight decay of AdamW. Unit: none.
     pub weight_decay: f64,
+    /// How the learning rate changes from epoch to epoch.
     pub schedule: Schedule,
-    /// Epochs of half a cosine; null: all of `epochs`. Shorter than `epochs`, the rate rises again (the reference).
+    /// `schedule: cosine`: length of half a cosine; null: all of `epochs`. Shorter than `epochs`, the rate rises again (the
+    /// reference). Unit: epochs.
     pub cosine_period: Option<u64>,
-    /// Epochs between two evaluations on the validation images; the last epoch is always evaluated.
+    /// Interval of evaluations on the validation images; the last epoch is always evaluated. Unit: epochs.
     pub evaluate_every: u64,
+    /// Which evaluated epoch's weights a backbone keeps as its result.
+    pub select: Select,
 }
 
 impl Default for TrainConfig {
@@ -351,39 +414,65 @@ impl Default for TrainConfig {
             schedule: Schedule::Cosine,
             cosine_period: Some(100),
             evaluate_every: 1,
+            select: Select::Best,
         }
     }
 }
 
+/// Which evaluated epoch's weights are the result of a stage: `best.safetensors`, and what transfers use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Select {
+    /// The first with the highest validation accuracy: of the coarse head, or, without a trained coarse head
+    /// (`objective.cross_entropy: 0`), of the nearest neighbours' coarse labels; of a probe's own head.
+    Best,
+    /// The last one.
+    Last,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Schedule {
+    /// It falls in half a cosine.
     Cosine,
+    /// It does not change.
     Constant,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct BackboneConfig {
     /// Also the name of its stage and of its folder of checkpoints.
     pub name: String,
+    /// What it changes in the shared `objective`.
     pub objective: ObjectivePatch,
     /// Take the encoder from this safetensors file or checkpoint folder instead of training it.
     pub checkpoint: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct TransferConfig {
+    /// Length of a probe's training, over which its learning rate falls in half a cosine. Unit: epochs.
     pub epochs: u64,
+    /// Global batch of a step, over all workers. Unit: images.
     pub batch_size: u64,
+    /// Learning rate of AdamW at its highest. Unit: none.
     pub learning_rate: f64,
+    /// Decoupled weight decay of AdamW. Unit: none.
     pub weight_decay: f64,
-    /// Stop a probe after this many steps, whatever `epochs` says.
+    /// End a probe's training after so many steps, whatever `epochs` says; null: by `epochs` alone. Unit: steps.
     pub max_steps: Option<u64>,
+    /// What the probe is trained on.
     pub features: Features,
     /// With `features: augmented`: whether the frozen encoders keep dropout and moving batch statistics.
     pub frozen_mode: FrozenMode,
+    /// Which epoch's weights a probe keeps as its result.
+    pub select: Select,
 }
 
 impl Default for TransferConfig {
@@ -396,11 +485,13 @@ impl Default for TransferConfig {
             max_steps: None,
             features: Features::Augmented,
             frozen_mode: FrozenMode::Eval,
+            select: Select::Best,
         }
     }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Features {
     /// One augmented view an image and step through the frozen encoders (the reference's way).
@@ -410,14 +501,17 @@ pub enum Features {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum FrozenMode {
+    /// No dropout, batch statistics as trained.
     Eval,
-    /// The reference's way.
+    /// Dropout and moving batch statistics: the reference's way.
     Train,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct RowConfig {
     /// First column of the table.
@@ -427,14 +521,15 @@ pub struct RowConfig {
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct CheckpointConfig {
-    /// Seconds between two checkpoints of a stage, from the start of one to that of the next; null: no limit. None starts
-    /// while another one is being written. The end of a stage and a stop are always saved.
+    /// Interval of a stage's checkpoints, from the start of one to that of the next; null: no limit. None starts
+    /// while another one is being written. The end of a stage and a stop are always saved. Unit: seconds.
     pub every_seconds: Option<f64>,
-    /// Steps between two checkpoints of a stage; null: any number.
+    /// The same in steps; null: any number. Unit: steps.
     pub every_steps: Option<u64>,
-    /// Newest checkpoints kept in each stage, at least 2.
+    /// Newest checkpoints kept in each stage, at least 2. Unit: checkpoints.
     pub keep_last: usize,
 }
 
@@ -446,13 +541,14 @@ impl Default for CheckpointConfig {
 
 /// What is looked for while a stage trains, and what is done about it; all ranks decide alike.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct ChecksConfig {
-    /// At a loss or gradient that is no number, which is found before the update.
+    /// What to do at a non-finite loss or gradient, which is found before the update.
     pub on_non_finite: OnNonFinite,
-    /// Steps between two comparisons of the ranks' weights and optimiser state, bit by bit; null: never.
+    /// Interval of comparisons of the ranks' weights and optimiser state, bit by bit; null: never. Unit: steps.
     pub compare_ranks_every: Option<u64>,
-    /// At ranks whose state is not that of the others.
+    /// What to do when a comparison finds ranks that differ from the others.
     pub on_divergence: OnDivergence,
 }
 
@@ -463,6 +559,7 @@ impl Default for ChecksConfig {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum OnNonFinite {
     /// Name the step, the rank and the tensor, and end.
@@ -472,6 +569,7 @@ pub enum OnNonFinite {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum OnDivergence {
     /// Name the ranks and the first tensor, and end: steps since the last comparison are not what they seem.

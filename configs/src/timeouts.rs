@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 /// The defaults suit a GPU cluster whose run directory is on NFS; null chooses by where the workers run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct TimeoutsConfig {
     /// For all workers to start, open their packs and join a generation, after a loss as well; transfers of packs do not
@@ -29,7 +30,7 @@ pub struct TimeoutsConfig {
     pub transfer_seconds: f64,
     /// How long training pauses while the run directory cannot be written before the run ends with exit code 74.
     pub storage_seconds: f64,
-    /// Restarts of one worker without a training step between them before the run is abandoned.
+    /// Restarts of one worker without a training step between them before the run is abandoned. Unit: restarts.
     pub max_restarts: u32,
 }
 

@@ -48,6 +48,32 @@ fn pattern() -> Value {
     serde_json::to_value(pattern).expect("a RunConfig holds only what JSON can")
 }
 
+/// A key that holds text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TextKey {
+    Required,
+    /// It may be null.
+    Optional,
+}
+
+/// Whether the key at `path` holds any text: it is read with a text there, and not with a number.
+pub(crate) fn text_key(path: &[String]) -> Option<TextKey> {
+    let rows = vec![RowConfig { backbones: vec![String::new()], ..RowConfig::default() }];
+    let config = RunConfig { backbones: vec![BackboneConfig::default()], rows, ..RunConfig::default() };
+    let pattern = serde_json::to_value(config).expect("a RunConfig holds only what JSON can");
+    // The items of a list are alike.
+    let path: Vec<String> =
+        path.iter().map(|part| part.parse::<usize>().map_or(part.clone(), |_| "0".into())).collect();
+    let reads = |value: Value| {
+        let mut probed = pattern.clone();
+        get_mut(&mut probed, &path).map(|place| *place = value).is_some() && read(&probed).is_ok()
+    };
+    if !reads("any text".into()) || reads(0.into()) {
+        return None;
+    }
+    Some(if reads(Value::Null) { TextKey::Optional } else { TextKey::Required })
+}
+
 /// Notes and fills every place that is not a map where the pattern has one: serde would also read a list of the
 /// fields' values there.
 fn require_maps(path: &mut Vec<String>, value: &mut Value, pattern: &Value, mistakes: &mut Vec<(Vec<String>, String)>) {

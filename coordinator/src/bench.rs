@@ -173,7 +173,7 @@ fn plan(mut config: RunConfig, request: BenchRequest, images: u64) -> Result<Pla
     if config.data.kind == DataKind::Cifar100U {
         config.data.kind = DataKind::Cifar100;
     }
-    (config.data.dir, config.data.coarse_map) = (None, None);
+    (config.data.dir, config.data.coarse_map, config.data.max_images) = (None, None, None);
     (config.data.validation, config.data.drop_last) = (Validation::Test, true);
     let steps = request.warmup_steps + request.steps;
     let epochs = steps.div_ceil((images / config.train.batch_size).max(1));

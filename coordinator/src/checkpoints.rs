@@ -78,8 +78,8 @@ pub struct ManifestResult {
     pub coarse_test_accuracy: f64,
     pub fine_test_accuracy: Option<f64>,
     pub knn_fine_accuracy: f64,
-    pub cosine_within_coarse: f64,
-    pub cosine_within_fine: f64,
+    pub cosine_within_coarse: Option<f64>,
+    pub cosine_within_fine: Option<f64>,
     pub cosine_between_views: f64,
     pub data_wait_seconds: f64,
 }

@@ -3,6 +3,8 @@
 mod bench;
 mod data;
 mod launch;
+mod paths;
+mod quick;
 
 use crate::chaos::{Chaos, chaos};
 use crate::credentials::Credentials;
@@ -10,13 +12,13 @@ use crate::exit::{EXIT_CONFIG, EXIT_DATA, EXIT_USAGE, Fatal};
 use crate::ingest;
 use crate::ledger::read_steps;
 use crate::prepare::packs_of_run;
-use crate::render::{self, Numbers};
+use crate::render::{self, DataVolume, Numbers};
 use crate::report::Results;
 use crate::run_dir::{identity, plan_of_run};
 use crate::status::status;
 use crate::terminal::{self, OutputError};
 use crate::verify_run::{Comparison, compare, verify_run};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use bench::{BenchArguments, act_bench};
 use clap::{Args, Parser, Subcommand};
 use data::{DataVerb, act_data};
@@ -95,6 +97,10 @@ enum RenderVerb {
         /// The container image of both programs
         #[arg(long)]
         image: String,
+        /// Volume with the raw data, mounted read-only at data.dir in the coordinator's pod: the name of a
+        /// PersistentVolumeClaim, or an absolute path of the nodes (a hostPath, which `restricted` namespaces refuse)
+        #[arg(long, value_name = "PVC|/PATH")]
+        data: Option<DataVolume>,
     },
 }
 
@@ -260,17 +266,32 @@ fn act(verb: Verb) -> Result<u8> {
 fn act_render(verb: &RenderVerb) -> Result<()> {
     let (RenderVerb::Slurm(arguments) | RenderVerb::Kubernetes { arguments, .. }) = verb;
     let RenderArguments { target, nodes, gpus, grace } = arguments;
-    // Mistakes are told here, and not by a job in the night.
+    // Mistakes are reported here, and not by a job in the night.
     let plan = plan(target)?;
+    refuse_relative(target)?;
     let numbers = Numbers { nodes: (*nodes).into(), gpus: (*gpus).into(), grace: *grace };
     match verb {
         RenderVerb::Slurm(_) => {
             let words: Vec<String> = target.target.iter().chain(&target.overrides).cloned().collect();
             terminal::print(&render::slurm(&words, &numbers))?;
         }
-        RenderVerb::Kubernetes { image, .. } => terminal::print(&render::kubernetes(&plan, image, &numbers)?)?,
+        RenderVerb::Kubernetes { image, data, .. } => {
+            terminal::print(&render::kubernetes(&plan, image, &numbers, data.as_ref())?)?;
+        }
     }
     Ok(())
+}
+
+/// Relative paths depend on where a command is run: a job runs elsewhere.
+fn refuse_relative(target: &Target) -> Result<()> {
+    let (Some(name), overrides) = target.parts() else { return Ok(()) };
+    let relative = paths::relative(&config_of(name, &overrides)?);
+    if relative.is_empty() {
+        return Ok(());
+    }
+    let message =
+        format!("{}: a job runs on another machine: write an absolute path of that machine", relative.join(", "));
+    Err(Fatal::new(EXIT_CONFIG, message).into())
 }
 
 fn act_verify_run(run_dir: &Path, other: Option<&Path>, packs_dir: &Path) -> Result<u8> {
@@ -297,6 +318,12 @@ fn plan(target: &Target) -> Result<Plan> {
     absolute(config_of(name, &overrides)?)
 }
 
+/// As [`plan`], of a quick run.
+fn quick_plan(target: &Target) -> Result<Plan> {
+    let (Some(name), overrides) = target.parts() else { return plan(target) };
+    absolute(config_of(name, &quick::overrides(true, &overrides))?)
+}
+
 /// The plan of a run's own configuration with overrides.
 fn plan_to_resume(run_dir: &Path, overrides: &[String]) -> Result<Plan> {
     identity(run_dir)?;
@@ -305,10 +332,7 @@ fn plan_to_resume(run_dir: &Path, overrides: &[String]) -> Result<Plan> {
 
 /// The plan of a configuration whose paths are made absolute.
 fn absolute(mut config: RunConfig) -> Result<Plan> {
-    let paths = config.backbones.iter_mut().filter_map(|backbone| backbone.checkpoint.as_mut());
-    for path in paths.chain(config.data.dir.as_mut()).chain(config.data.coarse_map.as_mut()) {
-        *path = std::path::absolute(&*path).with_context(|| format!("{}", path.display()))?;
-    }
+    paths::make_absolute(&mut config, std::env::home_dir().as_deref())?;
     Ok(Plan::new(config).map_err(Fatal::from)?)
 }
 

@@ -173,6 +173,7 @@ pub(crate) fn line(notice: &Notice) -> (&'static str, Value) {
                 "epoch": evaluated.epoch,
                 "validation_accuracy": evaluated.validation_accuracy,
                 "best": evaluated.best,
+                "measure": evaluated.measure,
             }),
         ),
         Notice::Saved { stage, step } => ("checkpoint", json!({"stage": stage, "step": step})),

@@ -91,6 +91,8 @@ pub(crate) struct Launch {
     pub again: bool,
     /// It had been requested to stop.
     pub stop_requested: bool,
+    /// Started by `--quick`: the run is marked as one that only shows that every stage works.
+    pub quick: bool,
     /// Event files for TensorBoard in the run directory.
     pub tensorboard: bool,
     /// Where metrics and the run's state are served; `None`: nowhere.

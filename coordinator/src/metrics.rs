@@ -138,9 +138,10 @@ fn complete(result: &StageResult) {
     let cosines = [
         ("coarse", result.cosine_within_coarse),
         ("fine", result.cosine_within_fine),
-        ("views", result.cosine_between_views),
+        ("views", Some(result.cosine_between_views)),
     ];
     for (within, cosine) in cosines {
+        let Some(cosine) = cosine else { continue };
         gauge!("thanos_trainer_collapse_cosine", "stage" => result.stage.clone(), "within" => within).set(cosine);
     }
 }

@@ -11,7 +11,7 @@ use crate::launcher::Place;
 use crate::ledger::Ledger;
 use crate::observe::Observed;
 use crate::progress::{Bar, tell_of};
-use crate::run_dir::{Content, DataIdentity, RunDir};
+use crate::run_dir::{Content, DataIdentity, RecordedChange, RunDir, THREADS_OPTION};
 use crate::server::check_descriptors;
 use crate::superseded::{move_aside, steps_made};
 use crate::terminal::Unit;
@@ -67,7 +67,7 @@ fn start(plan: &Plan, launch: &Launch, status: Option<TcpListener>) -> Result<Pr
     let weights = read_given_weights(plan)?;
     let is_own = launch.credentials.as_ref().is_some_and(|folder| folder.starts_with(&launch.run_dir));
     let given = if is_own { None } else { open_credentials(launch)? };
-    let content = Content { data, weights, started_with: launch.started_with.clone() };
+    let content = Content { data, weights, started_with: launch.started_with.clone(), quick: launch.quick };
     let run_dir = RunDir::create(&launch.run_dir, plan, content)?;
     let checkpoints = checkpoints(plan, &run_dir, launch, None);
     // Those of a run that was here before would be taken for this one's.
@@ -100,8 +100,9 @@ fn resume(plan: &Plan, launch: &Launch, status: Option<TcpListener>) -> Result<P
     refuse_without_any(&run_dir, &found)?;
     let credentials = open_credentials(launch)?;
     let Data { packs, identity: data, .. } = data;
-    let changes =
-        run_dir.reconfigure(plan, changes, Content { data, weights, started_with: launch.started_with.clone() })?;
+    let content = Content { data, weights, started_with: launch.started_with.clone(), quick: launch.quick };
+    let changes = run_dir.reconfigure(plan, changes, content)?;
+    changes.iter().filter_map(warning_of_threads).for_each(|warning| tracing::warn!("{warning}"));
     let aside = found.resume.as_ref().filter(|_| found.reopened).map(|resume| {
         let later = &stages[found.complete.len() + 1..];
         move_aside(run_dir.path(), &found.complete, resume, later)
@@ -114,6 +115,17 @@ fn resume(plan: &Plan, launch: &Launch, status: Option<TcpListener>) -> Result<P
             .map_err(|error| Fatal::new(EXIT_IO, error.to_string()))?;
     }
     Ok(Prepared { run_dir, packs, checkpoints, found, credentials, status })
+}
+
+/// What a resume with another number of threads means for the run.
+fn warning_of_threads(change: &RecordedChange) -> Option<String> {
+    let (old, new) = (change.old.as_u64()?, change.new.as_u64()?);
+    (change.key == THREADS_OPTION).then(|| {
+        format!(
+            "workers have {new} threads each from now on, and had {old}: sums differ in their last bits, and the run is no \
+             longer bit-equal to an undisturbed one; {THREADS_OPTION} {old} keeps it so"
+        )
+    })
 }
 
 fn open_credentials(launch: &Launch) -> Result<Option<Arc<Credentials>>, Fatal> {

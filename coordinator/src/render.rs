@@ -1,16 +1,22 @@
 //! `render`: job scripts and manifests for one experiment. They are the files of deploy/, with the numbers of this run in
 //! their places: workers, how long a stop may take, what that means for whoever sends the signal, and exit codes.
 
+mod data_volume;
+
 use crate::exit::{EXIT_CONFIG, EXIT_DATA, EXIT_IO, EXIT_NO_PERMISSION, EXIT_STOPPED, EXIT_USAGE, Fatal};
 use serde::Deserialize;
 use serde_yaml::{Deserializer, Mapping, Value};
 use std::time::Duration;
 use thanos_configs::{Plan, to_yaml};
 
+pub(crate) use data_volume::{DataMount, DataVolume};
+
 /// Between the end of a stop and whoever would end the program: the last messages, the last files.
 const BEHIND_GRACE: Duration = Duration::from_secs(30);
 
 const SCRIPT: &str = include_str!("../../deploy/slurm/train.sbatch");
+/// The Job whose pod reads the raw data.
+const COORDINATOR: &str = "thanos-coordinator";
 const MANIFESTS: [&str; 4] = [
     include_str!("../../deploy/kubernetes/base/coordinator.yaml"),
     include_str!("../../deploy/kubernetes/base/workers.yaml"),
@@ -58,11 +64,17 @@ fn quoted(word: &str) -> String {
     if word.chars().all(plain) { word.into() } else { format!("'{}'", word.replace('\'', r"'\''")) }
 }
 
-/// Manifests for `kubectl apply`.
+/// Manifests for `kubectl apply`. `data` is the volume with the raw data, if there is one.
 ///
 /// # Errors
-/// 74 if the manifests that this program was built with are not those that it knows.
-pub(crate) fn kubernetes(plan: &Plan, image: &str, numbers: &Numbers) -> Result<String, Fatal> {
+/// 64 or 78 if a path of the plan is in no volume of the pods, 74 if the manifests that this program was built with are not those that it knows.
+pub(crate) fn kubernetes(
+    plan: &Plan,
+    image: &str,
+    numbers: &Numbers,
+    data: Option<&DataVolume>,
+) -> Result<String, Fatal> {
+    let data = DataMount::of(plan, data)?;
     let unknown = |what: &str| Fatal::new(EXIT_IO, format!("the manifests of this program have no {what}"));
     let mut text = String::new();
     let mut put = |document: &Value| -> Result<(), Fatal> {
@@ -83,6 +95,9 @@ pub(crate) fn kubernetes(plan: &Plan, image: &str, numbers: &Numbers) -> Result<
             let mut document = Value::deserialize(document).map_err(|error| Fatal::new(EXIT_IO, error.to_string()))?;
             if document["kind"] == "Job" {
                 job(&mut document, image, numbers).ok_or_else(|| unknown("Job as it knows them"))?;
+                if let Some(data) = data.as_ref().filter(|_| document["metadata"]["name"] == COORDINATOR) {
+                    data.put_into(&mut document["spec"]["template"]["spec"]).ok_or_else(|| unknown("volumes"))?;
+                }
             }
             label(&mut document["metadata"]).ok_or_else(|| unknown("names"))?;
             put(&document)?;
@@ -162,7 +177,7 @@ mod tests {
     #[test]
     fn manifests_have_the_numbers_of_their_run() {
         let plan = Plan::from_preset("digits_cae", &[]).expect("valid");
-        let text = kubernetes(&plan, "r/thanos:1", &numbers(1)).expect("known");
+        let text = kubernetes(&plan, "r/thanos:1", &numbers(1), None).expect("known");
         let documents: Vec<Value> =
             Deserializer::from_str(&text).map(|one| Value::deserialize(one).expect("YAML")).collect();
         let job = |name: &str| {
@@ -181,5 +196,21 @@ mod tests {
         );
         let experiment = documents[0]["data"]["experiment.yaml"].as_str().expect("text");
         assert_eq!(Plan::from_file(experiment, "experiment.yaml", &[]).expect("valid").digest(), plan.digest());
+    }
+
+    #[test]
+    fn raw_data_is_mounted_where_the_coordinator_reads_it() {
+        let plan = Plan::from_preset("mnist_cae", &["data.dir=/data".into()]).expect("valid");
+        let text =
+            kubernetes(&plan, "r/thanos:1", &numbers(0), Some(&DataVolume::Claim("mnist".into()))).expect("known");
+        for job in Deserializer::from_str(&text).map(|one| Value::deserialize(one).expect("YAML")) {
+            if job["kind"] != "Job" {
+                continue;
+            }
+            let volumes = job["spec"]["template"]["spec"]["volumes"].as_sequence().expect("volumes");
+            let has = volumes.iter().any(|volume| volume["persistentVolumeClaim"]["claimName"] == "mnist");
+            assert_eq!(has, job["metadata"]["name"] == COORDINATOR, "{volumes:?}");
+        }
+        assert!(kubernetes(&plan, "r/thanos:1", &numbers(0), None).is_err_and(|fatal| fatal.exit_code == EXIT_USAGE));
     }
 }

@@ -5,15 +5,23 @@ use crate::run_dir::{Identity, write_durably};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::Path;
-use thanos_configs::{Plan, StagePlan};
+use thanos_configs::{Plan, StagePlan, TransferPlan, ValidationMeasure};
 use thanos_proto::StageResult;
 
-/// `results.json`. Accuracies in percent of the test images; cosines are means over pairs of test embeddings.
+/// What the table of a quick run says of itself.
+const QUICK_RUN: &str =
+    "QUICK RUN: a few steps on a few images, to see that every stage works; its numbers are no results";
+
+/// `results.json`. Accuracies in percent of the test images; cosines are means over pairs of test embeddings, null where
+/// no class has two test images.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Results {
     pub run: String,
     pub preset: String,
     pub seed: u64,
+    /// Made by `launch --quick`: a few steps on a few images, whose numbers say nothing of the method.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub quick: bool,
     /// One for each linear probe.
     pub rows: Vec<Row>,
     /// One for each backbone that was trained in this run.
@@ -31,8 +39,11 @@ pub struct Row {
     /// Of the probe and of the backbones of this run that it stands on.
     pub seconds: f64,
     pub fine_validation_accuracy: f64,
-    pub cosine_within_coarse: f64,
-    pub cosine_within_fine: f64,
+    /// What selected the epoch of these numbers: the accuracy of `fine_head`, or `last_epoch`.
+    #[serde(default)]
+    pub selected_by: Option<String>,
+    pub cosine_within_coarse: Option<f64>,
+    pub cosine_within_fine: Option<f64>,
     pub cosine_between_views: f64,
     /// How long the probe's steps waited for their images.
     pub data_wait_seconds: f64,
@@ -42,11 +53,15 @@ pub struct Row {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BackboneRow {
     pub name: String,
+    /// Of the coarse head; with `selected_by: coarse_knn`, or without a trained head, of the nearest neighbours.
     pub coarse_validation_accuracy: f64,
+    /// What selected the epoch of these numbers: the accuracy of `coarse_head` or `coarse_knn`, or `last_epoch`.
+    #[serde(default)]
+    pub selected_by: Option<String>,
     pub coarse_test_accuracy: f64,
     pub knn_fine_accuracy: f64,
-    pub cosine_within_coarse: f64,
-    pub cosine_within_fine: f64,
+    pub cosine_within_coarse: Option<f64>,
+    pub cosine_within_fine: Option<f64>,
     pub cosine_between_views: f64,
     pub seconds: f64,
     /// How long its steps waited for their images.
@@ -61,17 +76,18 @@ impl Results {
         let mut backbones = Vec::new();
         for stage in plan.stages() {
             let Some(result) = of(stage.name()) else { continue };
+            let selected_by = ValidationMeasure::of(stage).selected_by(plan.training(stage).select);
             match stage {
-                StagePlan::Backbone(_) => backbones.push(backbone_row(result)),
+                StagePlan::Backbone(_) => backbones.push(backbone_row(result, selected_by)),
                 StagePlan::Transfer(transfer) => {
                     let trained = transfer.backbones.iter().filter_map(|name| of(name));
                     let seconds = result.seconds + trained.map(|result| result.seconds).sum::<f64>();
-                    rows.push(row(&transfer.method, &transfer.backbones, result, seconds));
+                    rows.push(row(transfer, result, (seconds, selected_by)));
                 }
             }
         }
-        let Identity { id, preset, seed, .. } = identity.clone();
-        Self { run: id, preset, seed, rows, backbones }
+        let Identity { id, preset, seed, quick, .. } = identity.clone();
+        Self { run: id, preset, seed, quick, rows, backbones }
     }
 
     /// Writes `results.json`.
@@ -98,15 +114,16 @@ impl Results {
     }
 }
 
-fn row(method: &str, backbones: &[String], result: &StageResult, seconds: f64) -> Row {
+fn row(transfer: &TransferPlan, result: &StageResult, (seconds, selected_by): (f64, &str)) -> Row {
     Row {
-        method: method.into(),
+        method: transfer.method.clone(),
         fine_test_accuracy: percent(result.fine_test_accuracy.unwrap_or_default()),
         coarse_test_accuracy: percent(result.coarse_test_accuracy),
         knn_fine_accuracy: percent(result.knn_fine_accuracy),
-        backbones: backbones.to_vec(),
+        backbones: transfer.backbones.clone(),
         seconds: tenths(seconds),
         fine_validation_accuracy: percent(result.validation_accuracy),
+        selected_by: Some(selected_by.into()),
         cosine_within_coarse: result.cosine_within_coarse,
         cosine_within_fine: result.cosine_within_fine,
         cosine_between_views: result.cosine_between_views,
@@ -114,10 +131,11 @@ fn row(method: &str, backbones: &[String], result: &StageResult, seconds: f64) -
     }
 }
 
-fn backbone_row(result: &StageResult) -> BackboneRow {
+fn backbone_row(result: &StageResult, selected_by: &str) -> BackboneRow {
     BackboneRow {
         name: result.stage.clone(),
         coarse_validation_accuracy: percent(result.validation_accuracy),
+        selected_by: Some(selected_by.into()),
         coarse_test_accuracy: percent(result.coarse_test_accuracy),
         knn_fine_accuracy: percent(result.knn_fine_accuracy),
         cosine_within_coarse: result.cosine_within_coarse,
@@ -144,6 +162,9 @@ fn tenths(seconds: f64) -> f64 {
 impl fmt::Display for Results {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(out, "{}, seed {} (run {})", self.preset, self.seed, self.run)?;
+        if self.quick {
+            writeln!(out, "{QUICK_RUN}")?;
+        }
         if self.rows.is_empty() {
             return write!(out, "\nNo linear probe has been trained yet.");
         }
@@ -157,13 +178,13 @@ impl fmt::Display for Results {
         for row in &self.rows {
             writeln!(
                 out,
-                "{:width$}  {:>6.1}  {:>7.1}  {:>7.1}  {:>8.3}  {:>8.3}  {:>8.3}  {:>7}  {}",
+                "{:width$}  {:>6.1}  {:>7.1}  {:>7.1}  {:>8}  {:>8}  {:>8.3}  {:>7}  {}",
                 row.method,
                 row.fine_test_accuracy,
                 row.coarse_test_accuracy,
                 row.knn_fine_accuracy,
-                row.cosine_within_coarse,
-                row.cosine_within_fine,
+                cosine(row.cosine_within_coarse),
+                cosine(row.cosine_within_fine),
                 row.cosine_between_views,
                 clock(row.seconds),
                 row.backbones.join(" + "),
@@ -175,6 +196,11 @@ impl fmt::Display for Results {
              Cosines within a coarse class, within a fine class, between two views of an image: 1 is a collapse."
         )
     }
+}
+
+/// As the table shows it.
+fn cosine(mean: Option<f64>) -> String {
+    mean.map_or_else(|| "n/a".into(), |mean| format!("{mean:.3}"))
 }
 
 /// Minutes and seconds.
@@ -195,8 +221,8 @@ mod tests {
             coarse_test_accuracy: 0.98765,
             fine_test_accuracy: fine,
             knn_fine_accuracy: 0.75,
-            cosine_within_coarse: 0.9,
-            cosine_within_fine: 0.95,
+            cosine_within_coarse: Some(0.9),
+            cosine_within_fine: None,
             cosine_between_views: 1.0,
             data_wait_seconds: 0.125,
         }
@@ -215,9 +241,14 @@ mod tests {
         assert_eq!(row.backbones, ["cnce", "cae"]);
         assert_eq!(results.backbones.len(), 2);
         let text = results.to_string();
-        for part in ["digits_thanos, seed 3", "thanos    95.1     98.8", "0:33  cnce + cae"] {
+        for part in
+            ["digits_thanos, seed 3", "thanos    95.1     98.8", "0:33  cnce + cae", "   0.900       n/a     1.000"]
+        {
             assert!(text.contains(part), "no `{part}` in\n{text}");
         }
+        assert!(!text.contains("QUICK RUN"), "{text}");
+        let quick = Results::new(&Identity { quick: true, ..identity.clone() }, &plan, &stages);
+        assert!(quick.to_string().lines().nth(1).is_some_and(|line| line.starts_with("QUICK RUN: ")), "{quick}");
         assert_eq!(Results::new(&identity, &plan, &stages[..1]).rows, []);
         let folder = tempfile::tempdir().expect("a folder");
         results.write(folder.path()).expect("written");

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 use thanos_configs::{Change, Plan, changes, hex, to_yaml};
 
-pub(crate) use identity::{DataIdentity, Identity, RecordedChange, StartedWith};
+pub(crate) use identity::{DataIdentity, Identity, RecordedChange, StartedWith, THREADS_OPTION};
 use lock::Lock;
 pub(crate) use lock::holder;
 
@@ -32,6 +32,8 @@ pub(crate) struct Content {
     /// SHA-256 of given weights, by backbone.
     pub(crate) weights: BTreeMap<String, String>,
     pub(crate) started_with: StartedWith,
+    /// A new run's: it only shows that every stage works.
+    pub(crate) quick: bool,
 }
 
 /// A run directory whose lock this process holds.
@@ -59,13 +61,14 @@ impl RunDir {
             return Err(Fatal::new(EXIT_USAGE, message));
         }
         let config = plan.config();
-        let Content { data, weights, started_with } = content;
+        let Content { data, weights, started_with, quick } = content;
         let identity = Identity {
             id: new_id(path),
             preset: config.name.clone(),
             seed: config.seed,
             config_digest: plan.digest().into(),
             version: env!("CARGO_PKG_VERSION").into(),
+            quick,
             data: Some(data),
             weights,
             started_with: Some(started_with),
@@ -130,7 +133,7 @@ impl RunDir {
         changes: Vec<Change>,
         content: Content,
     ) -> Result<Vec<RecordedChange>, Fatal> {
-        let Content { data, weights, started_with } = content;
+        let Content { data, weights, started_with, .. } = content;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as f64 / 1e3;
         let keys = changes.into_iter().map(|Change { key, old, new, .. }| (key, old, new));
         let before = self.identity.started_with.iter();
@@ -185,7 +188,7 @@ pub(crate) fn plan_of_run(run_dir: &Path, overrides: &[String]) -> Result<Plan, 
     let file = run_dir.join(CONFIG);
     let text = fs::read_to_string(&file)
         .map_err(|error| Fatal::new(EXIT_DATA, format!("cannot read {}: {error}", file.display())))?;
-    Plan::from_file(&text, &file.display().to_string(), overrides)
+    Plan::from_resolved(&text, &file.display().to_string(), overrides)
         .map_err(|errors| Fatal::new(EXIT_CONFIG, errors.to_string()))
 }
 
@@ -314,7 +317,7 @@ mod tests {
             device: "auto".into(),
             collectives: "auto".into(),
         };
-        Content { data, weights: BTreeMap::new(), started_with }
+        Content { data, weights: BTreeMap::new(), started_with, quick: false }
     }
 
     fn create(path: &Path, overrides: &[&str]) -> Result<RunDir, Fatal> {

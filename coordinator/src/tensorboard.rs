@@ -198,10 +198,10 @@ fn measures(result: &StageResult) -> Vec<(String, f64)> {
     let mut values = vec![
         ("test/coarse_accuracy", result.coarse_test_accuracy),
         ("test/knn_fine_accuracy", result.knn_fine_accuracy),
-        ("collapse/coarse", result.cosine_within_coarse),
-        ("collapse/fine", result.cosine_within_fine),
         ("collapse/views", result.cosine_between_views),
     ];
+    values.extend(result.cosine_within_coarse.map(|cosine| ("collapse/coarse", cosine)));
+    values.extend(result.cosine_within_fine.map(|cosine| ("collapse/fine", cosine)));
     values.extend(result.fine_test_accuracy.map(|accuracy| ("test/fine_accuracy", accuracy)));
     values.into_iter().map(|(tag, value)| (tag.into(), value)).collect()
 }
@@ -281,8 +281,8 @@ mod tests {
     }
 
     fn evaluated(epoch: u64) -> Effect {
-        let stage = "cae".into();
-        Effect::Tell(Notice::Evaluated(Evaluated { stage, epoch, validation_accuracy: 0.5, best: true }))
+        let (stage, measure) = ("cae".into(), "coarse_head".into());
+        Effect::Tell(Notice::Evaluated(Evaluated { stage, epoch, validation_accuracy: 0.5, best: true, measure }))
     }
 
     #[test]

@@ -46,7 +46,7 @@ same_fields! {
     Held { stage, step, settled }
     GroupFailure { stage, step, message, peer_lost }
     Heartbeat { generation, stage, step, phase, collectives, waited_ms, progress, in_collective }
-    Evaluated { stage, epoch, validation_accuracy, best }
+    Evaluated { stage, epoch, validation_accuracy, best, measure }
     StepDone {
         stage, epoch, step, generation, world_size, loss, losses, lr, images, samples_sha256, total_steps, skipped,
         phase_seconds, gathered_bytes

@@ -101,7 +101,10 @@ pub(crate) fn check(event: &mut v1::worker_event::Event) -> Result<(), Malformed
             }
             rejoin.recent.iter_mut().try_for_each(step)
         }
-        Event::Evaluated(evaluated) => name("Evaluated", "stage", &evaluated.stage),
+        Event::Evaluated(evaluated) => {
+            name("Evaluated", "stage", &evaluated.stage)?;
+            name("Evaluated", "measure", &evaluated.measure)
+        }
         Event::Checkpoint(written) => checkpoint(written),
         Event::StageFinished(finished) => name("StageFinished", "stage", &finished.stage),
         Event::Stopped(stopped) => name("Stopped", "stage", &stopped.stage),

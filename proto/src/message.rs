@@ -205,6 +205,8 @@ pub struct Evaluated {
     pub epoch: u64,
     pub validation_accuracy: f64,
     pub best: bool,
+    /// What classified the images, as `thanos_configs::ValidationMeasure` names it.
+    pub measure: String,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -251,8 +253,9 @@ pub struct StageResult {
     /// Transfers only.
     pub fine_test_accuracy: Option<f64>,
     pub knn_fine_accuracy: f64,
-    pub cosine_within_coarse: f64,
-    pub cosine_within_fine: f64,
+    /// `None`: no class has two test images.
+    pub cosine_within_coarse: Option<f64>,
+    pub cosine_within_fine: Option<f64>,
     pub cosine_between_views: f64,
     /// Time that rank 0's steps waited for their images, since its worker started the stage.
     pub data_wait_seconds: f64,

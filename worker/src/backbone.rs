@@ -11,7 +11,7 @@ use crate::tensors::Named;
 use anyhow::Result;
 use std::rc::Rc;
 use tch::{Reduction, Tensor};
-use thanos_configs::{Contrastive, Objective, Plan};
+use thanos_configs::{Contrastive, Objective, Plan, ValidationMeasure};
 
 pub(crate) struct Backbone<'a> {
     model: Model,
@@ -78,6 +78,9 @@ impl Stage for Backbone<'_> {
 
     fn validation_accuracy(&mut self) -> Result<f64> {
         let data = self.judge.data;
+        if ValidationMeasure::of_backbone(&self.objective) == ValidationMeasure::CoarseNeighbours {
+            return self.judge.validation_knn(&[&self.model]);
+        }
         let (pack, ids) = data.validation();
         let z = self.judge.embed_all(&[&self.model], pack, ids)?;
         let labels = data.labels(&pack.coarse, ids);

@@ -1,20 +1,22 @@
 //! Checkpoints as a worker sees them: rank 0 writes files into a temporary folder and the coordinator commits it;
 //! a loader is told path and hash, and believes no file before its checksum. Formats: `tensors.rs`.
 
+use crate::probe_weights::folded;
 use crate::run_files::{RunFiles, Unfinished};
 use crate::tensors::{Named, from_safetensors, to_safetensors};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
-use std::fs;
-use std::path::Path;
 use std::sync::Arc;
 use thanos_configs::hex;
 use thanos_proto::{Best, CheckpointRef, WrittenFile};
 
-/// The last weights, those of the best validation epoch, and the optimiser's state.
+/// The last weights, those of the selected epoch, and the optimiser's state.
 pub(crate) const MODEL: &str = "model.safetensors";
 pub(crate) const BEST: &str = "best.safetensors";
+/// The selected epoch's weights as they are trained, where [`BEST`] has them in another form, for use: see
+/// `probe_weights.rs`.
+pub(crate) const BEST_STATE: &str = "best_state.safetensors";
 pub(crate) const OPTIMIZER: &str = "optimizer.safetensors";
 
 /// The part of `manifest.json` that a loader needs; the coordinator writes it.
@@ -56,14 +58,26 @@ pub(crate) struct Written {
     pub(crate) files: Vec<WrittenFile>,
 }
 
-/// Writes and syncs the files of a checkpoint into a temporary folder of the stage.
+/// Writes and syncs the files of a checkpoint into a temporary folder of the stage; `record` describes the network.
 ///
 /// # Errors
 /// If the disk is full or not writable.
-pub(crate) fn write(place: &dyn RunFiles, checkpoint: Unfinished<'_>, files: &[(&str, &Named)]) -> Result<Written> {
-    let mut contents = Vec::with_capacity(files.len());
+pub(crate) fn write(
+    place: &dyn RunFiles,
+    checkpoint: Unfinished<'_>,
+    files: &[(&str, &Named)],
+    record: &str,
+) -> Result<Written> {
+    let mut contents = Vec::with_capacity(files.len() + 1);
     for (name, tensors) in files {
-        contents.push((*name, to_safetensors(tensors)?));
+        let record = (*name != OPTIMIZER).then_some(record);
+        match (*name == BEST).then(|| folded(tensors)).flatten() {
+            Some(used) => {
+                contents.push((BEST, to_safetensors(&used, record)?));
+                contents.push((BEST_STATE, to_safetensors(tensors, record)?));
+            }
+            None => contents.push((*name, to_safetensors(tensors, record)?)),
+        }
     }
     place.write(checkpoint, &contents)?;
     let written = |(name, bytes): &(&str, Vec<u8>)| WrittenFile {
@@ -120,6 +134,15 @@ impl Committed {
         Some(Best { epoch: best.epoch, validation_accuracy: best.validation_accuracy })
     }
 
+    /// The selected epoch's weights as they are trained.
+    ///
+    /// # Errors
+    /// As [`Self::tensors`].
+    pub(crate) fn best_state(&self) -> Result<Named> {
+        let is_apart = self.manifest.files.iter().any(|file| file.name == BEST_STATE);
+        self.tensors(if is_apart { BEST_STATE } else { BEST })
+    }
+
     /// One verified file.
     ///
     /// # Errors
@@ -141,13 +164,6 @@ impl Committed {
         );
         from_safetensors(&bytes).with_context(|| format!("{folder}/{name}"))
     }
-}
-
-/// Weights that the user names by path: a safetensors file, or a checkpoint folder, whose best weights are taken.
-pub fn load_weights(path: &Path) -> Result<Named> {
-    let file = if path.is_dir() { path.join(BEST) } else { path.to_path_buf() };
-    let bytes = fs::read(&file).with_context(|| format!("weights {}", file.display()))?;
-    from_safetensors(&bytes).with_context(|| format!("weights {}", file.display()))
 }
 
 fn sha256(bytes: &[u8]) -> String {

@@ -25,6 +25,8 @@ pub(crate) struct Data {
     pub(crate) facts: DataSet,
     /// Ids of the images in `train` that are trained on.
     pub(crate) train_ids: Vec<u64>,
+    /// Ids of the images in `test` that are tested on.
+    pub(crate) test_ids: Vec<u64>,
     /// Ids of those that select the best epoch, in the pack that `validation` names.
     validation_ids: Vec<u64>,
     validation: Validation,
@@ -59,11 +61,12 @@ impl Data {
         ensure!(facts == test.facts, "the packs of training and test images are of two data sets");
         let split = plan.split(&train.fine);
         let validation = plan.config().data.validation;
+        let test_ids = plan.test_ids(test.len() as u64);
         let validation_ids = match validation {
             Validation::HeldOut => split.validation,
-            Validation::Test => (0..test.len() as u64).collect(),
+            Validation::Test => test_ids.clone(),
         };
-        let (trained, validated, tested) = (split.train.len(), validation_ids.len(), test.len());
+        let (trained, validated, tested) = (split.train.len(), validation_ids.len(), test_ids.len());
         ensure!(
             trained > 0 && validated > 0 && tested > 0,
             "{trained} training, {validated} validation and {tested} test images: none of them may be empty"
@@ -78,6 +81,7 @@ impl Data {
             test,
             facts,
             train_ids,
+            test_ids,
             validation_ids,
             validation,
             augmentation,

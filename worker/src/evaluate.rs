@@ -26,8 +26,9 @@ const KNN_ROWS: i64 = 256;
 pub(crate) struct Measures {
     pub coarse_accuracy: f64,
     pub knn_fine_accuracy: f64,
-    pub cosine_within_coarse: f64,
-    pub cosine_within_fine: f64,
+    /// `None`: no class has two test images.
+    pub cosine_within_coarse: Option<f64>,
+    pub cosine_within_fine: Option<f64>,
     pub cosine_between_views: f64,
 }
 
@@ -79,29 +80,53 @@ impl Judge<'_> {
     pub(crate) fn measure(&self, models: &[&Model]) -> Result<Measures> {
         let _no_graph = tch::no_grad_guard();
         let data = self.data;
-        let test_ids: Vec<u64> = (0..data.test.len() as u64).collect();
-        let test = self.embed_all(models, &data.test, &test_ids)?;
+        let test_ids = &data.test_ids;
+        let test = self.embed_all(models, &data.test, test_ids)?;
         let train = self.embed_all(models, &data.train, &data.train_ids)?;
-        let fine = data.labels(&data.test.fine, &test_ids);
-        let coarse = data.labels(&data.test.coarse, &test_ids);
+        let fine = data.labels(&data.test.fine, test_ids);
+        let coarse = data.labels(&data.test.coarse, test_ids);
         let train_fine = data.labels(&data.train.fine, &data.train_ids);
         let directions = unit(models, &test);
         Ok(Measures {
             coarse_accuracy: self.accuracy(&coarse_scores(models, &test), &coarse)?,
-            knn_fine_accuracy: self.knn((&directions, &fine), (&unit(models, &train), &train_fine))?,
+            knn_fine_accuracy: {
+                let classes = data.facts.labels.fine_names.len() as i64;
+                self.knn((&directions, &fine), (&unit(models, &train), &train_fine), classes)?
+            },
             cosine_within_coarse: mean_cosine_within(&directions, &coarse),
             cosine_within_fine: mean_cosine_within(&directions, &fine),
-            cosine_between_views: self.mean_cosine_between_views(models, &test_ids)?,
+            cosine_between_views: self.mean_cosine_between_views(models, test_ids)?,
         })
+    }
+
+    /// Accuracy on the validation images of the nearest training images' coarse labels: what selects the best epoch of a
+    /// backbone whose head is not trained.
+    ///
+    /// # Errors
+    /// [`StopAsked`], on all ranks alike.
+    pub(crate) fn validation_knn(&self, models: &[&Model]) -> Result<f64> {
+        let _no_graph = tch::no_grad_guard();
+        let data = self.data;
+        let (pack, ids) = data.validation();
+        let validation = unit(models, &self.embed_all(models, pack, ids)?);
+        let train = unit(models, &self.embed_all(models, &data.train, &data.train_ids)?);
+        let labels = data.labels(&pack.coarse, ids);
+        let train_labels = data.labels(&data.train.coarse, &data.train_ids);
+        self.knn((&validation, &labels), (&train, &train_labels), data.facts.labels.coarse_names.len() as i64)
     }
 
     /// Accuracy of a vote of the nearest training images by cosine, weighted by exp(cosine / 0.07).
     ///
-    /// `test` and `train` are unit rows [n, d] with their labels [n]; each rank judges its slice of `test`.
-    fn knn(&self, (test, labels): (&Tensor, &Tensor), (train, train_labels): (&Tensor, &Tensor)) -> Result<f64> {
+    /// `test` and `train` are unit rows [n, d] with their labels [n], of so many classes; each rank judges its slice of
+    /// `test`.
+    fn knn(
+        &self,
+        (test, labels): (&Tensor, &Tensor),
+        (train, train_labels): (&Tensor, &Tensor),
+        classes: i64,
+    ) -> Result<f64> {
         let n = test.size()[0];
         let own = self.own(n as usize);
-        let classes = self.data.facts.labels.fine_names.len() as i64;
         let neighbours = NEIGHBOURS.min(train.size()[0]);
         let mut correct = 0;
         for from in (own.start as i64..own.end as i64).step_by(KNN_ROWS as usize) {
@@ -188,10 +213,10 @@ fn unit(models: &[&Model], embeddings: &Tensor) -> Tensor {
     Tensor::cat(&parts, 1)
 }
 
-/// Mean cosine over all pairs of different images of one class: 1 where every class is a point.
+/// Mean cosine over all pairs of different images of one class: 1 where every class is a point; `None`: there is no pair.
 ///
 /// For a class of n unit rows with sum s, the pairs' cosines sum to |s|^2 - n.
-fn mean_cosine_within(directions: &Tensor, labels: &Tensor) -> f64 {
+fn mean_cosine_within(directions: &Tensor, labels: &Tensor) -> Option<f64> {
     let classes = labels.max().int64_value(&[]) + 1;
     let like = (Kind::Double, directions.device());
     let directions = directions.to_kind(Kind::Double);
@@ -199,5 +224,29 @@ fn mean_cosine_within(directions: &Tensor, labels: &Tensor) -> f64 {
     let counts = labels.bincount::<Tensor>(None, classes).to_kind(Kind::Double);
     let cosines = sums.square().sum(Kind::Double) - counts.sum(Kind::Double);
     let pairs = (&counts * (&counts - 1.0)).sum(Kind::Double).double_value(&[]);
-    cosines.double_value(&[]) / pairs.max(1.0)
+    (pairs > 0.0).then(|| cosines.double_value(&[]) / pairs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rows of length 1 in two dimensions, by their angles.
+    fn directions(angles: &[f64]) -> Tensor {
+        let rows: Vec<f64> = angles.iter().flat_map(|angle| [angle.cos(), angle.sin()]).collect();
+        Tensor::from_slice(&rows).reshape([-1, 2])
+    }
+
+    #[test]
+    fn a_mean_cosine_is_over_the_pairs_of_each_class() {
+        let labels = Tensor::from_slice(&[0_i64, 0, 2, 2, 1]);
+        let mean = mean_cosine_within(&directions(&[0.0, 1.0, 0.5, 0.5, 3.0]), &labels).expect("two pairs");
+        assert!((mean - (1.0_f64.cos() + 1.0) / 2.0).abs() < 1e-12, "{mean}");
+    }
+
+    #[test]
+    fn without_a_pair_there_is_no_mean() {
+        let labels = Tensor::from_slice(&[2_i64, 0, 1]);
+        assert_eq!(mean_cosine_within(&directions(&[0.0, 1.0, 2.0]), &labels), None);
+    }
 }

@@ -19,6 +19,7 @@ mod exit;
 mod failpoints;
 mod feed;
 mod gather;
+mod given_weights;
 pub mod loss;
 mod memory;
 mod metrics;
@@ -26,6 +27,7 @@ pub mod model;
 mod optimizer;
 mod pack;
 mod pack_transfer;
+mod probe_weights;
 mod replicas;
 mod run;
 mod run_files;
@@ -37,12 +39,12 @@ pub mod tensors;
 mod train;
 mod transfer;
 
-pub use checkpoint::load_weights;
 pub use exit::{
     EXIT_CONFIG, EXIT_DATA, EXIT_IO, EXIT_NO_PERMISSION, EXIT_SOFTWARE, EXIT_STOPPED, EXIT_UNREACHABLE, EXIT_USAGE,
     exit_code,
 };
 pub use gather::{Comparison, Contrasted, Exchange, contrast_globally, gather_rows};
+pub use given_weights::load_weights;
 pub use metrics::{WORKER_COUNTERS, WORKER_GAUGES, WORKER_PHASE_SECONDS};
 pub use optimizer::AdamW;
 pub use pack::Pack;

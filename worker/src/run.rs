@@ -3,12 +3,13 @@
 
 use crate::backbone::Backbone;
 use crate::bench::bench;
-use crate::checkpoint::{self, BEST, Committed, load_weights};
+use crate::checkpoint::{self, BEST, Committed};
 use crate::data::{Data, LocalPack};
 use crate::device::{self, Chosen};
 use crate::evaluate::{Judge, StopAsked};
 use crate::exit::{BadData, EXIT_CONFIG, exit_code};
 use crate::feed::Schedule;
+use crate::given_weights::GivenWeights;
 use crate::memory::Memory;
 use crate::model::{Alone, BatchSum, Model};
 use crate::pack_transfer::local_file;
@@ -30,7 +31,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tch::Device;
 use thanos_c10d::{Address, ErrorKind, ProcessGroup, keep_freed_memory, set_tf32, use_gpu, use_interface};
-use thanos_configs::{DataSet, Plan, Precision, StagePlan, TransferPlan, init_key, stage_key};
+use thanos_configs::{
+    Architecture, DataSet, Plan, Precision, StagePlan, TransferPlan, ValidationMeasure, init_key, stage_key,
+};
 use thanos_door::{DeviceChoice, address_towards, check_interface, interface_of, raise_descriptor_limit};
 use thanos_proto::{
     Begin, BenchRequest, CheckpointRef, CheckpointWritten, Collectives, Failed, GroupFailure, Held, Hello, PackRef,
@@ -192,15 +195,20 @@ fn check_given_weights(plan: &Plan, facts: &DataSet) -> Result<(), BadData> {
         let Some(path) = plan.backbone_checkpoint(&backbone.name) else { continue };
         let sum: Rc<dyn BatchSum> = Rc::new(Alone);
         let model = Model::new(&plan.config().model, facts, false, Device::Cpu, &sum);
-        load_given_weights(&backbone.name, path, &model.state())?;
+        load_given_weights((&backbone.name, path), &model, (plan, facts))?;
     }
     Ok(())
 }
 
-/// Loads weights that the user gives into a model, by name.
-fn load_given_weights(name: &str, path: &Path, state: &Named) -> Result<(), BadData> {
-    let loaded = load_weights(path).and_then(|weights| copy_into(state, &weights));
-    loaded.map(|_| ()).with_context(|| format!("backbone {name} from {}", path.display())).map_err(BadData)
+/// Loads weights that the user gives into a model.
+fn load_given_weights(
+    (name, path): (&str, &Path),
+    model: &Model,
+    (plan, facts): (&Plan, &DataSet),
+) -> Result<(), BadData> {
+    let architecture = Architecture::of(&plan.config().model, facts);
+    let loaded = GivenWeights::read(path).and_then(|weights| weights.load_into(model, &architecture));
+    loaded.with_context(|| format!("backbone {name} from {}", path.display())).map_err(BadData)
 }
 
 /// The packs on this machine, brought here if need be.
@@ -214,7 +222,7 @@ fn local_packs(options: &Options, session: &Session, packs: &[PackRef]) -> Resul
 
 /// The coordinator's configuration as this process understands it.
 fn plan_of(welcome: &Welcome) -> Result<Plan> {
-    let plan = Plan::from_file(&welcome.config, "the coordinator's configuration", &[])
+    let plan = Plan::from_resolved(&welcome.config, "the coordinator's configuration", &[])
         .map_err(|error| Refused { reason: error.to_string(), exit_code: EXIT_CONFIG })?;
     if plan.resolved_digest() != welcome.config_digest {
         let (ours, theirs) = (plan.resolved_digest(), &welcome.config_digest);
@@ -294,7 +302,8 @@ impl Worker<'_> {
     fn write_memory(&self, stage: &str, memory: &Memory) -> Result<CheckpointWritten> {
         let generation = self.session.generation();
         let unfinished = Unfinished { stage, step: memory.step, generation };
-        let written = checkpoint::write(self.files.as_ref(), unfinished, &memory.files())?;
+        let record = self.record(&self.plan.stages()[self.stage]);
+        let written = checkpoint::write(self.files.as_ref(), unfinished, &memory.files(), &record)?;
         Ok(CheckpointWritten {
             stage: stage.into(),
             epoch: memory.epoch,
@@ -331,6 +340,16 @@ impl Worker<'_> {
             message: error.to_string(),
             peer_lost: error.kind == ErrorKind::PeerLost,
         }
+    }
+
+    /// What files of a stage's weights say of its network.
+    fn record(&self, stage: &StagePlan) -> String {
+        let backbones: &[String] = match stage {
+            StagePlan::Backbone(_) => &[],
+            StagePlan::Transfer(transfer) => &transfer.backbones,
+        };
+        let facts = &self.data.facts;
+        Architecture::of(&self.plan.config().model, facts).record(stage.name(), facts, backbones)
     }
 
     fn train_stages(&mut self, begin: &Begin, group: &Rc<ProcessGroup>) -> Result<WorkerEvent> {
@@ -378,6 +397,8 @@ impl Worker<'_> {
             key,
             seed: config.seed,
             train: self.plan.training(plan),
+            measure: ValidationMeasure::of(plan),
+            record: self.record(plan).into(),
             schedule: Schedule {
                 samples: self.data.train_ids.clone(),
                 seed: config.seed,
@@ -434,7 +455,7 @@ impl Worker<'_> {
         let state = model.state();
         match (self.finished.get(name), self.plan.backbone_checkpoint(name)) {
             (Some(weights), _) => _ = copy_into(&state, weights)?,
-            (None, Some(path)) => load_given_weights(name, path, &state)?,
+            (None, Some(path)) => load_given_weights((name, path), &model, (self.plan, &self.data.facts))?,
             (None, None) => bail!("the backbone `{name}` is neither trained yet nor given by a checkpoint"),
         };
         for tensor in state.values() {

@@ -31,6 +31,8 @@ pub(crate) struct Save {
     pub(crate) place: Arc<dyn RunFiles>,
     /// Names of files and their tensors, which nobody else changes.
     pub(crate) files: Vec<(&'static str, Named)>,
+    /// What describes the network in files of weights.
+    pub(crate) record: Arc<str>,
     /// On a GPU: reached when these tensors are copies of the state. The thread that writes them may be on another stream.
     pub(crate) copied: Option<DeviceEvent>,
     /// What the coordinator is told; folder and files are filled in.
@@ -236,11 +238,11 @@ impl<'a> Saver<'a> {
 
 /// Writes the files, and reports them to the coordinator, which commits them.
 fn write(save: &Save, events: &mpsc::Sender<WorkerEvent>) -> Result<()> {
-    let Save { place, files, copied, told } = save;
+    let Save { place, files, record, copied, told } = save;
     copied.as_ref().map_or(Ok(()), DeviceEvent::wait)?;
     let named: Vec<(&str, &Named)> = files.iter().map(|(name, tensors)| (*name, tensors)).collect();
     let unfinished = Unfinished { stage: &told.stage, step: told.step, generation: told.generation };
-    let written = checkpoint::write(place.as_ref(), unfinished, &named)?;
+    let written = checkpoint::write(place.as_ref(), unfinished, &named, record)?;
     let told = CheckpointWritten { folder: written.folder, files: written.files, ..told.clone() };
     events.blocking_send(WorkerEvent::Checkpoint(told)).context("the session with the coordinator has ended")
 }

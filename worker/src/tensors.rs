@@ -4,16 +4,16 @@
 use anyhow::{Context, Result, bail};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use tch::{Device, Kind, Tensor};
 use thanos_c10d::ProcessGroup;
-use thanos_configs::hex;
+use thanos_configs::{WEIGHTS_METADATA_KEY, hex};
 
 /// Tensors by name, in sorted order.
 pub type Named = BTreeMap<String, Tensor>;
 
-/// Serialises tensors, copied to the CPU, as one safetensors file.
-pub fn to_safetensors(tensors: &Named) -> Result<Vec<u8>> {
+/// Serialises tensors, copied to the CPU, as one safetensors file, with a record of their network in its metadata.
+pub fn to_safetensors(tensors: &Named, record: Option<&str>) -> Result<Vec<u8>> {
     let mut stored = Vec::with_capacity(tensors.len());
     for (name, tensor) in tensors {
         let (dtype, bytes) = bytes(tensor).with_context(|| format!("tensor {name}"))?;
@@ -24,7 +24,8 @@ pub fn to_safetensors(tensors: &Named) -> Result<Vec<u8>> {
         .iter()
         .map(|(name, dtype, shape, bytes)| Ok((name.clone(), TensorView::new(*dtype, shape.clone(), bytes)?)))
         .collect::<Result<Vec<_>>>()?;
-    Ok(safetensors::serialize(views, None)?)
+    let metadata = record.map(|record| HashMap::from([(WEIGHTS_METADATA_KEY.to_owned(), record.to_owned())]));
+    Ok(safetensors::serialize(views, metadata)?)
 }
 
 /// Reads a safetensors file; every tensor is copied out of `bytes`.
@@ -34,6 +35,26 @@ pub fn from_safetensors(bytes: &[u8]) -> Result<Named> {
         .into_iter()
         .map(|(name, view)| Ok((name.clone(), tensor(&view).with_context(|| format!("tensor {name}"))?)))
         .collect()
+}
+
+/// The floating-point tensors of a file that any program may have written, each copied out of it; those in half precision
+/// as float32. Others are skipped.
+pub(crate) fn read_floats(file: &SafeTensors<'_>) -> Result<Named> {
+    let mut read = Named::new();
+    for (name, view) in file.tensors() {
+        let kind = match view.dtype() {
+            Dtype::F16 => Kind::Half,
+            Dtype::BF16 => Kind::BFloat16,
+            Dtype::F32 => Kind::Float,
+            Dtype::F64 => Kind::Double,
+            _ => continue,
+        };
+        let shape: Vec<i64> = view.shape().iter().map(|&size| size as i64).collect();
+        let tensor = Tensor::f_from_data_size(view.data(), &shape, kind).with_context(|| format!("tensor {name}"))?;
+        let is_half = matches!(kind, Kind::Half | Kind::BFloat16);
+        read.insert(name, if is_half { tensor.to_kind(Kind::Float) } else { tensor });
+    }
+    Ok(read)
 }
 
 /// SHA-256 over names, shapes and bytes, in hexadecimal: equal exactly if the tensors are, bit by bit.

@@ -26,7 +26,9 @@ use std::sync::Arc;
 use std::time::Instant;
 use tch::{Device, Tensor};
 use thanos_c10d::{Exchanged, ProcessGroup};
-use thanos_configs::{ChecksConfig, Position, TrainConfig, learning_rate, samples_sha256, step_key};
+use thanos_configs::{
+    ChecksConfig, Position, Select, TrainConfig, ValidationMeasure, learning_rate, samples_sha256, step_key,
+};
 use thanos_proto::{Best, CheckpointWritten, Evaluated, StageResult, StepDone, WorkerEvent};
 
 /// A stage's place in the run, and its numbers.
@@ -36,6 +38,10 @@ pub(crate) struct Recipe<'a> {
     pub(crate) key: u64,
     pub(crate) seed: u64,
     pub(crate) train: TrainConfig,
+    /// What the stage's validation accuracy is of.
+    pub(crate) measure: ValidationMeasure,
+    /// Describes the network in files of weights.
+    pub(crate) record: Arc<str>,
     pub(crate) schedule: Schedule,
     pub(crate) saves: SaveSchedule<'a>,
     pub(crate) checks: &'a ChecksConfig,
@@ -185,14 +191,27 @@ impl<'a> Trainer<'a> {
     }
 
     fn load(&mut self, checkpoint: &Committed) -> Result<()> {
-        copy_into(&self.stage.state(), &checkpoint.tensors(checkpoint::MODEL)?)?;
+        let model = self.with_buffers(checkpoint.tensors(checkpoint::MODEL)?, checkpoint);
+        copy_into(&self.stage.state(), &model)?;
         self.optimizer.load(&checkpoint.tensors(checkpoint::OPTIMIZER)?)?;
         (self.step, self.settled) = (checkpoint.step(), checkpoint.settled());
         self.seconds_before = checkpoint.seconds();
         if let Some(best) = checkpoint.best() {
-            self.best = Some((best, checkpoint.tensors(checkpoint::BEST)?));
+            self.best = Some((best, self.with_buffers(checkpoint.best_state()?, checkpoint)));
         }
         Ok(())
+    }
+
+    /// A checkpoint's tensors, with this rank's buffers where an earlier version did not save them.
+    fn with_buffers(&self, mut saved: Named, checkpoint: &Committed) -> Named {
+        let missing: Named =
+            snapshot(&self.buffers).into_iter().filter(|(name, _)| !saved.contains_key(name)).collect();
+        if let Some(name) = missing.keys().next() {
+            let step = checkpoint.step();
+            tracing::warn!("the checkpoint of step {step} was saved without `{name}`: it is as at the stage's start");
+        }
+        saved.extend(missing);
+        saved
     }
 
     fn recall(&mut self, memory: Memory) -> Result<()> {
@@ -393,20 +412,21 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    /// Keeps the weights of the first of the best epochs. `false`: a stop was asked for meanwhile.
+    /// Keeps the weights of the first of the best epochs, or of the last one. `false`: a stop was asked for meanwhile.
     fn evaluate(&mut self, epoch: u64) -> Result<bool> {
         self.phase("evaluate");
         let validation_accuracy = match self.stage.validation_accuracy() {
             Err(error) if error.is::<StopAsked>() => return Ok(false),
             evaluated => evaluated?,
         };
-        let better = self.best.as_ref().is_none_or(|(best, _)| validation_accuracy > best.validation_accuracy);
+        let is_better = |(best, _): &(Best, Named)| validation_accuracy > best.validation_accuracy;
+        let better = self.recipe.train.select == Select::Last || self.best.as_ref().is_none_or(is_better);
         if better {
             self.best = Some((Best { epoch, validation_accuracy }, snapshot(&self.stage.state())));
         }
         if self.peers.group.rank() == 0 {
-            let stage = self.recipe.name.into();
-            let evaluated = Evaluated { stage, epoch, validation_accuracy, best: better };
+            let (stage, measure) = (self.recipe.name.into(), self.recipe.measure.label().into());
+            let evaluated = Evaluated { stage, epoch, validation_accuracy, best: better, measure };
             self.peers.session.send(WorkerEvent::Evaluated(evaluated))?;
         }
         Ok(true)
@@ -438,7 +458,8 @@ impl<'a> Trainer<'a> {
             settled: self.settled,
             result,
         };
-        Ok(Some(Save { place: self.peers.files.clone(), files, copied: self.clock.event()?, told }))
+        let (place, record) = (self.peers.files.clone(), self.recipe.record.clone());
+        Ok(Some(Save { place, files, record, copied: self.clock.event()?, told }))
     }
 
     /// Saves, and returns on every rank when the checkpoint is committed.

@@ -4,8 +4,9 @@ use crate::evaluate::{Judge, Measures, embed};
 use crate::feed::Batch;
 use crate::model::{Mode, Model, linear};
 use crate::pack::Pack;
+use crate::probe_weights::{DEVIATION, MEAN};
 use crate::stage::{Losses, Stage};
-use crate::tensors::Named;
+use crate::tensors::{Named, broadcast};
 use anyhow::Result;
 use tch::nn::{self, Module, VarStore};
 use tch::{Kind, Reduction, Tensor};
@@ -22,8 +23,8 @@ pub(crate) struct Transfer<'a> {
 
 /// Where a step's features come from.
 enum Source {
-    /// Standardised features of the whole training pack, [N, d], and of the validation images, [n, d]; and the scale
-    /// for others.
+    /// Features of the whole training pack, [N, d], and of the validation images, [n, d]; and how they, and others, are
+    /// standardised.
     Cached { features: Tensor, validation: Tensor, standard: Standard },
     /// One augmented view through the encoders in this mode.
     Augmented { mode: Mode },
@@ -38,6 +39,12 @@ struct Standard {
 impl Standard {
     fn apply(&self, features: &Tensor) -> Tensor {
         (features - &self.mean) / &self.deviation
+    }
+
+    /// As it is in the stage's state; the tensors share memory.
+    fn named(&self) -> Named {
+        let tensors = [(MEAN, &self.mean), (DEVIATION, &self.deviation)];
+        tensors.into_iter().map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())).collect()
     }
 }
 
@@ -84,11 +91,24 @@ impl<'a> Transfer<'a> {
 
 impl Stage for Transfer<'_> {
     fn parameters(&self) -> Named {
-        self.state()
+        self.variables.variables().into_iter().collect()
     }
 
+    /// Beside the head: of cached features, how they are standardised, which a resume takes over; in
+    /// training mode, the encoders' moving statistics, as `encoder.N.NAME` in the order of the backbones.
     fn state(&self) -> Named {
-        self.variables.variables().into_iter().collect()
+        let mut state = self.parameters();
+        match &self.source {
+            Source::Cached { standard, .. } => state.extend(standard.named()),
+            Source::Augmented { mode: Mode::Eval } => {}
+            Source::Augmented { mode: Mode::Train } => {
+                for (index, model) in self.backbones.iter().enumerate() {
+                    let buffers = model.buffers().into_iter();
+                    state.extend(buffers.map(|(name, buffer)| (format!("encoder.{index}.{name}"), buffer)));
+                }
+            }
+        }
+        state
     }
 
     fn views(&self) -> u64 {
@@ -101,7 +121,9 @@ impl Stage for Transfer<'_> {
     fn losses(&mut self, batch: &Batch) -> Result<Losses> {
         let data = self.judge.data;
         let features = match &self.source {
-            Source::Cached { features, .. } => features.index_select(0, &rows(batch.own()).to_device(data.device())),
+            Source::Cached { features, standard, .. } => {
+                standard.apply(&features.index_select(0, &rows(batch.own()).to_device(data.device())))
+            }
             Source::Augmented { mode } => embed(&self.models(), &batch.images.flatten(0, 1), *mode)?,
         }; // [b, d]
         let labels = data.labels(&data.train.fine, batch.own());
@@ -116,7 +138,9 @@ impl Stage for Transfer<'_> {
         let data = self.judge.data;
         let (pack, ids) = data.validation();
         let scores = match &self.source {
-            Source::Cached { validation, .. } => tch::no_grad(|| self.head.forward(validation)),
+            Source::Cached { validation, standard, .. } => {
+                tch::no_grad(|| self.head.forward(&standard.apply(validation)))
+            }
             Source::Augmented { .. } => self.scores(pack, ids)?,
         };
         self.judge.accuracy(&scores, &data.labels(&pack.fine, ids))
@@ -124,27 +148,31 @@ impl Stage for Transfer<'_> {
 
     fn measure(&mut self) -> Result<(Measures, Option<f64>)> {
         let data = self.judge.data;
-        let ids: Vec<u64> = (0..data.test.len() as u64).collect();
+        let ids = data.test_ids.clone();
         let labels = data.labels(&data.test.fine, &ids);
         let fine = self.judge.accuracy(&self.scores(&data.test, &ids)?, &labels)?;
         Ok((self.judge.measure(&self.models())?, Some(fine)))
     }
 }
 
-/// Features of the whole training pack and of the validation images, standardised by those that are trained on.
+/// Features of the training images, each at its row of the training pack, and of the validation images, to be standardised
+/// by those that are trained on. The standardisation is rank 0's: another machine's sums may differ in their last bits.
 fn cached(backbones: &[Model], judge: &Judge<'_>) -> Result<Source> {
     let data = judge.data;
     let models: Vec<&Model> = backbones.iter().collect();
-    let all: Vec<u64> = (0..data.train.len() as u64).collect();
-    let features = judge.embed_all(&models, &data.train, &all)?; // [N, d]
-    let trained = features.index_select(0, &rows(&data.train_ids).to_device(data.device()));
+    let trained = judge.embed_all(&models, &data.train, &data.train_ids)?; // [trained, d]
     let standard = Standard {
         mean: trained.mean_dim(&[0_i64][..], true, None::<Kind>),
         deviation: trained.std_dim(&[0_i64][..], false, true).clamp_min(1e-6),
     };
+    broadcast(&standard.named(), judge.group.as_ref(), 0)?;
     let (pack, ids) = data.validation();
-    let validation = standard.apply(&judge.embed_all(&models, pack, ids)?);
-    Ok(Source::Cached { features: standard.apply(&features), validation, standard })
+    let validation = judge.embed_all(&models, pack, ids)?;
+    // Rows of images that are not trained on stay 0, and are not read.
+    let like = (trained.kind(), trained.device());
+    let features = Tensor::zeros([data.train.len() as i64, trained.size()[1]], like); // [N, d]
+    let features = features.index_copy(0, &rows(&data.train_ids).to_device(data.device()), &trained);
+    Ok(Source::Cached { features, validation, standard })
 }
 
 /// Ids as the rows of a tensor of features, [n] i64.

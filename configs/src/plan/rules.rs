@@ -4,11 +4,13 @@
 use super::{PlanError, transfer_name};
 use crate::dataset::DataSet;
 use crate::run_config::{DataKind, EncoderConfig, Features, FrozenMode, ObjectiveConfig, ObjectivePatch, RunConfig};
+use serde_json::Value;
 
 /// Bounds on what a run may ask for: beyond them a number is a slip of the keyboard.
 const MOST_BATCH: u64 = 1 << 20;
 const MOST_EPOCHS: u64 = 1_000_000;
 const MOST_SIDE: usize = 1024;
+const MAX_IMAGES: u64 = u32::MAX as u64;
 const MOST_WIDTH: usize = 1 << 14;
 const MOST_DEPTH: usize = 256;
 const MOST_BACKBONES: usize = 16;
@@ -16,6 +18,11 @@ const MOST_ROWS: usize = 256;
 const MOST_WEIGHT: f64 = 1e6;
 const MAX_TIMEOUT_SECONDS: f64 = 1e7;
 const MAX_RESTARTS: f64 = 16.0;
+
+/// A character that ends a line in YAML, or that no YAML file holds.
+pub(crate) fn is_separator(character: char) -> bool {
+    character.is_control() || matches!(character, '\u{2028}' | '\u{2029}')
+}
 
 /// Collects broken rules; each method holds the rules of one section.
 #[derive(Default)]
@@ -43,11 +50,38 @@ impl Rules {
         self.require((1..=most).contains(&value), key, || format!("must be between 1 and {most}, got {value}"));
     }
 
+    /// Texts are written to YAML, which keeps neither control characters nor its own line separators in them.
+    pub(super) fn texts(&mut self, config: &RunConfig) {
+        let tree = serde_json::to_value(config).expect("a configuration is plain data");
+        self.text_of("", &tree);
+    }
+
+    fn text_of(&mut self, key: &str, value: &Value) {
+        let below = |name: &str| if key.is_empty() { name.to_owned() } else { format!("{key}.{name}") };
+        match value {
+            Value::String(text) => {
+                let separator = text.chars().find(|character| is_separator(*character));
+                if let Some(separator) = separator {
+                    let code = u32::from(separator);
+                    self.refuse(key, format!("has the character U+{code:04X}, which a YAML file does not keep"));
+                }
+            }
+            Value::Object(fields) => fields.iter().for_each(|(name, value)| self.text_of(&below(name), value)),
+            Value::Array(items) => {
+                items.iter().enumerate().for_each(|(index, item)| self.text_of(&below(&index.to_string()), item));
+            }
+            _ => {}
+        }
+    }
+
     pub(super) fn data(&mut self, config: &RunConfig) {
         let share = config.data.validation_fraction;
         self.require(share > 0.0 && share < 1.0, "data.validation_fraction", || {
             format!("must lie between 0 and 1, both excluded, got {share}")
         });
+        if let Some(most) = config.data.max_images {
+            self.count("data.max_images", most, MAX_IMAGES);
+        }
         let folder = config.data.kind == DataKind::ImageFolder;
         if let Some(side) = config.data.side {
             self.require(folder, "data.side", || "only `data.kind: image_folder` has a side of its own choice".into());
@@ -288,9 +322,11 @@ mod tests {
     #[test]
     fn numbers_have_bounds() {
         check(&[], &[]);
+        check(&["backbones.0.checkpoint=/w\u{2028}x"], &[("backbones.0.checkpoint", "has the character U+2028")]);
         check(&["data.validation_fraction=0"], &[("data.validation_fraction", "got 0")]);
         check(&["data.validation_fraction=1.0"], &[("data.validation_fraction", "got 1")]);
         check(&["data={kind: image_folder, side: 4}"], &[("data.side", "between 8 and 1024, got 4")]);
+        check(&["data.max_images=0"], &[("data.max_images", "must be between 1 and 4294967295, got 0")]);
         check(&["views.jitter=1.5"], &[("views.jitter", "must be between 0 and 1, got 1.5")]);
         check(&["views.hue=.6"], &[("views.hue", "0.5")]);
         check(&["views.crop_scale=[0, 1]"], &[("views.crop_scale", "got [0, 1]")]);

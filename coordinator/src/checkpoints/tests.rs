@@ -31,8 +31,8 @@ fn write(run_dir: &Path, stage: &str, step: u64, complete: bool) -> CheckpointWr
         coarse_test_accuracy: 0.5,
         fine_test_accuracy: None,
         knn_fine_accuracy: 0.25,
-        cosine_within_coarse: 0.1,
-        cosine_within_fine: 0.2,
+        cosine_within_coarse: Some(0.1),
+        cosine_within_fine: Some(0.2),
         cosine_between_views: 0.3,
         data_wait_seconds: 0.5,
     };

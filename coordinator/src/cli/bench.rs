@@ -113,6 +113,7 @@ impl BenchArguments {
             grace: None,
             again: false,
             stop_requested: false,
+            quick: false,
             tensorboard: false,
             status: None,
             command: "bench",

@@ -1,6 +1,6 @@
 //! `launch` and `serve`: their options, and what a launch is by them, by the machine and by the allocation.
 
-use super::{PacksDir, Target, duration, plan, plan_to_resume};
+use super::{PacksDir, Target, duration, plan, plan_to_resume, quick, quick_plan};
 use crate::devices::{
     CollectivesChoice, Devices, Request, device_of_environment, on_nodes, on_this_machine, worker_program,
 };
@@ -31,6 +31,10 @@ const FOREIGN_LEASE: Duration = Duration::from_secs(60);
 pub(super) struct LaunchArguments {
     #[command(flatten)]
     target: Target,
+    /// See an experiment and its data work within a minute: a few steps of every stage on a few images, marked as such in
+    /// the table, in run.json and in results.json
+    #[arg(long)]
+    quick: bool,
     /// Nodes to train on, N or LEAST:MOST; the local launcher has all of them on this machine [default: those of the
     /// Slurm allocation, else of the run to resume, else 1]
     #[arg(long, value_name = "N|LEAST:MOST", value_parser = nodes)]
@@ -162,7 +166,7 @@ pub(super) fn act_launch(arguments: &LaunchArguments, forced: Option<LauncherNam
     };
     let listener = listen(address)?;
     let claimed = match &arguments.run_dir {
-        None => Some(Claimed::new(Path::new(""), &asked.plan.config().name)?),
+        None => Some(Claimed::new(Path::new(""), &quick::name(arguments.quick, &asked.plan.config().name))?),
         Some(_) => None,
     };
     let claimed_path = claimed.as_ref().map(|claimed| claimed.path().to_owned());
@@ -221,6 +225,7 @@ struct Workers {
 
 impl Asked {
     fn of(arguments: &LaunchArguments, forced: Option<LauncherName>) -> Result<Self> {
+        quick::check(arguments.quick, arguments.resume.is_some(), arguments.again)?;
         let run_dir = arguments.run_dir.as_deref();
         let resumed = run_dir.filter(|run_dir| match arguments.resume {
             Some(Resume::Always) => true,
@@ -230,6 +235,7 @@ impl Asked {
         let (target, overrides) = arguments.target.parts();
         let plan = match (resumed, target) {
             (Some(run_dir), None) => plan_to_resume(run_dir, &overrides)?,
+            _ if arguments.quick => quick_plan(&arguments.target)?,
             _ => plan(&arguments.target)?,
         };
         let before = match resumed {
@@ -246,7 +252,7 @@ impl Asked {
             LauncherName::Local | LauncherName::None => None,
         };
         let size = arguments.size(allocation.as_ref(), before.as_ref())?;
-        let before = before.filter(|_| allocation.is_none());
+        // Another number of threads adds in another order: the run keeps its own, in another allocation of Slurm too.
         let threads = arguments.threads_per_worker.map(usize::from);
         let threads = threads.or_else(|| before.and_then(|before| before.threads_per_worker));
         let workers = arguments.workers(launcher, size, (device, collectives))?;
@@ -344,6 +350,7 @@ impl LaunchArguments {
             grace: self.grace,
             again: self.again,
             stop_requested: self.stop_requested,
+            quick: self.quick,
             tensorboard: asked.plan.config().log.tensorboard,
             status: self.status,
             command: asked.launcher.command(),

@@ -247,7 +247,13 @@ fn last_messages_that_cannot_be_true_end_only_their_sender() {
         WorkerEvent::Hello(hello("again")),
         WorkerEvent::Repaired { problem: "p".into() },
         WorkerEvent::NotSaved { stage: "a".into(), step: 1, reason: "r".into() },
-        WorkerEvent::Evaluated(Evaluated { stage: "a".into(), epoch: 0, validation_accuracy: 1.0, best: true }),
+        WorkerEvent::Evaluated(Evaluated {
+            stage: "a".into(),
+            epoch: 0,
+            validation_accuracy: 1.0,
+            best: true,
+            measure: "coarse_head".into(),
+        }),
     ] {
         let mut run = training();
         let effects = said(&mut run, 2, event.clone());

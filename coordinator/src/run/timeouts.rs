@@ -19,7 +19,7 @@ pub(crate) enum Placement {
     External,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Timeouts {
     /// Until the first generation of this coordinator; `None`: no limit.
     pub(crate) first_rendezvous: Option<Duration>,
@@ -51,6 +51,29 @@ impl Timeouts {
             commit: seconds(config.commit_seconds),
             storage: seconds(config.storage_seconds),
             max_restarts: config.max_restarts,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    /// Those that workers obey.
+    const OF_WORKERS: [&str; 2] = ["collective_seconds", "transfer_seconds"];
+
+    #[test]
+    fn every_key_is_read() {
+        let timeouts = |value: Value| -> Timeouts {
+            Timeouts::new(&serde_json::from_value(value).expect("timeouts"), Placement::External)
+        };
+        let default = serde_json::to_value(TimeoutsConfig::default()).expect("plain data");
+        for key in default.as_object().expect("a map").keys() {
+            let mut changed = default.clone();
+            changed[key] = json!(7);
+            let differs = timeouts(changed) != timeouts(default.clone());
+            assert_eq!(differs, !OF_WORKERS.contains(&key.as_str()), "{key}");
         }
     }
 }

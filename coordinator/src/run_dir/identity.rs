@@ -15,6 +15,9 @@ pub struct Identity {
     /// Of the recipe; also in every checkpoint's manifest.
     pub config_digest: String,
     pub version: String,
+    /// Started by `launch --quick`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub quick: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<DataIdentity>,
     /// SHA-256 of the file of weights of each backbone that is given by `backbones.N.checkpoint`.
@@ -63,6 +66,9 @@ pub struct StartedWith {
     pub collectives: String,
 }
 
+/// Under which a change of [`StartedWith::threads_per_worker`] is recorded.
+pub(crate) const THREADS_OPTION: &str = "--threads-per-worker";
+
 fn auto() -> String {
     "auto".into()
 }
@@ -86,7 +92,7 @@ impl StartedWith {
             [
                 ("--nodes", Value::from(format!("{min_nodes}:{max_nodes}"))),
                 ("--workers-per-node", workers_per_node.into()),
-                ("--threads-per-worker", threads_per_worker.into()),
+                (THREADS_OPTION, threads_per_worker.into()),
                 ("--launcher", launcher.into()),
                 ("--device", device.into()),
                 ("--collectives", collectives.into()),

@@ -114,7 +114,8 @@ mod tests {
         let names = names();
         let (stage, terms) = names.stages.first_key_value().expect("a stage");
         let evaluated = |stage: &str| {
-            WorkerEvent::Evaluated(Evaluated { stage: stage.into(), epoch: 0, validation_accuracy: 0.5, best: true })
+            let (stage, measure) = (stage.into(), "coarse_head".into());
+            WorkerEvent::Evaluated(Evaluated { stage, epoch: 0, validation_accuracy: 0.5, best: true, measure })
         };
         let heartbeat = |stage: &str| {
             let (stage, phase) = (stage.into(), "data".into());

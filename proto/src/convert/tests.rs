@@ -30,8 +30,8 @@ fn events_come_back_equal() {
         coarse_test_accuracy: 0.75,
         fine_test_accuracy: None,
         knn_fine_accuracy: 0.25,
-        cosine_within_coarse: -0.5,
-        cosine_within_fine: 0.1,
+        cosine_within_coarse: Some(-0.5),
+        cosine_within_fine: None,
         cosine_between_views: 1.0,
         data_wait_seconds: 0.25,
     };
@@ -105,7 +105,8 @@ fn small_events_come_back_equal() {
     check_event(WorkerEvent::Repaired { problem: "p".into() });
     check_event(WorkerEvent::Shows { address: "h:1".into() });
     check_event(WorkerEvent::StopRequested { reason: "SIGTERM received by worker-0".into() });
-    let evaluated = Evaluated { stage: "s".into(), epoch: 1, validation_accuracy: 0.5, best: true };
+    let measure = "coarse_head".into();
+    let evaluated = Evaluated { stage: "s".into(), epoch: 1, validation_accuracy: 0.5, best: true, measure };
     check_event(WorkerEvent::Evaluated(evaluated));
     check_event(WorkerEvent::NotSaved { stage: "s".into(), step: 3, reason: "full".into() });
     check_event(WorkerEvent::StageFinished { stage: "s".into() });

@@ -69,6 +69,8 @@ impl Encoder {
 #[derive(Debug)]
 pub struct Model {
     variables: VarStore,
+    /// Names of what is not trained by gradients: moving statistics. Frozen or not, they are the same.
+    buffers: Vec<String>,
     pub encoder: Encoder,
     /// Linear d -> classes, `cls.*` in checkpoints.
     pub head: nn::Linear,
@@ -98,7 +100,9 @@ impl Model {
             };
             Decoder::new(&(&root / "decoder"), shape, sum)
         });
-        let mut model = Self { variables, encoder, head, decoder };
+        let is_buffer = |(name, tensor): (String, Tensor)| (!tensor.requires_grad()).then_some(name);
+        let buffers = variables.variables().into_iter().filter_map(is_buffer).collect();
+        let mut model = Self { variables, buffers, encoder, head, decoder };
         if config.precision == Precision::Float64 {
             model.double();
         }
@@ -113,6 +117,11 @@ impl Model {
     /// Parameters and buffers by name, sorted. The tensors share memory with the model.
     pub fn state(&self) -> Named {
         self.variables.variables().into_iter().collect()
+    }
+
+    /// What training mode changes in the forward pass: moving statistics, sorted by name.
+    pub(crate) fn buffers(&self) -> Named {
+        self.state().into_iter().filter(|(name, _)| self.buffers.contains(name)).collect()
     }
 
     /// Parameters alone, sorted by name.
