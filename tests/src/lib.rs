@@ -79,6 +79,9 @@ impl Drop for Scene {
     }
 }
 
+/// Starts a program that SIGHUP stops, also where the tests run under `nohup`: it would inherit that the signal is ignored.
+pub(crate) const DEFAULT_SIGNALS: [&str; 2] = ["env", "--default-signal=HUP"];
+
 impl Scene {
     /// # Panics
     /// If there is no room for temporary files.
@@ -139,7 +142,9 @@ impl Scene {
     /// # Panics
     /// As [`Scene::start`].
     pub fn spawn(&self, name: &str, log: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Running {
-        self.spawn_program(&program(name), log, arguments, variables)
+        let program = program(name);
+        assert!(program.exists(), "no {}; run `make build` first", program.display());
+        self.spawn_program(&program, log, arguments, variables)
     }
 
     /// As [`Scene::spawn`], any program.
@@ -148,7 +153,9 @@ impl Scene {
     /// As [`Scene::start`].
     pub fn spawn_program(&self, program: &Path, log: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Running {
         let log = self.path(&format!(".{log}"));
-        let child = Command::new(program)
+        let child = Command::new(DEFAULT_SIGNALS[0])
+            .args(&DEFAULT_SIGNALS[1..])
+            .arg(program)
             .args(arguments)
             .current_dir(self.folder.path())
             .env("THANOS_PACKS", packs())
@@ -161,7 +168,7 @@ impl Scene {
             .stdout(fs::File::create(with_end(&log, "stdout")).expect("a file"))
             .stderr(fs::File::create(with_end(&log, "stderr")).expect("a file"))
             .spawn()
-            .unwrap_or_else(|error| panic!("{}: {error}; run `make build` first", program.display()));
+            .unwrap_or_else(|error| panic!("{}: {error}", program.display()));
         Running { child, folder: self.folder.path().into(), log }
     }
 

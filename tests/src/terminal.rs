@@ -1,6 +1,6 @@
 //! A pseudo-terminal: what a program shows on it, keys that are pressed, and its end.
 
-use crate::{Running, Scene, packs, program};
+use crate::{DEFAULT_SIGNALS, Running, Scene, packs, program};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use pty_process::blocking::{Command, Pts, Pty, open};
 use std::io::{ErrorKind, Read, Write};
@@ -80,8 +80,9 @@ pub fn shell(scene: &Scene, first: &str, redirection: &str, arguments: &[&str]) 
 }
 
 fn command(scene: &Scene, words: &[&str]) -> Command {
-    Command::new(words[0])
-        .args(&words[1..])
+    Command::new(DEFAULT_SIGNALS[0])
+        .args(&DEFAULT_SIGNALS[1..])
+        .args(words)
         .current_dir(scene.path(""))
         .env("THANOS_PACKS", packs())
         .env("TERM", "xterm")
