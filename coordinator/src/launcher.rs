@@ -199,7 +199,7 @@ impl Started {
             },
         };
         match ended {
-            Ok(_) if is_hung => ("did not respond and was killed".into(), ExitCause::Hung),
+            Ok(_) if is_hung => ("was killed by the coordinator".into(), ExitCause::Hung),
             Ok(status) => self.describe(status),
             Err(error) => (format!("could not be waited for: {error}"), ExitCause::Vanished),
         }
