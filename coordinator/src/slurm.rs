@@ -122,11 +122,7 @@ impl Allocation {
 
 /// The nodes of these addresses, with the job's cores and GPUs on each, and the tasks of each in their order. In a job with
 /// GPUs a node without one has no worker, and is not used.
-fn nodes(
-    addresses: Vec<(String, String)>,
-    shares: &BTreeMap<String, (usize, usize)>,
-    tasks: &[usize],
-) -> Vec<Node> {
+fn nodes(addresses: Vec<(String, String)>, shares: &BTreeMap<String, (usize, usize)>, tasks: &[usize]) -> Vec<Node> {
     let has_gpus = shares.values().any(|(_, gpus)| *gpus > 0);
     let node = |(index, (name, address)): (usize, (String, String))| {
         let (cores, gpus) = shares.get(&name).copied().unwrap_or((1, 0));
@@ -234,7 +230,12 @@ mod tests {
         };
         check(&[(32, 8), (16, 8)], &[], 2, None);
         check(&[(8, 8), (1, 8), (1, 8)], &[], 1, Some("1 core on node n1 (and 1 more nodes alike) for 8 workers"));
-        check(&[(2, 0)], &[4], 1, Some("2 cores on node n0 for 4 workers, which will be slow: request more with --cpus-per-task"));
+        check(
+            &[(2, 0)],
+            &[4],
+            1,
+            Some("2 cores on node n0 for 4 workers, which will be slow: request more with --cpus-per-task"),
+        );
     }
 
     #[test]

@@ -9,8 +9,7 @@ use thanos_tests::processes::{send, workers};
 use thanos_tests::{Scene, lines};
 
 /// Long enough to be disturbed, and the only checkpoint is that of a stop.
-const TARGET: [&str; 4] =
-    ["digits_supcon", "train.max_steps=400", "checkpoint.every_steps=100000", "rows=[]"];
+const TARGET: [&str; 4] = ["digits_supcon", "train.max_steps=400", "checkpoint.every_steps=100000", "rows=[]"];
 
 #[test]
 fn jobs_are_preempted_requeued_and_lose_nodes_by_slurms_default_settings() {
@@ -61,7 +60,8 @@ fn requeue_no_more_often_than_allowed(cluster: &Cluster) {
     let told = cluster.output(&job);
     assert!(told.contains("is not queued again: it was restarted 0 times, and --max-requeues is 0"), "{told}");
     // Another job goes on with the run.
-    let resumed = cluster.submit(&["--nodes=1", "--export", &format!("ALL,RUN_DIR={}", run.display())], "train.sbatch", &TARGET);
+    let resumed =
+        cluster.submit(&["--nodes=1", "--export", &format!("ALL,RUN_DIR={}", run.display())], "train.sbatch", &TARGET);
     cluster.wait("the end", || cluster.says(&resumed, "JobState=COMPLETED"));
     assert_eq!(steps(&run), 400);
 }

@@ -58,7 +58,12 @@ const REQUESTS: [Request; 8] = [
     },
     // Nothing but what is named is exported to the job, and all of that to its workers.
     Request {
-        options: &["--nodelist=n1", "--nodes=1", "--ntasks=2", "--export=PATH,SLURM_CONF,RECORDS,EXPECTED,THANOS_PACKS"],
+        options: &[
+            "--nodelist=n1",
+            "--nodes=1",
+            "--ntasks=2",
+            "--export=PATH,SLURM_CONF,RECORDS,EXPECTED,THANOS_PACKS",
+        ],
         workers: 2,
         cores: 2,
         threads: 1,
@@ -142,7 +147,8 @@ struct Libraries {
 impl Libraries {
     fn for_user(scene: &Scene, user: &Cluster) -> Option<Self> {
         let worker = program("thanos-worker").display().to_string();
-        let linked = String::from_utf8_lossy(&Command::new("ldd").arg(&worker).output().expect("ldd").stdout).into_owned();
+        let linked =
+            String::from_utf8_lossy(&Command::new("ldd").arg(&worker).output().expect("ldd").stdout).into_owned();
         let file = linked.lines().find_map(|line| line.split_once("libtorch_cpu.so => ")?.1.split(' ').next());
         let source = Path::new(file.expect("it is linked")).parent().expect("a folder");
         let folder = scene.path("lib").display().to_string();

@@ -25,7 +25,9 @@ impl Run {
         if 2 * reported.len() > all {
             let reason = match &reported[..] {
                 [one] => format!("SIGTERM received by {one}"),
-                several => format!("SIGTERM received by {} and {} more of {all} workers", several[0], several.len() - 1),
+                several => {
+                    format!("SIGTERM received by {} and {} more of {all} workers", several[0], several.len() - 1)
+                }
             };
             return self.stop_requested(reason, now);
         }

@@ -29,7 +29,9 @@ pub(super) fn shares(job: &str) -> Vec<Share<'_>> {
 fn count(list: &str) -> usize {
     let number = |text: &str| text.parse::<usize>().ok();
     let part = |part: &str| match part.split_once('-') {
-        Some((first, last)) => number(first).zip(number(last)).map_or(0, |(first, last)| last.saturating_sub(first) + 1),
+        Some((first, last)) => {
+            number(first).zip(number(last)).map_or(0, |(first, last)| last.saturating_sub(first) + 1)
+        }
         None => usize::from(number(part).is_some()),
     };
     list.split(',').map(part).sum()

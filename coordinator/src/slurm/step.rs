@@ -8,8 +8,7 @@ const KEPT: [&str; 6] =
 /// Set by sites and plugins, for every step.
 const KEPT_PREFIXES: [&str; 3] = ["SLURM_SPANK_", "SLURM_TASK_PROLOG", "SLURM_TASK_EPILOG"];
 /// GPUs that the job has on this node: a step on another one has others.
-const GPU_LISTS: [&str; 4] =
-    ["CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK"];
+const GPU_LISTS: [&str; 4] = ["CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK"];
 
 /// Starts a program on a node, in a step of its own, so that one that ends can be started again alone. The step has all
 /// that the job has there: its cores, its memory and its `gpus`; the worker takes the GPU of its place. `arguments` come

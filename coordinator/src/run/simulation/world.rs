@@ -4,8 +4,8 @@ mod fault;
 mod group;
 mod worker;
 
-use crate::run::tests::{hello, start, step};
 use crate::run::termination::TERMINATION_LIMIT;
+use crate::run::tests::{hello, start, step};
 use crate::run::{Effect, Event, ExitCause, Run, SessionId, Start, Verdict};
 use fault::Fault;
 pub(super) use fault::REPEATED;
