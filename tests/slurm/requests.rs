@@ -61,7 +61,7 @@ const REQUESTS: [Request; 8] = [
         options: &[
             "--nodelist=n1",
             "--nodes=1",
-            "--ntasks=2",
+            "--ntasks-per-node=2",
             "--export=PATH,SLURM_CONF,RECORDS,EXPECTED,THANOS_PACKS",
         ],
         workers: 2,

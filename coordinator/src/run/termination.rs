@@ -17,24 +17,25 @@ impl Run {
         let is_first = member.terminating.is_none();
         member.terminating.get_or_insert(awake);
         let worker = member.hello.worker_id.clone();
-        let reported = self.members.values().filter(|member| member.terminating.is_some());
-        let mut reported: Vec<&str> = reported.map(|member| member.hello.worker_id.as_str()).collect();
-        reported.sort_by_key(|worker| (worker.len(), *worker));
+        let reported = self.terminating();
         // Workers that are being replaced count as well: the rest of a run is not most of it.
         let all = self.members.len().max(self.start.least);
         if 2 * reported.len() > all {
-            let reason = match &reported[..] {
-                [one] => format!("SIGTERM received by {one}"),
-                several => {
-                    format!("SIGTERM received by {} and {} more of {all} workers", several[0], several.len() - 1)
-                }
-            };
-            return self.stop_requested(reason, now);
+            return self.stop_requested(reason(&reported, all), now);
         }
         is_first.then_some(Effect::Tell(Notice::Terminating { worker, limit: TERMINATION_LIMIT })).into_iter().collect()
     }
 
-    /// Ranks that have trained on for too long. Between generations they are needed for what they hold.
+    /// Members that received SIGTERM, by name.
+    fn terminating(&self) -> Vec<String> {
+        let terminating = self.members.values().filter(|member| member.terminating.is_some());
+        let mut names: Vec<String> = terminating.map(|member| member.hello.worker_id.clone()).collect();
+        names.sort_by_key(|name| (name.len(), name.clone()));
+        names
+    }
+
+    /// Ranks that have trained on for too long. Between generations they are needed for what they hold; if all ranks are to
+    /// leave, as the others were lost meanwhile, the run stops and saves.
     pub(super) fn evict_terminating(&mut self, now: Duration) -> Vec<Effect> {
         if self.phase != Phase::Training || self.ending.is_some() || self.storage.is_some() {
             return Vec::new();
@@ -42,7 +43,19 @@ impl Run {
         let is_due = |since: Duration| self.awake.saturating_sub(since) >= TERMINATION_LIMIT;
         let due = self.ranks().filter(|(_, member)| member.terminating.is_some_and(is_due));
         let sessions: Vec<SessionId> = due.map(|(session, _)| session).collect();
+        let ranks = self.ranks().count();
+        if !sessions.is_empty() && self.ranks().all(|(_, member)| member.terminating.is_some()) {
+            return self.stop_requested(reason(&self.terminating(), ranks), now);
+        }
         self.evict_all(&sessions, &format!("received SIGTERM {TERMINATION_LIMIT:?} ago and is terminated"), now)
+    }
+}
+
+/// Why the run stops: these of all its workers are to leave.
+fn reason(reported: &[String], all: usize) -> String {
+    match reported {
+        [one] => format!("SIGTERM received by {one}"),
+        several => format!("SIGTERM received by {} and {} more of {all} workers", several[0], several.len() - 1),
     }
 }
 

@@ -75,7 +75,26 @@ fn a_worker_that_is_not_killed_is_terminated_and_the_others_go_on() {
     said(&mut run, 1, rejoin(10));
     said(&mut run, 2, rejoin(10));
     let patience = run.start.patience;
-    assert_eq!(begins(&pass(&mut run, patience + NOW, &[])).len(), 2, "with those that are left");
+    assert_eq!(begins(&pass(&mut run, patience + NOW, &beats(2)[..2])).len(), 2, "with those that are left");
+}
+
+/// Two of four are drained, and the others are lost: no other rank would hold the state.
+#[test]
+fn ranks_that_are_all_to_leave_save_first() {
+    let mut run = running(4, 1);
+    notice(&mut run, 1);
+    notice(&mut run, 2);
+    for session in [3, 4] {
+        run.apply(Event::Closed { session }, NOW);
+    }
+    said(&mut run, 1, rejoin(10));
+    said(&mut run, 2, rejoin(10));
+    let beats = [1, 2].map(|session| (session, heartbeat(1, "forward", 1)));
+    let patience = run.start.patience;
+    assert_eq!(begins(&pass(&mut run, patience + NOW, &beats)).len(), 2);
+    let effects = pass(&mut run, TERMINATION_LIMIT, &beats);
+    assert_eq!(stops(&effects), Some("SIGTERM received by worker-0 and 1 more of 2 workers"));
+    assert!(!effects.iter().any(|effect| matches!(effect, Effect::Kill { .. })), "{effects:?}");
 }
 
 #[test]
