@@ -30,15 +30,32 @@ while [[ $# -gt 0 ]]; do
 done
 export SLURM_CONF=$dir/slurm.conf
 
+# The controller's port; the nodes have the next ones. Another cluster may run on this machine.
+port() {
+    local base offset
+    if [[ -s $SLURM_CONF ]]; then
+        sed -n 's/^SlurmctldPort=//p' "$SLURM_CONF"
+        return
+    fi
+    for base in {16800..16990..10}; do
+        for offset in 0 1 2 3 4; do
+            if (exec 3<>"/dev/tcp/127.0.0.1/$((base + offset))") 2>/dev/null; then continue 2; fi
+        done
+        echo "$base" && return
+    done
+    echo "no free ports" >&2 && return 69
+}
+
 configure() {
     mkdir -p "$dir"/{state,log}
     [[ -s $dir/munge.key ]] || (umask 077 && head -c 128 /dev/urandom >"$dir/munge.key")
     fake_gpus
+    port=$(port)
     # CPUs, memory and GPUs are what the scheduler believes: the nodes share this machine.
     cat >"$SLURM_CONF" <<CONF
 ClusterName=thanos
 SlurmctldHost=$(hostname -s)(127.0.0.1)
-SlurmctldPort=16817
+SlurmctldPort=$port
 SlurmUser=$(id -un)
 SlurmdUser=$(id -un)
 AuthType=auth/munge
@@ -74,7 +91,7 @@ CONF
 node_lines() {
     local index
     for index in "${!nodes[@]}"; do
-        echo "NodeName=${nodes[index]} NodeHostname=$(hostname -s) NodeAddr=127.0.0.1 Port=$((16820 + index))" \
+        echo "NodeName=${nodes[index]} NodeHostname=$(hostname -s) NodeAddr=127.0.0.1 Port=$((port + 1 + index))" \
             "CPUs=8 RealMemory=64000$([[ ${gpus[index]} == 0 ]] || echo " Gres=gpu:${gpus[index]}")"
     done
 }
