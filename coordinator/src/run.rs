@@ -8,6 +8,7 @@ mod ending;
 mod liveness;
 mod recovery;
 mod repeated_failures;
+mod termination;
 mod timeouts;
 
 use ending::Ending;
@@ -154,6 +155,8 @@ struct Member {
     heard: Duration,
     /// How its process ended, if the launcher was quicker than the end of its session.
     exited: Option<(String, ExitCause)>,
+    /// When it reported that it received SIGTERM (of `awake`).
+    terminating: Option<Duration>,
     /// It has finished or stopped with its generation, and was sent `Leave`.
     left: bool,
 }
@@ -171,6 +174,7 @@ impl Member {
             whereabouts: "start".into(),
             heard: now,
             exited: None,
+            terminating: None,
             left: false,
         }
     }
@@ -315,6 +319,7 @@ impl Run {
             WorkerEvent::Finished => self.finished(session, now),
             WorkerEvent::Benched(report) => self.benched(session, report, now),
             WorkerEvent::StopRequested { reason } => self.stop_requested(reason, now),
+            WorkerEvent::TerminationNotice => self.termination_notice(session, now),
             WorkerEvent::Failed(failed) => self.failed(session, &failed, now),
         }
     }
@@ -406,6 +411,7 @@ impl Run {
         let mut effects = self.restart_not_returned();
         effects.extend(self.evict_unresponsive(now));
         effects.extend(self.evict_stuck(now));
+        effects.extend(self.evict_terminating(now));
         effects.extend(self.report_straggler());
         effects.extend(self.begin_if_ready(now));
         if self.phase != Phase::Over {

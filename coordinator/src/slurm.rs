@@ -1,30 +1,37 @@
-//! A run inside a Slurm allocation: which nodes it has and how they are reached, the `srun` that starts a worker there, and
-//! a job that is queued again when it was stopped before its end. Slurm's own programs are asked, as its libraries are
-//! of one version each.
+//! A run inside a Slurm allocation: its nodes, how they are reached and what the job has on each. Slurm's own programs are
+//! asked, as its libraries are of one version each. `srun` itself is in `slurm/step.rs`, the requeue in `slurm/requeue.rs`.
+
+mod requeue;
+mod resources;
+mod step;
 
 use crate::exit::{EXIT_UNREACHABLE, EXIT_USAGE, Fatal};
-use crate::terminal;
 use nix::ifaddrs::getifaddrs;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::process::{Command, Stdio};
 use thanos_door::address_towards;
 
+pub(crate) use requeue::{Checkpointed, requeue};
+pub(crate) use step::srun;
+
 /// What this program is part of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Allocation {
-    /// Its nodes, each once.
+    /// Its nodes, each once; none of them is without a worker.
     pub(crate) nodes: Vec<Node>,
-    /// A worker a GPU of this node, or a task where there are none.
-    pub(crate) workers_per_node: usize,
-    /// Cores that are the job's on the node that has the fewest.
-    pub(crate) cores: usize,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Node {
     pub(crate) name: String,
     /// As Slurm reaches it: an address, or a name.
-    pub(crate) address: String,
+    address: String,
+    /// One for each GPU, or one for each task where the job has no GPUs.
+    pub(crate) workers: usize,
+    /// The job's, on this node.
+    pub(crate) gpus: usize,
+    pub(crate) cores: usize,
 }
 
 impl Allocation {
@@ -33,20 +40,68 @@ impl Allocation {
     /// # Errors
     /// 64 outside of one; 69 if Slurm does not answer.
     pub(crate) fn of_this_job() -> Result<Self, Fatal> {
-        let Some(list) = variable("SLURM_JOB_NODELIST") else {
+        let (Some(list), Some(job)) = (variable("SLURM_JOB_NODELIST"), job_id()) else {
             let message = "--launcher srun runs inside a Slurm allocation (SLURM_JOB_NODELIST is not set): \
                            sbatch deploy/slurm/train.sbatch, or salloc";
             return Err(Fatal::new(EXIT_USAGE, message));
         };
-        let told = ask("sinfo", &["--noheader", "--Node", "--nodes", &list, "--format", "%N %o"])?;
-        let nodes = nodes(&told);
-        if nodes.is_empty() {
+        // --all: partitions may be hidden from ordinary users.
+        let told = ask("sinfo", &["--all", "--noheader", "--Node", "--nodes", &list, "--format", "%N %o"])?;
+        let addresses = addresses(&told);
+        if addresses.is_empty() {
             return Err(Fatal::new(EXIT_UNREACHABLE, format!("sinfo knows no node of {list}")));
         }
-        let number = |name: &str| variable(name).and_then(|text| fewest(&text));
-        let workers_per_node = number("SLURM_GPUS_ON_NODE").or_else(|| number("SLURM_NTASKS_PER_NODE")).unwrap_or(1);
-        let cores = number("SLURM_JOB_CPUS_PER_NODE").unwrap_or(1);
-        Ok(Self { nodes, workers_per_node: workers_per_node.max(1), cores })
+        let job = ask("scontrol", &["--all", "--details", "--oneliner", "show", "job", &job])?;
+        let mut shares = BTreeMap::new();
+        for share in resources::shares(&job) {
+            let names = ask("scontrol", &["show", "hostnames", share.nodes])?;
+            shares.extend(names.lines().map(|name| (name.trim().to_owned(), (share.cores, share.gpus))));
+        }
+        let tasks = resources::tasks(variable);
+        Ok(Self { nodes: nodes(addresses, &shares, &tasks) })
+    }
+
+    /// Takes the first nodes, at most so many, with so many workers on each; `None`: as many as the job has GPUs or tasks.
+    pub(crate) fn limit(&mut self, nodes: usize, workers_per_node: Option<usize>) {
+        self.nodes.truncate(nodes);
+        for node in &mut self.nodes {
+            node.workers = workers_per_node.unwrap_or(node.workers);
+        }
+    }
+
+    /// Workers of the nodes with the fewest, so many nodes.
+    pub(crate) fn fewest_workers(&self, nodes: usize) -> usize {
+        let mut workers: Vec<usize> = self.nodes.iter().map(|node| node.workers).collect();
+        workers.sort_unstable();
+        workers.iter().take(nodes).sum()
+    }
+
+    /// Cores for each worker on the node that has the fewest; at least 1.
+    pub(crate) fn cores_per_worker(&self) -> usize {
+        self.nodes.iter().map(|node| node.cores / node.workers.max(1)).min().unwrap_or(1).max(1)
+    }
+
+    /// GPUs on the node that has the most.
+    pub(crate) fn gpus(&self) -> usize {
+        self.nodes.iter().map(|node| node.gpus).max().unwrap_or(0)
+    }
+
+    /// What the user should know of the request, a line each.
+    pub(crate) fn notices(&self) -> Vec<String> {
+        let starved: Vec<&Node> = self.nodes.iter().filter(|node| node.cores < node.workers).collect();
+        let Some(first) = starved.first() else { return Vec::new() };
+        let others = match starved.len() - 1 {
+            0 => String::new(),
+            others => format!(" (and {others} more nodes alike)"),
+        };
+        let option = if first.gpus > 0 { "--cpus-per-gpu" } else { "--cpus-per-task" };
+        vec![format!(
+            "warning: the job has {} on node {}{others} for {} workers, which will be slow: request more with {option}, \
+             or whole nodes with --exclusive",
+            if first.cores == 1 { "1 core".into() } else { format!("{} cores", first.cores) },
+            first.name,
+            first.workers
+        )]
     }
 
     /// The address under which the other nodes reach this one: of an interface, or from which they are reached.
@@ -65,50 +120,37 @@ impl Allocation {
     }
 }
 
-/// Starts a program on a node, in a step of its own, so that one that ends can be started again. It sees all that the job
-/// has there: the worker takes the GPU of its place.
-pub(crate) fn srun(node: &str) -> Command {
-    let mut command = Command::new("srun");
-    command
-        .args(["--nodes=1", "--ntasks=1", "--nodelist", node])
-        // Steps of the same node share what the job has; one that fails does not end another.
-        .args(["--overlap", "--kill-on-bad-exit=0", "--cpu-bind=none", "--mpi=none", "--unbuffered"])
-        .stdin(Stdio::null());
-    command
+/// The nodes of these addresses, with the job's cores and GPUs on each, and the tasks of each in their order. In a job with
+/// GPUs a node without one has no worker, and is not used.
+fn nodes(addresses: Vec<(String, String)>, shares: &BTreeMap<String, (usize, usize)>, tasks: &[usize]) -> Vec<Node> {
+    let has_gpus = shares.values().any(|(_, gpus)| *gpus > 0);
+    let node = |(index, (name, address)): (usize, (String, String))| {
+        let (cores, gpus) = shares.get(&name).copied().unwrap_or((1, 0));
+        let tasks = tasks.get(index).or(tasks.last()).copied().unwrap_or(1);
+        let workers = if has_gpus { gpus } else { tasks.max(1) };
+        Node { name, address, workers, gpus, cores }
+    };
+    addresses.into_iter().enumerate().map(node).filter(|node| node.workers > 0).collect()
 }
 
-/// Queues this job again, if it is one that may be and Slurm has not done so.
-pub(crate) fn requeue() {
-    // The number of an array's last task alone would be that of the whole array.
+/// The name of this job as Slurm's programs take it; `None`: this process is in none. The number of an array's last task
+/// alone would be that of the whole array.
+fn job_id() -> Option<String> {
     let task = variable("SLURM_ARRAY_JOB_ID").zip(variable("SLURM_ARRAY_TASK_ID"));
-    let Some(job) = task.map(|(array, task)| format!("{array}_{task}")).or(variable("SLURM_JOB_ID")) else { return };
-    let told = ask("scontrol", &["show", "job", "--oneliner", &job]).unwrap_or_default();
-    let says = |field: &str| told.split_whitespace().any(|word| word == field);
-    if !["JobState=RUNNING", "Requeue=1", "BatchFlag=1"].into_iter().all(says) {
-        return;
-    }
-    terminal::line(&format!("job {job} is queued again"));
-    if let Err(error) = ask("scontrol", &["requeue", &job]) {
-        terminal::line(&format!("warning: {error}"));
-    }
+    task.map(|(array, task)| format!("{array}_{task}")).or(variable("SLURM_JOB_ID"))
 }
 
 /// `NAME ADDRESS` a line; a node comes once for each of its partitions.
-fn nodes(told: &str) -> Vec<Node> {
-    let mut nodes: Vec<Node> = Vec::new();
+fn addresses(told: &str) -> Vec<(String, String)> {
+    let mut nodes: Vec<(String, String)> = Vec::new();
     for line in told.lines() {
         if let Some((name, address)) = line.trim().split_once(' ')
-            && !nodes.iter().any(|node| node.name == name)
+            && !nodes.iter().any(|(other, _)| other == name)
         {
-            nodes.push(Node { name: name.into(), address: address.trim().into() });
+            nodes.push((name.into(), address.trim().into()));
         }
     }
     nodes
-}
-
-/// The least number of a list such as `8(x3),4`.
-fn fewest(list: &str) -> Option<usize> {
-    list.split(',').filter_map(|part| part.split('(').next()?.parse().ok()).min()
 }
 
 fn address_of(interface: &str) -> Result<IpAddr, Fatal> {
@@ -120,7 +162,14 @@ fn address_of(interface: &str) -> Result<IpAddr, Fatal> {
 }
 
 fn ask(program: &str, arguments: &[&str]) -> Result<String, Fatal> {
-    let output = Command::new(program).args(arguments).stdin(Stdio::null()).output();
+    let mut command = Command::new(program);
+    // A user's filters (SINFO_PARTITION) and formats are for what the user types.
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(|name| name.starts_with("SINFO_") || name.starts_with("SCONTROL_")) {
+            command.env_remove(name);
+        }
+    }
+    let output = command.args(arguments).stdin(Stdio::null()).output();
     let failed = |reason: String| Fatal::new(EXIT_UNREACHABLE, format!("{program} {}: {reason}", arguments.join(" ")));
     let output = output.map_err(|error| failed(error.to_string()))?;
     match output.status.success() {
@@ -139,17 +188,54 @@ mod tests {
 
     #[test]
     fn a_node_of_two_partitions_is_one_node() {
-        let node = |name: &str, address: &str| Node { name: name.into(), address: address.into() };
+        let node = |name: &str, address: &str| (name.to_owned(), address.to_owned());
         assert_eq!(
-            nodes("n0 10.0.0.1\nn0 10.0.0.1\nn1 n1.cluster  \n"),
+            addresses("n0 10.0.0.1\nn0 10.0.0.1\nn1 n1.cluster  \n"),
             [node("n0", "10.0.0.1"), node("n1", "n1.cluster")]
         );
-        assert_eq!(nodes(""), []);
+        assert_eq!(addresses(""), []);
+    }
+
+    /// An allocation of nodes with these cores and GPUs, and tasks.
+    fn allocation(shares: &[(usize, usize)], tasks: &[usize]) -> Allocation {
+        let names: Vec<String> = (0..shares.len()).map(|index| format!("n{index}")).collect();
+        let addresses = names.iter().map(|name| (name.clone(), "10.0.0.1".to_owned())).collect();
+        let shares = names.into_iter().zip(shares.iter().copied()).collect();
+        Allocation { nodes: nodes(addresses, &shares, tasks) }
+    }
+
+    fn workers(allocation: &Allocation) -> Vec<(&str, usize)> {
+        allocation.nodes.iter().map(|node| (node.name.as_str(), node.workers)).collect()
     }
 
     #[test]
-    fn the_node_with_the_fewest_cores_counts() {
-        assert_eq!(["8", "2,1(x2)", "1(x3),4", ""].map(fewest), [Some(8), Some(1), Some(1), None]);
+    fn a_node_has_a_worker_for_each_of_its_gpus_or_tasks() {
+        assert_eq!(workers(&allocation(&[(8, 4), (8, 2)], &[1])), [("n0", 4), ("n1", 2)]);
+        assert_eq!(workers(&allocation(&[(8, 4), (8, 0)], &[1])), [("n0", 4)], "no GPU there");
+        assert_eq!(workers(&allocation(&[(8, 0), (8, 0)], &[2, 1])), [("n0", 2), ("n1", 1)]);
+        assert_eq!(workers(&allocation(&[(8, 0), (8, 0)], &[])), [("n0", 1), ("n1", 1)]);
+        let mut limited = allocation(&[(8, 4), (8, 4), (8, 2)], &[]);
+        assert_eq!((limited.fewest_workers(1), limited.fewest_workers(2)), (2, 6));
+        limited.limit(2, Some(1));
+        assert_eq!(workers(&limited), [("n0", 1), ("n1", 1)]);
+    }
+
+    #[test]
+    fn nodes_with_fewer_cores_than_workers_are_reported() {
+        let check = |shares: &[(usize, usize)], tasks: &[usize], cores, notice: Option<&str>| {
+            let allocation = allocation(shares, tasks);
+            let notices = allocation.notices();
+            assert_eq!((allocation.cores_per_worker(), notices.len()), (cores, usize::from(notice.is_some())));
+            assert!(notice.is_none_or(|part| notices[0].contains(part)), "{notices:?}");
+        };
+        check(&[(32, 8), (16, 8)], &[], 2, None);
+        check(&[(8, 8), (1, 8), (1, 8)], &[], 1, Some("1 core on node n1 (and 1 more nodes alike) for 8 workers"));
+        check(
+            &[(2, 0)],
+            &[4],
+            1,
+            Some("2 cores on node n0 for 4 workers, which will be slow: request more with --cpus-per-task"),
+        );
     }
 
     #[test]

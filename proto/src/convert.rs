@@ -133,6 +133,7 @@ impl From<WorkerEvent> for v1::WorkerEvent {
             WorkerEvent::Repaired { problem } => Event::Repaired(v1::Repaired { problem }),
             WorkerEvent::Shows { address } => Event::Shows(v1::Shows { address }),
             WorkerEvent::StopRequested { reason } => Event::StopRequested(v1::StopRequested { reason }),
+            WorkerEvent::TerminationNotice => Event::TerminationNotice(v1::TerminationNotice {}),
             WorkerEvent::StageFinished { stage } => Event::StageFinished(v1::StageFinished { stage }),
             WorkerEvent::Stopped { stage, step } => Event::Stopped(v1::Stopped { stage, step }),
             WorkerEvent::Failed(Failed { phase, message, exit_code }) => {
@@ -165,6 +166,7 @@ impl TryFrom<v1::WorkerEvent> for WorkerEvent {
             Event::Repaired(v1::Repaired { problem }) => WorkerEvent::Repaired { problem },
             Event::Shows(v1::Shows { address }) => WorkerEvent::Shows { address },
             Event::StopRequested(v1::StopRequested { reason }) => WorkerEvent::StopRequested { reason },
+            Event::TerminationNotice(v1::TerminationNotice {}) => WorkerEvent::TerminationNotice,
             Event::StageFinished(v1::StageFinished { stage }) => WorkerEvent::StageFinished { stage },
             Event::Stopped(v1::Stopped { stage, step }) => WorkerEvent::Stopped { stage, step },
             Event::Failed(v1::Failed { phase, message, exit_code: code }) => {

@@ -36,10 +36,13 @@ pub enum WorkerEvent {
     Shows {
         address: String,
     },
-    /// This worker received a stop signal, such as SIGTERM: the whole run is to stop at a common step, with a checkpoint.
+    /// This worker received a stop signal other than SIGTERM: the whole run is to stop at a common step, with a checkpoint.
     StopRequested {
         reason: String,
     },
+    /// This worker received SIGTERM, as when its job is preempted or its node drained; it trains on until the run stops, or
+    /// until it is killed.
+    TerminationNotice,
     StageFinished {
         stage: String,
     },

@@ -1,5 +1,7 @@
 //! `thanos-worker`: one rank of a run. The launcher starts it; only a foreign launcher's user types its options.
 
+mod environment;
+
 use clap::Parser;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -14,18 +16,20 @@ struct Arguments {
     /// Where the coordinator listens, as HOST:PORT
     #[arg(long, env = "THANOS_COORDINATOR")]
     coordinator: String,
-    /// A name of its own in the run, the same after a restart
+    /// A name of its own in the run, the same after a restart [default: worker-N by RANK, else SLURM_PROCID, else
+    /// JOB_COMPLETION_INDEX]
     #[arg(long, value_parser = id)]
-    id: String,
+    id: Option<String>,
     /// Folder with the run's ca.pem and a join token
     #[arg(long, value_name = "DIR", required_unless_present = "insecure")]
     credentials: Option<PathBuf>,
     /// Of a coordinator that was started so: neither encrypt nor ask who it is
     #[arg(long, conflicts_with = "credentials")]
     insecure: bool,
-    /// Place among the workers of its machine, from 0: which GPU is its own
-    #[arg(long, default_value_t = 0)]
-    local_rank: usize,
+    /// Place among the workers of its machine, from 0: which GPU is its own [default: LOCAL_RANK, else SLURM_LOCALID, else
+    /// 0]
+    #[arg(long)]
+    local_rank: Option<usize>,
     /// On what it trains: auto, cpu, cuda (the GPU of its place among the workers of its machine) or cuda:N; `auto` is cuda if
     /// there are GPUs, else cpu
     #[arg(long, env = "THANOS_DEVICE", default_value = "auto", hide_env_values = true)]
@@ -73,13 +77,21 @@ fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
+    let typed = (arguments.id, arguments.local_rank);
+    let (worker_id, local_rank) = match environment::identity(typed, |name| std::env::var(name).ok()) {
+        Ok(identity) => identity,
+        Err(error) => {
+            eprintln!("error: {error}");
+            return ExitCode::from(thanos_worker::EXIT_USAGE);
+        }
+    };
     // Tests break this very program at chosen places (`FAILPOINTS`).
     let _armed = fail::FailScenario::setup();
     let options = Options {
         coordinator: arguments.coordinator,
         credentials: arguments.credentials,
-        worker_id: arguments.id,
-        local_rank: arguments.local_rank,
+        worker_id,
+        local_rank,
         device: arguments.device,
         threads: arguments.threads.into(),
         packs_dir: arguments.packs_dir,

@@ -1,5 +1,6 @@
 //! `launch` and `serve`: their options, and what a launch is by them, by the machine and by the allocation.
 
+use super::slurm_arguments::SlurmArguments;
 use super::{PacksDir, Target, duration, plan, plan_to_resume, quick, quick_plan};
 use crate::devices::{
     CollectivesChoice, Devices, Request, device_of_environment, on_nodes, on_this_machine, worker_program,
@@ -10,7 +11,7 @@ use crate::launcher::Place;
 use crate::run_dir::{Claimed, StartedWith, identity};
 use crate::server::MOST_WORKERS;
 use crate::signals::StopSignals;
-use crate::slurm::{self, Allocation};
+use crate::slurm::{Allocation, Checkpointed, requeue};
 use crate::supervise::{end_with, listen, supervise};
 use crate::terminal::{self, OutputError};
 use anyhow::Result;
@@ -99,6 +100,8 @@ pub(super) struct LaunchArguments {
     /// machines can reach it, by HTTPS, and to who has the token in CREDENTIALS/scrape-token [default: none are]
     #[arg(long, value_name = "ADDRESS")]
     status: Option<SocketAddr>,
+    #[command(flatten)]
+    slurm: SlurmArguments,
     /// The process that starts this one again
     #[arg(long, hide = true)]
     supervised_by: Option<i32>,
@@ -174,9 +177,10 @@ pub(super) fn act_launch(arguments: &LaunchArguments, forced: Option<LauncherNam
     match (asked.launcher, arguments.supervised_by) {
         (LauncherName::Local, None) => return supervise(&run_dir, &listener),
         (LauncherName::Srun, None) => {
+            let before = Checkpointed::of(&run_dir);
             let code = supervise(&run_dir, &listener)?;
             if code == EXIT_STOPPED {
-                slurm::requeue();
+                requeue(&run_dir, &before, arguments.slurm.max_requeues);
             }
             return Ok(code);
         }
@@ -185,7 +189,8 @@ pub(super) fn act_launch(arguments: &LaunchArguments, forced: Option<LauncherNam
     }
     let what = arguments.launch(&asked, run_dir)?;
     if let Some(workers) = asked.workers.as_ref().filter(|_| !arguments.again) {
-        workers.devices.notices.iter().for_each(|notice| terminal::line(notice));
+        let of_job = asked.allocation.as_ref().map(Allocation::notices).unwrap_or_default();
+        workers.devices.notices.iter().chain(&of_job).for_each(|notice| terminal::line(notice));
     }
     let (runtime, stop_signals) = runtime()?;
     let launched = runtime.block_on(launch(&asked.plan, (&what, &stop_signals), listener))?;
@@ -247,15 +252,17 @@ impl Asked {
         // All workers of many machines would be too many for this one.
         let before =
             before.filter(|before| launcher != LauncherName::Local || launcher_of(before) != Some(LauncherName::Srun));
-        let allocation = match launcher {
+        arguments.slurm.check(launcher)?;
+        let mut allocation = match launcher {
             LauncherName::Srun => Some(Allocation::of_this_job()?),
             LauncherName::Local | LauncherName::None => None,
         };
-        let size = arguments.size(allocation.as_ref(), before.as_ref())?;
+        let size = arguments.size(allocation.as_mut(), before.as_ref())?;
         // Another number of threads adds in another order: the run keeps its own, in another allocation of Slurm too.
         let threads = arguments.threads_per_worker.map(usize::from);
         let threads = threads.or_else(|| before.and_then(|before| before.threads_per_worker));
-        let workers = arguments.workers(launcher, size, (device, collectives))?;
+        let gpus = allocation.as_ref().map_or(0, Allocation::gpus);
+        let workers = arguments.workers(launcher, (size, gpus), (device, collectives))?;
         let resume = resumed.is_some();
         Ok(Self { plan, resume, launcher, allocation, size, threads, device, collectives, workers })
     }
@@ -307,7 +314,16 @@ fn tell(launched: Launched, run_dir: &Path, command: &str) -> u8 {
 #[derive(Clone, Copy, Debug)]
 struct Size {
     nodes: Nodes,
+    /// On the node that has the most.
     per_node: usize,
+    /// Fewest and most of the whole run.
+    workers: (usize, usize),
+}
+
+impl Size {
+    fn uniform(nodes: Nodes, per_node: usize) -> Self {
+        Self { nodes, per_node, workers: (nodes.least * per_node, nodes.most * per_node) }
+    }
 }
 
 impl LaunchArguments {
@@ -315,7 +331,7 @@ impl LaunchArguments {
     fn launch(&self, asked: &Asked, run_dir: PathBuf) -> Result<Launch> {
         let own_credentials = || run_dir.join("credentials");
         let credentials = (!self.insecure).then(|| self.credentials.clone().unwrap_or_else(own_credentials));
-        let Size { nodes, per_node } = asked.size;
+        let Size { nodes, per_node, workers: (least, workers) } = asked.size;
         let starter = match &asked.workers {
             None => Starter::Nobody,
             Some(workers) => self.starter(asked, workers),
@@ -338,8 +354,8 @@ impl LaunchArguments {
             resume: asked.resume,
             packs_dir: self.packs.path()?,
             started_with,
-            workers: nodes.most * per_node,
-            least: nodes.least * per_node,
+            workers,
+            least,
             patience: self.patience,
             starter,
             collectives: asked.collectives,
@@ -358,28 +374,38 @@ impl LaunchArguments {
         })
     }
 
-    /// As typed, else as the allocation has it, else as the run to resume was started.
-    fn size(&self, allocation: Option<&Allocation>, before: Option<&StartedWith>) -> Result<Size, Fatal> {
-        let one = (Nodes { least: 1, most: 1 }, 1);
-        let before = before
-            .map_or(one, |before| (Nodes { least: before.min_nodes, most: before.max_nodes }, before.workers_per_node));
-        let (of_run, per_node) = allocation.map_or(before, |allocation| {
-            let nodes = allocation.nodes.len();
-            (Nodes { least: nodes, most: nodes }, allocation.workers_per_node)
-        });
-        let nodes = allocation.map_or(1, |allocation| allocation.nodes.len());
-        let mut size =
-            Size { nodes: self.nodes.unwrap_or(of_run), per_node: self.workers_per_node.map_or(per_node, usize::from) };
-        if allocation.is_some() {
-            size.nodes.most = size.nodes.most.min(nodes);
-        }
-        let (least, workers) = (size.nodes.least, size.nodes.most * size.per_node);
+    /// As typed, else as the allocation has it, else as the run to resume was started. The allocation is reduced to what is
+    /// used of it.
+    fn size(&self, allocation: Option<&mut Allocation>, before: Option<&StartedWith>) -> Result<Size, Fatal> {
+        let per_node = self.workers_per_node.map(usize::from);
+        let size = match allocation {
+            Some(allocation) => {
+                let available = allocation.nodes.len();
+                let all = Nodes { least: available, most: available };
+                let Nodes { least, most } = self.nodes.unwrap_or(all);
+                if available < least {
+                    let message = format!("--nodes {least}: the allocation has {available}");
+                    return Err(Fatal::new(EXIT_USAGE, message));
+                }
+                let nodes = Nodes { least, most: most.min(available) };
+                allocation.limit(nodes.most, per_node);
+                let workers = (allocation.fewest_workers(nodes.least), allocation.fewest_workers(nodes.most));
+                let per_node = allocation.nodes.iter().map(|node| node.workers).max().unwrap_or(1);
+                Size { nodes, per_node, workers }
+            }
+            None => {
+                let nodes = before.map_or(Nodes { least: 1, most: 1 }, |before| Nodes {
+                    least: before.min_nodes,
+                    most: before.max_nodes,
+                });
+                let before = before.map_or(1, |before| before.workers_per_node);
+                Size::uniform(self.nodes.unwrap_or(nodes), per_node.unwrap_or(before))
+            }
+        };
+        let (_, workers) = size.workers;
         if workers > MOST_WORKERS {
             let message = format!("{workers} workers: at most {MOST_WORKERS} are coordinated");
             return Err(Fatal::new(EXIT_USAGE, message));
-        }
-        if allocation.is_some() && nodes < least {
-            return Err(Fatal::new(EXIT_USAGE, format!("--nodes {least}: the allocation has {nodes}")));
         }
         Ok(size)
     }
@@ -411,31 +437,37 @@ impl LaunchArguments {
     fn workers(
         &self,
         launcher: LauncherName,
-        size: Size,
+        (size, allocated): (Size, usize),
         (device, collectives): (DeviceChoice, CollectivesChoice),
     ) -> Result<Option<Workers>> {
         let request = |workers| Request { device, collectives, workers };
         let facts = GpuFacts::of_this_process;
         let devices = match launcher {
             LauncherName::None => return Ok(None),
-            LauncherName::Local => on_this_machine(request(size.nodes.most * size.per_node), &facts())?,
-            LauncherName::Srun => on_nodes(request(size.per_node), &facts())?,
+            LauncherName::Local => on_this_machine(request(size.workers.1), &facts())?,
+            LauncherName::Srun => {
+                let facts = facts();
+                on_nodes(request(size.per_node), &GpuFacts { allocated: facts.allocated.max(allocated), ..facts })?
+            }
         };
-        let program = worker_program(self.worker_program.as_deref(), devices.kind)?;
+        let program = match &self.worker_program {
+            // In a container the file is not that of this machine.
+            Some(named) if !self.slurm.srun_arguments.is_empty() => named.clone(),
+            named => worker_program(named.as_deref(), devices.kind)?,
+        };
         Ok(Some(Workers { devices, program }))
     }
 
     fn starter(&self, asked: &Asked, workers: &Workers) -> Starter {
-        let Size { nodes, per_node } = asked.size;
         let here = || std::thread::available_parallelism().map_or(1, usize::from);
         let (place, cores) = match &asked.allocation {
             None => {
-                let workers = nodes.most * per_node;
+                let (_, workers) = asked.size.workers;
                 (Place::Here { workers }, here() / workers)
             }
             Some(allocation) => {
-                let names = allocation.nodes.iter().map(|node| node.name.clone()).take(nodes.most).collect();
-                (Place::Nodes { names, each: per_node }, allocation.cores / per_node)
+                let srun_arguments = self.slurm.srun_arguments.clone();
+                (Place::Nodes { nodes: allocation.nodes.clone(), srun_arguments }, allocation.cores_per_worker())
             }
         };
         let threads = asked.threads.unwrap_or(cores.max(1));

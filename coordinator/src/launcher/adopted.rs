@@ -42,7 +42,7 @@ impl Adopted {
         loop {
             tokio::select! {
                 _ = looks.tick() => {}
-                Ok(()) = &mut killed => return ("did not respond and was killed".into(), ExitCause::Hung),
+                Ok(()) = &mut killed => return ("was killed by the coordinator".into(), ExitCause::Hung),
             }
             if !runs(self.pid.as_raw(), self.program) {
                 return ("has disappeared".into(), ExitCause::Vanished);

@@ -40,7 +40,7 @@ fn a_worker_gets_its_device_and_its_place() {
     assert_eq!((value(&words, "--device"), value(&words, "--local-rank")), (Some("cuda"), Some("1")));
     assert!(!variables.keys().any(|name| name.starts_with("NCCL_")), "{variables:?}");
     // On another node the worker decides, by its own environment.
-    let nodes = || Place::Nodes { names: vec!["n0".into()], each: 2 };
+    let nodes = || Place::Nodes { nodes: Vec::new(), srun_arguments: Vec::new() };
     let (words, _) = started(DeviceChoice::Auto, false, nodes());
     assert_eq!((words[0].as_str(), value(&words, "--device")), ("srun", None));
     assert!(words.iter().any(|word| Path::new(word) == Path::new("/bin/thanos-worker")), "{words:?}");

@@ -160,6 +160,11 @@ pub(crate) enum Notice {
     Stopping {
         reason: String,
     },
+    /// A worker received SIGTERM, and most others did not: it trains on until it is killed, at most this long.
+    Terminating {
+        worker: String,
+        limit: Duration,
+    },
     /// The run ends, and this worker saves its state first: no checkpoint has it.
     SavingBeforeEnd {
         worker: String,

@@ -213,7 +213,7 @@ impl Run {
         self.members.iter().filter(|(_, m)| m.rank.is_some() && !m.left).map(|(session, member)| (*session, member))
     }
 
-    fn evict_all(&mut self, sessions: &[SessionId], how: &str, now: Duration) -> Vec<Effect> {
+    pub(super) fn evict_all(&mut self, sessions: &[SessionId], how: &str, now: Duration) -> Vec<Effect> {
         let evicted: Vec<(SessionId, String)> = sessions.iter().map(|session| (*session, how.to_owned())).collect();
         self.evict(&evicted, now)
     }

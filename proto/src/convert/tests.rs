@@ -104,7 +104,8 @@ fn small_events_come_back_equal() {
     check_event(WorkerEvent::Rejoin(Rejoin { generation: 3, held: None, recent: Vec::new(), failure: None }));
     check_event(WorkerEvent::Repaired { problem: "p".into() });
     check_event(WorkerEvent::Shows { address: "h:1".into() });
-    check_event(WorkerEvent::StopRequested { reason: "SIGTERM received by worker-0".into() });
+    check_event(WorkerEvent::StopRequested { reason: "SIGINT received by worker-0".into() });
+    check_event(WorkerEvent::TerminationNotice);
     let measure = "coarse_head".into();
     let evaluated = Evaluated { stage: "s".into(), epoch: 1, validation_accuracy: 0.5, best: true, measure };
     check_event(WorkerEvent::Evaluated(evaluated));

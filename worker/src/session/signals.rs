@@ -1,6 +1,7 @@
 //! Stop signals of this worker: systemd, Slurm, process groups and preemption deliver them to workers as well, or to
-//! workers only. The first one asks the coordinator to stop the whole run, with a checkpoint; a later one ends this
-//! process.
+//! workers only. The first one is reported to the coordinator, and training continues: SIGTERM as a notice, as it may be for
+//! this worker only, when its node is drained; the others as a request to stop the whole run, with a checkpoint. A later
+//! signal ends this process.
 
 use crate::exit::EXIT_STOPPED;
 use anyhow::{Context, Result};
@@ -14,8 +15,10 @@ use tokio::sync::{mpsc, watch};
 /// Signals within this time of the first one are the same request: it may be delivered more than once.
 const DUPLICATE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What the coordinator is to be asked; `None`: no signal has come.
-pub(super) type StopRequest = watch::Sender<Option<String>>;
+const SIGTERM: &str = "SIGTERM";
+
+/// What the coordinator is sent; `None`: no signal has come.
+pub(super) type StopRequest = watch::Sender<Option<WorkerEvent>>;
 
 /// Handles stop signals from now on, on the runtime that this is called in: SIGHUP is one unless it is ignored.
 ///
@@ -25,7 +28,7 @@ pub(super) fn handle(request: StopRequest, worker_id: String) -> Result<()> {
     let (received, signals) = mpsc::channel(16);
     let mut kinds = vec![
         ("SIGINT", SignalKind::interrupt()),
-        ("SIGTERM", SignalKind::terminate()),
+        (SIGTERM, SignalKind::terminate()),
         ("SIGUSR1", SignalKind::user_defined1()),
     ];
     if !hangup_is_ignored() {
@@ -53,22 +56,29 @@ async fn act_on(mut signals: mpsc::Receiver<&'static str>, request: StopRequest,
             Some(_) => exit_now(EXIT_STOPPED),
             None => {
                 first = Some(Instant::now());
-                request.send_replace(Some(format!("{name} received by {worker_id}")));
-                tracing::warn!("{name}: asking the coordinator to stop the run");
+                request.send_replace(Some(report_of(name, &worker_id)));
+                tracing::warn!("{name}: reported to the coordinator; training continues until the run stops");
             }
         }
     }
 }
 
-/// Sends the request on a session's stream: at once if there is one, as after a reconnection.
-pub(super) async fn report(events: mpsc::Sender<WorkerEvent>, mut request: watch::Receiver<Option<String>>) {
-    let reason = tokio::select! {
+fn report_of(signal: &str, worker_id: &str) -> WorkerEvent {
+    match signal {
+        SIGTERM => WorkerEvent::TerminationNotice,
+        other => WorkerEvent::StopRequested { reason: format!("{other} received by {worker_id}") },
+    }
+}
+
+/// Sends the report on a session's stream: at once if there is one, as after a reconnection.
+pub(super) async fn report(events: mpsc::Sender<WorkerEvent>, mut request: watch::Receiver<Option<WorkerEvent>>) {
+    let event = tokio::select! {
         () = events.closed() => return,
-        asked = request.wait_for(Option::is_some) => asked.ok().and_then(|reason| reason.clone()),
+        asked = request.wait_for(Option::is_some) => asked.ok().and_then(|event| event.clone()),
     };
-    if let Some(reason) = reason {
-        // A stream that is lost has a successor, which gets the request as well.
-        _ = events.send(WorkerEvent::StopRequested { reason }).await;
+    if let Some(event) = event {
+        // A stream that is lost has a successor, which gets the report as well.
+        _ = events.send(event).await;
     }
 }
 
@@ -81,11 +91,12 @@ mod tests {
         let request = StopRequest::new(None);
         let (events, mut sent) = mpsc::channel(4);
         let before = tokio::spawn(report(events, request.subscribe()));
-        request.send_replace(Some("SIGTERM received by w".into()));
+        request.send_replace(Some(report_of("SIGINT", "w")));
         let (again, mut sent_again) = mpsc::channel(4);
         report(again, request.subscribe()).await;
         before.await.expect("no panic");
-        let expected = || Some(WorkerEvent::StopRequested { reason: "SIGTERM received by w".into() });
+        let expected = || Some(WorkerEvent::StopRequested { reason: "SIGINT received by w".into() });
         assert_eq!((sent.recv().await, sent_again.recv().await), (expected(), expected()));
+        assert_eq!(report_of("SIGTERM", "w"), WorkerEvent::TerminationNotice);
     }
 }

@@ -119,11 +119,11 @@ fn a_stop_signal_that_ends_a_starting_worker_stops_the_run() {
 #[test]
 fn a_worker_that_received_a_stop_signal_stops_every_rank() {
     let mut run = training();
-    let asked = WorkerEvent::StopRequested { reason: "SIGTERM received by worker-1".into() };
+    let asked = WorkerEvent::StopRequested { reason: "SIGINT received by worker-1".into() };
     let effects = said(&mut run, 2, asked.clone());
     let stop =
-        |session| Effect::Send { session, command: Command::Stop { reason: "SIGTERM received by worker-1".into() } };
-    let told = Effect::Tell(Notice::Stopping { reason: "SIGTERM received by worker-1".into() });
+        |session| Effect::Send { session, command: Command::Stop { reason: "SIGINT received by worker-1".into() } };
+    let told = Effect::Tell(Notice::Stopping { reason: "SIGINT received by worker-1".into() });
     // The ranks first: a notice may take time.
     assert_eq!(effects, [stop(1), stop(2), told]);
     assert_eq!(said(&mut run, 1, asked), [], "the other worker's request is the same stop");

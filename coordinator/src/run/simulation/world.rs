@@ -4,6 +4,7 @@ mod fault;
 mod group;
 mod worker;
 
+use crate::run::termination::TERMINATION_LIMIT;
 use crate::run::tests::{hello, start, step};
 use crate::run::{Effect, Event, ExitCause, Run, SessionId, Start, Verdict};
 use fault::Fault;
@@ -152,6 +153,9 @@ impl World {
                 self.die(victim);
             }
             // A peer of one that saves beside its steps.
+            25 => self.terminate(victim),
+            // A preemption reaches all.
+            26 => (0..self.workers.len()).for_each(|index| self.terminate(index)),
             13..25
                 if self.workers.iter().enumerate().any(|(index, worker)| index != victim && worker.saves.is_some()) =>
             {
@@ -230,7 +234,8 @@ impl World {
     /// The coordinator terminates a worker: none that is healthy.
     fn kill(&mut self, index: usize) {
         let worker = &self.workers[index];
-        let is_healthy = worker.is_alive() && worker.health == Health::Healthy && !worker.misbehaved;
+        let is_asked = worker.terminating.is_some_and(|since| self.now >= since + TERMINATION_LIMIT / 2);
+        let is_healthy = worker.is_alive() && worker.health == Health::Healthy && !worker.misbehaved && !is_asked;
         assert!(!is_healthy, "at {:?} a healthy worker was terminated: {worker:?} {:?}", self.now, self.group);
         self.die(index);
     }

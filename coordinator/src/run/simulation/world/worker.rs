@@ -60,6 +60,8 @@ pub(super) struct Worker {
     pub(super) phase: &'static str,
     /// Why it left its group, until it has reported that.
     pub(super) failure: Option<GroupFailure>,
+    /// When it received SIGTERM.
+    pub(super) terminating: Option<Duration>,
     /// It sent what no correct worker sends: what becomes of it does not matter.
     pub(super) misbehaved: bool,
 }
@@ -82,6 +84,7 @@ impl Worker {
             collectives: 0,
             phase: "start",
             failure: None,
+            terminating: None,
             misbehaved: false,
         }
     }
@@ -131,7 +134,23 @@ impl World {
         worker.session = Some(session);
         let generation = worker.state.as_ref().map_or(0, |state| state.generation);
         let hello = Hello { generation, ..hello(&format!("worker-{index}")) };
+        let is_terminating = worker.terminating.is_some();
         self.send(Event::Opened { session, hello });
+        if is_terminating {
+            self.send(Event::Said { session, event: WorkerEvent::TerminationNotice });
+        }
+    }
+
+    /// A worker receives SIGTERM: it reports it, and works on.
+    pub(super) fn terminate(&mut self, index: usize) {
+        let worker = &mut self.workers[index];
+        if !worker.is_alive() || worker.health != Health::Healthy || worker.terminating.is_some() {
+            return;
+        }
+        worker.terminating = Some(self.now);
+        if let Some(session) = worker.session {
+            self.send(Event::Said { session, event: WorkerEvent::TerminationNotice });
+        }
     }
 
     fn act(&mut self, index: usize) {
