@@ -10,7 +10,8 @@ use crate::ingest::{PackFile, Packs};
 use crate::journal::Journal;
 use crate::launcher::{Launcher, Place, WorkerCommand};
 use crate::ledger::{Ledger, last_generation, read_steps, workers_of_last_generation};
-use crate::observe::Observed;
+use crate::metrics;
+use crate::observe::{Observed, targets};
 use crate::packs::PackShelf;
 use crate::prepare::{Prepared, prepare};
 use crate::progress::Progress;
@@ -20,6 +21,7 @@ use crate::run_dir::{RunDir, StartedWith};
 use crate::server::{PlanNames, Service, Sessions, serve};
 use crate::signals::StopSignals;
 use crate::store::Store;
+use crate::telemetry::{Beginning, State, Telemetry};
 use crate::tensorboard::TensorBoard;
 use crate::terminal;
 use anyhow::{Context, Result};
@@ -97,6 +99,10 @@ pub(crate) struct Launch {
     pub tensorboard: bool,
     /// Where metrics and the run's state are served; `None`: nowhere.
     pub status: Option<SocketAddr>,
+    /// How long the end waits for a last scrape; zero: not at all.
+    pub linger: Duration,
+    /// The token that metrics are shown for, in a file of the site's; `None`: that of the run's credentials.
+    pub scrape_token_file: Option<PathBuf>,
     /// With which a stopped run goes on, such as `serve`.
     pub command: &'static str,
     /// The run is a benchmark, on these packs instead of those of the plan's data.
@@ -111,13 +117,25 @@ pub(crate) enum Launched {
     Stopped(Option<(String, u64)>),
 }
 
-/// Runs a plan to its end, or to a stop.
+/// Runs a plan to its end, or to a stop. Monitoring may see the end for a while.
 ///
 /// # Errors
 /// A [`Fatal`] with the exit code, where it is known.
 pub(crate) async fn launch(
     plan: &Plan,
     (launch, stop_signals): (&Launch, &StopSignals),
+    listener: std::net::TcpListener,
+) -> Result<Launched> {
+    let telemetry = Telemetry::install(&launch.run_dir)?;
+    let launched = run_to_end(plan, (launch, stop_signals, &telemetry), listener).await;
+    // The run directory is free by now: another launch can go on with it.
+    telemetry.end(&launched, launch.grace.is_some()).await;
+    launched
+}
+
+async fn run_to_end(
+    plan: &Plan,
+    (launch, stop_signals, telemetry): (&Launch, &StopSignals, &Telemetry),
     listener: std::net::TcpListener,
 ) -> Result<Launched> {
     let Prepared { run_dir, packs, checkpoints, found, credentials, status } = prepare(plan, launch)?;
@@ -154,10 +172,19 @@ pub(crate) async fn launch(
         stages: stages.iter().map(|stage| (*stage).to_owned()).collect(),
         timeouts: Timeouts::new(&plan.config().timeouts, launch.starter.placement()),
     };
+    telemetry.begin(Beginning {
+        run_id: start.welcome.run_id.clone(),
+        preset: plan.config().name.clone(),
+        state: if start.adopted.is_empty() { State::WaitingForWorkers } else { State::Recovering },
+        generation: start.last_generation,
+        next_step: start.next_step.clone(),
+        linger: if status.is_some() { launch.linger } else { Duration::ZERO },
+    });
+    found.results.iter().for_each(metrics::complete);
     let (shelf, names) = (PackShelf::new([&packs.train, &packs.test]), PlanNames::new(plan));
     let files = CheckpointFiles::new(run_dir.path(), stages.iter().copied());
     let serving = Serving { listener, status, checkpoints, packs: shelf, files, names };
-    let conducted = conduct(start, (launch, stop_signals), credentials, serving).await;
+    let conducted = conduct(start, (launch, stop_signals, telemetry), credentials, serving).await;
     if !launch.resume && could_not_start(&conducted) && read_steps(run_dir.path())?.is_empty() {
         run_dir.withdraw()?;
     }
@@ -226,7 +253,7 @@ type Conducted = (Verdict, Vec<thanos_proto::StageResult>);
 /// Serves, starts the workers and conducts the run.
 async fn conduct(
     start: Start,
-    (launch, stop_signals): (&Launch, &StopSignals),
+    (launch, stop_signals, telemetry): (&Launch, &StopSignals, &Telemetry),
     credentials: Option<Arc<Credentials>>,
     Serving { listener, status, checkpoints, packs, files, names }: Serving,
 ) -> Result<Conducted> {
@@ -260,8 +287,13 @@ async fn conduct(
     if launcher.is_none() {
         invite(launch.workers, address, credentials.as_deref())?;
     }
-    let shown = status.map(|listener| Observed::serve(listener, credentials.as_deref(), &sessions, &start));
+    let shown_at = status.as_ref().map(std::net::TcpListener::local_addr).transpose()?;
+    let shown = status
+        .map(|listener| Observed::serve(listener, credentials.as_deref(), (&sessions, telemetry), &start));
     let observed = shown.transpose()?;
+    if launch.bench.is_none() {
+        write_monitoring_files(launch, telemetry, shown_at, &sessions);
+    }
     let tensorboard = launch.tensorboard.then(|| TensorBoard::open(&launch.run_dir)).transpose()?;
     let ledger = Ledger::open(&launch.run_dir)?;
     let journal = Journal::start(ledger, checkpoints, tensorboard, (sessions.clone(), events))?;
@@ -275,6 +307,7 @@ async fn conduct(
         journal,
         launcher: launcher.clone(),
         progress: Progress::new(),
+        telemetry: telemetry.clone(),
         observed,
         started: Instant::now(),
         results: Vec::new(),
@@ -286,6 +319,21 @@ async fn conduct(
     }
     _ = tokio::time::timeout(MOST_FAREWELL, server).await;
     Ok(outcome?)
+}
+
+/// Keeps `metrics.prom`, and `targets.json` if metrics are served, in the run directory.
+fn write_monitoring_files(
+    launch: &Launch,
+    telemetry: &Telemetry,
+    shown_at: Option<SocketAddr>,
+    sessions: &Sessions,
+) {
+    let (run, sessions, is_secure) = (telemetry.run().to_owned(), sessions.clone(), launch.credentials.is_some());
+    let found = shown_at.map(|address| -> Box<dyn Fn() -> serde_json::Value + Send> {
+        let addresses = reachable(address);
+        Box::new(move || targets(&run, &addresses, &sessions, is_secure))
+    });
+    telemetry.write_files(&launch.run_dir, found);
 }
 
 /// Prints the command with which workers join, with an address that they can connect to.

@@ -116,6 +116,8 @@ impl BenchArguments {
             quick: false,
             tensorboard: false,
             status: None,
+            linger: Duration::ZERO,
+            scrape_token_file: None,
             command: "bench",
             bench: Some((request, packs)),
         })

@@ -99,6 +99,12 @@ pub(super) struct LaunchArguments {
     /// machines can reach it, by HTTPS, and to who has the token in CREDENTIALS/scrape-token [default: none are]
     #[arg(long, value_name = "ADDRESS")]
     status: Option<SocketAddr>,
+    /// How long the end of the run waits for a scrape of the final metrics, at most; a stop with --grace does not wait
+    #[arg(long, default_value = "0s", value_parser = duration, requires = "status")]
+    linger: Duration,
+    /// File with the token that metrics are served for, instead of CREDENTIALS/scrape-token: one for all runs of a site
+    #[arg(long, value_name = "FILE", conflicts_with = "insecure", requires = "status")]
+    scrape_token_file: Option<PathBuf>,
     /// The process that starts this one again
     #[arg(long, hide = true)]
     supervised_by: Option<i32>,
@@ -353,6 +359,8 @@ impl LaunchArguments {
             quick: self.quick,
             tensorboard: asked.plan.config().log.tensorboard,
             status: self.status,
+            linger: self.linger,
+            scrape_token_file: self.scrape_token_file.clone(),
             command: asked.launcher.command(),
             bench: None,
         })
