@@ -44,13 +44,21 @@ fn what_changes_least_is_copied_first() {
     for build in ["build-cpu", "build-cuda"] {
         let instructions = with_bases(&stages, build);
         let position = |wanted: &str| instructions.iter().position(|line| line == wanted);
-        let at = |wanted: &str| position(wanted).unwrap_or_else(|| panic!("{build} lacks `{wanted}`: {instructions:#?}"));
+        let at =
+            |wanted: &str| position(wanted).unwrap_or_else(|| panic!("{build} lacks `{wanted}`: {instructions:#?}"));
         let sources = at("COPY . .");
-        assert!(at("RUN make libtorch") < at("COPY Cargo.toml Cargo.lock ./"), "libtorch does not change with Cargo.lock");
+        assert!(
+            at("RUN make libtorch") < at("COPY Cargo.toml Cargo.lock ./"),
+            "libtorch does not change with Cargo.lock"
+        );
         for member in &members {
             assert!(at(&format!("COPY {member}/Cargo.toml {member}/")) < sources, "{member}");
         }
-        assert_eq!(instructions.iter().filter(|line| line.starts_with("COPY . ")).count(), 1, "the sources, once, last");
+        assert_eq!(
+            instructions.iter().filter(|line| line.starts_with("COPY . ")).count(),
+            1,
+            "the sources, once, last"
+        );
         assert_eq!(instructions.len(), sources + 2, "one step depends on the sources: {instructions:#?}");
         assert!(instructions[sources + 1].contains("licenses.sh"), "{instructions:#?}");
     }
@@ -91,7 +99,8 @@ fn empty_crates_are_a_workspace() {
         fs::copy(root().join(name), target).unwrap_or_else(|error| panic!("{name}: {error}"));
     };
     let containerfile = read("deploy/container/Containerfile");
-    let copied = containerfile.lines().filter_map(|line| line.strip_prefix("COPY ")).filter(|line| line.contains("Cargo"));
+    let copied =
+        containerfile.lines().filter_map(|line| line.strip_prefix("COPY ")).filter(|line| line.contains("Cargo"));
     for line in copied {
         line.split(' ').filter(|word| word.contains("Cargo.")).for_each(copy);
     }

@@ -4,6 +4,7 @@
 
 use crate::metrics::{get, start_with, tool, value};
 use crate::tell;
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,6 +13,7 @@ use std::net::TcpStream;
 use std::path::Path;
 use std::time::Instant;
 use thanos_coord::{COUNTERS, GAUGES, HISTOGRAMS, LIVE_METRICS};
+use thanos_tests::processes::{send, workers};
 use thanos_tests::{Scene, lines, root};
 use thanos_worker::{WORKER_COUNTERS, WORKER_GAUGES, WORKER_PHASE_SECONDS};
 
@@ -103,7 +105,8 @@ fn wait_for_file(running: &mut thanos_tests::Running, path: &Path) -> String {
 fn the_end_of_a_run_is_seen() {
     let scene = Scene::new();
     let target = ["digits_supcon", "train.max_steps=12", "rows=[]"];
-    let (mut running, address) = start_with(&scene, &[&["--status", "127.0.0.1:0", "--linger", "200s"], &target[..]].concat());
+    let (mut running, address) =
+        start_with(&scene, &[&["--status", "127.0.0.1:0", "--linger", "200s"], &target[..]].concat());
     let targets = wait_for_file(&mut running, &scene.path("run/targets.json"));
     let targets: Value = serde_json::from_str(&targets).expect("JSON");
     assert_eq!(targets[0]["targets"][0], address.as_str(), "{targets}");
@@ -136,7 +139,7 @@ fn the_end_of_a_run_is_seen() {
     let states: Vec<f64> = states.map(|line| line.rsplit(' ').next().expect("a value").parse().expect("it")).collect();
     assert_eq!(states.len(), 6, "{page}");
     let sum: f64 = states.iter().sum();
-    assert!((sum - (end - start)).abs() < 0.05, "{sum} s in states, {} s in all", end - start);
+    assert!((sum - (end - start)).abs() < 0.25, "{sum} s in states, {} s in all", end - start);
     let steps = lines(&scene.path("run"), "steps.jsonl").len() as f64;
     assert_eq!(value(&page, "thanos_trainer_steps_total", &[]), Some(steps));
     for (name, labels) in [
@@ -176,12 +179,15 @@ fn what_is_named_is_exposed(page: &str, worker: &str) {
     // Series of connected workers end with their sessions, so that a run that is over has none.
     let of_sessions = LIVE_METRICS.iter().map(|(name, ..)| *name).filter(|name| name.contains("_worker_"));
     let listed = GAUGES.iter().chain(&COUNTERS).chain(&WORKER_GAUGES).chain(&WORKER_COUNTERS).map(|(name, ..)| *name);
-    let listed = listed.chain(HISTOGRAMS.iter().map(|(name, _)| *name)).chain(LIVE_METRICS.iter().map(|(name, ..)| *name));
+    let listed =
+        listed.chain(HISTOGRAMS.iter().map(|(name, _)| *name)).chain(LIVE_METRICS.iter().map(|(name, ..)| *name));
     let absent: BTreeSet<&str> = of_sessions.chain([GPU_MEMORY]).collect();
     for name in listed.chain([WORKER_PHASE_SECONDS]).filter(|name| !absent.contains(name)) {
         assert!(here.contains(name), "{name} is listed and not exposed");
     }
-    for file in ["deploy/prometheus/alerts.yml", "deploy/prometheus/alerts_test.yml", "deploy/grafana/thanos_trainer.json"] {
+    for file in
+        ["deploy/prometheus/alerts.yml", "deploy/prometheus/alerts_test.yml", "deploy/grafana/thanos_trainer.json"]
+    {
         let text = read(file);
         let names = named(&text);
         assert!(names.len() > 7, "{file} names {} metrics", names.len());
@@ -189,6 +195,33 @@ fn what_is_named_is_exposed(page: &str, worker: &str) {
             assert!(here.contains(name) || absent.contains(name), "{file} names {name}");
         }
     }
+}
+
+/// One worker is killed, and its replacement takes over the state of the other; then both are, and what no checkpoint has is
+/// made again.
+#[test]
+fn losses_recoveries_and_redone_steps_are_counted() {
+    let scene = Scene::new();
+    let target = ["--status", "127.0.0.1:0", "digits_supcon", "train.epochs=100000", "checkpoint.every_seconds=3600"];
+    let (mut running, address) = start_with(&scene, &target);
+    running.wait_for_steps("run", 20);
+    let count = |name: &str, labels: &[&str]| value(&get(&address, "/metrics").1, name, labels);
+    let heartbeats = |page: &str| page.matches("\nthanos_trainer_worker_heartbeat_timestamp_seconds{").count();
+    running.wait_until("both workers' heartbeats", || heartbeats(&get(&address, "/metrics").1) == 2);
+    assert_eq!(count("thanos_trainer_lost_workers_total", &[]), Some(0.0));
+    send(workers(&scene.path("run"))["worker-1"], Signal::SIGKILL);
+    running.wait_until("a recovery", || count("thanos_trainer_recovery_seconds_count", &[]) == Some(1.0));
+    running.wait_until("training", || count("thanos_trainer_state", &["state=\"training\""]) == Some(1.0));
+    assert_eq!(count("thanos_trainer_lost_workers_total", &[]), Some(1.0));
+    assert_eq!(count("thanos_trainer_restarts_total", &["reason=\"killed\""]), Some(1.0));
+    assert_eq!(count("thanos_trainer_redone_steps_total", &[]), Some(0.0), "the state was in memory");
+    let recovering = count("thanos_trainer_state_seconds_total", &["state=\"recovering\""]).expect("a time");
+    let took = count("thanos_trainer_recovery_seconds_sum", &[]).expect("a time");
+    assert!(recovering >= took, "{recovering} s recovering, of which {took} s until the next generation");
+    workers(&scene.path("run")).values().for_each(|pid| send(*pid, Signal::SIGKILL));
+    running.wait_until("redone steps", || count("thanos_trainer_redone_steps_total", &[]) >= Some(20.0));
+    running.wait_until("both workers' heartbeats", || heartbeats(&get(&address, "/metrics").1) == 2);
+    running.interrupt().expect(75);
 }
 
 /// Without a scrape, and with a signal, the wait ends as well; `metrics.prom` is written without any page.
@@ -200,7 +233,8 @@ fn lingering_has_an_end() {
     let ran = running.wait().expect(0);
     assert!(ran.stderr.contains("no scrape came"), "{}", ran.stderr);
     let scene = Scene::new();
-    let (mut running, _) = start_with(&scene, &[&["--status", "127.0.0.1:0", "--linger", "200s"], &target[..]].concat());
+    let (mut running, _) =
+        start_with(&scene, &[&["--status", "127.0.0.1:0", "--linger", "200s"], &target[..]].concat());
     running.wait_for_line("for a last scrape");
     running.interrupt().expect(0);
 }
@@ -235,19 +269,21 @@ fn every_panel_has_data_of_a_run_that_is_found_by_its_file() {
     let token = scene.path("site-token");
     fs::write(&token, "a-token-of-this-site\n").expect("written");
     let token = token.display().to_string();
+    fs::create_dir(scene.path("targets")).expect("made");
+    let targets = scene.path("targets").display().to_string();
     let arguments = ["launch", "--nodes", "2", "--threads-per-worker", "1", "--run-dir", "run"];
     let arguments = [&arguments[..], &["--status", "0.0.0.0:0", "--scrape-token-file", &token]].concat();
-    let target = ["--linger", "60s", "digits_supcon", "train.max_steps=300", "transfer.epochs=2"];
+    let target =
+        ["--targets-dir", &targets, "--linger", "60s", "digits_supcon", "train.max_steps=300", "transfer.epochs=2"];
     let config = format!(
         "global: {{scrape_interval: 1s}}
 scrape_configs:
   - job_name: site
     honor_labels: true
-    file_sd_configs: [{{files: ['{}'], refresh_interval: 1s}}]
+    file_sd_configs: [{{files: ['{targets}/*.json'], refresh_interval: 1s}}]
     authorization: {{type: Bearer, credentials_file: '{token}'}}
     tls_config: {{insecure_skip_verify: true}}
-",
-        scene.path("*/targets.json").display()
+"
     );
     fs::write(scene.path("site.yml"), config).expect("written");
     let file = scene.path("site.yml").display().to_string();
@@ -258,7 +294,9 @@ scrape_configs:
     // The wait at the end is for Prometheus, which scrapes once a second.
     let ran = run.wait().expect(0);
     assert!(!ran.stderr.contains("no scrape came"), "{}", ran.stderr);
-    let ended = query("max_over_time(thanos_trainer_ended{outcome=\"done\",run=\"run\",job=\"thanos_trainer\"}[10m]) == 1");
+    assert_eq!(fs::read_dir(&targets).expect("a folder").count(), 0, "what is over is no target");
+    let ended =
+        query("max_over_time(thanos_trainer_ended{outcome=\"done\",run=\"run\",job=\"thanos_trainer\"}[10m]) == 1");
     assert_eq!(ended.len(), 1, "{ended:?}");
     for expression in queries {
         // As the panel was at any time of the run.
@@ -285,8 +323,12 @@ fn query(expression: &str) -> Vec<Value> {
 
 /// The queries of all panels, with the variables replaced as Grafana does for `All`; the structure is checked on the way.
 fn queries(dashboard: &Value) -> Vec<String> {
-    let variables: Vec<&str> =
-        dashboard["templating"]["list"].as_array().expect("a list").iter().filter_map(|one| one["name"].as_str()).collect();
+    let variables: Vec<&str> = dashboard["templating"]["list"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter_map(|one| one["name"].as_str())
+        .collect();
     assert_eq!(variables, ["datasource", "run", "stage", "worker"]);
     assert!(dashboard["schemaVersion"].as_u64() >= Some(39) && dashboard["uid"].is_string());
     let panels = dashboard["panels"].as_array().expect("a list");
@@ -301,9 +343,9 @@ fn queries(dashboard: &Value) -> Vec<String> {
         for target in panel["targets"].as_array().expect("queries") {
             let expression = target["expr"].as_str().expect("a query");
             assert!(expression.contains("run=~\"$run\""), "{title} mixes the runs: {expression}");
-            let expression = ["$run", "$stage", "$worker"].iter().fold(expression.to_owned(), |text, variable| {
-                text.replace(variable, ".*")
-            });
+            let expression = ["$run", "$stage", "$worker"]
+                .iter()
+                .fold(expression.to_owned(), |text, variable| text.replace(variable, ".*"));
             found.push(expression.replace("$__rate_interval", "10s"));
         }
     }

@@ -170,9 +170,8 @@ impl Credentials {
     /// # Errors
     /// 78 if it cannot be read, or is shorter than [`MIN_SITE_TOKEN_BYTES`].
     pub(crate) fn with_scrape_token(self, file: &Path) -> Result<Self, Fatal> {
-        let refuse = |problem: String| {
-            Fatal::new(EXIT_CONFIG, format!("--scrape-token-file {}: {problem}", file.display()))
-        };
+        let refuse =
+            |problem: String| Fatal::new(EXIT_CONFIG, format!("--scrape-token-file {}: {problem}", file.display()));
         let token = fs::read_to_string(file).map_err(|error| refuse(error.to_string()))?;
         let bytes = token.trim().len();
         if bytes < MIN_SITE_TOKEN_BYTES {

@@ -21,7 +21,7 @@ use crate::run_dir::{RunDir, StartedWith};
 use crate::server::{PlanNames, Service, Sessions, serve};
 use crate::signals::StopSignals;
 use crate::store::Store;
-use crate::telemetry::{Beginning, State, Telemetry};
+use crate::telemetry::{Beginning, State, Targets, Telemetry};
 use crate::tensorboard::TensorBoard;
 use crate::terminal;
 use anyhow::{Context, Result};
@@ -103,6 +103,8 @@ pub(crate) struct Launch {
     pub linger: Duration,
     /// The token that metrics are shown for, in a file of the site's; `None`: that of the run's credentials.
     pub scrape_token_file: Option<PathBuf>,
+    /// A folder of the site's for files of targets; `None`: there is none.
+    pub targets_dir: Option<PathBuf>,
     /// With which a stopped run goes on, such as `serve`.
     pub command: &'static str,
     /// The run is a benchmark, on these packs instead of those of the plan's data.
@@ -172,14 +174,7 @@ async fn run_to_end(
         stages: stages.iter().map(|stage| (*stage).to_owned()).collect(),
         timeouts: Timeouts::new(&plan.config().timeouts, launch.starter.placement()),
     };
-    telemetry.begin(Beginning {
-        run_id: start.welcome.run_id.clone(),
-        preset: plan.config().name.clone(),
-        state: if start.adopted.is_empty() { State::WaitingForWorkers } else { State::Recovering },
-        generation: start.last_generation,
-        next_step: start.next_step.clone(),
-        linger: if status.is_some() { launch.linger } else { Duration::ZERO },
-    });
+    telemetry.begin(beginning(launch, plan, &start));
     found.results.iter().for_each(metrics::complete);
     let (shelf, names) = (PackShelf::new([&packs.train, &packs.test]), PlanNames::new(plan));
     let files = CheckpointFiles::new(run_dir.path(), stages.iter().copied());
@@ -287,13 +282,7 @@ async fn conduct(
     if launcher.is_none() {
         invite(launch.workers, address, credentials.as_deref())?;
     }
-    let shown_at = status.as_ref().map(std::net::TcpListener::local_addr).transpose()?;
-    let shown = status
-        .map(|listener| Observed::serve(listener, credentials.as_deref(), (&sessions, telemetry), &start));
-    let observed = shown.transpose()?;
-    if launch.bench.is_none() {
-        write_monitoring_files(launch, telemetry, shown_at, &sessions);
-    }
+    let observed = observe((launch, telemetry), status, credentials.as_deref(), (&sessions, &start))?;
     let tensorboard = launch.tensorboard.then(|| TensorBoard::open(&launch.run_dir)).transpose()?;
     let ledger = Ledger::open(&launch.run_dir)?;
     let journal = Journal::start(ledger, checkpoints, tensorboard, (sessions.clone(), events))?;
@@ -321,19 +310,41 @@ async fn conduct(
     Ok(outcome?)
 }
 
-/// Keeps `metrics.prom`, and `targets.json` if metrics are served, in the run directory.
-fn write_monitoring_files(
-    launch: &Launch,
-    telemetry: &Telemetry,
-    shown_at: Option<SocketAddr>,
-    sessions: &Sessions,
-) {
-    let (run, sessions, is_secure) = (telemetry.run().to_owned(), sessions.clone(), launch.credentials.is_some());
-    let found = shown_at.map(|address| -> Box<dyn Fn() -> serde_json::Value + Send> {
+fn beginning(launch: &Launch, plan: &Plan, start: &Start) -> Beginning {
+    Beginning {
+        run_id: start.welcome.run_id.clone(),
+        preset: plan.config().name.clone(),
+        state: if start.adopted.is_empty() { State::WaitingForWorkers } else { State::Recovering },
+        generation: start.last_generation,
+        next_step: start.next_step.clone(),
+        linger: if launch.status.is_some() { launch.linger } else { Duration::ZERO },
+    }
+}
+
+/// Serves the run's pages, if there is a listener, and keeps the files for monitoring: `metrics.prom` in the run directory, and,
+/// if pages are served, where they are: in `targets.json`, and in the site's folder of such files.
+fn observe(
+    (launch, telemetry): (&Launch, &Telemetry),
+    status: Option<std::net::TcpListener>,
+    credentials: Option<&Credentials>,
+    (sessions, start): (&Sessions, &Start),
+) -> Result<Option<Observed>> {
+    let address = status.as_ref().map(std::net::TcpListener::local_addr).transpose()?;
+    let observed = status.map(|listener| Observed::serve(listener, credentials, (sessions, telemetry), start));
+    let observed = observed.transpose()?;
+    // A benchmark's directory is removed at its end.
+    if launch.bench.is_some() {
+        return Ok(observed);
+    }
+    let of_site = launch.targets_dir.as_ref().map(|folder| folder.join(format!("{}.json", start.welcome.run_id)));
+    let files = [launch.run_dir.join("targets.json")].into_iter().chain(of_site).collect();
+    let (run, is_secure, sessions) = (telemetry.run().to_owned(), credentials.is_some(), sessions.clone());
+    let found = address.map(|address| {
         let addresses = reachable(address);
-        Box::new(move || targets(&run, &addresses, &sessions, is_secure))
+        Targets { files, list: Box::new(move || targets(&run, &addresses, &sessions, is_secure)) }
     });
     telemetry.write_files(&launch.run_dir, found);
+    Ok(observed)
 }
 
 /// Prints the command with which workers join, with an address that they can connect to.

@@ -37,7 +37,11 @@ pub const GAUGES: [(&str, Unit, &str); 20] = [
         Unit::Count,
         "Mean cosine similarity of a complete stage's test embeddings; 1 = fully collapsed",
     ),
-    ("thanos_trainer_generation", Unit::Count, "The newest generation: it grows by one with each change of the workers"),
+    (
+        "thanos_trainer_generation",
+        Unit::Count,
+        "The newest generation: it grows by one with each change of the workers",
+    ),
     ("thanos_trainer_workers", Unit::Count, "Ranks of the newest generation"),
     (
         "thanos_trainer_checkpoint_timestamp_seconds",

@@ -13,11 +13,10 @@ use crate::run::{Effect, Event, Notice, SessionId};
 use crate::signals::stop_signals;
 use crate::terminal;
 use anyhow::Result;
-pub(crate) use files::Contents;
-use files::Files;
-pub(crate) use goodput::State;
+pub(crate) use files::Targets;
+use files::{Contents, Files};
 use goodput::Goodput;
-use serde_json::Value;
+pub(crate) use goodput::State;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -124,7 +123,7 @@ impl Telemetry {
     }
 
     /// Writes the files of the run directory from now on. Without them the run goes on.
-    pub(crate) fn write_files(&self, run_dir: &Path, targets: Option<Box<dyn Fn() -> Value + Send>>) {
+    pub(crate) fn write_files(&self, run_dir: &Path, targets: Option<Targets>) {
         let telemetry = self.clone();
         let metrics = Box::new(move || text::without_process(&telemetry.text()));
         match Files::start(run_dir, Contents { metrics, targets }) {
@@ -208,15 +207,16 @@ impl Telemetry {
             files.write_metrics().await;
         }
         if !linger.is_zero() && !(has_deadline && matches!(launched, Ok(Launched::Stopped(_)))) {
-            self.linger(linger).await;
+            self.linger(linger, outcome(launched)).await;
         }
         if let Some(files) = &files {
             files.remove_targets().await;
         }
     }
 
-    async fn linger(&self, limit: Duration) {
-        terminal::line(&format!("waiting up to {limit:?} for a last scrape of /metrics; Ctrl-C ends it"));
+    async fn linger(&self, limit: Duration, outcome: &str) {
+        let wait = format!("waiting up to {limit:?} for a last scrape of /metrics; Ctrl-C ends the wait");
+        terminal::line(&format!("the run has ended ({outcome}): {wait}"));
         tokio::select! {
             () = self.shared.last_scrape.notified() => {}
             () = tokio::time::sleep(limit) => terminal::line("no scrape came: metrics.prom has the final values"),

@@ -16,6 +16,7 @@ find "$root/usr/local/share/doc/thanos-trainer/libtorch" -path '*torch-*' -name 
 
 # The command runs in namespaces of its own: mounts, processes, network.
 inside() {
+    # shellcheck disable=SC2016 # It is expanded in there.
     unshare --mount --pid --fork --net --propagation private bash -euc '
         root=$1; shift
         mount --bind "$root" "$root"
@@ -30,9 +31,7 @@ inside() {
     ' inside "$root" "$@"
 }
 
-if inside touch /usr/local/x 2>/dev/null; then
-    echo 'the root can be written' >&2
-    exit 1
-fi
+# Not by trying: its user may not write there in any case.
+inside grep -q '^[^ ]* / [^ ]* ro[, ]' /proc/self/mounts
 inside thanos-coord launch --nodes 2 --threads-per-worker 1 --run-dir /tmp/run --packs-dir /tmp/packs digits_supcon train.max_steps=30
 echo 'trained the digits: as user 10001, on a read-only root'

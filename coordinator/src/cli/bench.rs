@@ -118,6 +118,7 @@ impl BenchArguments {
             status: None,
             linger: Duration::ZERO,
             scrape_token_file: None,
+            targets_dir: None,
             command: "bench",
             bench: Some((request, packs)),
         })

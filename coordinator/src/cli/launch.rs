@@ -105,6 +105,10 @@ pub(super) struct LaunchArguments {
     /// File with the token that metrics are served for, instead of CREDENTIALS/scrape-token: one for all runs of a site
     #[arg(long, value_name = "FILE", conflicts_with = "insecure", requires = "status")]
     scrape_token_file: Option<PathBuf>,
+    /// Folder in which RUN_ID.json is kept while the run is served, for Prometheus's file-based service discovery
+    /// (RUN_DIR/targets.json is the same)
+    #[arg(long, value_name = "DIR", requires = "status")]
+    targets_dir: Option<PathBuf>,
     /// The process that starts this one again
     #[arg(long, hide = true)]
     supervised_by: Option<i32>,
@@ -361,6 +365,7 @@ impl LaunchArguments {
             status: self.status,
             linger: self.linger,
             scrape_token_file: self.scrape_token_file.clone(),
+            targets_dir: self.targets_dir.clone(),
             command: asked.launcher.command(),
             bench: None,
         })

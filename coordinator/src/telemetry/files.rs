@@ -1,5 +1,6 @@
-//! Two files of the run directory that a site's monitoring reads: `metrics.prom` for node_exporter's textfile collector, and
-//! `targets.json` for Prometheus's file-based service discovery. A thread of its own writes them, each by a rename: a disk
+//! Two files that a site's monitoring reads: `metrics.prom` in the run directory for node_exporter's textfile collector, and
+//! `targets.json` for Prometheus's file-based service discovery, which is kept in a folder of the site's as well, since
+//! Prometheus looks for files in one folder. A thread of its own writes them, each by a rename: a disk
 //! that fails or hangs costs a warning, never the run.
 
 use serde_json::Value;
@@ -12,7 +13,6 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 const METRICS: &str = "metrics.prom";
-const TARGETS: &str = "targets.json";
 /// How often `metrics.prom` is written.
 const METRICS_INTERVAL: Duration = Duration::from_secs(15);
 /// How often the targets are looked at; they are written when they have changed.
@@ -24,7 +24,14 @@ const MAX_FINAL_WRITE: Duration = Duration::from_secs(5);
 pub(crate) struct Contents {
     pub(crate) metrics: Box<dyn Fn() -> String + Send>,
     /// `None`: nothing is served, and there is no such file.
-    pub(crate) targets: Option<Box<dyn Fn() -> Value + Send>>,
+    pub(crate) targets: Option<Targets>,
+}
+
+/// What Prometheus scrapes.
+pub(crate) struct Targets {
+    /// Where it is kept.
+    pub(crate) files: Vec<PathBuf>,
+    pub(crate) list: Box<dyn Fn() -> Value + Send>,
 }
 
 /// The thread that writes the files.
@@ -44,7 +51,7 @@ impl Files {
     /// If there can be no more threads.
     pub(crate) fn start(run_dir: &Path, contents: Contents) -> io::Result<Self> {
         let (requests, receiver) = channel();
-        let writer = Writer { run_dir: run_dir.into(), contents, written: None, warned: false };
+        let writer = Writer { metrics: run_dir.join(METRICS), contents, written: None, warned: false };
         thread::Builder::new().name("telemetry".into()).spawn(move || writer.run(&receiver))?;
         Ok(Self { requests })
     }
@@ -62,16 +69,16 @@ impl Files {
     async fn request(&self, request: impl FnOnce(oneshot::Sender<()>) -> Request) {
         let (done, finished) = oneshot::channel();
         if self.requests.send(request(done)).is_ok() && tokio::time::timeout(MAX_FINAL_WRITE, finished).await.is_err() {
-            tracing::warn!("{METRICS} and {TARGETS} were not written within {MAX_FINAL_WRITE:?}");
+            tracing::warn!("the files for monitoring were not written within {MAX_FINAL_WRITE:?}");
         }
     }
 }
 
 struct Writer {
-    run_dir: PathBuf,
+    metrics: PathBuf,
     contents: Contents,
-    /// The targets as they are in the file.
-    written: Option<Value>,
+    /// The targets as they were written last.
+    written: Option<String>,
     /// The last write failed: that is reported once.
     warned: bool,
 }
@@ -103,40 +110,42 @@ impl Writer {
 
     fn write_metrics(&mut self) {
         let text = (self.contents.metrics)();
-        self.replace(METRICS, text.as_bytes());
+        let written = replace(&self.metrics, text.as_bytes());
+        self.report(&self.metrics.clone(), written);
     }
 
     fn write_targets(&mut self) {
-        let Some(targets) = self.contents.targets.as_ref().map(|targets| targets()) else { return };
-        if self.written.as_ref() != Some(&targets) && self.replace(TARGETS, format!("{targets:#}\n").as_bytes()) {
-            self.written = Some(targets);
+        let Some(Targets { files, list }) = &self.contents.targets else { return };
+        let text = format!("{:#}\n", list());
+        if self.written.as_ref() == Some(&text) {
+            return;
         }
+        let written: Vec<_> = files.iter().map(|file| (file.clone(), replace(file, text.as_bytes()))).collect();
+        if written.iter().all(|(_, written)| written.is_ok()) {
+            self.written = Some(text);
+        }
+        written.into_iter().for_each(|(file, written)| self.report(&file, written));
     }
 
+    /// While this coordinator waited for a last scrape another one may have gone on with the run: its targets stay.
     fn remove_targets(&mut self) {
-        match fs::remove_file(self.run_dir.join(TARGETS)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => self.warn(TARGETS, &error),
-            _ => {}
+        let files = self.contents.targets.as_ref().map_or(Vec::new(), |targets| targets.files.clone());
+        for file in files {
+            let is_ours = fs::read_to_string(&file).is_ok_and(|text| self.written.as_ref() == Some(&text));
+            if is_ours {
+                self.report(&file, fs::remove_file(&file));
+            }
         }
     }
 
-    /// Replaces a file at once; whether that was possible.
-    fn replace(&mut self, name: &str, bytes: &[u8]) -> bool {
-        match replace(&self.run_dir.join(name), bytes) {
-            Ok(()) => {
-                self.warned = false;
-                true
-            }
+    fn report(&mut self, path: &Path, written: io::Result<()>) {
+        match written {
+            Ok(()) => self.warned = false,
             Err(error) => {
-                self.warn(name, &error);
-                false
+                if !std::mem::replace(&mut self.warned, true) {
+                    tracing::warn!("cannot write {}: {error}; training goes on", path.display());
+                }
             }
-        }
-    }
-
-    fn warn(&mut self, name: &str, error: &io::Error) {
-        if !std::mem::replace(&mut self.warned, true) {
-            tracing::warn!("cannot write {}: {error}; training goes on", self.run_dir.join(name).display());
         }
     }
 }
@@ -158,23 +167,25 @@ mod tests {
     use serde_json::json;
     use std::sync::{Arc, Mutex};
 
-    fn contents(targets: &Arc<Mutex<Value>>) -> Contents {
+    const TARGETS: &str = "targets.json";
+
+    fn contents(folder: &Path, targets: &Arc<Mutex<Value>>) -> Contents {
         let targets = targets.clone();
-        Contents {
-            metrics: Box::new(|| "loss 1\n".into()),
-            targets: Some(Box::new(move || targets.lock().expect("no panic").clone())),
-        }
+        let files = vec![folder.join(TARGETS), folder.join("of-the-site.json")];
+        let list = Box::new(move || targets.lock().expect("no panic").clone());
+        Contents { metrics: Box::new(|| "loss 1\n".into()), targets: Some(Targets { files, list }) }
     }
 
     #[tokio::test]
     async fn the_files_are_written_and_the_targets_removed() {
         let folder = tempfile::tempdir().expect("a folder");
         let targets = Arc::new(Mutex::new(json!([{"targets": ["a:1"]}])));
-        let files = Files::start(folder.path(), contents(&targets)).expect("a thread");
+        let files = Files::start(folder.path(), contents(folder.path(), &targets)).expect("a thread");
         files.write_metrics().await;
         let read = |name: &str| fs::read_to_string(folder.path().join(name));
         assert_eq!(read(METRICS).expect("written"), "loss 1\n");
         assert!(read(TARGETS).expect("written").contains("a:1"));
+        assert_eq!(read(TARGETS).expect("written"), read("of-the-site.json").expect("written"));
         *targets.lock().expect("no panic") = json!([{"targets": ["b:2"]}]);
         // Each request is answered after the targets were looked at.
         files.write_metrics().await;
@@ -182,7 +193,19 @@ mod tests {
         assert!(read(TARGETS).expect("written").contains("b:2"));
         files.remove_targets().await;
         assert_eq!(read(TARGETS).expect_err("removed").kind(), io::ErrorKind::NotFound);
+        assert!(read("of-the-site.json").is_err());
         assert_eq!(read(METRICS).expect("it stays"), "loss 1\n");
+    }
+
+    #[tokio::test]
+    async fn the_targets_of_a_later_coordinator_stay() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let targets = Arc::new(Mutex::new(json!([{"targets": ["a:1"]}])));
+        let files = Files::start(folder.path(), contents(folder.path(), &targets)).expect("a thread");
+        files.write_metrics().await;
+        fs::write(folder.path().join(TARGETS), "of another").expect("written");
+        files.remove_targets().await;
+        assert_eq!(fs::read_to_string(folder.path().join(TARGETS)).expect("it stays"), "of another");
     }
 
     #[tokio::test]
@@ -191,7 +214,7 @@ mod tests {
         let run_dir = folder.path().join("run");
         fs::create_dir(&run_dir).expect("made");
         let targets = Arc::new(Mutex::new(json!([])));
-        let files = Files::start(&run_dir, contents(&targets)).expect("a thread");
+        let files = Files::start(&run_dir, contents(&run_dir, &targets)).expect("a thread");
         files.write_metrics().await;
         fs::remove_dir_all(&run_dir).expect("removed");
         files.write_metrics().await;
