@@ -14,13 +14,12 @@ fn read(name: &str) -> String {
 fn stages(text: &str) -> Vec<(String, Vec<String>)> {
     let lines: Vec<&str> = text.lines().filter(|line| !line.trim_start().starts_with('#')).collect();
     let instructions = lines.join("\n").replace("\\\n", " ");
-    let mut stages = Vec::new();
+    let mut stages: Vec<(String, Vec<String>)> = Vec::new();
     for line in instructions.lines().map(str::trim).filter(|line| !line.is_empty()) {
         if let Some(name) = line.strip_prefix("FROM ").and_then(|from| from.split(" AS ").nth(1)) {
             stages.push((name.to_owned(), Vec::new()));
         }
         if let Some((_, instructions)) = stages.last_mut() {
-            let instructions: &mut Vec<String> = instructions;
             instructions.push(line.split_whitespace().collect::<Vec<_>>().join(" "));
         }
     }

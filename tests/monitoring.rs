@@ -25,18 +25,21 @@ fn read(name: &str) -> String {
     fs::read_to_string(root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
-/// The metrics that a text names, without what a histogram adds.
-fn named(text: &str) -> BTreeSet<&str> {
-    let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
-    let is_metric = |word: &&str| word.starts_with("thanos_trainer_");
-    let base = |word| ["_sum", "_count", "_bucket"].iter().find_map(|end| str::strip_suffix(word, end)).unwrap_or(word);
-    words.filter(is_metric).map(base).collect()
+/// A metric's name without what a histogram adds to it.
+fn base(name: &str) -> &str {
+    ["_sum", "_count", "_bucket"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name)
 }
 
-/// The metrics that a page has series of, without what a histogram adds.
+/// The metrics that a text names.
+fn named(text: &str) -> BTreeSet<&str> {
+    let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+    words.filter(|word| word.starts_with("thanos_trainer_")).map(base).collect()
+}
+
+/// The metrics that a page has series of.
 fn exposed(page: &str) -> BTreeSet<&str> {
     let types = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
-    types.filter(|name| page.lines().any(|line| line.starts_with(name))).collect()
+    types.filter(|name| page.lines().any(|line| line.starts_with(*name))).collect()
 }
 
 fn alerts() -> Vec<serde_yaml::Value> {
@@ -106,7 +109,7 @@ fn the_end_of_a_run_is_seen() {
     let scene = Scene::new();
     let target = ["digits_supcon", "train.max_steps=12", "rows=[]"];
     let (mut running, address) =
-        start_with(&scene, &[&["--status", "127.0.0.1:0", "--linger", "200s"], &target[..]].concat());
+        start_with(&scene, &[&["--status", "127.0.0.1:0", "--linger", "200s"][..], &target].concat());
     let targets = wait_for_file(&mut running, &scene.path("run/targets.json"));
     let targets: Value = serde_json::from_str(&targets).expect("JSON");
     assert_eq!(targets[0]["targets"][0], address.as_str(), "{targets}");
@@ -229,12 +232,12 @@ fn losses_recoveries_and_redone_steps_are_counted() {
 fn lingering_has_an_end() {
     let scene = Scene::new();
     let target = ["digits_supcon", "train.max_steps=2", "rows=[]"];
-    let (running, _) = start_with(&scene, &[&["--status", "127.0.0.1:0", "--linger", "1s"], &target[..]].concat());
+    let (running, _) = start_with(&scene, &[&["--status", "127.0.0.1:0", "--linger", "1s"][..], &target].concat());
     let ran = running.wait().expect(0);
     assert!(ran.stderr.contains("no scrape came"), "{}", ran.stderr);
     let scene = Scene::new();
     let (mut running, _) =
-        start_with(&scene, &[&["--status", "127.0.0.1:0", "--linger", "200s"], &target[..]].concat());
+        start_with(&scene, &[&["--status", "127.0.0.1:0", "--linger", "200s"][..], &target].concat());
     running.wait_for_line("for a last scrape");
     running.interrupt().expect(0);
 }
