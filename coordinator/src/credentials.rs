@@ -28,7 +28,7 @@ use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
 /// What the coordinator finds in its folder of credentials, beside what a worker does.
 pub(crate) const CA_KEY: &str = "ca.key";
-pub(crate) const SCRAPE_TOKEN: &str = "scrape-token";
+const SCRAPE_TOKEN: &str = "scrape-token";
 
 /// Folder of the workers whose process this program starts, a folder a worker.
 const WORKERS: &str = "workers";
@@ -38,12 +38,16 @@ const ENROLLED: &str = "enrolled";
 const MAX_REPEAT: Duration = Duration::from_secs(600);
 /// Bytes of a token, before they are written in hexadecimal.
 const TOKEN_BYTES: usize = 32;
+/// Characters of a site's scrape token, at least.
+const MIN_SITE_TOKEN_BYTES: usize = 16;
 
 /// The authority of a run, in its folder.
 pub(crate) struct Credentials {
     folder: PathBuf,
     ca: String,
     issuer: Issuer<'static, KeyPair>,
+    /// The token that metrics are shown for, in a file.
+    scrape_token: PathBuf,
     /// One enrolment at a time: a token is used up by one key.
     enrolling: Mutex<()>,
 }
@@ -84,7 +88,8 @@ impl Credentials {
         let key = fs::read_to_string(folder.join(CA_KEY)).context(CA_KEY)?;
         let key = KeyPair::from_pem(&key).ok().context("its key cannot be read")?;
         let issuer = Issuer::from_ca_cert_pem(&ca, key).ok().context("its certificate cannot be read")?;
-        Ok(Self { folder: folder.into(), ca, issuer, enrolling: Mutex::default() })
+        let scrape_token = folder.join(SCRAPE_TOKEN);
+        Ok(Self { folder: folder.into(), ca, issuer, scrape_token, enrolling: Mutex::default() })
     }
 
     pub(crate) fn folder(&self) -> &Path {
@@ -155,9 +160,29 @@ impl Credentials {
         Ok(signed.pem())
     }
 
+    /// Where the token is that metrics are shown for.
+    pub(crate) fn scrape_token(&self) -> &Path {
+        &self.scrape_token
+    }
+
+    /// Shows metrics for the token in a file of the site's instead of the run's own.
+    ///
+    /// # Errors
+    /// 78 if it cannot be read, or is shorter than [`MIN_SITE_TOKEN_BYTES`].
+    pub(crate) fn with_scrape_token(self, file: &Path) -> Result<Self, Fatal> {
+        let refuse =
+            |problem: String| Fatal::new(EXIT_CONFIG, format!("--scrape-token-file {}: {problem}", file.display()));
+        let token = fs::read_to_string(file).map_err(|error| refuse(error.to_string()))?;
+        let bytes = token.trim().len();
+        if bytes < MIN_SITE_TOKEN_BYTES {
+            return Err(refuse(format!("a token has at least {MIN_SITE_TOKEN_BYTES} characters, this one {bytes}")));
+        }
+        Ok(Self { scrape_token: file.into(), ..self })
+    }
+
     /// SHA-256 of the token that metrics are shown for: what others may know of it.
     pub(crate) fn scrape_token_sha256(&self) -> io::Result<String> {
-        let token = fs::read_to_string(self.folder.join(SCRAPE_TOKEN))?;
+        let token = fs::read_to_string(&self.scrape_token)?;
         Ok(hex(&Sha256::digest(token.trim().as_bytes())))
     }
 }
@@ -344,5 +369,22 @@ mod tests {
             (EXIT_CONFIG, true),
             "{fatal}"
         );
+    }
+
+    #[test]
+    fn a_site_has_a_scrape_token_of_its_own_that_is_not_short() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("token");
+        let open = || Credentials::open_or_make(&folder.path().join("credentials"), true).expect("made");
+        let refusal = || open().with_scrape_token(&file).err().map(|fatal| (fatal.exit_code, fatal.message));
+        assert!(refusal().is_some_and(|(code, message)| code == EXIT_CONFIG && message.contains("No such file")));
+        for short in ["", "\n", "0123456789abcde\n"] {
+            fs::write(&file, short).expect("written");
+            assert!(refusal().is_some_and(|(_, message)| message.contains("at least 16 characters")), "{short:?}");
+        }
+        fs::write(&file, "0123456789abcdef\n").expect("written");
+        let of_site = open().with_scrape_token(&file).expect("long enough").scrape_token_sha256().expect("read");
+        assert_eq!(of_site, hex(&Sha256::digest(b"0123456789abcdef")));
+        assert_ne!(open().scrape_token_sha256().expect("read"), of_site);
     }
 }

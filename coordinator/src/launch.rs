@@ -10,7 +10,8 @@ use crate::ingest::{PackFile, Packs};
 use crate::journal::Journal;
 use crate::launcher::{Launcher, Place, WorkerCommand};
 use crate::ledger::{Ledger, last_generation, read_steps, workers_of_last_generation};
-use crate::observe::Observed;
+use crate::metrics;
+use crate::observe::{Observed, targets};
 use crate::packs::PackShelf;
 use crate::prepare::{Prepared, prepare};
 use crate::progress::Progress;
@@ -20,6 +21,7 @@ use crate::run_dir::{RunDir, StartedWith};
 use crate::server::{PlanNames, Service, Sessions, serve};
 use crate::signals::StopSignals;
 use crate::store::Store;
+use crate::telemetry::{Beginning, State, Targets, Telemetry};
 use crate::tensorboard::TensorBoard;
 use crate::terminal;
 use anyhow::{Context, Result};
@@ -97,6 +99,12 @@ pub(crate) struct Launch {
     pub tensorboard: bool,
     /// Where metrics and the run's state are served; `None`: nowhere.
     pub status: Option<SocketAddr>,
+    /// How long the end waits for a last scrape; zero: not at all.
+    pub linger: Duration,
+    /// The token that metrics are shown for, in a file of the site's; `None`: that of the run's credentials.
+    pub scrape_token_file: Option<PathBuf>,
+    /// A folder of the site's for files of targets; `None`: there is none.
+    pub targets_dir: Option<PathBuf>,
     /// With which a stopped run goes on, such as `serve`.
     pub command: &'static str,
     /// The run is a benchmark, on these packs instead of those of the plan's data.
@@ -111,13 +119,25 @@ pub(crate) enum Launched {
     Stopped(Option<(String, u64)>),
 }
 
-/// Runs a plan to its end, or to a stop.
+/// Runs a plan to its end, or to a stop. Monitoring may see the end for a while.
 ///
 /// # Errors
 /// A [`Fatal`] with the exit code, where it is known.
 pub(crate) async fn launch(
     plan: &Plan,
     (launch, stop_signals): (&Launch, &StopSignals),
+    listener: std::net::TcpListener,
+) -> Result<Launched> {
+    let telemetry = Telemetry::install(&launch.run_dir)?;
+    let launched = run_to_end(plan, (launch, stop_signals, &telemetry), listener).await;
+    // The run directory is free by now: another launch can go on with it.
+    telemetry.end(&launched, launch.grace.is_some()).await;
+    launched
+}
+
+async fn run_to_end(
+    plan: &Plan,
+    (launch, stop_signals, telemetry): (&Launch, &StopSignals, &Telemetry),
     listener: std::net::TcpListener,
 ) -> Result<Launched> {
     let Prepared { run_dir, packs, checkpoints, found, credentials, status } = prepare(plan, launch)?;
@@ -154,10 +174,12 @@ pub(crate) async fn launch(
         stages: stages.iter().map(|stage| (*stage).to_owned()).collect(),
         timeouts: Timeouts::new(&plan.config().timeouts, launch.starter.placement()),
     };
+    telemetry.begin(beginning(launch, plan, &start));
+    found.results.iter().for_each(metrics::complete);
     let (shelf, names) = (PackShelf::new([&packs.train, &packs.test]), PlanNames::new(plan));
     let files = CheckpointFiles::new(run_dir.path(), stages.iter().copied());
     let serving = Serving { listener, status, checkpoints, packs: shelf, files, names };
-    let conducted = conduct(start, (launch, stop_signals), credentials, serving).await;
+    let conducted = conduct(start, (launch, stop_signals, telemetry), credentials, serving).await;
     if !launch.resume && could_not_start(&conducted) && read_steps(run_dir.path())?.is_empty() {
         run_dir.withdraw()?;
     }
@@ -226,7 +248,7 @@ type Conducted = (Verdict, Vec<thanos_proto::StageResult>);
 /// Serves, starts the workers and conducts the run.
 async fn conduct(
     start: Start,
-    (launch, stop_signals): (&Launch, &StopSignals),
+    (launch, stop_signals, telemetry): (&Launch, &StopSignals, &Telemetry),
     credentials: Option<Arc<Credentials>>,
     Serving { listener, status, checkpoints, packs, files, names }: Serving,
 ) -> Result<Conducted> {
@@ -260,8 +282,7 @@ async fn conduct(
     if launcher.is_none() {
         invite(launch.workers, address, credentials.as_deref())?;
     }
-    let shown = status.map(|listener| Observed::serve(listener, credentials.as_deref(), &sessions, &start));
-    let observed = shown.transpose()?;
+    let observed = observe((launch, telemetry), status, credentials.as_deref(), (&sessions, &start))?;
     let tensorboard = launch.tensorboard.then(|| TensorBoard::open(&launch.run_dir)).transpose()?;
     let ledger = Ledger::open(&launch.run_dir)?;
     let journal = Journal::start(ledger, checkpoints, tensorboard, (sessions.clone(), events))?;
@@ -275,6 +296,7 @@ async fn conduct(
         journal,
         launcher: launcher.clone(),
         progress: Progress::new(),
+        telemetry: telemetry.clone(),
         observed,
         started: Instant::now(),
         results: Vec::new(),
@@ -286,6 +308,43 @@ async fn conduct(
     }
     _ = tokio::time::timeout(MOST_FAREWELL, server).await;
     Ok(outcome?)
+}
+
+fn beginning(launch: &Launch, plan: &Plan, start: &Start) -> Beginning {
+    Beginning {
+        run_id: start.welcome.run_id.clone(),
+        preset: plan.config().name.clone(),
+        state: if start.adopted.is_empty() { State::WaitingForWorkers } else { State::Recovering },
+        generation: start.last_generation,
+        next_step: start.next_step.clone(),
+        linger: if launch.status.is_some() { launch.linger } else { Duration::ZERO },
+    }
+}
+
+/// Serves the run's pages, if there is a listener, and keeps the files for monitoring: `metrics.prom` in the run directory, and,
+/// if pages are served, where they are: in `targets.json`, and in the site's folder of such files.
+fn observe(
+    (launch, telemetry): (&Launch, &Telemetry),
+    status: Option<std::net::TcpListener>,
+    credentials: Option<&Credentials>,
+    (sessions, start): (&Sessions, &Start),
+) -> Result<Option<Observed>> {
+    let address = status.as_ref().map(std::net::TcpListener::local_addr).transpose()?;
+    let observed = status.map(|listener| Observed::serve(listener, credentials, (sessions, telemetry), start));
+    let observed = observed.transpose()?;
+    // A benchmark's directory is removed at its end.
+    if launch.bench.is_some() {
+        return Ok(observed);
+    }
+    let of_site = launch.targets_dir.as_ref().map(|folder| folder.join(format!("{}.json", start.welcome.run_id)));
+    let files = [launch.run_dir.join("targets.json")].into_iter().chain(of_site).collect();
+    let (run, is_secure, sessions) = (telemetry.run().to_owned(), credentials.is_some(), sessions.clone());
+    let found = address.map(|address| {
+        let addresses = reachable(address);
+        Targets { files, list: Box::new(move || targets(&run, &addresses, &sessions, is_secure)) }
+    });
+    telemetry.write_files(&launch.run_dir, found);
+    Ok(observed)
 }
 
 /// Prints the command with which workers join, with an address that they can connect to.

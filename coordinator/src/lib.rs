@@ -6,7 +6,7 @@
 //! `thanos-door`, `server.rs`, `store.rs` and `packs.rs` (gRPC), `launcher.rs`, `devices.rs` and `slurm.rs` (worker
 //! processes), `run_dir.rs`,
 //! `ledger.rs` and `checkpoints.rs` (what is kept), `fetch.rs` and `ingest.rs` (published files, and raw data to packs),
-//! `observe.rs`, `metrics.rs` and `tensorboard.rs` (what is scraped and drawn), `terminal.rs`, `progress.rs`, `report.rs`, `status.rs` and `verify_run.rs` (what people see), `chaos.rs` (faults on demand), `bench.rs` (how fast a step is), `render.rs`
+//! `telemetry.rs`, `observe.rs`, `metrics.rs` and `tensorboard.rs` (what is scraped and drawn), `terminal.rs`, `progress.rs`, `report.rs`, `status.rs` and `verify_run.rs` (what people see), `chaos.rs` (faults on demand), `bench.rs` (how fast a step is), `render.rs`
 //! (job scripts and manifests),
 //! `cli.rs`.
 
@@ -40,6 +40,7 @@ mod status;
 mod store;
 mod superseded;
 mod supervise;
+mod telemetry;
 mod tensorboard;
 mod terminal;
 mod verify_run;
@@ -51,6 +52,7 @@ pub use exit::{
     EXIT_CONFIG, EXIT_DATA, EXIT_IO, EXIT_NO_PERMISSION, EXIT_STOPPED, EXIT_UNREACHABLE, EXIT_USAGE, Fatal,
 };
 pub use ledger::{StepLine, read_steps};
-pub use metrics::{COUNTERS, GAUGES, PHASE_SECONDS};
+pub use metrics::{COUNTERS, GAUGES, HISTOGRAMS, PHASE_SECONDS};
 pub use report::{BackboneRow, Results, Row};
+pub use telemetry::{Described, LIVE_METRICS};
 pub use terminal::LogWriter;

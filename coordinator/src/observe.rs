@@ -3,12 +3,12 @@
 //! trains). It sees what is done, and changes nothing. Where other machines can reach it, it speaks TLS and shows the first
 //! three to who has the run's scrape token.
 
-use crate::credentials::{Credentials, SCRAPE_TOKEN};
+use crate::credentials::Credentials;
 use crate::devices::device_json;
 use crate::exit::{EXIT_UNREACHABLE, Fatal};
-use crate::metrics;
 use crate::run::{Effect, Notice, Start};
 use crate::server::Sessions;
+use crate::telemetry::Telemetry;
 use crate::terminal;
 use anyhow::Result;
 use axum::Router;
@@ -19,7 +19,6 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 use thanos_door::{Guard, metrics_page, needs_guard, show};
 use tokio::net::TcpListener;
 
@@ -41,8 +40,6 @@ struct State {
     /// The last committed step, as `/status` has it.
     position: Value,
     checkpoint: Value,
-    /// When the commit that is under way began.
-    committing: Option<Instant>,
 }
 
 impl Observed {
@@ -62,14 +59,14 @@ impl Observed {
     pub(crate) fn serve(
         listener: std::net::TcpListener,
         credentials: Option<&Credentials>,
-        sessions: &Sessions,
+        (sessions, telemetry): (&Sessions, &Telemetry),
         start: &Start,
     ) -> Result<Self> {
         listener.set_nonblocking(true)?;
         let listener = TcpListener::from_std(listener)?;
         let address = listener.local_addr()?;
-        let guarded = metrics_page()?;
-        metrics::describe();
+        let scraped = telemetry.clone();
+        let guarded = metrics_page(move || scraped.scrape());
         let run = start.welcome.run_id.clone();
         let (generation, position) = (start.last_generation, Value::Null);
         let state = State {
@@ -80,14 +77,14 @@ impl Observed {
             collectives: Value::Null,
             position,
             checkpoint: Value::Null,
-            committing: None,
         };
         let observed = Self { state: Arc::new(Mutex::new(state)) };
         let is_secure = credentials.is_some();
         let (status, ready, sessions) = (observed.clone(), observed.clone(), sessions.clone());
+        let name = telemetry.run().to_owned();
         let guarded = guarded
             .route("/status", get(move || async move { Json(status.status()) }))
-            .route("/sd", get(move || async move { Json(targets(&sessions.pages(), is_secure)) }));
+            .route("/sd", get(move || async move { Json(worker_targets(&name, &sessions.pages(), is_secure)) }));
         let open = Router::new()
             .route("/healthz", get(|| async { "alive\n" }))
             .route("/readyz", get(move || async move { ready.ready().into_response() }));
@@ -97,11 +94,8 @@ impl Observed {
                 None
             }
             Some(credentials) => {
-                let token = credentials.folder().join(SCRAPE_TOKEN);
-                terminal::line(&format!(
-                    "metrics and status at https://{address}, for the token in {}",
-                    token.display()
-                ));
+                let token = credentials.scrape_token().display();
+                terminal::line(&format!("metrics and status at https://{address}, for the token in {token}"));
                 let tls = Arc::new(credentials.tls(&["http/1.1"])?);
                 Some(Guard { tls, token_sha256: credentials.scrape_token_sha256()? })
             }
@@ -112,7 +106,6 @@ impl Observed {
 
     /// Something is being done.
     pub(crate) fn see(&self, effect: &Effect) {
-        metrics::see(effect);
         let mut state = self.lock();
         match effect {
             Effect::Record(step) => {
@@ -130,11 +123,7 @@ impl Observed {
                 (state.generation, state.ranks) = (*generation, workers.clone());
                 state.collectives = collectives.label().into();
             }
-            Effect::Commit { .. } => state.committing = Some(Instant::now()),
             Effect::Tell(Notice::Saved { stage, step }) => {
-                if let Some(began) = state.committing.take() {
-                    metrics::committed_in(began.elapsed());
-                }
                 state.checkpoint = json!({"stage": stage, "steps": step});
             }
             _ => {}
@@ -162,12 +151,54 @@ impl Observed {
     }
 }
 
+/// The coordinator's page and those of the workers in the form of Prometheus's file-based service discovery. `addresses` are
+/// those under which the coordinator's page is reached, the best one first.
+pub(crate) fn targets(run: &str, addresses: &[SocketAddr], sessions: &Sessions, is_secure: bool) -> Value {
+    let coordinator = addresses.first().map(|address| {
+        let labels = labels((run, "coordinator"), COORDINATOR_JOB, is_secure && needs_guard(*address));
+        json!({"targets": [address.to_string()], "labels": labels})
+    });
+    let workers = worker_targets(run, &sessions.pages(), is_secure);
+    coordinator.into_iter().chain(workers.as_array().into_iter().flatten().cloned()).collect()
+}
+
 /// The workers in the form of Prometheus's HTTP service discovery.
-fn targets(pages: &BTreeMap<String, String>, is_secure: bool) -> Value {
+fn worker_targets(run: &str, pages: &BTreeMap<String, String>, is_secure: bool) -> Value {
     let target = |(worker, address): (&String, &String)| {
         let is_guarded = is_secure && address.parse().map_or(true, needs_guard);
-        let scheme = if is_guarded { "https" } else { "http" };
-        json!({"targets": [address], "labels": {"worker": worker, "__scheme__": scheme}})
+        let mut labels = labels((run, "worker"), WORKERS_JOB, is_guarded);
+        labels["worker"] = worker.as_str().into();
+        json!({"targets": [address], "labels": labels})
     };
     pages.iter().map(target).collect()
+}
+
+/// The jobs that the alerts select by, whatever a site's scrape configuration is called.
+const COORDINATOR_JOB: &str = "thanos_trainer";
+const WORKERS_JOB: &str = "thanos_trainer_workers";
+
+fn labels((run, component): (&str, &str), job: &str, is_guarded: bool) -> Value {
+    let scheme = if is_guarded { "https" } else { "http" };
+    json!({"job": job, "run": run, "component": component, "__scheme__": scheme})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_have_the_labels_that_alerts_select_by() {
+        let pages = BTreeMap::from([("worker-0".to_owned(), "127.0.0.1:9".to_owned())]);
+        let expected = json!([{"targets": ["127.0.0.1:9"], "labels": {
+            "job": "thanos_trainer_workers", "run": "r", "component": "worker", "__scheme__": "http", "worker": "worker-0",
+        }}]);
+        assert_eq!(worker_targets("r", &pages, true), expected, "on this machine there is no TLS");
+        let addresses = ["10.0.0.1:9464".parse().expect("an address"), "127.0.0.1:9464".parse().expect("an address")];
+        for (is_secure, scheme) in [(true, "https"), (false, "http")] {
+            let expected = json!([{"targets": ["10.0.0.1:9464"], "labels": {
+                "job": "thanos_trainer", "run": "r", "component": "coordinator", "__scheme__": scheme,
+            }}]);
+            assert_eq!(targets("r", &addresses, &Sessions::default(), is_secure), expected);
+        }
+    }
 }

@@ -130,7 +130,13 @@ fn warning_of_threads(change: &RecordedChange) -> Option<String> {
 
 fn open_credentials(launch: &Launch) -> Result<Option<Arc<Credentials>>, Fatal> {
     let shared = launch.starter == Starter::Nobody;
-    let opened = launch.credentials.as_deref().map(|folder| Credentials::open_or_make(folder, shared));
+    let opened = launch.credentials.as_deref().map(|folder| {
+        let opened = Credentials::open_or_make(folder, shared)?;
+        match &launch.scrape_token_file {
+            Some(file) => opened.with_scrape_token(file),
+            None => Ok(opened),
+        }
+    });
     Ok(opened.transpose()?.map(Arc::new))
 }
 

@@ -1,15 +1,28 @@
 //! What Prometheus may know of one rank. The run's own metrics are the coordinator's.
 
+use anyhow::Result;
+use axum::Router;
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
-use thanos_c10d::collectives;
+use std::path::Path;
+use tch::Device;
+use thanos_c10d::{collectives, cuda_peak_bytes};
+use thanos_door::{Recorder, metrics_page};
 use thanos_proto::StepDone;
 
+const GPU_MEMORY: &str = "thanos_trainer_worker_gpu_memory_peak_bytes";
+
 /// Gauges of a worker.
-pub const WORKER_GAUGES: [(&str, Unit, &str); 4] = [
+pub const WORKER_GAUGES: [(&str, Unit, &str); 6] = [
     ("thanos_trainer_worker_rank", Unit::Count, "This worker's rank in its generation"),
     ("thanos_trainer_worker_generation", Unit::Count, "The generation that it is in"),
     ("thanos_trainer_worker_step", Unit::Count, "Updates of the stage that it has made"),
     ("thanos_trainer_worker_step_timestamp_seconds", Unit::Seconds, "When it made the last one, since 1970"),
+    (
+        "thanos_trainer_worker_gradient_norm",
+        Unit::Count,
+        "L2 norm of the last step's gradient, summed over all ranks; the same on each",
+    ),
+    (GPU_MEMORY, Unit::Bytes, "GPU memory that this worker had reserved at most; only with a GPU"),
 ];
 
 /// Counters of a worker, which begin anew with each process.
@@ -22,8 +35,32 @@ pub const WORKER_COUNTERS: [(&str, Unit, &str); 3] = [
 /// This rank's time by phase, an observation a step.
 pub const WORKER_PHASE_SECONDS: &str = "thanos_trainer_worker_phase_seconds";
 
+/// Begins to record, and returns the page `/metrics`. Once in a process, within a runtime.
+///
+/// # Errors
+/// If something records already.
+pub(crate) fn page(run_dir: &str, worker: &str, device: Device) -> Result<Router> {
+    let run = Path::new(run_dir).file_name().map_or_else(|| "run".into(), |name| name.to_string_lossy());
+    let recorder = Recorder::install(&[("run", &run), ("worker", worker)])?;
+    describe();
+    Ok(metrics_page(move || {
+        // Read with the page: asking the allocator at every step would be for nothing.
+        if let Device::Cuda(gpu) = device
+            && let Ok(bytes) = cuda_peak_bytes(gpu)
+        {
+            gauge!(GPU_MEMORY).set(bytes as f64);
+        }
+        recorder.text()
+    }))
+}
+
+/// The gradient of the step in flight.
+pub(crate) fn gradient(norm: f64) {
+    gauge!("thanos_trainer_worker_gradient_norm").set(norm);
+}
+
 /// Gives every metric its help.
-pub(crate) fn describe() {
+fn describe() {
     for (name, unit, help) in WORKER_GAUGES {
         describe_gauge!(name, unit, help);
     }

@@ -11,6 +11,7 @@ use crate::exit::{BadData, EXIT_CONFIG, exit_code};
 use crate::feed::Schedule;
 use crate::given_weights::GivenWeights;
 use crate::memory::Memory;
+use crate::metrics;
 use crate::model::{Alone, BatchSum, Model};
 use crate::pack_transfer::local_file;
 use crate::run_files::{RunFiles, Unfinished};
@@ -148,7 +149,8 @@ fn take_part(options: &Options, session: &Session, welcome: &Welcome, device: De
     let own = address_towards(options.coordinator.as_str()).context("this worker's own address")?;
     let address = options.address.clone().unwrap_or_else(|| Address::Host(own.to_string()));
     if let Some(port) = options.status_port {
-        let shown = session.show((own, port).into(), welcome.scrape_token_sha256.as_deref());
+        let page = || metrics::page(&welcome.run_dir, &options.worker_id, device);
+        let shown = session.show((own, port).into(), welcome.scrape_token_sha256.as_deref(), page);
         shown.map_err(|error| NotHere(format!("{error:#}")))?;
     }
     let packs = local_packs(options, session, &welcome.packs)?;

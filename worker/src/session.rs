@@ -11,7 +11,6 @@ mod store;
 mod stream;
 
 use crate::exit::EXIT_SOFTWARE;
-use crate::metrics;
 use crate::run_files::{Disk, RunFiles};
 use admission::Admission;
 use anyhow::{Context, Result, bail};
@@ -29,7 +28,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use thanos_c10d::{Collectives, Error as GroupError, GroupAborter, KeyValueStore, ProcessGroup, collectives, exit_now};
 use thanos_configs::TimeoutsConfig;
-use thanos_door::{Guard, metrics_page, needs_guard, show};
+use thanos_door::{Guard, needs_guard, show};
 use thanos_proto::{Begin, CheckpointRef, Command, Heartbeat, Hello, StepDone, Welcome, WorkerEvent};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -352,8 +351,13 @@ impl Session {
         self.shared.place().aborter = None;
     }
 
-    /// Shows this process's metrics; where other machines can reach them, to who has the token.
-    pub(crate) fn show(&self, address: SocketAddr, scrape_token_sha256: Option<&str>) -> Result<()> {
+    /// Serves this process's metrics; where other machines can reach them, for the scrape token alone.
+    pub(crate) fn show(
+        &self,
+        address: SocketAddr,
+        scrape_token_sha256: Option<&str>,
+        page: impl FnOnce() -> Result<Router>,
+    ) -> Result<()> {
         let _inside = self.runtime.enter();
         let listener = std::net::TcpListener::bind(address).with_context(|| format!("--status-port: {address}"))?;
         listener.set_nonblocking(true)?;
@@ -367,9 +371,7 @@ impl Session {
             _ => None,
         };
         let alive = Router::new().route("/healthz", get(|| async { "alive\n" }));
-        let guarded = metrics_page()?;
-        metrics::describe();
-        show(TcpListener::from_std(listener)?, guard, (alive, guarded))?;
+        show(TcpListener::from_std(listener)?, guard, (alive, page()?))?;
         _ = self.shared.shows.set(address);
         Ok(())
     }

@@ -18,5 +18,5 @@ pub use device_choice::DeviceChoice;
 pub use gpus::{Gpu, GpuFacts, MACHINE_ROOT, count_gpus, cpu_model};
 pub use hangup::hangup_is_ignored;
 pub use pages::{Guard, needs_guard, show};
-pub use recorder::metrics_page;
+pub use recorder::{Recorder, metrics_page};
 pub use route::{address_towards, check_interface, interface_of};

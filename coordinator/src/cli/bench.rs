@@ -116,6 +116,9 @@ impl BenchArguments {
             quick: false,
             tensorboard: false,
             status: None,
+            linger: Duration::ZERO,
+            scrape_token_file: None,
+            targets_dir: None,
             command: "bench",
             bench: Some((request, packs)),
         })

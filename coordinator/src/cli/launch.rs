@@ -102,6 +102,16 @@ pub(super) struct LaunchArguments {
     status: Option<SocketAddr>,
     #[command(flatten)]
     slurm: SlurmArguments,
+    /// How long the end of the run waits for a scrape of the final metrics, at most; a stop with --grace does not wait
+    #[arg(long, default_value = "0s", value_parser = duration, requires = "status")]
+    linger: Duration,
+    /// File with the token that metrics are served for, instead of CREDENTIALS/scrape-token: one for all runs of a site
+    #[arg(long, value_name = "FILE", conflicts_with = "insecure", requires = "status")]
+    scrape_token_file: Option<PathBuf>,
+    /// Folder in which RUN_ID.json is kept while the run is served, for Prometheus's file-based service discovery
+    /// (RUN_DIR/targets.json is the same)
+    #[arg(long, value_name = "DIR", requires = "status")]
+    targets_dir: Option<PathBuf>,
     /// The process that starts this one again
     #[arg(long, hide = true)]
     supervised_by: Option<i32>,
@@ -369,6 +379,9 @@ impl LaunchArguments {
             quick: self.quick,
             tensorboard: asked.plan.config().log.tensorboard,
             status: self.status,
+            linger: self.linger,
+            scrape_token_file: self.scrape_token_file.clone(),
+            targets_dir: self.targets_dir.clone(),
             command: asked.launcher.command(),
             bench: None,
         })

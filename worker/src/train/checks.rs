@@ -2,6 +2,7 @@
 //! whose state is not that of the others, every so many steps.
 
 use super::{Reduced, Trainer};
+use crate::metrics;
 use crate::replicas::diverged;
 use crate::stage::Losses;
 use crate::tensors::copy_into;
@@ -17,8 +18,10 @@ impl Trainer<'_> {
     /// What in this step is no number, and on which rank: the same on all ranks, before the update. Only where
     /// something is wrong do they look for the place.
     pub(super) fn non_number(&self, losses: &Losses, reduced: &Reduced) -> Result<Option<String>> {
-        let sum = reduced.gradient.sum(Kind::Double).double_value(&[]);
-        if sum.is_finite() && reduced.terms.iter().all(|value| value.is_finite()) {
+        // In float64 the squares of finite float32 values never overflow: the norm is non-finite only if a value is.
+        let norm = reduced.gradient.norm_scalaropt_dtype(2, Kind::Double).double_value(&[]);
+        metrics::gradient(norm);
+        if norm.is_finite() && reduced.terms.iter().all(|value| value.is_finite()) {
             return Ok(None);
         }
         let terms = losses.terms().iter().map(|term| format!("the loss `{}`", term.name));
