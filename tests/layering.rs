@@ -13,7 +13,18 @@ const CRATES: [(&str, &[&str]); 9] = [
     ("coordinator/door", &["thanos-configs"]),
     ("coordinator", &["thanos-proto", "thanos-configs", "thanos-views", "thanos-door"]),
     ("worker", &["thanos-proto", "thanos-configs", "thanos-views", "thanos-c10d", "thanos-fused", "thanos-door"]),
-    ("tests", &["thanos-worker", "thanos-configs", "thanos-views", "thanos-c10d", "thanos-fused", "thanos-coord", "thanos-proto"]),
+    (
+        "tests",
+        &[
+            "thanos-worker",
+            "thanos-configs",
+            "thanos-views",
+            "thanos-c10d",
+            "thanos-fused",
+            "thanos-coord",
+            "thanos-proto",
+        ],
+    ),
 ];
 const MOST_LINES: usize = 600;
 

@@ -19,20 +19,20 @@ struct AttentionCall {
   Drop drop;
 };
 
-// What an image draws.
+// What an image draws, and the memory that computes its attention.
 template <typename T>
 struct AttentionDraws {
   std::vector<uint16_t> weights, output, few;
-  std::vector<T> query;
-  T depth = 1;
+  std::vector<T> query, scratch;
   const uint16_t* weights_random = nullptr;
   const uint16_t* output_random = nullptr;
+
+  explicit AttentionDraws(int64_t scratch_elements) : scratch(scratch_elements) {}
 
   void draw(const Drop& drop, const AttentionShape& shape, uint64_t row) {
     const auto at = [&](AttentionSite site) { return Draw{drop.key, row, drop.site + site}; };
     query.resize(shape.queries);
     factors<T>(at(kQuery), drop.query, shape.queries, query.data(), few);
-    factors<T>(at(kAttentionDepth), drop.depth, 1, &depth, few);
     const auto probabilities = shape.heads * shape.drawn_by_head(), outputs = shape.queries * shape.width;
     weights.resize(probabilities + kSlack);
     output.resize(in_groups(outputs) + kSlack);
@@ -65,30 +65,26 @@ at::Tensor attention_forward(const at::Tensor& x, const at::Tensor& norm_weight,
   const auto q_weight = weight.narrow(0, 0, d).t(), kv_weight = weight.narrow(0, d, 2 * d).t();
   const auto& k = kernels<T>();
   const auto* ids = rows.const_data_ptr<int64_t>();
-  for_chunks(n, chunk, [&](int64_t from, int64_t images) {
-    const auto at = kept ? from : 0;
-    for_images(images, [&](int64_t i) {
-      k.norm(t, d, read<T>(x) + (from + i) * t * d, read<T>(norm_weight),
-             read<T>(norm_bias), static_cast<T>(call.eps), write<T>(normed) + i * t * d,
-             write<T>(mean) + (at + i) * t, write<T>(rstd) + (at + i) * t);
+  const auto make_draws = [&] { return AttentionDraws<T>(k.attention_scratch(shape)); };
+  for_chunks<T>(rows, chunk, call.drop, kAttentionDepth, [&](const Chunk<T>& here) {
+    const auto at = kept ? here.from : 0, images = here.size();
+    for_images(here, [&](int64_t i, int64_t image) {
+      k.norm(t, d, read<T>(x) + image * t * d, read<T>(norm_weight), read<T>(norm_bias), static_cast<T>(call.eps),
+             write<T>(normed) + i * t * d, write<T>(mean) + (at + i) * t, write<T>(rstd) + (at + i) * t);
     });
-    const auto here = normed.narrow(0, 0, images);
+    const auto normed_here = normed.narrow(0, 0, images);
     auto q_here = q.narrow(0, at * s, images * s), kv_here = kv.narrow(0, at * t, images * t);
-    at::mm_out(q_here, first_rows(here, s), q_weight);
-    at::mm_out(kv_here, here.view({-1, d}), kv_weight);
+    at::mm_out(q_here, first_rows(normed_here, s), q_weight);
+    at::mm_out(kv_here, normed_here.view({images * t, d}), kv_weight);
     record_attention("thanos::attention", q_here.view({images, s, d}), kv_here.view({images, t, 2 * d}));
-    at::parallel_for(0, images, 1, [&](int64_t begin, int64_t end) {
-      AttentionDraws<T> draws;
-      std::vector<T> scratch(k.attention_scratch(shape));
-      for (int64_t i = begin; i < end; i++) {
-        draws.draw(call.drop, shape, ids[from + i]);
-        k.attention(shape, read<T>(q_here) + i * s * d, read<T>(kv_here) + i * t * 2 * d,
-                    draws.query.data(), draws.weights_random, keep_of(call.drop.weights),
-                    read<T>(x) + (from + i) * t * d, draws.depth, draws.output_random,
-                    keep_of(call.drop.output), write<T>(out) + (from + i) * s * d,
-                    write<T>(lse) + (at + i) * call.heads * s, scratch.data());
-      }
+    for_images_with(here, make_draws, [&](AttentionDraws<T>& draws, int64_t i, int64_t image) {
+      draws.draw(call.drop, shape, ids[image]);
+      k.attention(shape, read<T>(q_here) + i * s * d, read<T>(kv_here) + i * t * 2 * d, draws.query.data(),
+                  draws.weights_random, keep_of(call.drop.weights), read<T>(x) + image * t * d, here.depth,
+                  draws.output_random, keep_of(call.drop.output), write<T>(out) + image * s * d,
+                  write<T>(lse) + (at + i) * call.heads * s, draws.scratch.data());
     });
+    for (const auto image : here.skipped) out.select(0, image).copy_(x.select(0, image).narrow(0, 0, s));
   });
   if (kept) {
     kept->call = call;
@@ -114,42 +110,39 @@ std::vector<at::Tensor> attention_gradients(const at::Tensor& x, const at::Tenso
   const auto q_weight = weight.narrow(0, 0, d), kv_weight = weight.narrow(0, d, 2 * d);
   const auto& k = kernels<T>();
   const auto* ids = rows.const_data_ptr<int64_t>();
-  for_chunks(n, chunk, [&](int64_t from, int64_t images) {
-    at::parallel_for(0, images, 1, [&](int64_t begin, int64_t end) {
-      AttentionDraws<T> draws;
-      std::vector<T> scratch(k.attention_scratch(shape));
-      for (int64_t i = begin; i < end; i++) {
-        const auto image = from + i;
-        draws.draw(call.drop, shape, ids[image]);
-        k.attention_backward(shape, read<T>(kept.q) + image * s * d,
-                             read<T>(kept.kv) + image * t * 2 * d, draws.query.data(),
-                             draws.weights_random, keep_of(call.drop.weights),
-                             read<T>(grad) + image * s * d, draws.depth, draws.output_random,
-                             keep_of(call.drop.output), read<T>(kept.lse) + image * call.heads * s,
-                             write<T>(dq) + i * s * d, write<T>(dkv) + i * t * 2 * d,
-                             scratch.data());
-        k.norm_again(t, d, read<T>(x) + image * t * d, read<T>(norm_weight),
-                     read<T>(norm_bias), read<T>(kept.mean) + image * t,
-                     read<T>(kept.rstd) + image * t, write<T>(normed) + i * t * d);
-      }
+  const auto make_draws = [&] { return AttentionDraws<T>(k.attention_scratch(shape)); };
+  for_chunks<T>(rows, chunk, call.drop, kAttentionDepth, [&](const Chunk<T>& here) {
+    const auto at = here.from, images = here.size();
+    for_images_with(here, make_draws, [&](AttentionDraws<T>& draws, int64_t i, int64_t image) {
+      draws.draw(call.drop, shape, ids[image]);
+      k.attention_backward(shape, read<T>(kept.q) + (at + i) * s * d, read<T>(kept.kv) + (at + i) * t * 2 * d,
+                           draws.query.data(), draws.weights_random, keep_of(call.drop.weights),
+                           read<T>(grad) + image * s * d, here.depth, draws.output_random, keep_of(call.drop.output),
+                           read<T>(kept.lse) + (at + i) * call.heads * s, write<T>(dq) + i * s * d,
+                           write<T>(dkv) + i * t * 2 * d, draws.scratch.data());
+      k.norm_again(t, d, read<T>(x) + image * t * d, read<T>(norm_weight), read<T>(norm_bias),
+                   read<T>(kept.mean) + (at + i) * t, read<T>(kept.rstd) + (at + i) * t,
+                   write<T>(normed) + i * t * d);
     });
-    const auto here = normed.narrow(0, 0, images);
-    auto dhere = dnormed.narrow(0, 0, images);
+    const auto normed_here = normed.narrow(0, 0, images);
+    auto dnormed_here = dnormed.narrow(0, 0, images);
     const auto dq_here = dq.narrow(0, 0, images * s), dkv_here = dkv.narrow(0, 0, images * t);
     record_attention("thanos::attention_backward", dq_here.view({images, s, d}), dkv_here.view({images, t, 2 * d}));
-    dq_weight.addmm_(dq_here.t(), first_rows(here, s));
-    dkv_weight.addmm_(dkv_here.t(), here.view({-1, d}));
-    auto dhere_rows = dhere.view({-1, d});
-    at::mm_out(dhere_rows, dkv_here, kv_weight);
-    if (s == t) dhere_rows.addmm_(dq_here, q_weight);
-    else dhere.narrow(1, 0, s).add_(dq_here.mm(q_weight).view({images, s, d}));
-    for_images(images, [&](int64_t i) {
-      const auto image = from + i;
-      k.norm_backward(t, d, read<T>(x) + image * t * d, read<T>(norm_weight),
-                      read<T>(kept.mean) + image * t, read<T>(kept.rstd) + image * t,
-                      read<T>(dhere) + i * t * d, read<T>(grad) + image * s * d, s,
-                      write<T>(dx) + image * t * d, write<T>(sums) + i * 2 * d);
+    dq_weight.addmm_(dq_here.t(), first_rows(normed_here, s));
+    dkv_weight.addmm_(dkv_here.t(), normed_here.view({images * t, d}));
+    auto dnormed_rows = dnormed_here.view({images * t, d});
+    at::mm_out(dnormed_rows, dkv_here, kv_weight);
+    if (s == t) dnormed_rows.addmm_(dq_here, q_weight);
+    else dnormed_here.narrow(1, 0, s).add_(dq_here.mm(q_weight).view({images, s, d}));
+    for_images(here, [&](int64_t i, int64_t image) {
+      k.norm_backward(t, d, read<T>(x) + image * t * d, read<T>(norm_weight), read<T>(kept.mean) + (at + i) * t,
+                      read<T>(kept.rstd) + (at + i) * t, read<T>(dnormed_here) + i * t * d,
+                      read<T>(grad) + image * s * d, s, write<T>(dx) + image * t * d, write<T>(sums) + i * 2 * d);
     });
+    for (const auto image : here.skipped) {
+      dx.select(0, image).narrow(0, 0, s).copy_(grad.select(0, image));
+      dx.select(0, image).narrow(0, s, t - s).zero_();
+    }
     dnorm.add_(sums.narrow(0, 0, images).sum(0));
   });
   return {dx, dnorm.narrow(0, 0, d), dnorm.narrow(0, d, d), dweight};

@@ -22,10 +22,8 @@ struct FeedForwardWeights {
 };
 
 // What an image draws.
-template <typename T>
 struct FeedForwardDraws {
-  std::vector<uint16_t> hidden, fed, few;
-  T depth = 1;
+  std::vector<uint16_t> hidden, fed;
   const uint16_t* hidden_random = nullptr;
   const uint16_t* fed_random = nullptr;
 
@@ -35,7 +33,6 @@ struct FeedForwardDraws {
   }
 
   void draw_fed(const Drop& drop, int64_t elements, uint64_t row) {
-    factors<T>({drop.key, row, drop.site + kFeedForwardDepth}, drop.depth, 1, &depth, few);
     fed.resize(in_groups(elements) + kSlack);
     fed_random = drawn({drop.key, row, drop.site + kFed}, drop.output, elements, fed.data());
   }
@@ -56,34 +53,29 @@ at::Tensor feed_forward(const at::Tensor& x, const FeedForwardWeights& w, const 
   const auto normed = make({most * t, d}), active = make({most * t, m});
   const auto& k = kernels<T>();
   const auto* ids = rows.const_data_ptr<int64_t>();
-  for_chunks(n, chunk, [&](int64_t from, int64_t images) {
-    const auto at = kept ? from : 0;
-    for_images(images, [&](int64_t i) {
-      k.norm(t, d, read<T>(x) + (from + i) * t * d, read<T>(w.norm_weight),
-             read<T>(w.norm_bias), static_cast<T>(call.eps), write<T>(normed) + i * t * d,
-             write<T>(mean) + (at + i) * t, write<T>(rstd) + (at + i) * t);
+  const auto make_draws = [] { return FeedForwardDraws(); };
+  for_chunks<T>(rows, chunk, call.drop, kFeedForwardDepth, [&](const Chunk<T>& here) {
+    const auto at = kept ? here.from : 0, images = here.size();
+    for_images(here, [&](int64_t i, int64_t image) {
+      k.norm(t, d, read<T>(x) + image * t * d, read<T>(w.norm_weight), read<T>(w.norm_bias),
+             static_cast<T>(call.eps), write<T>(normed) + i * t * d, write<T>(mean) + (at + i) * t,
+             write<T>(rstd) + (at + i) * t);
     });
     auto normed_here = normed.narrow(0, 0, images * t), hidden_here = hidden.narrow(0, at * t, images * t);
     at::mm_out(hidden_here, normed_here, w.in.t());
-    at::parallel_for(0, images, 1, [&](int64_t begin, int64_t end) {
-      FeedForwardDraws<T> draws;
-      for (int64_t i = begin; i < end; i++) {
-        draws.draw_hidden(call.drop, t * m, ids[from + i]);
-        k.activation(t, m, read<T>(hidden_here) + i * t * m, read<T>(w.in_bias),
-                     draws.hidden_random, keep_of(call.drop.hidden), write<T>(active) + i * t * m);
-      }
+    for_images_with(here, make_draws, [&](FeedForwardDraws& draws, int64_t i, int64_t image) {
+      draws.draw_hidden(call.drop, t * m, ids[image]);
+      k.activation(t, m, read<T>(hidden_here) + i * t * m, read<T>(w.in_bias), draws.hidden_random,
+                   keep_of(call.drop.hidden), write<T>(active) + i * t * m);
     });
     // The norm is not needed any more: its memory takes the branch's output.
     at::mm_out(normed_here, active.narrow(0, 0, images * t), w.out.t());
-    at::parallel_for(0, images, 1, [&](int64_t begin, int64_t end) {
-      FeedForwardDraws<T> draws;
-      for (int64_t i = begin; i < end; i++) {
-        draws.draw_fed(call.drop, t * d, ids[from + i]);
-        k.residual(t, d, read<T>(x) + (from + i) * t * d, read<T>(normed_here) + i * t * d,
-                   read<T>(w.out_bias), draws.depth, draws.fed_random, keep_of(call.drop.output),
-                   write<T>(out) + (from + i) * t * d);
-      }
+    for_images_with(here, make_draws, [&](FeedForwardDraws& draws, int64_t i, int64_t image) {
+      draws.draw_fed(call.drop, t * d, ids[image]);
+      k.residual(t, d, read<T>(x) + image * t * d, read<T>(normed_here) + i * t * d, read<T>(w.out_bias), here.depth,
+                 draws.fed_random, keep_of(call.drop.output), write<T>(out) + image * t * d);
     });
+    for (const auto image : here.skipped) out.select(0, image).copy_(x.select(0, image));
   });
   if (kept) {
     kept->call = call;
@@ -109,44 +101,36 @@ std::vector<at::Tensor> feed_forward_gradients(const at::Tensor& x, const FeedFo
   auto din = zeros({m, d}), dout = zeros({d, m});
   const auto& k = kernels<T>();
   const auto* ids = rows.const_data_ptr<int64_t>();
-  for_chunks(n, chunk, [&](int64_t from, int64_t images) {
+  const auto make_draws = [] { return FeedForwardDraws(); };
+  for_chunks<T>(rows, chunk, call.drop, kFeedForwardDepth, [&](const Chunk<T>& here) {
+    const auto at = here.from, images = here.size();
     auto dfed_here = dfed.narrow(0, 0, images * t), dactive_here = dactive.narrow(0, 0, images * t);
     const auto normed_here = normed.narrow(0, 0, images * t), active_here = active.narrow(0, 0, images * t);
-    at::parallel_for(0, images, 1, [&](int64_t begin, int64_t end) {
-      FeedForwardDraws<T> draws;
-      for (int64_t i = begin; i < end; i++) {
-        draws.draw_fed(call.drop, t * d, ids[from + i]);
-        k.residual_backward(t, d, read<T>(grad) + (from + i) * t * d, draws.depth, draws.fed_random,
-                            keep_of(call.drop.output), write<T>(dfed) + i * t * d,
-                            write<T>(out_sums) + i * d);
-      }
+    for_images_with(here, make_draws, [&](FeedForwardDraws& draws, int64_t i, int64_t image) {
+      draws.draw_fed(call.drop, t * d, ids[image]);
+      k.residual_backward(t, d, read<T>(grad) + image * t * d, here.depth, draws.fed_random,
+                          keep_of(call.drop.output), write<T>(dfed) + i * t * d, write<T>(out_sums) + i * d);
     });
     at::mm_out(dactive_here, dfed_here, w.out);
-    at::parallel_for(0, images, 1, [&](int64_t begin, int64_t end) {
-      FeedForwardDraws<T> draws;
-      for (int64_t i = begin; i < end; i++) {
-        const auto image = from + i;
-        draws.draw_hidden(call.drop, t * m, ids[image]);
-        k.activation_backward(t, m, read<T>(kept.hidden) + image * t * m, read<T>(w.in_bias),
-                              draws.hidden_random, keep_of(call.drop.hidden),
-                              write<T>(dactive) + i * t * m, write<T>(active) + i * t * m,
-                              write<T>(in_sums) + i * m);
-        k.norm_again(t, d, read<T>(x) + image * t * d, read<T>(w.norm_weight),
-                     read<T>(w.norm_bias), read<T>(kept.mean) + image * t,
-                     read<T>(kept.rstd) + image * t, write<T>(normed) + i * t * d);
-      }
+    for_images_with(here, make_draws, [&](FeedForwardDraws& draws, int64_t i, int64_t image) {
+      draws.draw_hidden(call.drop, t * m, ids[image]);
+      k.activation_backward(t, m, read<T>(kept.hidden) + (at + i) * t * m, read<T>(w.in_bias), draws.hidden_random,
+                            keep_of(call.drop.hidden), write<T>(dactive) + i * t * m, write<T>(active) + i * t * m,
+                            write<T>(in_sums) + i * m);
+      k.norm_again(t, d, read<T>(x) + image * t * d, read<T>(w.norm_weight), read<T>(w.norm_bias),
+                   read<T>(kept.mean) + (at + i) * t, read<T>(kept.rstd) + (at + i) * t,
+                   write<T>(normed) + i * t * d);
     });
     dout.addmm_(dfed_here.t(), active_here);
     din.addmm_(dactive_here.t(), normed_here);
     // The gradient of the norm's output takes the memory of the branch's.
     at::mm_out(dfed_here, dactive_here, w.in);
-    for_images(images, [&](int64_t i) {
-      const auto image = from + i;
-      k.norm_backward(t, d, read<T>(x) + image * t * d, read<T>(w.norm_weight),
-                      read<T>(kept.mean) + image * t, read<T>(kept.rstd) + image * t,
-                      read<T>(dfed) + i * t * d, read<T>(grad) + image * t * d, t,
-                      write<T>(dx) + image * t * d, write<T>(sums) + i * 2 * d);
+    for_images(here, [&](int64_t i, int64_t image) {
+      k.norm_backward(t, d, read<T>(x) + image * t * d, read<T>(w.norm_weight), read<T>(kept.mean) + (at + i) * t,
+                      read<T>(kept.rstd) + (at + i) * t, read<T>(dfed_here) + i * t * d,
+                      read<T>(grad) + image * t * d, t, write<T>(dx) + image * t * d, write<T>(sums) + i * 2 * d);
     });
+    for (const auto image : here.skipped) dx.select(0, image).copy_(grad.select(0, image));
     dnorm.add_(sums.narrow(0, 0, images).sum(0));
     din_bias.add_(in_sums.narrow(0, 0, images).sum(0));
     dout_bias.add_(out_sums.narrow(0, 0, images).sum(0));

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "kernels.h"
 
@@ -79,17 +80,54 @@ inline int64_t chunk_of(int64_t images, int64_t tokens) {
   return std::max<int64_t>(1, std::min(images, rows / std::max<int64_t>(1, tokens)));
 }
 
-// Calls `body(from, images)` for each chunk.
-template <typename F>
-void for_chunks(int64_t images, int64_t chunk, const F& body) {
-  for (int64_t from = 0; from < images; from += chunk) body(from, std::min(chunk, images - from));
+// Images of a chunk by what stochastic depth makes of a branch: the factor of those that compute it, and those that skip
+// it, for which nothing is computed.
+template <typename T>
+struct Chunk {
+  int64_t from;
+  T depth = 1;
+  std::vector<int64_t> images, skipped;
+
+  int64_t size() const { return static_cast<int64_t>(images.size()); }
+};
+
+// Calls `body(chunk)` for each chunk. `site` is that of stochastic depth.
+template <typename T, typename F>
+void for_chunks(const at::Tensor& rows, int64_t chunk, const Drop& drop, uint32_t site, const F& body) {
+  const auto n = rows.size(0);
+  const auto* ids = rows.const_data_ptr<int64_t>();
+  std::vector<uint16_t> buffer;
+  for (int64_t from = 0; from < n; from += chunk) {
+    Chunk<T> here{from};
+    for (int64_t image = from; image < std::min(n, from + chunk); image++) {
+      T depth = 1;
+      factors<T>({drop.key, static_cast<uint64_t>(ids[image]), drop.site + site}, drop.depth, 1, &depth, buffer);
+      if (depth == 0) {
+        here.skipped.push_back(image);
+      } else {
+        here.depth = depth;
+        here.images.push_back(image);
+      }
+    }
+    body(here);
+  }
 }
 
-// Calls `body(image)` for each image of a chunk, shared among threads.
-template <typename F>
-void for_images(int64_t images, const F& body) {
-  at::parallel_for(0, images, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t image = begin; image < end; image++) body(image);
+// Calls `body(index, image)` for each image of a chunk that computes the branch, shared among threads; the index is that
+// in the chunk's buffers.
+template <typename T, typename F>
+void for_images(const Chunk<T>& chunk, const F& body) {
+  at::parallel_for(0, chunk.size(), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t index = begin; index < end; index++) body(index, chunk.images[index]);
+  });
+}
+
+// The same, with what an image draws and what a thread needs, which `make()` makes for each thread.
+template <typename T, typename M, typename F>
+void for_images_with(const Chunk<T>& chunk, const M& make, const F& body) {
+  at::parallel_for(0, chunk.size(), 1, [&](int64_t begin, int64_t end) {
+    auto own = make();
+    for (int64_t index = begin; index < end; index++) body(own, index, chunk.images[index]);
   });
 }
 

@@ -108,7 +108,13 @@ pub fn keep_mask(draws: &Draws, site: u32, elements: i64, kept: Kept, like: (Kin
 }
 
 /// The same by tensor operations, on any device.
-pub(crate) fn plain_mask(draws: &Draws, site: u32, elements: i64, kept: Kept, (kind, device): (Kind, Device)) -> Tensor {
+pub(crate) fn plain_mask(
+    draws: &Draws,
+    site: u32,
+    elements: i64,
+    kept: Kept,
+    (kind, device): (Kind, Device),
+) -> Tensor {
     let numbers = numbers(draws, site, in_groups(elements), device).narrow(1, 0, elements);
     numbers.lt(i64::from(kept.share())).to_kind(kind) / kept.probability()
 }

@@ -72,7 +72,8 @@ impl Attention<'_> {
     /// If shapes do not fit.
     pub fn forward(&self, x: &Tensor, queries: i64, draws: Option<&Draws>) -> Result<Tensor, Error> {
         let (n, t, d) = check_input("attention", x, draws)?;
-        let expected = [("norm", self.norm.weight, vec![d]), ("bias", self.norm.bias, vec![d]), ("qkv", self.qkv, vec![3 * d, d])];
+        let expected =
+            [("norm", self.norm.weight, vec![d]), ("bias", self.norm.bias, vec![d]), ("qkv", self.qkv, vec![3 * d, d])];
         check_weights("attention", x, &expected)?;
         if self.heads < 1 || d % self.heads != 0 || queries < 1 || queries > t {
             let message = format!("{} heads and {queries} queries do not fit tokens [{n}, {t}, {d}]", self.heads);

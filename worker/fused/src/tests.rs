@@ -214,8 +214,7 @@ fn a_mask_is_a_function_of_its_key() {
     assert!(all.narrow(0, 2, 2).equal(&mask(1, &[9], 0)));
     let other_network = keep_mask(&Draws::new(1, &[4], 2).of_network(1), 0, 200, Kept::of_rate(0.5), like);
     let other_network = other_network.expect("a mask").get(0);
-    let others =
-        [all.get(0), all.get(1), all.get(2), mask(1, &[4], 1).get(0), mask(2, &[4], 0).get(0), other_network];
+    let others = [all.get(0), all.get(1), all.get(2), mask(1, &[4], 1).get(0), mask(2, &[4], 0).get(0), other_network];
     for (at, one) in others.iter().enumerate() {
         assert!(others[..at].iter().all(|other| !one.equal(other)), "mask {at}");
     }

@@ -4,8 +4,8 @@
 
 use super::Mode;
 use super::layers::linear;
-use tch::nn::{self, LayerNorm, Linear, Module};
 use tch::Tensor;
+use tch::nn::{self, LayerNorm, Linear, Module};
 use thanos_configs::ModelConfig;
 use thanos_fused::{
     Attention, AttentionRates, Draws, Error, FeedForward, FeedForwardRates, Kept, Linear as Weights, Norm, keep_mask,
