@@ -10,6 +10,7 @@ use std::path::Path;
 use std::rc::Rc;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Reduction, Tensor};
+use thanos_fused::Draws;
 use thanos_worker::model::{Alone, BatchSum, Decoder, DecoderShape, Mode};
 use thanos_worker::tensors::Named;
 
@@ -93,7 +94,7 @@ fn train(
     (z, target): (&Tensor, &Tensor),
 ) -> Result<Pass> {
     let z = z.detach().set_requires_grad(true);
-    let reconstruction = decoder.forward(&z, Mode::Train)?;
+    let reconstruction = decoder.forward(&z, Mode::Train(&Draws::new(0, &[], 1)))?;
     let mse = reconstruction.mse_loss(&target.to_kind(Kind::Double), Reduction::Mean);
     mse.backward();
     let square_sum = |(name, _): &(String, Vec<i64>)| state[name].grad().square().sum(Kind::Double).double_value(&[]);

@@ -13,6 +13,7 @@ use std::path::Path;
 use std::rc::Rc;
 use tch::{Kind, Reduction, Tensor};
 use thanos_configs::{DataSet, EncoderConfig, Labels, ModelConfig};
+use thanos_fused::Draws;
 use thanos_worker::model::{Alone, BatchSum, Mode, Model};
 use thanos_worker::tensors::copy_into;
 use thanos_worker::{AdamW, contrast_globally};
@@ -103,7 +104,8 @@ fn check_gradients(golden: &Golden, config: &Config, case: &mut Case) -> Result<
     let expected = golden.folder("grads");
     for kind in [Kind::Double, Kind::Float] {
         let model = config.model(golden, kind)?;
-        let z = model.encoder.forward(&golden.input("images")?.to_kind(kind), Mode::Train)?; // [B, d]
+        let images = golden.input("images")?.to_kind(kind);
+        let z = model.encoder.forward(&images, Mode::Train(&draws_of(images.size()[0])))?; // [B, d]
         (z * golden.input("cotangent")?).sum(None::<Kind>).backward();
         let found = model.parameters();
         let with_gradient = found.iter().filter(|(_, parameter)| parameter.grad().defined());
@@ -140,7 +142,7 @@ fn check_trajectory(golden: &Golden, config: &Config, case: &mut Case) -> Result
             case.number(&format!("{name} loss of step {step}"), found[at], expected, LOSSES);
         }
         optimizer.update(&optimizer.flat_gradient(), config.rate("lr")?)?;
-        optimizer.zero_grad();
+        optimizer.zero_grad()?;
     }
     let found = model.state();
     let expected = golden.folder("trajectory/final_weights");
@@ -151,10 +153,15 @@ fn check_trajectory(golden: &Golden, config: &Config, case: &mut Case) -> Result
     Ok(())
 }
 
+/// Of so many images; without dropout nothing is drawn.
+fn draws_of(images: i64) -> Draws {
+    Draws::new(0, &(0..images as u64).collect::<Vec<_>>(), 1)
+}
+
 /// Gradients and losses (total, cross-entropy, contrastive) of images [B, 2, C, S, S] with labels [B].
 fn train(model: &Model, options: &LossOptions, images: &Tensor, labels: &Tensor) -> Result<[f64; 3]> {
     let b = labels.size()[0];
-    let z = model.encoder.forward(&images.flatten(0, 1), Mode::Train)?; // [2B, d]
+    let z = model.encoder.forward(&images.flatten(0, 1), Mode::Train(&draws_of(2 * b)))?; // [2B, d]
     let both = labels.repeat_interleave_self_int(2, 0, None); // [2B]
     let cross_entropy = model.logits(&z).cross_entropy_loss::<Tensor>(&both, None, Reduction::Mean, -100, 0.0);
     let pairs = z.detach().reshape([b, 2, -1]); // [B, view, d]

@@ -12,6 +12,7 @@ use anyhow::Result;
 use std::rc::Rc;
 use tch::{Reduction, Tensor};
 use thanos_configs::{Contrastive, Objective, Plan, ValidationMeasure};
+use thanos_fused::Draws;
 
 pub(crate) struct Backbone<'a> {
     model: Model,
@@ -42,11 +43,12 @@ impl Stage for Backbone<'_> {
         2
     }
 
-    fn losses(&mut self, batch: &Batch) -> Result<Losses> {
+    fn losses(&mut self, batch: &Batch, draws: u64) -> Result<Losses> {
         let data = self.judge.data;
+        let draws = Draws::new(draws, batch.own(), self.views());
         let (b, total) = (batch.own().len() as i64, batch.samples.len() as i64);
         let images = batch.images.flatten(0, 1); // [2b, C, S, S]
-        let z = self.model.encoder.forward(&images, Mode::Train)?; // [2b, d]
+        let z = self.model.encoder.forward(&images, Mode::Train(&draws))?; // [2b, d]
         let mut losses = Losses::default();
         if self.objective.cross_entropy > 0.0 {
             let labels = data.labels(&data.train.coarse, batch.own()).repeat_interleave_self_int(2, 0, None); // [2b]
@@ -69,7 +71,7 @@ impl Stage for Backbone<'_> {
             );
         }
         if let (Some(weight), Some(decoder)) = (self.objective.reconstruction, &self.model.decoder) {
-            let reconstructed = decoder.forward(&z, Mode::Train)?; // [2b, C, S, S]
+            let reconstructed = decoder.forward(&z, Mode::Train(&draws))?; // [2b, C, S, S]
             let pixels = total * 2 * images.size()[1..].iter().product::<i64>();
             losses.add("reconstruction", weight, (reconstructed - &images).square().sum(images.kind()) / pixels);
         }

@@ -177,9 +177,18 @@ impl Judge<'_> {
 }
 
 /// Embeddings of images by all encoders, concatenated: [n, C, S, S] to [n, d]. No graph is kept.
-pub(crate) fn embed(models: &[&Model], images: &Tensor, mode: Mode) -> Result<Tensor> {
+///
+/// # Errors
+/// If a peer is lost while the encoders sum their statistics.
+pub(crate) fn embed(models: &[&Model], images: &Tensor, mode: Mode<'_>) -> Result<Tensor> {
     let _no_graph = tch::no_grad_guard();
-    let parts = models.iter().map(|model| model.encoder.forward(images, mode)).collect::<Result<Vec<_>>>()?;
+    let mut parts = Vec::new();
+    for (network, model) in models.iter().enumerate() {
+        parts.push(match mode {
+            Mode::Eval => model.encoder.forward(images, Mode::Eval)?,
+            Mode::Train(draws) => model.encoder.forward(images, Mode::Train(&draws.of_network(network as u32)))?,
+        });
+    }
     Ok(Tensor::cat(&parts, 1))
 }
 

@@ -5,6 +5,7 @@ use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 use thanos_c10d::{AdamWParameter, AdamWRates, fused_adamw};
+use thanos_fused::drop_gradients;
 
 /// Decoupled weight decay on every parameter, as `torch.optim.AdamW` (betas 0.9 and 0.999, eps 1e-8).
 pub struct AdamW {
@@ -55,14 +56,12 @@ impl AdamW {
         })
     }
 
-    /// Forgets the gradients of the last step.
-    pub fn zero_grad(&self) {
-        for parameter in self.parameters.values() {
-            let mut gradient = parameter.grad();
-            if gradient.defined() {
-                _ = gradient.detach_().zero_();
-            }
-        }
+    /// Forgets the gradients of the last step: the next backward pass makes new ones instead of adding to zeros.
+    ///
+    /// # Errors
+    /// If libtorch refuses.
+    pub fn zero_grad(&self) -> Result<()> {
+        Ok(drop_gradients(self.parameters.values())?)
     }
 
     /// One update from the summed gradient, laid out as by [`Self::flat_gradient`].

@@ -69,7 +69,8 @@ pub(crate) trait Stage {
     fn state(&self) -> Named;
     /// Views of each image that a batch must have.
     fn views(&self) -> u64;
-    fn losses(&mut self, batch: &Batch) -> Result<Losses>;
+    /// `draws` is the key of what the model draws in this step.
+    fn losses(&mut self, batch: &Batch, draws: u64) -> Result<Losses>;
     /// Share of the validation images, over all ranks.
     fn validation_accuracy(&mut self) -> Result<f64>;
     /// Measures on the test images and, for a transfer, the fine accuracy.

@@ -34,7 +34,7 @@ use thanos_proto::{Best, CheckpointWritten, Evaluated, StageResult, StepDone, Wo
 /// A stage's place in the run, and its numbers.
 pub(crate) struct Recipe<'a> {
     pub(crate) name: &'a str,
-    /// Tells this stage's dropout masks from those of others.
+    /// Distinguishes this stage's dropout masks from those of other stages.
     pub(crate) key: u64,
     pub(crate) seed: u64,
     pub(crate) train: TrainConfig,
@@ -327,16 +327,15 @@ impl<'a> Trainer<'a> {
     /// One optimiser update.
     fn update(&mut self, batch: &Batch, total_steps: u64) -> Result<Asked> {
         let rank = self.peers.group.rank();
-        tch::manual_seed(step_key(self.recipe.seed, self.recipe.key, self.step, rank as u64) as i64);
         self.buffers_before = snapshot(&self.buffers);
         self.clock.reset();
         self.step_phase("forward")?;
         self.peers.group.forget_exchanged();
         failpoints::hang(rank, self.step);
         failpoints::pass("step");
-        let losses = self.stage.losses(batch)?;
+        let losses = self.stage.losses(batch, step_key(self.recipe.seed, self.recipe.key, self.step))?;
         self.step_phase("backward")?;
-        self.optimizer.zero_grad();
+        self.optimizer.zero_grad()?;
         losses.backward()?;
         failpoints::poison_gradient(self.optimizer.parameters(), rank, self.step);
         self.step_phase("reduce")?;

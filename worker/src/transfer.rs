@@ -11,6 +11,7 @@ use anyhow::Result;
 use tch::nn::{self, Module, VarStore};
 use tch::{Kind, Reduction, Tensor};
 use thanos_configs::{Features, FrozenMode, TransferConfig};
+use thanos_fused::Draws;
 
 pub(crate) struct Transfer<'a> {
     backbones: Vec<Model>,
@@ -27,7 +28,7 @@ enum Source {
     /// standardised.
     Cached { features: Tensor, validation: Tensor, standard: Standard },
     /// One augmented view through the encoders in this mode.
-    Augmented { mode: Mode },
+    Augmented { mode: FrozenMode },
 }
 
 /// (x - mean) / deviation, each [1, d], of the features of the images trained on.
@@ -64,12 +65,7 @@ impl<'a> Transfer<'a> {
         }
         let source = match config.features {
             Features::Cached => cached(&backbones, &judge)?,
-            Features::Augmented => Source::Augmented {
-                mode: match config.frozen_mode {
-                    FrozenMode::Eval => Mode::Eval,
-                    FrozenMode::Train => Mode::Train,
-                },
-            },
+            Features::Augmented => Source::Augmented { mode: config.frozen_mode },
         };
         Ok(Self { backbones, variables, head, source, judge })
     }
@@ -100,8 +96,8 @@ impl Stage for Transfer<'_> {
         let mut state = self.parameters();
         match &self.source {
             Source::Cached { standard, .. } => state.extend(standard.named()),
-            Source::Augmented { mode: Mode::Eval } => {}
-            Source::Augmented { mode: Mode::Train } => {
+            Source::Augmented { mode: FrozenMode::Eval } => {}
+            Source::Augmented { mode: FrozenMode::Train } => {
                 for (index, model) in self.backbones.iter().enumerate() {
                     let buffers = model.buffers().into_iter();
                     state.extend(buffers.map(|(name, buffer)| (format!("encoder.{index}.{name}"), buffer)));
@@ -118,13 +114,20 @@ impl Stage for Transfer<'_> {
         }
     }
 
-    fn losses(&mut self, batch: &Batch) -> Result<Losses> {
+    fn losses(&mut self, batch: &Batch, draws: u64) -> Result<Losses> {
         let data = self.judge.data;
         let features = match &self.source {
             Source::Cached { features, standard, .. } => {
                 standard.apply(&features.index_select(0, &rows(batch.own()).to_device(data.device())))
             }
-            Source::Augmented { mode } => embed(&self.models(), &batch.images.flatten(0, 1), *mode)?,
+            Source::Augmented { mode } => {
+                let draws = Draws::new(draws, batch.own(), self.views());
+                let mode = match mode {
+                    FrozenMode::Eval => Mode::Eval,
+                    FrozenMode::Train => Mode::Train(&draws),
+                };
+                embed(&self.models(), &batch.images.flatten(0, 1), mode)?
+            }
         }; // [b, d]
         let labels = data.labels(&data.train.fine, batch.own());
         let logits = self.head.forward(&features); // [b, classes]

@@ -102,7 +102,15 @@ uint64_t attention(std::string_view name, Inputs inputs) {
   return first == 0 ? pairs + values : 3 * pairs + 2 * values;
 }
 
+// The fused attention of `thanos-fused`, whose products no operator of libtorch makes: queries [n, s, d] of all heads
+// together, keys and values [n, t, 2d]. Backwards it computes the scores again and has four products of gradients.
+uint64_t own_attention(std::string_view name, Inputs inputs) {
+  const auto product_of_pairs = 2 * product(inputs[0].toTensor().sizes()) * from_end(inputs[1].toTensor(), 2);
+  return (name.ends_with("_backward") ? 5 : 2) * product_of_pairs;
+}
+
 uint64_t flops_of(std::string_view name, Inputs inputs) {
+  if (name.starts_with("thanos::attention")) return own_attention(name, inputs);
   constexpr std::string_view kNamespace = "aten::", kAttention = "_scaled_dot_product_";
   if (!name.starts_with(kNamespace)) return 0;
   name.remove_prefix(kNamespace.size());

@@ -58,7 +58,7 @@ impl Decoder {
     }
 
     /// Embeddings [n, d] to images [n, C, S, S], normalised as the encoder's input is.
-    pub fn forward(&self, embeddings: &Tensor, mode: Mode) -> Result<Tensor> {
+    pub fn forward(&self, embeddings: &Tensor, mode: Mode<'_>) -> Result<Tensor> {
         let n = embeddings.size()[0];
         let start = (self.side / 8).max(1);
         let x = self.linear.forward(embeddings).reshape([n, self.width, 4, 4]);
@@ -84,7 +84,7 @@ impl Block {
         }
     }
 
-    fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, mode: Mode<'_>) -> Result<Tensor> {
         let mut out = self.bn1.forward(&self.conv1.forward(x), mode)?.relu();
         let identity = match &self.shortcut {
             Some((conv, norm)) => {

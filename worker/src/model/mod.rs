@@ -22,12 +22,24 @@ use std::rc::Rc;
 use tch::nn::{self, Module, VarStore};
 use tch::{Device, Tensor};
 use thanos_configs::{DataSet, EncoderConfig, ModelConfig, Precision};
+use thanos_fused::Draws;
 
-/// Whether dropout, stochastic depth and batch statistics are in force.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    Train,
+/// Whether dropout, stochastic depth and batch statistics are in force. All that is random in training is a function of
+/// the draws; nothing comes from torch's generator.
+#[derive(Clone, Copy, Debug)]
+pub enum Mode<'a> {
+    Train(&'a Draws),
     Eval,
+}
+
+impl<'a> Mode<'a> {
+    /// What a pass draws by; `None`: it draws nothing.
+    pub fn draws(self) -> Option<&'a Draws> {
+        match self {
+            Mode::Train(draws) => Some(draws),
+            Mode::Eval => None,
+        }
+    }
 }
 
 /// Images [n, C, S, S] to embeddings [n, d].
@@ -57,9 +69,11 @@ impl Encoder {
         }
     }
 
-    pub fn forward(&self, images: &Tensor, mode: Mode) -> Result<Tensor> {
+    /// # Errors
+    /// If the shapes do not fit, and if a peer is lost while statistics are summed.
+    pub fn forward(&self, images: &Tensor, mode: Mode<'_>) -> Result<Tensor> {
         match self {
-            Encoder::Vit(vit) => Ok(vit.forward(images, mode)),
+            Encoder::Vit(vit) => Ok(vit.forward(images, mode)?),
             Encoder::Resnet(resnet) => resnet.forward(images, mode),
         }
     }

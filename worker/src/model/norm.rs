@@ -58,8 +58,8 @@ impl BatchNorm {
     }
 
     /// [n, C, H, W] to the same shape. A rank may hold no image.
-    pub(crate) fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
-        if mode == Mode::Eval {
+    pub(crate) fn forward(&self, x: &Tensor, mode: Mode<'_>) -> Result<Tensor> {
+        if matches!(mode, Mode::Eval) {
             return Ok(self.scale(x, &self.running_mean, &self.running_var));
         }
         let (n, c, height, width) = x.size4()?;

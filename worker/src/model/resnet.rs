@@ -83,7 +83,7 @@ impl Resnet {
     }
 
     /// Images [n, C, S, S] to embeddings [n, d], the mean over the last feature map.
-    pub(crate) fn forward(&self, images: &Tensor, mode: Mode) -> Result<Tensor> {
+    pub(crate) fn forward(&self, images: &Tensor, mode: Mode<'_>) -> Result<Tensor> {
         let mut x = self.bn1.forward(&self.conv1.forward(images), mode)?.relu();
         if self.stem == Stem::Imagenet {
             x = x.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false);
@@ -118,7 +118,7 @@ impl Block {
         Self { layers, shortcut }
     }
 
-    fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, mode: Mode<'_>) -> Result<Tensor> {
         let mut out = x.shallow_clone();
         for (i, (conv, norm)) in self.layers.iter().enumerate() {
             if i > 0 {

@@ -1,11 +1,21 @@
-//! The vision transformer of the paper's published code (arXiv 2204.07596): pre-norm blocks, no projection behind the
+//! The vision transformer of the paper's published code (arXiv 2204.07596): pre-norm blocks, no projection after the
 //! attention, query dropout, stochastic depth. Legend: n images, T patches, t = T + 1 tokens, d width, h heads.
+//! What a block computes, and how it draws, is `thanos-fused`'s.
 
 use super::Mode;
 use super::layers::linear;
+use tch::Tensor;
 use tch::nn::{self, LayerNorm, Linear, Module};
-use tch::{Kind, Tensor};
 use thanos_configs::ModelConfig;
+use thanos_fused::{
+    Attention, AttentionRates, Draws, Error, FeedForward, FeedForwardRates, Kept, Linear as Weights, Norm, keep_mask,
+};
+
+/// Sites of random draws (see `thanos_fused::Draws`): the patch embedding's, and those of each block, from 8 (block + 1)
+/// on: four of its attention, and three of its feed-forward branch.
+const EMBEDDING_SITE: u32 = 0;
+const SITES_OF_BLOCK: u32 = 8;
+const ATTENTION_SITES: u32 = 4;
 
 /// Sizes: `side` and `patch` in pixels, `width` and `mlp` in features, `depth` in blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,8 +69,10 @@ struct Block {
     mlp_in: Linear,
     mlp_out: Linear,
     heads: i64,
-    /// Probability that the block's branches are skipped for an image.
-    skip: f64,
+    attention_rates: AttentionRates,
+    feed_forward_rates: FeedForwardRates,
+    /// The first of the block's sites.
+    site: u32,
 }
 
 impl Vit {
@@ -71,7 +83,7 @@ impl Vit {
         let dropout = Dropout::of(config);
         let last = shape.depth.saturating_sub(1).max(1) as f64;
         let blocks =
-            (0..shape.depth).map(|k| Block::new(&(&enc / "f" / k), shape, dropout.block * k as f64 / last)).collect();
+            (0..shape.depth).map(|k| Block::new(&(&enc / "f" / k), (shape, k), dropout, k as f64 / last)).collect();
         let clipped = |path: &nn::Path<'_>, name: &str, dims: &[i64]| {
             let mut variable = path.var(name, dims, nn::Init::Randn { mean: 0.0, stdev: 0.1 });
             tch::no_grad(|| _ = variable.clamp_(-1.0, 1.0));
@@ -94,22 +106,25 @@ impl Vit {
     }
 
     /// Images [n, C, S, S] to the CLS token's embedding [n, d].
-    pub fn forward(&self, images: &Tensor, mode: Mode) -> Tensor {
-        let train = mode == Mode::Train;
+    ///
+    /// # Errors
+    /// If the draws are of another number of images.
+    pub fn forward(&self, images: &Tensor, mode: Mode<'_>) -> Result<Tensor, Error> {
+        let draws = mode.draws();
         let n = images.size()[0];
         let tokens = self.patches.forward(&self.patchify(images)); // [n, T, d]
-        let tokens = self.patches_norm.forward(&tokens).dropout(self.dropout.embedding, train);
+        let tokens = self.drop_embedding(self.patches_norm.forward(&tokens), draws)?;
         let cls = self.cls_token.expand([n, 1, self.width()], false);
         let tokens = Tensor::cat(&[cls, tokens], 1); // [n, t, d]
         let t = tokens.size()[1];
         let mut tokens = tokens + self.positions.narrow(0, 0, t);
         let (last, earlier) = self.blocks.split_last().expect("a plan has at least one block");
         for block in earlier {
-            tokens = block.forward(&tokens, t, self.dropout, train);
+            tokens = block.forward(&tokens, t, draws)?;
         }
         // Only the CLS token leaves the encoder: the last block computes no other.
-        let cls = last.forward(&tokens, 1, self.dropout, train); // [n, 1, d]
-        self.norm.forward(&cls).squeeze_dim(1) // [n, d]
+        let cls = last.forward(&tokens, 1, draws)?; // [n, 1, d]
+        Ok(self.norm.forward(&cls).squeeze_dim(1)) // [n, d]
     }
 
     /// [n, C, S, S] to [n, T, p * p * C], a patch flattened as (row, column, channel).
@@ -119,12 +134,23 @@ impl Vit {
         let side = s / p;
         images.reshape([n, c, side, p, side, p]).permute([0, 2, 4, 3, 5, 1]).reshape([n, side * side, p * p * c])
     }
+
+    /// Dropout of patches [n, T, d].
+    fn drop_embedding(&self, patches: Tensor, draws: Option<&Draws>) -> Result<Tensor, Error> {
+        let kept = Kept::of_rate(self.dropout.embedding);
+        let Some(draws) = draws.filter(|_| kept != Kept::EVERYTHING) else { return Ok(patches) };
+        let elements = patches.size()[1..].iter().product();
+        let mask = keep_mask(draws, EMBEDDING_SITE, elements, kept, (patches.kind(), patches.device()))?;
+        Ok(&patches * mask.view_as(&patches))
+    }
 }
 
 impl Block {
-    fn new(path: &nn::Path<'_>, shape: VitShape, skip: f64) -> Self {
+    /// `depth` of 0 to 1: how far up the block is, which scales its stochastic depth.
+    fn new(path: &nn::Path<'_>, (shape, index): (VitShape, usize), dropout: Dropout, depth: f64) -> Self {
         let (d, mlp) = (shape.width as i64, shape.mlp as i64);
         let (attention, feed) = (path / "mha" / "f", path / "ffn" / "f");
+        let (output, depth) = (Kept::of_rate(dropout.block), Kept::of_rate(dropout.block * depth));
         Self {
             attention_norm: nn::layer_norm(&attention / "norm", vec![d], Default::default()),
             qkv: linear(&(&attention / "f" / "qkv"), d, 3 * d, false),
@@ -132,57 +158,39 @@ impl Block {
             mlp_in: linear(&(&feed / "f" / "f" / 0), d, mlp, true),
             mlp_out: linear(&(&feed / "f" / "f" / 3), mlp, d, true),
             heads: shape.heads as i64,
-            skip,
+            attention_rates: AttentionRates { query: Kept::of_rate(dropout.query), weights: output, output, depth },
+            feed_forward_rates: FeedForwardRates { hidden: output, output, depth },
+            site: SITES_OF_BLOCK * (index as u32 + 1),
         }
     }
 
     /// Tokens [n, t, d] to the first `queries` of them [n, queries, d]; every token is attended to.
-    fn forward(&self, tokens: &Tensor, queries: i64, dropout: Dropout, train: bool) -> Tensor {
-        let attended = self.attention(&self.attention_norm.forward(tokens), queries, dropout, train);
-        let tokens = tokens.narrow(1, 0, queries) + self.skipped(attended, train);
-        let hidden = self.mlp_in.forward(&self.mlp_norm.forward(&tokens)).gelu("none").dropout(dropout.block, train);
-        let fed = self.mlp_out.forward(&hidden).dropout(dropout.block, train);
-        &tokens + self.skipped(fed, train)
-    }
-
-    fn attention(&self, tokens: &Tensor, queries: i64, dropout: Dropout, train: bool) -> Tensor {
-        let (n, t, d) = tokens.size3().expect("tokens have three dimensions");
-        let h = self.heads;
-        let split = |x: Tensor, tokens: i64, parts: i64| {
-            x.reshape([n, tokens, parts, h, d / h]).permute([2, 0, 3, 1, 4]) // [parts, n, h, tokens, d/h]
+    fn forward(&self, tokens: &Tensor, queries: i64, draws: Option<&Draws>) -> Result<Tensor, Error> {
+        let attention = Attention {
+            norm: norm_of(&self.attention_norm),
+            qkv: &self.qkv.ws,
+            heads: self.heads,
+            rates: self.attention_rates,
+            site: self.site,
         };
-        let (q, keys_values) = if queries == t {
-            let qkv = split(self.qkv.forward(tokens), t, 3);
-            (qkv.get(0), qkv.narrow(0, 1, 2))
-        } else {
-            let weight = |from: i64, rows: i64| self.qkv.ws.narrow(0, from, rows);
-            let q = tokens.narrow(1, 0, queries).matmul(&weight(0, d).tr());
-            (split(q, queries, 1).get(0), split(tokens.matmul(&weight(d, 2 * d).tr()), t, 2))
+        let feed_forward = FeedForward {
+            norm: norm_of(&self.mlp_norm),
+            input: weights_of(&self.mlp_in),
+            output: weights_of(&self.mlp_out),
+            rates: self.feed_forward_rates,
+            site: self.site + ATTENTION_SITES,
         };
-        let q = match train && dropout.query > 0.0 {
-            true => &q * keep_mask(&q, &[n, 1, queries, 1], dropout.query),
-            false => q,
-        };
-        let rate = if train { dropout.block } else { 0.0 };
-        let (k, v) = (keys_values.get(0), keys_values.get(1));
-        let mixed = Tensor::scaled_dot_product_attention::<&Tensor>(&q, &k, &v, None, rate, false, None, false); // [n, h, queries, d/h]
-        mixed.transpose(1, 2).reshape([n, queries, d]).dropout(dropout.block, train)
-    }
-
-    /// Stochastic depth: the branch is left out for some images, scaled up for the others.
-    fn skipped(&self, branch: Tensor, train: bool) -> Tensor {
-        if !train || self.skip == 0.0 {
-            return branch;
-        }
-        let n = branch.size()[0];
-        let mask = keep_mask(&branch, &[n, 1, 1], self.skip);
-        branch * mask
+        feed_forward.forward(&attention.forward(tokens, queries, draws)?, draws)
     }
 }
 
-/// 1 / (1 - rate) with probability 1 - rate, else 0.
-fn keep_mask(like: &Tensor, shape: &[i64], rate: f64) -> Tensor {
-    let keep = 1.0 - rate;
-    let ones = Tensor::full(shape, keep, (Kind::Float, like.device()));
-    ones.bernoulli().to_kind(like.kind()) / keep
+fn norm_of(norm: &LayerNorm) -> Norm<'_> {
+    match (&norm.ws, &norm.bs) {
+        (Some(weight), Some(bias)) => Norm { weight, bias, eps: nn::LayerNormConfig::default().eps },
+        _ => unreachable!("tch's default layer norm has a weight and a bias"),
+    }
+}
+
+fn weights_of(linear: &Linear) -> Weights<'_> {
+    Weights { weight: &linear.ws, bias: linear.bs.as_ref().expect("these layers are made with a bias") }
 }

@@ -1,0 +1,87 @@
+//! Calls of C++, made safe: pointers of tensors, errors, results.
+
+use crate::draws::Draws;
+use crate::raw;
+use std::ffi::{CStr, c_char, c_void};
+use std::ptr;
+use tch::{Kind, Tensor};
+
+/// What libtorch said when an operation failed: shapes that do not fit, or no memory.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{operation}: {message}")]
+pub struct Error {
+    pub operation: &'static str,
+    pub message: String,
+}
+
+/// Forgets the gradients of parameters: the next backward pass makes them, instead of adding to zeros.
+///
+/// # Errors
+/// If libtorch refuses, as for a tensor that is not a leaf.
+pub fn drop_gradients<'a>(parameters: impl IntoIterator<Item = &'a Tensor>) -> Result<(), Error> {
+    let pointers: Vec<*mut c_void> = parameters.into_iter().map(pointer).collect();
+    // SAFETY: an array of so many pointers to tensors that are borrowed for the call.
+    check("drop_gradients", unsafe { raw::thanos_drop_gradients(pointers.len(), pointers.as_ptr()) })
+}
+
+/// A mask [n, elements] on the CPU.
+pub(crate) fn mask(draws: &Draws, elements: i64, kind: Kind, drop: &raw::Drop) -> Result<Tensor, Error> {
+    result("mask", |out| {
+        // SAFETY: the tensor, `drop` and `out` live through the call.
+        unsafe { raw::thanos_mask(pointer(draws.rows()), elements, kind == Kind::Double, drop, out) }
+    })
+}
+
+/// The first random numbers of one row and site; `elements` is a multiple of a group's.
+#[cfg(test)]
+pub(crate) fn draw(drop: &raw::Drop, row: u64, elements: usize) -> Result<Vec<u16>, Error> {
+    let mut numbers = vec![0; elements];
+    // SAFETY: `numbers` has so many elements.
+    check("draw", unsafe { raw::thanos_draw(drop, row, elements as i64, numbers.as_mut_ptr()) })?;
+    Ok(numbers)
+}
+
+/// `tensors`: x, weight and bias of the norm, weight of q, k and v, rows.
+pub(crate) fn attention(
+    tensors: [&Tensor; 5],
+    (heads, queries): (i64, i64),
+    eps: f64,
+    drop: &raw::Drop,
+) -> Result<Tensor, Error> {
+    let tensors = tensors.map(pointer);
+    result("attention", |out| {
+        // SAFETY: five pointers to tensors that are borrowed for the call; `drop` and `out` live through it.
+        unsafe { raw::thanos_attention(tensors.as_ptr(), heads, queries, eps, drop, out) }
+    })
+}
+
+/// `tensors`: x, weight and bias of the norm, of the first and of the second layer, rows.
+pub(crate) fn feed_forward(tensors: [&Tensor; 8], eps: f64, drop: &raw::Drop) -> Result<Tensor, Error> {
+    let tensors = tensors.map(pointer);
+    result("feed_forward", |out| {
+        // SAFETY: eight pointers to tensors that are borrowed for the call; `drop` and `out` live through it.
+        unsafe { raw::thanos_feed_forward(tensors.as_ptr(), eps, drop, out) }
+    })
+}
+
+fn pointer(tensor: &Tensor) -> *mut c_void {
+    tensor.as_ptr().cast_mut().cast()
+}
+
+fn result(operation: &'static str, call: impl FnOnce(*mut *mut c_void) -> *mut c_char) -> Result<Tensor, Error> {
+    let mut out: *mut c_void = ptr::null_mut();
+    check(operation, call(&raw mut out))?;
+    // SAFETY: on success C++ has put a new `at::Tensor` there, which tch frees.
+    Ok(unsafe { Tensor::from_ptr(out.cast()) })
+}
+
+fn check(operation: &'static str, message: *mut c_char) -> Result<(), Error> {
+    if message.is_null() {
+        return Ok(());
+    }
+    // SAFETY: C++ returns null or a NUL-terminated string from malloc that is ours.
+    let text = unsafe { CStr::from_ptr(message) }.to_string_lossy().into_owned();
+    // SAFETY: as above; not used again.
+    unsafe { raw::free(message.cast()) };
+    Err(Error { operation, message: text })
+}

@@ -1,0 +1,156 @@
+//! Random numbers that are functions of a key, a row, a site and an element: Philox4x32-10 (Salmon et al., SC 2011).
+//!
+//! The key is 64 bits of the seed, the stage and the step; a row stands for a sample and a view, a site for a place in the
+//! network. So a mask does not depend on which worker makes it, on how a batch is shared, or on what was drawn before.
+//!
+//! An element has 16 bits of the generator's output, which halves its cost: a rate is rounded to a multiple of 1/65536,
+//! and what is kept is scaled by the inverse of the rounded probability, so that the expectation is exact. Elements come
+//! in groups of 128, from 16 counters (16 group + lane, site, row's low word, row's high word); element e of a group has
+//! 16 bits of word e / 32 of lane e % 16, from bit 16 x (e / 16 % 2) on.
+
+use crate::{Error, calls, raw};
+use tch::{Device, Kind, Tensor};
+
+/// Elements that are drawn together.
+pub(crate) const GROUP: i64 = 128;
+const COUNTERS: i64 = 16;
+const WORD: i64 = 0xffff_ffff;
+
+/// What the random numbers of one forward pass are functions of, besides the site and the element.
+#[derive(Debug)]
+pub struct Draws {
+    key: u64,
+    /// The site of a network's first one.
+    first_site: u32,
+    /// [n] i64, of the images of the pass; on the CPU.
+    rows: Tensor,
+}
+
+/// Sites of one network.
+const NETWORK_SITES: u32 = 1 << 16;
+
+impl Draws {
+    /// For a batch with so many views of each sample, flattened as (sample, view). `key` is of the seed, the stage and the
+    /// step.
+    pub fn new(key: u64, samples: &[u64], views: u64) -> Self {
+        let rows_of = |sample: u64| (0..views).map(move |view| sample.wrapping_mul(views).wrapping_add(view) as i64);
+        let rows: Vec<i64> = samples.iter().copied().flat_map(rows_of).collect();
+        Self { key, first_site: 0, rows: Tensor::from_slice(&rows) }
+    }
+
+    pub(crate) fn rows(&self) -> &Tensor {
+        &self.rows
+    }
+
+    /// For the network of this number among those that the same images go through.
+    #[must_use]
+    pub fn of_network(&self, network: u32) -> Self {
+        let first_site = network.wrapping_mul(NETWORK_SITES);
+        Self { key: self.key, first_site, rows: self.rows.shallow_clone() }
+    }
+
+    pub(crate) fn site(&self, site: u32) -> u32 {
+        self.first_site.wrapping_add(site)
+    }
+
+    pub(crate) fn key(&self) -> u64 {
+        self.key
+    }
+}
+
+/// A probability of being kept, as a share of 65536.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kept(u32);
+
+impl Kept {
+    pub const EVERYTHING: Self = Self(1 << 16);
+
+    /// For a rate of being dropped, in [0, 1).
+    pub fn of_rate(rate: f64) -> Self {
+        let share = ((1.0 - rate) * f64::from(Self::EVERYTHING.0)).round();
+        Self((share as u32).clamp(1, Self::EVERYTHING.0))
+    }
+
+    pub fn probability(self) -> f64 {
+        f64::from(self.0) / f64::from(Self::EVERYTHING.0)
+    }
+
+    pub(crate) fn share(self) -> u32 {
+        self.0
+    }
+}
+
+/// Elements in whole groups.
+pub(crate) fn in_groups(elements: i64) -> i64 {
+    (elements + GROUP - 1) / GROUP * GROUP
+}
+
+/// The factors of a dropout mask, [n, elements]: 1 / probability with this probability, else 0.
+///
+/// # Errors
+/// If there is no memory for it.
+pub fn keep_mask(draws: &Draws, site: u32, elements: i64, kept: Kept, like: (Kind, Device)) -> Result<Tensor, Error> {
+    let (kind, device) = like;
+    if device != Device::Cpu || ![Kind::Float, Kind::Double].contains(&kind) {
+        return Ok(plain_mask(draws, site, elements, kept, like));
+    }
+    let all = Kept::EVERYTHING.share();
+    let drop = raw::Drop {
+        key: draws.key,
+        site: draws.site(site),
+        output: kept.share(),
+        query: all,
+        weights: all,
+        hidden: all,
+        depth: all,
+    };
+    calls::mask(draws, elements, kind, &drop)
+}
+
+/// The same by tensor operations, on any device.
+pub(crate) fn plain_mask(
+    draws: &Draws,
+    site: u32,
+    elements: i64,
+    kept: Kept,
+    (kind, device): (Kind, Device),
+) -> Tensor {
+    let numbers = numbers(draws, site, in_groups(elements), device).narrow(1, 0, elements);
+    numbers.lt(i64::from(kept.share())).to_kind(kind) / kept.probability()
+}
+
+/// The 16-bit numbers of a site, [n, elements] i64, a multiple of a group's.
+pub(crate) fn numbers(draws: &Draws, site: u32, elements: i64, device: Device) -> Tensor {
+    let _no_graph = tch::no_grad_guard();
+    let (n, groups) = (draws.rows.size()[0], elements / GROUP);
+    let rows = draws.rows.to_device(device).reshape([n, 1]);
+    let lanes = Tensor::arange(groups * COUNTERS, (Kind::Int64, device)).reshape([1, -1]);
+    let site = Tensor::full([1, 1], i64::from(draws.site(site)), (Kind::Int64, device));
+    let high_row = rows.bitwise_right_shift_tensor_scalar(32).bitwise_and(WORD);
+    let counter = [lanes, site, rows.bitwise_and(WORD), high_row];
+    let words = philox(counter, draws.key); // 4 x [n, 16 groups]
+    let parts: Vec<Tensor> = words
+        .iter()
+        .flat_map(|word| [0, 16].map(|bits| word.bitwise_right_shift_tensor_scalar(bits).bitwise_and(0xffff)))
+        .map(|part| part.reshape([n, groups, COUNTERS]))
+        .collect();
+    Tensor::stack(&parts, 2).reshape([n, elements]) // [n, groups, 8, 16]
+}
+
+/// Philox4x32-10 of counters whose words are i64 below 2^32, of any shapes that broadcast.
+pub(crate) fn philox(counter: [Tensor; 4], key: u64) -> [Tensor; 4] {
+    const MULTIPLY: [i64; 2] = [0xd251_1f53, 0xcd9e_8d57];
+    const WEYL: [u32; 2] = [0x9e37_79b9, 0xbb67_ae85];
+    let mut keys = [key as u32, (key >> 32) as u32];
+    let [mut first, mut second, mut third, mut fourth] = counter;
+    for _ in 0..10 {
+        // A product of two 32-bit words fills all 64 bits of its i64.
+        let (left, right) = (&first * MULTIPLY[0], &third * MULTIPLY[1]);
+        let high = |product: &Tensor| product.bitwise_right_shift_tensor_scalar(32).bitwise_and(WORD);
+        first = high(&right).bitwise_xor_tensor(&second).bitwise_xor(i64::from(keys[0]));
+        third = high(&left).bitwise_xor_tensor(&fourth).bitwise_xor(i64::from(keys[1]));
+        (second, fourth) = (right.bitwise_and(WORD), left.bitwise_and(WORD));
+        keys = [keys[0].wrapping_add(WEYL[0]), keys[1].wrapping_add(WEYL[1])];
+    }
+    [first, second, third, fourth]
+}

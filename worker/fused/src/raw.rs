@@ -1,0 +1,44 @@
+//! The C functions of `kernels/operations.cpp`, as they are. Nothing here is safe; nothing here decides.
+
+use std::ffi::{c_char, c_void};
+
+/// `thanos::Drop`.
+#[repr(C)]
+pub(crate) struct Drop {
+    pub(crate) key: u64,
+    pub(crate) site: u32,
+    /// Of 65536, each.
+    pub(crate) query: u32,
+    pub(crate) weights: u32,
+    pub(crate) output: u32,
+    pub(crate) hidden: u32,
+    pub(crate) depth: u32,
+}
+
+unsafe extern "C" {
+    pub(crate) fn thanos_mask(
+        rows: *mut c_void,
+        elements: i64,
+        doubles: bool,
+        drop: *const Drop,
+        out: *mut *mut c_void,
+    ) -> *mut c_char;
+    #[cfg(test)]
+    pub(crate) fn thanos_draw(drop: *const Drop, row: u64, elements: i64, out: *mut u16) -> *mut c_char;
+    pub(crate) fn thanos_attention(
+        tensors: *const *mut c_void,
+        heads: i64,
+        queries: i64,
+        eps: f64,
+        drop: *const Drop,
+        out: *mut *mut c_void,
+    ) -> *mut c_char;
+    pub(crate) fn thanos_feed_forward(
+        tensors: *const *mut c_void,
+        eps: f64,
+        drop: *const Drop,
+        out: *mut *mut c_void,
+    ) -> *mut c_char;
+    pub(crate) fn thanos_drop_gradients(count: usize, parameters: *const *mut c_void) -> *mut c_char;
+    pub(crate) fn free(pointer: *mut c_void);
+}
