@@ -8,7 +8,7 @@ use std::env;
 use std::ops::Range;
 use tch::{Kind, Tensor};
 use thanos_configs::{SplitMix64, rank_slice};
-use thanos_worker::loss::{Form, Similarity, TILE, unlabelled_apart};
+use thanos_worker::loss::{Form, Similarity, Tile, unlabelled_apart};
 use thanos_worker::{Comparison, Contrasted, Exchange, contrast_globally};
 
 /// Summation orders differ; nothing else may.
@@ -102,7 +102,8 @@ fn comparisons() -> Vec<(String, Comparison)> {
     for form in forms {
         for similarity in [Similarity::Cosine, Similarity::Dot, Similarity::Reference] {
             for both_directions in [false, true] {
-                let comparison = Comparison { form, similarity, temperature: 0.5, both_directions, tile: TILE };
+                let comparison =
+                    Comparison { form, similarity, temperature: 0.5, both_directions, tile: Tile::square(1024) };
                 comparisons.push((format!("{comparison:?}"), comparison));
             }
         }
@@ -126,7 +127,7 @@ fn deviation(parts: &[&Contrasted], expected: &Contrasted) -> f64 {
 fn the_gradient_is_that_of_the_value() {
     for (labelling, labels) in labellings() {
         for (name, comparison) in comparisons() {
-            let comparison = Comparison { tile: 4, ..comparison };
+            let comparison = Comparison { tile: Tile::square(4), ..comparison };
             let mut batch = Batch::new(&labels[..6], 3);
             let expected = batch.finite_differences(&comparison);
             let found = batch.contrast_alone(&comparison);
@@ -144,10 +145,11 @@ fn the_tile_changes_nothing() {
         let all = labels.len() as i64;
         for (name, comparison) in comparisons() {
             let expected = batch.contrast_alone(&comparison);
-            for tile in [1, 2, 3, 5, 7, all, all + 1] {
+            let square = [1, 2, 3, 5, 7, all, all + 1].map(Tile::square);
+            for tile in square.into_iter().chain([Tile { rows: 2, columns: 5 }, Tile { rows: 4, columns: all }]) {
                 let found = batch.contrast_alone(&Comparison { tile, ..comparison });
                 let off = deviation(&[&found], &expected);
-                assert!(off < SAME, "{labelling}, tile {tile}, {name}: off by {off:.1e}");
+                assert!(off < SAME, "{labelling}, {tile:?}, {name}: off by {off:.1e}");
             }
         }
     }
@@ -157,7 +159,8 @@ fn the_tile_changes_nothing() {
 fn deviations_of_ranks(ranks: Ranks, size: usize, batch: &Batch) -> Vec<(String, f64)> {
     let found: Vec<Vec<Contrasted>> = ranks.run(size, |exchange| {
         let rows = rank_slice(batch.labels.len(), exchange.rank(), exchange.size());
-        let contrast = |comparison| batch.contrast(exchange, rows.clone(), &Comparison { tile: 3, ..comparison });
+        let contrast =
+            |comparison| batch.contrast(exchange, rows.clone(), &Comparison { tile: Tile::square(3), ..comparison });
         comparisons().into_iter().map(|(_, comparison)| contrast(comparison)).collect()
     });
     let deviation_of = |at: usize, comparison: &Comparison| {
@@ -215,7 +218,7 @@ fn single_precision_is_near_double() {
     let [view0, view1] = batch.views.each_ref().map(|view| Tensor::from_slice(view).reshape([300, 16]));
     let labels = Tensor::from_slice(&labels);
     for (name, comparison) in comparisons() {
-        let comparison = Comparison { tile: 64, ..comparison };
+        let comparison = Comparison { tile: Tile::square(64), ..comparison };
         let contrast = |kind| {
             contrast_globally(&Solo, &view0.to_kind(kind), &view1.to_kind(kind), &labels, &comparison).expect("a loss")
         };

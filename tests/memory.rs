@@ -8,7 +8,7 @@ use std::env;
 use std::fs;
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
-use thanos_worker::loss::{Form, Similarity, TILE};
+use thanos_worker::loss::{Form, Similarity, Tile};
 use thanos_worker::{Comparison, contrast_globally};
 
 const IMAGES: i64 = 32_768;
@@ -39,7 +39,7 @@ fn measure() {
         similarity: Similarity::Cosine,
         temperature: 0.5,
         both_directions: false,
-        tile: TILE,
+        tile: Tile::square(1024),
     };
     let rows = |images: i64| Tensor::randn([images, WIDTH], (Kind::Float, Device::Cpu));
     let labels = |images: i64| Tensor::arange(images, (Kind::Int64, Device::Cpu)).remainder(10);

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 use std::path::Path;
 use tch::Kind;
-use thanos_worker::loss::TILE;
+use thanos_worker::loss::Tile;
 use thanos_worker::{Comparison, contrast_globally};
 
 /// Relative tolerances of a value.
@@ -33,7 +33,9 @@ fn check_case(golden: &Golden, name: &str, case: &mut Case) -> Result<()> {
     let (view0, view1) = (input("view0")?, input("view1")?);
     let expected = tensor("loss")?.double_value(&[0]);
     let gradients = [tensor("grad_view0")?, tensor("grad_view1")?];
-    for (kind, tile) in [(Kind::Double, TILE), (Kind::Double, 5), (Kind::Float, TILE)] {
+    for (kind, tile) in
+        [(Kind::Double, Tile::square(1024)), (Kind::Double, Tile::square(5)), (Kind::Float, Tile::square(1024))]
+    {
         let comparison = Comparison { tile, ..options.comparison };
         let found = contrast_globally(&Solo, &view0.to_kind(kind), &view1.to_kind(kind), &labels, &comparison)?;
         let value = found.value.double_value(&[]);

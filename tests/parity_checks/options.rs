@@ -7,7 +7,7 @@ use serde_json::Value;
 use tch::Tensor;
 use thanos_configs::ObjectiveConfig;
 use thanos_worker::Comparison;
-use thanos_worker::loss::{Form, Similarity, TILE, unlabelled_apart};
+use thanos_worker::loss::{Form, Similarity, Tile, unlabelled_apart};
 
 /// What a case of a loss computes.
 pub(crate) struct LossOptions {
@@ -85,7 +85,13 @@ impl From<Published> for LossOptions {
             positives_in_denominator: options.pos_in_denom,
         };
         let similarity = if options.lc_norm { Similarity::Reference } else { Similarity::Dot };
-        let comparison = Comparison { form, similarity, temperature: options.temp, both_directions: false, tile: TILE };
+        let comparison = Comparison {
+            form,
+            similarity,
+            temperature: options.temp,
+            both_directions: false,
+            tile: Tile::square(1024),
+        };
         Self { comparison, ignore_labels: options.r#type == PublishedType::SimClr }
     }
 }
@@ -106,7 +112,7 @@ impl From<ObjectiveConfig> for LossOptions {
             },
             temperature: options.temperature,
             both_directions: options.both_directions,
-            tile: TILE,
+            tile: Tile::square(1024),
         };
         Self { comparison, ignore_labels: false }
     }

@@ -4,7 +4,7 @@
 use crate::evaluate::{Judge, Measures};
 use crate::feed::Batch;
 use crate::gather::{Comparison, contrast_globally};
-use crate::loss::{Form, Similarity, TILE, unlabelled_apart};
+use crate::loss::{Form, Similarity, Tile, unlabelled_apart};
 use crate::model::{BatchSum, Mode, Model};
 use crate::stage::{Losses, Stage, Term};
 use crate::tensors::Named;
@@ -61,8 +61,13 @@ impl Stage for Backbone<'_> {
             // With its width: a rank without images could not guess it.
             let pairs = z.detach().reshape([b, 2, z.size()[1]]); // [b, view, d]
             let (view0, view1) = (pairs.select(1, 0), pairs.select(1, 1));
-            let contrasted =
-                contrast_globally(self.judge.group.as_ref(), &view0, &view1, &labels, &comparison(contrastive))?;
+            let contrasted = contrast_globally(
+                self.judge.group.as_ref(),
+                &view0,
+                &view1,
+                &labels,
+                &comparison(contrastive, Tile::for_anchors(b, z.kind(), z.device())),
+            )?;
             let gradient = Tensor::stack(&[contrasted.view0_gradient, contrasted.view1_gradient], 1); // [b, view, d]
             losses.add_gradient(
                 Term { name: "contrastive", weight: contrastive.weight, share: contrasted.value },
@@ -84,17 +89,17 @@ impl Stage for Backbone<'_> {
             return self.judge.validation_knn(&[&self.model]);
         }
         let (pack, ids) = data.validation();
-        let z = self.judge.embed_all(&[&self.model], pack, ids)?;
-        let labels = data.labels(&pack.coarse, ids);
-        self.judge.accuracy(&tch::no_grad(|| self.model.logits(&z)), &labels)
+        let z = self.judge.embed_own(&[&self.model], pack, ids)?;
+        self.judge.accuracy(&tch::no_grad(|| self.model.logits(&z)), &pack.coarse, ids)
     }
 
     fn measure(&mut self) -> Result<(Measures, Option<f64>)> {
-        Ok((self.judge.measure(&[&self.model])?, None))
+        let models = [&self.model];
+        Ok((self.judge.measure(&models, &self.judge.embed_both(&models)?)?, None))
     }
 }
 
-fn comparison(contrastive: &Contrastive) -> Comparison {
+fn comparison(contrastive: &Contrastive, tile: Tile) -> Comparison {
     Comparison {
         form: Form {
             attract: contrastive.attract,
@@ -109,6 +114,6 @@ fn comparison(contrastive: &Contrastive) -> Comparison {
         },
         temperature: contrastive.temperature,
         both_directions: contrastive.both_directions,
-        tile: TILE,
+        tile,
     }
 }

@@ -111,19 +111,7 @@ impl Data {
             let made = views_on_device(&self.augmentation, &repeated, &keys);
             return Ok(made.reshape(self.shape(&leading)).to_kind(self.kind()));
         }
-        let (maker, threads) = (self.maker(pack.images()), self.threads);
-        let parts: Vec<Result<Vec<f32>>> = thread::scope(|scope| {
-            // Images of a tensor go to a thread by a handle of its own.
-            let others = (1..threads).map(|part| {
-                let maker = maker.clone();
-                scope.spawn(move || maker.views(ids, (part, threads), epoch, views))
-            });
-            let others: Vec<_> = others.collect();
-            let first = maker.views(ids, (0, threads), epoch, views);
-            let joined = others.into_iter().map(|part| part.join().expect("making views does not panic"));
-            std::iter::once(first).chain(joined).collect()
-        });
-        let floats = parts.into_iter().collect::<Result<Vec<_>>>()?.concat();
+        let floats = self.on_threads(pack, |maker, part| maker.views(ids, part, epoch, views))?;
         Ok(self.tensor(&floats, &leading))
     }
 
@@ -132,13 +120,29 @@ impl Data {
         if let Some(images) = self.images_for_gpu(pack) {
             return Ok(plain_on_device(&self.augmentation, &self.on_gpu(images, ids)?).to_kind(self.kind()));
         }
-        let pixels = pack.images().pixels(ids)?;
-        let size = self.augmentation.pixels();
-        let mut floats = vec![0.0_f32; ids.len() * size];
-        for (image, out) in pixels.chunks_exact(size).zip(floats.chunks_exact_mut(size)) {
-            self.augmentation.plain(image, out);
-        }
+        let floats = self.on_threads(pack, |maker, part| maker.plain(ids, part))?;
         Ok(self.tensor(&floats, &[ids.len() as i64]))
+    }
+
+    /// Floats that all threads of this worker compute, each its part of so many, one after the other.
+    fn on_threads<F>(&self, pack: &Pack, compute: F) -> Result<Vec<f32>>
+    where
+        F: Fn(&ViewMaker, (usize, usize)) -> Result<Vec<f32>> + Sync,
+    {
+        let (maker, threads) = (self.maker(pack.images()), self.threads);
+        let parts: Vec<Result<Vec<f32>>> = thread::scope(|scope| {
+            let compute = &compute;
+            // Images of a tensor go to a thread by a handle of its own.
+            let others = (1..threads).map(|part| {
+                let maker = maker.clone();
+                scope.spawn(move || compute(&maker, (part, threads)))
+            });
+            let others: Vec<_> = others.collect();
+            let first = compute(&maker, (0, threads));
+            let joined = others.into_iter().map(|part| part.join().expect("making views does not panic"));
+            std::iter::once(first).chain(joined).collect()
+        });
+        Ok(parts.into_iter().collect::<Result<Vec<_>>>()?.concat())
     }
 
     /// Labels of some samples, on the training device.
@@ -260,6 +264,18 @@ impl ViewMaker {
         {
             let image = at / views as usize;
             self.augmentation.view(&pixels[image * size..(image + 1) * size], key, &mut scratch, out);
+        }
+        Ok(floats)
+    }
+
+    /// The floats of one of so many parts of some images as evaluation sees them: [n, C, S, S].
+    fn plain(&self, ids: &[u64], (part, parts): (usize, usize)) -> Result<Vec<f32>> {
+        let ids = &ids[rank_slice(ids.len(), part, parts)];
+        let pixels = self.images.pixels(ids)?;
+        let size = self.augmentation.pixels();
+        let mut floats = vec![0.0_f32; ids.len() * size];
+        for (image, out) in pixels.chunks_exact(size).zip(floats.chunks_exact_mut(size)) {
+            self.augmentation.plain(image, out);
         }
         Ok(floats)
     }

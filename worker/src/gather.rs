@@ -3,7 +3,7 @@
 //! The gather's backward is a SUM: each rank's loss is its anchors' share of the global mean, and a candidate is in
 //! the rows of all ranks. Batches need not divide evenly: rows are padded to the longest slice and cut again.
 
-use crate::loss::{Contrast, Form, Similarity, contrast};
+use crate::loss::{Contrast, Form, Similarity, Tile, contrast};
 use anyhow::Result;
 use tch::Tensor;
 use thanos_c10d::ProcessGroup;
@@ -54,8 +54,7 @@ pub struct Comparison {
     pub temperature: f64,
     /// Also take view 0 as anchors, and halve.
     pub both_directions: bool,
-    /// Rows and columns of a tile.
-    pub tile: i64,
+    pub tile: Tile,
 }
 
 /// The contrastive loss of a global batch of B images, of which this rank holds `rank_slice(B)`.
@@ -104,6 +103,9 @@ fn one_direction(
 pub fn gather_rows(exchange: &dyn Exchange, rows: &Tensor, total: i64) -> Result<Tensor> {
     let slices = slices(total, exchange.size());
     let longest = longest(&slices);
+    if are_equal(&slices) {
+        return exchange.all_gather(rows);
+    }
     let gathered = exchange.all_gather(&padded(rows, longest))?;
     let parts: Vec<Tensor> =
         slices.iter().enumerate().map(|(rank, slice)| gathered.narrow(0, rank as i64 * longest, slice.1)).collect();
@@ -114,6 +116,9 @@ pub fn gather_rows(exchange: &dyn Exchange, rows: &Tensor, total: i64) -> Result
 fn sum_to_owners(exchange: &dyn Exchange, rows: &Tensor) -> Result<Tensor> {
     let slices = slices(rows.size()[0], exchange.size());
     let longest = longest(&slices);
+    if are_equal(&slices) {
+        return exchange.reduce_scatter(rows);
+    }
     let parts: Vec<Tensor> = slices.iter().map(|&(start, len)| padded(&rows.narrow(0, start, len), longest)).collect();
     let summed = exchange.reduce_scatter(&Tensor::cat(&parts, 0))?;
     Ok(summed.narrow(0, 0, slices[exchange.rank()].1))
@@ -125,6 +130,11 @@ fn slices(total: i64, size: usize) -> Vec<(i64, i64)> {
         .map(|rank| rank_slice(total as usize, rank, size))
         .map(|slice| (slice.start as i64, slice.len() as i64))
         .collect()
+}
+
+/// Whether all ranks hold as many rows, so that nothing is padded.
+fn are_equal(slices: &[(i64, i64)]) -> bool {
+    slices.iter().all(|slice| slice.1 > 0 && slice.1 == slices[0].1)
 }
 
 /// Collectives need at least one row.

@@ -1,9 +1,8 @@
 //! A transfer stage: one linear layer on fine labels over frozen backbones, whose embeddings are concatenated.
 
-use crate::evaluate::{Judge, Measures, embed};
+use crate::evaluate::{Embedded, Judge, Measures, embed};
 use crate::feed::Batch;
 use crate::model::{Mode, Model, linear};
-use crate::pack::Pack;
 use crate::probe_weights::{DEVIATION, MEAN};
 use crate::stage::{Losses, Stage};
 use crate::tensors::{Named, broadcast};
@@ -24,11 +23,12 @@ pub(crate) struct Transfer<'a> {
 
 /// Where a step's features come from.
 enum Source {
-    /// Features of the whole training pack, [N, d], and of the validation images, [n, d]; and how they, and others, are
-    /// standardised.
+    /// Features of the whole training pack, [N, d], and of this rank's slice of the validation images, [own, d]; and how
+    /// they, and others, are standardised.
     Cached { features: Tensor, validation: Tensor, standard: Standard },
-    /// One augmented view through the encoders in this mode.
-    Augmented { mode: FrozenMode },
+    /// One augmented view through the encoders in this mode. Encoders that training leaves as they are have features of this
+    /// rank's slice of the validation images, [own, d], that are computed once.
+    Augmented { mode: FrozenMode, validation: Option<Tensor> },
 }
 
 /// (x - mean) / deviation, each [1, d], of the features of the images trained on.
@@ -65,7 +65,7 @@ impl<'a> Transfer<'a> {
         }
         let source = match config.features {
             Features::Cached => cached(&backbones, &judge)?,
-            Features::Augmented => Source::Augmented { mode: config.frozen_mode },
+            Features::Augmented => augmented(config.frozen_mode, &backbones, &judge)?,
         };
         Ok(Self { backbones, variables, head, source, judge })
     }
@@ -74,14 +74,12 @@ impl<'a> Transfer<'a> {
         self.backbones.iter().collect()
     }
 
-    /// Fine scores of images of a pack as evaluation sees them, on every rank: [ids, classes].
-    fn scores(&self, pack: &Pack, ids: &[u64]) -> Result<Tensor> {
-        let features = self.judge.embed_all(&self.models(), pack, ids)?;
-        let features = match &self.source {
-            Source::Cached { standard, .. } => standard.apply(&features),
-            Source::Augmented { .. } => features,
-        };
-        Ok(tch::no_grad(|| self.head.forward(&features)))
+    /// Fine scores of features as the encoders make them, [n, d] to [n, classes].
+    fn scores(&self, features: &Tensor) -> Tensor {
+        tch::no_grad(|| match &self.source {
+            Source::Cached { standard, .. } => self.head.forward(&standard.apply(features)),
+            Source::Augmented { .. } => self.head.forward(features),
+        })
     }
 }
 
@@ -96,8 +94,8 @@ impl Stage for Transfer<'_> {
         let mut state = self.parameters();
         match &self.source {
             Source::Cached { standard, .. } => state.extend(standard.named()),
-            Source::Augmented { mode: FrozenMode::Eval } => {}
-            Source::Augmented { mode: FrozenMode::Train } => {
+            Source::Augmented { mode: FrozenMode::Eval, .. } => {}
+            Source::Augmented { mode: FrozenMode::Train, .. } => {
                 for (index, model) in self.backbones.iter().enumerate() {
                     let buffers = model.buffers().into_iter();
                     state.extend(buffers.map(|(name, buffer)| (format!("encoder.{index}.{name}"), buffer)));
@@ -120,7 +118,7 @@ impl Stage for Transfer<'_> {
             Source::Cached { features, standard, .. } => {
                 standard.apply(&features.index_select(0, &rows(batch.own()).to_device(data.device())))
             }
-            Source::Augmented { mode } => {
+            Source::Augmented { mode, .. } => {
                 let draws = Draws::new(draws, batch.own(), self.views());
                 let mode = match mode {
                     FrozenMode::Eval => Mode::Eval,
@@ -140,21 +138,29 @@ impl Stage for Transfer<'_> {
     fn validation_accuracy(&mut self) -> Result<f64> {
         let data = self.judge.data;
         let (pack, ids) = data.validation();
-        let scores = match &self.source {
-            Source::Cached { validation, standard, .. } => {
-                tch::no_grad(|| self.head.forward(&standard.apply(validation)))
-            }
-            Source::Augmented { .. } => self.scores(pack, ids)?,
+        let once = match &self.source {
+            Source::Cached { validation, .. } => Some(validation),
+            Source::Augmented { validation, .. } => validation.as_ref(),
         };
-        self.judge.accuracy(&scores, &data.labels(&pack.fine, ids))
+        let scores = match once {
+            Some(features) => self.scores(features),
+            None => self.scores(&self.judge.embed_own(&self.models(), pack, ids)?),
+        };
+        self.judge.accuracy(&scores, &pack.fine, ids)
     }
 
     fn measure(&mut self) -> Result<(Measures, Option<f64>)> {
         let data = self.judge.data;
-        let ids = data.test_ids.clone();
-        let labels = data.labels(&data.test.fine, &ids);
-        let fine = self.judge.accuracy(&self.scores(&data.test, &ids)?, &labels)?;
-        Ok((self.judge.measure(&self.models())?, Some(fine)))
+        let models = self.models();
+        let embedded = match &self.source {
+            Source::Cached { features, .. } => Embedded {
+                test: self.judge.embed_own(&models, &data.test, &data.test_ids)?,
+                train: features.index_select(0, &rows(self.judge.own_ids(&data.train_ids)).to_device(data.device())),
+            },
+            Source::Augmented { .. } => self.judge.embed_both(&models)?,
+        };
+        let fine = self.judge.accuracy(&self.scores(&embedded.test), &data.test.fine, &data.test_ids)?;
+        Ok((self.judge.measure(&models, &embedded)?, Some(fine)))
     }
 }
 
@@ -170,12 +176,22 @@ fn cached(backbones: &[Model], judge: &Judge<'_>) -> Result<Source> {
     };
     broadcast(&standard.named(), judge.group.as_ref(), 0)?;
     let (pack, ids) = data.validation();
-    let validation = judge.embed_all(&models, pack, ids)?;
+    let validation = judge.embed_own(&models, pack, ids)?;
     // Rows of images that are not trained on stay 0, and are not read.
     let like = (trained.kind(), trained.device());
     let features = Tensor::zeros([data.train.len() as i64, trained.size()[1]], like); // [N, d]
     let features = features.index_copy(0, &rows(&data.train_ids).to_device(data.device()), &trained);
     Ok(Source::Cached { features, validation, standard })
+}
+
+/// Features are computed at every step. Those of the validation images change only with the encoders' moving statistics.
+fn augmented(mode: FrozenMode, backbones: &[Model], judge: &Judge<'_>) -> Result<Source> {
+    let is_fixed = mode == FrozenMode::Eval || backbones.iter().all(|model| model.buffers().is_empty());
+    let validation = is_fixed.then(|| {
+        let (pack, ids) = judge.data.validation();
+        judge.embed_own(&backbones.iter().collect::<Vec<_>>(), pack, ids)
+    });
+    Ok(Source::Augmented { mode, validation: validation.transpose()? })
 }
 
 /// Ids as the rows of a tensor of features, [n] i64.

@@ -3,10 +3,35 @@
 //! Legend: b anchors of this call, B candidates, d width; s [r, c] the logits of a tile; P the candidates of an
 //! anchor's class, its own other view among them; N the others; z and q log-sum-exp over N and over P.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
-/// Rows and columns of a tile, unless the caller says otherwise: a few MB a temporary in float32.
-pub const TILE: i64 = 1024;
+/// Size of a tile of logits. The loss holds about ten temporaries of this size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tile {
+    /// Most anchors.
+    pub rows: i64,
+    /// Most candidates.
+    pub columns: i64,
+}
+
+impl Tile {
+    /// As many anchors as candidates.
+    pub const fn square(side: i64) -> Self {
+        Self { rows: side, columns: side }
+    }
+
+    /// For `b` anchors: on a CPU tiles that stay in its caches, 4 MiB each; on a GPU, where each tile costs about 68 kernel
+    /// launches, 64 MiB.
+    pub fn for_anchors(b: i64, kind: Kind, device: Device) -> Self {
+        let bytes = if device.is_cuda() { 64 << 20 } else { 4 << 20 };
+        let elements = bytes / kind.elt_size_in_bytes() as i64;
+        let rows = b.clamp(1, MAX_ROWS);
+        Self { rows, columns: elements / rows }
+    }
+}
+
+/// Anchors of a tile: more rows save nothing, as each tile of columns is one matrix product.
+const MAX_ROWS: i64 = 1024;
 
 /// The loss's form: the mean over anchors of (a attraction + b spread) / (a + b).
 ///
@@ -51,7 +76,7 @@ pub struct Contrast<'a> {
 ///
 /// # Panics
 /// If shapes do not fit: anchors [b, d], candidates [B, d], labels [B] with own + b <= B.
-pub fn contrast(rows: Contrast<'_>, form: &Form, anchors_in_all: i64, tile: i64) -> (Tensor, Tensor, Tensor) {
+pub fn contrast(rows: Contrast<'_>, form: &Form, anchors_in_all: i64, tile: Tile) -> (Tensor, Tensor, Tensor) {
     let (b, d) = rows.anchors.size2().expect("anchors are [b, d]");
     let (candidates, width) = rows.candidates.size2().expect("candidates are [B, d]");
     assert!(
@@ -64,8 +89,8 @@ pub fn contrast(rows: Contrast<'_>, form: &Form, anchors_in_all: i64, tile: i64)
     let mut value = Tensor::zeros([], (Kind::Double, rows.anchors.device()));
     let anchors_gradient = rows.anchors.zeros_like();
     let mut candidates_gradient = rows.candidates.zeros_like();
-    for from in (0..b).step_by(tile as usize) {
-        let block = Block::new(&rows, from, tile.min(b - from), tile);
+    for from in (0..b).step_by(tile.rows as usize) {
+        let block = Block::new(&rows, from, tile.rows.min(b - from), tile.columns);
         let sums = block.sums(form);
         value += block.value(&sums, form, anchors_in_all);
         block.gradient(
@@ -110,12 +135,12 @@ struct RowSums {
 }
 
 impl Block {
-    fn new(rows: &Contrast<'_>, from: i64, len: i64, tile: i64) -> Self {
+    fn new(rows: &Contrast<'_>, from: i64, len: i64, columns: i64) -> Self {
         let candidates = rows.candidates.size()[0];
         let tiles: Vec<_> = (0..candidates)
-            .step_by(tile as usize)
+            .step_by(columns as usize)
             .map(|first| {
-                let c = tile.min(candidates - first);
+                let c = columns.min(candidates - first);
                 (first, rows.candidates.narrow(0, first, c), rows.labels.narrow(0, first, c).unsqueeze(0))
             })
             .collect();

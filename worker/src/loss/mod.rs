@@ -7,7 +7,7 @@
 mod contrast;
 mod similarity;
 
-pub use contrast::{Contrast, Form, TILE, contrast};
+pub use contrast::{Contrast, Form, Tile, contrast};
 pub use similarity::{Prepared, Similarity};
 
 use tch::Tensor;
