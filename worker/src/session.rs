@@ -130,8 +130,12 @@ impl Session {
     /// folder; without one nothing is encrypted.
     ///
     /// # Errors
-    /// [`Refused`] if this worker may not take part.
-    pub(crate) fn connect(coordinator: &str, credentials: Option<&Path>, hello: Hello) -> Result<(Self, Welcome)> {
+    /// [`Refused`] if this worker may not take part, [`StoppedWaiting`] if a stop signal arrived before there was a session.
+    pub(crate) fn connect(
+        (coordinator, wait): (&str, Duration),
+        credentials: Option<&Path>,
+        hello: Hello,
+    ) -> Result<(Self, Welcome)> {
         let admission = Admission::read(credentials)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let heartbeat = Heartbeat {
@@ -167,7 +171,7 @@ impl Session {
         }
         let (opened, lines) = std::sync::mpsc::channel();
         let keeper = stream::Keeper::new(coordinator, admission, hello, (shared.clone(), opened));
-        let (keeper, client, line) = runtime.block_on(keeper.open_first())?;
+        let (keeper, client, line) = runtime.block_on(keeper.open_first(wait))?;
         let kept = runtime.spawn(keeper.keep());
         // Without its session a worker would be an orphan that no coordinator knows of.
         runtime.spawn(async move {
@@ -482,6 +486,13 @@ pub(crate) struct GenerationOver;
 pub(crate) struct NotReached {
     coordinator: String,
     within: Duration,
+    reason: String,
+}
+
+/// A stop signal arrived while this worker was waiting for its coordinator.
+#[derive(Debug, thiserror::Error)]
+#[error("{reason} while waiting for the coordinator")]
+pub(crate) struct StoppedWaiting {
     reason: String,
 }
 
