@@ -20,7 +20,7 @@ use std::net::{TcpStream, ToSocketAddrs};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 use thanos_door::DeviceChoice;
 
@@ -28,6 +28,8 @@ use thanos_door::DeviceChoice;
 const DUPLICATE_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a coordinator may take to accept a connection, when this program asks whether there is one.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long this program waits for the last lines of workers that have ended.
+const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(2);
 /// Variable by which CUDA orders GPUs.
 const DEVICE_ORDER: &str = "CUDA_DEVICE_ORDER";
 
@@ -63,6 +65,7 @@ pub(crate) fn run(what: &LocalWorkers) -> Result<u8> {
     loop {
         group.start_due(Instant::now())?;
         if let Some(code) = group.code() {
+            group.logs.finish();
             return Ok(code);
         }
         match signals.recv_timeout(group.timeout(Instant::now())) {
@@ -120,21 +123,22 @@ struct Group<'a> {
     states: Vec<State>,
     restarts: Vec<u32>,
     ending: Option<Ending>,
-    /// Whether each that has ended since the stop signal had finished its run.
+    /// Whether each that has ended for good had finished its run.
     all_finished: bool,
+    logs: Logs,
 }
 
 impl<'a> Group<'a> {
     fn new(what: &'a LocalWorkers, now: Instant) -> Self {
         let (states, restarts) = (vec![State::Due(now); what.count], vec![0; what.count]);
-        Self { what, states, restarts, ending: None, all_finished: true }
+        Self { what, states, restarts, ending: None, all_finished: true, logs: Logs::new() }
     }
 
     /// Starts the processes that are due.
     fn start_due(&mut self, now: Instant) -> Result<()> {
         for place in 0..self.states.len() {
             if matches!(self.states[place], State::Due(at) if at <= now) {
-                let pid = self.what.spawn(place, self.restarts[place] > 0)?;
+                let pid = self.what.spawn((place, self.restarts[place] > 0), &self.logs)?;
                 self.states[place] = State::Running { pid, since: now };
             }
         }
@@ -260,7 +264,7 @@ impl LocalWorkers {
     }
 
     /// Starts a worker's process.
-    fn spawn(&self, place: usize, again: bool) -> Result<Pid> {
+    fn spawn(&self, (place, again): (usize, bool), logs: &Logs) -> Result<Pid> {
         let worker = self.worker(place);
         let mut command = Command::new(&self.program);
         command
@@ -297,19 +301,42 @@ impl LocalWorkers {
         let cannot = || Fatal::new(EXIT_UNREACHABLE, format!("{} could not be started", self.program.display()));
         let child = command.spawn().with_context(cannot)?;
         if let Some(output) = output {
-            copy_lines(output, worker);
+            logs.copy_lines(output, worker);
         }
         Ok(Pid::from_raw(i32::try_from(child.id())?))
     }
 }
 
-/// Copies what a worker logs to standard error, each line with the worker's name.
-fn copy_lines(output: PipeReader, worker: String) {
-    std::thread::spawn(move || {
-        for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
-            terminal::line(&format!("{worker}: {}", String::from_utf8_lossy(&line)));
-        }
-    });
+/// Copies what workers log to standard error.
+struct Logs {
+    /// Each copying thread has one until its worker's pipe is closed.
+    copying: Sender<()>,
+    copied: Receiver<()>,
+}
+
+impl Logs {
+    fn new() -> Self {
+        let (copying, copied) = channel();
+        Self { copying, copied }
+    }
+
+    /// Each line with the worker's name.
+    fn copy_lines(&self, output: PipeReader, worker: String) {
+        let copying = self.copying.clone();
+        std::thread::spawn(move || {
+            for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
+                terminal::line(&format!("{worker}: {}", String::from_utf8_lossy(&line)));
+            }
+            drop(copying);
+        });
+    }
+
+    /// Waits for the last lines.
+    fn finish(self) {
+        drop(self.copying);
+        // Nothing is ever sent: it ends when the last thread does.
+        _ = self.copied.recv_timeout(LAST_LINES_TIMEOUT);
+    }
 }
 
 /// Whether something listens at HOST:PORT.
