@@ -261,7 +261,10 @@ impl<'a> Cluster<'a> {
         for job in ["coordinator", "workers"] {
             for order in self.controllers.get_mut(job).expect("a Job").orders() {
                 match order {
-                    Order::Start { index } => _ = self.running.insert(pod_name(job, index), self.start(job, index)),
+                    Order::Start { index } => {
+                        let pod = self.start(job, index);
+                        self.running.insert(pod_name(job, index), pod);
+                    }
                     Order::Delete { index } => self.delete(&pod_name(job, index)),
                 }
             }
@@ -323,7 +326,8 @@ fn pods_with_two_workers_each_train_without_a_shared_file_system() {
         assert_eq!(codes(pod), [Some(75), Some(0)], "{pod}: {:#?}", cluster.ended);
     }
     assert!(cluster.controllers.values().all(|job| job.counted_failures() == 0));
-    let [stopped, done] = &cluster.ends_of("coordinator").collect::<Vec<_>>()[..] else { panic!("two pods") };
+    let ends: Vec<&Ran> = cluster.ends_of("coordinator").collect();
+    let (stopped, done) = (ends[0], ends[1]);
     assert!(stopped.stderr.contains("stopping at a common step: SIGTERM"), "{}", stopped.stderr);
     assert!(done.stdout.contains("\nthanos ") && done.stdout.contains("cnce + cae"), "{}", done.stdout);
     let worker = cluster.ends_of("workers-1").last().expect("it has ended");
