@@ -23,6 +23,7 @@ fn help_and_presets_are_as_they_were() {
     for verb in [
         "launch",
         "serve",
+        "workers",
         "bench",
         "presets",
         "show",

@@ -12,7 +12,8 @@
 //! `tensorboard` and `documents` what people type and read; `every_key` what each key of the configuration changes,
 //! `quick` a first look at every preset; `monitoring` what alerts, panels and a site's Prometheus rely on, `container` the image; `bench` what a benchmark prints and leaves, `output` terminals, pipes and
 //! files that take no output, `signals` how a stop request arrives. `slurm` runs the job scripts on a real one,
-//! `kubernetes` the commands of the manifests in namespaces. `layering` reads the sources.
+//! `kubernetes` checks the manifests, `pods` runs their commands in namespaces, as `job_controller`, a model of Kubernetes,
+//! would. `layering` reads the sources.
 
 mod bad_input;
 mod bad_lines;
@@ -39,6 +40,7 @@ mod gpu_rehearsal;
 mod group_errors;
 mod hostile;
 mod identity;
+mod job_controller;
 mod kubernetes;
 mod layering;
 mod ledger;
@@ -50,6 +52,7 @@ mod nearness;
 mod output;
 mod pack_transfer;
 mod parity_checks;
+mod pods;
 mod preemption;
 mod pytorch_names;
 mod quick;

@@ -2,10 +2,12 @@
 
 mod bench;
 mod data;
+mod kubernetes;
 mod launch;
 mod paths;
 mod quick;
 mod slurm_arguments;
+mod workers;
 
 use crate::chaos::{Chaos, chaos};
 use crate::credentials::Credentials;
@@ -13,7 +15,7 @@ use crate::exit::{EXIT_CONFIG, EXIT_DATA, EXIT_USAGE, Fatal};
 use crate::ingest;
 use crate::ledger::read_steps;
 use crate::prepare::packs_of_run;
-use crate::render::{self, DataVolume, NodeShare, Numbers};
+use crate::render::{self, NodeShare, Numbers};
 use crate::report::Results;
 use crate::run_dir::{identity, plan_of_run};
 use crate::status::status;
@@ -23,11 +25,14 @@ use anyhow::Result;
 use bench::{BenchArguments, act_bench};
 use clap::{Args, Parser, Subcommand};
 use data::{DataVerb, act_data};
+use kubernetes::KubernetesArguments;
 use launch::{LaunchArguments, LauncherName, act_launch};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use thanos_configs::{ConfigErrors, Plan, RunConfig, default_packs_dir, preset_names, preset_summary, to_yaml};
+use thanos_door::parse_duration as duration;
 use thanos_proto::{CA, TOKEN};
+use workers::{WorkersArguments, act_workers};
 
 /// Trains encoders on coarse labels with supervised contrastive losses, over many workers, and shows by linear probes
 /// on fine labels how much each kept.
@@ -44,6 +49,8 @@ enum Verb {
     Launch(LaunchArguments),
     /// Coordinate a run whose workers somebody else starts
     Serve(LaunchArguments),
+    /// Start the workers of one machine or pod for a `serve` elsewhere, restart those that fail, and end with the run
+    Workers(WorkersArguments),
     /// Measure how fast an experiment's first backbone trains on this machine, and print it as a line of JSON
     Bench(BenchArguments),
     /// List the experiments that can be launched by name
@@ -96,18 +103,8 @@ enum RenderVerb {
         #[command(flatten)]
         share: ShareArguments,
     },
-    /// Manifests for kubectl apply; the Secret thanos-credentials is made by hand (deploy/kubernetes/README.md)
-    Kubernetes {
-        #[command(flatten)]
-        arguments: RenderArguments,
-        /// The container image of both programs
-        #[arg(long)]
-        image: String,
-        /// Volume with the raw data, mounted read-only at data.dir in the coordinator's pod: the name of a
-        /// PersistentVolumeClaim, or an absolute path of the nodes (a hostPath, which `restricted` namespaces refuse)
-        #[arg(long, value_name = "PVC|/PATH")]
-        data: Option<DataVolume>,
-    },
+    /// Manifests for kubectl apply; the Secret NAME-credentials is created by hand (deploy/kubernetes/README.md)
+    Kubernetes(Box<KubernetesArguments>),
 }
 
 #[derive(Args, Debug)]
@@ -223,14 +220,6 @@ struct ChaosArguments {
     most: Option<u32>,
 }
 
-/// A duration as people type it: a number with `ms`, `s` or `m`.
-fn duration(text: &str) -> Result<Duration, String> {
-    let units = [("ms", 1e-3), ("s", 1.0), ("m", 60.0)];
-    let read = units.iter().find_map(|(unit, seconds)| Some(text.strip_suffix(unit)?.parse::<f64>().ok()? * seconds));
-    let seconds = read.filter(|seconds| (1e-3..=1e6).contains(seconds));
-    seconds.map(Duration::from_secs_f64).ok_or_else(|| "expected a time such as 500ms, 30s or 2m".into())
-}
-
 /// Does what was typed, and returns the exit code.
 pub fn run(arguments: Arguments) -> u8 {
     let code = match act(arguments.command) {
@@ -260,6 +249,7 @@ fn act(verb: Verb) -> Result<u8> {
     match verb {
         Verb::Launch(arguments) => act_launch(&arguments, None),
         Verb::Serve(arguments) => act_launch(&arguments, Some(LauncherName::None)),
+        Verb::Workers(arguments) => act_workers(&arguments),
         Verb::Bench(arguments) => act_bench(&arguments),
         Verb::Presets => {
             for name in preset_names() {
@@ -302,7 +292,10 @@ fn act(verb: Verb) -> Result<u8> {
 }
 
 fn act_render(verb: &RenderVerb) -> Result<()> {
-    let (RenderVerb::Slurm { arguments, .. } | RenderVerb::Kubernetes { arguments, .. }) = verb;
+    let arguments = match verb {
+        RenderVerb::Slurm { arguments, .. } => arguments,
+        RenderVerb::Kubernetes(kubernetes) => &kubernetes.arguments,
+    };
     let RenderArguments { target, nodes, gpus, grace } = arguments;
     // Mistakes are reported here, and not by a job in the night.
     let plan = plan(target)?;
@@ -313,9 +306,7 @@ fn act_render(verb: &RenderVerb) -> Result<()> {
             let words: Vec<String> = target.target.iter().chain(&target.overrides).cloned().collect();
             terminal::print(&render::slurm(&words, &numbers, &share.share()))?;
         }
-        RenderVerb::Kubernetes { image, data, .. } => {
-            terminal::print(&render::kubernetes(&plan, image, &numbers, data.as_ref())?)?;
-        }
+        RenderVerb::Kubernetes(kubernetes) => terminal::print(&kubernetes.render(&plan, numbers)?)?,
     }
     Ok(())
 }

@@ -155,7 +155,8 @@ impl Credentials {
         }
         let mut params = named(worker, ExtendedKeyUsagePurpose::ClientAuth);
         params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
-        params.subject_alt_names = from.map(SanType::IpAddress).into_iter().collect();
+        // A socket of both families has IPv4 peers as IPv6 addresses; who connects to them uses IPv4.
+        params.subject_alt_names = from.map(|from| SanType::IpAddress(from.to_canonical())).into_iter().collect();
         let signed = params.signed_by(&request.public_key, &self.issuer).map_err(|_| NotEnrolled::Request)?;
         Ok(signed.pem())
     }

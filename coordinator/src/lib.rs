@@ -3,8 +3,8 @@
 //! Reading order: `run.rs` (the rules, a pure function from events to effects), `conductor.rs` (the task that owns the
 //! run and carries its effects out), `journal.rs` (what touches the run directory), `prepare.rs` and `launch.rs` (from a plan
 //! to a result table), `supervise.rs` (the process above it), `signals.rs` (stop requests); around them `credentials.rs`,
-//! `thanos-door`, `server.rs`, `store.rs` and `packs.rs` (gRPC), `launcher.rs`, `devices.rs` and `slurm.rs` (worker
-//! processes), `run_dir.rs`,
+//! `thanos-door`, `server.rs`, `store.rs` and `packs.rs` (gRPC), `launcher.rs`, `local_workers.rs`, `devices.rs` and `slurm.rs`
+//! (worker processes), `run_dir.rs`,
 //! `ledger.rs` and `checkpoints.rs` (what is kept), `fetch.rs` and `ingest.rs` (published files, and raw data to packs),
 //! `telemetry.rs`, `observe.rs`, `metrics.rs` and `tensorboard.rs` (what is scraped and drawn), `terminal.rs`, `progress.rs`, `report.rs`, `status.rs` and `verify_run.rs` (what people see), `chaos.rs` (faults on demand), `bench.rs` (how fast a step is), `render.rs`
 //! (job scripts and manifests),
@@ -24,6 +24,7 @@ mod journal;
 mod launch;
 mod launcher;
 mod ledger;
+mod local_workers;
 mod metrics;
 mod observe;
 mod packs;

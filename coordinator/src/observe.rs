@@ -48,7 +48,7 @@ impl Observed {
     /// # Errors
     /// 69, naming the address, if it cannot be listened on.
     pub(crate) fn listen(address: SocketAddr) -> Result<std::net::TcpListener, Fatal> {
-        std::net::TcpListener::bind(address)
+        crate::supervise::bind(address)
             .map_err(|error| Fatal::new(EXIT_UNREACHABLE, format!("cannot listen on {address} for --status: {error}")))
     }
 

@@ -7,6 +7,7 @@ use crate::signals::{is_stop_signal, stop_signals};
 use crate::terminal;
 use anyhow::{Context, Result};
 use listenfd::ListenFd;
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::prctl::{set_child_subreaper, set_pdeathsig};
 use nix::sys::signal::{Signal, kill};
@@ -15,7 +16,8 @@ use nix::unistd::{Pid, getppid};
 use signal_hook::consts::SIGCHLD;
 use signal_hook::iterator::Signals;
 use std::ffi::OsString;
-use std::net::{SocketAddr, TcpListener};
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -77,8 +79,22 @@ pub(crate) fn supervise(run_dir: &Path, listener: &TcpListener) -> Result<u8> {
 /// 69, naming the address.
 pub(crate) fn listen(address: SocketAddr) -> Result<TcpListener> {
     let passed = ListenFd::from_env().take_tcp_listener(0).context("the socket that was passed to this program")?;
-    let listener = passed.map_or_else(|| TcpListener::bind(address), Ok);
+    let listener = passed.map_or_else(|| bind(address), Ok);
     Ok(listener.map_err(|error| Fatal::new(EXIT_UNREACHABLE, format!("cannot listen on {address}: {error}")))?)
+}
+
+/// As [`TcpListener::bind`]; every address of both families is every IPv4 address where the kernel has no IPv6.
+pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    match TcpListener::bind(address) {
+        Err(error) if is_without_ipv6(&error) && address.ip() == Ipv6Addr::UNSPECIFIED => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port()))
+        }
+        bound => bound,
+    }
+}
+
+fn is_without_ipv6(error: &io::Error) -> bool {
+    error.raw_os_error().map(Errno::from_raw) == Some(Errno::EAFNOSUPPORT)
 }
 
 /// Ends this process when its supervisor does.

@@ -206,7 +206,8 @@ impl Telemetry {
         if let Some(files) = &files {
             files.write_metrics().await;
         }
-        if !linger.is_zero() && !(has_deadline && matches!(launched, Ok(Launched::Stopped(_)))) {
+        let must_end_soon = has_deadline && matches!(launched, Ok(Launched::Stopped(_)));
+        if !linger.is_zero() && !must_end_soon {
             self.linger(linger, outcome(launched)).await;
         }
         if let Some(files) = &files {

@@ -48,6 +48,9 @@ struct Arguments {
     /// Show metrics at this port (0: a free one) of the address from which the coordinator is reached
     #[arg(long)]
     status_port: Option<u16>,
+    /// How long to try to reach the coordinator, which may not have been started yet
+    #[arg(long, default_value = "60s", value_parser = thanos_worker::parse_duration)]
+    wait: std::time::Duration,
     /// Network interface under which the other workers reach it
     #[arg(long)]
     interface: Option<String>,
@@ -81,7 +84,7 @@ fn main() -> ExitCode {
     let (worker_id, local_rank) = match environment::identity(typed, |name| std::env::var(name).ok()) {
         Ok(identity) => identity,
         Err(error) => {
-            eprintln!("error: {error}");
+            tracing::error!("{error}");
             return ExitCode::from(thanos_worker::EXIT_USAGE);
         }
     };
@@ -96,6 +99,7 @@ fn main() -> ExitCode {
         threads: arguments.threads.into(),
         packs_dir: arguments.packs_dir,
         status_port: arguments.status_port,
+        wait: arguments.wait,
         address: arguments.host.map(Address::Host).or(arguments.interface.map(Address::Interface)),
     };
     match work(&options) {

@@ -16,7 +16,7 @@ use crate::model::{Alone, BatchSum, Model};
 use crate::pack_transfer::local_file;
 use crate::run_files::{RunFiles, Unfinished};
 use crate::save_schedule::SaveSchedule;
-use crate::session::{Next, Refused, Session, ends_generation};
+use crate::session::{Next, Refused, Session, StoppedWaiting, ends_generation};
 use crate::stage::Stage;
 use crate::tensors::{Named, copy_into};
 use crate::train::{Ending, Interrupted, Origin, Peers, Recipe, Regroup, train};
@@ -59,6 +59,8 @@ pub struct Options {
     pub address: Option<Address>,
     /// Port of the worker's own metrics; `None`: they are not shown.
     pub status_port: Option<u16>,
+    /// How long the coordinator may take to come up.
+    pub wait: Duration,
     /// This machine's folder of packs; `None`: the coordinator's own files where they can be seen, else a cache.
     pub packs_dir: Option<PathBuf>,
 }
@@ -95,7 +97,15 @@ pub fn work(options: &Options) -> Result<Outcome> {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
     let (worker_id, version) = (options.worker_id.clone(), env!("CARGO_PKG_VERSION").into());
     let hello = Hello { worker_id, host, pid: std::process::id(), version, generation: 0, device: described };
-    let (session, welcome) = Session::connect(&options.coordinator, options.credentials.as_deref(), hello)?;
+    let connected = Session::connect((&options.coordinator, options.wait), options.credentials.as_deref(), hello);
+    let (session, welcome) = match connected {
+        // There is no run yet that it could have left in disorder.
+        Err(error) if error.is::<StoppedWaiting>() => {
+            tracing::warn!("{error}");
+            return Ok(Outcome::Stopped);
+        }
+        connected => connected?,
+    };
     match without_panic(|| take_part(options, &session, &welcome, device)) {
         Ok(last_word) => {
             let stopped = matches!(last_word, WorkerEvent::Stopped { .. });

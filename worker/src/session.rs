@@ -129,8 +129,12 @@ impl Session {
     /// folder; without one nothing is encrypted.
     ///
     /// # Errors
-    /// [`Refused`] if this worker may not take part.
-    pub(crate) fn connect(coordinator: &str, credentials: Option<&Path>, hello: Hello) -> Result<(Self, Welcome)> {
+    /// [`Refused`] if this worker may not take part, [`StoppedWaiting`] if a stop signal arrived before there was a session.
+    pub(crate) fn connect(
+        (coordinator, wait): (&str, Duration),
+        credentials: Option<&Path>,
+        hello: Hello,
+    ) -> Result<(Self, Welcome)> {
         let admission = Admission::read(credentials)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let heartbeat = Heartbeat {
@@ -166,7 +170,7 @@ impl Session {
         }
         let (opened, lines) = std::sync::mpsc::channel();
         let keeper = stream::Keeper::new(coordinator, admission, hello, (shared.clone(), opened));
-        let (keeper, client, line) = runtime.block_on(keeper.open_first())?;
+        let (keeper, client, line) = runtime.block_on(keeper.open_first(wait))?;
         let kept = runtime.spawn(keeper.keep());
         // Without its session a worker would be an orphan that no coordinator knows of.
         runtime.spawn(async move {
@@ -486,6 +490,11 @@ pub(crate) struct NotReached {
     within: Duration,
     reason: String,
 }
+
+/// A stop signal arrived while this worker was waiting for its coordinator.
+#[derive(Debug, thiserror::Error)]
+#[error("stopped while waiting for the coordinator")]
+pub(crate) struct StoppedWaiting;
 
 /// The coordinator does not want this worker.
 #[derive(Debug, thiserror::Error)]

@@ -57,7 +57,7 @@ async fn act_on(mut signals: mpsc::Receiver<&'static str>, request: StopRequest,
             None => {
                 first = Some(Instant::now());
                 request.send_replace(Some(report_of(name, &worker_id)));
-                tracing::warn!("{name}: reported to the coordinator; training continues until the run stops");
+                tracing::warn!("{name}: reported to the coordinator, which decides whether the run stops");
             }
         }
     }

@@ -3,7 +3,7 @@
 
 use super::admission::{Admission, unless_refused, unless_untrusted};
 use super::line::{FarEnd, Line};
-use super::{NotReached, Refused, Shared, signals};
+use super::{NotReached, Refused, Shared, StoppedWaiting, signals};
 use crate::exit::{EXIT_CONFIG, EXIT_STOPPED, EXIT_UNREACHABLE};
 use anyhow::Result;
 use std::sync::Arc;
@@ -22,8 +22,7 @@ use tonic::transport::Channel;
 
 pub(super) type Client = CoordinatorClient<Channel>;
 
-/// How long a coordinator may take to come up, and between two attempts to reach it.
-const MOST_CONNECT: Duration = Duration::from_secs(60);
+/// Between two attempts to reach a coordinator.
 const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(100);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const HEARTBEAT: Duration = Duration::from_millis(250);
@@ -65,9 +64,16 @@ impl Keeper {
         Self { coordinator: coordinator.into(), admission, hello, shared, opened, welcome: None }
     }
 
-    /// Waits until the coordinator is up.
-    pub(super) async fn open_first(mut self) -> Result<(Keeping, Client, Line)> {
-        let (client, line, open) = self.open(MOST_CONNECT).await?;
+    /// Waits until the coordinator is up, for this long.
+    ///
+    /// # Errors
+    /// [`StoppedWaiting`] if a stop signal arrives first: there is no coordinator that could be asked to stop.
+    pub(super) async fn open_first(mut self, wait: Duration) -> Result<(Keeping, Client, Line)> {
+        let mut stop_request = self.shared.stop_request.subscribe();
+        let (client, line, open) = tokio::select! {
+            opened = self.open(wait) => opened?,
+            _ = stop_request.wait_for(Option::is_some) => return Err(StoppedWaiting.into()),
+        };
         if let Admission::Certificate { identity, .. } = &self.admission {
             _ = self.shared.identity.set(identity.clone());
         }
