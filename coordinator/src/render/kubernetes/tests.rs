@@ -57,7 +57,8 @@ fn the_numbers_of_a_stop_agree() {
     assert_eq!((&variables(&coordinator)["GRACE"][..], &variables(&workers)["GRACE"][..]), ("200s", "220s"));
     let plan = Plan::from_preset("digits_cae", &[]).expect("valid");
     let documents = rendered("digits_cae", &[], &setting(3, 0));
-    let experiment = documents[0]["data"]["experiment.yaml"].as_str().expect("text");
+    let map = documents.iter().find(|one| one["kind"] == "ConfigMap").expect("a ConfigMap");
+    let experiment = map["data"]["experiment.yaml"].as_str().expect("text");
     assert_eq!(Plan::from_file(experiment, "experiment.yaml", &[]).expect("valid").digest(), plan.digest());
 }
 
