@@ -52,6 +52,9 @@ pub(super) struct KubernetesArguments {
     /// Secret with which the image is pulled; may be repeated
     #[arg(long = "image-pull-secret", value_name = "SECRET")]
     image_pull_secrets: Vec<String>,
+    /// Also PodMonitors of the run, for the Prometheus Operator
+    #[arg(long)]
+    pod_monitors: bool,
 }
 
 impl KubernetesArguments {
@@ -69,6 +72,7 @@ impl KubernetesArguments {
             storage_class: self.storage_class.clone(),
             shared_volume: self.shared_volume,
             image_pull_secrets: self.image_pull_secrets.clone(),
+            pod_monitors: self.pod_monitors,
             resources: Resources { cpus: self.cpus, memory: self.memory },
         };
         let setting = Setting { name, image: &self.image, api: self.api, numbers, data: self.data.as_ref(), site };

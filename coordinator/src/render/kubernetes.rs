@@ -29,6 +29,7 @@ const SHARED_VOLUME: &str = include_str!("../../../deploy/kubernetes/components/
 const SHARED_CLAIMS: &str = include_str!("../../../deploy/kubernetes/components/shared-volume/claims.yaml");
 
 const JOBSET: &str = include_str!("../../../deploy/kubernetes/components/jobset/copy/jobset.yaml");
+const POD_MONITORS: &str = include_str!("../../../deploy/kubernetes/components/monitoring/pod-monitor.yaml");
 
 /// The label that tells the two Jobs apart, and its values.
 const COMPONENT: &str = "app.kubernetes.io/component";
@@ -84,6 +85,9 @@ pub(crate) fn kubernetes(plan: &Plan, setting: &Setting<'_>) -> Result<String, F
     apply_components(&mut documents, setting)?;
     if setting.api == Api::Jobset {
         documents.extend(parse(JOBSET)?);
+    }
+    if setting.site.pod_monitors {
+        documents.extend(parse(POD_MONITORS)?);
     }
     // Before anything that the user gives is in them: that keeps its names.
     documents.iter_mut().for_each(|document| setting.name.replace_in(document));

@@ -24,6 +24,8 @@ pub(crate) struct Site {
     /// The volumes can be mounted by all nodes.
     pub(crate) shared_volume: bool,
     pub(crate) image_pull_secrets: Vec<String>,
+    /// With monitors for the Prometheus Operator.
+    pub(crate) pod_monitors: bool,
     pub(crate) resources: Resources,
 }
 

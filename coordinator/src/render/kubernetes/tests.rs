@@ -66,17 +66,22 @@ fn the_numbers_of_a_stop_agree() {
 #[test]
 fn every_object_and_selector_has_the_name_of_the_run() {
     for api in [Api::Job, Api::Jobset] {
-        for document in rendered("digits_cae", &[], &Setting { api, ..setting(2, 1) }) {
+        let with_monitors = || {
+            let site = Site { pod_monitors: true, ..Site::default() };
+            rendered("digits_cae", &[], &Setting { api, site, ..setting(2, 1) })
+        };
+        assert_eq!(with_monitors().iter().filter(|one| one["kind"] == "PodMonitor").count(), 2);
+        for document in with_monitors() {
             let name = document["metadata"]["name"].as_str().expect("a name");
             assert!(name == "b" || name.starts_with("b-"), "{name}");
             assert_eq!(document["metadata"]["labels"]["app.kubernetes.io/instance"], "b", "{name}");
             check_labels(&document, name);
         }
-        let text =
-            serde_yaml::to_string(&rendered("digits_cae", &[], &Setting { api, ..setting(2, 1) })).expect("YAML");
+        let text = serde_yaml::to_string(&with_monitors()).expect("YAML");
         // Left are the program, the product, and the image.
-        for word in text.split(|c: char| !c.is_ascii_alphanumeric() && !"-/:".contains(c)) {
-            let is_known = ["thanos-coord", "thanos-trainer", "r/thanos:1"].contains(&word);
+        for word in text.split(|c: char| !c.is_ascii_alphanumeric() && !"-_/:".contains(c)) {
+            let is_known = ["thanos-coord", "thanos-trainer", "thanos_trainer", "thanos_trainer_workers", "r/thanos:1"]
+                .contains(&word);
             assert!(is_known || !word.contains("thanos"), "{word}");
         }
     }
@@ -125,6 +130,7 @@ fn the_site_is_in_the_pods() {
         storage_class: Some("fast".into()),
         shared_volume: true,
         image_pull_secrets: vec!["thanos".into()],
+        pod_monitors: false,
         resources: Resources { cpus: Some(3), memory: Some("6Gi".parse().expect("memory")) },
         queue: None,
     };
