@@ -19,6 +19,9 @@ pub const EXIT_NO_PERMISSION: u8 = 77;
 /// The configuration is wrong.
 pub const EXIT_CONFIG: u8 = 78;
 
+/// After these a retry would fail in the same way.
+pub(crate) const PERMANENT: [u8; 5] = [EXIT_USAGE, EXIT_DATA, EXIT_SOFTWARE, EXIT_NO_PERMISSION, EXIT_CONFIG];
+
 /// An error with the exit code that tells what kind it is.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]

@@ -103,7 +103,7 @@ pub(crate) struct Launch {
     pub linger: Duration,
     /// The token that metrics are shown for, in a file of the site's; `None`: that of the run's credentials.
     pub scrape_token_file: Option<PathBuf>,
-    /// A folder of the site's for files of targets; `None`: there is none.
+    /// The folder in which the site's Prometheus looks for files of targets; `None`: it looks in none.
     pub targets_dir: Option<PathBuf>,
     /// With which a stopped run goes on, such as `serve`.
     pub command: &'static str,

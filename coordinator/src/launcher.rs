@@ -15,6 +15,7 @@ use anyhow::{Context, Result};
 use log::first_error;
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
+use std::os::unix::process::CommandExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
@@ -255,14 +256,18 @@ impl WorkerCommand {
             File::options().create(true).append(true).open(&log).with_context(|| format!("{}", log.display()))?;
         let (node, index) = worker.rsplit_once('-').unwrap_or((worker, "0"));
         let mut command = match &self.place {
-            Place::Here { .. } => Command::new(&self.program),
+            Place::Here { .. } => std::process::Command::new(&self.program),
             Place::Nodes { nodes, srun_arguments } => {
                 let gpus = nodes.iter().find(|other| other.name == node).map_or(0, |node| node.gpus);
-                let mut command = Command::from(slurm::srun(node, gpus, srun_arguments));
+                let mut command = slurm::srun(node, gpus, srun_arguments);
                 command.arg(&self.program);
                 command
             }
         };
+        let (coordinator, threads) = (self.coordinator.as_str(), self.threads);
+        WorkerProcess { coordinator, id: worker, local_rank: index, threads, device: self.device }
+            .put_into(&mut command);
+        let mut command = Command::from(command);
         match &self.credentials {
             Some(credentials) => command.arg("--credentials").arg(credentials.invite(worker).context("credentials")?),
             None => command.arg("--insecure"),
@@ -273,29 +278,15 @@ impl WorkerCommand {
         if let Some(interface) = &self.interface {
             command.args(["--interface", interface]);
         }
-        if self.device != DeviceChoice::Auto {
-            command.args(["--device", &self.device.to_string()]);
-        }
-        // CUDA numbers GPUs as nvidia-smi does, and as they are reported.
-        if std::env::var_os(DEVICE_ORDER).is_none() {
-            command.env(DEVICE_ORDER, "PCI_BUS_ID");
-        }
         if self.shares_gpu_by_nccl {
             command.envs(shared_nccl_variables(worker, self.interface.is_some()));
         }
         command
-            .args(["--coordinator", &self.coordinator, "--id", worker])
-            .args(["--local-rank", index, "--threads", &self.threads.to_string()])
-            // One thread of OpenMP a worker, or the workers of a machine fight for its cores.
-            .env("OMP_NUM_THREADS", self.threads.to_string())
             // What this program was passed is not for its workers.
             .env_remove("LISTEN_FDS")
             .env_remove("LISTEN_FDS_FIRST_FD")
-            .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file)
-            // A Ctrl-C at the terminal is for the coordinator, which tells the workers.
-            .process_group(0)
             .kill_on_drop(true);
         Ok(command)
     }
@@ -316,6 +307,38 @@ impl WorkerCommand {
         let log_begins_at = std::fs::metadata(&log).map_or(0, |log| log.len());
         let child = command.spawn().with_context(|| self.cannot_start())?;
         Ok(Started { child, log, log_begins_at })
+    }
+}
+
+/// What every worker's process is started with, whichever program starts it.
+pub(crate) struct WorkerProcess<'a> {
+    /// HOST:PORT.
+    pub(crate) coordinator: &'a str,
+    pub(crate) id: &'a str,
+    /// Its place among the workers of its machine, from 0.
+    pub(crate) local_rank: &'a str,
+    pub(crate) threads: usize,
+    pub(crate) device: DeviceChoice,
+}
+
+impl WorkerProcess<'_> {
+    pub(crate) fn put_into(&self, command: &mut std::process::Command) {
+        let threads = self.threads.to_string();
+        command
+            .args(["--coordinator", self.coordinator, "--id", self.id])
+            .args(["--local-rank", self.local_rank, "--threads", &threads])
+            // Otherwise the workers of a machine compete for its cores.
+            .env("OMP_NUM_THREADS", &threads)
+            .stdin(Stdio::null())
+            // A Ctrl-C at the terminal reaches them once: through the process that starts them.
+            .process_group(0);
+        if self.device != DeviceChoice::Auto {
+            command.args(["--device", &self.device.to_string()]);
+        }
+        // CUDA numbers GPUs as nvidia-smi does, and as they are reported.
+        if std::env::var_os(DEVICE_ORDER).is_none() {
+            command.env(DEVICE_ORDER, "PCI_BUS_ID");
+        }
     }
 }
 

@@ -4,34 +4,32 @@
 
 mod policy;
 
-use crate::exit::{EXIT_STOPPED, EXIT_UNREACHABLE, Fatal};
-use crate::signals::stop_signals;
+use crate::exit::{EXIT_STOPPED, EXIT_UNREACHABLE, Fatal, PERMANENT};
+use crate::launcher::WorkerProcess;
+use crate::signals::{DUPLICATE_INTERVAL, stop_signals};
 use crate::terminal;
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
-use policy::{Attempt, Ended, Next, after, is_permanent};
+use policy::{Attempt, Ended, Next, after};
 use signal_hook::consts::SIGCHLD;
 use signal_hook::iterator::Signals;
 use std::io::{BufRead, BufReader, PipeReader};
 use std::net::{TcpStream, ToSocketAddrs};
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 use thanos_door::DeviceChoice;
 
-/// A second stop signal within this time of the first is the same request: it may be delivered more than once.
-const DUPLICATE_INTERVAL: Duration = Duration::from_secs(1);
+/// Between two kills of workers that have not ended yet: killed processes need a moment.
+const KILL_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a coordinator may take to accept a connection, when this program asks whether there is one.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long this program waits for the last lines of workers that have ended.
 const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(2);
-/// Variable by which CUDA orders GPUs.
-const DEVICE_ORDER: &str = "CUDA_DEVICE_ORDER";
 
 /// What is started.
 #[derive(Clone, Debug)]
@@ -186,7 +184,7 @@ impl<'a> Group<'a> {
         if let Some(ending) = &mut self.ending {
             self.all_finished &= ended == Ended::Exited(0);
             match ended {
-                Ended::Exited(code) if is_permanent(code) => ending.code = code,
+                Ended::Exited(code) if PERMANENT.contains(&code) => ending.code = code,
                 _ => {}
             }
             return;
@@ -242,8 +240,7 @@ impl<'a> Group<'a> {
 
     fn kill_late(&mut self, now: Instant) {
         let Some(ending) = self.ending.as_mut().filter(|ending| ending.deadline <= now) else { return };
-        // Killed processes need a moment to end.
-        ending.deadline = now + DUPLICATE_INTERVAL;
+        ending.deadline = now + KILL_INTERVAL;
         terminal::line(&format!("workers are still running after {:?}: killing them", self.what.grace));
         self.signal_all(Signal::SIGKILL);
     }
@@ -267,24 +264,12 @@ impl LocalWorkers {
     fn spawn(&self, (place, again): (usize, bool), logs: &Logs) -> Result<Pid> {
         let worker = self.worker(place);
         let mut command = Command::new(&self.program);
-        command
-            .args(["--coordinator", &self.coordinator, "--id", &worker, "--local-rank", &place.to_string()])
-            .args(["--threads", &self.threads.to_string(), "--wait", &format!("{}ms", self.wait.as_millis())])
-            .args(&self.arguments)
-            // Otherwise the workers of a machine compete for its cores.
-            .env("OMP_NUM_THREADS", self.threads.to_string())
-            .stdin(Stdio::null())
-            // A Ctrl-C at the terminal reaches them once: through this process.
-            .process_group(0);
-        if self.device != DeviceChoice::Auto {
-            command.args(["--device", &self.device.to_string()]);
-        }
+        let (coordinator, local_rank, threads) = (self.coordinator.as_str(), place.to_string(), self.threads);
+        WorkerProcess { coordinator, id: &worker, local_rank: &local_rank, threads, device: self.device }
+            .put_into(&mut command);
+        command.args(["--wait", &format!("{}ms", self.wait.as_millis())]).args(&self.arguments);
         if let Some(first) = self.status_port {
             command.args(["--status-port", &(usize::from(first) + place).to_string()]);
-        }
-        // CUDA numbers GPUs as nvidia-smi does.
-        if std::env::var_os(DEVICE_ORDER).is_none() {
-            command.env(DEVICE_ORDER, "PCI_BUS_ID");
         }
         if again {
             // A test's failpoint breaks the first process only.

@@ -13,7 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 /// The same signal again within this time is one request: Slurm, systemd and supervisors deliver it twice.
-const DUPLICATE_INTERVAL: Duration = Duration::from_secs(1);
+pub(crate) const DUPLICATE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Whether a process that ends by this signal, unable to handle it yet, was asked to stop.
 pub(crate) fn is_stop_signal(signal: i32) -> bool {
@@ -29,6 +29,25 @@ pub(crate) fn stop_signals() -> Vec<Signal> {
     signals
 }
 
+/// Stop signals that this process receives from now on. Must be called within the runtime.
+pub(crate) fn received() -> mpsc::Receiver<Signal> {
+    let (received, signals) = mpsc::channel(16);
+    for kind in stop_signals() {
+        match signal(SignalKind::from_raw(kind as i32)) {
+            Ok(mut stream) => {
+                let received = received.clone();
+                tokio::spawn(async move {
+                    while stream.recv().await.is_some() {
+                        _ = received.send(kind).await;
+                    }
+                });
+            }
+            Err(error) => tracing::warn!("cannot handle {kind}, which will not save a checkpoint: {error}"),
+        }
+    }
+    signals
+}
+
 /// The stop signals of a coordinator, from its start. Until there is a run to stop, one ends the process.
 pub(crate) struct StopSignals {
     run: Arc<OnceLock<mpsc::Sender<Event>>>,
@@ -37,22 +56,8 @@ pub(crate) struct StopSignals {
 impl StopSignals {
     /// Must be called within the runtime, whose own thread acts on the signals.
     pub(crate) fn watch() -> Self {
-        let (received, signals) = mpsc::channel(16);
-        for kind in stop_signals() {
-            match signal(SignalKind::from_raw(kind as i32)) {
-                Ok(mut stream) => {
-                    let received = received.clone();
-                    tokio::spawn(async move {
-                        while stream.recv().await.is_some() {
-                            _ = received.send(kind).await;
-                        }
-                    });
-                }
-                Err(error) => tracing::warn!("cannot handle {kind}, which will not save a checkpoint: {error}"),
-            }
-        }
         let run = Arc::new(OnceLock::new());
-        tokio::spawn(act_on(signals, run.clone()));
+        tokio::spawn(act_on(received(), run.clone()));
         Self { run }
     }
 

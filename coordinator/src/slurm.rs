@@ -46,8 +46,8 @@ impl Allocation {
             return Err(Fatal::new(EXIT_USAGE, message));
         };
         // --all: partitions may be hidden from ordinary users.
-        let told = ask("sinfo", &["--all", "--noheader", "--Node", "--nodes", &list, "--format", "%N %o"])?;
-        let addresses = addresses(&told);
+        let listed = ask("sinfo", &["--all", "--noheader", "--Node", "--nodes", &list, "--format", "%N %o"])?;
+        let addresses = addresses(&listed);
         if addresses.is_empty() {
             return Err(Fatal::new(EXIT_UNREACHABLE, format!("sinfo knows no node of {list}")));
         }
@@ -141,9 +141,9 @@ fn job_id() -> Option<String> {
 }
 
 /// `NAME ADDRESS` a line; a node comes once for each of its partitions.
-fn addresses(told: &str) -> Vec<(String, String)> {
+fn addresses(listed: &str) -> Vec<(String, String)> {
     let mut nodes: Vec<(String, String)> = Vec::new();
-    for line in told.lines() {
+    for line in listed.lines() {
         if let Some((name, address)) = line.trim().split_once(' ')
             && !nodes.iter().any(|(other, _)| other == name)
         {

@@ -10,7 +10,7 @@ mod worker_series;
 use crate::launch::Launched;
 use crate::metrics;
 use crate::run::{Effect, Event, Notice, SessionId};
-use crate::signals::stop_signals;
+use crate::signals;
 use crate::terminal;
 use anyhow::Result;
 pub(crate) use files::Targets;
@@ -23,10 +23,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 pub use text::Described;
 use text::Sample;
-use thanos_door::Recorder;
+use thanos_door::{Recorder, run_name};
 use thanos_proto::{Command, Heartbeat, StepDone, WorkerEvent};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
 use worker_series::{COLLECTIVE, HEARTBEAT, WorkerSeries};
 
 const STATE_SECONDS: Described = (
@@ -217,11 +216,12 @@ impl Telemetry {
 
     async fn linger(&self, limit: Duration, outcome: &str) {
         let wait = format!("waiting up to {limit:?} for a last scrape of /metrics; Ctrl-C ends the wait");
+        let mut stop_signals = signals::received();
         terminal::line(&format!("the run has ended ({outcome}): {wait}"));
         tokio::select! {
             () = self.shared.last_scrape.notified() => {}
             () = tokio::time::sleep(limit) => terminal::line("no scrape came: metrics.prom has the final values"),
-            () = stop_requested() => {}
+            _ = stop_signals.recv() => {}
         }
     }
 
@@ -278,31 +278,10 @@ impl Live {
     }
 }
 
-/// The name of the run directory.
-pub(crate) fn run_name(run_dir: &Path) -> String {
-    let absolute = std::path::absolute(run_dir).unwrap_or_else(|_| run_dir.into());
-    absolute.file_name().map_or_else(|| "run".into(), |name| name.to_string_lossy().into_owned())
-}
-
 fn outcome(launched: &Result<Launched>) -> &'static str {
     match launched {
         Ok(Launched::Done(_)) => "done",
         Ok(Launched::Stopped(_)) => "stopped",
         Err(_) => "failed",
     }
-}
-
-/// Returns when this process receives a stop signal.
-async fn stop_requested() {
-    let (received, mut signals) = mpsc::channel::<()>(1);
-    for kind in stop_signals() {
-        if let Ok(mut stream) = signal(SignalKind::from_raw(kind as i32)) {
-            let received = received.clone();
-            tokio::spawn(async move {
-                stream.recv().await;
-                _ = received.try_send(());
-            });
-        }
-    }
-    _ = signals.recv().await;
 }

@@ -139,8 +139,10 @@ impl Judge<'_> {
     ) -> Result<f64> {
         let ids = &self.data.train_ids;
         let mut nearest = Nearest::to(&judged.directions);
-        for rank in 0..self.group.size() {
-            let slice = &ids[rank_slice(ids.len(), rank, self.group.size())];
+        let size = self.group.size();
+        let slices = (0..size).map(|rank| (rank, &ids[rank_slice(ids.len(), rank, size)]));
+        // Collectives need at least one row.
+        for (rank, slice) in slices.filter(|(_, slice)| !slice.is_empty()) {
             let mut directions = if rank == self.group.rank() {
                 train.contiguous()
             } else {
@@ -233,7 +235,7 @@ impl<'a> Nearest<'a> {
 
     /// Sums of the neighbours' votes, [n, classes].
     fn votes(&self, classes: i64) -> Tensor {
-        let like = (self.directions.kind(), self.directions.device());
+        let like = like(self.directions);
         let mut votes = vec![Tensor::zeros([0, classes], like)];
         votes.extend(self.chunks.iter().map(|(cosines, labels)| {
             let none = Tensor::zeros([cosines.size()[0], classes], like);

@@ -6,7 +6,7 @@ use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogra
 use std::path::Path;
 use tch::Device;
 use thanos_c10d::{collectives, cuda_peak_bytes};
-use thanos_door::{Recorder, metrics_page};
+use thanos_door::{Recorder, metrics_page, run_name};
 use thanos_proto::StepDone;
 
 const GPU_MEMORY: &str = "thanos_trainer_worker_gpu_memory_peak_bytes";
@@ -40,8 +40,7 @@ pub const WORKER_PHASE_SECONDS: &str = "thanos_trainer_worker_phase_seconds";
 /// # Errors
 /// If something records already.
 pub(crate) fn page(run_dir: &str, worker: &str, device: Device) -> Result<Router> {
-    let run = Path::new(run_dir).file_name().map_or_else(|| "run".into(), |name| name.to_string_lossy());
-    let recorder = Recorder::install(&[("run", &run), ("worker", worker)])?;
+    let recorder = Recorder::install(&[("run", &run_name(Path::new(run_dir))), ("worker", worker)])?;
     describe();
     Ok(metrics_page(move || {
         // Read with the page: asking the allocator at every step would be for nothing.

@@ -20,5 +20,5 @@ pub use duration::parse_duration;
 pub use gpus::{Gpu, GpuFacts, MACHINE_ROOT, count_gpus, cpu_model};
 pub use hangup::hangup_is_ignored;
 pub use pages::{Guard, needs_guard, show};
-pub use recorder::{Recorder, metrics_page};
+pub use recorder::{Recorder, metrics_page, run_name};
 pub use route::{address_towards, check_interface, interface_of};

@@ -6,12 +6,20 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use metrics_process::Collector;
+use std::path::Path;
 use std::time::Duration;
 
 /// Upper bounds of every histogram, in seconds.
 const BUCKETS: [f64; 12] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0];
 /// How often histograms are drained when the page is not read; else they grow without end.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
+
+/// The value of the label `run`: the name of the run directory.
+#[must_use]
+pub fn run_name(run_dir: &Path) -> String {
+    let absolute = std::path::absolute(run_dir).unwrap_or_else(|_| run_dir.into());
+    absolute.file_name().map_or_else(|| "run".into(), |name| name.to_string_lossy().into_owned())
+}
 
 /// What the macros of `metrics` record in this process. Its handles are cheap.
 #[derive(Clone)]

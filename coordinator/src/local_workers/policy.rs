@@ -1,8 +1,6 @@
 //! What happens after a worker's process has ended: it is started again, or the whole group ends. Pure decisions.
 
-use crate::exit::{
-    EXIT_CONFIG, EXIT_DATA, EXIT_NO_PERMISSION, EXIT_SOFTWARE, EXIT_STOPPED, EXIT_UNREACHABLE, EXIT_USAGE,
-};
+use crate::exit::{EXIT_STOPPED, EXIT_UNREACHABLE, PERMANENT};
 use std::fmt;
 use std::time::Duration;
 
@@ -56,16 +54,11 @@ impl Ended {
     }
 }
 
-/// Whether a retry would fail in the same way.
-pub(super) fn is_permanent(code: u8) -> bool {
-    [EXIT_USAGE, EXIT_DATA, EXIT_SOFTWARE, EXIT_NO_PERMISSION, EXIT_CONFIG].contains(&code)
-}
-
 /// What follows. `coordinator_accepts` is asked only of a worker that may have waited in vain for a coordinator.
 pub(super) fn after(ended: Ended, attempt: Attempt, coordinator_accepts: impl FnOnce() -> bool) -> Next {
     let code = ended.code();
     let Attempt { restarts, max_restarts, ran, wait } = attempt;
-    if code == 0 || code == EXIT_STOPPED || is_permanent(code) || restarts >= max_restarts {
+    if code == 0 || code == EXIT_STOPPED || PERMANENT.contains(&code) || restarts >= max_restarts {
         return Next::End(code);
     }
     // Waiting once more, in this pod, would hide from its owner that there is no coordinator.

@@ -6,9 +6,7 @@ mod name;
 mod site;
 
 use super::{DataMount, DataVolume, Numbers};
-use crate::exit::{
-    EXIT_CONFIG, EXIT_DATA, EXIT_IO, EXIT_NO_PERMISSION, EXIT_SOFTWARE, EXIT_STOPPED, EXIT_USAGE, Fatal,
-};
+use crate::exit::{EXIT_IO, EXIT_STOPPED, Fatal, PERMANENT};
 use clap::ValueEnum;
 use serde::Deserialize;
 use serde_yaml::{Deserializer, Mapping, Value};
@@ -31,7 +29,7 @@ const SHARED_CLAIMS: &str = include_str!("../../../deploy/kubernetes/components/
 const JOBSET: &str = include_str!("../../../deploy/kubernetes/components/jobset/copy/jobset.yaml");
 const POD_MONITORS: &str = include_str!("../../../deploy/kubernetes/components/monitoring/pod-monitor.yaml");
 
-/// The label that tells the two Jobs apart, and its values.
+/// The label that distinguishes the two Jobs, and its values.
 const COMPONENT: &str = "app.kubernetes.io/component";
 const COORDINATOR: &str = "coordinator";
 const WORKER: &str = "worker";
@@ -188,7 +186,7 @@ fn set_numbers(job: &mut Value, is_worker: bool, setting: &Setting<'_>) -> Resul
     let spec = &mut job["spec"];
     let rules = spec["podFailurePolicy"]["rules"].as_sequence_mut().ok_or(Unknown("podFailurePolicy"))?;
     let codes = |codes: &[u8]| Value::Sequence(codes.iter().map(|code| u64::from(*code).into()).collect());
-    rules[0]["onExitCodes"]["values"] = codes(&[EXIT_USAGE, EXIT_DATA, EXIT_SOFTWARE, EXIT_NO_PERMISSION, EXIT_CONFIG]);
+    rules[0]["onExitCodes"]["values"] = codes(&PERMANENT);
     rules[1]["onExitCodes"]["values"] = codes(&[EXIT_STOPPED]);
     if is_worker {
         (spec["completions"], spec["parallelism"]) = (nodes.into(), nodes.into());

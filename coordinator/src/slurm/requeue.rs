@@ -31,9 +31,9 @@ enum Decision {
 pub(crate) fn requeue(run_dir: &Path, before: &Checkpointed, max_requeues: u32) {
     let Some(job) = job_id() else { return };
     // --all: its partition may be hidden from ordinary users.
-    let told = ask("scontrol", &["--all", "--oneliner", "show", "job", &job]).unwrap_or_default();
+    let description = ask("scontrol", &["--all", "--oneliner", "show", "job", &job]).unwrap_or_default();
     let has_progressed = *before != Checkpointed::of(run_dir);
-    match decide(&told, has_progressed, max_requeues) {
+    match decide(&description, has_progressed, max_requeues) {
         Decision::Leave => {}
         Decision::End(why) => terminal::line(&format!(
             "job {job} is not queued again: {why}; the run stays as it is, and another job can go on with it by \

@@ -1,7 +1,7 @@
 //! Two files that a site's monitoring reads: `metrics.prom` in the run directory for node_exporter's textfile collector, and
-//! `targets.json` for Prometheus's file-based service discovery, which is kept in a folder of the site's as well, since
-//! Prometheus looks for files in one folder. A thread of its own writes them, each by a rename: a disk
-//! that fails or hangs costs a warning, never the run.
+//! `targets.json` for Prometheus's file-based service discovery, which is also kept in a folder of the site, since Prometheus
+//! looks for files in one folder. A thread of its own writes them, each by a rename: a disk that fails or hangs costs a
+//! warning, never the run.
 
 use serde_json::Value;
 use std::fs;

@@ -90,21 +90,22 @@ pub(crate) fn in_groups(elements: i64) -> i64 {
 /// # Errors
 /// If there is no memory for it.
 pub fn keep_mask(draws: &Draws, site: u32, elements: i64, kept: Kept, like: (Kind, Device)) -> Result<Tensor, Error> {
-    let (kind, device) = like;
-    if device != Device::Cpu || ![Kind::Float, Kind::Double].contains(&kind) {
+    if !has_kernels(like) {
         return Ok(plain_mask(draws, site, elements, kept, like));
     }
+    let drop = raw::Drop { key: draws.key, site: draws.site(site), output: kept.share(), ..keep_everything() };
+    calls::mask(draws, elements, like.0, &drop)
+}
+
+/// Whether the kernels take tensors of this kind on this device.
+pub(crate) fn has_kernels((kind, device): (Kind, Device)) -> bool {
+    device == Device::Cpu && [Kind::Float, Kind::Double].contains(&kind)
+}
+
+/// For an operation that drops nothing.
+pub(crate) fn keep_everything() -> raw::Drop {
     let all = Kept::EVERYTHING.share();
-    let drop = raw::Drop {
-        key: draws.key,
-        site: draws.site(site),
-        output: kept.share(),
-        query: all,
-        weights: all,
-        hidden: all,
-        depth: all,
-    };
-    calls::mask(draws, elements, kind, &drop)
+    raw::Drop { key: 0, site: 0, query: all, weights: all, output: all, hidden: all, depth: all }
 }
 
 /// The same by tensor operations, on any device.

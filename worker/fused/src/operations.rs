@@ -1,6 +1,6 @@
 //! The two branches of a block: their weights, rates and sites, and which implementation computes them.
 
-use crate::draws::{Draws, Kept};
+use crate::draws::{Draws, Kept, has_kernels, keep_everything};
 use crate::{Error, calls, raw};
 use tch::{Device, Kind, Tensor};
 
@@ -88,7 +88,7 @@ impl Attention<'_> {
             weights: kept(rates.weights),
             output: kept(rates.output),
             depth: kept(rates.depth),
-            ..nothing()
+            ..keep_everything()
         });
         let rows = rows(draws, n);
         let tensors = [x, self.norm.weight, self.norm.bias, self.qkv, &rows];
@@ -121,7 +121,7 @@ impl FeedForward<'_> {
             hidden: kept(rates.hidden),
             output: kept(rates.output),
             depth: kept(rates.depth),
-            ..nothing()
+            ..keep_everything()
         });
         let rows = rows(draws, n);
         let [norm, norm_bias, input, input_bias, output, output_bias] = expected.map(|(_, tensor, _)| tensor);
@@ -131,7 +131,7 @@ impl FeedForward<'_> {
 }
 
 fn takes(x: &Tensor) -> bool {
-    x.device() == Device::Cpu && [Kind::Float, Kind::Double].contains(&x.kind())
+    has_kernels((x.kind(), x.device()))
 }
 
 /// Without draws the rows are not read.
@@ -139,15 +139,10 @@ fn rows(draws: Option<&Draws>, n: i64) -> Tensor {
     draws.map_or_else(|| Tensor::zeros([n], (Kind::Int64, Device::Cpu)), |draws| draws.rows().shallow_clone())
 }
 
-fn nothing() -> raw::Drop {
-    let all = Kept::EVERYTHING.share();
-    raw::Drop { key: 0, site: 0, query: all, weights: all, output: all, hidden: all, depth: all }
-}
-
 fn drop_of(draws: Option<&Draws>, site: u32, rates: impl FnOnce(fn(Kept) -> u32) -> raw::Drop) -> raw::Drop {
     match draws {
         Some(draws) => raw::Drop { key: draws.key(), site: draws.site(site), ..rates(Kept::share) },
-        None => nothing(),
+        None => keep_everything(),
     }
 }
 

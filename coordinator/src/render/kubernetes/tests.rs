@@ -1,6 +1,7 @@
 //! What `render kubernetes` writes for given numbers, names and sites.
 
 use super::*;
+use crate::exit::EXIT_USAGE;
 use std::collections::BTreeMap;
 
 fn setting(nodes: usize, gpus: usize) -> Setting<'static> {
