@@ -1,14 +1,14 @@
 //! The coordinator of a run. It never links libtorch.
 //!
-//! Reading order: `run.rs` (the rules, a pure function from events to effects), `conductor.rs` (the task that owns the
-//! run and carries its effects out), `journal.rs` (what touches the run directory), `prepare.rs` and `launch.rs` (from a plan
-//! to a result table), `supervise.rs` (the process above it), `signals.rs` (stop requests); around them `credentials.rs`,
-//! `thanos-transport`, `server.rs`, `store.rs` and `packs.rs` (gRPC), `launcher.rs`, `local_workers.rs`, `devices.rs` and `slurm.rs`
-//! (worker processes), `run_dir.rs`,
-//! `ledger.rs` and `checkpoints.rs` (what is kept), `fetch.rs` and `ingest.rs` (published files, and raw data to packs),
-//! `telemetry.rs`, `observe.rs`, `metrics.rs` and `tensorboard.rs` (what is scraped and drawn), `terminal.rs`, `progress.rs`, `report.rs`, `status.rs` and `verify_run.rs` (what people see), `chaos.rs` (faults on demand), `bench.rs` (how fast a step is), `render.rs`
-//! (job scripts and manifests),
-//! `cli.rs`.
+//! - `run`: the rules of a run, a pure function from events to effects. Read this first.
+//! - `launch`: from a plan to a result table; the event loop that owns the run and carries its effects out, the journal that
+//!   writes the run directory, and the supervisor process.
+//! - `server`: gRPC sessions, the rendezvous of process groups, credentials, packs for workers that do not see them.
+//! - `workers`: worker processes on this machine, by Slurm, or adopted from an earlier coordinator; their devices.
+//! - `run_dir`: what a run leaves: its identity, ledger, checkpoints and results.
+//! - `telemetry`: metrics, status pages, progress, TensorBoard's files. It changes nothing.
+//! - `commands`: what `bench`, `chaos`, `render`, `status`, `verify-run` and `workers` do.
+//! - `cli`: what is typed. `terminal`: all output. `signals`: stop requests. `exit`: errors with their exit codes.
 
 mod cli;
 mod commands;
