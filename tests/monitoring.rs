@@ -107,7 +107,7 @@ fn wait_for_file(running: &mut thanos_tests::Running, path: &Path) -> String {
 #[test]
 fn the_end_of_a_run_is_seen() {
     let scene = Scene::new();
-    let target = ["digits_supcon", "train.max_steps=12", "rows=[]"];
+    let target = ["digits_supcon", "train.max_steps=300", "rows=[]"];
     let (mut running, address) =
         start_with(&scene, &[&["--status", "127.0.0.1:0", "--linger", "200s"][..], &target].concat());
     let targets = wait_for_file(&mut running, &scene.path("run/targets.json"));
@@ -118,8 +118,12 @@ fn the_end_of_a_run_is_seen() {
     });
     assert_eq!(targets[0]["labels"], labels);
     running.wait_for_steps("run", 4);
-    let sd: Value = serde_json::from_str(&get(&address, "/sd").1).expect("JSON");
+    // Workers report their pages by heartbeats.
+    let discovered = || serde_json::from_str::<Value>(&get(&address, "/sd").1).expect("JSON");
+    running.wait_until("the workers' pages", || discovered().as_array().is_some_and(|targets| targets.len() == 2));
+    let sd = discovered();
     let worker = get(sd[0]["targets"][0].as_str().expect("an address"), "/metrics").1;
+    let worker_id = sd[0]["labels"]["worker"].as_str().expect("a worker").to_owned();
     // No last scrape is answered before the end, however often the page was read.
     get(&address, "/metrics");
     running.wait_for_line("waiting up to 200s for a last scrape");
@@ -154,7 +158,7 @@ fn the_end_of_a_run_is_seen() {
         assert_eq!(value(&page, name, &[labels]), Some(0.0), "{name} is there before it is first needed");
     }
     all_are_labelled(&page, &["run=\"run\""]);
-    all_are_labelled(&worker, &["run=\"run\"", "worker=\"worker-0\""]);
+    all_are_labelled(&worker, &["run=\"run\"", &format!("worker=\"{worker_id}\"")]);
     what_is_named_is_exposed(&page, &worker);
     let missing: Vec<&str> =
         exposed(&page).difference(&exposed(&file)).copied().filter(|name| !name.starts_with("process_")).collect();
@@ -276,8 +280,9 @@ fn every_panel_has_data_of_a_run_that_is_found_by_its_file() {
     let targets = scene.path("targets").display().to_string();
     let arguments = ["launch", "--nodes", "2", "--threads-per-worker", "1", "--run-dir", "run"];
     let arguments = [&arguments[..], &["--status", "0.0.0.0:0", "--scrape-token-file", &token]].concat();
+    // Some seconds, as a rate needs two scrapes.
     let target =
-        ["--targets-dir", &targets, "--linger", "60s", "digits_supcon", "train.max_steps=300", "transfer.epochs=2"];
+        ["--targets-dir", &targets, "--linger", "60s", "digits_supcon", "train.max_steps=2000", "transfer.epochs=2"];
     let config = format!(
         "global: {{scrape_interval: 1s}}
 scrape_configs:
@@ -302,8 +307,8 @@ scrape_configs:
         query("max_over_time(thanos_trainer_ended{outcome=\"done\",run=\"run\",job=\"thanos_trainer\"}[10m]) == 1");
     assert_eq!(ended.len(), 1, "{ended:?}");
     for expression in queries {
-        // As the panel was at any time of the run.
-        let samples = query(&format!("last_over_time(({expression})[10m:1s])"));
+        // As the panel was at any time of the run; what the last scrape brought is there until the target is removed.
+        let samples = query(&format!("last_over_time(({expression})[10m:50ms])"));
         let needs_gpu = expression.contains(GPU_MEMORY);
         assert_eq!(samples.is_empty(), needs_gpu, "{expression}: {samples:?}");
     }

@@ -1,5 +1,5 @@
 //! A stop request is honoured however it is delivered: to the whole process tree, as systemd and Slurm do, to workers
-//! only, to a single one, twice at once, before a worker has joined. Each ends with a checkpoint of the last step and
+//! only, twice at once. Each ends with a checkpoint of the last step and
 //! exit code 75, and the resumed run is the undisturbed one to the bit. A checkpoint that cannot be written for a moment
 //! is retried, within the grace period.
 
@@ -9,7 +9,7 @@ use crate::tell;
 use nix::sys::signal::Signal;
 use std::fs;
 use std::time::{Duration, Instant};
-use thanos_tests::processes::{coordinator, send, workers};
+use thanos_tests::processes::{coordinator, gone_within, is_alive, send, workers};
 use thanos_tests::{Invitation, Running, Scene, lines};
 
 /// The only checkpoints are those of a stop and of the end.
@@ -99,37 +99,34 @@ fn wait_until_handled(running: &mut Running) {
     });
 }
 
+/// There is no run yet that it could have left in disorder.
 #[test]
-fn a_worker_that_was_signalled_before_it_joined_stops_the_run() {
+fn a_worker_that_is_signalled_before_it_has_joined_ends_at_once() {
     let scene = Scene::new();
     let reserved = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = reserved.local_addr().expect("an address").to_string();
-    let mut worker = scene.worker(&Invitation { address: address.clone(), credentials: None }, "early", &[]);
+    // The port accepts, and never answers.
+    let mut worker = scene.worker(&Invitation { address, credentials: None }, "early", &[]);
     wait_until_handled(&mut worker);
+    let asked = Instant::now();
     send(worker.pid(), Signal::SIGTERM);
-    drop(reserved);
-    let arguments = ["serve", "--insecure", "--listen", &address, "--run-dir", "run", "digits_supcon"];
-    let ran = scene.coord(&arguments).expect(75);
-    assert!(ran.stderr.contains("stopping at a common step: SIGTERM received by early"), "{}", ran.stderr);
-    assert!(ran.stderr.contains("go on with: thanos-coord serve --resume --run-dir run"), "{}", ran.stderr);
-    worker.wait();
+    let ran = worker.wait().expect(75);
+    assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+    assert!(ran.stderr.contains("stopped while waiting for the coordinator"), "{}", ran.stderr);
 }
 
 #[test]
 fn a_later_second_signal_ends_a_worker_at_once() {
     let scene = Scene::new();
-    let reserved = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let address = reserved.local_addr().expect("an address").to_string();
-    // The port accepts, and never answers.
-    let mut worker = scene.worker(&Invitation { address, credentials: None }, "alone", &[]);
-    wait_until_handled(&mut worker);
-    send(worker.pid(), Signal::SIGTERM);
+    let mut running = launch(&scene, "run", "2", &[&TARGET[..], &["train.max_steps=100000"]].concat());
+    running.wait_for_steps("run", 20);
+    let worker = workers(&scene.path("run"))["worker-1"];
+    send(worker, Signal::SIGTERM);
     std::thread::sleep(Duration::from_millis(1200));
-    assert!(!worker.has_ended(), "the first signal must not end it");
-    let asked = Instant::now();
-    send(worker.pid(), Signal::SIGTERM);
-    worker.wait().expect(75);
-    assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+    assert!(is_alive(worker), "the first signal must not end it");
+    send(worker, Signal::SIGTERM);
+    gone_within(&[worker], Duration::from_secs(1));
+    running.interrupt().expect(75);
 }
 
 /// A run that is asked to stop while its disk is full; `None`: nothing can be mounted here.

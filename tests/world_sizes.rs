@@ -1,29 +1,15 @@
 //! One curve: 1, 2, 3 and 4 real worker processes have the same first gradient and the same losses, with the recipe's
 //! dropout and without, also where the batch does not divide evenly and batch norm needs the global statistics.
 //!
-//! In float32 the first gradients must agree, and a contrastive stage's losses. An autoencoder's losses are held in
-//! float64: its decoder normalises the small differences between embeddings that are nearly one at first, and Adam turns
-//! a gradient that is only rounding noise into a full step, so that float32 curves of any two summation orders part.
+//! An autoencoder's losses are held in float64. In float32 an activation next to zero is on either side of its ReLU by the
+//! rounding of a sum, and Adam turns a gradient that is only rounding noise into a full step, so that curves of any two
+//! summation orders part. There its first loss is held, and the first gradient of most seeds.
 
 use crate::tell;
 use thanos_tests::{Scene, losses, numbers};
 
 /// Relative deviation of a loss, and of the first gradient in its norm.
 const TOLERANCE: f64 = 1e-5;
-
-/// Kernels whose rounding does not depend on the size of a batch. The float32 gradient of an autoencoder is ill-conditioned:
-/// an activation next to zero is on either side of its ReLU by the rounding of a convolution. One and the same worker has
-/// gradients 2e-3 apart with oneDNN's kernels for AVX2 and for AVX-512, and 2.6e-5 to 2e-3 from that in float64; with
-/// those for AVX-512 on an Intel Xeon two workers are 9e-4 from one. What is tested here is the distribution, not these.
-const KERNELS: [(&str, &str); 1] = [("ATEN_CPU_CAPABILITY", "default")];
-
-/// What must agree besides the first gradient.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Losses {
-    Held,
-    /// Printed, for the record.
-    Told,
-}
 
 /// What a run's numbers must not depend on the number of workers with.
 #[derive(Clone, Copy)]
@@ -32,42 +18,53 @@ struct Target {
     precision: &'static str,
     /// Of the recipe it is 0.05, with 0.1 after the embedding and of queries.
     dropout: &'static str,
+    steps: usize,
+    seed: u64,
 }
 
-/// Trains 30 steps of a preset with this many workers; the losses, and Adam's first mean: (1 - 0.9) x the gradient.
+/// Trains some steps of a preset with this many workers; the losses, and Adam's first mean: (1 - 0.9) x the gradient.
 fn train(scene: &Scene, target: Target, workers: usize) -> (Vec<f64>, Vec<f64>) {
-    let Target { preset, precision, dropout } = target;
-    let name = format!("{preset}-{workers}");
+    let Target { preset, precision, dropout, steps, seed } = target;
+    let name = format!("{preset}-{workers}-{seed}");
     let model = [format!("model.precision={precision}"), format!("model.dropout={dropout}")];
-    let steps = ["train.max_steps=30", "checkpoint.every_steps=1", "checkpoint.keep_last=100", "rows=[]"];
+    let (seed, max_steps) = (format!("seed={seed}"), format!("train.max_steps={steps}"));
+    let steps = [&seed, &max_steps, "checkpoint.every_steps=1", "checkpoint.keep_last=100", "rows=[]"];
     // 100 images a step: 3 does not divide them, and the last batch of an epoch has 93.
     let target = [&[preset, &model[0], &model[1], "train.batch_size=100"][..], &steps].concat();
     let (nodes, launch) = (workers.to_string(), ["launch", "--threads-per-worker", "1", "--nodes"]);
     let arguments = [&launch[..], &[nodes.as_str(), "--run-dir", &name], &target].concat();
-    scene.start_with(&arguments, &KERNELS).wait().expect(0);
+    scene.coord(&arguments).expect(0);
     let run_dir = scene.path(&name);
     let stage = preset.trim_start_matches("digits_");
     let first = run_dir.join(format!("checkpoints/{stage}/step-00000001/optimizer.safetensors"));
     (losses(&run_dir, stage), numbers(&first, "exp_avg/"))
 }
 
-fn check(target: Target, held: Losses) {
-    let scene = Scene::new();
-    let Target { preset, precision, dropout } = target;
-    let (alone, gradient) = train(&scene, target, 1);
-    assert_eq!(alone.len(), 30);
+/// How far the first gradient, and the loss that differs most, are from those of one worker; both relative.
+fn deviations(scene: &Scene, target: Target, (alone, gradient): &(Vec<f64>, Vec<f64>), workers: usize) -> [f64; 2] {
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
     let length = norm(&mut gradient.iter().copied());
     assert!(length > 1e-3 && gradient.len() > 10_000, "a gradient of length {length}");
+    let (shared, other) = train(scene, target, workers);
+    assert_eq!((alone.len(), shared.len(), other.len()), (target.steps, target.steps, gradient.len()));
+    let apart = norm(&mut gradient.iter().zip(&other).map(|(left, right)| left - right)) / length;
+    let worst = alone.iter().zip(&shared).map(|(left, right)| ((left - right) / left).abs()).fold(0.0, f64::max);
+    let Target { preset, precision, dropout, steps, seed } = target;
+    tell(&format!(
+        "{preset} in {precision}, dropout {dropout}, seed {seed}, {workers} workers against 1: gradient {apart:.1e}, \
+         worst of {steps} losses {worst:.1e}"
+    ));
+    [apart, worst]
+}
+
+fn check(preset: &'static str, precision: &'static str, dropout: &'static str) {
+    let scene = Scene::new();
+    let target = Target { preset, precision, dropout, steps: 30, seed: 0 };
+    let alone = train(&scene, target, 1);
     for workers in 2..=4 {
-        let (shared, other) = train(&scene, target, workers);
-        assert_eq!((shared.len(), other.len()), (alone.len(), gradient.len()));
-        let apart = norm(&mut gradient.iter().zip(&other).map(|(left, right)| left - right)) / length;
-        let worst = alone.iter().zip(&shared).map(|(left, right)| ((left - right) / left).abs()).fold(0.0, f64::max);
-        let what = format!("{preset} in {precision}, dropout {dropout}, {workers} workers against 1");
-        tell(&format!("{what}: gradient {apart:.1e}, worst of 30 losses {worst:.1e}"));
-        assert!(apart < TOLERANCE, "{what}: the first gradient deviates by {apart}");
-        assert!(held == Losses::Told || worst < TOLERANCE, "{what}: {alone:?} {shared:?}");
+        let [apart, worst] = deviations(&scene, target, &alone, workers);
+        assert!(apart < TOLERANCE, "{preset}, {workers} workers: the first gradient deviates by {apart}");
+        assert!(worst < TOLERANCE, "{preset}, {workers} workers: a loss deviates by {worst}");
     }
 }
 
@@ -92,23 +89,37 @@ fn a_rank_without_images_changes_nothing() {
 
 #[test]
 fn a_contrastive_stage_has_one_curve() {
-    check(Target { preset: "digits_cnce", precision: "float32", dropout: "0" }, Losses::Held);
+    check("digits_cnce", "float32", "0");
 }
 
 #[test]
 fn an_autoencoder_has_one_curve() {
-    check(Target { preset: "digits_cae", precision: "float64", dropout: "0" }, Losses::Held);
+    check("digits_cae", "float64", "0");
 }
 
+/// With 3 workers, eight seeds had first gradients 1.2e-6 to 1.5e-6 apart where no activation changed its side of a ReLU, and
+/// 1e-5 to 5e-4 where one did: two of the eight, with another order of sums four of them. 2.1e-3 was seen.
 #[test]
 fn an_autoencoder_has_one_first_gradient_in_float32() {
-    check(Target { preset: "digits_cae", precision: "float32", dropout: "0" }, Losses::Told);
+    let scene = Scene::new();
+    let mut apart: Vec<f64> = (0..5)
+        .map(|seed| {
+            let target = Target { preset: "digits_cae", precision: "float32", dropout: "0", steps: 1, seed };
+            let alone = train(&scene, target, 1);
+            let [gradient, loss] = deviations(&scene, target, &alone, 2 + seed as usize % 3);
+            assert!(loss < TOLERANCE, "seed {seed}: the first loss deviates by {loss}");
+            assert!(gradient < 1e-2, "seed {seed}: more than activations next to zero: {gradient}");
+            gradient
+        })
+        .collect();
+    apart.sort_by(f64::total_cmp);
+    assert!(apart[2] < TOLERANCE, "the median of the first gradients' deviations: {apart:?}");
 }
 
 /// Masks of embeddings, queries, probabilities, outputs and of whole branches: with each worker's own, the first gradient
 /// would already differ.
 #[test]
 fn dropout_has_one_curve() {
-    check(Target { preset: "digits_cnce", precision: "float32", dropout: "0.05" }, Losses::Held);
-    check(Target { preset: "digits_cae", precision: "float64", dropout: "0.05" }, Losses::Held);
+    check("digits_cnce", "float32", "0.05");
+    check("digits_cae", "float64", "0.05");
 }

@@ -2,7 +2,7 @@
 
 use crate::tell;
 use nix::sys::signal::Signal;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -136,11 +136,15 @@ impl Drop for Cluster<'_> {
     }
 }
 
-/// The scripts look for the programs below the folder that jobs are submitted from.
+/// The scripts look for the programs below the folder that jobs are submitted from. What is built may be in root's home
+/// folder, so that these are hard links, or copies where that is another file system.
 fn link_programs(folder: &Path) {
-    std::fs::create_dir(folder.join("target")).expect("a folder");
-    let programs = program("thanos-coord").parent().expect("a folder").to_owned();
-    symlink(programs, folder.join("target/release")).expect("a link");
+    let release = folder.join("target/release");
+    std::fs::create_dir_all(&release).expect("a folder");
+    for name in ["thanos-coord", "thanos-worker"] {
+        let (built, here) = (program(name), release.join(name));
+        std::fs::hard_link(&built, &here).or_else(|_| std::fs::copy(&built, &here).map(drop)).expect("a program");
+    }
 }
 
 pub(super) fn steps(run_dir: &Path) -> usize {

@@ -2,7 +2,7 @@
 //! each sees. The worker is a script that writes that down; then a run of real workers on nodes with different numbers of GPUs.
 
 use super::cluster::{Cluster, steps};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -46,7 +46,8 @@ const REQUESTS: [Request; 8] = [
     gpus(&["--nodelist=n0,n2", "--nodes=2", "--gpus=6", "--ntasks-per-node=1", "--cpus-per-task=8"], 6, 8, 2),
     gpus(&["--nodelist=n1,n3", "--nodes=2", "--gres=gpu:3", "--ntasks-per-node=3"], 6, 3, 1),
     gpus(&["--nodelist=n1,n3", "--nodes=2", "--gpus-per-task=1", "--ntasks-per-node=4", "--mem-per-cpu=500"], 8, 4, 1),
-    gpus(&["--nodelist=n0,n2", "--nodes=2", "--gpus-per-node=1", "--exclusive", "--mem=0"], 2, 8, 8),
+    // Whole nodes, with all their GPUs.
+    gpus(&["--nodelist=n0,n2", "--nodes=2", "--gpus-per-node=1", "--exclusive", "--mem=0"], 6, 8, 2),
     // Too few cores, which is reported.
     gpus(&["--nodelist=n3", "--nodes=1", "--gpus-per-node=4", "--ntasks-per-node=1"], 4, 1, 1),
     Request {
@@ -127,8 +128,8 @@ fn every_request_starts_a_worker_for_each_gpu_or_task() {
 
 /// Six workers on nodes with four and two GPUs, which are none: they train on CPUs.
 fn train_on_unequal_nodes(scene: &Scene, user: Cluster) {
-    let Some(_libraries) = Libraries::for_user(scene, &user) else { return };
-    let user = user.with("THANOS_DEVICE", "cpu").with("LD_LIBRARY_PATH", scene.path("lib").display().to_string());
+    let Some(libraries) = Libraries::for_user(scene, &user) else { return };
+    let user = user.with("THANOS_DEVICE", "cpu").with("LD_LIBRARY_PATH", libraries.path());
     let options = ["--partition=hidden", "--nodelist=n0,n2", "--nodes=2", "--gpus=6", "--cpus-per-gpu=1"];
     let job = user.submit(&options, "train.sbatch", &["digits_supcon", "train.max_steps=6", "rows=[]"]);
     user.wait("the end of the run", || user.says(&job, "JobState=COMPLETED"));
@@ -139,34 +140,46 @@ fn train_on_unequal_nodes(scene: &Scene, user: Cluster) {
     assert_eq!(steps(&run), 6);
 }
 
-/// libtorch where an ordinary user can read it: it may be in root's home folder.
+/// libtorch, and what comes with it, where an ordinary user can read it: it may be in root's home folder.
 struct Libraries {
-    folder: String,
+    folders: Vec<String>,
 }
 
 impl Libraries {
     fn for_user(scene: &Scene, user: &Cluster) -> Option<Self> {
-        let worker = program("thanos-worker").display().to_string();
         let linked =
-            String::from_utf8_lossy(&Command::new("ldd").arg(&worker).output().expect("ldd").stdout).into_owned();
-        let file = linked.lines().find_map(|line| line.split_once("libtorch_cpu.so => ")?.1.split(' ').next());
-        let source = Path::new(file.expect("it is linked")).parent().expect("a folder");
-        let folder = scene.path("lib").display().to_string();
-        fs::create_dir(&folder).expect("a folder");
-        let mounted = Command::new("mount").args(["--bind", &source.display().to_string(), &folder]).status();
-        if !mounted.is_ok_and(|status| status.success()) {
-            crate::tell("skipped: nothing can be mounted here, and an ordinary user may not read libtorch");
-            return None;
+            String::from_utf8_lossy(&Command::new("ldd").arg(program("thanos-worker")).output().expect("ldd").stdout)
+                .into_owned();
+        let files = linked.lines().filter_map(|line| line.split_once(" => ")?.1.split(' ').next());
+        let sources: BTreeSet<&Path> = files.filter_map(|file| Path::new(file).parent()).collect();
+        let is_of_the_system = |folder: &&Path| folder.starts_with("/lib") || folder.starts_with("/usr");
+        let mut libraries = Self { folders: Vec::new() };
+        for (at, source) in sources.into_iter().filter(|source| !is_of_the_system(source)).enumerate() {
+            let folder = scene.path(&format!("lib{at}")).display().to_string();
+            fs::create_dir(&folder).expect("a folder");
+            let mounted = Command::new("mount").args(["--bind", &source.display().to_string(), &folder]).status();
+            if !mounted.is_ok_and(|status| status.success()) {
+                crate::tell("skipped: nothing can be mounted here, and an ordinary user may not read libtorch");
+                return None;
+            }
+            libraries.folders.push(folder);
         }
-        let libraries = Self { folder };
-        let (good, told) = user.run("env", &[&format!("LD_LIBRARY_PATH={}", libraries.folder), &worker, "--version"]);
+        let worker = user.path("target/release/thanos-worker").display().to_string();
+        let (good, told) = user.run("env", &[&format!("LD_LIBRARY_PATH={}", libraries.path()), &worker, "--version"]);
         assert!(good, "{told}");
         Some(libraries)
+    }
+
+    /// As `LD_LIBRARY_PATH`.
+    fn path(&self) -> String {
+        self.folders.join(":")
     }
 }
 
 impl Drop for Libraries {
     fn drop(&mut self) {
-        _ = Command::new("umount").args(["--lazy", &self.folder]).status();
+        for folder in &self.folders {
+            _ = Command::new("umount").args(["--lazy", folder]).status();
+        }
     }
 }

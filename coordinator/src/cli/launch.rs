@@ -102,8 +102,9 @@ pub(super) struct LaunchArguments {
     #[command(flatten)]
     slurm: SlurmArguments,
     /// How long the end of the run waits for a scrape of the final metrics, at most; a stop with --grace does not wait
-    #[arg(long, default_value = "0s", value_parser = duration, requires = "status")]
-    linger: Duration,
+    /// [default: it does not wait]
+    #[arg(long, value_parser = duration, requires = "status")]
+    linger: Option<Duration>,
     /// File with the token that metrics are served for, instead of CREDENTIALS/scrape-token: one for all runs of a site
     #[arg(long, value_name = "FILE", conflicts_with = "insecure", requires = "status")]
     scrape_token_file: Option<PathBuf>,
@@ -378,7 +379,7 @@ impl LaunchArguments {
             quick: self.quick,
             tensorboard: asked.plan.config().log.tensorboard,
             status: self.status,
-            linger: self.linger,
+            linger: self.linger.unwrap_or_default(),
             scrape_token_file: self.scrape_token_file.clone(),
             targets_dir: self.targets_dir.clone(),
             command: asked.launcher.command(),

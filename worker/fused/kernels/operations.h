@@ -77,7 +77,11 @@ T* write(const at::Tensor& tensor) {
 // Images of a chunk of `tokens` rows each.
 inline int64_t chunk_of(int64_t images, int64_t tokens) {
   const auto rows = kRowsOfChunk * at::get_num_threads();
-  return std::max<int64_t>(1, std::min(images, rows / std::max<int64_t>(1, tokens)));
+  const auto most = std::max<int64_t>(1, rows / std::max<int64_t>(1, tokens));
+  // Chunks of one size, not a rest: the library adds up a product of a few rows in another order, and an image's bits would
+  // depend on how many others its rank has.
+  const auto chunks = std::max<int64_t>(1, (images + most - 1) / most);
+  return std::max<int64_t>(1, (images + chunks - 1) / chunks);
 }
 
 // Images of a chunk by what stochastic depth makes of a branch: the factor of those that compute it, and those that skip

@@ -293,3 +293,43 @@ fn a_nan_is_not_lost() {
         }
     }
 }
+
+/// An image's embedding must not depend on which others are in its rank's slice: what follows (batch norm over small
+/// variances) can amplify last bits a thousand times.
+#[test]
+fn an_image_has_the_same_bits_in_every_batch() {
+    tch::manual_seed(2);
+    let (n, t, d, m) = (256, 17, 64, 128);
+    let x = random(&[n, t, d], Kind::Float).detach();
+    let [weight, bias] = [random(&[d], Kind::Float), random(&[d], Kind::Float)];
+    let qkv = random(&[3 * d, d], Kind::Float);
+    let [w_in, b_in] = [random(&[m, d], Kind::Float), random(&[m], Kind::Float)];
+    let [w_out, b_out] = [random(&[d, m], Kind::Float), random(&[d], Kind::Float)];
+    let [none, ..] = rates(false);
+    let run = |x: &Tensor, queries: i64| {
+        let rates = AttentionRates { query: none, weights: none, output: none, depth: none };
+        let attention = Attention { norm: norm(&weight, &bias), qkv: &qkv, heads: 4, rates, site: 9 };
+        let attended = attention.forward(x, queries, None).expect("shapes fit");
+        let fed = FeedForward {
+            norm: norm(&weight, &bias),
+            input: Linear { weight: &w_in, bias: &b_in },
+            output: Linear { weight: &w_out, bias: &b_out },
+            rates: FeedForwardRates { hidden: none, output: none, depth: none },
+            site: 13,
+        };
+        [attended.shallow_clone(), fed.forward(&attended, None).expect("shapes fit")]
+    };
+    for queries in [t, 1] {
+        let whole = run(&x, queries);
+        // Products of fewer rows are another routine of the library's.
+        for slice in [9, 12, 23, 25, 61, 62, 66, 68, 84, 86, 123, 128, 184, 200] {
+            for from in [0, 56] {
+                let part = run(&x.narrow(0, from, slice), queries);
+                for (what, (part, whole)) in ["attention", "feed-forward"].iter().zip(part.iter().zip(&whole)) {
+                    let apart = part.ne_tensor(&whole.narrow(0, from, slice)).sum(Kind::Int64).int64_value(&[]);
+                    assert_eq!(apart, 0, "{what}, {queries} queries, {slice} images from {from}");
+                }
+            }
+        }
+    }
+}

@@ -26,7 +26,8 @@ pub(crate) fn srun(node: &str, gpus: usize, arguments: &[String]) -> Command {
         .arg("--export=ALL")
         .stdin(Stdio::null());
     if gpus > 0 {
-        command.arg(format!("--gres=gpu:{gpus}"));
+        // Not `--gres=gpu:N`: in a job of `--gpus` whose nodes have different numbers, Slurm 22.05 refuses it for the others.
+        command.arg(format!("--gpus={gpus}"));
     }
     for (name, _) in std::env::vars_os() {
         if name.to_str().is_some_and(|name| is_for_another_step(name, gpus > 0)) {
@@ -85,7 +86,7 @@ mod tests {
         };
         let with_gpus = words(4, &["--container-image=a.sqsh"]);
         assert!(with_gpus.windows(2).any(|pair| pair == ["--nodelist", "n1"]), "{with_gpus:?}");
-        assert_eq!(with_gpus[with_gpus.len() - 2..], ["--gres=gpu:4", "--container-image=a.sqsh"]);
-        assert!(!words(0, &[]).iter().any(|word| word.starts_with("--gres")));
+        assert_eq!(with_gpus[with_gpus.len() - 2..], ["--gpus=4", "--container-image=a.sqsh"]);
+        assert!(!words(0, &[]).iter().any(|word| word.starts_with("--gpus")));
     }
 }
