@@ -1,4 +1,4 @@
-//! Exit codes of both programs (README, "Exit codes"); the numbers are those of BSD's sysexits.h.
+//! Exit codes of both programs (docs/reference.md); the numbers are those of BSD's sysexits.h.
 
 /// The command line is wrong.
 pub const EXIT_USAGE: u8 = 64;
