@@ -4,15 +4,31 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use thanos_tests::root;
 
-const CRATES: [(&str, &[&str]); 9] = [
+const CRATES: [(&str, &[&str]); 11] = [
+    ("formats", &[]),
     ("configs", &[]),
+    ("data", &["thanos-configs", "thanos-formats", "thanos-views"]),
     ("proto", &[]),
     ("views", &["thanos-configs"]),
     ("worker/c10d", &[]),
     ("worker/fused", &[]),
-    ("coordinator/door", &["thanos-configs"]),
-    ("coordinator", &["thanos-proto", "thanos-configs", "thanos-views", "thanos-door"]),
-    ("worker", &["thanos-proto", "thanos-configs", "thanos-views", "thanos-c10d", "thanos-fused", "thanos-door"]),
+    ("transport", &["thanos-configs"]),
+    (
+        "coordinator",
+        &["thanos-proto", "thanos-configs", "thanos-data", "thanos-formats", "thanos-views", "thanos-transport"],
+    ),
+    (
+        "worker",
+        &[
+            "thanos-proto",
+            "thanos-configs",
+            "thanos-formats",
+            "thanos-views",
+            "thanos-c10d",
+            "thanos-fused",
+            "thanos-transport",
+        ],
+    ),
     (
         "tests",
         &[

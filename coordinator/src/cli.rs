@@ -9,18 +9,17 @@ mod quick;
 mod slurm_arguments;
 mod workers;
 
-use crate::chaos::{Chaos, chaos};
-use crate::credentials::Credentials;
+use crate::commands::chaos::{Chaos, chaos};
+use crate::commands::render::{self, NodeShare, Numbers};
+use crate::commands::status::status;
+use crate::commands::verify_run::{Comparison, compare, verify_run};
 use crate::exit::{EXIT_CONFIG, EXIT_DATA, EXIT_USAGE, Fatal};
-use crate::ingest;
-use crate::ledger::read_steps;
-use crate::prepare::packs_of_run;
-use crate::render::{self, NodeShare, Numbers};
-use crate::report::Results;
+use crate::launch::prepare::packs_of_run;
+use crate::run_dir::ledger::read_steps;
+use crate::run_dir::results::Results;
 use crate::run_dir::{identity, plan_of_run};
-use crate::status::status;
+use crate::server::credentials::Credentials;
 use crate::terminal::{self, OutputError};
-use crate::verify_run::{Comparison, compare, verify_run};
 use anyhow::Result;
 use bench::{BenchArguments, act_bench};
 use clap::{Args, Parser, Subcommand};
@@ -30,8 +29,8 @@ use launch::{LaunchArguments, LauncherName, act_launch};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use thanos_configs::{ConfigErrors, Plan, RunConfig, default_packs_dir, preset_names, preset_summary, to_yaml};
-use thanos_door::parse_duration as duration;
 use thanos_proto::{CA, TOKEN};
+use thanos_transport::parse_duration as duration;
 use workers::{WorkersArguments, act_workers};
 
 /// Trains encoders on coarse labels with supervised contrastive losses, over many workers, and shows by linear probes
@@ -328,7 +327,7 @@ fn act_verify_run(run_dir: &Path, other: Option<&Path>, packs_dir: &Path) -> Res
         let identity = identity(run_dir)?;
         let plan = plan_of_run(run_dir, &[])?;
         let packs = packs_of_run(&plan, packs_dir, identity.data.as_ref())?;
-        let fine = ingest::fine_labels(&packs.train.path).map_err(Fatal::from)?;
+        let fine = thanos_data::fine_labels(&packs.train.path).map_err(Fatal::from)?;
         terminal::print_line(&format!("{}: {}", run_dir.display(), verify_run(run_dir, &plan, &fine)?))?;
     }
     if let Some(other) = other {

@@ -1,23 +1,12 @@
-//! Exit codes of the coordinator (README, "Exit codes"); the numbers are those of BSD's sysexits.h.
+//! An error that ends the coordinator, with its exit code.
 
 use thanos_configs::PlanError;
+use thanos_data::DataError;
 
-/// The command line is wrong.
-pub const EXIT_USAGE: u8 = 64;
-/// A data file, pack or checkpoint is bad.
-pub const EXIT_DATA: u8 = 65;
-/// A worker cannot be reached, or is gone.
-pub const EXIT_UNREACHABLE: u8 = 69;
-/// Training itself failed: an error of libtorch, a non-finite loss.
-pub(crate) const EXIT_SOFTWARE: u8 = 70;
-/// A file could not be written.
-pub const EXIT_IO: u8 = 74;
-/// Stopped on request; the run can be resumed.
-pub const EXIT_STOPPED: u8 = 75;
-/// Somebody may not do what it asked for.
-pub const EXIT_NO_PERMISSION: u8 = 77;
-/// The configuration is wrong.
-pub const EXIT_CONFIG: u8 = 78;
+pub(crate) use thanos_formats::EXIT_SOFTWARE;
+pub use thanos_formats::{
+    EXIT_CONFIG, EXIT_DATA, EXIT_IO, EXIT_NO_PERMISSION, EXIT_STOPPED, EXIT_UNREACHABLE, EXIT_USAGE,
+};
 
 /// After these a retry would fail in the same way.
 pub(crate) const PERMANENT: [u8; 5] = [EXIT_USAGE, EXIT_DATA, EXIT_SOFTWARE, EXIT_NO_PERMISSION, EXIT_CONFIG];
@@ -35,6 +24,12 @@ impl From<Vec<PlanError>> for Fatal {
     fn from(broken: Vec<PlanError>) -> Self {
         let rules: Vec<String> = broken.iter().map(ToString::to_string).collect();
         Self::new(EXIT_CONFIG, rules.join("\n"))
+    }
+}
+
+impl From<DataError> for Fatal {
+    fn from(error: DataError) -> Self {
+        Self::new(error.exit_code(), error.to_string())
     }
 }
 

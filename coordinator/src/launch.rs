@@ -1,29 +1,34 @@
 //! `launch`: from a plan to a result table. What can be refused before a worker is started is in `prepare.rs`; here the
 //! workers are started, and the conductor runs.
 
-use crate::checkpoints::{CheckpointFiles, Checkpoints};
-use crate::conductor::Conductor;
-use crate::credentials::Credentials;
-use crate::devices::CollectivesChoice;
+pub(crate) mod event_loop;
+pub(crate) mod given_weights;
+pub(crate) mod journal;
+pub(crate) mod prepare;
+pub(crate) mod supervisor;
+
 use crate::exit::{EXIT_CONFIG, EXIT_DATA, EXIT_NO_PERMISSION, EXIT_UNREACHABLE, EXIT_USAGE, Fatal};
-use crate::ingest::{PackFile, Packs};
-use crate::journal::Journal;
-use crate::launcher::{Launcher, Place, WorkerCommand};
-use crate::ledger::{Ledger, last_generation, read_steps, workers_of_last_generation};
-use crate::metrics;
-use crate::observe::{Observed, targets};
-use crate::packs::PackShelf;
-use crate::prepare::{Prepared, prepare};
-use crate::progress::Progress;
-use crate::report::Results;
+use crate::launch::event_loop::Conductor;
+use crate::launch::journal::Journal;
+use crate::launch::prepare::{Prepared, prepare};
+use crate::run::CollectivesChoice;
 use crate::run::{Event, Placement, Run, Start, Timeouts, Verdict};
+use crate::run_dir::checkpoints::{CheckpointFiles, Checkpoints};
+use crate::run_dir::ledger::{Ledger, last_generation, read_steps, workers_of_last_generation};
+use crate::run_dir::results::Results;
 use crate::run_dir::{RunDir, StartedWith};
+use crate::server::credentials::Credentials;
+use crate::server::pack_stream::PackShelf;
+use crate::server::rendezvous::Store;
 use crate::server::{PlanNames, Service, Sessions, serve};
 use crate::signals::StopSignals;
-use crate::store::Store;
-use crate::telemetry::{Beginning, State, Targets, Telemetry};
-use crate::tensorboard::TensorBoard;
+use crate::telemetry::http::{Observed, targets};
+use crate::telemetry::metrics;
+use crate::telemetry::progress::Progress;
+use crate::telemetry::tensorboard::TensorBoard;
+use crate::telemetry::{Beginning, Outcome, State, Targets, Telemetry};
 use crate::terminal;
+use crate::workers::{Launcher, Place, WorkerCommand};
 use anyhow::{Context, Result};
 use nix::ifaddrs::getifaddrs;
 use serde_json::json;
@@ -33,8 +38,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 use thanos_configs::{Plan, to_yaml};
-use thanos_door::DeviceChoice;
+use thanos_data::{PackFile, Packs};
 use thanos_proto::{BenchRequest, PackRef, Welcome};
+use thanos_transport::DeviceChoice;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 
@@ -131,7 +137,12 @@ pub(crate) async fn launch(
     let telemetry = Telemetry::install(&launch.run_dir)?;
     let launched = run_to_end(plan, (launch, stop_signals, &telemetry), listener).await;
     // The run directory is free by now: another launch can go on with it.
-    telemetry.end(&launched, launch.grace.is_some()).await;
+    let outcome = match &launched {
+        Ok(Launched::Done(_)) => Outcome::Done,
+        Ok(Launched::Stopped(_)) => Outcome::Stopped,
+        Err(_) => Outcome::Failed,
+    };
+    telemetry.end(outcome, launch.grace.is_some()).await;
     launched
 }
 

@@ -18,10 +18,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use thanos_proto::{CheckpointRef, Command, DeviceKind, Fetching, Held, Hello, Welcome, WorkerEvent};
 
-pub(crate) use effect::{Effect, Event, ExitCause, Notice, RecoveredFrom, SessionId, Verdict};
+pub(crate) use devices::CollectivesChoice;
+pub(crate) use effect::{Effect, Event, ExitCause, Notice, RecoveredFrom, SessionId, Verdict, is_stop_signal};
 pub(crate) use timeouts::{Placement, Timeouts};
 
-use crate::devices::CollectivesChoice;
 use crate::exit::{EXIT_CONFIG, EXIT_STOPPED, EXIT_UNREACHABLE};
 
 /// Two events further apart than this mean that this process itself was paused: only this much of the pause is counted

@@ -1,8 +1,12 @@
 //! The run directory: the database of a run. Who holds its lock may write; its files are those of ARCHITECTURE.md,
 //! "The run directory". What is in them is other modules' business.
 
+pub(crate) mod checkpoints;
 mod identity;
+pub(crate) mod ledger;
 mod lock;
+pub(crate) mod results;
+pub(crate) mod superseded;
 
 use crate::exit::{EXIT_CONFIG, EXIT_DATA, EXIT_IO, EXIT_USAGE, Fatal};
 use nix::errno::Errno;

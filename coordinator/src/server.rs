@@ -1,28 +1,33 @@
 //! The gRPC service: it numbers sessions, turns their messages into events and commands into messages. It decides
 //! nothing; `run.rs` does.
 
+pub(crate) mod credentials;
 mod descriptors;
 mod enrol_only;
+mod listen;
+pub(crate) mod pack_stream;
 mod plan_names;
+pub(crate) mod rendezvous;
 
-use crate::checkpoints::CheckpointFiles;
-use crate::credentials::Credentials;
 use crate::exit::EXIT_NO_PERMISSION;
-use crate::packs::PackShelf;
 use crate::run::{Event, SessionId};
-use crate::store::{Refusal, Store};
+use crate::run_dir::checkpoints::CheckpointFiles;
+use crate::server::credentials::Credentials;
+use crate::server::pack_stream::PackShelf;
+use crate::server::rendezvous::{Refusal, Store};
 use anyhow::Result;
 pub(crate) use descriptors::check_descriptors;
 use enrol_only::EnrolOnly;
+pub(crate) use listen::bind;
 pub(crate) use plan_names::PlanNames;
 use std::collections::{BTreeMap, HashMap};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use thanos_door::{Accepted, Connection, ConnectionLimits, Identity, Peer, connections};
 use thanos_proto::v1::coordinator_server::{Coordinator, CoordinatorServer};
 use thanos_proto::{Command, WorkerEvent, v1};
+use thanos_transport::{Accepted, Connection, ConnectionLimits, Identity, Peer, connections};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio_rustls::TlsAcceptor;
@@ -30,6 +35,8 @@ use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
+/// The metric of attempts to join that were refused.
+pub(crate) const REFUSED_ENROLMENTS: &str = "thanos_trainer_refused_enrolments_total";
 /// Workers of one run; a session each.
 pub(crate) const MOST_WORKERS: usize = 4096;
 /// Bytes of one message; the largest is the configuration.
@@ -223,7 +230,7 @@ impl Coordinator for Service {
         match credentials.enrol(&worker_id, &token, &certificate_request, from.map(|from| from.ip())) {
             Ok(certificate) => Ok(Response::new(v1::EnrolReply { certificate })),
             Err(reason) => {
-                metrics::counter!(crate::metrics::REFUSED_ENROLMENTS).increment(1);
+                metrics::counter!(REFUSED_ENROLMENTS).increment(1);
                 tracing::warn!(?from, "a worker may not join: {reason}");
                 tokio::time::sleep(AFTER_REFUSAL).await;
                 Err(Status::permission_denied(reason.to_string()))

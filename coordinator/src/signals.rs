@@ -8,17 +8,12 @@ use nix::sys::signal::Signal;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
-use thanos_door::hangup_is_ignored;
+use thanos_transport::hangup_is_ignored;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 /// The same signal again within this time is one request: Slurm, systemd and supervisors deliver it twice.
 pub(crate) const DUPLICATE_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Whether a process that ends by this signal, unable to handle it yet, was asked to stop.
-pub(crate) fn is_stop_signal(signal: i32) -> bool {
-    [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM, Signal::SIGUSR1].iter().any(|stop| *stop as i32 == signal)
-}
 
 /// The signals that ask this process to stop: SIGHUP is one unless it is ignored, as `nohup` has it.
 pub(crate) fn stop_signals() -> Vec<Signal> {

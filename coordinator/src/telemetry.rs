@@ -4,11 +4,13 @@
 
 mod files;
 mod goodput;
+pub(crate) mod http;
+pub(crate) mod metrics;
+pub(crate) mod progress;
+pub(crate) mod tensorboard;
 mod text;
 mod worker_series;
 
-use crate::launch::Launched;
-use crate::metrics;
 use crate::run::{Effect, Event, Notice, SessionId};
 use crate::signals;
 use crate::terminal;
@@ -23,8 +25,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 pub use text::Described;
 use text::Sample;
-use thanos_door::{Recorder, run_name};
 use thanos_proto::{Command, Heartbeat, StepDone, WorkerEvent};
+use thanos_transport::{Recorder, run_name};
 use tokio::sync::Notify;
 use worker_series::{COLLECTIVE, HEARTBEAT, WorkerSeries};
 
@@ -50,6 +52,24 @@ pub(crate) struct Beginning {
     pub(crate) next_step: Option<(String, u64)>,
     /// How long the end of the run waits for a last scrape.
     pub(crate) linger: Duration,
+}
+
+/// How a run has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Done,
+    Stopped,
+    Failed,
+}
+
+impl Outcome {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Stopped => "stopped",
+            Self::Failed => "failed",
+        }
+    }
 }
 
 /// A handle; all of them are of one run.
@@ -191,7 +211,7 @@ impl Telemetry {
 
     /// The run is over: writes its final values, and waits for a scrape of them as long as it was asked to. A stop that must
     /// be over in time (`has_deadline`) waits for none.
-    pub(crate) async fn end(&self, launched: &Result<Launched>, has_deadline: bool) {
+    pub(crate) async fn end(&self, outcome: Outcome, has_deadline: bool) {
         let linger = match self.lock().as_mut() {
             None => return,
             Some(live) => {
@@ -200,14 +220,14 @@ impl Telemetry {
                 live.linger
             }
         };
-        metrics::ended(outcome(launched));
+        metrics::ended(outcome.label());
         let files = self.shared.files.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(files) = &files {
             files.write_metrics().await;
         }
-        let must_end_soon = has_deadline && matches!(launched, Ok(Launched::Stopped(_)));
+        let must_end_soon = has_deadline && outcome == Outcome::Stopped;
         if !linger.is_zero() && !must_end_soon {
-            self.linger(linger, outcome(launched)).await;
+            self.linger(linger, outcome.label()).await;
         }
         if let Some(files) = &files {
             files.remove_targets().await;
@@ -275,13 +295,5 @@ impl Live {
         text::write(text, run, STATE, &states);
         text::write(text, run, HEARTBEAT, &heartbeats);
         text::write(text, run, COLLECTIVE, &collectives);
-    }
-}
-
-fn outcome(launched: &Result<Launched>) -> &'static str {
-    match launched {
-        Ok(Launched::Done(_)) => "done",
-        Ok(Launched::Stopped(_)) => "stopped",
-        Err(_) => "failed",
     }
 }

@@ -1,8 +1,8 @@
 //! On what this worker trains: what `--device` asks for, against the GPUs of the machine and what libtorch can use of them.
 //! A GPU that is there and cannot be used is an error, never a silent fall back to the CPU.
 
-use thanos_door::{DeviceChoice, Gpu, GpuFacts, count_gpus, cpu_model};
 use thanos_proto::{Device, DeviceKind};
+use thanos_transport::{DeviceChoice, Gpu, GpuFacts, count_gpus, cpu_model};
 
 /// A device, for libtorch and as the coordinator hears of it.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,4 +1,4 @@
-//! Exit codes of a worker; the coordinator's are the same (README, "Exit codes").
+//! Which exit code (`thanos-formats`) an error of a worker has.
 
 use crate::checkpoint::NotSaved;
 use crate::device::Unusable;
@@ -6,22 +6,9 @@ use crate::pack_transfer::NotBrought;
 use crate::run::NotHere;
 use crate::session::{NotReached, Refused};
 
-/// The command line is wrong.
-pub const EXIT_USAGE: u8 = 64;
-/// A pack or a checkpoint is bad.
-pub const EXIT_DATA: u8 = 65;
-/// The coordinator or a peer cannot be reached, or is gone.
-pub const EXIT_UNREACHABLE: u8 = 69;
-/// Training itself went wrong: a loss that is no number, an error of libtorch.
-pub const EXIT_SOFTWARE: u8 = 70;
-/// A file could not be written: the disk is full, or not writable.
-pub const EXIT_IO: u8 = 74;
-/// Stopped on request; the run can be resumed.
-pub const EXIT_STOPPED: u8 = 75;
-/// This worker may not take part in the run.
-pub const EXIT_NO_PERMISSION: u8 = 77;
-/// The configuration is wrong, or not the coordinator's.
-pub const EXIT_CONFIG: u8 = 78;
+pub use thanos_formats::{
+    EXIT_CONFIG, EXIT_DATA, EXIT_IO, EXIT_NO_PERMISSION, EXIT_SOFTWARE, EXIT_STOPPED, EXIT_UNREACHABLE, EXIT_USAGE,
+};
 
 /// Bad data or a bad checkpoint, as opposed to a fault of the program.
 #[derive(Debug, thiserror::Error)]

@@ -50,4 +50,4 @@ pub use optimizer::AdamW;
 pub use pack::Pack;
 pub use run::{Options, Outcome, work};
 pub use thanos_c10d::Address;
-pub use thanos_door::{DeviceChoice, parse_duration};
+pub use thanos_transport::{DeviceChoice, parse_duration};

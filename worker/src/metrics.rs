@@ -6,8 +6,8 @@ use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogra
 use std::path::Path;
 use tch::Device;
 use thanos_c10d::{collectives, cuda_peak_bytes};
-use thanos_door::{Recorder, metrics_page, run_name};
 use thanos_proto::StepDone;
+use thanos_transport::{Recorder, metrics_page, run_name};
 
 const GPU_MEMORY: &str = "thanos_trainer_worker_gpu_memory_peak_bytes";
 

@@ -35,11 +35,11 @@ use thanos_c10d::{Address, ErrorKind, ProcessGroup, keep_freed_memory, set_tf32,
 use thanos_configs::{
     Architecture, DataSet, Plan, Precision, StagePlan, TransferPlan, ValidationMeasure, init_key, stage_key,
 };
-use thanos_door::{DeviceChoice, address_towards, check_interface, interface_of, raise_descriptor_limit};
 use thanos_proto::{
     Begin, BenchRequest, CheckpointRef, CheckpointWritten, Collectives, Failed, GroupFailure, Held, Hello, PackRef,
     Rejoin, Welcome, WorkerEvent,
 };
+use thanos_transport::{DeviceChoice, address_towards, check_interface, interface_of, raise_descriptor_limit};
 
 /// What a worker is told on its command line; everything else comes from the coordinator.
 #[derive(Clone, Debug)]

@@ -31,7 +31,7 @@ fn main() -> Result<(), Failure> {
         Some("nccl") => Rendezvous::Nccl,
         Some(other) => return Err(format!("`{other}` is neither gloo nor nccl").into()),
     };
-    thanos_door::raise_descriptor_limit()?;
+    thanos_transport::raise_descriptor_limit()?;
     let folder = tempfile::tempdir()?;
     let (coordinator, address) = serve(folder.path(), workers)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;

@@ -2,21 +2,22 @@
 
 use super::launch::{LOCAL_LEASE, runtime};
 use super::{Target, config_of};
-use crate::bench::{Bench, Folder};
-use crate::devices::{CollectivesChoice, Devices, Request, device_of_environment, on_this_machine, worker_program};
+use crate::commands::bench::{Bench, Folder};
 use crate::exit::EXIT_STOPPED;
+use crate::launch::supervisor::listen;
 use crate::launch::{Launch, Launched, Starter, launch};
-use crate::launcher::Place;
+use crate::run::CollectivesChoice;
 use crate::run_dir::StartedWith;
-use crate::supervise::listen;
 use crate::terminal;
+use crate::workers::Place;
+use crate::workers::devices::{Devices, Request, device_of_environment, on_this_machine, worker_program};
 use anyhow::Result;
 use clap::Args;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
-use thanos_door::{DeviceChoice, GpuFacts};
 use thanos_proto::{BenchRequest, MAX_BENCH_STEPS};
+use thanos_transport::{DeviceChoice, GpuFacts};
 
 #[derive(Args, Debug)]
 pub(super) struct BenchArguments {

@@ -2,9 +2,7 @@
 
 use super::{PacksDir, config_of};
 use crate::exit::{EXIT_USAGE, Fatal};
-use crate::fetch::{FetchError, Fetched, Watch, fetch, resources};
-use crate::ingest::{self, KeptPack, TestImages};
-use crate::progress::{Bar, tell_of};
+use crate::telemetry::progress::{Bar, tell_of};
 use crate::terminal::{self, Unit};
 use anyhow::Result;
 use clap::{Subcommand, ValueEnum};
@@ -12,6 +10,8 @@ use indicatif::HumanBytes;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use thanos_configs::{DataConfig, DataKind, OnBadImage, ViewsConfig, preset_names};
+use thanos_data::fetch::{FetchError, Fetched, Watch, fetch, resources};
+use thanos_data::{KeptPack, TestImages};
 
 const SECONDS_OF_A_DAY: u64 = 86_400;
 
@@ -154,22 +154,22 @@ pub(super) fn act_data(verb: DataVerb) -> Result<()> {
         DataVerb::Fetch { dataset, dir, mirror } => act_fetch(dataset.name(), &dir, &mirror)?,
         pack @ DataVerb::Pack { .. } => act_pack(pack)?,
         DataVerb::Info { pack, images, views, seed } => {
-            let info = ingest::info(&pack).map_err(Fatal::from)?;
+            let info = thanos_data::info(&pack).map_err(Fatal::from)?;
             terminal::print_line(&info.to_string())?;
             if let Some(sheet) = images {
                 let views = views_of(&info.name, views)?;
-                ingest::contact_sheet(&pack, &views, seed, &sheet).map_err(Fatal::from)?;
+                thanos_data::contact_sheet(&pack, &views, seed, &sheet).map_err(Fatal::from)?;
                 terminal::print_line(&format!("contact sheet: {}", sheet.display()))?;
             }
         }
         DataVerb::List { packs } => {
-            for pack in ingest::kept_packs(&packs.path()?).map_err(Fatal::from)? {
+            for pack in thanos_data::kept_packs(&packs.path()?).map_err(Fatal::from)? {
                 terminal::print_line(&describe(&pack))?;
             }
         }
         DataVerb::Prune { unused_for, dry_run, packs } => {
             let age = Duration::from_secs(u64::from(unused_for) * SECONDS_OF_A_DAY);
-            let removed = ingest::prune(&packs.path()?, age, dry_run).map_err(Fatal::from)?;
+            let removed = thanos_data::prune(&packs.path()?, age, dry_run).map_err(Fatal::from)?;
             for pack in &removed {
                 terminal::print_line(&describe(pack))?;
             }
@@ -178,7 +178,7 @@ pub(super) fn act_data(verb: DataVerb) -> Result<()> {
             terminal::print_line(&format!("{how}: {} packs, {bytes}", removed.len()))?;
         }
         DataVerb::Verify { pack } => {
-            ingest::verify(&pack).map_err(Fatal::from)?;
+            thanos_data::verify(&pack).map_err(Fatal::from)?;
             terminal::print_line(&format!("{}: its header and tensors have its fingerprint", pack.display()))?;
         }
     }
@@ -232,7 +232,7 @@ fn act_pack(verb: DataVerb) -> Result<()> {
     let (config, packs_dir) = data_config(verb)?;
     let bar = Bar::new(Unit::Images);
     let at = |split: &str, done, total| bar.at(split, done, total);
-    let packs = ingest::pack(&config, &packs_dir.path()?, TestImages::Optional, &at).map_err(Fatal::from)?;
+    let packs = thanos_data::pack(&config, &packs_dir.path()?, TestImages::Optional, &at).map_err(Fatal::from)?;
     bar.finish();
     let how = if packs.reused { "already packed" } else { "packed" };
     tell_of(config.kind, &packs);

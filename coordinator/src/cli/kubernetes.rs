@@ -1,10 +1,10 @@
 //! `render kubernetes`: its options.
 
 use super::RenderArguments;
-use crate::exit::Fatal;
-use crate::render::{
+use crate::commands::render::{
     Api, DataVolume, Memory, Numbers, Resources, RunName, Setting, Site, Toleration, kubernetes, node_label,
 };
+use crate::exit::Fatal;
 use clap::Args;
 use thanos_configs::Plan;
 

@@ -2,25 +2,24 @@
 
 use super::slurm_arguments::SlurmArguments;
 use super::{PacksDir, Target, duration, plan, plan_to_resume, quick, quick_plan};
-use crate::devices::{
-    CollectivesChoice, Devices, Request, device_of_environment, on_nodes, on_this_machine, worker_program,
-};
 use crate::exit::{EXIT_STOPPED, EXIT_USAGE, Fatal};
+use crate::launch::supervisor::{end_with, listen, supervise};
 use crate::launch::{Launch, Launched, Starter, launch};
-use crate::launcher::Place;
+use crate::run::CollectivesChoice;
 use crate::run_dir::{Claimed, StartedWith, identity};
 use crate::server::MOST_WORKERS;
 use crate::signals::StopSignals;
-use crate::slurm::{Allocation, Checkpointed, requeue};
-use crate::supervise::{end_with, listen, supervise};
 use crate::terminal::{self, OutputError};
+use crate::workers::Place;
+use crate::workers::devices::{Devices, Request, device_of_environment, on_nodes, on_this_machine, worker_program};
+use crate::workers::slurm::{Allocation, Checkpointed, requeue};
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use thanos_configs::Plan;
-use thanos_door::{DeviceChoice, GpuFacts};
+use thanos_transport::{DeviceChoice, GpuFacts};
 use tokio::runtime::Runtime;
 
 /// Workers of this machine must not outlive their supervisor by five seconds; others wait for whoever starts a

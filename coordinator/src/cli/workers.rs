@@ -1,15 +1,16 @@
 //! `workers`: its options, checked against this machine.
 
 use super::duration;
-use crate::devices::{CollectivesChoice, Request, on_this_machine, worker_program};
+use crate::commands::workers::{LocalWorkers, run};
 use crate::exit::{EXIT_USAGE, Fatal};
-use crate::local_workers::{LocalWorkers, run};
+use crate::run::CollectivesChoice;
 use crate::terminal;
+use crate::workers::devices::{Request, on_this_machine, worker_program};
 use anyhow::Result;
 use clap::Args;
 use std::path::PathBuf;
 use std::time::Duration;
-use thanos_door::{DeviceChoice, GpuFacts};
+use thanos_transport::{DeviceChoice, GpuFacts};
 
 #[derive(Args, Debug)]
 pub(super) struct WorkersArguments {

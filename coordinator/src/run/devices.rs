@@ -2,9 +2,30 @@
 //! its ranks have.
 
 use super::{Run, SessionId};
-use crate::devices::CollectivesChoice;
+use clap::ValueEnum;
 use std::collections::{BTreeMap, BTreeSet};
 use thanos_proto::{Collectives, Device, DeviceKind, Hello};
+
+/// `--collectives`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CollectivesChoice {
+    /// NCCL if every worker has a GPU of its own, else Gloo
+    #[default]
+    Auto,
+    Gloo,
+    Nccl,
+}
+
+impl CollectivesChoice {
+    /// As it is typed.
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Gloo => Collectives::Gloo.label(),
+            Self::Nccl => Collectives::Nccl.label(),
+        }
+    }
+}
 
 impl Run {
     /// Why a worker may not take part with its device.

@@ -1,6 +1,6 @@
 //! The vocabulary of the rules: what happened, what is to be done about it, and what users are notified of.
 
-use crate::signals::is_stop_signal;
+use nix::sys::signal::Signal;
 use std::time::Duration;
 use thanos_proto::{
     BenchReport, CheckpointRef, CheckpointWritten, Collectives, Command, Device, Evaluated, Hello, StageResult,
@@ -77,6 +77,11 @@ impl ExitCause {
     pub(crate) fn is_stop_request(self) -> bool {
         matches!(self, Self::Signalled(signal) if is_stop_signal(signal))
     }
+}
+
+/// Whether a process that ends by this signal, unable to handle it yet, was asked to stop.
+pub(crate) fn is_stop_signal(signal: i32) -> bool {
+    [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM, Signal::SIGUSR1].iter().any(|stop| *stop as i32 == signal)
 }
 
 /// What is to be done.

@@ -2,7 +2,7 @@
 
 use super::max_pending;
 use crate::exit::{EXIT_UNREACHABLE, Fatal};
-use thanos_door::raise_descriptor_limit;
+use thanos_transport::raise_descriptor_limit;
 
 /// Of a worker: its session, the one before it that may not be known to be lost, and its process.
 const EACH_WORKER: u64 = 3;

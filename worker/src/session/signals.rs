@@ -7,8 +7,8 @@ use crate::exit::EXIT_STOPPED;
 use anyhow::{Context, Result};
 use std::time::{Duration, Instant};
 use thanos_c10d::exit_now;
-use thanos_door::hangup_is_ignored;
 use thanos_proto::WorkerEvent;
+use thanos_transport::hangup_is_ignored;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 

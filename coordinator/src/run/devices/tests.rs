@@ -1,7 +1,7 @@
 //! Which devices fit together, and what a generation communicates with.
 
-use crate::devices::CollectivesChoice::{self, Auto, Gloo, Nccl};
 use crate::exit::EXIT_CONFIG;
+use crate::run::CollectivesChoice::{self, Auto, Gloo, Nccl};
 use crate::run::tests::{NOW, failure, hello, ready, said, start};
 use crate::run::{Effect, Event, ExitCause, Notice, Run, Start};
 use std::time::Duration;

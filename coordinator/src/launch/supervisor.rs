@@ -1,0 +1,148 @@
+//! The process that a user's `launch` is: it holds the port, starts the coordinator, passes signals on to it, and starts
+//! it again when it is killed or crashes; the workers wait for it meanwhile. It knows nothing of a run. When it is gone
+//! itself, so is the coordinator at once, and so are the workers when their lease is over.
+
+use crate::exit::{EXIT_STOPPED, EXIT_UNREACHABLE, Fatal};
+use crate::run::is_stop_signal;
+use crate::signals::stop_signals;
+use crate::terminal;
+use anyhow::{Context, Result};
+use listenfd::ListenFd;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::prctl::{set_child_subreaper, set_pdeathsig};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{Pid, getppid};
+use signal_hook::consts::SIGCHLD;
+use signal_hook::iterator::Signals;
+use std::ffi::OsString;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+/// Starts of the coordinator, without a step between them, before the run is given up.
+const MOST_STARTS: u32 = 5;
+/// Exit code of a Rust program that panics.
+const PANICKED: i32 = 101;
+
+/// What the coordinator is told beside what the user typed: by whom it was started, and that it is not the first one.
+pub(crate) const SUPERVISED: &str = "--supervised-by";
+pub(crate) const AGAIN: &str = "--again";
+/// That a stop was requested before it was restarted.
+pub(crate) const STOP_REQUESTED: &str = "--stop-requested";
+
+/// Runs the coordinator of a run to its end, with the arguments of this program, and returns its exit code.
+///
+/// # Errors
+/// 69 if it cannot be started, or ends again and again.
+pub(crate) fn supervise(run_dir: &Path, listener: &TcpListener) -> Result<u8> {
+    set_child_subreaper(true).context("to be told of workers whose coordinator is gone")?;
+    let handled = stop_signals().into_iter().map(|signal| signal as i32).chain([SIGCHLD]);
+    let mut signals = Signals::new(handled).context("to pass signals on")?;
+    fcntl(listener, FcntlArg::F_SETFD(FdFlag::empty())).context("to pass the port on")?;
+    let (mut starts, mut steps, mut stop_requested) = (0, 0, false);
+    loop {
+        let again = starts > 0 && run_dir.join("run.json").exists();
+        let coordinator = spawn(run_dir, listener, (again, stop_requested))?;
+        let (ended, asked) = wait(coordinator, &mut signals)?;
+        stop_requested |= asked;
+        let how = match ended {
+            // It could not handle a stop request yet, whether that came through this process or from elsewhere.
+            WaitStatus::Signaled(_, signal, _) if is_stop_signal(signal as i32) => return Ok(EXIT_STOPPED),
+            // It was killed otherwise: only if there is a run yet may workers hold what no checkpoint has.
+            WaitStatus::Signaled(..) if stop_requested && !run_dir.join("run.json").exists() => {
+                return Ok(EXIT_STOPPED);
+            }
+            WaitStatus::Exited(_, code) if code != PANICKED => {
+                return Ok(u8::try_from(code).unwrap_or(EXIT_UNREACHABLE));
+            }
+            WaitStatus::Signaled(_, signal, _) => format!("was killed by {signal}"),
+            _ => "crashed".into(),
+        };
+        let made = std::fs::metadata(run_dir.join("steps.jsonl")).map_or(0, |file| file.len());
+        starts = if made > steps { 1 } else { starts + 1 };
+        steps = made;
+        if starts > MOST_STARTS {
+            let message = format!("given up: the coordinator {how}, {MOST_STARTS} times without a step between");
+            return Err(Fatal::new(EXIT_UNREACHABLE, message).into());
+        }
+        terminal::line(&format!("the coordinator (pid {coordinator}) {how}: it is started again"));
+    }
+}
+
+/// The port: the one that this process was passed, or a new one.
+///
+/// # Errors
+/// 69, naming the address.
+pub(crate) fn listen(address: SocketAddr) -> Result<TcpListener> {
+    let passed = ListenFd::from_env().take_tcp_listener(0).context("the socket that was passed to this program")?;
+    let listener = passed.map_or_else(|| crate::server::bind(address), Ok);
+    Ok(listener.map_err(|error| Fatal::new(EXIT_UNREACHABLE, format!("cannot listen on {address}: {error}")))?)
+}
+
+/// Ends this process when its supervisor does.
+pub(crate) fn end_with(supervisor: i32) -> Result<()> {
+    set_pdeathsig(Signal::SIGKILL).context("to end with the supervisor")?;
+    // It may be gone already.
+    if getppid().as_raw() == supervisor {
+        Ok(())
+    } else {
+        Err(Fatal::new(EXIT_UNREACHABLE, "its supervisor is gone").into())
+    }
+}
+
+fn spawn(run_dir: &Path, listener: &TcpListener, (again, stop_requested): (bool, bool)) -> Result<Pid> {
+    let program = std::env::current_exe().context("this program's own path")?;
+    let mut arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let said = |name: &str| std::env::args().any(|argument| argument.split('=').next() == Some(name));
+    if !said("--run-dir") {
+        arguments.extend(["--run-dir".into(), run_dir.into()]);
+    }
+    arguments.extend([SUPERVISED.into(), std::process::id().to_string().into()]);
+    if again {
+        arguments.push(AGAIN.into());
+    }
+    if again && stop_requested {
+        arguments.push(STOP_REQUESTED.into());
+    }
+    if again && !said("--resume") {
+        arguments.push("--resume".into());
+    }
+    let mut command = Command::new(program);
+    if again {
+        // What a test has broken on purpose is not broken again.
+        command.env_remove("FAILPOINTS");
+    }
+    let child = command
+        .args(arguments)
+        .env("LISTEN_FDS", "1")
+        .env("LISTEN_FDS_FIRST_FD", listener.as_raw_fd().to_string())
+        // A Ctrl-C at the terminal reaches it once: through this process.
+        .process_group(0)
+        .spawn()
+        .context("the coordinator could not be started")?;
+    Ok(Pid::from_raw(i32::try_from(child.id())?))
+}
+
+/// Waits for the coordinator to end, and says whether it was asked to. Signals go on to it; workers whose coordinator is
+/// gone are buried here.
+fn wait(coordinator: Pid, signals: &mut Signals) -> Result<(WaitStatus, bool)> {
+    let mut asked = false;
+    loop {
+        for signal in signals.wait() {
+            if signal != SIGCHLD {
+                kill(coordinator, Signal::try_from(signal)?)?;
+                asked = true;
+            }
+        }
+        loop {
+            match waitpid(None, Some(WaitPidFlag::WNOHANG))? {
+                WaitStatus::StillAlive => break,
+                ended if ended.pid() == Some(coordinator) => return Ok((ended, asked)),
+                _ => {}
+            }
+        }
+    }
+}

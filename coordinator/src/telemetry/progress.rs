@@ -1,0 +1,298 @@
+//! What the terminal shows of a run: a bar for the stage in training, or plain lines when nobody watches.
+
+use crate::run::{Notice, RecoveredFrom};
+use crate::terminal::{self, Unit};
+use indicatif::HumanBytes;
+use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use thanos_configs::DataKind;
+use thanos_data::{PackFile, Packs};
+use thanos_proto::{StageResult, StepDone};
+
+/// Where nobody watches, a line comes this often at first, then whenever a run is a twentieth older, and at last so often:
+/// a day of training is 400 lines.
+const LEAST_BETWEEN_LINES: Duration = Duration::from_secs(5);
+const MOST_BETWEEN_LINES: Duration = Duration::from_secs(300);
+/// The rate is that of the last seconds.
+const WINDOW: Duration = Duration::from_secs(5);
+
+/// Skipped images that are named; the pack names more.
+const MOST_NAMED: usize = 20;
+
+/// Shortest time between two states of a bar that is moved by many threads.
+const MIN_BAR_INTERVAL: Duration = Duration::from_millis(50);
+
+/// How far packing or a download is: a bar if standard error is a terminal, else nothing until it is done.
+pub(crate) struct Bar {
+    unit: Unit,
+    shown: Mutex<Shown>,
+}
+
+/// What the bar shows now.
+#[derive(Default)]
+struct Shown {
+    part: String,
+    position: u64,
+    when: Option<Instant>,
+}
+
+impl Bar {
+    pub(crate) fn new(unit: Unit) -> Self {
+        Self { unit, shown: Mutex::default() }
+    }
+
+    /// `done` of `total` of a part; from any thread.
+    pub(crate) fn at(&self, part: &str, done: u64, total: u64) {
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        if shown.part != part {
+            *shown = Shown { part: part.into(), ..Shown::default() };
+        }
+        shown.position = done.max(shown.position);
+        let is_recent = shown.when.is_some_and(|when| when.elapsed() < MIN_BAR_INTERVAL);
+        if is_recent && shown.position < total {
+            return;
+        }
+        shown.when = Some(Instant::now());
+        let (unit, position) = (self.unit, shown.position);
+        terminal::show_bar(terminal::Bar { unit, name: part.into(), position, length: total, text: String::new() });
+    }
+
+    pub(crate) fn finish(&self) {
+        terminal::hide_bar();
+    }
+}
+
+/// What people should know of packs: that there are not as many images as were published, and which were left out. A
+/// file that was cut off between two records has no other sign.
+pub(crate) fn tell_of(kind: DataKind, packs: &Packs) {
+    for (pack, published) in [&packs.train, &packs.test].into_iter().zip(kind.published_images().unwrap_or_default()) {
+        if published > 0 && pack.images != published {
+            terminal::line(&format!("note: {} {} images, {published} are published", pack.images, pack.split));
+        }
+    }
+    let warnings = |pack: &PackFile| {
+        let split = pack.split.clone();
+        pack.warnings.iter().map(move |warning| format!("of the {split} images, {warning}")).collect::<Vec<_>>()
+    };
+    for line in packs.notes.iter().cloned().chain(warnings(&packs.train)).chain(warnings(&packs.test)) {
+        terminal::line(&format!("note: {line}"));
+    }
+    tell_left_out(&packs.train);
+    tell_left_out(&packs.test);
+}
+
+fn tell_left_out(pack: &PackFile) {
+    if pack.left_out == 0 {
+        return;
+    }
+    terminal::line(&format!("left out {} {} images that cannot be decoded:", pack.left_out, pack.split));
+    for image in pack.skipped.iter().take(MOST_NAMED) {
+        terminal::line(&format!("  {}: {}", image.name, image.reason));
+    }
+    if pack.left_out > MOST_NAMED as u64 {
+        terminal::line(&format!("  and more, see `thanos-coord data info {}`", pack.path.display()));
+    }
+}
+
+/// The stage in training, as people see it.
+pub(crate) struct Progress {
+    view: View,
+    stage: Option<Stage>,
+}
+
+enum View {
+    /// From the first step of a stage to its end.
+    Bar,
+    Lines {
+        began: Instant,
+        last: Instant,
+    },
+}
+
+struct Stage {
+    name: String,
+    started: Instant,
+    /// When a step was committed, and its images.
+    recent: VecDeque<(Instant, u64)>,
+}
+
+/// How long a run of this age is silent.
+fn between_lines(age: Duration) -> Duration {
+    (age / 20).clamp(LEAST_BETWEEN_LINES, MOST_BETWEEN_LINES)
+}
+
+impl Progress {
+    /// A bar if standard error is a terminal, else lines.
+    pub(crate) fn new() -> Self {
+        let view = match terminal::stderr_is_terminal() {
+            true => View::Bar,
+            false => View::Lines { began: Instant::now(), last: Instant::now() },
+        };
+        Self { view, stage: None }
+    }
+
+    /// A step was committed.
+    pub(crate) fn step(&mut self, step: &StepDone) {
+        let now = Instant::now();
+        if self.stage.as_ref().is_none_or(|stage| stage.name != step.stage) {
+            self.stage = Some(Stage { name: step.stage.clone(), started: now, recent: VecDeque::new() });
+        }
+        let Some(stage) = &mut self.stage else { return };
+        stage.recent.push_back((now, step.images));
+        while stage.recent.front().is_some_and(|(then, _)| now.duration_since(*then) > WINDOW) {
+            stage.recent.pop_front();
+        }
+        let text = stage.describe(step, now);
+        match &mut self.view {
+            View::Bar => terminal::show_bar(terminal::Bar {
+                unit: Unit::Steps,
+                name: step.stage.clone(),
+                position: step.step + 1,
+                length: step.total_steps,
+                text,
+            }),
+            View::Lines { began, last } if now.duration_since(*last) >= between_lines(now.duration_since(*began)) => {
+                *last = now;
+                terminal::line(&format!("{}: step {}/{}, {text}", step.stage, step.step + 1, step.total_steps));
+            }
+            View::Lines { .. } => {}
+        }
+    }
+
+    /// Something happened that a person may want to read.
+    pub(crate) fn notice(&mut self, notice: &Notice) {
+        match notice {
+            Notice::Began { generation, workers, devices, collectives } => {
+                let workers = workers_on(workers.len(), devices, collectives_name(collectives.label()));
+                terminal::line(&format!("generation {generation}: {workers}"));
+            }
+            Notice::StageComplete(result) => {
+                terminal::hide_bar();
+                terminal::line(&summary(result));
+                self.stage = None;
+            }
+            Notice::SavingBeforeEnd { worker, stage, step } => {
+                terminal::line(&format!(
+                    "saving the state of {worker} (step {step} of stage {stage}) before the run ends"
+                ));
+            }
+            Notice::StorageBlocked { problem } => {
+                terminal::line(&format!("{problem}; trying again, training pauses when too many steps wait"));
+            }
+            Notice::StorageRecovered { seconds } => {
+                terminal::line(&format!("the run directory can be written again, after {seconds:.1} s"));
+            }
+            Notice::Stopping { reason } => terminal::line(&format!("stopping at a common step: {reason}")),
+            Notice::Terminating { worker, limit } => terminal::line(&format!(
+                "{worker} received SIGTERM, most others did not: it trains on until it is killed, at most {limit:?}"
+            )),
+            Notice::GraceOver => terminal::line("the time for a stop is over: the last checkpoint is what stays"),
+            Notice::Skipped { stage, step, problem } => {
+                terminal::line(&format!("{problem} at step {step} of stage {stage}: the update is left out"));
+            }
+            Notice::Repaired { problem } => terminal::line(&format!("{problem}: it was given the state of the others")),
+            Notice::Straggler { worker, whereabouts, share } => {
+                let share = share * 100.0;
+                terminal::line(&format!(
+                    "{worker} is slow: the others wait for it {share:.0} % of the time, in {whereabouts}"
+                ));
+            }
+            Notice::Lost { worker: _, reason } | Notice::GroupFailed { worker: _, reason } => terminal::line(reason),
+            Notice::Restarting { worker, how, restart, .. } => {
+                terminal::line(&format!("{worker} {how}: it is started again (start {restart} since the last step)"));
+            }
+            Notice::Abandoned { worker, how } => terminal::line(&format!("{worker} {how}: it is not started again")),
+            Notice::Recovered { generation, step, seconds, from, .. } => {
+                let from = match from {
+                    RecoveredFrom::Memory(worker) => format!("with the state of {worker}"),
+                    RecoveredFrom::Checkpoint => "from the last checkpoint".into(),
+                    RecoveredFrom::Start => "from the start of the stage".into(),
+                };
+                terminal::line(&format!(
+                    "generation {generation} goes on behind step {step} {from}, after {seconds:.1} s"
+                ));
+            }
+            Notice::Refused { reason, .. } => terminal::line(&format!("refused: {reason}")),
+            Notice::NotSaved { stage, step, reason } => {
+                terminal::line(&format!("checkpoint save failed: step {step} of stage {stage}: {reason}"));
+            }
+            Notice::Fetched { worker, split, bytes, .. } => {
+                terminal::line(&format!("{worker} got the {split} images from here: {}", HumanBytes(*bytes)));
+            }
+            Notice::Joined { .. } | Notice::Evaluated(_) | Notice::Saved { .. } | Notice::Benched(_) => {}
+        }
+    }
+}
+
+impl Stage {
+    /// Loss, images a second, time left.
+    fn describe(&self, step: &StepDone, now: Instant) -> String {
+        let (first, _) = self.recent.front().copied().unwrap_or((self.started, 0));
+        let seconds = now.duration_since(first).as_secs_f64();
+        // The first entry opened the window: its images were done before it.
+        let images: u64 = self.recent.iter().skip(1).map(|(_, images)| images).sum();
+        let steps = self.recent.len().saturating_sub(1) as f64;
+        if seconds <= 0.0 || steps <= 0.0 {
+            return format!("loss {:.4}", step.loss);
+        }
+        let left = (step.total_steps - step.step - 1) as f64 * seconds / steps;
+        let left = clock(Duration::from_secs_f64(left));
+        format!("loss {:.4}  {:.0} images/s  ETA {left}", step.loss, images as f64 / seconds)
+    }
+}
+
+/// `4 workers on CPU (model), Gloo`.
+pub(crate) fn workers_on(workers: usize, devices: &str, collectives: &str) -> String {
+    format!("{workers} worker{} on {devices}, {collectives}", if workers == 1 { "" } else { "s" })
+}
+
+/// A library by its label, as its own documentation writes it.
+pub(crate) fn collectives_name(label: &str) -> &str {
+    match label {
+        "gloo" => "Gloo",
+        "nccl" => "NCCL",
+        other => other,
+    }
+}
+
+/// Hours, minutes and seconds: 3:13:00.
+fn clock(time: Duration) -> String {
+    let seconds = time.as_secs();
+    format!("{}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60)
+}
+
+fn summary(result: &StageResult) -> String {
+    let percent = |share: f64| format!("{:.1} %", share * 100.0);
+    let accuracy = match result.fine_test_accuracy {
+        Some(fine) => format!("fine test accuracy {}", percent(fine)),
+        None => {
+            let knn = percent(result.knn_fine_accuracy);
+            format!("coarse test accuracy {}, kNN on fine labels {knn}", percent(result.coarse_test_accuracy))
+        }
+    };
+    format!("{}: done in {:.1} s, {accuracy}", result.stage, result.seconds)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_have_hours_minutes_and_seconds() {
+        let cases = [(193 * 60, "3:13:00"), (59, "0:00:59"), (3600, "1:00:00"), (100 * 3600 + 61, "100:01:01")];
+        for (seconds, shown) in cases {
+            assert_eq!(clock(Duration::from_secs(seconds)), shown);
+        }
+    }
+
+    #[test]
+    fn a_day_of_lines_is_no_flood() {
+        let (mut age, mut lines) = (Duration::ZERO, 0);
+        while age < Duration::from_secs(24 * 3600) {
+            age += between_lines(age);
+            lines += 1;
+        }
+        assert!((300..450).contains(&lines), "{lines}");
+    }
+}

@@ -1,0 +1,353 @@
+//! The launcher: worker processes on this machine, or the `srun` processes that stand for workers on the nodes of a Slurm
+//! allocation; its own, and those that an earlier coordinator of the run has started. Whoever is still there when the run
+//! is over is killed; should this process be killed itself, they wait for another coordinator as long as their lease says.
+
+mod adopted;
+pub(crate) mod devices;
+mod log;
+pub(crate) mod slurm;
+
+use crate::run::{Event, ExitCause};
+use crate::server::credentials::Credentials;
+use crate::workers::devices::shared_nccl_variables;
+use crate::workers::slurm::Node;
+use adopted::Adopted;
+pub(crate) use adopted::is_worker_since;
+use anyhow::{Context, Result};
+use log::first_error;
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::os::unix::process::CommandExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use thanos_transport::DeviceChoice;
+use tokio::process::{Child, Command};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+
+/// How long workers may take to leave by themselves when a run is over.
+const MOST_LEAVING: Duration = Duration::from_secs(10);
+
+/// What a worker's id begins with on this machine; its place there follows.
+const WORKER: &str = "worker";
+
+/// Variable by which CUDA orders GPUs.
+const DEVICE_ORDER: &str = "CUDA_DEVICE_ORDER";
+
+/// Where workers are started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// So many on this machine.
+    Here { workers: usize },
+    /// On nodes of the Slurm allocation, by `srun` with these further arguments.
+    Nodes { nodes: Vec<Node>, srun_arguments: Vec<String> },
+}
+
+/// What every worker is started with.
+#[derive(Clone)]
+pub(crate) struct WorkerCommand {
+    pub(crate) program: PathBuf,
+    /// HOST:PORT.
+    pub(crate) coordinator: String,
+    /// Where workers are invited; `None`: they need not be.
+    pub(crate) credentials: Option<Arc<Credentials>>,
+    pub(crate) threads: usize,
+    pub(crate) device: DeviceChoice,
+    /// Workers that share a GPU use NCCL all the same, for tests.
+    pub(crate) shares_gpu_by_nccl: bool,
+    pub(crate) place: Place,
+    /// Under which the workers reach each other; `None`: they find out.
+    pub(crate) interface: Option<String>,
+    /// Whether they show their metrics.
+    pub(crate) shows: bool,
+    /// Folder of the workers' logs, one file each.
+    pub(crate) logs: PathBuf,
+}
+
+/// The workers' processes: each is started, waited for, and started again when asked.
+pub(crate) struct Launcher {
+    command: WorkerCommand,
+    events: mpsc::Sender<Event>,
+    processes: Mutex<Processes>,
+}
+
+#[derive(Default)]
+struct Processes {
+    waiting: JoinSet<()>,
+    /// Ends the process of a worker, by its id.
+    kill: HashMap<String, oneshot::Sender<()>>,
+    /// Those that have a session, and are told when to leave.
+    joined: HashSet<String>,
+}
+
+impl Launcher {
+    /// A launcher that has started nothing yet; each process's end is told as [`Event::Exited`].
+    pub(crate) fn new(command: WorkerCommand, events: &mpsc::Sender<Event>) -> Self {
+        Self { command, events: events.clone(), processes: Mutex::default() }
+    }
+
+    /// Starts all workers' processes.
+    pub(crate) fn start(&self) -> Result<()> {
+        for worker in self.command.place.worker_ids() {
+            let child = self.command.spawn(&worker)?;
+            self.watch(worker, Some(child), Duration::ZERO);
+        }
+        Ok(())
+    }
+
+    /// Starts a worker's process again; one that cannot be started has ended.
+    pub(crate) fn restart(&self, worker: &str, after: Duration) {
+        self.watch(worker.into(), None, after);
+    }
+
+    /// A worker has opened its session.
+    pub(crate) fn joined(&self, worker: &str) {
+        self.lock().joined.insert(worker.into());
+    }
+
+    /// Kills a worker's process, which may be stopped.
+    pub(crate) fn kill(&self, worker: &str) {
+        if let Some(kill) = self.lock().kill.remove(worker) {
+            _ = kill.send(());
+        }
+    }
+
+    /// Takes over the workers' processes that an earlier coordinator of this run started; those that are not there have
+    /// ended.
+    pub(crate) fn adopt_all(&self) {
+        let workers = self.command.place.worker_ids();
+        let is_local = matches!(self.command.place, Place::Here { .. });
+        let mut found = Adopted::find(&workers, &self.command.coordinator, is_local);
+        for worker in workers {
+            let process = found.remove(&worker);
+            self.until(worker, |killed| async move {
+                match process {
+                    Some(process) => process.wait(killed).await,
+                    None => ("ended while no coordinator was running".into(), ExitCause::Vanished),
+                }
+            });
+        }
+    }
+
+    /// Waits for a process, which is started first if there is none, and tells how it ended.
+    fn watch(&self, worker: String, child: Option<Started>, after: Duration) {
+        let (command, id) = (self.command.clone(), worker.clone());
+        self.until(worker, |mut killed| async move {
+            tokio::select! {
+                () = tokio::time::sleep(after) => {}
+                Ok(()) = &mut killed => return ("was not started again".into(), ExitCause::Hung),
+            }
+            match child.map_or_else(|| command.spawn_again(&id), Ok) {
+                Ok(child) => child.wait(killed).await,
+                Err(error) => (format!("could not be started: {error:#}"), ExitCause::NotStarted),
+            }
+        });
+    }
+
+    /// Reports how a worker's process ended, when it has, and why; it is to end when `killed` resolves.
+    fn until<F>(&self, worker: String, ending: impl FnOnce(oneshot::Receiver<()>) -> F)
+    where
+        F: Future<Output = (String, ExitCause)> + Send + 'static,
+    {
+        let events = self.events.clone();
+        let (kill, killed) = oneshot::channel();
+        let ended = ending(killed);
+        let mut processes = self.lock();
+        processes.joined.remove(&worker);
+        processes.kill.insert(worker.clone(), kill);
+        processes.waiting.spawn(async move {
+            let (how, cause) = ended.await;
+            _ = events.send(Event::Exited { worker, how, cause }).await;
+        });
+    }
+
+    /// Waits until all have left, and kills whoever does not, or cannot know that it should.
+    pub(crate) async fn finish(&self) {
+        let Processes { mut waiting, kill, joined } = std::mem::take(&mut *self.lock());
+        for (_, kill) in kill.into_iter().filter(|(worker, _)| !joined.contains(worker)) {
+            // Nobody will tell it that the run is over.
+            _ = kill.send(());
+        }
+        let all_left = async { while waiting.join_next().await.is_some() {} };
+        if tokio::time::timeout(MOST_LEAVING, all_left).await.is_err() {
+            tracing::warn!("some workers did not leave within {MOST_LEAVING:?} and are killed");
+        }
+        // The processes die with their tasks.
+        waiting.shutdown().await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Processes> {
+        self.processes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A worker's process, and where its log began when it was started: earlier processes wrote to the same file.
+struct Started {
+    child: Child,
+    log: PathBuf,
+    log_begins_at: u64,
+}
+
+impl Started {
+    /// Waits for the process to end, by itself or killed on demand, and says how it ended, and why.
+    async fn wait(mut self, killed: oneshot::Receiver<()>) -> (String, ExitCause) {
+        let (ended, is_hung) = tokio::select! {
+            ended = self.child.wait() => (ended, false),
+            Ok(()) = killed => match self.child.kill().await {
+                Ok(()) => (self.child.wait().await, true),
+                Err(error) => (Err(error), true),
+            },
+        };
+        match ended {
+            Ok(_) if is_hung => ("was killed by the coordinator".into(), ExitCause::Hung),
+            Ok(status) => self.describe(status),
+            Err(error) => (format!("could not be waited for: {error}"), ExitCause::Vanished),
+        }
+    }
+
+    /// How a process ended by itself, with the first error of its log if it did not end well.
+    fn describe(&self, status: ExitStatus) -> (String, ExitCause) {
+        let (how, cause) = match (signal_of(status), status.code()) {
+            (Some(signal), _) => (format!("was killed by signal {signal}"), ExitCause::Signalled(signal)),
+            (None, code) => {
+                let code = code.unwrap_or_default();
+                (format!("ended with exit code {code}"), ExitCause::Exited(code))
+            }
+        };
+        // A process that was killed or asked to stop from outside has logged nothing about it.
+        if status.success() || cause.is_external() || cause.is_stop_request() {
+            return (how, cause);
+        }
+        let error = first_error(&self.log, self.log_begins_at).unwrap_or_else(|| "it logged nothing".into());
+        (format!("{how} ({}: {error})", self.log.display()), cause)
+    }
+}
+
+impl Place {
+    /// Names of the workers: of this machine by number, of nodes by node and number.
+    pub(crate) fn worker_ids(&self) -> Vec<String> {
+        match self {
+            Self::Here { workers } => (0..*workers).map(|index| format!("{WORKER}-{index}")).collect(),
+            Self::Nodes { nodes, .. } => {
+                let of = |node: &Node| (0..node.workers).map(|index| format!("{}-{index}", node.name)).collect();
+                nodes.iter().flat_map(|node| -> Vec<String> { of(node) }).collect()
+            }
+        }
+    }
+}
+
+impl WorkerCommand {
+    fn cannot_start(&self) -> String {
+        match self.place {
+            Place::Here { .. } => format!("{} could not be started", self.program.display()),
+            Place::Nodes { .. } => "srun could not be started".into(),
+        }
+    }
+
+    fn log(&self, worker: &str) -> PathBuf {
+        self.logs.join(format!("{worker}.log"))
+    }
+
+    /// What starts a worker.
+    fn start(&self, worker: &str) -> Result<Command> {
+        let log = self.log(worker);
+        let file =
+            File::options().create(true).append(true).open(&log).with_context(|| format!("{}", log.display()))?;
+        let (node, index) = worker.rsplit_once('-').unwrap_or((worker, "0"));
+        let mut command = match &self.place {
+            Place::Here { .. } => std::process::Command::new(&self.program),
+            Place::Nodes { nodes, srun_arguments } => {
+                let gpus = nodes.iter().find(|other| other.name == node).map_or(0, |node| node.gpus);
+                let mut command = slurm::srun(node, gpus, srun_arguments);
+                command.arg(&self.program);
+                command
+            }
+        };
+        let (coordinator, threads) = (self.coordinator.as_str(), self.threads);
+        WorkerProcess { coordinator, id: worker, local_rank: index, threads, device: self.device }
+            .put_into(&mut command);
+        let mut command = Command::from(command);
+        match &self.credentials {
+            Some(credentials) => command.arg("--credentials").arg(credentials.invite(worker).context("credentials")?),
+            None => command.arg("--insecure"),
+        };
+        if self.shows {
+            command.args(["--status-port", "0"]);
+        }
+        if let Some(interface) = &self.interface {
+            command.args(["--interface", interface]);
+        }
+        if self.shares_gpu_by_nccl {
+            command.envs(shared_nccl_variables(worker, self.interface.is_some()));
+        }
+        command
+            // What this program was passed is not for its workers.
+            .env_remove("LISTEN_FDS")
+            .env_remove("LISTEN_FDS_FIRST_FD")
+            .stdout(file.try_clone()?)
+            .stderr(file)
+            .kill_on_drop(true);
+        Ok(command)
+    }
+
+    fn spawn(&self, worker: &str) -> Result<Started> {
+        self.spawned(self.start(worker)?, worker)
+    }
+
+    /// As [`Self::spawn`]; whom a test has broken on purpose is not broken again.
+    fn spawn_again(&self, worker: &str) -> Result<Started> {
+        let mut command = self.start(worker)?;
+        command.env_remove("FAILPOINTS");
+        self.spawned(command, worker)
+    }
+
+    fn spawned(&self, mut command: Command, worker: &str) -> Result<Started> {
+        let log = self.log(worker);
+        let log_begins_at = std::fs::metadata(&log).map_or(0, |log| log.len());
+        let child = command.spawn().with_context(|| self.cannot_start())?;
+        Ok(Started { child, log, log_begins_at })
+    }
+}
+
+/// What every worker's process is started with, whichever program starts it.
+pub(crate) struct WorkerProcess<'a> {
+    /// HOST:PORT.
+    pub(crate) coordinator: &'a str,
+    pub(crate) id: &'a str,
+    /// Its place among the workers of its machine, from 0.
+    pub(crate) local_rank: &'a str,
+    pub(crate) threads: usize,
+    pub(crate) device: DeviceChoice,
+}
+
+impl WorkerProcess<'_> {
+    pub(crate) fn put_into(&self, command: &mut std::process::Command) {
+        let threads = self.threads.to_string();
+        command
+            .args(["--coordinator", self.coordinator, "--id", self.id])
+            .args(["--local-rank", self.local_rank, "--threads", &threads])
+            // Otherwise the workers of a machine compete for its cores.
+            .env("OMP_NUM_THREADS", &threads)
+            .stdin(Stdio::null())
+            // A Ctrl-C at the terminal reaches them once: through the process that starts them.
+            .process_group(0);
+        if self.device != DeviceChoice::Auto {
+            command.args(["--device", &self.device.to_string()]);
+        }
+        // CUDA numbers GPUs as nvidia-smi does, and as they are reported.
+        if std::env::var_os(DEVICE_ORDER).is_none() {
+            command.env(DEVICE_ORDER, "PCI_BUS_ID");
+        }
+    }
+}
+
+/// The signal that ended a process, or, as `srun` says it, the process that it stands for.
+fn signal_of(status: ExitStatus) -> Option<i32> {
+    status.signal().or(status.code().filter(|code| *code > 128).map(|code| code - 128))
+}
+
+#[cfg(test)]
+mod tests;
