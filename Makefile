@@ -7,6 +7,7 @@
 #   make gpu-bundle   .gpu/, everything for half an hour on a machine with a GPU: gpu/README.md
 #   make bench   ours and PyTorch's side by side; PEER_PYTHON=... if you have one with torch and torchvision
 
+# Every call of cargo selects the whole workspace: with another selection, dependencies have other features, and are built again.
 LIBTORCH_VERSION := 2.11.0
 CACHE   := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/thanos
 SITE    := $(CACHE)/libtorch-$(LIBTORCH_VERSION)-cpu
@@ -31,7 +32,7 @@ LOADED_CUDA := libcudnn libnvrtc libtorch_cuda_linalg
 TESTS_CUDA = $$(ls -t $(CACHE)/target-cuda/release/deps/thanos-???????????????? | head -n 1)
 PARITY  := $(if $(THANOS_PARITY),$(abspath $(THANOS_PARITY)))
 # One binary at a time, and its tests one after the other: they start up to four processes each, on two cores.
-TESTS   := OMP_NUM_THREADS=1 cargo test --release --locked -p thanos-tests --test thanos -- --test-threads=1
+TESTS   := OMP_NUM_THREADS=1 cargo test --release --locked --workspace --test thanos -- --test-threads=1
 
 .PHONY: run build cuda install test lint deny bench bench-faults chaos parity check-cuda gpu-bundle install-cuda libtorch libtorch-cuda image image-cuda image-test clean
 
@@ -39,7 +40,7 @@ run: build
 	$(TARGET)/thanos-coord launch --nodes 4 digits_table
 
 build: libtorch
-	cargo build --release --locked -p thanos-coord -p thanos-worker
+	cargo build --release --locked --workspace --bins
 
 # Both workers' programs beside thanos-coord: `launch` takes the one for GPUs where there are any.
 cuda: build $(SITE_CUDA)/.complete
@@ -64,7 +65,7 @@ install-cuda:
 		(cd $(SITE_CUDA) && xargs cp --parents --target-directory=$(abspath $(DESTDIR)$(PREFIX))/lib/thanos-cuda)
 
 test: build
-	cargo test --release --locked --workspace --exclude thanos-tests
+	cargo test --release --locked --workspace --lib --bins
 	$(TESTS)
 
 lint: libtorch
@@ -85,11 +86,11 @@ $(DENY):
 # A hundred kills in one run of four workers; steps of eight seconds, checkpoints of eighteen, evaluations of forty; the
 # rehearsal of the half hour on a GPU, not shortened: minutes.
 chaos: build
-	OMP_NUM_THREADS=1 cargo test --release --locked -p thanos-tests --test thanos -- --nocapture --ignored --test-threads=1 recovery:: slow:: gpu_rehearsal::
+	$(TESTS) --nocapture --ignored recovery:: slow:: gpu_rehearsal:: quick::
 
 # Only the golden vectors, of another folder with THANOS_PARITY=FOLDER: a line a file.
 parity: libtorch
-	@OMP_NUM_THREADS=1 $(if $(PARITY),THANOS_PARITY=$(PARITY)) cargo test --release --locked --quiet -p thanos-tests \
+	@OMP_NUM_THREADS=1 $(if $(PARITY),THANOS_PARITY=$(PARITY)) cargo test --release --locked --quiet --workspace \
 		--test thanos -- --nocapture parity_checks::every_case_of_every_file
 
 # Nothing else should run meanwhile. BENCH="--per-class 500" is the size of the real TinyImageNet.

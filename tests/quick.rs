@@ -67,7 +67,8 @@ fn marked(run_dir: &Path) {
 
 /// The tables have every backbone and every probe; the other presets are parts of them.
 #[test]
-fn every_table_is_walked_through_in_a_minute() {
+#[ignore = "takes minutes: make chaos"]
+fn every_table_is_trained_in_a_minute() {
     let scene = Scene::new();
     raw_files(&scene);
     for preset in preset_names().iter().filter(|name| name.ends_with("_table")) {
@@ -76,10 +77,10 @@ fn every_table_is_walked_through_in_a_minute() {
 }
 
 #[test]
-fn a_quick_run_of_a_single_method_is_one_as_well() {
+fn a_table_and_single_methods_are_trained_in_a_minute() {
     let scene = Scene::new();
     raw_files(&scene);
-    for preset in ["digits_supcon", "mnist_cnce", "image_folder_cae", "cifar100_u_thanos"] {
+    for preset in ["cifar10_table", "digits_supcon", "mnist_cnce", "image_folder_cae", "cifar100_u_thanos"] {
         check(&scene, preset);
     }
 }

@@ -16,7 +16,7 @@ use thanos_tests::{Scene, lines, root};
 fn a_job_is_preempted_drained_queued_again_and_ends_with_its_table() {
     let scene = Scene::new();
     let Some(cluster) = Cluster::up(&scene, &[]) else { return };
-    let arguments = ["digits_table", "train.epochs=16", "checkpoint.every_steps=50"];
+    let arguments = ["digits_table", "train.epochs=8", "checkpoint.every_steps=50"];
     let job = cluster.submit(&[], "train.sbatch", &arguments);
     let run = scene.path(&format!("runs/slurm-{job}"));
     cluster.wait("steps of four workers", || steps(&run) > 20);
