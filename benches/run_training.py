@@ -17,6 +17,9 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 
+# PyTorch's name of a precision, and ours.
+PRECISIONS = {"float32": "float32", "tf32": "tf32", "bf16": "bfloat16"}
+
 
 def training_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of this part."""
@@ -48,9 +51,11 @@ def training_options(parser: argparse.ArgumentParser) -> None:
         help="more for `thanos-coord bench`, as --ours='model.dropout=0 --images 512'",
     )
     group.add_argument(
-        "--ours-precision",
-        default="float32",
-        help="PyTorch's precision that ours is compared with",
+        "--ours-precisions",
+        nargs="+",
+        choices=list(PRECISIONS),
+        default=["float32"],
+        help="of our processes, named as PyTorch's",
     )
 
 
@@ -64,9 +69,9 @@ def last_line(command: list[str], environment: dict[str, str]) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def ours_of(a: argparse.Namespace, world: int) -> list[str]:
+def ours_of(a: argparse.Namespace, world: int, precision: str) -> list[str]:
     size = f"train.batch_size={a.batch * world} --workers {world} --threads-per-worker {a.threads}"
-    steps = f"--steps {a.steps} --warmup {a.warmup}"
+    steps = f"--steps {a.steps} --warmup {a.warmup} model.precision={PRECISIONS[precision]}"
     return [a.coord, "bench", f"cifar10_{a.method}", *shlex.split(f"{size} {steps} {a.ours}")]
 
 
@@ -87,26 +92,35 @@ def training(arguments: argparse.Namespace) -> None:
     )
     peers = [(precision, mode) for precision in arguments.precisions for mode in arguments.modes]
     for world in arguments.worlds:
-        ours: list[float] = []
-        theirs: dict[tuple[str, str], list[float]] = {peer: [] for peer in peers}
+        ours: dict[str, list[dict]] = {precision: [] for precision in arguments.ours_precisions}
+        theirs: dict[tuple[str, str], list[dict]] = {peer: [] for peer in peers}
         for _ in range(arguments.pairs):
-            ours.append(last_line(ours_of(arguments, world), threads)["images_per_s"]["median"])
+            for precision, found in ours.items():
+                found.append(last_line(ours_of(arguments, world, precision), threads))
             for peer, found in theirs.items():
-                line = last_line(peer_of(arguments, world, *peer), threads)
-                found.append(line["images_per_s"]["median"])
+                found.append(last_line(peer_of(arguments, world, *peer), threads))
         for (precision, mode), found in theirs.items():
             size = f"{world} x {arguments.batch} images"
             what = f"cifar10_{arguments.method}, {size}, PyTorch {precision} {mode}"
-            training_row(what, ours if precision == arguments.ours_precision else None, found)
+            training_row(what, ours.get(precision), found)
 
 
-def training_row(what: str, ours: list[float] | None, theirs: list[float]) -> None:
+def rates_of(lines: list[dict]) -> list[float]:
+    return [line["images_per_s"]["median"] for line in lines]
+
+
+def described(lines: list[dict]) -> str:
+    """Images a second, and the memory of the process that used most."""
+    rates, bytes_ = rates_of(lines), [line["peak_memory_bytes"] for line in lines]
+    rate = f"{statistics.median(rates):,.1f} ({min(rates):,.1f} to {max(rates):,.1f})"
+    return f"{rate}, {statistics.median(bytes_) / 1e9:.1f} GB"
+
+
+def training_row(what: str, ours: list[dict] | None, theirs: list[dict]) -> None:
     """`ours` is None where the precisions differ: a ratio would compare two computations."""
-    their = f"{statistics.median(theirs):,.1f} ({min(theirs):,.1f} to {max(theirs):,.1f})"
     if ours is None:
-        print(f"| {what} | | {their} | |", flush=True)
+        print(f"| {what} | | {described(theirs)} | |", flush=True)
         return
-    ratios = [one / other for one, other in zip(ours, theirs)]
-    our = f"{statistics.median(ours):,.1f} ({min(ours):,.1f} to {max(ours):,.1f})"
+    ratios = [one / other for one, other in zip(rates_of(ours), rates_of(theirs))]
     ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-    print(f"| {what} | {our} | {their} | {ratio} |", flush=True)
+    print(f"| {what} | {described(ours)} | {described(theirs)} | {ratio} |", flush=True)

@@ -72,7 +72,7 @@ const MODEL: [Case; 10] = [
     ("model.encoder.vit.depth", &[], "1", Run),
     ("model.encoder.vit.heads", &[], "4", Run),
     ("model.encoder.vit.mlp", &[], "32", Run),
-    ("model.precision", &[], "float64", Run),
+    ("model.precision", &[], "bfloat16", Run),
     ("model.dropout", &[], "0.3", Run),
     ("model.embedding_dropout", &[], "0.3", Run),
     ("model.query_dropout", &[], "0.5", Run),

@@ -9,16 +9,21 @@ use thanos_configs::SplitMix64;
 use thanos_tests::{Scene, checkpoints, lines, losses, results, weights_sha256};
 
 const TARGET: [&str; 4] = ["digits_cae", "train.max_steps=40", "transfer.epochs=40", "model.dropout=0.1"];
+const FLOAT32: &str = "model.precision=float32";
+const BFLOAT16: &str = "model.precision=bfloat16";
 const STEPS_OF_BACKBONE: usize = 40;
 const STEPS: usize = STEPS_OF_BACKBONE + 40 * 11;
 
-/// Launches with two workers, or resumes; SIGTERM when the ledger has `stop_at` lines. True: it ended by itself.
-fn run(scene: &Scene, run_dir: &str, resume: bool, stop_at: Option<usize>) -> bool {
+/// Launches with two workers in a precision, or resumes with `None`; SIGTERM when the ledger has `stop_at` lines. True: it
+/// ended by itself.
+fn run(scene: &Scene, run_dir: &str, precision: Option<&str>, stop_at: Option<usize>) -> bool {
     let mut arguments = vec!["launch", "--nodes", "2", "--threads-per-worker", "1", "--run-dir", run_dir];
-    if resume {
-        arguments.push("--resume");
-    } else {
-        arguments.extend(TARGET);
+    match precision {
+        None => arguments.push("--resume"),
+        Some(precision) => {
+            arguments.extend(TARGET);
+            arguments.push(precision);
+        }
     }
     let mut running = scene.start(&arguments);
     let Some(lines) = stop_at else {
@@ -39,7 +44,7 @@ fn run(scene: &Scene, run_dir: &str, resume: bool, stop_at: Option<usize>) -> bo
 #[test]
 fn stopped_and_resumed_is_not_stopped_to_the_bit() {
     let scene = Scene::new();
-    run(&scene, "whole", false, None);
+    run(&scene, "whole", Some(FLOAT32), None);
     let mut chance = SplitMix64::new(11);
     // In the first and in the second half of the backbone, not at an epoch's end, and somewhere in the transfer.
     let stops = [
@@ -47,10 +52,10 @@ fn stopped_and_resumed_is_not_stopped_to_the_bit() {
         STEPS_OF_BACKBONE / 2 + 5 + chance.below(8) as usize,
         STEPS_OF_BACKBONE + 60 + chance.below(100) as usize,
     ];
-    let mut ended = run(&scene, "parts", false, Some(stops[0]));
+    let mut ended = run(&scene, "parts", Some(FLOAT32), Some(stops[0]));
     for stop in [Some(stops[1]), Some(stops[2]), None] {
         assert!(!ended, "it ended before it was stopped at {stops:?}");
-        ended = run(&scene, "parts", true, stop);
+        ended = run(&scene, "parts", None, stop);
     }
     let (whole, parts) = (scene.path("whole"), scene.path("parts"));
     for stage in ["cae", "transfer_cae"] {
@@ -75,6 +80,37 @@ fn stopped_and_resumed_is_not_stopped_to_the_bit() {
     let generations: Vec<u64> =
         lines(&parts, "steps.jsonl").iter().map(|line| line["generation"].as_u64().expect("a number")).collect();
     assert!(generations.is_sorted() && generations.last() == Some(&4), "{:?}", generations.last());
+}
+
+#[test]
+fn stopped_and_resumed_is_not_stopped_to_the_bit_in_bfloat16() {
+    let scene = Scene::new();
+    run(&scene, "whole", Some(BFLOAT16), None);
+    assert!(!run(&scene, "parts", Some(BFLOAT16), Some(9)), "it ended before it was stopped");
+    run(&scene, "parts", None, None);
+    let (whole, parts) = (scene.path("whole"), scene.path("parts"));
+    for stage in ["cae", "transfer_cae"] {
+        assert_eq!(weights_sha256(&whole, stage), weights_sha256(&parts, stage), "stage {stage}");
+    }
+    assert_eq!(losses(&whole, "cae"), losses(&parts, "cae"));
+}
+
+/// Factors of 8 bits: the first losses are those of float32 to their resolution, and are not the same.
+#[test]
+fn bfloat16_is_near_float32() {
+    let scene = Scene::new();
+    for precision in [FLOAT32, BFLOAT16] {
+        scene
+            .launch(precision, 1, &["digits_thanos", "train.max_steps=5", "transfer.max_steps=1", precision])
+            .expect(0);
+    }
+    for stage in ["cnce", "cae"] {
+        let [exact, rounded] = [FLOAT32, BFLOAT16].map(|precision| losses(&scene.path(precision), stage));
+        assert_eq!((exact.len(), rounded.len()), (5, 5));
+        assert_ne!(exact, rounded, "{stage}: nothing was rounded");
+        let apart = ((exact[0] - rounded[0]) / exact[0]).abs();
+        assert!(apart < 5e-3, "{stage}: the first losses are {} and {}", exact[0], rounded[0]);
+    }
 }
 
 fn spoil(file: &Path) {

@@ -243,6 +243,9 @@ pub enum Precision {
     /// float32 whose products and convolutions use TensorFloat-32 (10 bits of mantissa) on GPUs that have it; on the CPU
     /// the same as float32.
     Tf32,
+    /// Matrix products, convolutions and attention of factors rounded to bfloat16 (8 bits of mantissa). Weights, the optimiser,
+    /// norms, losses and sums over ranks stay float32. Faster on GPUs and on CPUs with AMX or AVX512-BF16; slower on others.
+    Bfloat16,
     /// For proofs, not for speed.
     Float64,
 }

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::rc::Rc;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Reduction, Tensor};
-use thanos_fused::Draws;
+use thanos_fused::{Draws, Products};
 use thanos_worker::model::{Alone, BatchSum, Decoder, DecoderShape, Mode};
 use thanos_worker::tensors::Named;
 
@@ -43,7 +43,8 @@ pub(crate) fn check(path: &Path, report: &mut Report) -> Result<()> {
     let mut store = VarStore::new(test_device());
     let sum: Rc<dyn BatchSum> = Rc::new(Alone);
     let path = store.root() / "decoder";
-    let decoder = Decoder::new(&path, DecoderShape { d: config.d_input, width, channels, side: config.side }, &sum);
+    let shape = DecoderShape { d: config.d_input, width, channels, side: config.side };
+    let decoder = Decoder::new(&path, shape, Products::Full, &sum);
     store.double();
     let state: Named = store.variables().into_iter().collect();
     fill(&state, &parameters)?;

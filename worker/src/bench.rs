@@ -35,7 +35,7 @@ pub(crate) fn bench(
 ) -> Result<Ending> {
     let device = data.device();
     let parameters = stage.parameters().values().map(|parameter| parameter.numel() as u64).sum();
-    let ceiling = Ceiling::measure(peers.group, device, data.kind())?;
+    let ceiling = Ceiling::measure(peers.group, device, data.product_kind())?;
     let precision = data.precision();
     let mut measured = Measured::new(device, request);
     let total = request.warmup_steps + request.steps;

@@ -158,9 +158,14 @@ impl Data {
     /// What images and models are: float32 or float64.
     pub(crate) fn kind(&self) -> Kind {
         match self.precision {
-            Precision::Float32 | Precision::Tf32 => Kind::Float,
+            Precision::Float32 | Precision::Tf32 | Precision::Bfloat16 => Kind::Float,
             Precision::Float64 => Kind::Double,
         }
+    }
+
+    /// What matrix products multiply.
+    pub(crate) fn product_kind(&self) -> Kind {
+        if self.precision == Precision::Bfloat16 { Kind::BFloat16 } else { self.kind() }
     }
 
     /// The precision as the configuration names it.
@@ -168,6 +173,7 @@ impl Data {
         match self.precision {
             Precision::Float32 => "float32",
             Precision::Tf32 => "tf32",
+            Precision::Bfloat16 => "bfloat16",
             Precision::Float64 => "float64",
         }
     }

@@ -16,6 +16,8 @@ enum AttentionSite : uint32_t { kQuery, kWeights, kAttended, kAttentionDepth };
 struct AttentionCall {
   int64_t heads, queries;
   double eps;
+  // Whether the factors of matrix products are rounded to bfloat16.
+  bool bfloat16;
   Drop drop;
 };
 
@@ -62,7 +64,9 @@ at::Tensor attention_forward(const at::Tensor& x, const at::Tensor& norm_weight,
   const auto make = [&](at::IntArrayRef sizes) { return at::empty(sizes, x.options()); };
   const auto out = make({n, s, d}), q = make({held * s, d}), kv = make({held * t, 2 * d}), lse = make({held, call.heads * s});
   const auto mean = make({held, t}), rstd = make({held, t}), normed = make({std::min(n, chunk), t, d});
-  const auto q_weight = weight.narrow(0, 0, d).t(), kv_weight = weight.narrow(0, d, 2 * d).t();
+  const Products products(call.bfloat16);
+  const auto factor = products.factor(weight);
+  const auto q_weight = factor.narrow(0, 0, d).t(), kv_weight = factor.narrow(0, d, 2 * d).t();
   const auto& k = kernels<T>();
   const auto* ids = rows.const_data_ptr<int64_t>();
   const auto make_draws = [&] { return AttentionDraws<T>(k.attention_scratch(shape)); };
@@ -72,10 +76,10 @@ at::Tensor attention_forward(const at::Tensor& x, const at::Tensor& norm_weight,
       k.norm(t, d, read<T>(x) + image * t * d, read<T>(norm_weight), read<T>(norm_bias), static_cast<T>(call.eps),
              write<T>(normed) + i * t * d, write<T>(mean) + (at + i) * t, write<T>(rstd) + (at + i) * t);
     });
-    const auto normed_here = normed.narrow(0, 0, images);
+    const auto normed_here = products.factor(normed.narrow(0, 0, images));
     auto q_here = q.narrow(0, at * s, images * s), kv_here = kv.narrow(0, at * t, images * t);
-    at::mm_out(q_here, first_rows(normed_here, s), q_weight);
-    at::mm_out(kv_here, normed_here.view({images * t, d}), kv_weight);
+    products.write(q_here, first_rows(normed_here, s), q_weight);
+    products.write(kv_here, normed_here.view({images * t, d}), kv_weight);
     record_attention("thanos::attention", q_here.view({images, s, d}), kv_here.view({images, t, 2 * d}));
     for_images_with(here, make_draws, [&](AttentionDraws<T>& draws, int64_t i, int64_t image) {
       draws.draw(call.drop, shape, ids[image]);
@@ -107,7 +111,9 @@ std::vector<at::Tensor> attention_gradients(const at::Tensor& x, const at::Tenso
   const auto dq = make({most * s, d}), dkv = make({most * t, 2 * d}), sums = make({most, 2 * d});
   const auto dnorm = at::zeros({2 * d}, x.options()), dweight = at::zeros({3 * d, d}, x.options());
   auto dq_weight = dweight.narrow(0, 0, d), dkv_weight = dweight.narrow(0, d, 2 * d);
-  const auto q_weight = weight.narrow(0, 0, d), kv_weight = weight.narrow(0, d, 2 * d);
+  const Products products(call.bfloat16);
+  const auto factor = products.factor(weight);
+  const auto q_weight = factor.narrow(0, 0, d), kv_weight = factor.narrow(0, d, 2 * d);
   const auto& k = kernels<T>();
   const auto* ids = rows.const_data_ptr<int64_t>();
   const auto make_draws = [&] { return AttentionDraws<T>(k.attention_scratch(shape)); };
@@ -124,15 +130,16 @@ std::vector<at::Tensor> attention_gradients(const at::Tensor& x, const at::Tenso
                    read<T>(kept.mean) + (at + i) * t, read<T>(kept.rstd) + (at + i) * t,
                    write<T>(normed) + i * t * d);
     });
-    const auto normed_here = normed.narrow(0, 0, images);
+    const auto normed_here = products.factor(normed.narrow(0, 0, images));
     auto dnormed_here = dnormed.narrow(0, 0, images);
-    const auto dq_here = dq.narrow(0, 0, images * s), dkv_here = dkv.narrow(0, 0, images * t);
+    const auto dq_here = products.factor(dq.narrow(0, 0, images * s));
+    const auto dkv_here = products.factor(dkv.narrow(0, 0, images * t));
     record_attention("thanos::attention_backward", dq_here.view({images, s, d}), dkv_here.view({images, t, 2 * d}));
-    dq_weight.addmm_(dq_here.t(), first_rows(normed_here, s));
-    dkv_weight.addmm_(dkv_here.t(), normed_here.view({images * t, d}));
+    products.add(dq_weight, dq_here.t(), first_rows(normed_here, s));
+    products.add(dkv_weight, dkv_here.t(), normed_here.view({images * t, d}));
     auto dnormed_rows = dnormed_here.view({images * t, d});
-    at::mm_out(dnormed_rows, dkv_here, kv_weight);
-    if (s == t) dnormed_rows.addmm_(dq_here, q_weight);
+    products.write(dnormed_rows, dkv_here, kv_weight);
+    if (s == t) products.add(dnormed_rows, dq_here, q_weight);
     else dnormed_here.narrow(1, 0, s).add_(dq_here.mm(q_weight).view({images, s, d}));
     for_images(here, [&](int64_t i, int64_t image) {
       k.norm_backward(t, d, read<T>(x) + image * t * d, read<T>(norm_weight), read<T>(kept.mean) + (at + i) * t,

@@ -14,6 +14,8 @@ enum FeedForwardSite : uint32_t { kHidden, kFed, kFeedForwardDepth };
 
 struct FeedForwardCall {
   double eps;
+  // Whether the factors of matrix products are rounded to bfloat16.
+  bool bfloat16;
   Drop drop;
 };
 
@@ -51,6 +53,8 @@ at::Tensor feed_forward(const at::Tensor& x, const FeedForwardWeights& w, const 
   const auto make = [&](at::IntArrayRef sizes) { return at::empty(sizes, x.options()); };
   const auto out = make({n, t, d}), hidden = make({held * t, m}), mean = make({held, t}), rstd = make({held, t});
   const auto normed = make({most * t, d}), active = make({most * t, m});
+  const Products products(call.bfloat16);
+  const auto in = products.factor(w.in), out_weight = products.factor(w.out);
   const auto& k = kernels<T>();
   const auto* ids = rows.const_data_ptr<int64_t>();
   const auto make_draws = [] { return FeedForwardDraws(); };
@@ -62,14 +66,14 @@ at::Tensor feed_forward(const at::Tensor& x, const FeedForwardWeights& w, const 
              write<T>(rstd) + (at + i) * t);
     });
     auto normed_here = normed.narrow(0, 0, images * t), hidden_here = hidden.narrow(0, at * t, images * t);
-    at::mm_out(hidden_here, normed_here, w.in.t());
+    products.write(hidden_here, products.factor(normed_here), in.t());
     for_images_with(here, make_draws, [&](FeedForwardDraws& draws, int64_t i, int64_t image) {
       draws.draw_hidden(call.drop, t * m, ids[image]);
       k.activation(t, m, read<T>(hidden_here) + i * t * m, read<T>(w.in_bias), draws.hidden_random,
                    keep_of(call.drop.hidden), write<T>(active) + i * t * m);
     });
     // The norm is not needed any more: its memory takes the branch's output.
-    at::mm_out(normed_here, active.narrow(0, 0, images * t), w.out.t());
+    products.write(normed_here, products.factor(active.narrow(0, 0, images * t)), out_weight.t());
     for_images_with(here, make_draws, [&](FeedForwardDraws& draws, int64_t i, int64_t image) {
       draws.draw_fed(call.drop, t * d, ids[image]);
       k.residual(t, d, read<T>(x) + image * t * d, read<T>(normed_here) + i * t * d, read<T>(w.out_bias), here.depth,
@@ -99,6 +103,8 @@ std::vector<at::Tensor> feed_forward_gradients(const at::Tensor& x, const FeedFo
   const auto sums = make({most, 2 * d}), in_sums = make({most, m}), out_sums = make({most, d});
   const auto dnorm = zeros({2 * d}), din_bias = zeros({m}), dout_bias = zeros({d});
   auto din = zeros({m, d}), dout = zeros({d, m});
+  const Products products(call.bfloat16);
+  const auto in = products.factor(w.in), out_weight = products.factor(w.out);
   const auto& k = kernels<T>();
   const auto* ids = rows.const_data_ptr<int64_t>();
   const auto make_draws = [] { return FeedForwardDraws(); };
@@ -111,7 +117,8 @@ std::vector<at::Tensor> feed_forward_gradients(const at::Tensor& x, const FeedFo
       k.residual_backward(t, d, read<T>(grad) + image * t * d, here.depth, draws.fed_random,
                           keep_of(call.drop.output), write<T>(dfed) + i * t * d, write<T>(out_sums) + i * d);
     });
-    at::mm_out(dactive_here, dfed_here, w.out);
+    const auto dfed_factor = products.factor(dfed_here);
+    products.write(dactive_here, dfed_factor, out_weight);
     for_images_with(here, make_draws, [&](FeedForwardDraws& draws, int64_t i, int64_t image) {
       draws.draw_hidden(call.drop, t * m, ids[image]);
       k.activation_backward(t, m, read<T>(kept.hidden) + (at + i) * t * m, read<T>(w.in_bias), draws.hidden_random,
@@ -121,10 +128,11 @@ std::vector<at::Tensor> feed_forward_gradients(const at::Tensor& x, const FeedFo
                    read<T>(kept.mean) + (at + i) * t, read<T>(kept.rstd) + (at + i) * t,
                    write<T>(normed) + i * t * d);
     });
-    dout.addmm_(dfed_here.t(), active_here);
-    din.addmm_(dactive_here.t(), normed_here);
+    products.add(dout, dfed_factor.t(), products.factor(active_here));
+    const auto dactive_factor = products.factor(dactive_here);
+    products.add(din, dactive_factor.t(), products.factor(normed_here));
     // The gradient of the norm's output takes the memory of the branch's.
-    at::mm_out(dfed_here, dactive_here, w.in);
+    products.write(dfed_here, dactive_factor, in);
     for_images(here, [&](int64_t i, int64_t image) {
       k.norm_backward(t, d, read<T>(x) + image * t * d, read<T>(w.norm_weight), read<T>(kept.mean) + (at + i) * t,
                       read<T>(kept.rstd) + (at + i) * t, read<T>(dfed_here) + i * t * d,

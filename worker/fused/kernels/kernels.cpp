@@ -340,6 +340,35 @@ static void residual_backward(int64_t rows, int64_t d, const T* grad, T factor, 
   }
 }
 
+static void round(int64_t elements, const float* x, uint16_t* out) {
+  typedef I<float> Bits;
+  for (int64_t i = 0; i < elements; i += W<float>) {
+    const int64_t left = elements - i;
+    const V<float> value = load<float>(x + i, left);
+    Bits bits;
+    __builtin_memcpy(&bits, &value, sizeof(bits));
+    // Sums wrap around where the sign is set, and the sign bit goes through unchanged.
+    bits = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    const Bits rounded = value == value ? bits : Bits{} + 0x7fc0;
+    const auto narrow = __builtin_convertvector(rounded & 0xffff, Lanes<float>::U);
+    __builtin_memcpy(out + i, &narrow, (left < W<float> ? left : W<float>) * sizeof(uint16_t));
+  }
+}
+
+template <bool adds>
+static void widen(int64_t elements, const uint16_t* x, float* out) {
+  for (int64_t i = 0; i < elements; i += W<float>) {
+    const int64_t left = elements - i;
+    Lanes<float>::U narrow{};
+    __builtin_memcpy(&narrow, x + i, (left < W<float> ? left : W<float>) * sizeof(uint16_t));
+    const I<float> bits = __builtin_convertvector(narrow, I<float>) << 16;
+    V<float> value;
+    __builtin_memcpy(&value, &bits, sizeof(value));
+    if (adds) value += load<float>(out + i, left);
+    store<float>(out + i, value, left);
+  }
+}
+
 template <typename T>
 constexpr thanos::Kernels<T> kernels() {
   return {attention_scratch<T>, norm<T>,       norm_again<T>,          norm_backward<T>, attention<T>,
@@ -349,5 +378,5 @@ constexpr thanos::Kernels<T> kernels() {
 }  // namespace
 
 namespace thanos {
-extern const KernelSet THANOS_KERNELS = {draw, kernels<float>(), kernels<double>()};
+extern const KernelSet THANOS_KERNELS = {round, widen<false>, widen<true>, draw, kernels<float>(), kernels<double>()};
 }

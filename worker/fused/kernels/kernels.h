@@ -75,6 +75,11 @@ struct Kernels {
 };
 
 struct KernelSet {
+  // Rounds to bfloat16, half to even. NaN stays NaN.
+  void (*round)(int64_t elements, const float* x, uint16_t* out);
+  // bfloat16 to float32, and the same added to `out`.
+  void (*widen)(int64_t elements, const uint16_t* x, float* out);
+  void (*add_widened)(int64_t elements, const uint16_t* x, float* out);
   // `elements`, a multiple of kGroup, 16-bit numbers: Philox4x32-10, see ../src/draws.rs.
   void (*draw)(const Draw& draw, int64_t elements, uint16_t* out);
   Kernels<float> floats;

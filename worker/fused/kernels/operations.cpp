@@ -48,22 +48,23 @@ char* thanos_draw(const thanos::Drop* drop, uint64_t row, int64_t elements, uint
 
 // `tensors`: x [n, t, d], the norm's weight and bias [d], the weight of q, k and v [3d, d], rows [n].
 char* thanos_attention(at::Tensor* const* tensors, int64_t heads, int64_t queries, double eps,
-                       const thanos::Drop* drop, at::Tensor** out) {
+                       bool bfloat16, const thanos::Drop* drop, at::Tensor** out) {
   return guard([&] {
     const auto &x = *tensors[0], &norm_weight = *tensors[1], &norm_bias = *tensors[2], &weight = *tensors[3];
     *out = new at::Tensor(thanos::Attention::apply(x.contiguous(), norm_weight, norm_bias, weight, *tensors[4],
-                                                   thanos::AttentionCall{heads, queries, eps, *drop},
+                                                   thanos::AttentionCall{heads, queries, eps, bfloat16, *drop},
                                                    trains({&x, &norm_weight, &norm_bias, &weight})));
   });
 }
 
 // `tensors`: x [n, t, d], the norm's weight and bias [d], the weight [m, d] and bias [m] of the first layer, [d, m] and
 // [d] of the second, rows [n].
-char* thanos_feed_forward(at::Tensor* const* tensors, double eps, const thanos::Drop* drop, at::Tensor** out) {
+char* thanos_feed_forward(at::Tensor* const* tensors, double eps, bool bfloat16, const thanos::Drop* drop,
+                          at::Tensor** out) {
   return guard([&] {
     const auto at = [&](size_t index) -> const at::Tensor& { return *tensors[index]; };
     *out = new at::Tensor(thanos::FeedForward::apply(
-        at(0).contiguous(), at(1), at(2), at(3), at(4), at(5), at(6), at(7), thanos::FeedForwardCall{eps, *drop},
+        at(0).contiguous(), at(1), at(2), at(3), at(4), at(5), at(6), at(7), thanos::FeedForwardCall{eps, bfloat16, *drop},
         trains({tensors[0], tensors[1], tensors[2], tensors[3], tensors[4], tensors[5], tensors[6]})));
   });
 }

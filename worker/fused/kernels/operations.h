@@ -135,6 +135,63 @@ void for_images_with(const Chunk<T>& chunk, const M& make, const F& body) {
   });
 }
 
+// Matrix products of an operation: in the tensors' own kind, or of factors rounded to bfloat16. A result is in the kind of
+// the tensor that takes it.
+class Products {
+ public:
+  explicit Products(bool bfloat16) : bfloat16_(bfloat16) {}
+
+  // What is multiplied instead of `x`, made once for all products of it.
+  at::Tensor factor(const at::Tensor& x) const {
+    if (!bfloat16_) return x;
+    const auto rounded = at::empty(x.sizes(), x.options().dtype(at::kBFloat16));
+    const auto* from = read<float>(x);
+    for_elements(x, [&](int64_t begin, int64_t size) {
+      kernel_set().round(size, from + begin, bits(rounded) + begin);
+    });
+    return rounded;
+  }
+
+  // out = left right, of factors.
+  void write(at::Tensor& out, const at::Tensor& left, const at::Tensor& right) const {
+    if (!bfloat16_) {
+      at::mm_out(out, left, right);
+      return;
+    }
+    const auto product = at::mm(left, right);
+    for_elements(out, [&](int64_t begin, int64_t size) {
+      kernel_set().widen(size, bits(product) + begin, thanos::write<float>(out) + begin);
+    });
+  }
+
+  // sum += left right, of factors.
+  void add(at::Tensor& sum, const at::Tensor& left, const at::Tensor& right) const {
+    if (!bfloat16_) {
+      sum.addmm_(left, right);
+      return;
+    }
+    const auto product = at::mm(left, right);
+    for_elements(sum, [&](int64_t begin, int64_t size) {
+      kernel_set().add_widened(size, bits(product) + begin, thanos::write<float>(sum) + begin);
+    });
+  }
+
+ private:
+  static uint16_t* bits(const at::Tensor& tensor) {
+    return reinterpret_cast<uint16_t*>(tensor.mutable_data_ptr<at::BFloat16>());
+  }
+
+  // All of them are dense, also the slices of a chunk.
+  template <typename F>
+  static void for_elements(const at::Tensor& tensor, const F& body) {
+    TORCH_CHECK(tensor.is_contiguous() && tensor.scalar_type() == at::kFloat, "bfloat16 products are of dense float32");
+    constexpr int64_t kGrain = 1 << 15;
+    at::parallel_for(0, tensor.numel(), kGrain, [&](int64_t begin, int64_t end) { body(begin, end - begin); });
+  }
+
+  bool bfloat16_;
+};
+
 // The first `first` rows of each of the images of `x` [images, rows, d], as [images x first, d].
 inline at::Tensor first_rows(const at::Tensor& x, int64_t first) {
   const auto d = x.size(2);

@@ -1,6 +1,7 @@
 //! Calls of C++, made safe: pointers of tensors, errors, results.
 
 use crate::draws::Draws;
+use crate::products::Products;
 use crate::raw;
 use std::ffi::{CStr, c_char, c_void};
 use std::ptr;
@@ -45,22 +46,28 @@ pub(crate) fn draw(drop: &raw::Drop, row: u64, elements: usize) -> Result<Vec<u1
 pub(crate) fn attention(
     tensors: [&Tensor; 5],
     (heads, queries): (i64, i64),
-    eps: f64,
+    (eps, products): (f64, Products),
     drop: &raw::Drop,
 ) -> Result<Tensor, Error> {
     let tensors = tensors.map(pointer);
+    let bfloat16 = products == Products::Bfloat16;
     result("attention", |out| {
         // SAFETY: five pointers to tensors that are borrowed for the call; `drop` and `out` live through it.
-        unsafe { raw::thanos_attention(tensors.as_ptr(), heads, queries, eps, drop, out) }
+        unsafe { raw::thanos_attention(tensors.as_ptr(), heads, queries, eps, bfloat16, drop, out) }
     })
 }
 
 /// `tensors`: x, weight and bias of the norm, of the first and of the second layer, rows.
-pub(crate) fn feed_forward(tensors: [&Tensor; 8], eps: f64, drop: &raw::Drop) -> Result<Tensor, Error> {
+pub(crate) fn feed_forward(
+    tensors: [&Tensor; 8],
+    (eps, products): (f64, Products),
+    drop: &raw::Drop,
+) -> Result<Tensor, Error> {
     let tensors = tensors.map(pointer);
+    let bfloat16 = products == Products::Bfloat16;
     result("feed_forward", |out| {
         // SAFETY: eight pointers to tensors that are borrowed for the call; `drop` and `out` live through it.
-        unsafe { raw::thanos_feed_forward(tensors.as_ptr(), eps, drop, out) }
+        unsafe { raw::thanos_feed_forward(tensors.as_ptr(), eps, bfloat16, drop, out) }
     })
 }
 

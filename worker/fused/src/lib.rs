@@ -12,6 +12,7 @@
 mod calls;
 mod draws;
 mod operations;
+mod products;
 mod raw;
 mod reference;
 #[cfg(test)]
@@ -20,3 +21,4 @@ mod tests;
 pub use calls::{Error, drop_gradients};
 pub use draws::{Draws, Kept, keep_mask};
 pub use operations::{Attention, AttentionRates, FeedForward, FeedForwardRates, Linear, Norm};
+pub use products::Products;

@@ -1,6 +1,7 @@
 //! The two branches of a block: their weights, rates and sites, and which implementation computes them.
 
 use crate::draws::{Draws, Kept, has_kernels, keep_everything};
+use crate::products::Products;
 use crate::{Error, calls, raw};
 use tch::{Device, Kind, Tensor};
 
@@ -41,6 +42,7 @@ pub struct Attention<'a> {
     /// Weight of q, k and v without bias, [3d, d].
     pub qkv: &'a Tensor,
     pub heads: i64,
+    pub products: Products,
     pub rates: AttentionRates,
     pub site: u32,
 }
@@ -61,6 +63,7 @@ pub struct FeedForward<'a> {
     pub input: Linear<'a>,
     /// m -> d
     pub output: Linear<'a>,
+    pub products: Products,
     pub rates: FeedForwardRates,
     pub site: u32,
 }
@@ -92,7 +95,7 @@ impl Attention<'_> {
         });
         let rows = rows(draws, n);
         let tensors = [x, self.norm.weight, self.norm.bias, self.qkv, &rows];
-        calls::attention(tensors, (self.heads, queries), self.norm.eps, &drop)
+        calls::attention(tensors, (self.heads, queries), (self.norm.eps, self.products), &drop)
     }
 }
 
@@ -126,7 +129,7 @@ impl FeedForward<'_> {
         let rows = rows(draws, n);
         let [norm, norm_bias, input, input_bias, output, output_bias] = expected.map(|(_, tensor, _)| tensor);
         let tensors = [x, norm, norm_bias, input, input_bias, output, output_bias, &rows];
-        calls::feed_forward(tensors, self.norm.eps, &drop)
+        calls::feed_forward(tensors, (self.norm.eps, self.products), &drop)
     }
 }
 

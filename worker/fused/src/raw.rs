@@ -30,12 +30,14 @@ unsafe extern "C" {
         heads: i64,
         queries: i64,
         eps: f64,
+        bfloat16: bool,
         drop: *const Drop,
         out: *mut *mut c_void,
     ) -> *mut c_char;
     pub(crate) fn thanos_feed_forward(
         tensors: *const *mut c_void,
         eps: f64,
+        bfloat16: bool,
         drop: *const Drop,
         out: *mut *mut c_void,
     ) -> *mut c_char;

@@ -22,14 +22,18 @@ impl Attention<'_> {
         let q = masked(split(&q, queries), draws, (self.site, self.rates.query), &[n, 1, queries, 1]);
         let (k, v) = (split(&k, t), split(&v, t));
         let mixed = match draws.filter(|_| self.rates.weights != Kept::EVERYTHING) {
-            None => Tensor::scaled_dot_product_attention::<&Tensor>(&q, &k, &v, None, 0.0, false, None, false),
+            None => {
+                let [q, k, v] = [&q, &k, &v].map(|x| self.products.factor(x));
+                Tensor::scaled_dot_product_attention::<&Tensor>(&q, &k, &v, None, 0.0, false, None, false)
+                    .to_kind(x.kind())
+            }
             Some(draws) => {
-                let logits = q.matmul(&k.transpose(-1, -2)) / ((d / h) as f64).sqrt();
+                let logits = self.products.matmul(&q, &k.transpose(-1, -2)) / ((d / h) as f64).sqrt();
                 let like = (x.kind(), x.device());
                 let len = in_groups(queries * t);
                 let mask = plain_mask(draws, self.site + 1, h * len, self.rates.weights, like).reshape([n, h, len]);
                 let mask = mask.narrow(2, 0, queries * t).reshape([n, h, queries, t]);
-                (logits.softmax(-1, None) * mask).matmul(&v)
+                self.products.matmul(&(logits.softmax(-1, None) * mask), &v)
             }
         }; // [n, h, s, d/h]
         let mixed = mixed.transpose(1, 2).reshape([n, queries, d]);
@@ -43,10 +47,10 @@ impl Attention<'_> {
     fn project(&self, normed: &Tensor, queries: i64) -> (Tensor, Tensor, Tensor) {
         let (_, t, d) = normed.size3().expect("the caller has checked the shape");
         let mut parts = if queries == t {
-            normed.linear::<&Tensor>(self.qkv, None).chunk(3, -1)
+            self.products.linear(normed, self.qkv, None).chunk(3, -1)
         } else {
-            let q = normed.narrow(1, 0, queries).linear::<&Tensor>(&self.qkv.narrow(0, 0, d), None);
-            let keys_values = normed.linear::<&Tensor>(&self.qkv.narrow(0, d, 2 * d), None);
+            let q = self.products.linear(&normed.narrow(1, 0, queries), &self.qkv.narrow(0, 0, d), None);
+            let keys_values = self.products.linear(normed, &self.qkv.narrow(0, d, 2 * d), None);
             let mut parts = vec![q];
             parts.extend(keys_values.chunk(2, -1));
             parts
@@ -62,10 +66,10 @@ impl Attention<'_> {
 impl FeedForward<'_> {
     pub(crate) fn plain(&self, x: &Tensor, draws: Option<&Draws>) -> Tensor {
         let (n, t, d) = x.size3().expect("the caller has checked the shape");
-        let hidden = self.norm.plain(x).linear(self.input.weight, Some(self.input.bias)).gelu("none");
+        let hidden = self.products.linear(&self.norm.plain(x), self.input.weight, Some(self.input.bias)).gelu("none");
         let m = self.input.bias.numel() as i64;
         let hidden = masked(hidden, draws, (self.site, self.rates.hidden), &[n, t, m]);
-        let fed = hidden.linear(self.output.weight, Some(self.output.bias));
+        let fed = self.products.linear(&hidden, self.output.weight, Some(self.output.bias));
         let fed = masked(fed, draws, (self.site + 1, self.rates.output), &[n, t, d]);
         x + masked(fed, draws, (self.site + 2, self.rates.depth), &[n, 1, 1])
     }

@@ -2,8 +2,8 @@
 
 use crate::draws::{in_groups, numbers, philox, plain_mask};
 use crate::{
-    Attention, AttentionRates, Draws, FeedForward, FeedForwardRates, Kept, Linear, Norm, calls, drop_gradients,
-    keep_mask, raw,
+    Attention, AttentionRates, Draws, FeedForward, FeedForwardRates, Kept, Linear, Norm, Products, calls,
+    drop_gradients, keep_mask, raw,
 };
 use std::env;
 use std::process::Command;
@@ -12,6 +12,8 @@ use tch::{Device, Kind, Tensor};
 /// Relative errors, of a norm.
 const FLOAT32: f64 = 2e-6;
 const FLOAT64: f64 = 1e-13;
+/// Three products follow each other, of factors that are rounded by at most 2^-9, mostly less.
+const BFLOAT16: f64 = 1e-2;
 
 struct Sizes {
     n: i64,
@@ -59,9 +61,12 @@ fn gradients(output: &Tensor, inputs: &[&Tensor], cotangent: &Tensor) -> Vec<Ten
     found
 }
 
-/// `branch` by kernels, in this kind, against `plain` in float64.
+/// The kind of tensors, and of the factors of their products.
+type Precision = (Kind, Products);
+
+/// `branch` by kernels, in this precision, against `plain` in float64.
 fn compare(
-    (what, kind): (&str, Kind),
+    (what, (kind, products)): (&str, Precision),
     inputs: &[&Tensor],
     branch: &dyn Fn(&[&Tensor]) -> Tensor,
     plain: &dyn Fn(&[&Tensor]) -> Tensor,
@@ -75,9 +80,13 @@ fn compare(
     let without_graph = tch::no_grad(|| branch(inputs));
     assert!(without_graph.equal(&output.detach()), "{what}: without a graph");
     let found = gradients(&output, inputs, &cotangent.to_kind(kind));
-    let tolerance = if kind == Kind::Double { FLOAT64 } else { FLOAT32 };
+    let tolerance = match (kind, products) {
+        (_, Products::Bfloat16) => BFLOAT16,
+        (Kind::Double, Products::Full) => FLOAT64,
+        _ => FLOAT32,
+    };
     for (at, (found, expected)) in found.iter().zip(&expected).enumerate() {
-        close(&format!("{what} in {kind:?}, result {at}"), found, expected, tolerance);
+        close(&format!("{what} in {kind:?}, {products:?}, result {at}"), found, expected, tolerance);
     }
 }
 
@@ -90,25 +99,26 @@ fn norm<'a>(weight: &'a Tensor, bias: &'a Tensor) -> Norm<'a> {
     Norm { weight, bias, eps: 1e-5 }
 }
 
-fn check_attention(sizes: &Sizes, kind: Kind, with: bool) {
+fn check_attention(sizes: &Sizes, (kind, products): Precision, with: bool) {
     let Sizes { n, t, queries, d, heads, .. } = *sizes;
     let draws = draws(n);
     let [query, weights, output, depth] = rates(with);
     let inputs = [random(&[n, t, d], kind), random(&[d], kind), random(&[d], kind), random(&[3 * d, d], kind)];
     let inputs: Vec<&Tensor> = inputs.iter().collect();
     let run = |inputs: &[&Tensor], by_kernels: bool| {
+        let products = if by_kernels { products } else { Products::Full };
         let rates = AttentionRates { query, weights, output, depth };
-        let branch = Attention { norm: norm(inputs[1], inputs[2]), qkv: inputs[3], heads, rates, site: 9 };
+        let branch = Attention { norm: norm(inputs[1], inputs[2]), qkv: inputs[3], heads, products, rates, site: 9 };
         match by_kernels {
             true => branch.forward(inputs[0], queries, Some(&draws)).expect("shapes fit"),
             false => branch.plain(inputs[0], queries, Some(&draws)),
         }
     };
     let what = format!("attention of [{n}, {t}, {d}], {heads} heads, {queries} queries, dropout {with}");
-    compare((&what, kind), &inputs, &|inputs| run(inputs, true), &|inputs| run(inputs, false));
+    compare((&what, (kind, products)), &inputs, &|inputs| run(inputs, true), &|inputs| run(inputs, false));
 }
 
-fn check_feed_forward(sizes: &Sizes, kind: Kind, with: bool) {
+fn check_feed_forward(sizes: &Sizes, (kind, products): Precision, with: bool) {
     let Sizes { n, t, d, m, .. } = *sizes;
     let draws = draws(n);
     let [hidden, _, output, depth] = rates(with);
@@ -116,10 +126,12 @@ fn check_feed_forward(sizes: &Sizes, kind: Kind, with: bool) {
     let inputs = shapes.map(|shape| random(&shape, kind));
     let inputs: Vec<&Tensor> = inputs.iter().collect();
     let run = |inputs: &[&Tensor], by_kernels: bool| {
+        let products = if by_kernels { products } else { Products::Full };
         let branch = FeedForward {
             norm: norm(inputs[1], inputs[2]),
             input: Linear { weight: inputs[3], bias: inputs[4] },
             output: Linear { weight: inputs[5], bias: inputs[6] },
+            products,
             rates: FeedForwardRates { hidden, output, depth },
             site: 13,
         };
@@ -129,19 +141,43 @@ fn check_feed_forward(sizes: &Sizes, kind: Kind, with: bool) {
         }
     };
     let what = format!("feed-forward of [{n}, {t}, {d}], {m} features, dropout {with}");
-    compare((&what, kind), &inputs, &|inputs| run(inputs, true), &|inputs| run(inputs, false));
+    compare((&what, (kind, products)), &inputs, &|inputs| run(inputs, true), &|inputs| run(inputs, false));
 }
 
 #[test]
 fn kernels_match_plain_operations() {
     tch::manual_seed(1);
     for sizes in &SIZES {
-        for kind in [Kind::Double, Kind::Float] {
+        for precision in
+            [(Kind::Double, Products::Full), (Kind::Float, Products::Full), (Kind::Float, Products::Bfloat16)]
+        {
             for with in [false, true] {
-                check_attention(sizes, kind, with);
-                check_feed_forward(sizes, kind, with);
+                check_attention(sizes, precision, with);
+                check_feed_forward(sizes, precision, with);
             }
         }
+    }
+}
+
+/// The plain operations, which run on a GPU, round where the kernels do.
+#[test]
+fn bfloat16_products_round_alike() {
+    tch::manual_seed(3);
+    let (x, weight, qkv) =
+        (random(&[3, 17, 64], Kind::Float), random(&[64], Kind::Float), random(&[192, 64], Kind::Float));
+    for with in [false, true] {
+        let [query, weights, output, depth] = rates(with);
+        let rates = AttentionRates { query, weights, output, depth };
+        let products = Products::Bfloat16;
+        let branch = Attention { norm: norm(&weight, &weight), qkv: &qkv, heads: 4, products, rates, site: 9 };
+        let exact = Attention { products: Products::Full, ..branch };
+        let draws = draws(3);
+        let found = branch.forward(&x, 17, Some(&draws)).expect("shapes fit") - &x;
+        let plain = branch.plain(&x, 17, Some(&draws)) - &x;
+        let exact = exact.plain(&x, 17, Some(&draws)) - &x;
+        close("kernels against plain operations", &found, &plain, BFLOAT16);
+        close("against float32", &found, &exact, BFLOAT16);
+        assert!(!found.equal(&exact), "nothing was rounded");
     }
 }
 
@@ -242,7 +278,7 @@ fn shapes_that_do_not_fit_are_refused() {
     let qkv = random(&[24, 8], Kind::Float);
     let all = Kept::EVERYTHING;
     let rates = AttentionRates { query: all, weights: all, output: all, depth: all };
-    let branch = Attention { norm: norm(&d1, &d1), qkv: &qkv, heads: 2, rates, site: 0 };
+    let branch = Attention { norm: norm(&d1, &d1), qkv: &qkv, heads: 2, products: Products::Full, rates, site: 0 };
     let refused = |branch: &Attention<'_>, queries: i64, draws: Option<&Draws>| {
         branch.forward(&x, queries, draws).expect_err("refused").to_string()
     };
@@ -277,13 +313,15 @@ fn a_nan_is_not_lost() {
         let (weight, qkv) = (random(&[12], kind), random(&[36, 12], kind));
         let [query, weights, output, depth] = rates(true);
         let rates = AttentionRates { query, weights, output, depth };
-        let attention = Attention { norm: norm(&weight, &weight), qkv: &qkv, heads: 3, rates, site: 1 };
+        let attention =
+            Attention { norm: norm(&weight, &weight), qkv: &qkv, heads: 3, products: Products::Full, rates, site: 1 };
         let (input, output_weight) = (random(&[7, 12], kind), random(&[12, 7], kind));
         let (bias, output_bias) = (random(&[7], kind), random(&[12], kind));
         let feed_forward = FeedForward {
             norm: norm(&weight, &weight),
             input: Linear { weight: &input, bias: &bias },
             output: Linear { weight: &output_weight, bias: &output_bias },
+            products: Products::Full,
             rates: FeedForwardRates { hidden: output, output, depth },
             site: 5,
         };
@@ -308,12 +346,14 @@ fn an_image_has_the_same_bits_in_every_batch() {
     let [none, ..] = rates(false);
     let run = |x: &Tensor, queries: i64| {
         let rates = AttentionRates { query: none, weights: none, output: none, depth: none };
-        let attention = Attention { norm: norm(&weight, &bias), qkv: &qkv, heads: 4, rates, site: 9 };
+        let attention =
+            Attention { norm: norm(&weight, &bias), qkv: &qkv, heads: 4, products: Products::Full, rates, site: 9 };
         let attended = attention.forward(x, queries, None).expect("shapes fit");
         let fed = FeedForward {
             norm: norm(&weight, &bias),
             input: Linear { weight: &w_in, bias: &b_in },
             output: Linear { weight: &w_out, bias: &b_out },
+            products: Products::Full,
             rates: FeedForwardRates { hidden: none, output: none, depth: none },
             site: 13,
         };

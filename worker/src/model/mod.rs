@@ -11,7 +11,7 @@ mod resnet;
 mod vit;
 
 pub use decoder::{Decoder, DecoderShape};
-pub(crate) use layers::linear;
+pub(crate) use layers::{linear, products};
 pub use norm::{Alone, BatchSum};
 pub use vit::{Vit, VitShape};
 
@@ -51,13 +51,14 @@ pub enum Encoder {
 
 impl Encoder {
     fn new(root: &nn::Path<'_>, config: &ModelConfig, data: &DataSet, sum: &Rc<dyn BatchSum>) -> Self {
+        let input = |stem| resnet::Input { channels: data.channels, stem, products: products(config.precision) };
         match config.encoder {
             EncoderConfig::Vit { patch, width, depth, heads, mlp } => {
                 let shape = VitShape { channels: data.channels, side: data.side, patch, width, depth, heads, mlp };
                 Encoder::Vit(Vit::new(root, shape, config))
             }
-            EncoderConfig::Resnet18 { stem } => Encoder::Resnet(Resnet::eighteen(root, data.channels, stem, sum)),
-            EncoderConfig::Resnet50 { stem } => Encoder::Resnet(Resnet::fifty(root, data.channels, stem, sum)),
+            EncoderConfig::Resnet18 { stem } => Encoder::Resnet(Resnet::eighteen(root, input(stem), sum)),
+            EncoderConfig::Resnet50 { stem } => Encoder::Resnet(Resnet::fifty(root, input(stem), sum)),
         }
     }
 
@@ -112,7 +113,7 @@ impl Model {
                 channels: data.channels as i64,
                 side: data.side,
             };
-            Decoder::new(&(&root / "decoder"), shape, sum)
+            Decoder::new(&(&root / "decoder"), shape, products(config.precision), sum)
         });
         let is_buffer = |(name, tensor): (String, Tensor)| (!tensor.requires_grad()).then_some(name);
         let buffers = variables.variables().into_iter().filter_map(is_buffer).collect();

@@ -2,28 +2,38 @@
 //! classifier; a stem for 32 x 32 images beside torchvision's own.
 
 use super::Mode;
+use super::layers::{Conv, ConvShape};
 use super::norm::{BatchNorm, BatchSum};
 use anyhow::Result;
 use std::rc::Rc;
 use tch::Tensor;
 use tch::nn::init::{FanInOut, NonLinearity, NormalOrUniform};
-use tch::nn::{self, Conv2D, Init, Module};
+use tch::nn::{self, Init};
 use thanos_configs::Stem;
+use thanos_fused::Products;
 
 #[derive(Debug)]
 pub struct Resnet {
     stem: Stem,
-    conv1: Conv2D,
+    conv1: Conv,
     bn1: BatchNorm,
     blocks: Vec<Block>,
     width: i64,
 }
 
+/// What a network takes, and how it multiplies.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Input {
+    pub(crate) channels: usize,
+    pub(crate) stem: Stem,
+    pub(crate) products: Products,
+}
+
 /// A residual block: two 3x3 convolutions (basic) or 1x1, 3x3, 1x1 (bottleneck).
 #[derive(Debug)]
 struct Block {
-    layers: Vec<(Conv2D, BatchNorm)>,
-    shortcut: Option<(Conv2D, BatchNorm)>,
+    layers: Vec<(Conv, BatchNorm)>,
+    shortcut: Option<(Conv, BatchNorm)>,
 }
 
 /// Whether a block is a bottleneck, which widens its output four times.
@@ -43,26 +53,21 @@ impl Kind {
 }
 
 impl Resnet {
-    pub(crate) fn eighteen(root: &nn::Path<'_>, channels: usize, stem: Stem, sum: &Rc<dyn BatchSum>) -> Self {
-        Self::new(root, channels, stem, (Kind::Basic, [2, 2, 2, 2]), sum)
+    pub(crate) fn eighteen(root: &nn::Path<'_>, input: Input, sum: &Rc<dyn BatchSum>) -> Self {
+        Self::new(root, input, (Kind::Basic, [2, 2, 2, 2]), sum)
     }
 
-    pub(crate) fn fifty(root: &nn::Path<'_>, channels: usize, stem: Stem, sum: &Rc<dyn BatchSum>) -> Self {
-        Self::new(root, channels, stem, (Kind::Bottleneck, [3, 4, 6, 3]), sum)
+    pub(crate) fn fifty(root: &nn::Path<'_>, input: Input, sum: &Rc<dyn BatchSum>) -> Self {
+        Self::new(root, input, (Kind::Bottleneck, [3, 4, 6, 3]), sum)
     }
 
-    fn new(
-        root: &nn::Path<'_>,
-        channels: usize,
-        stem: Stem,
-        (kind, depths): (Kind, [usize; 4]),
-        sum: &Rc<dyn BatchSum>,
-    ) -> Self {
+    fn new(root: &nn::Path<'_>, input: Input, (kind, depths): (Kind, [usize; 4]), sum: &Rc<dyn BatchSum>) -> Self {
+        let Input { channels, stem, products } = input;
         let (kernel, stride) = match stem {
             Stem::Imagenet => (7, 2),
             Stem::Cifar => (3, 1),
         };
-        let conv1 = conv(&(root / "conv1"), [channels as i64, 64], kernel, stride);
+        let conv1 = conv(&(root / "conv1"), ConvShape { input: channels as i64, output: 64, kernel, stride }, products);
         let bn1 = BatchNorm::new(&(root / "bn1"), 64, sum);
         let mut input = 64;
         let mut blocks = Vec::new();
@@ -71,7 +76,7 @@ impl Resnet {
             for block in 0..depth {
                 let path = root / format!("layer{}", stage + 1) / block;
                 let stride = if stage > 0 && block == 0 { 2 } else { 1 };
-                blocks.push(Block::new(&path, kind, [input, planes], stride, sum));
+                blocks.push(Block::new(&path, (kind, products), [input, planes], stride, sum));
                 input = planes * kind.expansion();
             }
         }
@@ -96,7 +101,13 @@ impl Resnet {
 }
 
 impl Block {
-    fn new(path: &nn::Path<'_>, kind: Kind, [input, planes]: [i64; 2], stride: i64, sum: &Rc<dyn BatchSum>) -> Self {
+    fn new(
+        path: &nn::Path<'_>,
+        (kind, products): (Kind, Products),
+        [input, planes]: [i64; 2],
+        stride: i64,
+        sum: &Rc<dyn BatchSum>,
+    ) -> Self {
         let output = planes * kind.expansion();
         // torchvision puts a bottleneck's stride on its 3x3 convolution.
         let sizes = match kind {
@@ -106,14 +117,16 @@ impl Block {
         let layers = sizes
             .into_iter()
             .enumerate()
-            .map(|(i, (from, to, kernel, stride))| {
-                let conv = conv(&(path / format!("conv{}", i + 1)), [from, to], kernel, stride);
-                (conv, BatchNorm::new(&(path / format!("bn{}", i + 1)), to, sum))
+            .map(|(i, (input, output, kernel, stride))| {
+                let shape = ConvShape { input, output, kernel, stride };
+                let conv = conv(&(path / format!("conv{}", i + 1)), shape, products);
+                (conv, BatchNorm::new(&(path / format!("bn{}", i + 1)), output, sum))
             })
             .collect();
         let shortcut = (stride != 1 || input != output).then(|| {
             let path = path / "downsample";
-            (conv(&(&path / 0), [input, output], 1, stride), BatchNorm::new(&(&path / 1), output, sum))
+            let shape = ConvShape { input, output, kernel: 1, stride };
+            (conv(&(&path / 0), shape, products), BatchNorm::new(&(&path / 1), output, sum))
         });
         Self { layers, shortcut }
     }
@@ -135,9 +148,8 @@ impl Block {
 }
 
 /// No bias; He-normal over the outputs, as torchvision initialises.
-fn conv(path: &nn::Path<'_>, [input, output]: [i64; 2], kernel: i64, stride: i64) -> Conv2D {
-    let ws_init =
+fn conv(path: &nn::Path<'_>, shape: ConvShape, products: Products) -> Conv {
+    let init =
         Init::Kaiming { dist: NormalOrUniform::Normal, fan: FanInOut::FanOut, non_linearity: NonLinearity::ReLU };
-    let config = nn::ConvConfig { stride, padding: kernel / 2, bias: false, ws_init, ..Default::default() };
-    nn::conv2d(path, input, output, kernel, config)
+    Conv::with_init(path, shape, init, products)
 }

@@ -3,12 +3,13 @@
 //! What a block computes, and how it draws, is `thanos-fused`'s.
 
 use super::Mode;
-use super::layers::linear;
+use super::layers::{linear, products};
 use tch::Tensor;
 use tch::nn::{self, LayerNorm, Linear, Module};
 use thanos_configs::ModelConfig;
 use thanos_fused::{
-    Attention, AttentionRates, Draws, Error, FeedForward, FeedForwardRates, Kept, Linear as Weights, Norm, keep_mask,
+    Attention, AttentionRates, Draws, Error, FeedForward, FeedForwardRates, Kept, Linear as Weights, Norm, Products,
+    keep_mask,
 };
 
 /// Sites of random draws (see `thanos_fused::Draws`): the patch embedding's, and those of each block, from 8 (block + 1)
@@ -50,6 +51,7 @@ impl Dropout {
 pub struct Vit {
     shape: VitShape,
     dropout: Dropout,
+    products: Products,
     patches: Linear,
     patches_norm: LayerNorm,
     /// [1, 1, d]
@@ -84,6 +86,7 @@ impl Vit {
         let last = shape.depth.saturating_sub(1).max(1) as f64;
         let blocks =
             (0..shape.depth).map(|k| Block::new(&(&enc / "f" / k), (shape, k), dropout, k as f64 / last)).collect();
+        let products = products(config.precision);
         let clipped = |path: &nn::Path<'_>, name: &str, dims: &[i64]| {
             let mut variable = path.var(name, dims, nn::Init::Randn { mean: 0.0, stdev: 0.1 });
             tch::no_grad(|| _ = variable.clamp_(-1.0, 1.0));
@@ -92,6 +95,7 @@ impl Vit {
         Self {
             shape,
             dropout,
+            products,
             patches: linear(&(&pre / 0), (shape.patch * shape.patch * shape.channels) as i64, d, true),
             patches_norm: nn::layer_norm(&pre / 1, vec![d], Default::default()),
             cls_token: clipped(&enc, "cls_token", &[1, 1, d]),
@@ -112,7 +116,7 @@ impl Vit {
     pub fn forward(&self, images: &Tensor, mode: Mode<'_>) -> Result<Tensor, Error> {
         let draws = mode.draws();
         let n = images.size()[0];
-        let tokens = self.patches.forward(&self.patchify(images)); // [n, T, d]
+        let tokens = self.products.linear(&self.patchify(images), &self.patches.ws, self.patches.bs.as_ref()); // [n, T, d]
         let tokens = self.drop_embedding(self.patches_norm.forward(&tokens), draws)?;
         let cls = self.cls_token.expand([n, 1, self.width()], false);
         let tokens = Tensor::cat(&[cls, tokens], 1); // [n, t, d]
@@ -120,10 +124,10 @@ impl Vit {
         let mut tokens = tokens + self.positions.narrow(0, 0, t);
         let (last, earlier) = self.blocks.split_last().expect("a plan has at least one block");
         for block in earlier {
-            tokens = block.forward(&tokens, t, draws)?;
+            tokens = block.forward(&tokens, t, self.products, draws)?;
         }
         // Only the CLS token leaves the encoder: the last block computes no other.
-        let cls = last.forward(&tokens, 1, draws)?; // [n, 1, d]
+        let cls = last.forward(&tokens, 1, self.products, draws)?; // [n, 1, d]
         Ok(self.norm.forward(&cls).squeeze_dim(1)) // [n, d]
     }
 
@@ -165,11 +169,18 @@ impl Block {
     }
 
     /// Tokens [n, t, d] to the first `queries` of them [n, queries, d]; every token is attended to.
-    fn forward(&self, tokens: &Tensor, queries: i64, draws: Option<&Draws>) -> Result<Tensor, Error> {
+    fn forward(
+        &self,
+        tokens: &Tensor,
+        queries: i64,
+        products: Products,
+        draws: Option<&Draws>,
+    ) -> Result<Tensor, Error> {
         let attention = Attention {
             norm: norm_of(&self.attention_norm),
             qkv: &self.qkv.ws,
             heads: self.heads,
+            products,
             rates: self.attention_rates,
             site: self.site,
         };
@@ -177,6 +188,7 @@ impl Block {
             norm: norm_of(&self.mlp_norm),
             input: weights_of(&self.mlp_in),
             output: weights_of(&self.mlp_out),
+            products,
             rates: self.feed_forward_rates,
             site: self.site + ATTENTION_SITES,
         };
