@@ -7,7 +7,7 @@ use thanos_tests::{Running, Scene, lines, losses};
 const TARGET: [&str; 4] = ["digits_supcon", "train.max_steps=300", "checkpoint.every_steps=100", "rows=[]"];
 /// Steps in which the curve must agree, and how well.
 const STEPS: usize = 50;
-const MOST_APART: f64 = 1e-5;
+const MAX_DIFFERENCE: f64 = 1e-5;
 
 fn wait_for_world_size(running: &mut Running, scene: &Scene, world_size: u64) {
     running.wait_until("a generation of that size", || {
@@ -50,5 +50,5 @@ fn it_grows_and_shrinks_and_keeps_its_curve() {
         count(3)
     ));
     assert!(count(1) >= 10 && count(2) > 0 && count(3) >= 30, "{sizes:?}");
-    assert!(apart < MOST_APART, "{apart}");
+    assert!(apart < MAX_DIFFERENCE, "{apart}");
 }

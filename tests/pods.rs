@@ -16,7 +16,7 @@ use thanos_tests::processes::send;
 use thanos_tests::{Ran, Running, Scene, lines, program, root};
 
 /// Longest wait for what must happen, on a machine that does other things as well.
-const MOST: Duration = Duration::from_secs(240);
+const DEADLINE: Duration = Duration::from_secs(240);
 /// Long enough for a signal and the end of a process, much shorter than any period of grace.
 const SOON: Duration = Duration::from_secs(20);
 
@@ -286,7 +286,7 @@ impl<'a> Cluster<'a> {
     fn until(&mut self, what: &str, mut holds: impl FnMut(&Self) -> bool) {
         let started = Instant::now();
         while !holds(self) {
-            assert!(started.elapsed() < MOST, "waited {MOST:?} for {what}; ended: {:#?}", self.ended);
+            assert!(started.elapsed() < DEADLINE, "waited {DEADLINE:?} for {what}; ended: {:#?}", self.ended);
             self.reconcile();
             std::thread::sleep(Duration::from_millis(5));
         }

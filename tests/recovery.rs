@@ -13,7 +13,7 @@ use thanos_tests::processes::{commands_in, coordinator, descriptors, send, worke
 use thanos_tests::{Ran, Running, Scene, lines, results, weights_sha256};
 
 /// Descriptors that a worker of four may have open.
-const MOST_OPEN: usize = 64;
+const MAX_OPEN: usize = 64;
 const STAGES: [&str; 3] = ["cnce", "cae", "transfer_thanos"];
 
 pub(crate) fn launch(scene: &Scene, run_dir: &str, workers: &str, target: &[&str]) -> Running {
@@ -40,7 +40,7 @@ fn disturb(mut running: Running, run_dir: &Path, most: usize, pause: (f64, f64),
         }
         std::thread::sleep(Duration::from_millis(2));
     }
-    assert!(most_open < MOST_OPEN, "a worker had {most_open} descriptors open");
+    assert!(most_open < MAX_OPEN, "a worker had {most_open} descriptors open");
     (running.wait(), sent)
 }
 

@@ -8,9 +8,9 @@ use serde_json::Value;
 use serde_path_to_error::Segment;
 
 /// Mistakes looked for in one configuration; who has more of them will run it again anyway.
-const MOST_MISTAKES: usize = 64;
+const MAX_MISTAKES: usize = 64;
 /// Bytes of a wrong value that are shown.
-const MOST_SHOWN: usize = 60;
+const MAX_SHOWN_CHARS: usize = 60;
 
 /// The configuration, or all that is wrong with its types and keys, by dotted key.
 pub(crate) fn typed(value: Value) -> Result<RunConfig, Vec<Mistake>> {
@@ -19,7 +19,7 @@ pub(crate) fn typed(value: Value) -> Result<RunConfig, Vec<Mistake>> {
     let mut mistakes = Vec::new();
     require_maps(&mut Vec::new(), &mut value, &pattern, &mut mistakes);
     // A mistake may take several rounds: its place is filled at one level after the other.
-    for _ in 0..4 * MOST_MISTAKES {
+    for _ in 0..4 * MAX_MISTAKES {
         let (path, message) = match read(&value) {
             Ok(config) if mistakes.is_empty() => return Ok(config),
             Ok(_) => break,
@@ -30,7 +30,7 @@ pub(crate) fn typed(value: Value) -> Result<RunConfig, Vec<Mistake>> {
         if !mistakes.iter().any(|(known, _)| known.starts_with(&mistake.0)) {
             mistakes.push(mistake);
         }
-        if mistakes.len() >= MOST_MISTAKES {
+        if mistakes.len() >= MAX_MISTAKES {
             break;
         }
         fill(&mut value, &pattern, &path);
@@ -276,9 +276,9 @@ fn show(value: &Value) -> String {
         Value::Null => "nothing (null)".into(),
         Value::Bool(value) => value.to_string(),
         Value::Number(number) => number.to_string(),
-        Value::String(text) if text.len() <= MOST_SHOWN => format!("the text `{text}`"),
+        Value::String(text) if text.len() <= MAX_SHOWN_CHARS => format!("the text `{text}`"),
         Value::String(text) => {
-            let start: String = text.chars().take(MOST_SHOWN / 2).collect();
+            let start: String = text.chars().take(MAX_SHOWN_CHARS / 2).collect();
             format!("a text of {} bytes, `{start}...`", text.len())
         }
         Value::Array(items) => format!("a list of {}", items.len()),
@@ -380,6 +380,6 @@ mod tests {
     fn a_flood_of_mistakes_is_cut() {
         let rows: Vec<Value> = (0..500).map(|row| json!({ "method": row })).collect();
         let mistakes = typed(json!({ "rows": rows })).expect_err("500 mistakes");
-        assert_eq!(mistakes.len(), MOST_MISTAKES);
+        assert_eq!(mistakes.len(), MAX_MISTAKES);
     }
 }

@@ -7,7 +7,7 @@ use serde_json::{Map, Number, Value};
 use std::collections::HashMap;
 
 /// Maps and lists within each other; a configuration has five.
-const MOST_DEPTH: usize = 32;
+const MAX_DEPTH: usize = 32;
 
 /// The line, from 1, of every dotted key.
 pub(crate) type Lines = HashMap<String, usize>;
@@ -78,11 +78,11 @@ impl<'a> Reader<'a> {
 
     /// The value that starts with `event`.
     fn node(&mut self, event: Event<'a>) -> Result<Value, Mistake> {
-        if self.path.len() > MOST_DEPTH {
+        if self.path.len() > MAX_DEPTH {
             return Err(Mistake {
                 line: Some(self.last_line),
                 key: String::new(),
-                message: format!("maps and lists are nested deeper than {MOST_DEPTH}"),
+                message: format!("maps and lists are nested deeper than {MAX_DEPTH}"),
             });
         }
         match event {

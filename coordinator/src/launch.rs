@@ -45,9 +45,9 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 
 /// Events that may wait for the conductor; a full queue makes sessions wait.
-const MOST_EVENTS: usize = 4096;
+const MAX_EVENTS: usize = 4096;
 /// How long the last commands may take to reach the workers when a run is over.
-const MOST_FAREWELL: Duration = Duration::from_secs(2);
+const LEAVE_DELIVERY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Who starts the workers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -266,7 +266,7 @@ async fn conduct(
     listener.set_nonblocking(true)?;
     let listener = TcpListener::from_std(listener)?;
     let address = listener.local_addr()?;
-    let (events, happened) = mpsc::channel(MOST_EVENTS);
+    let (events, happened) = mpsc::channel(MAX_EVENTS);
     let (sessions, store) = (Sessions::default(), Arc::new(Store::default()));
     let (stop_serving, stopped) = oneshot::channel();
     let service = Service {
@@ -317,7 +317,7 @@ async fn conduct(
     if let Some(launcher) = launcher {
         launcher.finish().await;
     }
-    _ = tokio::time::timeout(MOST_FAREWELL, server).await;
+    _ = tokio::time::timeout(LEAVE_DELIVERY_TIMEOUT, server).await;
     Ok(outcome?)
 }
 

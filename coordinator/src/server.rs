@@ -38,11 +38,11 @@ use tonic::{Request, Response, Status, Streaming};
 /// The metric of attempts to join that were refused.
 pub(crate) const REFUSED_ENROLMENTS: &str = "thanos_trainer_refused_enrolments_total";
 /// Workers of one run; a session each.
-pub(crate) const MOST_WORKERS: usize = 4096;
+pub(crate) const MAX_WORKERS: usize = 4096;
 /// Bytes of one message; the largest is the configuration.
-const MOST_MESSAGE: usize = 4 << 20;
+const MAX_MESSAGE_BYTES: usize = 4 << 20;
 /// Connections of workers at a time, and of one worker: it needs one, and the one before it may not be known to be lost.
-const MAX_CONNECTIONS: usize = 2 * MOST_WORKERS + 256;
+const MAX_CONNECTIONS: usize = 2 * MAX_WORKERS + 256;
 const MAX_CONNECTIONS_OF_ONE: usize = 8;
 /// Connections that have shown no certificate yet, at least: all workers of a run may start at the same time.
 const MIN_PENDING: usize = 256;
@@ -52,13 +52,13 @@ const MAX_ENROL_STREAMS: u32 = 2;
 const MAX_ENROL_HEADERS: u32 = 4 << 10;
 const ENROL_WINDOW: u32 = 16 << 10;
 /// Pause before the answer to a worker that may not join: who guesses tokens guesses slowly.
-const AFTER_REFUSAL: Duration = Duration::from_secs(1);
+const REFUSAL_LINGER: Duration = Duration::from_secs(1);
 /// Streams that a worker may have open on one connection; it needs four.
-const MOST_STREAMS: u32 = 32;
+const MAX_STREAMS: u32 = 32;
 /// A connection that does not answer for so long, asked as often, is closed.
-const BETWEEN_PINGS: Duration = Duration::from_secs(20);
+const PING_INTERVAL: Duration = Duration::from_secs(20);
 /// How long a new session may take to introduce itself.
-const MOST_SILENCE_BEFORE_HELLO: Duration = Duration::from_secs(10);
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The sessions that are open, and the way to each.
 #[derive(Clone, Default)]
@@ -169,12 +169,12 @@ pub(crate) async fn serve(listener: TcpListener, service: Service, stop: oneshot
     let service = Arc::new(service);
     let enrolment = serve_enrolment(service.clone(), unknown);
     let service = CoordinatorServer::from_arc(service)
-        .max_decoding_message_size(MOST_MESSAGE)
-        .max_encoding_message_size(MOST_MESSAGE);
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
     let sessions = tonic::transport::Server::builder()
-        .http2_keepalive_interval(Some(BETWEEN_PINGS))
-        .http2_keepalive_timeout(Some(BETWEEN_PINGS))
-        .max_concurrent_streams(Some(MOST_STREAMS))
+        .http2_keepalive_interval(Some(PING_INTERVAL))
+        .http2_keepalive_timeout(Some(PING_INTERVAL))
+        .max_concurrent_streams(Some(MAX_STREAMS))
         .add_service(service)
         .serve_with_incoming_shutdown(admitted, async {
             _ = stop.await;
@@ -232,7 +232,7 @@ impl Coordinator for Service {
             Err(reason) => {
                 metrics::counter!(REFUSED_ENROLMENTS).increment(1);
                 tracing::warn!(?from, "a worker may not join: {reason}");
-                tokio::time::sleep(AFTER_REFUSAL).await;
+                tokio::time::sleep(REFUSAL_LINGER).await;
                 Err(Status::permission_denied(reason.to_string()))
             }
         }
@@ -312,7 +312,7 @@ impl Listener {
     /// Hands a session's messages on until its stream ends.
     async fn listen(self, mut messages: Streaming<v1::WorkerEvent>) {
         let Self { session, ref events, ref sessions, .. } = self;
-        let first = tokio::time::timeout(MOST_SILENCE_BEFORE_HELLO, next(&mut messages)).await;
+        let first = tokio::time::timeout(HELLO_TIMEOUT, next(&mut messages)).await;
         let Ok(Some(WorkerEvent::Hello(hello))) = first else {
             tracing::warn!(from = %self.peer.address, "a connection did not introduce itself as a worker");
             sessions.lock().remove(&session);

@@ -29,7 +29,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 /// How long workers may take to leave by themselves when a run is over.
-const MOST_LEAVING: Duration = Duration::from_secs(10);
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a worker's id begins with on this machine; its place there follows.
 const WORKER: &str = "worker";
@@ -172,8 +172,8 @@ impl Launcher {
             _ = kill.send(());
         }
         let all_left = async { while waiting.join_next().await.is_some() {} };
-        if tokio::time::timeout(MOST_LEAVING, all_left).await.is_err() {
-            tracing::warn!("some workers did not leave within {MOST_LEAVING:?} and are killed");
+        if tokio::time::timeout(LEAVE_TIMEOUT, all_left).await.is_err() {
+            tracing::warn!("some workers did not leave within {LEAVE_TIMEOUT:?} and are killed");
         }
         // The processes die with their tasks.
         waiting.shutdown().await;

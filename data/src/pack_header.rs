@@ -17,7 +17,7 @@ use thanos_configs::{DataSet, Labels};
 pub(super) const FORMAT: u32 = 2;
 
 /// Most bytes of the JSON, the spaces behind it among them; the worker's reader has the same bound.
-const MOST_JSON: u64 = 64 << 20;
+const MAX_JSON_BYTES: u64 = 64 << 20;
 /// The JSON's length comes first, u64 little-endian.
 const LENGTH_BYTES: u64 = 8;
 
@@ -126,8 +126,8 @@ impl Header {
         }
         file.read_exact(&mut length)?;
         let length = u64::from_le_bytes(length);
-        if length > MOST_JSON {
-            return Err(PackFault::Header(format!("its length is {length} bytes, at most {MOST_JSON} are allowed")));
+        if length > MAX_JSON_BYTES {
+            return Err(PackFault::Header(format!("its length is {length} bytes, at most {MAX_JSON_BYTES} are allowed")));
         }
         let tensors_at = LENGTH_BYTES + length;
         if got < tensors_at {

@@ -10,9 +10,9 @@ use input::Input;
 use machine::{Id, Machine, Node};
 
 /// Containers within containers, and marks within marks.
-const MOST_NESTED: usize = 64;
+const MAX_NESTED: usize = 64;
 /// Each opcode makes at most one value, one memo entry or one mark, so this bounds memory and time together.
-const MOST_OPCODES: usize = 4 << 20;
+const MAX_OPCODES: usize = 4 << 20;
 /// What values shared through the memo may add to a small pickle when each gets its own copy.
 const SHARING_ALLOWANCE: usize = 1 << 20;
 
@@ -125,13 +125,13 @@ impl Unfold<'_, '_> {
 
     /// A container that holds itself ends here too: it is deeper than any limit.
     fn enter(&mut self, items: &[Id], depth: usize) -> Outcome<()> {
-        if depth == MOST_NESTED {
-            return Err(self.input.too_much(MOST_NESTED, "nested values"));
+        if depth == MAX_NESTED {
+            return Err(self.input.too_much(MAX_NESTED, "nested values"));
         }
         self.values += items.len();
-        match self.values > MOST_OPCODES || self.values.saturating_add(self.bytes) > self.byte_budget {
+        match self.values > MAX_OPCODES || self.values.saturating_add(self.bytes) > self.byte_budget {
             true => {
-                Err(self.input.too_much(self.byte_budget.min(MOST_OPCODES), "values, counting shared ones each time"))
+                Err(self.input.too_much(self.byte_budget.min(MAX_OPCODES), "values, counting shared ones each time"))
             }
             false => Ok(()),
         }

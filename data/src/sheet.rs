@@ -15,7 +15,7 @@ const VIEWS: usize = 9;
 /// Pixels between two pictures.
 const GAP: usize = 2;
 /// A picture's least side on the sheet: smaller ones are shown larger, each pixel a square.
-const LEAST_SIDE: usize = 64;
+const MIN_SIDE: usize = 64;
 const PAPER: Rgb<u8> = Rgb([255, 255, 255]);
 
 /// Draws a sheet of a pack to `out`: the images in the first column, as they are; views of the first epoch of `seed`
@@ -43,7 +43,7 @@ fn draw(header: &Header, rows: &[(u64, Vec<u8>)], views: &ViewsConfig, seed: u64
     let [_, side, _, channels] = header.shape;
     // Without normalisation: pixels stay in [0, 1], and can be shown.
     let augmentation = Augmentation::new(views, side, &vec![0.0; channels], &vec![1.0; channels]);
-    let scale = LEAST_SIDE.div_ceil(side);
+    let scale = MIN_SIDE.div_ceil(side);
     let cell = side * scale + GAP;
     let extent = |cells: usize| (cells * cell + GAP) as u32;
     let mut sheet = RgbImage::from_pixel(extent(1 + VIEWS), extent(rows.len()), PAPER);

@@ -21,9 +21,9 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// How long processes may outlive their test: a worker's lease is 4 s.
-const MOST_LEAVING: Duration = Duration::from_secs(6);
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(6);
 /// No test's program may run longer.
-const MOST_RUN: Duration = Duration::from_secs(300);
+const RUN_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// A folder for one test: run directories in it, packs shared by all tests.
 pub struct Scene {
@@ -73,7 +73,7 @@ impl Drop for Scene {
             if left.is_empty() {
                 break;
             }
-            assert!(started.elapsed() < MOST_LEAVING, "left behind: {left:?}");
+            assert!(started.elapsed() < LEAVE_TIMEOUT, "left behind: {left:?}");
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -288,7 +288,7 @@ impl Running {
             if let Some(value) = there(self) {
                 return value;
             }
-            assert!(started.elapsed() < MOST_RUN, "waited {MOST_RUN:?} for {what}");
+            assert!(started.elapsed() < RUN_TIMEOUT, "waited {RUN_TIMEOUT:?} for {what}");
             // A poll, not a hope: the condition is looked at again until it holds.
             std::thread::sleep(Duration::from_millis(2));
         }

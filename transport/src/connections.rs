@@ -22,16 +22,16 @@ use tonic::transport::server::Connected;
 /// What an HTTP/2 connection begins with (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// How long a connection may take to begin, and a handshake to be done.
-const MOST_BEGINNING: Duration = Duration::from_secs(5);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes that a client may send before it has shown a certificate: a handshake and one enrolment take about 2 KB. As
 /// nothing is kept that was not sent, this bounds the memory of such a connection, too.
 const MAX_UNKNOWN_BYTES: usize = 16 << 10;
 /// How long a connection may last whose owner has shown no certificate: it is for one call.
-const MOST_ENROLLING: Duration = Duration::from_secs(15);
+const ENROLMENT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Connections that may wait for the service.
-const MOST_WAITING: usize = 64;
+const MAX_PENDING: usize = 64;
 /// Pause when no connection can be accepted, as when descriptors have run out, and between two warnings about it.
-const AFTER_FAILURE: Duration = Duration::from_millis(50);
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 const WARNING_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How many connections are open at a time.
@@ -73,8 +73,8 @@ pub enum Identity {
 
 /// Accepts the connections of `listener`.
 pub fn connections(listener: TcpListener, tls: Option<TlsAcceptor>, limits: ConnectionLimits) -> Accepted {
-    let (admitted, admitted_receiver) = mpsc::channel(MOST_WAITING);
-    let (unknown, unknown_receiver) = mpsc::channel(MOST_WAITING);
+    let (admitted, admitted_receiver) = mpsc::channel(MAX_PENDING);
+    let (unknown, unknown_receiver) = mpsc::channel(MAX_PENDING);
     let entrance = Entrance {
         tls,
         pending: ConnectionLimit::new(limits.pending, limits.pending),
@@ -121,7 +121,7 @@ async fn accept(listener: TcpListener, entrance: Entrance) {
                     warned = Some(Instant::now());
                     tracing::error!("cannot accept a connection: {}", cause(&error));
                 }
-                sleep(AFTER_FAILURE).await;
+                sleep(ACCEPT_BACKOFF).await;
             }
         }
     }
@@ -143,7 +143,7 @@ impl Entrance {
     async fn admit(self, stream: TcpStream, from: SocketAddr, number: u64) {
         let (permit, mut evicted) = self.pending.admit(network(from.ip()));
         let begun = tokio::select! {
-            begun = timeout(MOST_BEGINNING, begin(stream, from, self.tls)) => begun,
+            begun = timeout(HANDSHAKE_TIMEOUT, begin(stream, from, self.tls)) => begun,
             () = &mut evicted => return tracing::debug!(%from, "closed: too many connections have not begun"),
         };
         let (stream, peer) = match begun {
@@ -153,7 +153,7 @@ impl Entrance {
         };
         let owner = match &peer.identity {
             Identity::Unknown => {
-                let closing = Closing { evicted, at: Some(Box::pin(sleep(MOST_ENROLLING))) };
+                let closing = Closing { evicted, at: Some(Box::pin(sleep(ENROLMENT_TIMEOUT))) };
                 let connection = Connection { stream, peer, closing, _permit: AnyPermit::Pending(permit) };
                 _ = self.unknown.send(Ok(connection)).await;
                 return;

@@ -47,7 +47,7 @@ pub fn show(listener: TcpListener, guard: Option<Guard>, (open, guarded): (Route
         let may = bearer(&request).is_some_and(|token| is_token(token, &token_sha256));
         async move { if may { next.run(request).await } else { StatusCode::UNAUTHORIZED.into_response() } }
     }));
-    let limits = ConnectionLimits { open: MOST_READERS, open_of_one: MOST_READERS, pending: MOST_READERS };
+    let limits = ConnectionLimits { open: MAX_CONNECTIONS, open_of_one: MAX_CONNECTIONS, pending: MAX_CONNECTIONS };
     let Accepted { admitted, unknown } = connections(listener, Some(TlsAcceptor::from(tls)), limits);
     // Readers show a token; a certificate changes nothing here.
     let begun = Begun { connections: admitted.merge(unknown), address };
@@ -56,7 +56,7 @@ pub fn show(listener: TcpListener, guard: Option<Guard>, (open, guarded): (Route
 }
 
 /// Readers at a time.
-const MOST_READERS: usize = 64;
+const MAX_CONNECTIONS: usize = 64;
 
 /// The token that a request brings.
 fn bearer(request: &Request) -> Option<&str> {

@@ -7,15 +7,15 @@ use crate::run_config::{DataKind, EncoderConfig, Features, FrozenMode, Objective
 use serde_json::Value;
 
 /// Bounds on what a run may ask for: beyond them a number is a slip of the keyboard.
-const MOST_BATCH: u64 = 1 << 20;
-const MOST_EPOCHS: u64 = 1_000_000;
-const MOST_SIDE: usize = 1024;
+const MAX_BATCH: u64 = 1 << 20;
+const MAX_EPOCHS: u64 = 1_000_000;
+const MAX_SIDE: usize = 1024;
 const MAX_IMAGES: u64 = u32::MAX as u64;
-const MOST_WIDTH: usize = 1 << 14;
-const MOST_DEPTH: usize = 256;
-const MOST_BACKBONES: usize = 16;
-const MOST_ROWS: usize = 256;
-const MOST_WEIGHT: f64 = 1e6;
+const MAX_WIDTH: usize = 1 << 14;
+const MAX_DEPTH: usize = 256;
+const MAX_BACKBONES: usize = 16;
+const MAX_ROWS: usize = 256;
+const MAX_WEIGHT: f64 = 1e6;
 const MAX_TIMEOUT_SECONDS: f64 = 1e7;
 const MAX_RESTARTS: f64 = 16.0;
 
@@ -85,8 +85,8 @@ impl Rules {
         let folder = config.data.kind == DataKind::ImageFolder;
         if let Some(side) = config.data.side {
             self.require(folder, "data.side", || "only `data.kind: image_folder` has a side of its own choice".into());
-            self.require((8..=MOST_SIDE).contains(&side), "data.side", || {
-                format!("must be between 8 and {MOST_SIDE}, got {side}")
+            self.require((8..=MAX_SIDE).contains(&side), "data.side", || {
+                format!("must be between 8 and {MAX_SIDE}, got {side}")
             });
         }
         self.require(folder || config.data.coarse_map.is_none(), "data.coarse_map", || {
@@ -150,16 +150,16 @@ impl Rules {
             self.between(key, value, 0.0, 0.9);
         }
         let decoder = model.decoder.width;
-        self.require(decoder >= 8 && decoder.is_multiple_of(8) && decoder <= MOST_WIDTH, "model.decoder.width", || {
-            format!("must be a multiple of 8 up to {MOST_WIDTH}, got {decoder}")
+        self.require(decoder >= 8 && decoder.is_multiple_of(8) && decoder <= MAX_WIDTH, "model.decoder.width", || {
+            format!("must be a multiple of 8 up to {MAX_WIDTH}, got {decoder}")
         });
         let EncoderConfig::Vit { patch, width, depth, heads, mlp } = model.encoder else { return };
         for (key, value, most) in [
-            ("model.encoder.vit.width", width, MOST_WIDTH),
-            ("model.encoder.vit.mlp", mlp, MOST_WIDTH),
-            ("model.encoder.vit.depth", depth, MOST_DEPTH),
-            ("model.encoder.vit.heads", heads, MOST_WIDTH),
-            ("model.encoder.vit.patch", patch, MOST_WIDTH),
+            ("model.encoder.vit.width", width, MAX_WIDTH),
+            ("model.encoder.vit.mlp", mlp, MAX_WIDTH),
+            ("model.encoder.vit.depth", depth, MAX_DEPTH),
+            ("model.encoder.vit.heads", heads, MAX_WIDTH),
+            ("model.encoder.vit.patch", patch, MAX_WIDTH),
         ] {
             self.count(key, value as u64, most as u64);
         }
@@ -174,13 +174,13 @@ impl Rules {
 
     pub(super) fn training(&mut self, config: &RunConfig) {
         let train = &config.train;
-        self.count("train.epochs", train.epochs, MOST_EPOCHS);
-        self.count("train.batch_size", train.batch_size, MOST_BATCH);
-        self.count("train.evaluate_every", train.evaluate_every, MOST_EPOCHS);
+        self.count("train.epochs", train.epochs, MAX_EPOCHS);
+        self.count("train.batch_size", train.batch_size, MAX_BATCH);
+        self.count("train.evaluate_every", train.evaluate_every, MAX_EPOCHS);
         self.between("train.learning_rate", train.learning_rate, 0.0, 10.0);
         self.between("train.weight_decay", train.weight_decay, 0.0, 10.0);
         if let Some(period) = train.cosine_period {
-            self.count("train.cosine_period", period, MOST_EPOCHS);
+            self.count("train.cosine_period", period, MAX_EPOCHS);
         }
         if let Some(steps) = train.max_steps {
             self.count("train.max_steps", steps, u64::MAX);
@@ -211,8 +211,8 @@ impl Rules {
 
     pub(super) fn transfer(&mut self, config: &RunConfig) {
         let transfer = &config.transfer;
-        self.count("transfer.epochs", transfer.epochs, MOST_EPOCHS);
-        self.count("transfer.batch_size", transfer.batch_size, MOST_BATCH);
+        self.count("transfer.epochs", transfer.epochs, MAX_EPOCHS);
+        self.count("transfer.batch_size", transfer.batch_size, MAX_BATCH);
         self.between("transfer.learning_rate", transfer.learning_rate, 0.0, 10.0);
         self.between("transfer.weight_decay", transfer.weight_decay, 0.0, 10.0);
         if let Some(steps) = transfer.max_steps {
@@ -233,7 +233,7 @@ impl Rules {
             ("objective.attract", objective.attract),
             ("objective.spread", objective.spread),
         ] {
-            self.between(key, value, 0.0, MOST_WEIGHT);
+            self.between(key, value, 0.0, MAX_WEIGHT);
         }
         self.between("objective.temperature", objective.temperature, 1e-3, 1e3);
         let clamp = objective.clamp_positive_logits;
@@ -252,7 +252,7 @@ impl Rules {
             ("spread", own.spread),
         ] {
             if let Some(value) = value {
-                self.between(&format!("{key}.{name}"), value, 0.0, MOST_WEIGHT);
+                self.between(&format!("{key}.{name}"), value, 0.0, MAX_WEIGHT);
             }
         }
         let contrastive = patched.contrastive > 0.0;
@@ -266,7 +266,7 @@ impl Rules {
     }
 
     pub(super) fn names(&mut self, config: &RunConfig) {
-        let (count, most) = (config.backbones.len(), MOST_BACKBONES);
+        let (count, most) = (config.backbones.len(), MAX_BACKBONES);
         self.require(count <= most, "backbones", || format!("at most {most} are allowed, got {count}"));
         self.name("name", &config.name, &mut Vec::new());
         let mut seen: Vec<&str> = Vec::new();
@@ -274,7 +274,7 @@ impl Rules {
             self.name(&format!("backbones.{index}.name"), &backbone.name, &mut seen);
         }
         let rows = config.rows.len();
-        self.require(rows <= MOST_ROWS, "rows", || format!("at most {MOST_ROWS} are allowed, got {rows}"));
+        self.require(rows <= MAX_ROWS, "rows", || format!("at most {MAX_ROWS} are allowed, got {rows}"));
         let known: Vec<&str> = config.backbones.iter().map(|backbone| backbone.name.as_str()).collect();
         let mut methods: Vec<&str> = Vec::new();
         for (index, row) in config.rows.iter().enumerate() {

@@ -7,7 +7,7 @@ use crate::launch::supervisor::{end_with, listen, supervise};
 use crate::launch::{Launch, Launched, Starter, launch};
 use crate::run::CollectivesChoice;
 use crate::run_dir::{Claimed, StartedWith, identity};
-use crate::server::MOST_WORKERS;
+use crate::server::MAX_WORKERS;
 use crate::signals::StopSignals;
 use crate::terminal::{self, OutputError};
 use crate::workers::Place;
@@ -161,8 +161,8 @@ struct Nodes {
 fn nodes(text: &str) -> Result<Nodes, String> {
     let number = |text: &str| -> Result<usize, String> {
         let number = text.parse::<usize>().map_err(|error| error.to_string())?;
-        let known = (1..=MOST_WORKERS).contains(&number);
-        if known { Ok(number) } else { Err(format!("{number} is not in 1..={MOST_WORKERS}")) }
+        let known = (1..=MAX_WORKERS).contains(&number);
+        if known { Ok(number) } else { Err(format!("{number} is not in 1..={MAX_WORKERS}")) }
     };
     let (least, most) = text.split_once(':').unwrap_or((text, text));
     let nodes = Nodes { least: number(least)?, most: number(most)? };
@@ -416,8 +416,8 @@ impl LaunchArguments {
             }
         };
         let (_, workers) = size.workers;
-        if workers > MOST_WORKERS {
-            let message = format!("{workers} workers: at most {MOST_WORKERS} are coordinated");
+        if workers > MAX_WORKERS {
+            let message = format!("{workers} workers: at most {MAX_WORKERS} are coordinated");
             return Err(Fatal::new(EXIT_USAGE, message));
         }
         Ok(size)

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use thanos_configs::SplitMix64;
 
 /// How often the run is looked at.
-const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// What is done to a run, and how often.
 #[derive(Clone, Copy, Debug)]
@@ -119,7 +119,7 @@ pub(crate) fn chaos(run_dir: &Path, chaos: &Chaos, told: &mut dyn FnMut(&str)) -
                 }
             }
         }
-        thread::sleep(BETWEEN_LOOKS);
+        thread::sleep(POLL_INTERVAL);
     }
 }
 

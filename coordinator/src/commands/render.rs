@@ -12,7 +12,7 @@ pub(crate) use kubernetes::{Api, Memory, Resources, RunName, Setting, Site, Tole
 pub(crate) use slurm::{NodeShare, slurm};
 
 /// Between the end of a stop and whoever would end the program: the last messages, the last files.
-const BEHIND_GRACE: Duration = Duration::from_secs(30);
+const EXIT_MARGIN: Duration = Duration::from_secs(30);
 
 /// The numbers of a run that are not in its plan.
 #[derive(Clone, Debug)]
@@ -27,6 +27,6 @@ pub(crate) struct Numbers {
 impl Numbers {
     /// From the signal to the end by force.
     fn lead(&self) -> u64 {
-        (self.grace + BEHIND_GRACE).as_secs()
+        (self.grace + EXIT_MARGIN).as_secs()
     }
 }

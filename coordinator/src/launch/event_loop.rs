@@ -23,7 +23,7 @@ use tokio::time::MissedTickBehavior;
 /// How often deadlines are checked.
 const TICK_INTERVAL: Duration = Duration::from_millis(100);
 /// How long a run that has not completed waits at its end for the journal.
-const MIN_JOURNAL_PATIENCE: Duration = Duration::from_secs(5);
+const MIN_JOURNAL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The run, and everything that its effects reach.
 pub(crate) struct Conductor {
@@ -138,7 +138,7 @@ impl Conductor {
         terminal::hide_bar();
         let patience = match verdict {
             Verdict::Done => self.journal_patience,
-            Verdict::Stopped { .. } | Verdict::Failed { .. } => MIN_JOURNAL_PATIENCE,
+            Verdict::Stopped { .. } | Verdict::Failed { .. } => MIN_JOURNAL_TIMEOUT,
         };
         match (self.journal.finish(patience).await, &verdict) {
             (Some(problem), Verdict::Done) => {

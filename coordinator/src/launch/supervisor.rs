@@ -23,7 +23,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// Starts of the coordinator, without a step between them, before the run is given up.
-const MOST_STARTS: u32 = 5;
+const MAX_STARTS: u32 = 5;
 /// Exit code of a Rust program that panics.
 const PANICKED: i32 = 101;
 
@@ -64,8 +64,8 @@ pub(crate) fn supervise(run_dir: &Path, listener: &TcpListener) -> Result<u8> {
         let made = std::fs::metadata(run_dir.join("steps.jsonl")).map_or(0, |file| file.len());
         starts = if made > steps { 1 } else { starts + 1 };
         steps = made;
-        if starts > MOST_STARTS {
-            let message = format!("given up: the coordinator {how}, {MOST_STARTS} times without a step between");
+        if starts > MAX_STARTS {
+            let message = format!("given up: the coordinator {how}, {MAX_STARTS} times without a step between");
             return Err(Fatal::new(EXIT_UNREACHABLE, message).into());
         }
         terminal::line(&format!("the coordinator (pid {coordinator}) {how}: it is started again"));

@@ -14,7 +14,7 @@ use tonic::Status;
 /// Bytes of one chunk.
 const CHUNK: usize = 1 << 20;
 /// Chunks that may wait for the network; a slow worker makes its own stream wait.
-const MOST_WAITING: usize = 4;
+const MAX_WAITING: usize = 4;
 
 /// The packs of a run.
 pub(crate) struct PackShelf {
@@ -65,7 +65,7 @@ impl PackShelf {
         let Some(at) = self.packs.iter().position(|pack| pack.fingerprint == fingerprint) else {
             return Err(Status::not_found("this run has no pack of this fingerprint"));
         };
-        let (parts, receiver) = mpsc::channel(MOST_WAITING);
+        let (parts, receiver) = mpsc::channel(MAX_WAITING);
         tokio::task::spawn_blocking(move || {
             let pack = &self.packs[at];
             if let Err(error) = pack.send(offset, &parts) {

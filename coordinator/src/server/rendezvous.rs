@@ -11,12 +11,12 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
 /// Keys, and bytes of a value: c10d needs a few keys a rank, each of a few hundred bytes.
-const MOST_KEYS: usize = 1 << 16;
-const MOST_VALUE: usize = 1 << 20;
+const MAX_KEYS: usize = 1 << 16;
+const MAX_VALUE_BYTES: usize = 1 << 20;
 /// Calls that wait: one a rank, and those whose callers have given up meanwhile.
 const MAX_WAITERS: usize = 1 << 16;
 /// The longest that one call may wait for a key.
-const MOST_WAIT: Duration = Duration::from_secs(600);
+const MAX_WAIT: Duration = Duration::from_secs(600);
 
 /// Why an operation was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -63,7 +63,7 @@ impl Store {
     pub(crate) async fn answer(&self, request: StoreRequest) -> Result<StoreReply, Refusal> {
         let operation = request.operation.ok_or_else(|| Refusal::Invalid("it asks for nothing".into()))?;
         if let Operation::Get(get) = operation {
-            let wait = Duration::from_millis(get.wait_ms).min(MOST_WAIT);
+            let wait = Duration::from_millis(get.wait_ms).min(MAX_WAIT);
             return self.get(request.generation, get.keys, wait).await;
         }
         self.change(request.generation, operation)
@@ -129,8 +129,8 @@ impl Store {
 
 impl Inner {
     fn insert(&mut self, key: String, value: Bytes) -> Result<(), Refusal> {
-        if value.len() > MOST_VALUE || self.values.len() >= MOST_KEYS && !self.values.contains_key(&key) {
-            let message = format!("`{key}`: at most {MOST_KEYS} keys of {MOST_VALUE} bytes are kept");
+        if value.len() > MAX_VALUE_BYTES || self.values.len() >= MAX_KEYS && !self.values.contains_key(&key) {
+            let message = format!("`{key}`: at most {MAX_KEYS} keys of {MAX_VALUE_BYTES} bytes are kept");
             return Err(Refusal::Invalid(message));
         }
         let waiters = self.waiters.remove(&key).unwrap_or_default();
@@ -274,7 +274,7 @@ mod tests {
     async fn what_is_too_large_or_empty_is_refused() {
         let store = Store::default();
         store.open(1);
-        let large = vec![0; MOST_VALUE + 1];
+        let large = vec![0; MAX_VALUE_BYTES + 1];
         assert!(matches!(store.answer(request(1, set("a", &large))).await, Err(Refusal::Invalid(_))));
         let nothing = StoreRequest { generation: 1, operation: None };
         assert!(matches!(store.answer(nothing).await, Err(Refusal::Invalid(_))));

@@ -12,13 +12,13 @@ use thanos_proto::{StageResult, StepDone};
 
 /// Where nobody watches, a line comes this often at first, then whenever a run is a twentieth older, and at last so often:
 /// a day of training is 400 lines.
-const LEAST_BETWEEN_LINES: Duration = Duration::from_secs(5);
-const MOST_BETWEEN_LINES: Duration = Duration::from_secs(300);
+const MIN_LINE_INTERVAL: Duration = Duration::from_secs(5);
+const MAX_LINE_INTERVAL: Duration = Duration::from_secs(300);
 /// The rate is that of the last seconds.
 const WINDOW: Duration = Duration::from_secs(5);
 
 /// Skipped images that are named; the pack names more.
-const MOST_NAMED: usize = 20;
+const MAX_NAMED: usize = 20;
 
 /// Shortest time between two states of a bar that is moved by many threads.
 const MIN_BAR_INTERVAL: Duration = Duration::from_millis(50);
@@ -87,10 +87,10 @@ fn tell_left_out(pack: &PackFile) {
         return;
     }
     terminal::line(&format!("left out {} {} images that cannot be decoded:", pack.left_out, pack.split));
-    for image in pack.skipped.iter().take(MOST_NAMED) {
+    for image in pack.skipped.iter().take(MAX_NAMED) {
         terminal::line(&format!("  {}: {}", image.name, image.reason));
     }
-    if pack.left_out > MOST_NAMED as u64 {
+    if pack.left_out > MAX_NAMED as u64 {
         terminal::line(&format!("  and more, see `thanos-coord data info {}`", pack.path.display()));
     }
 }
@@ -119,7 +119,7 @@ struct Stage {
 
 /// How long a run of this age is silent.
 fn between_lines(age: Duration) -> Duration {
-    (age / 20).clamp(LEAST_BETWEEN_LINES, MOST_BETWEEN_LINES)
+    (age / 20).clamp(MIN_LINE_INTERVAL, MAX_LINE_INTERVAL)
 }
 
 impl Progress {

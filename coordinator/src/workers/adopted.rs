@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::oneshot;
 
 /// How often such a process is looked at: nobody tells how it ended, or when.
-const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Slurm's `srun` has a helper of the same command line, its child: the parents alone.
 fn without_children(found: HashMap<i32, String>, parent: impl Fn(i32) -> Option<i32>) -> HashMap<String, i32> {
@@ -38,7 +38,7 @@ impl Adopted {
 
     /// Waits until it is gone, and says how, and why.
     pub(super) async fn wait(self, mut killed: oneshot::Receiver<()>) -> (String, ExitCause) {
-        let mut looks = tokio::time::interval(BETWEEN_LOOKS);
+        let mut looks = tokio::time::interval(POLL_INTERVAL);
         loop {
             tokio::select! {
                 _ = looks.tick() => {}

@@ -15,7 +15,7 @@ use tonic::Status;
 /// Bytes of one chunk.
 const CHUNK: usize = 1 << 20;
 /// Chunks that may wait for the network; a slow worker makes its own stream wait.
-const MOST_WAITING: usize = 4;
+const MAX_WAITING: usize = 4;
 /// Files of a checkpoint; the first one is the coordinator's own.
 const NAMES: [&str; 5] =
     ["manifest.json", "model.safetensors", "best.safetensors", "best_state.safetensors", "optimizer.safetensors"];
@@ -44,7 +44,7 @@ impl CheckpointFiles {
     /// If a checkpoint has no such file. One that cannot be read ends the stream with the reason.
     pub(crate) fn send(&self, file: &CheckpointFile) -> Result<mpsc::Receiver<Result<FileChunk, Status>>, Status> {
         let path = self.stage(file)?.join(format!("step-{:08}", file.step)).join(&file.name);
-        let (chunks, receiver) = mpsc::channel(MOST_WAITING);
+        let (chunks, receiver) = mpsc::channel(MAX_WAITING);
         tokio::task::spawn_blocking(move || {
             if let Err(error) = read(&path, &chunks) {
                 let reason = format!("the coordinator cannot read {}: {error}", path.display());
@@ -74,7 +74,7 @@ impl CheckpointFiles {
             let reason = format!("generation {generation} is over, or this worker is not its rank 0");
             return Err(Status::failed_precondition(reason));
         }
-        let (chunks, taken) = mpsc::channel(MOST_WAITING);
+        let (chunks, taken) = mpsc::channel(MAX_WAITING);
         let written = tokio::task::spawn_blocking(move || write(&stage, &file, first, taken));
         while let Some(part) = parts.next().await.transpose()? {
             let Some(Part::Chunk(chunk)) = part.part else {
