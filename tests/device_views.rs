@@ -2,7 +2,7 @@
 //! (in truth, within float rounding). The tensors are on the device under test, by default the CPU: the operations are
 //! the same on every device.
 
-use crate::tell;
+use crate::print_line;
 use crate::test_device::test_device;
 use tch::{Device, Tensor};
 use thanos_configs::{SplitMix64, ViewsConfig, view_key};
@@ -38,7 +38,7 @@ fn they_are_the_views_of_the_cpu() {
         assert!(apart < 1e-4, "{side} x {side} x {channels}: {apart} apart, more than rounding");
         worst = worst.max(apart);
     }
-    tell(&format!("views made on {device:?} are within {worst:.1e} of the CPU's"));
+    print_line(&format!("views made on {device:?} are within {worst:.1e} of the CPU's"));
 }
 
 #[test]

@@ -24,7 +24,7 @@ fn server(answer: &'static str) -> String {
 }
 
 #[test]
-fn wrong_files_are_told_and_not_kept() {
+fn wrong_files_are_reported_and_not_kept() {
     let scene = Scene::new();
     // The published addresses cannot be reached through a proxy that is not there: only the mirror answers.
     let check = |answer: &'static str, code: i32, part: &str| {

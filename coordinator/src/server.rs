@@ -13,7 +13,7 @@ use crate::exit::EXIT_NO_PERMISSION;
 use crate::run::{Event, SessionId};
 use crate::run_dir::checkpoints::CheckpointFiles;
 use crate::server::credentials::Credentials;
-use crate::server::pack_stream::PackShelf;
+use crate::server::pack_stream::PackServer;
 use crate::server::rendezvous::{Refusal, Store};
 use anyhow::Result;
 pub(crate) use descriptors::check_descriptors;
@@ -51,7 +51,7 @@ const MAX_ENROL_MESSAGE: usize = 16 << 10;
 const MAX_ENROL_STREAMS: u32 = 2;
 const MAX_ENROL_HEADERS: u32 = 4 << 10;
 const ENROL_WINDOW: u32 = 16 << 10;
-/// Pause before the answer to a worker that may not join: who guesses tokens guesses slowly.
+/// Pause before the answer to a worker that may not join: it slows down guessing of tokens.
 const REFUSAL_LINGER: Duration = Duration::from_secs(1);
 /// Streams that a worker may have open on one connection; it needs four.
 const MAX_STREAMS: u32 = 32;
@@ -82,7 +82,7 @@ impl Sessions {
             _ = sender.send(command);
         }
         if ends {
-            // The stream ends behind its last command.
+            // The stream ends after its last command.
             outbound.remove(&session);
         }
     }
@@ -144,12 +144,12 @@ pub(crate) struct Service {
     pub(crate) events: mpsc::Sender<Event>,
     pub(crate) sessions: Sessions,
     pub(crate) store: Arc<Store>,
-    pub(crate) packs: Arc<PackShelf>,
+    pub(crate) packs: Arc<PackServer>,
     pub(crate) files: Arc<CheckpointFiles>,
     pub(crate) names: Arc<PlanNames>,
     /// Workers that the run may have.
     pub(crate) workers: usize,
-    /// None: everybody is let in, and nothing is encrypted.
+    /// None: every client is admitted, and nothing is encrypted.
     pub(crate) credentials: Option<Arc<Credentials>>,
     pub(crate) next_session: AtomicU64,
 }
@@ -210,11 +210,11 @@ pub(crate) fn max_pending(workers: usize) -> usize {
     MIN_PENDING.max(2 * workers)
 }
 
-/// Who asks, if it may ask for anything but to enrol.
+/// The peer of a call, if it may do anything but enrol.
 fn admitted<T>(request: &Request<T>) -> Result<Peer, Status> {
     let peer = request.extensions().get::<Peer>().ok_or_else(|| Status::internal("a connection without a peer"))?;
     match peer.identity {
-        Identity::Unknown => Err(Status::unauthenticated("show the certificate that Enrol gives")),
+        Identity::Unknown => Err(Status::unauthenticated("present the certificate that Enrol issues")),
         Identity::Unchecked | Identity::Worker(_) => Ok(peer.clone()),
     }
 }
@@ -225,7 +225,7 @@ impl Coordinator for Service {
         let from = request.extensions().get::<Peer>().map(|peer| peer.address);
         let v1::EnrolRequest { worker_id, token, certificate_request } = request.into_inner();
         let Some(credentials) = &self.credentials else {
-            return Err(Status::failed_precondition("this run is an insecure one: nobody enrols"));
+            return Err(Status::failed_precondition("this run is insecure: it has no enrolment"));
         };
         match credentials.enrol(&worker_id, &token, &certificate_request, from.map(|from| from.ip())) {
             Ok(certificate) => Ok(Response::new(v1::EnrolReply { certificate })),
@@ -314,7 +314,7 @@ impl Listener {
         let Self { session, ref events, ref sessions, .. } = self;
         let first = tokio::time::timeout(HELLO_TIMEOUT, next(&mut messages)).await;
         let Ok(Some(WorkerEvent::Hello(hello))) = first else {
-            tracing::warn!(from = %self.peer.address, "a connection did not introduce itself as a worker");
+            tracing::warn!(from = %self.peer.address, "a connection sent no Hello");
             sessions.lock().remove(&session);
             return;
         };
@@ -322,7 +322,7 @@ impl Listener {
             && *worker != hello.worker_id
         {
             return self.refuse(format!(
-                "the certificate is of worker `{worker}`, and it says that it is `{}`",
+                "the certificate belongs to worker `{worker}`, but Hello names `{}`",
                 hello.worker_id
             ));
         }
@@ -335,12 +335,12 @@ impl Listener {
                 sessions.shows(&worker, session, Some(address));
                 continue;
             }
-            // The session ends, and the run goes on without this worker.
+            // The session ends, and the run continues without this worker.
             if let Err(problem) = self.names.check(&event) {
                 self.refuse(format!("worker `{worker}`: {problem}"));
                 break;
             }
-            if events.send(Event::Said { session, event }).await.is_err() {
+            if events.send(Event::Received { session, event }).await.is_err() {
                 return;
             }
         }
@@ -366,7 +366,7 @@ async fn next(messages: &mut Streaming<v1::WorkerEvent>) -> Option<WorkerEvent> 
             }
         },
         Err(status) => {
-            tracing::debug!("a session broke: {}", status.message());
+            tracing::debug!("a session failed: {}", status.message());
             None
         }
     }

@@ -110,7 +110,7 @@ impl<F: Fn(&str) -> Option<usize>> Found<'_, F> {
         let fault = |error: &zip::result::ZipError| RawFault::Zip(error.to_string());
         let mut archive = ZipArchive::new(Cursor::new(bytes)).map_err(|error| refuse(fault(&error)))?;
         if archive.len() > MAX_ENTRIES {
-            return Err(refuse(RawFault::TooManyFiles { most: MAX_ENTRIES }));
+            return Err(refuse(RawFault::TooManyFiles { max: MAX_ENTRIES }));
         }
         for index in 0..archive.len() {
             let entry = archive.by_index(index).map_err(|error| refuse(fault(&error)))?;

@@ -13,6 +13,7 @@ mod image_folder;
 mod info;
 mod kept;
 mod known;
+mod moments;
 mod pack_file;
 mod pack_header;
 mod pickle;
@@ -57,14 +58,14 @@ pub struct PackFile {
     pub fingerprint: String,
     /// Number of images.
     pub images: u64,
-    /// Number of images that could not be decoded and were left out, and the first of them.
+    /// Number of images that could not be decoded and were skipped, and the first of them.
     pub left_out: u64,
     pub skipped: Vec<Skipped>,
     /// What is unusual about its images, a sentence each.
     pub warnings: Vec<String>,
 }
 
-/// An image that was left out, and why.
+/// An image that was skipped, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Skipped {
     pub name: String,
@@ -90,7 +91,7 @@ pub enum TestImages {
     Optional,
 }
 
-/// Packs a data set's raw files into `packs_dir`, which is made if need be; a pack of the same raw bytes is reused.
+/// Packs a data set's raw files into `packs_dir`, which is made if needed; a pack of the same raw bytes is reused.
 /// Several processes may do this at once.
 ///
 /// # Errors
@@ -113,7 +114,7 @@ fn pack_raw(packing: &Packing<'_>, share: f64) -> Result<Packs, DataError> {
     let (train, facts, train_reused) = packing.pack(Split::Train, raw.facts(), None)?;
     let held_out = (!raw.has_test()).then_some(HeldOut { train: &train.path, share });
     if held_out.is_some() {
-        notes.push("there are no test images: measures are taken on the images held out for validation".into());
+        notes.push("there are no test images: metrics are computed on the images held out for validation".into());
     }
     let (test, _, test_reused) = packing.pack(Split::Test, &facts, held_out)?;
     Ok(Packs { train, test, reused: train_reused && test_reused, notes })
@@ -173,7 +174,7 @@ trait RawSet {
         true
     }
 
-    /// Adds to a hash what tells a split's raw files from others.
+    /// Adds to a hash what distinguishes a split's raw files.
     fn hash_into(&self, split: Split, hash: &mut Sha256) -> Result<(), DataError>;
 
     /// Decodes a split's images into a pack.
@@ -290,7 +291,7 @@ impl HeldOut<'_> {
     }
 }
 
-/// Decides whether a pack may be reused: over what tells the raw files from others, the header's words (format, names,
+/// Decides whether a pack may be reused: over what distinguishes the raw files, the header's words (format, names,
 /// mean and std among them) and the map to coarse labels, so that a corrected fact makes a new pack.
 fn source_sha256(raw: &dyn RawSet, split: Split, held_out: Option<HeldOut<'_>>) -> Result<String, DataError> {
     sha256_of(raw, raw.facts(), split, held_out)

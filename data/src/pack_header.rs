@@ -1,4 +1,4 @@
-//! A pack's header: what it says about the images and labels behind it, as safetensors JSON and back.
+//! A pack's header: what it records about the images and labels after it, as safetensors JSON and back.
 //! It knows lengths and offsets, and reads no pixel.
 
 use super::Skipped;
@@ -16,7 +16,7 @@ use thanos_configs::{DataSet, Labels};
 /// Version of packs: of the file, of the decoders (a pixel that they give otherwise), and of the fingerprint.
 pub(super) const FORMAT: u32 = 2;
 
-/// Most bytes of the JSON, the spaces behind it among them; the worker's reader has the same bound.
+/// Maximum length of the JSON, the spaces after it included; the worker's reader has the same bound.
 const MAX_JSON_BYTES: u64 = 64 << 20;
 /// The JSON's length comes first, u64 little-endian.
 const LENGTH_BYTES: u64 = 8;
@@ -38,7 +38,7 @@ pub(super) struct Notes {
     pub(super) pixels: String,
 }
 
-/// What a pack says about itself.
+/// What a pack records about itself.
 #[derive(Debug)]
 pub(super) struct Header {
     pub(super) name: String,
@@ -127,7 +127,9 @@ impl Header {
         file.read_exact(&mut length)?;
         let length = u64::from_le_bytes(length);
         if length > MAX_JSON_BYTES {
-            return Err(PackFault::Header(format!("its length is {length} bytes, at most {MAX_JSON_BYTES} are allowed")));
+            return Err(PackFault::Header(format!(
+                "its length is {length} bytes, at most {MAX_JSON_BYTES} are allowed"
+            )));
         }
         let tensors_at = LENGTH_BYTES + length;
         if got < tensors_at {
@@ -213,7 +215,7 @@ fn tensor<'a>(
     Ok((&info.shape, tensors_at + from as u64..tensors_at + to as u64))
 }
 
-/// A header's bytes, with its length before it, for `coarse`, `fine` and `images` in this order behind it. Equal data
+/// A header's bytes, with its length before it, for `coarse`, `fine` and `images` in this order after it. Equal data
 /// give equal bytes: keys are in a fixed order.
 pub(super) fn to_bytes(
     data: &DataSet,
@@ -259,7 +261,7 @@ pub(super) fn to_bytes(
     [&(json.len() as u64).to_le_bytes(), json.as_slice()].concat()
 }
 
-/// A header's bytes with spaces behind its JSON, so that it ends at `end`; `None` if it is longer.
+/// A header's bytes with spaces after its JSON, so that it ends at `end`; `None` if it is longer.
 pub(super) fn padded(mut header: Vec<u8>, end: u64) -> Option<Vec<u8>> {
     let end = usize::try_from(end).ok().filter(|end| *end >= header.len())?;
     header.resize(end, b' ');

@@ -1,6 +1,6 @@
 //! Reads a Python pickle as plain data: numbers, texts, lists, tuples, dicts and numpy arrays of bytes.
 //! Nothing a pickle asks for is ever run; what it calls is one of five known names or a fault.
-//! It takes bytes from strangers, so depth, steps and the growth of shared values are bounded.
+//! Its input is untrusted, so depth, steps and the growth of shared values are bounded.
 //! It knows bytes only: neither the files they lie in nor the data set they describe.
 
 mod input;
@@ -48,7 +48,7 @@ impl Value {
 
 #[derive(Debug, PartialEq, thiserror::Error)]
 pub(super) enum PickleFault {
-    #[error("it is no pickle: {0}")]
+    #[error("not a pickle: {0}")]
     NoPickle(String),
     #[error("cut off: offset {at} expects {expected} more bytes, {left} are left")]
     CutOff { at: usize, expected: u64, left: usize },
@@ -60,8 +60,8 @@ pub(super) enum PickleFault {
     Global { at: usize, name: String },
     #[error("offset {at}: expected {expected}, got {got}")]
     Unexpected { at: usize, expected: String, got: String },
-    #[error("offset {at}: more than {most} {what}")]
-    TooMuch { at: usize, most: usize, what: &'static str },
+    #[error("offset {at}: more than {max} {what}")]
+    TooMuch { at: usize, max: usize, what: &'static str },
     #[error("offset {at}: {count} bytes follow the end of the pickle")]
     Trailing { at: usize, count: usize },
 }

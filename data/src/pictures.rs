@@ -1,5 +1,5 @@
 //! Many pictures of a tree, decoded by all cores into one block of pixels. What cannot be decoded ends the packing, or
-//! is left out and named, as `data.on_bad_image` says: either way the same pictures whatever the number of threads.
+//! is skipped and named, as `data.on_bad_image` says: either way the same pictures whatever the number of threads.
 
 use super::error::{DataError, RawFault};
 use super::pack_file::Sink;

@@ -123,7 +123,7 @@ impl Tree {
         };
         self.files.extend(found);
         if self.files.len() > MAX_FILES {
-            return Err(DataError::raw(&self.root, RawFault::TooManyFiles { most: MAX_FILES }));
+            return Err(DataError::raw(&self.root, RawFault::TooManyFiles { max: MAX_FILES }));
         }
         self.files.sort();
         self.files.dedup();

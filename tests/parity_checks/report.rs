@@ -1,5 +1,5 @@
-//! What came out of a file's cases. A case goes on after a difference, and the file after a case that failed or
-//! panicked, so that one run tells everything.
+//! What came out of a file's cases. A case continues after a difference, and the file after a case that failed or
+//! panicked, so that one run reports everything.
 
 use crate::nearness::{relative_error, worst_element};
 use anyhow::Result;

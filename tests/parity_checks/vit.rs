@@ -38,7 +38,7 @@ struct Config {
 }
 
 impl Config {
-    /// The number behind `word` in the optimiser's description.
+    /// The number after `word` in the optimiser's description.
     fn rate(&self, word: &str) -> Result<f64> {
         let number = self.optimizer.split_whitespace().skip_while(|other| *other != word).nth(1);
         let number = number.with_context(|| format!("the optimizer `{}` has no `{word}`", self.optimizer))?;

@@ -62,7 +62,7 @@ impl Default for Scene {
 }
 
 impl Drop for Scene {
-    /// Whoever was started in the folder of a test that has passed must be gone with it, at the latest when a lease ends.
+    /// Every process that was started in the folder of a passed test must have exited with it, at the latest when a lease ends.
     fn drop(&mut self) {
         if std::thread::panicking() {
             return;
@@ -73,7 +73,7 @@ impl Drop for Scene {
             if left.is_empty() {
                 break;
             }
-            assert!(started.elapsed() < LEAVE_TIMEOUT, "left behind: {left:?}");
+            assert!(started.elapsed() < LEAVE_TIMEOUT, "still running: {left:?}");
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -231,9 +231,9 @@ impl Running {
             let stderr = running.output("stderr");
             let ended = running.child.try_wait().expect("our child");
             assert!(ended.is_none(), "it ended with {ended:?} before it listened:\n{stderr}");
-            let (told, _) = stderr.split("waiting at ").nth(1)?.split_once('\n')?;
-            let address = told.split_once(" for ")?.0.to_owned();
-            Some(Invitation { address, credentials: told.split("--credentials ").nth(1).map(Into::into) })
+            let (output, _) = stderr.split("waiting at ").nth(1)?.split_once('\n')?;
+            let address = output.split_once(" for ")?.0.to_owned();
+            Some(Invitation { address, credentials: output.split("--credentials ").nth(1).map(Into::into) })
         })
     }
 

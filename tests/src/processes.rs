@@ -48,7 +48,7 @@ pub fn send(pid: i32, signal: Signal) {
 /// # Panics
 /// If it takes longer than `most`.
 #[track_caller]
-pub fn gone_within(pids: &[i32], most: Duration) -> Duration {
+pub fn exit_within(pids: &[i32], most: Duration) -> Duration {
     let started = Instant::now();
     while pids.iter().any(|pid| is_alive(*pid)) {
         assert!(started.elapsed() < most, "still there after {most:?}: {pids:?}");

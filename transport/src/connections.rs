@@ -1,6 +1,5 @@
-//! The door: connections are accepted here, and handed on once they have begun to speak: TLS, or, where the user wanted no
-//! encryption, HTTP/2. Whoever says nothing, or something else, costs a descriptor for a moment and never reaches the
-//! service. Who is behind a connection is known from here on; what it may do is not decided here.
+//! Accepts connections, and passes them on once their first bytes have arrived: TLS, or, with `--insecure`, HTTP/2. A
+//! client that sends nothing, or something else, costs a file descriptor for a moment and never reaches the service. The peer of a connection is identified here; what it may do is decided by the service.
 
 use crate::limit::{ConnectionLimit, Evicted, Permit};
 use nix::errno::Errno;
@@ -54,17 +53,17 @@ pub struct Accepted {
     pub unknown: ReceiverStream<io::Result<Connection>>,
 }
 
-/// Who is at the other end of a connection.
+/// The peer of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
     pub address: SocketAddr,
     pub identity: Identity,
 }
 
-/// As whom the other end was recognised.
+/// The identity of the peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Identity {
-    /// Nobody was asked: the run is an insecure one.
+    /// Not authenticated: the run is insecure.
     Unchecked,
     /// It showed no certificate; it may enrol.
     Unknown,
@@ -96,7 +95,7 @@ struct Entrance {
     unknown: mpsc::Sender<io::Result<Connection>>,
 }
 
-/// Who a connection is counted for. Without certificates all who reach the port are trusted alike.
+/// The owner that a connection is counted for. Without certificates all clients are trusted alike.
 #[derive(Clone, PartialEq, Eq, Hash)]
 enum Owner {
     Worker(String),
@@ -131,9 +130,11 @@ async fn accept(listener: TcpListener, entrance: Entrance) {
 fn cause(error: &io::Error) -> String {
     match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EMFILE) => {
-            format!("{error}: this process has no descriptor left; raise its limit (ulimit -n, LimitNOFILE=)")
+            format!("{error}: this process has no file descriptor left; raise its limit (ulimit -n, LimitNOFILE=)")
         }
-        Some(Errno::ENFILE) => format!("{error}: this machine has no descriptor left; raise the sysctl fs.file-max"),
+        Some(Errno::ENFILE) => {
+            format!("{error}: this machine has no file descriptor left; raise the sysctl fs.file-max")
+        }
         _ => error.to_string(),
     }
 }
@@ -144,12 +145,12 @@ impl Entrance {
         let (permit, mut evicted) = self.pending.admit(network(from.ip()));
         let begun = tokio::select! {
             begun = timeout(HANDSHAKE_TIMEOUT, begin(stream, from, self.tls)) => begun,
-            () = &mut evicted => return tracing::debug!(%from, "closed: too many connections have not begun"),
+            () = &mut evicted => return tracing::debug!(%from, "closed: too many pending connections"),
         };
         let (stream, peer) = match begun {
             Ok(Ok(begun)) => begun,
             Ok(Err(reason)) => return tracing::debug!(%from, "closed: {reason}"),
-            Err(_) => return tracing::debug!(%from, "closed: it took too long to begin"),
+            Err(_) => return tracing::debug!(%from, "closed: handshake timed out"),
         };
         let owner = match &peer.identity {
             Identity::Unknown => {
@@ -317,7 +318,7 @@ mod tests {
     use tokio_stream::StreamExt;
 
     #[tokio::test]
-    async fn only_who_speaks_the_protocol_comes_in() {
+    async fn only_clients_that_speak_the_protocol_are_accepted() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("bound");
         let connect = || async { TcpStream::connect(address).await.expect("connected") };
@@ -325,7 +326,7 @@ mod tests {
         let Accepted { admitted: mut inside, unknown: _ } = connections(listener, None, limits);
         let mut other = connect().await;
         other.write_all(b"GET / HTTP/1.1\r\n\r\n").await.expect("sent");
-        // Closed with what it said unread, which may be told as an error.
+        // Closed with unread bytes, which may be reported as an error.
         assert!(matches!(other.read(&mut [0]).await, Ok(0) | Err(_)));
         let mut speaks = connect().await;
         speaks.write_all(PREFACE).await.expect("sent");
@@ -335,7 +336,7 @@ mod tests {
         assert_eq!(heard, PREFACE);
         came.write_all(b"x").await.expect("sent");
         speaks.read_exact(&mut [0]).await.expect("answered");
-        // Of many that say nothing the first ones make room, and one that speaks comes in beside them.
+        // Of many that send nothing the first ones are closed, and one that speaks the protocol is accepted.
         let mut idle = Vec::new();
         for _ in 0..2 * limits.pending {
             idle.push(connect().await);

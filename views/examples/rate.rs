@@ -1,5 +1,5 @@
 //! Views a second on one core, of random images as `benches/torchvision_views.py` makes them: one JSON line a side.
-#![allow(clippy::print_stdout, reason = "an example of one line a side, whose reader is a script")]
+#![allow(clippy::print_stdout, reason = "an example of one line per side, whose reader is a script")]
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};

@@ -76,7 +76,7 @@ impl Run {
     }
 }
 
-/// Lives until the program ends; once, when `lost` resolves, it dies and is started again.
+/// Lives until the program ends; once, when `lost` resolves, it dies and is restarted.
 pub(crate) async fn simulate(
     run: Arc<Run>,
     worker: String,

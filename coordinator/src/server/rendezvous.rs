@@ -23,7 +23,7 @@ const MAX_WAIT: Duration = Duration::from_secs(600);
 pub(crate) enum Refusal {
     #[error("this is generation {current}; generation {asked} is over")]
     Stale { asked: u64, current: u64 },
-    #[error("{missing}, one of {keys} keys, did not come within {waited:?}")]
+    #[error("{missing}, one of {keys} keys, was not set within {waited:?}")]
     Timeout { missing: String, keys: usize, waited: Duration },
     #[error("{0}")]
     Invalid(String),
@@ -61,7 +61,7 @@ impl Store {
 
     /// Answers one operation; a `get` waits until all its keys are there, at most as long as it says.
     pub(crate) async fn answer(&self, request: StoreRequest) -> Result<StoreReply, Refusal> {
-        let operation = request.operation.ok_or_else(|| Refusal::Invalid("it asks for nothing".into()))?;
+        let operation = request.operation.ok_or_else(|| Refusal::Invalid("the request is empty".into()))?;
         if let Operation::Get(get) = operation {
             let wait = Duration::from_millis(get.wait_ms).min(MAX_WAIT);
             return self.get(request.generation, get.keys, wait).await;
@@ -98,7 +98,7 @@ impl Store {
             Operation::Set(set) => inner.insert(set.key, set.value).map(|()| number(0)),
             Operation::Add(add) => {
                 let held = values.get(&add.key).map_or(Ok(0), |text| String::from_utf8_lossy(text).parse::<i64>());
-                let held = held.map_err(|_| Refusal::Invalid(format!("`{}` holds no number", add.key)))?;
+                let held = held.map_err(|_| Refusal::Invalid(format!("`{}` is not a number", add.key)))?;
                 let sum = held.wrapping_add(add.amount);
                 inner.insert(add.key, sum.to_string().into()).map(|()| number(sum))
             }
@@ -112,7 +112,7 @@ impl Store {
             }
             Operation::Delete(delete) => Ok(number(i64::from(inner.values.remove(&delete.key).is_some()))),
             Operation::Check(check) => Ok(number(i64::from(check.keys.iter().all(|key| values.contains_key(key))))),
-            Operation::Get(_) => Err(Refusal::Invalid("a get changes nothing".into())),
+            Operation::Get(_) => Err(Refusal::Invalid("a get does not change anything".into())),
         }
     }
 
@@ -149,14 +149,14 @@ impl Inner {
         }
         if let Some(missing) = waiter.keys.get(waiter.seen) {
             if self.waiting >= MAX_WAITERS {
-                return Err(Refusal::Invalid(format!("more than {MAX_WAITERS} calls wait")));
+                return Err(Refusal::Invalid(format!("more than {MAX_WAITERS} calls are waiting")));
             }
             self.waiting += 1;
             self.waiters.entry(missing.clone()).or_default().push(waiter);
             return Ok(());
         }
         let values = waiter.keys.iter().filter_map(|key| self.values.get(key).cloned()).collect();
-        // A caller that has given up hears nothing.
+        // A caller that has given up gets no answer.
         _ = waiter.answer.send(values);
         Ok(())
     }
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_get_waits_for_its_key_and_no_longer_than_asked() {
+    async fn a_get_waits_for_its_key_and_no_longer_than_its_timeout() {
         let store = std::sync::Arc::new(Store::default());
         store.open(1);
         let waiting = tokio::spawn({

@@ -9,7 +9,7 @@ use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::oneshot;
 
-/// How often such a process is looked at: nobody tells how it ended, or when.
+/// How often such a process is polled: there is no notification of how it ended, or when.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Slurm's `srun` has a helper of the same command line, its child: the parents alone.
@@ -36,7 +36,7 @@ impl Adopted {
         of_run.into_iter().map(|(worker, pid)| (worker, Self { pid: Pid::from_raw(pid), program })).collect()
     }
 
-    /// Waits until it is gone, and says how, and why.
+    /// Waits until it has exited, and returns how, and why.
     pub(super) async fn wait(self, mut killed: oneshot::Receiver<()>) -> (String, ExitCause) {
         let mut looks = tokio::time::interval(POLL_INTERVAL);
         loop {
@@ -94,7 +94,7 @@ fn runs(pid: i32, program: &str) -> bool {
     command(pid).first().is_some_and(|first| Path::new(first).ends_with(program))
 }
 
-/// Program and arguments; of a process that nobody has waited for there are none.
+/// Program and arguments; a zombie process has none.
 fn command(pid: i32) -> Vec<String> {
     let bytes = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     bytes

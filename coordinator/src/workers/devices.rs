@@ -115,7 +115,7 @@ fn program_in(folder: &Path, named: Option<&Path>, kind: DeviceKind) -> Result<P
             program.display()
         ))),
         DeviceKind::Cpu => {
-            let message = format!("{} does not exist: `make build` puts it beside thanos-coord", program.display());
+            let message = format!("{} does not exist: `make build` puts it next to thanos-coord", program.display());
             Err(Fatal::new(EXIT_UNREACHABLE, message))
         }
     }
@@ -134,8 +134,7 @@ pub(crate) fn shared_nccl_variables(worker: &str, has_interface: bool) -> Vec<(&
 fn check_options(request: Request) -> Result<(), Fatal> {
     match (request.device, request.collectives) {
         (DeviceChoice::Cpu, CollectivesChoice::Nccl) => {
-            let message =
-                "--collectives nccl works between GPUs only: leave out --device cpu, or use --collectives gloo";
+            let message = "--collectives nccl works between GPUs only: omit --device cpu, or use --collectives gloo";
             Err(Fatal::new(EXIT_USAGE, message))
         }
         _ => Ok(()),

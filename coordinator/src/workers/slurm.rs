@@ -92,7 +92,7 @@ impl Allocation {
         let Some(first) = starved.first() else { return Vec::new() };
         let others = match starved.len() - 1 {
             0 => String::new(),
-            others => format!(" (and {others} more nodes alike)"),
+            others => format!(" (and {others} more such nodes)"),
         };
         let option = if first.gpus > 0 { "--cpus-per-gpu" } else { "--cpus-per-task" };
         vec![format!(

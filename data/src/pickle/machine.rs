@@ -1,4 +1,4 @@
-//! The stack machine a pickle is a program for, with every opcode that makes more than plain data left out.
+//! The stack machine a pickle is a program for, with every opcode that makes more than plain data omitted.
 //! It builds nodes that point at each other and at the input; how they unfold into values it does not know.
 
 use super::input::{Input, shortened, shown};
@@ -59,10 +59,10 @@ impl Node<'_> {
     pub(super) fn kind(&self) -> String {
         let kind = match self {
             Node::None => "None",
-            Node::Bool(_) => "a truth value",
+            Node::Bool(_) => "a boolean",
             Node::Int(number) => return format!("the number {number}"),
-            Node::Float(_) => "a fraction",
-            Node::Bytes(bytes) => return format!("the text {}", shown(bytes)),
+            Node::Float(_) => "a float",
+            Node::Bytes(bytes) => return format!("the string {}", shown(bytes)),
             Node::List(_) => "a list",
             Node::Tuple(items) => return format!("a tuple of {}", items.len()),
             Node::Dict(_) => "a dict",
@@ -303,7 +303,7 @@ impl<'a> Machine<'a> {
     fn text(&self, id: Id) -> Outcome<&[u8]> {
         match &self.nodes[id] {
             Node::Bytes(bytes) => Ok(bytes),
-            _ => self.refused("a text", id),
+            _ => self.refused("a string", id),
         }
     }
 
@@ -352,10 +352,10 @@ impl<'a> Machine<'a> {
         if !matches!(self.text(encoding)?, b"latin1" | b"latin-1") {
             return self.refused("the encoding `latin1`", encoding);
         }
-        let most = self.input.content.len().saturating_mul(2); // a Latin-1 byte of the pickle is two of a text
+        let max = self.input.content.len().saturating_mul(2); // a Latin-1 byte of the pickle is two of a text
         self.decoded += self.text(text)?.len();
-        if self.decoded > most {
-            return Err(self.input.too_much(most, "bytes of encoded text"));
+        if self.decoded > max {
+            return Err(self.input.too_much(max, "bytes of encoded text"));
         }
         let latin = |text: &str| text.chars().map(|character| u8::try_from(character).ok()).collect();
         match str::from_utf8(self.text(text)?).ok().and_then(latin) {

@@ -67,7 +67,7 @@ impl CheckpointFiles {
         let Some(FilePart { part: Some(Part::Head(FileHead { generation, file: Some(file), first })) }) =
             parts.next().await.transpose()?
         else {
-            return Err(Status::invalid_argument("a file without a head"));
+            return Err(Status::invalid_argument("a file without a header"));
         };
         let stage = self.stage(&file)?;
         if !may_write(generation) {
@@ -78,9 +78,9 @@ impl CheckpointFiles {
         let written = tokio::task::spawn_blocking(move || write(&stage, &file, first, taken));
         while let Some(part) = parts.next().await.transpose()? {
             let Some(Part::Chunk(chunk)) = part.part else {
-                return Err(Status::invalid_argument("a second head in the middle of a file"));
+                return Err(Status::invalid_argument("a second header in the middle of a file"));
             };
-            // Whoever writes has failed, and says why.
+            // The writer has failed, and reports why.
             if chunks.send(Chunk::Bytes(chunk)).await.is_err() {
                 break;
             }
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_none_of_the_runs_files_is_refused() {
+    async fn files_that_are_not_of_the_run_are_refused() {
         let folder = tempfile::tempdir().expect("a folder");
         let files = Arc::new(CheckpointFiles::new(folder.path(), ["cae"]));
         for other in [file("..", 1, "manifest.json"), file("cae", 1, "../x"), file("cae", 1, "x"), file("", 1, "")] {
