@@ -1,6 +1,6 @@
 //! Nothing stops a run: whichever worker is killed or stopped, at whatever moment, the others continue, it is
 //! restarted without any intervention, and every committed loss, the weights and the results are bit-identical to those of
-//! an undisturbed run. Moments and victims are drawn from a seed.
+//! an uninterrupted run. Moments and victims are drawn from a seed.
 
 use crate::print_line;
 use nix::sys::signal::{Signal, kill};
@@ -21,7 +21,7 @@ pub(crate) fn launch(scene: &Scene, run_dir: &str, workers: &str, target: &[&str
     scene.start(&[&arguments[..], target].concat())
 }
 
-/// Sends signals to workers at random moments until the run has ended, at most so many.
+/// Sends signals to workers at random moments until the run has ended, at most this many.
 fn disturb(mut running: Running, run_dir: &Path, most: usize, pause: (f64, f64), signals: &[Signal]) -> (Ran, usize) {
     let mut stream = SplitMix64::new(20_261_124);
     let (mut sent, mut most_open) = (0, 0);

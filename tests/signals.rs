@@ -1,6 +1,6 @@
 //! A stop request is honoured however it is delivered: to the whole process tree, as systemd and Slurm do, to workers
 //! only, twice at once. Each ends with a checkpoint of the last step and
-//! exit code 75, and the resumed run is the undisturbed one to the bit. A checkpoint that cannot be written for a moment
+//! exit code 75, and the resumed run is the uninterrupted one to the bit. A checkpoint that cannot be written for a moment
 //! is retried, within the grace period.
 
 use crate::disks::{BadDisk, FULL};
@@ -23,7 +23,7 @@ pub(crate) fn undisturbed() -> Scene {
     scene
 }
 
-/// The run was stopped with a checkpoint of its last step, and continues to the end of the undisturbed one.
+/// The run was stopped with a checkpoint of its last step, and continues to the end of the uninterrupted one.
 #[track_caller]
 pub(crate) fn assert_stopped_and_resumable(whole: &Scene, scene: &Scene) {
     let run = scene.path("run");

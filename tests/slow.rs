@@ -1,5 +1,5 @@
 //! Where steps take seconds, checkpoints and evaluations longer, and the coordinator pauses: no healthy worker is
-//! terminated, what survivors hold is kept, and the run is that of an undisturbed one, to the bit. The short forms are here;
+//! terminated, what survivors hold is kept, and the run is that of an uninterrupted one, to the bit. The short forms are here;
 //! `make chaos` has steps of eight seconds, checkpoints of eighteen and evaluations of forty.
 
 use crate::print_line;

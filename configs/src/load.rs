@@ -32,7 +32,7 @@ impl Plan {
     }
 
     /// As [`Plan::from_file`], for the resolved configuration of a run, which is taken as it is: keys without effect, which
-    /// an earlier version let through, are no mistake.
+    /// an earlier version let through, are not a mistake.
     pub fn from_resolved(text: &str, source: &str, overrides: &[String]) -> Result<Self, ConfigErrors> {
         let (config, origin) = Layered::of_file(text, source)?.with(overrides).config()?;
         plan(Settled { config, origin, idle: Vec::new() })

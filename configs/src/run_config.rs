@@ -57,7 +57,7 @@ impl Default for RunConfig {
     }
 }
 
-/// What is written for a run beyond its ledger. It is no part of a run's recipe: it may change at a resume.
+/// What is written for a run beyond its ledger. It is not part of a run's recipe: it may change at a resume.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]

@@ -171,7 +171,7 @@ struct PacksDir {
 }
 
 impl Target {
-    /// As it was meant, in any order: the preset or file is the first word that is no override.
+    /// As it was meant, in any order: the preset or file is the first word that is not an override.
     fn parts(&self) -> (Option<&str>, Vec<String>) {
         let is_key = |word: &str| word.split_once('=').is_some_and(|(key, _)| !key.contains('/'));
         let words: Vec<&String> = self.target.iter().chain(&self.overrides).collect();

@@ -187,7 +187,7 @@ pub(crate) fn identity(path: &Path) -> Result<Identity, Fatal> {
 /// The plan of a run's own configuration, with overrides laid over it.
 ///
 /// # Errors
-/// 65 if it cannot be read, 78 if it, or an override, is no configuration.
+/// 65 if it cannot be read, 78 if it, or an override, is not a configuration.
 pub(crate) fn plan_of_run(run_dir: &Path, overrides: &[String]) -> Result<Plan, Fatal> {
     let file = run_dir.join(CONFIG);
     let text = fs::read_to_string(&file)

@@ -31,7 +31,7 @@ const MAX_SHOWN: usize = 6;
 /// The files of an archive that `find` gives a place among `places`, and the names of some others.
 ///
 /// # Errors
-/// A damaged archive; a file that is there twice or is no plain file. One that is not there is `None`.
+/// A damaged archive; a file that occurs twice or is not a plain file. One that is not there is `None`.
 pub(super) fn unpack(
     archive: &RawFile,
     places: usize,

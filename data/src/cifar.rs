@@ -47,7 +47,7 @@ impl Cifar {
     /// The images of a binary file, planes turned to [N, 32, 32, 3] u8, and their fine labels.
     ///
     /// # Errors
-    /// No records, a length that is no whole number of them (the other CIFAR is recognised by it), or a label that is
+    /// No records, a length that is not a whole number of them (the other CIFAR is recognised by it), or a label that is
     /// out of range, or coarse labels that are not those of the fine ones.
     pub(super) fn decode_binary(self, content: &[u8], labels: &Labels) -> Result<Samples, RawFault> {
         let record_bytes = self.record();
@@ -84,7 +84,7 @@ impl Cifar {
     /// The same of a pickled batch.
     ///
     /// # Errors
-    /// If it is no pickle of plain data, or another structure than the published one.
+    /// If it is not a pickle of plain data, or another structure than the published one.
     pub(super) fn decode_pickle(self, content: &[u8], labels: &Labels) -> Result<Samples, RawFault> {
         let batch = pickle::read(content).map_err(|fault| RawFault::Pickle(fault.to_string()))?;
         let key = match self {

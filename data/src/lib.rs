@@ -123,7 +123,7 @@ fn pack_raw(packing: &Packing<'_>, share: f64) -> Result<Packs, DataError> {
 /// What `thanos-coord data info` prints about a pack; mean and std are measured. It does not check the fingerprint.
 ///
 /// # Errors
-/// If the file is no pack, or is cut off.
+/// If the file is not a pack, or is cut off.
 pub fn info(path: &Path) -> Result<PackInfo, DataError> {
     PackInfo::read(path).map_err(|fault| DataError::Pack { path: path.to_owned(), fault })
 }
@@ -131,7 +131,7 @@ pub fn info(path: &Path) -> Result<PackInfo, DataError> {
 /// The fine labels of a pack, [N].
 ///
 /// # Errors
-/// If the file is no pack, or is cut off.
+/// If the file is not a pack, or is cut off.
 pub fn fine_labels(path: &Path) -> Result<Vec<i64>, DataError> {
     pack_file::read_fine(path).map_err(|fault| DataError::Pack { path: path.to_owned(), fault })
 }
@@ -139,7 +139,7 @@ pub fn fine_labels(path: &Path) -> Result<Vec<i64>, DataError> {
 /// Recomputes a pack's fingerprint from its header, images and labels.
 ///
 /// # Errors
-/// If the file is no pack, is cut off, or holds something else than when it was written.
+/// If the file is not a pack, is cut off, or holds something else than when it was written.
 pub fn verify(path: &Path) -> Result<(), DataError> {
     pack_file::verify(path).map_err(|fault| DataError::Pack { path: path.to_owned(), fault })
 }

@@ -166,7 +166,7 @@ pub(super) struct PackLabels {
 /// Reads a pack's header and labels, without checking its fingerprint.
 ///
 /// # Errors
-/// If it is no pack, or cut off.
+/// If it is not a pack, or cut off.
 pub(super) fn read_labels(path: &Path) -> Result<(Header, PackLabels), PackFault> {
     let header = Header::read(path)?;
     let mut file = File::open(path)?;

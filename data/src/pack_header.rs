@@ -116,7 +116,7 @@ impl Header {
     /// Reads a pack's header, and compares the file's length with it.
     ///
     /// # Errors
-    /// If the file is no pack of this format, or is cut off.
+    /// If the file is not a pack of this format, or is cut off.
     pub(super) fn read(path: &Path) -> Result<Self, PackFault> {
         let mut file = File::open(path)?;
         let got = file.metadata()?.len();

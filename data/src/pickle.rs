@@ -38,7 +38,7 @@ pub(super) struct Array {
 }
 
 impl Value {
-    /// The value under a text key; the last one where a key comes twice, as in Python. None if this is no dict.
+    /// The value under a text key; the last one where a key comes twice, as in Python. None if this is not a dict.
     pub(super) fn get(&self, key: &str) -> Option<&Value> {
         let Value::Dict(pairs) = self else { return None };
         let is_key = |found: &Value| matches!(found, Value::Bytes(bytes) if bytes == key.as_bytes());

@@ -20,7 +20,7 @@ const MAX_SHOWN: usize = 8;
 /// Finds a data set's raw files.
 ///
 /// # Errors
-/// If `data.dir` is not given or is no folder, or a file is not there; all missing ones are named.
+/// If `data.dir` is not given or is not a folder, or a file is not there; all missing ones are named.
 pub(super) fn locate(config: &DataConfig, test: TestImages) -> Result<Box<dyn RawSet>, DataError> {
     let facts = DataSet::of(config);
     Ok(match layouts(config.kind) {

@@ -75,7 +75,7 @@ impl Tree {
     /// Opens a folder, of which nothing is listed yet, or a .zip, of which the directory is read.
     ///
     /// # Errors
-    /// If an archive cannot be read, or has a name that leads out of it or that is there twice.
+    /// If an archive cannot be read, or has a name that leads out of it or that occurs twice.
     pub(super) fn open(root: &Path) -> Result<Self, DataError> {
         let store = if root.is_dir() { Store::Folder } else { Store::Zip(Zip::open(root)?) };
         Ok(Self { root: root.into(), store, files: Vec::new(), skipped: Vec::new() })
@@ -151,7 +151,7 @@ impl Tree {
         }
     }
 
-    /// What was found in the listed folders and is no file: links to nothing, links in a circle, sockets.
+    /// What was found in the listed folders and is not a file: links to nothing, links in a circle, sockets.
     pub(super) fn skipped(&self) -> &[Passed] {
         &self.skipped
     }

@@ -119,7 +119,7 @@ impl Collectives {
     }
 }
 
-/// A peer, or the coordinator, is gone: the worker left its group, and waits for a generation with what it holds in
+/// A peer, or the coordinator, was lost: the worker left its group, and waits for a generation with what it holds in
 /// memory.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rejoin {

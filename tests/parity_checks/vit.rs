@@ -153,7 +153,7 @@ fn check_trajectory(golden: &Golden, config: &Config, case: &mut Case) -> Result
     Ok(())
 }
 
-/// Of so many images; without dropout nothing is drawn.
+/// Of this many images; without dropout nothing is drawn.
 fn draws_of(images: i64) -> Draws {
     Draws::new(0, &(0..images as u64).collect::<Vec<_>>(), 1)
 }

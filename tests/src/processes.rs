@@ -69,7 +69,7 @@ pub fn commands_in(folder: &Path) -> Vec<(i32, String)> {
     here.filter_map(command).collect()
 }
 
-/// Open descriptors of a process; none if it is gone.
+/// Open descriptors of a process; none if it has exited.
 pub fn descriptors(pid: i32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
 }

@@ -81,7 +81,7 @@ impl Pace {
         *self = Self { stage, steps, ..Self::default() };
     }
 
-    /// The duration of a step is what rank 0 measured: evaluations and checkpoints between steps are no part of it.
+    /// The duration of a step is what rank 0 measured: evaluations and checkpoints between steps are not part of it.
     pub(super) fn step(&mut self, step: &StepDone) {
         if self.stage != step.stage {
             (self.stage, self.steps) = (step.stage.clone(), VecDeque::new());

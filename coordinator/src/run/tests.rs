@@ -292,7 +292,7 @@ fn a_failure_names_worker_rank_and_phase() {
     assert!(failure(&later).0.ends_with("boom"), "{later:?}");
 }
 
-/// From generation 4, with the state after so many steps of stage a.
+/// From generation 4, with the state after this many steps of stage a.
 pub(in crate::run) fn rejoin(made: u64) -> WorkerEvent {
     let held = Some(Held { stage: 0, step: made, post_step_done: true });
     let recent = (0..made).map(|number| step("a", number, 4)).collect();

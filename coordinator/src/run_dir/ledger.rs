@@ -129,7 +129,7 @@ impl Ledger {
 /// is skipped.
 ///
 /// # Errors
-/// 65, naming the line that is none.
+/// 65, naming the line that is malformed.
 pub fn read_steps(run_dir: &Path) -> Result<Vec<StepLine>, Fatal> {
     let path = run_dir.join("steps.jsonl");
     let text = match fs::read_to_string(&path) {
@@ -149,7 +149,7 @@ pub fn read_steps(run_dir: &Path) -> Result<Vec<StepLine>, Fatal> {
 /// The greatest generation that a run directory has seen begin.
 ///
 /// # Errors
-/// 65, naming the line of `events.jsonl` that is none.
+/// 65, naming the line of `events.jsonl` that is malformed.
 pub(crate) fn last_generation(run_dir: &Path) -> Result<u64, Fatal> {
     let generations = events(run_dir)?.into_iter().filter_map(|event| event["generation"].as_u64());
     Ok(generations.max().unwrap_or(0))

@@ -201,7 +201,7 @@ fn notified(notice: &Notice) {
     }
 }
 
-/// A checkpoint was committed, of so many bytes.
+/// A checkpoint was committed, of this many bytes.
 pub(crate) fn committed(time: Duration, bytes: u64) {
     histogram!(COMMIT_SECONDS).record(time.as_secs_f64());
     gauge!(CHECKPOINT_BYTES).set(bytes as f64);

@@ -212,7 +212,7 @@ fn record(content: &[u8]) -> Vec<u8> {
     [&length[..], &masked(&length), content, &masked(content)].concat()
 }
 
-/// CRC-32C as the format has it, rotated and moved: a checksum of data that holds checksums is no good.
+/// CRC-32C as the format has it, rotated and moved: a plain checksum of data that contains checksums is weak.
 fn masked(bytes: &[u8]) -> [u8; 4] {
     crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()
 }

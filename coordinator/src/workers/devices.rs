@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use thanos_proto::DeviceKind;
 use thanos_transport::{DeviceChoice, GpuFacts, count_gpus};
 
-/// The workers' programs, both beside thanos-coord.
+/// The workers' programs, both next to thanos-coord.
 const CPU_PROGRAM: &str = "thanos-worker";
 const CUDA_PROGRAM: &str = "thanos-worker-cuda";
 
@@ -91,7 +91,7 @@ pub(crate) fn on_nodes(request: Request, facts: &GpuFacts) -> Result<Devices, Fa
     Ok(Devices { device: request.device, kind, notices })
 }
 
-/// The workers' program: the one that was named, else that of this kind beside this program.
+/// The workers' program: the one that was named, else that of this kind next to this program.
 ///
 /// # Errors
 /// 64 if the named one is not a file; 78 if the program for GPUs is missing, 69 if the one for CPUs is.

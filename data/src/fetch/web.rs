@@ -78,7 +78,7 @@ fn is_rest(range: Option<&str>, from: u64, total: u64) -> bool {
         })
 }
 
-/// The first answer on the way from `url` that is no redirect.
+/// The first answer on the way from `url` that is not a redirect.
 fn follow(times: &Timeouts, url: &str, from: u64) -> Result<Response<Body>, Reason> {
     let mut at = allowed(url).map_err(Reason::Refused)?;
     for _ in 0..=MAX_REDIRECTS {

@@ -199,7 +199,7 @@ fn zips_that_lead_out_or_hide_a_name_are_refused() {
     check(&with("../../evil.JPEG"), ": the entry `../../evil.JPEG` leads out of the archive's folder");
     check(&with("/etc/evil.JPEG"), ": the entry `/etc/evil.JPEG` leads out of the archive's folder");
     check(&with("train\\evil.JPEG"), ": the entry `train\\\\evil.JPEG` leads out");
-    // The writer refuses a name that is there twice: one of the same length is renamed in the bytes.
+    // The writer refuses a name that occurs twice: one of the same length is renamed in the bytes.
     let mut twice = with("wnids.tx_");
     for at in 0..twice.len() - 9 {
         if &twice[at..at + 9] == b"wnids.tx_" {

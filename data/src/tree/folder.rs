@@ -1,4 +1,4 @@
-//! The files of a folder on disk: links are followed wherever they lead, what is no file is noted and skipped.
+//! The files of a folder on disk: links are followed wherever they lead, what is not a file is noted and skipped.
 
 use super::super::error::{DataError, RawFault};
 use super::super::known::length_and_change;

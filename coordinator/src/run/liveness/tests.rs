@@ -95,7 +95,7 @@ fn unresponsive_workers_are_evicted_together() {
     assert_eq!(opened, 1, "one regroup for all");
 }
 
-/// A pause of this process is no worker's fault, however long it is, and whatever its heartbeats report later.
+/// A pause of this process is not a worker's fault, however long it is, and whatever its heartbeats report later.
 #[test]
 fn a_pause_of_the_coordinator_is_not_counted() {
     let mut run = paced(0.01);

@@ -15,7 +15,7 @@ fn started_again() -> Run {
     Run::new(Start { last_generation: 4, ..start }, Duration::ZERO)
 }
 
-/// A worker that reconnects, from a generation, with the state after so many steps.
+/// A worker that reconnects, from a generation, with the state after this many steps.
 fn come_back(run: &mut Run, session: SessionId, generation: u64, made: u64) -> Vec<Effect> {
     let worker = format!("worker-{}", session - 1);
     let mut effects = run.apply(Event::Opened { session, hello: Hello { generation, ..hello(&worker) } }, NOW / 2);

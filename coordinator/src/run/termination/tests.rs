@@ -6,7 +6,7 @@ use crate::run::{Effect, Event, Notice, Run, SessionId, Start};
 use std::time::Duration;
 use thanos_proto::{Command, WorkerEvent};
 
-/// A run in its first generation, with so many workers.
+/// A run in its first generation, with this many workers.
 fn running(workers: usize, min_workers: usize) -> Run {
     let mut run = Run::new(Start { min_workers, ..start(workers) }, Duration::ZERO);
     for index in 0..workers {

@@ -96,7 +96,7 @@ fn a_checkpoint_that_was_set_aside_is_found_again() {
     assert!(place.exists() && !set_aside(&place).exists());
 }
 
-/// Something that cannot be removed, here as it is no folder, costs no commit.
+/// Something that cannot be removed, here as it is not a folder, costs no commit.
 #[test]
 fn an_old_checkpoint_that_cannot_be_removed_costs_nothing() {
     let folder = tempfile::tempdir().expect("a folder");
