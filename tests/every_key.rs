@@ -32,7 +32,7 @@ enum Shown {
 }
 use Shown::{In, Refused, Run};
 
-/// A key, what both runs have beside it, and its change.
+/// A key, what else both runs have, and its change.
 type Case = (&'static str, &'static [&'static str], &'static str, Shown);
 
 const DATA: [Case; 14] = [

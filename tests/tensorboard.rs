@@ -1,5 +1,5 @@
 //! TensorBoard's event files of a run whose coordinator is killed: its own reader, where it is installed, has every step of
-//! the ledger once. What is in the files is tested beside their writer.
+//! the ledger once. What is in the files is tested next to their writer.
 
 use crate::print_line;
 use crate::recovery::launch;

@@ -148,7 +148,7 @@ pub fn view_key(seed: u64, epoch: u64, sample: u64, view: u64) -> u64 {
     mix(mix(mix(mix(seed ^ 0x7669_6577_7300) ^ epoch) ^ sample) ^ view)
 }
 
-/// A stage's part of its keys: of its name alone, so that the stages beside it change nothing in it.
+/// A stage's part of its keys: of its name alone, so that other stages change nothing in it.
 pub fn stage_key(name: &str) -> u64 {
     let digest = Sha256::digest(name.as_bytes());
     digest.iter().take(8).fold(0, |key, byte| key << 8 | u64::from(*byte))

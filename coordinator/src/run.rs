@@ -81,7 +81,7 @@ pub(crate) struct Run {
     missing_since: Duration,
     /// Until when a generation waits for more workers than the minimum.
     rendezvous_deadline: Duration,
-    /// A worker is ready beside the generation, which was asked to regroup with it.
+    /// A worker is ready while a generation trains, which was asked to regroup with it.
     growing: bool,
     /// When a worker may next cause a regroup, and how often it was lost again before the next step.
     growth: BTreeMap<String, Growth>,

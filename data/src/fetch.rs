@@ -204,7 +204,7 @@ impl Job<'_> {
             return Ok(Fetched::Already { path });
         }
         let mut part = Part::open(self.dir, self.resource.file)?;
-        // A second look, now under the lock: a run beside this one may have given the very file that was just opened
+        // A second look, now under the lock: another run may have given the very file that was just opened
         // its final name, and it must then not be written to.
         if self.is_there(&path)? {
             part.discard()?;

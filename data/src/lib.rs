@@ -79,7 +79,7 @@ pub struct Packs {
     pub test: PackFile,
     /// Both were there already and nothing was decoded.
     pub reused: bool,
-    /// What is beside the images and not used, a sentence each.
+    /// What is next to the images and not used, one sentence each.
     pub notes: Vec<String>,
 }
 
@@ -164,7 +164,7 @@ trait RawSet {
     /// What is known of it, class names included; mean and std are empty where they are to be measured.
     fn facts(&self) -> &DataSet;
 
-    /// What is beside the images and not used, a sentence each.
+    /// What is next to the images and not used, one sentence each.
     fn notes(&self) -> &[String] {
         &[]
     }

@@ -38,7 +38,7 @@ fn fingerprint(mut hash: Sha256, header: &Header, labels: [&[i64]; 2]) -> String
     hex(&hash.finalize())
 }
 
-/// Where a decoder puts images: into a pack in the making, beside its final name, so that no reader sees a part of one
+/// Where a decoder puts images: into an unfinished pack, next to its final name, so that no reader sees a part of one
 /// and a second writer does no harm. Images are written as they come, and not kept; what stands in front of them is
 /// written at the end, into room that was left for it. Dropped unfinished, it removes its file.
 pub(super) struct Sink<'a> {

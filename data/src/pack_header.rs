@@ -29,7 +29,7 @@ pub(super) struct LeftOut {
     pub(super) named: Vec<Skipped>,
 }
 
-/// What a header has beside what its fingerprint covers. Empty ones have no key; older packs have none.
+/// What a header has in addition to what its fingerprint covers. Empty ones have no key; older packs have none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Notes {
     /// What is unusual about the images, a sentence each.

@@ -36,7 +36,7 @@ pub(super) struct Handling {
 }
 
 impl Handling {
-    /// Adds to a hash what decides about the pixels of a pack beside its pictures.
+    /// Adds to a hash what decides about the pixels of a pack in addition to its pictures.
     pub(super) fn hash_into(self, hash: &mut Sha256) {
         let skips = u8::from(self.on_bad_image == OnBadImage::Skip);
         hash.update([DECODERS, skips, u8::from(self.rules.exif_orientation)]);

@@ -112,7 +112,7 @@ impl Tree {
         }
     }
 
-    /// Lists the files below a folder of the tree (`a/b`), or one file, beside what is listed already.
+    /// Lists the files below a folder of the tree (`a/b`), or one file, in addition to what is listed already.
     ///
     /// # Errors
     /// If a folder cannot be read, is nested too deeply or has too many files. One that is not there has no files.
@@ -192,7 +192,7 @@ impl TreeFile {
     }
 }
 
-/// Whether operating systems, desktops and file servers leave a file or folder of this name beside a user's own.
+/// Whether operating systems, desktops and file servers leave a file or folder of this name next to a user's own.
 fn is_system_file(name: &str) -> bool {
     const NAMES: [&str; 7] =
         ["Thumbs.db", "desktop.ini", "lost+found", "__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"];

@@ -87,7 +87,7 @@ impl Run {
         effects
     }
 
-    /// Workers that wait beside the generation are not needed any more.
+    /// Workers that wait while the generation trains are not needed any more.
     pub(super) fn all_ranks_have_left(&self) -> bool {
         self.members.values().all(|member| member.left || member.rank.is_none())
     }

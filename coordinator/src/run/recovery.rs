@@ -81,7 +81,7 @@ impl Run {
         self.begin(sessions, now)
     }
 
-    /// Workers are ready beside the generation: its ranks are asked to leave it at a common step.
+    /// Workers are ready while a generation trains: its ranks are asked to leave it at a common step.
     fn request_regroup(&mut self) -> Vec<Effect> {
         let waits = self.members.values().any(|member| member.ready && self.may_grow(member));
         if self.growing || !waits || self.ending.is_some() {

@@ -26,7 +26,7 @@ use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::version::TLS13;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
-/// What the coordinator finds in its folder of credentials, beside what a worker does.
+/// What the coordinator finds in its folder of credentials, in addition to a worker's files.
 pub(crate) const CA_KEY: &str = "ca.key";
 const SCRAPE_TOKEN: &str = "scrape-token";
 

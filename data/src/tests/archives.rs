@@ -1,4 +1,4 @@
-//! Published forms beside plain files: archives and pickles give the same pack, and bad ones are errors.
+//! Published forms other than plain files: archives and pickles give the same pack, and bad ones are errors.
 
 use super::writers::{array, dict, gzip, list, tar_gz, unpacked};
 use super::*;

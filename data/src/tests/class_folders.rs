@@ -1,5 +1,5 @@
 //! Folders of pictures as people have them: which folders are the splits and the classes, which files count, in
-//! torchvision's order, and what is beside them.
+//! torchvision's order, and what is next to them.
 
 use super::super::tree::Tree;
 use super::writers::{jpeg, png, solid_png, zip};
@@ -137,7 +137,7 @@ fn without_test_images_those_held_out_are_measured() {
     assert_eq!((third.train, third.test.images), (first.train, 6));
 }
 
-/// Systems, desktops and people leave things beside the images, and inside.
+/// Systems, desktops and users leave files next to the images, and among them.
 #[test]
 fn what_is_beside_the_images_does_not_matter() {
     let folders = two_classes("train", "test");

@@ -136,7 +136,7 @@ fn storage_that_stays_blocked_ends_the_run_with_74() {
     assert_eq!(saves(&received(&mut run, 2, rejoin(10))).len(), 1);
 }
 
-/// A worker beside the run fails, again and again: the run neither ends nor waits for it.
+/// A worker that is not in the generation fails, again and again: the run neither ends nor waits for it.
 #[test]
 fn a_newcomer_cannot_harm_the_run() {
     let elastic = Start { min_workers: 1, ..start(2) };

@@ -152,7 +152,7 @@ impl World {
                 self.restart_coordinator(false);
                 self.die(victim);
             }
-            // A peer of one that saves beside its steps.
+            // A peer of one that saves in the background.
             25 => self.terminate(victim),
             // A preemption reaches all.
             26 => (0..self.workers.len()).for_each(|index| self.terminate(index)),

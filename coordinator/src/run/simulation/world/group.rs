@@ -169,7 +169,7 @@ impl World {
         }
     }
 
-    /// The end of a stage is saved, else a step is made; now and then rank 0 begins to save beside the steps.
+    /// The end of a stage is saved, else a step is made; now and then rank 0 begins to save in the background.
     fn next_operation(&mut self, ranks: &[usize]) {
         let Place { stage, made } = self.group_mut().at;
         if stage == STAGES.len() {

@@ -52,7 +52,7 @@ pub(super) struct Worker {
     connects: Duration,
     /// `None`: it holds nothing.
     pub(super) state: Option<State>,
-    /// When rank 0's save beside its steps is written, what it is of, and the session that it belongs to.
+    /// When rank 0's background save is written, what it is of, and the session that it belongs to.
     pub(super) saves: Option<(Duration, WorkerEvent, Option<SessionId>)>,
     pub(super) stop: bool,
     pub(super) regroup: bool,
@@ -197,7 +197,7 @@ impl World {
         }
     }
 
-    /// Rank 0's save beside its steps is written: the coordinator is notified.
+    /// Rank 0's background save is written: the coordinator is notified.
     fn save(&mut self, index: usize) {
         let worker = &mut self.workers[index];
         if worker.saves.as_ref().is_some_and(|(until, _, _)| *until <= self.now)
