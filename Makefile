@@ -88,7 +88,7 @@ $(DENY):
 chaos: build
 	$(TESTS) --nocapture --ignored recovery:: slow:: gpu_rehearsal:: quick::
 
-# Only the golden vectors, of another folder with THANOS_PARITY=FOLDER: a line a file.
+# Only the golden vectors, of another folder with THANOS_PARITY=FOLDER: one line per file.
 parity: libtorch
 	@OMP_NUM_THREADS=1 $(if $(PARITY),THANOS_PARITY=$(PARITY)) cargo test --release --locked --quiet --workspace \
 		--test thanos -- --nocapture parity_checks::every_case_of_every_file

@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 
 MEAN, STD = [0.491, 0.482, 0.447], [0.247, 0.243, 0.262]
 IMAGES = 512
-LEAST_SECONDS = 1.0
+MIN_SECONDS = 1.0
 
 
 def recipe(kit, side, last):
@@ -28,7 +28,7 @@ def rate(pipeline, images):
     for image in images[:64]:
         pipeline(image)
     made, started = 0, time.perf_counter()
-    while time.perf_counter() - started < LEAST_SECONDS:
+    while time.perf_counter() - started < MIN_SECONDS:
         for image in images:
             pipeline(image)
         made += len(images)

@@ -54,7 +54,7 @@ fn verbs_flags_and_their_values() {
     check_launch(&scene, &["--launcher", "loc", "digits_cnce"], 64, &["--launcher", "local, srun, none"]);
     check_launch(&scene, &["--listen", "localhost", "digits_cnce"], 64, &["--listen", "invalid socket address"]);
     check_launch(&scene, &["--resume", "digits_cnce"], 64, &["--run-dir <RUN_DIR>"]);
-    assert!(!scene.path("runs").exists(), "a wrong command line leaves nothing behind");
+    assert!(!scene.path("runs").exists(), "a wrong command line leaves no file");
 }
 
 #[test]
@@ -67,11 +67,11 @@ fn keys_and_values() {
     check("digit_table", &[], &["no preset is called `digit_table`", "did you mean `digits_table`?"]);
     check("digits_cnce", &["train.bach_size=3"], &["train.bach_size: unknown key; did you mean `batch_size`?"]);
     check("digits_cnce", &["epochs=3"], &["epochs: unknown key; did you mean `train.epochs`?"]);
-    check("digits_cnce", &["train.epochs"], &["'train.epochs'", "there is no `=`", "train.epochs=10"]);
-    check("digits_cnce", &["train.epochs=many"], &["train.epochs: expected a whole number", "got the text `many`"]);
+    check("digits_cnce", &["train.epochs"], &["'train.epochs'", "missing `=`", "train.epochs=10"]);
+    check("digits_cnce", &["train.epochs=many"], &["train.epochs: expected a whole number", "got the string `many`"]);
     check("digits_cnce", &["data.drop_last=1"], &["data.drop_last: expected true or false, got 1"]);
     check("digits_cnce", &["train.schedule=cosin"], &["one of cosine, constant", "did you mean `cosine`?"]);
-    check("digits_cnce", &["seed=-1"], &["seed: expected a whole number, 0 or more, got -1"]);
+    check("digits_cnce", &["seed=-1"], &["seed: expected a non-negative integer, got -1"]);
     check("digits_cnce", &["train.learning_rate=.nan"], &["train.learning_rate: expected a number"]);
     check("digits_cnce", &["train.batch_size=0"], &["train.batch_size: must be between 1 and 1048576, got 0"]);
     check("digits_cnce", &["train.epochs=99999999"], &["train.epochs: must be between 1 and 1000000, got 99999999"]);
@@ -92,7 +92,7 @@ fn keys_and_values() {
     check("digits_table", &["backbones.cea.name=x"], &["its items are 0 to 2, or supcon, cnce, cae, got `cea`"]);
     let three = ["train.batch_size=0", "views.hue=2", "transfer.epochs=0"];
     check("digits_cnce", &three, &["override 'train.batch_size=0'", "override 'views.hue=2'", "'transfer.epochs=0'"]);
-    assert!(!scene.path("runs").exists(), "a wrong configuration leaves nothing behind");
+    assert!(!scene.path("runs").exists(), "a wrong configuration leaves no file");
 }
 
 #[test]
@@ -111,7 +111,7 @@ fn files_of_configuration() {
     // Every mistake at once, each with its line.
     write(b"extends: digits_cnce\ntrain:\n  epochs: many\n  bach_size: 64\nviews:\n  hue: 0.1\n  hue: 0.2\nrows: {}\n");
     check(&[
-        "my.yaml:3: train.epochs: expected a whole number, 0 or more, got the text `many`",
+        "my.yaml:3: train.epochs: expected a non-negative integer, got the string `many`",
         "my.yaml:4: train.bach_size: unknown key; did you mean `batch_size`?",
         "my.yaml:7: views.hue: this key is already on line 6: keep one of the two",
         "my.yaml:8: rows: expected a list, got an empty map",
@@ -129,7 +129,7 @@ fn files_of_configuration() {
 fn folders_without_the_data() {
     let scene = Scene::new();
     let check = |overrides: &[&str], parts: &[&str]| check_launch(&scene, overrides, 65, parts);
-    check(&["mnist_cnce"], &["mnist is read from a folder and none is given: set data.dir=DIR", "t10k-images"]);
+    check(&["mnist_cnce"], &["mnist needs a folder, but none is given: set data.dir=DIR", "t10k-images"]);
     let none = format!("data.dir={}", scene.path("none").display());
     check(&["mnist_cnce", "data.dir=none"], &[&none, "No such file", "set data.dir=DIR"]);
     fs::write(scene.path("file"), "").expect("a file");
@@ -141,7 +141,7 @@ fn folders_without_the_data() {
     check(&["fashion_mnist_cnce", "data.dir=idx"], &["data set fashion_mnist", both, "get the four IDX files"]);
     let six = "missing data_batch_1.bin, data_batch_2.bin, data_batch_3.bin, data_batch_4.bin, data_batch_5.bin, test_batch.bin";
     check(&["cifar10_cnce", "data.dir=idx"], &[six, "idx/cifar-10-batches-bin", "cifar-10-binary.tar.gz"]);
-    // A whole epoch's images are less than a batch, and short batches are to be left out.
+    // A whole epoch's images are less than a batch, and short batches are to be skipped.
     let short = ["digits_cnce", "data.drop_last=true", "train.batch_size=2000"];
     check(&short, &["data.drop_last: no step is left", "2000, of 1293 training images"]);
 }
@@ -183,7 +183,7 @@ fn rendered_jobs_find_their_data() {
     scene.coord(&[&["render", "slurm"], &target[..]].concat()).expect(0);
 }
 
-/// 30 images of 28 x 28 behind a header of 16 bytes, 30 labels behind one of 8.
+/// 30 images of 28 x 28 after a header of 16 bytes, 30 labels after one of 8.
 #[test]
 fn idx_files() {
     let scene = Scene::new();
@@ -245,7 +245,7 @@ fn cifar_files() {
     check(
         "data_batch_2.bin",
         &[0; 2 * RECORD_OF_CIFAR10],
-        &["data_batch_2.bin: it has the same content as", "one batch is there twice"],
+        &["data_batch_2.bin: it has the same content as", "one batch occurs twice"],
     );
 }
 
@@ -253,7 +253,7 @@ fn cifar_files() {
 fn run_directories() {
     let scene = Scene::new();
     for arguments in [&["launch", "--resume", "--run-dir", "none"][..], &["status", "none"], &["report", "none"]] {
-        check(&scene, arguments, 64, &["none holds no run", "none/run.json"]);
+        check(&scene, arguments, 64, &["none is not a run directory", "none/run.json"]);
     }
     fs::write(scene.path("file"), "").expect("a file");
     check_launch(&scene, &["--run-dir", "file", "digits_cnce"], 74, &["cannot make file"]);
@@ -275,7 +275,7 @@ fn run_directories() {
 }
 
 #[test]
-fn a_run_directory_in_use_names_who_uses_it() {
+fn a_run_directory_in_use_names_its_holder() {
     let busy = Scene::new();
     let arguments = ["launch", "--threads-per-worker", "1", "--run-dir", "run", "digits_supcon", "train.epochs=100000"];
     let mut running = busy.start(&arguments);
@@ -324,9 +324,9 @@ fn an_address_that_is_not_this_machines() {
         (["--host", "192.0.2.1"], ["--host 192.0.2.1 is no address of this machine: ", "(os error 99)"]),
         (["--host", "no.such.name.invalid"], ["--host no.such.name.invalid is no address of this machine", "lookup"]),
     ] {
-        let told = scene.worker(&nowhere, "w", &arguments).wait().expect(69).stderr;
+        let output = scene.worker(&nowhere, "w", &arguments).wait().expect(69).stderr;
         for part in parts {
-            assert!(told.contains(part), "no `{part}` in {told}");
+            assert!(output.contains(part), "no `{part}` in {output}");
         }
     }
 }

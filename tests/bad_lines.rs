@@ -1,7 +1,7 @@
-//! A worker whose line to the coordinator is bad: slow, cut, or half-open, so that neither end is told. Its peers reach
+//! A worker whose line to the coordinator is bad: slow, cut, or half-open, so that neither end is notified. Its peers reach
 //! it all the while; every step is in the ledger once.
 
-use crate::tell;
+use crate::print_line;
 use std::time::{Duration, Instant};
 use thanos_tests::proxy::{Mode, Proxy};
 use thanos_tests::{Invitation, Scene, lines};
@@ -12,7 +12,7 @@ const AT_ONCE: Mode = Mode::After(Duration::ZERO);
 fn a_bad_line_to_the_coordinator_costs_time_and_no_step() {
     let scene = Scene::new();
     let target = ["digits_supcon", "rows=[]", "train.epochs=100000", "timeouts.heartbeat_seconds=3"];
-    let arguments = ["serve", "--nodes", "1:2", "--patience", "2s", "--run-dir", "run"];
+    let arguments = ["serve", "--nodes", "1:2", "--rendezvous-timeout", "2s", "--run-dir", "run"];
     let mut serving = scene.start(&[&arguments[..], &target].concat());
     let invitation = serving.invitation();
     let near = scene.worker(&invitation, "a", &[]);
@@ -24,13 +24,13 @@ fn a_bad_line_to_the_coordinator_costs_time_and_no_step() {
     // Slow: a fifth of a second there and back.
     serving.wait_for_line("generation 1: 2 workers");
     serving.wait_for_steps("run", 60);
-    // Cut: both are told, and it comes back by itself.
+    // Cut: both are notified, and the worker reconnects.
     proxy.set(AT_ONCE);
     proxy.cut();
     serving.wait_for_line("generation 2");
     let before = steps();
     serving.wait_for_steps("run", before + 30);
-    // Half-open: nobody is told.
+    // Half-open: neither end is notified.
     proxy.set(Mode::Silent);
     let silent = Instant::now();
     serving.wait_for_line("b (rank 1");
@@ -51,8 +51,8 @@ fn a_bad_line_to_the_coordinator_costs_time_and_no_step() {
     serving.interrupt().expect(75);
     near.wait().expect(75);
     far.wait().expect(75);
-    let told = scene.coord(&["verify-run", "run"]).expect(0).stdout;
-    assert!(told.contains("every step once and in order"), "{told}");
-    tell(&format!("a worker whose line was half-open was out after {out:.1?}, and came back"));
+    let output = scene.coord(&["verify-run", "run"]).expect(0).stdout;
+    assert!(output.contains("every step exactly once and in order"), "{output}");
+    print_line(&format!("a worker whose line was half-open was out after {out:.1?}, and came back"));
     assert!(out < Duration::from_secs(8), "{out:?}");
 }

@@ -1,4 +1,4 @@
-//! `bench`: one line of JSON whose numbers belong together, for data that is not here, too; and nothing left behind, however
+//! `bench`: one line of JSON whose numbers belong together, for data that is not here, too; and no files left, however
 //! it ends.
 
 use nix::sys::signal::Signal;
@@ -6,7 +6,7 @@ use serde_json::Value;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
-use thanos_tests::processes::{gone_within, send, workers};
+use thanos_tests::processes::{exit_within, send, workers};
 use thanos_tests::{Ran, Running, Scene};
 
 /// A model of CIFAR's shape that takes milliseconds.
@@ -126,12 +126,12 @@ fn a_worker_that_dies_ends_the_benchmark_with_its_cause() {
     assert!(ran.stdout.is_empty(), "{}", ran.stdout);
     let cause = "worker-1 was killed by signal 9 and is not restarted";
     assert!(ran.stderr.contains(cause), "{}", ran.stderr);
-    gone_within(&pids.into_values().collect::<Vec<i32>>(), Duration::from_secs(6));
+    exit_within(&pids.into_values().collect::<Vec<i32>>(), Duration::from_secs(6));
     nothing_is_left(&scene);
 }
 
 #[test]
-fn a_loss_that_is_not_finite_ends_the_benchmark() {
+fn a_non_finite_loss_ends_the_benchmark() {
     let scene = Scene::new();
     let arguments = ["digits_cnce", "--warmup", "2", "--steps", "4"];
     let ran = start(&scene, &arguments, "poison-gradient=return(0:3)").wait();
@@ -165,7 +165,7 @@ fn a_second_signal_ends_a_benchmark_at_once() {
     let ran = running.wait().expect(75);
     assert!(ran.stdout.is_empty(), "{}", ran.stdout);
     nothing_is_left(&scene);
-    gone_within(&pids.into_values().collect::<Vec<i32>>(), Duration::from_secs(6));
+    exit_within(&pids.into_values().collect::<Vec<i32>>(), Duration::from_secs(6));
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! When a stage is saved: after so many seconds, after so many steps, and always at its end.
+//! When a stage is saved: after so many seconds, after this many steps, and always at its end.
 
 use serde_json::Value;
 use thanos_tests::{Scene, lines};

@@ -1,4 +1,4 @@
-//! What all ranks look for in a step, and decide alike: numbers that are none, and ranks that have come apart. Both are
+//! What all ranks check in a step, and decide alike: non-finite values, and replica divergence. Both are
 //! made on purpose, on one rank.
 
 use serde_json::Value;
@@ -19,7 +19,7 @@ fn event(scene: &Scene, run_dir: &str, kind: &str) -> Value {
 }
 
 #[test]
-fn a_gradient_that_is_no_number_is_named_and_ends_the_run_or_is_left_out() {
+fn a_non_finite_gradient_is_reported_and_ends_the_run_or_is_skipped() {
     let scene = Scene::new();
     let poison = "poison-gradient=return(1:7)";
     let ran = run(&scene, "stop", poison, &[]).expect(70);
@@ -38,14 +38,14 @@ fn a_gradient_that_is_no_number_is_named_and_ends_the_run_or_is_left_out() {
     let left_out: Vec<&Value> =
         steps.iter().filter(|line| line["skipped"].is_string()).map(|line| &line["step"]).collect();
     assert_eq!((steps.len(), left_out), (30, vec![&7.into()]));
-    let told = scene.coord(&["verify-run", "skip"]).expect(0).stdout;
-    assert!(told.contains("30 steps of 1 stages"), "{told}");
+    let output = scene.coord(&["verify-run", "skip"]).expect(0).stdout;
+    assert!(output.contains("30 steps of 1 stages"), "{output}");
     // Whatever it was, it is not in the weights.
     assert!(losses(&scene.path("skip"), "cnce").iter().all(|loss| loss.is_finite()));
 }
 
 #[test]
-fn a_rank_that_has_come_apart_is_named_and_ends_the_run_or_is_repaired() {
+fn replica_divergence_is_reported_and_ends_the_run_or_is_repaired() {
     let scene = Scene::new();
     let (change, every) = ("change-weight=return(2:12)", "checks.compare_ranks_every=10");
     let ran = run(&scene, "stop", change, &[every]).expect(70);

@@ -1,5 +1,5 @@
 //! What the program prints when all is well: its help and its presets, held by snapshots; what a finished run shows.
-//! `UPDATE_SNAPSHOTS=1 make test` writes the snapshots anew.
+//! `UPDATE_SNAPSHOTS=1 make test` writes the snapshots again.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -44,6 +44,17 @@ fn help_and_presets_are_as_they_were() {
         snapshot(&format!("help_render_{what}"), &["render", "help", what]);
     }
     snapshot("presets", &["presets"]);
+}
+
+/// Scripts may have the former names of options; clap reads all options before it shows the help.
+#[test]
+fn former_names_of_options_are_accepted() {
+    let scene = Scene::new();
+    for arguments in [["launch", "--patience", "2s", "--help"], ["chaos", "--most", "3", "--help"]] {
+        let help = scene.coord(&arguments).expect(0).stdout;
+        assert!(!help.contains(arguments[1]), "{help}");
+        scene.coord(&[arguments[0], arguments[1], "never", "--help"]).expect(64);
+    }
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! A checkpoint is written in many small steps, and whoever writes it may die behind each of them: afterwards there is the
-//! old one or the new one, the run goes on by itself, and its result is the same.
+//! A checkpoint is written in many small steps, and its writer may be killed after each of them: afterwards there is the
+//! old one or the new one, the run continues by itself, and its result is the same.
 
 use crate::recovery::{assert_equal, launch};
 use std::path::Path;
@@ -24,13 +24,13 @@ fn check(scene: &Scene, point: &str, who: &str) {
 }
 
 #[test]
-fn whoever_dies_in_a_save_leaves_the_old_checkpoint_or_the_new_one() {
+fn a_kill_in_a_save_leaves_the_old_checkpoint_or_the_new_one() {
     let scene = Scene::new();
     launch(&scene, "whole", "2", &TARGET).wait().expect(0);
     for point in ["save-written", "save-synced"] {
         check(&scene, point, "worker-0 was killed by signal 6");
     }
     for point in ["commit-manifest", "commit-rename", "commit-renamed", "commit-latest", "commit-prune"] {
-        check(&scene, point, "was killed by SIGABRT: it is started again");
+        check(&scene, point, "was killed by SIGABRT: restarting it");
     }
 }

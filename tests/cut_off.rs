@@ -1,8 +1,8 @@
 //! A worker whose network is cut off: no connection is closed, nothing answers. It is out within five seconds, the others
-//! go on, it commits nothing, and it comes back when it can. Each worker is in a network namespace of its own, whose
+//! continue, it commits nothing, and it comes back when it can. Each worker is in a network namespace of its own, whose
 //! link is taken down; that needs root, and without it this test says that it was skipped.
 
-use crate::tell;
+use crate::print_line;
 use std::time::{Duration, Instant};
 use thanos_tests::network::Network;
 use thanos_tests::{Invitation, Running, Scene, lines, program};
@@ -19,13 +19,14 @@ fn worker(scene: &Scene, invitation: &Invitation, index: usize) -> Running {
 }
 
 #[test]
-fn a_worker_that_is_cut_off_is_out_within_five_seconds_and_comes_back() {
+fn a_partitioned_worker_is_evicted_within_five_seconds_and_rejoins() {
     let Some(network) = Network::new("thanos-test", "10.213.87", &WORKERS) else {
-        tell("skipped: no network namespaces can be made here (it needs root)");
+        print_line("skipped: no network namespaces can be made here (it needs root)");
         return;
     };
     let scene = Scene::new();
-    let arguments = ["serve", "--nodes", "2:3", "--patience", "1s", "--listen", "10.213.87.1:0", "--run-dir", "run"];
+    let arguments =
+        ["serve", "--nodes", "2:3", "--rendezvous-timeout", "1s", "--listen", "10.213.87.1:0", "--run-dir", "run"];
     let target = ["digits_supcon", "train.epochs=100000", "rows=[]", "timeouts.heartbeat_seconds=3"];
     let mut serving = scene.start(&[&arguments[..], &target].concat());
     let invitation = serving.invitation();
@@ -33,7 +34,7 @@ fn a_worker_that_is_cut_off_is_out_within_five_seconds_and_comes_back() {
     serving.wait_for_steps("run", 30);
     network.set_link("c", "down");
     let cut = Instant::now();
-    serving.wait_for_line("generation 2 goes on");
+    serving.wait_for_line("generation 2 continues");
     let out = cut.elapsed();
     let steps = lines(&scene.path("run"), "steps.jsonl").len();
     serving.wait_for_steps("run", steps + 10);
@@ -46,8 +47,8 @@ fn a_worker_that_is_cut_off_is_out_within_five_seconds_and_comes_back() {
     for worker in workers {
         worker.wait().expect(75);
     }
-    let told = scene.coord(&["verify-run", "run"]).expect(0).stdout;
-    assert!(told.contains("in 3 generations: every step once and in order"), "{told}");
-    tell(&format!("a worker that was cut off was out after {out:.2?}, and back {back:.2?} later"));
+    let output = scene.coord(&["verify-run", "run"]).expect(0).stdout;
+    assert!(output.contains("in 3 generations: every step once and in order"), "{output}");
+    print_line(&format!("a worker that was cut off was out after {out:.2?}, and back {back:.2?} later"));
     assert!(out < Duration::from_secs(5), "{out:?}");
 }

@@ -20,8 +20,8 @@ const SMALL: [&str; 7] = [
 fn launch(scene: &Scene, preset: &str, dir: &Path, extra: &[&str]) {
     let dir = format!("data.dir={}", dir.display());
     let target = [&[preset, &dir, "train.batch_size=20", "transfer.batch_size=20"][..], &SMALL, extra].concat();
-    let told = scene.launch(preset, 2, &target).expect(0).stderr;
-    assert_eq!(told.contains("note: 200 train images, "), !preset.starts_with("image_folder"), "{told}");
+    let output = scene.launch(preset, 2, &target).expect(0).stderr;
+    assert_eq!(output.contains("note: 200 train images, "), !preset.starts_with("image_folder"), "{output}");
     let fine = &results(&scene.path(preset))["rows"][0]["fine_test_accuracy"];
     assert!(fine.as_f64().is_some_and(|fine| (0.0..=100.0).contains(&fine)), "{preset}: {fine}");
 }
@@ -66,9 +66,9 @@ fn a_contact_sheet_shows_images_and_views() {
     image_folder(&scene.path("mine"));
     let packed = scene.coord(&["data", "pack", "image_folder", "--dir", "mine", "--side", "32"]).expect(0).stdout;
     let pack = packed.lines().next().and_then(|line| line.rsplit(", ").next()).expect("a path");
-    let told = scene.coord(&["data", "info", pack, "--images", "sheet.png"]).expect(0).stdout;
-    assert!(told.contains("image_folder train: 30 images of 32 x 32 x 3"), "{told}");
-    assert!(told.ends_with("contact sheet: sheet.png\n"), "{told}");
+    let output = scene.coord(&["data", "info", pack, "--images", "sheet.png"]).expect(0).stdout;
+    assert!(output.contains("image_folder train: 30 images of 32 x 32 x 3"), "{output}");
+    assert!(output.ends_with("contact sheet: sheet.png\n"), "{output}");
     let sheet = image::open(scene.path("sheet.png")).expect("a PNG").to_rgb8();
     assert_eq!(sheet.dimensions(), (10 * 66 + 2, 12 * 66 + 2));
     // Classes in sorted order: blue comes first, then red and yellow.
@@ -77,7 +77,7 @@ fn a_contact_sheet_shows_images_and_views() {
     let coloured = (1..10).filter(|view| at(*view, 0)[2] > at(*view, 0)[0]).count();
     assert!(coloured >= 4, "{coloured} of 9 views of a blue image are blue: one in five is grey");
     let again = scene.coord(&["data", "info", pack, "--images", "again.png"]).expect(0);
-    assert_eq!(again.stdout.replace("again.png", "sheet.png"), told);
+    assert_eq!(again.stdout.replace("again.png", "sheet.png"), output);
     assert_eq!(fs::read(scene.path("again.png")).expect("a file"), fs::read(scene.path("sheet.png")).expect("a file"));
     scene.coord(&["data", "info", pack, "--images", "other.png", "--seed", "1"]).expect(0);
     assert_ne!(fs::read(scene.path("other.png")).expect("a file"), fs::read(scene.path("sheet.png")).expect("a file"));

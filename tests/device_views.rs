@@ -2,7 +2,7 @@
 //! (in truth, within float rounding). The tensors are on the device under test, by default the CPU: the operations are
 //! the same on every device.
 
-use crate::tell;
+use crate::print_line;
 use crate::test_device::test_device;
 use tch::{Device, Tensor};
 use thanos_configs::{SplitMix64, ViewsConfig, view_key};
@@ -10,7 +10,7 @@ use thanos_views::{Augmentation, Scratch};
 use thanos_worker::device_views::{plain_on_device, views_on_device};
 
 const IMAGES: usize = 64;
-const MOST_APART: f64 = 2.0 / 255.0;
+const MAX_DIFFERENCE: f64 = 2.0 / 255.0;
 
 #[test]
 fn they_are_the_views_of_the_cpu() {
@@ -34,11 +34,11 @@ fn they_are_the_views_of_the_cpu() {
         let found = found.to_device(Device::Cpu);
         assert_eq!(found.size(), [n, c, s, s]);
         let apart = (found - Tensor::from_slice(&expected).reshape([n, c, s, s])).abs().max().double_value(&[]);
-        assert!(apart < MOST_APART, "{side} x {side} x {channels}: {apart} apart");
+        assert!(apart < MAX_DIFFERENCE, "{side} x {side} x {channels}: {apart} apart");
         assert!(apart < 1e-4, "{side} x {side} x {channels}: {apart} apart, more than rounding");
         worst = worst.max(apart);
     }
-    tell(&format!("views made on {device:?} are within {worst:.1e} of the CPU's"));
+    print_line(&format!("views made on {device:?} are within {worst:.1e} of the CPU's"));
 }
 
 #[test]

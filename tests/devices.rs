@@ -87,7 +87,7 @@ fn options_that_this_machine_cannot_satisfy_are_refused_at_once() {
 }
 
 #[test]
-fn gpus_that_cannot_be_used_are_an_error_and_no_silent_fall_back() {
+fn unusable_gpus_are_an_error_without_a_silent_fallback() {
     let machine = Machine::new(2);
     let missing = "bin/thanos-worker-cuda does not exist: `make cuda` builds thanos-worker-cuda; `--device cpu` trains";
     machine.refuses(&["--device", "auto"], 78, missing);
@@ -96,7 +96,7 @@ fn gpus_that_cannot_be_used_are_an_error_and_no_silent_fall_back() {
     let unused = "2 GPUs are on this machine or allocated to it, but the libtorch of this worker is built for CPUs and \
                   sees none: `make cuda` builds thanos-worker-cuda; `--device cpu` trains on CPUs";
     machine.refuses(&["--device", "auto", "--nodes", "2", "--run-dir", "run"], 78, unused);
-    assert!(!machine.scene.path("run/run.json").exists(), "the mended command finds the directory free");
+    assert!(!machine.scene.path("run/run.json").exists(), "the fixed command finds the directory free");
     machine.refuses(&["--device", "cuda", "--run-dir", "one"], 78, "1 of 2 GPUs is used\n");
     machine.refuses(&["--device", "auto", "--worker-program", "bin/thanos-worker", "--run-dir", "two"], 78, unused);
     let ran = machine.launch(&[&["--device", "cpu", "--run-dir", "run"], &SHORT[..]].concat()).expect(0);
@@ -149,5 +149,5 @@ fn a_run_shows_and_remembers_its_devices() {
     let device = changed.iter().find(|change| change["key"] == "--device").expect("recorded");
     assert_eq!((&device["old"], &device["new"]), (&"auto".into(), &"cpu".into()));
     let nccl = machine.launch(&[&resume[..], &["--collectives", "nccl"]].concat()).expect(64);
-    assert!(nccl.stderr.contains("leave out --device cpu"), "the device is remembered: {}", nccl.stderr);
+    assert!(nccl.stderr.contains("omit --device cpu"), "the device is remembered: {}", nccl.stderr);
 }

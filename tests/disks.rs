@@ -1,9 +1,9 @@
-//! A disk that is full or read-only costs checkpoints, not the run: a save that fails is told and given up, the last good
+//! A disk that is full or read-only costs checkpoints, not the run: a save that fails is reported and given up, the last good
 //! checkpoint stays, and only several in a row end the run, with exit code 74. A slow one costs nothing. The disk is a
 //! small tmpfs, mounted over a stage's folder in the middle of a run, which needs root; without it these tests say that
 //! they were skipped.
 
-use crate::tell;
+use crate::print_line;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -39,7 +39,7 @@ fn start(scene: &Scene, options: &str, more: &[&str]) -> Option<(Running, BadDis
     running.wait_for_steps("run", 50);
     let stage = scene.path("run/checkpoints/supcon");
     let Some(disk) = BadDisk::mount(&stage, options) else {
-        tell("skipped: no tmpfs can be mounted here (it needs root)");
+        print_line("skipped: no tmpfs can be mounted here (it needs root)");
         return None;
     };
     Some((running, disk))
@@ -70,16 +70,16 @@ fn a_save_that_fails_is_given_up(options: &str, reason: &str) {
 }
 
 #[test]
-fn a_full_disk_costs_a_checkpoint_and_the_run_goes_on() {
+fn a_full_disk_costs_a_checkpoint_and_the_run_continues() {
     a_save_that_fails_is_given_up(FULL, "No space left on device");
 }
 
 #[test]
-fn a_read_only_disk_costs_a_checkpoint_and_the_run_goes_on() {
+fn a_read_only_disk_costs_a_checkpoint_and_the_run_continues() {
     a_save_that_fails_is_given_up(READ_ONLY, "Read-only file system");
 }
 
-/// Each of a checkpoint's files takes a second to be written, and steps go on meanwhile.
+/// Each of a checkpoint's files takes a second to be written, and steps continue meanwhile.
 #[test]
 fn a_slow_disk_makes_no_step_wait() {
     let scene = Scene::new();
@@ -92,7 +92,7 @@ fn a_slow_disk_makes_no_step_wait() {
     let began = Instant::now();
     running.wait_until("a checkpoint", || run.join("LATEST").exists());
     let (took, steps) = (began.elapsed(), lines(&run, "steps.jsonl").len() - 300);
-    tell(&format!("a save took {took:.1?}, and {steps} steps were made meanwhile"));
+    print_line(&format!("a save took {took:.1?}, and {steps} steps were made meanwhile"));
     assert!(took >= Duration::from_secs(2) && steps > 50, "{took:?}, {steps} steps");
     // Its last checkpoint is as slow.
     running.interrupt().expect(75);
@@ -117,7 +117,7 @@ fn start_on_small_disk(scene: &Scene, target: &[&str]) -> Option<(Running, BadDi
     let place = scene.path("small");
     std::fs::create_dir(&place).expect("a folder");
     let Some(disk) = BadDisk::mount(&place, "size=24m") else {
-        tell("skipped: no tmpfs can be mounted here (it needs root)");
+        print_line("skipped: no tmpfs can be mounted here (it needs root)");
         return None;
     };
     let arguments = ["launch", "--nodes", "2", "--threads-per-worker", "1", "--run-dir", "small/run"];
@@ -159,7 +159,7 @@ fn a_full_run_directory_pauses_the_run() {
     assert_eq!(lost, 0, "no worker was terminated meanwhile");
 }
 
-/// It stays full: the run ends with 74, its workers leave, and a resume goes on from what is there.
+/// It stays full: the run ends with 74, its workers leave, and a resume continues from what is there.
 #[test]
 fn a_run_directory_that_stays_full_ends_the_run() {
     let scene = Scene::new();
@@ -173,7 +173,7 @@ fn a_run_directory_that_stays_full_ends_the_run() {
     scene.coord(&["launch", "--resume", "--nodes", "2", "--run-dir", "small/run"]).expect(0);
 }
 
-/// Each sync of the ledger takes seconds: steps go on meanwhile, and no worker is terminated.
+/// Each sync of the ledger takes seconds: steps continue meanwhile, and no worker is terminated.
 #[test]
 fn a_slow_sync_makes_no_worker_hang() {
     let scene = Scene::new();

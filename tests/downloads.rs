@@ -1,5 +1,5 @@
 //! `data fetch` against a server on 127.0.0.1 that has something else than what is published: told, with the right
-//! exit code, and nothing is left. What a good server gives is tested beside `data/src/fetch.rs`, with files
+//! exit code, and nothing is left. What a good server gives is tested next to `data/src/fetch.rs`, with files
 //! small enough to have.
 
 use std::fs;
@@ -24,7 +24,7 @@ fn server(answer: &'static str) -> String {
 }
 
 #[test]
-fn wrong_files_are_told_and_not_kept() {
+fn wrong_files_are_reported_and_not_kept() {
     let scene = Scene::new();
     // The published addresses cannot be reached through a proxy that is not there: only the mirror answers.
     let check = |answer: &'static str, code: i32, part: &str| {

@@ -1,10 +1,10 @@
-//! How runs end when they do not end by themselves: a killed worker is named and replaced, a killed launch leaves nobody
-//! behind, a second signal ends at once. And how fast a run begins.
+//! How runs end when they do not end by themselves: a killed worker is reported and replaced, a killed launch leaves no
+//! process, a second signal ends at once. And how fast a run begins.
 
-use crate::tell;
+use crate::print_line;
 use nix::sys::signal::Signal;
 use std::time::{Duration, Instant};
-use thanos_tests::processes::{coordinator, gone_within, is_alive, send};
+use thanos_tests::processes::{coordinator, exit_within, is_alive, send};
 use thanos_tests::{Running, Scene, lines};
 
 const LONG: [&str; 2] = ["digits_supcon", "train.epochs=100000"];
@@ -21,13 +21,13 @@ fn joined(scene: &Scene) -> Vec<i32> {
 }
 
 #[test]
-fn a_killed_worker_is_named_and_the_run_goes_on() {
+fn a_killed_worker_is_reported_and_the_run_continues() {
     let scene = Scene::new();
     let mut running = start(&scene, "3");
     running.wait_for_steps("run", 3);
     let killed = joined(&scene)[1];
     send(killed, Signal::SIGKILL);
-    running.wait_for_line("generation 2 goes on behind step");
+    running.wait_for_line("generation 2 continues after step");
     let ran = running.interrupt().expect(75);
     let named = format!("pid {killed}");
     for part in [named.as_str(), "disconnected unexpectedly", "was killed by signal 9", "of stage supcon"] {
@@ -35,12 +35,12 @@ fn a_killed_worker_is_named_and_the_run_goes_on() {
     }
     let pids = joined(&scene);
     assert_eq!(pids.len(), 4, "three at the start, and one again: {pids:?}");
-    gone_within(&pids, Duration::from_secs(1));
+    exit_within(&pids, Duration::from_secs(1));
 }
 
-/// The terminal was closed: there is nobody who would start a coordinator again.
+/// The terminal was closed: no supervisor is left to restart the coordinator.
 #[test]
-fn a_killed_launch_leaves_nobody_behind() {
+fn a_killed_launch_leaves_no_process() {
     let scene = Scene::new();
     let mut running = start(&scene, "3");
     running.wait_for_steps("run", 3);
@@ -48,8 +48,8 @@ fn a_killed_launch_leaves_nobody_behind() {
     pids.extend(coordinator(&scene.path("run")));
     assert!(pids.len() == 4 && pids.iter().all(|pid| is_alive(*pid)), "{pids:?}");
     send(running.pid(), Signal::SIGKILL);
-    let took = gone_within(&pids, Duration::from_secs(5));
-    tell(&format!("coordinator and workers were gone {took:?} after the launch was killed"));
+    let took = exit_within(&pids, Duration::from_secs(5));
+    print_line(&format!("coordinator and workers were gone {took:?} after the launch was killed"));
 }
 
 #[test]
@@ -80,6 +80,6 @@ fn a_run_of_four_workers_begins_within_three_seconds() {
     let mut running = start(&scene, "4");
     running.wait_for_steps("run", 1);
     let took = started.elapsed();
-    tell(&format!("the first step of four workers was committed {took:.2?} after the launch"));
+    print_line(&format!("the first step of four workers was committed {took:.2?} after the launch"));
     assert!(took < Duration::from_secs(3), "{took:?}");
 }

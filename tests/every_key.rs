@@ -32,7 +32,7 @@ enum Shown {
 }
 use Shown::{In, Refused, Run};
 
-/// A key, what both runs have beside it, and its change.
+/// A key, what else both runs have, and its change.
 type Case = (&'static str, &'static [&'static str], &'static str, Shown);
 
 const DATA: [Case; 14] = [
@@ -225,7 +225,7 @@ fn scene() -> Scene {
     let scene = Scene::new();
     pictures(&scene.path("mine"), 0);
     pictures(&scene.path("broken"), 1);
-    fs::write(scene.path("broken/train/red/10.png"), b"no picture").expect("a file");
+    fs::write(scene.path("broken/train/red/10.png"), b"no images").expect("a file");
     fs::write(scene.path("map.yaml"), "red: warm\nyellow: warm\nblue: cold\n").expect("a file");
     fs::write(scene.path("base.yaml"), BASE).expect("a file");
     scene
@@ -269,8 +269,8 @@ fn every_key_acts_or_is_refused() {
                 assert!(works, "{change}: {with}");
             }
             Refused(part) => {
-                let told = scene.coord(&["show", "base.yaml", &change]).expect(78).stderr;
-                assert!(told.contains(part), "{change}: no `{part}` in {told}");
+                let output = scene.coord(&["show", "base.yaml", &change]).expect(78).stderr;
+                assert!(output.contains(part), "{change}: no `{part}` in {output}");
             }
             In(file) => {
                 let text = fs::read_to_string(root().join(file)).expect(file);

@@ -1,4 +1,4 @@
-//! What a contrastive loss is exchanged over in tests: nobody, or ranks that are threads and whose sums can be made
+//! What a contrastive loss is exchanged over in tests: nothing, or ranks that are threads and whose sums can be made
 //! wrong on purpose, or ranks of a Gloo group.
 
 use anyhow::Result;

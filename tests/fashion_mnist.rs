@@ -2,7 +2,7 @@
 //! of SupCon + cNCE on "upper body or not" are trained by two workers, and a linear probe on the ten garments must know
 //! more than a linear layer on the pixels after one epoch of the same probe.
 
-use crate::tell;
+use crate::print_line;
 use safetensors::SafeTensors;
 use std::fs;
 use std::path::Path;
@@ -59,7 +59,7 @@ fn linear_on_pixels(train: &str, test: &str) -> f64 {
 #[test]
 fn real_images_are_packed_trained_on_and_probed() {
     if !Path::new(FILES).is_dir() {
-        tell(&format!("skipped: {FILES} is not there (Debian: apt-get install dataset-fashion-mnist)"));
+        print_line(&format!("skipped: {FILES} is not there (Debian: apt-get install dataset-fashion-mnist)"));
         return;
     }
     let scene = Scene::new();
@@ -74,6 +74,8 @@ fn real_images_are_packed_trained_on_and_probed() {
     scene.launch("run", 2, &target).expect(0);
     let probed = results(&scene.path("run"))["rows"][0]["fine_test_accuracy"].as_f64().expect("a number");
     let linear = linear_on_pixels(&train, &test);
-    tell(&format!("Fashion-MNIST, fine test accuracy: {probed:.1} % by the probe, {linear:.1} % by pixels alone"));
+    print_line(&format!(
+        "Fashion-MNIST, fine test accuracy: {probed:.1} % by the probe, {linear:.1} % by pixels alone"
+    ));
     assert!(probed > linear, "{probed} % by the probe, {linear} % by pixels alone");
 }

@@ -1,7 +1,7 @@
 //! Clients that mean harm, with a certificate and without: what they send costs the coordinator a few KB, keeps no worker
 //! waiting, names no folder, and ends no run.
 
-use crate::tell;
+use crate::print_line;
 use rcgen::{CertificateParams, KeyPair};
 use std::collections::BTreeMap;
 use std::fs;
@@ -151,7 +151,7 @@ fn a_client_without_a_certificate_costs_a_few_kb() {
             most = most.max(rss_kb(serving.pid()));
         }
         let each = (most - before) / CONNECTIONS;
-        tell(&format!("128 streams of 4 MB without a certificate: {each} KB a connection; {codes:?}"));
+        print_line(&format!("128 streams of 4 MB without a certificate: {each} KB a connection; {codes:?}"));
         assert!(each < MAX_KB_OF_A_CONNECTION, "{before} KB before, {most} KB at most");
         // An enrolment is bounded, too.
         let mut client = target.connect(None).await.expect("it listens");
@@ -203,7 +203,7 @@ fn two_addresses_cannot_keep_a_worker_out() {
             started.elapsed()
         })
         .collect();
-    tell(&format!("joins during a flood from two addresses: {joins:.2?}"));
+    print_line(&format!("joins during a flood from two addresses: {joins:.2?}"));
     assert!(joins.iter().all(|join| *join < Duration::from_secs(1)), "{joins:?}");
     attackers.shutdown_background();
     serving.interrupt().expect(75);

@@ -1,5 +1,5 @@
-//! A run is its recipe and the content of its data and weights. A resume goes on as the run was started, accepts what does
-//! not change that identity, records it, and refuses the rest by name; a launch that is refused leaves no run behind.
+//! A run is its recipe and the content of its data and weights. A resume continues as the run was started, accepts what does
+//! not change that identity, records it, and refuses the rest by name; a launch that is refused leaves no run.
 
 use nix::sys::signal::Signal;
 use safetensors::SafeTensors;
@@ -120,7 +120,7 @@ fn a_coordinator_that_starts_again_reads_no_raw_data() {
     running.interrupt().expect(75);
 }
 
-/// Two backbones and a probe, complete, are to make more steps: the first backbone goes on from its end, as if it had
+/// Two backbones and a probe, complete, are to make more steps: the first backbone continues from its end, as if it had
 /// never ended there, and what stood on it is made again.
 #[test]
 fn a_complete_run_makes_more_steps_and_never_fewer() {
@@ -170,16 +170,16 @@ fn a_run_may_end_where_it_was_stopped() {
     assert_eq!(losses(&scene.path("run"), "cnce").len(), made);
 }
 
-/// The command that a stopped run prints goes on with as many workers, and so to the same bits.
+/// The command that a stopped run prints continues with as many workers, and so to the same bits.
 #[test]
-fn the_printed_command_goes_on_as_the_run_was_started() {
+fn the_printed_command_continues_as_the_run_was_started() {
     let scene = Scene::new();
     let target = ["digits_cae", "train.max_steps=40", "rows=[]", "model.dropout=0.1"];
     scene.launch("whole", 2, &target).expect(0);
     let mut running = scene.start(&[&LAUNCH[..], &["--nodes", "2"], &target].concat());
     running.wait_for_steps("run", 10);
-    let told = running.interrupt().expect(75).stderr;
-    let command = told.split("go on with: thanos-coord ").nth(1).and_then(|rest| rest.lines().next());
+    let output = running.interrupt().expect(75).stderr;
+    let command = output.split("resume with: thanos-coord ").nth(1).and_then(|rest| rest.lines().next());
     let words: Vec<&str> = command.expect("a command").split(' ').collect();
     assert_eq!(words, RESUME);
     scene.coord(&words).expect(0);
@@ -194,9 +194,9 @@ fn the_printed_command_goes_on_as_the_run_was_started() {
     // Served, the same run waits for others' workers, and says so when it is stopped.
     let mut served = scene.start(&["serve", "--resume", "--run-dir", "run", "train.max_steps=50"]);
     served.wait_for_line("waiting at ");
-    let told = served.interrupt().expect(75).stderr;
-    assert!(told.contains("for 2 worker(s)"), "{told}");
-    assert!(told.contains("go on with: thanos-coord serve --resume --run-dir run"), "{told}");
+    let output = served.interrupt().expect(75).stderr;
+    assert!(output.contains("for 2 worker(s)"), "{output}");
+    assert!(output.contains("resume with: thanos-coord serve --resume --run-dir run"), "{output}");
     refused(&scene, &["serve", "--launcher", "srun", "digits_cnce"], 64, &["serve starts no workers"]);
 }
 
@@ -207,10 +207,10 @@ fn a_run_keeps_its_threads_and_warns_of_others() {
     let target = ["digits_cnce", "rows=[]", "train.max_steps=2"];
     scene.coord(&[&LAUNCH[..], &target].concat()).expect(0);
     let threads = || run_json(&scene.path("run"))["started_with"]["threads_per_worker"].clone();
-    let told = resume(&scene, &["train.max_steps=3"]).expect(0).stderr;
-    assert!(threads() == 1 && !told.contains("bit-equal"), "{told}");
-    let told = resume(&scene, &["--threads-per-worker", "2", "train.max_steps=4"]).expect(0).stderr;
-    assert!(told.contains("workers have 2 threads each from now on, and had 1: "), "{told}");
+    let output = resume(&scene, &["train.max_steps=3"]).expect(0).stderr;
+    assert!(threads() == 1 && !output.contains("bit-identical"), "{output}");
+    let output = resume(&scene, &["--threads-per-worker", "2", "train.max_steps=4"]).expect(0).stderr;
+    assert!(output.contains("workers have 2 threads each from now on, and had 1: "), "{output}");
     assert_eq!(
         (threads(), changed(&scene.path("run")).last().map(String::as_str)),
         (2.into(), Some("--threads-per-worker"))
@@ -222,7 +222,7 @@ fn without_metadata(bytes: &[u8]) -> Vec<u8> {
     safetensors::serialize(SafeTensors::deserialize(bytes).expect("safetensors").tensors(), None).expect("a file")
 }
 
-/// Weights that do not fit the model of a stage hours away are found before the first step, and the mended command is
+/// Weights that do not fit the model of a stage hours away are found before the first step, and the fixed command is
 /// not refused.
 #[test]
 fn weights_are_checked_before_anything_is_trained() {
@@ -238,17 +238,17 @@ fn weights_are_checked_before_anything_is_trained() {
     let with = |weights: &str| format!("backbones.0.checkpoint={weights}.safetensors");
     let launch = |weights: &str| scene.launch("run", 2, &[&target[..], &[&with(weights)]].concat());
     let run = scene.path("run");
-    let told = launch("bad").expect(65).stderr;
+    let output = launch("bad").expect(65).stderr;
     for part in ["bad.safetensors", "model.encoder.vit.depth: found 1 in the file, expected 3 as in this run"] {
-        assert!(told.contains(part), "no `{part}` in {told}");
+        assert!(output.contains(part), "no `{part}` in {output}");
     }
     assert!(!run.exists(), "refused before there is a run directory");
     // Without the record, the workers find it by the names.
     let without = scene.path("bad.safetensors");
     fs::write(&without, without_metadata(&fs::read(&without).expect("there"))).expect("written");
-    let told = launch("bad").expect(65).stderr;
+    let output = launch("bad").expect(65).stderr;
     for part in ["records no architecture", "backbone cnce from ", "bad.safetensors", "it has no tensor `"] {
-        assert!(told.contains(part), "no `{part}` in {told}");
+        assert!(output.contains(part), "no `{part}` in {output}");
     }
     assert!(!run.join("run.json").exists() && lines(&run, "steps.jsonl").is_empty(), "nothing was trained");
     launch("good").expect(0);
@@ -348,7 +348,7 @@ fn a_run_needs_neither_flock_nor_flags_of_rename() {
     assert!(second.contains(&format!("in use by another coordinator (pid {pid} on ")), "{second}");
     let status = scene.spawn("thanos-coord", "status", &["status", "run"], &preload).wait().expect(0).stdout;
     assert!(status.contains(&format!("coordinator  pid {pid} on ")), "{status}");
-    // One that is killed leaves its lock; the one that is started again takes it over at once.
+    // One that is killed leaves its lock; the one that is restarted takes it over at once.
     send(pid, Signal::SIGKILL);
     let made = lines(&scene.path("run"), "steps.jsonl").len();
     running.wait_for_steps("run", made + 30);

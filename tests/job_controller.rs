@@ -202,11 +202,11 @@ impl JobController {
 /// What a JobSet does when one of its Jobs has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum JobSetAction {
-    /// Nothing: the others go on.
+    /// Nothing: the others continue.
     None,
     Complete,
     Fail,
-    /// All Jobs are created anew.
+    /// All Jobs are created again.
     Restart,
 }
 

@@ -2,7 +2,7 @@
 //! builds, pods are restricted, selectors name one run, and exit codes, ports and periods of grace agree with the programs.
 //! What the pods' processes do is in `pods`.
 
-use crate::tell;
+use crate::print_line;
 use serde_yaml::Value;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -51,7 +51,7 @@ fn variable(pod: &Value, name: &str) -> String {
 /// Where CI or a user has put a tool.
 fn tool(name: &str) -> Option<OsString> {
     let cache = std::env::var("HOME").unwrap_or_default() + "/.cache/thanos/kubernetes-validate/bin/";
-    let works = |path: &String| Command::new(path).arg("--help").output().is_ok_and(|told| told.status.success());
+    let works = |path: &String| Command::new(path).arg("--help").output().is_ok_and(|ran| ran.status.success());
     [cache + name, name.to_owned()].into_iter().find(works).map(Into::into)
 }
 
@@ -172,7 +172,7 @@ fn sort_entries(value: &mut Value) {
 #[test]
 fn every_combination_builds_is_valid_and_is_what_render_writes() {
     let (Some(kubectl), Some(python)) = (tool("kubectl"), schemas()) else {
-        tell("skipped: kubectl, or kubernetes-validate and kubeflow-trainer-api (PyPI), are not installed");
+        print_line("skipped: kubectl, or kubernetes-validate and kubeflow-trainer-api (PyPI), are not installed");
         return;
     };
     let scene = Scene::new();
@@ -200,11 +200,11 @@ fn every_combination_builds_is_valid_and_is_what_render_writes() {
     let site = "render kubernetes --image r/x@sha256:0 --name b --gpus 8 --queue q --priority-class p --toleration a=b:NoExecute \
                 --node-selector pool=gpu --storage-class s --image-pull-secret i --cpus 3 --memory 5Gi digits_table";
     keep("site", &scene.coord(&site.split_whitespace().collect::<Vec<_>>()).expect(0).stdout);
-    let told =
+    let ran =
         Command::new(python).arg(root().join("tests/kubernetes_schemas.py")).args(&files).output().expect("it runs");
-    let printed = String::from_utf8_lossy(&told.stdout).into_owned();
+    let printed = String::from_utf8_lossy(&ran.stdout).into_owned();
     let wrong: Vec<&str> = printed.lines().filter(|line| line.contains(": ")).collect();
-    assert!(told.status.success() && wrong.is_empty(), "{wrong:#?}\n{}", String::from_utf8_lossy(&told.stderr));
+    assert!(ran.status.success() && wrong.is_empty(), "{wrong:#?}\n{}", String::from_utf8_lossy(&ran.stderr));
     let given: usize = files.iter().map(|file| parse(&fs::read_to_string(file).expect("a file")).len()).sum();
     assert_eq!(printed.lines().count(), given);
 }
@@ -213,7 +213,7 @@ fn every_combination_builds_is_valid_and_is_what_render_writes() {
 #[test]
 fn the_training_runtime_names_the_run_after_its_train_job() {
     let Some(kubectl) = tool("kubectl") else {
-        tell("skipped: kubectl is not installed");
+        print_line("skipped: kubectl is not installed");
         return;
     };
     let built = parse(&kustomize(&kubectl, &folder().join("examples/kubeflow-trainer")));

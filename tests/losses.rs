@@ -15,7 +15,7 @@ use thanos_worker::{Comparison, Contrasted, Exchange, contrast_globally};
 const SAME: f64 = 1e-12;
 
 /// Values and gradients are either larger than this or zero, but for rounding.
-const LEAST_NORM: f64 = 1e-2;
+const MIN_NORM: f64 = 1e-2;
 
 /// Turns libtorch's flight recorder off, which crashes where groups of one process record at once.
 const NO_RECORDER: (&str, &str) = ("TORCH_FR_BUFFER_SIZE", "0");
@@ -116,9 +116,9 @@ fn deviation(parts: &[&Contrasted], expected: &Contrasted) -> f64 {
     let value = parts.iter().map(|part| part.value.double_value(&[])).sum::<f64>();
     let joined = |of: fn(&Contrasted) -> &Tensor| {
         let rows: Vec<&Tensor> = parts.iter().map(|part| of(part)).collect();
-        relative_error(&Tensor::cat(&rows, 0), of(expected), LEAST_NORM)
+        relative_error(&Tensor::cat(&rows, 0), of(expected), MIN_NORM)
     };
-    relative_error(&Tensor::from(value), &expected.value, LEAST_NORM)
+    relative_error(&Tensor::from(value), &expected.value, MIN_NORM)
         .max(joined(|part| &part.view0_gradient))
         .max(joined(|part| &part.view1_gradient))
 }

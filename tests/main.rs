@@ -3,7 +3,7 @@
 //! batch whose square would not fit. `exchanges`, `nearness`, `rerun` and `test_device` serve them. The others
 //! start the real programs: `world_sizes`, `resume`, `identity`, `ledger` and `evaluation` hold the promises,
 //! `recovery`, `elastic`, `standstill`, `repeated_failures`, `cut_off`, `bad_lines`, `slow`, `preemption`,
-//! `commit_points`, `checks`, `strangers`, `disks` and `endings` what happens to processes, networks and disks,
+//! `commit_points`, `checks`, `connection_flood`, `disks` and `endings` what happens to processes, networks and disks,
 //! `checkpoint_intervals` when a stage is saved, `group_errors` which errors of a group are lost connections,
 //! `security` who may join and what is secret, `pytorch_names` what is in a checkpoint, `selection` which epoch's
 //! weights are kept and that all state is saved, `data_sets`, `pack_transfer`, `downloads` and `fashion_mnist` how
@@ -13,7 +13,7 @@
 //! `quick` a first look at every preset; `monitoring` what alerts, panels and a site's Prometheus rely on, `container` the image; `bench` what a benchmark prints and leaves, `output` terminals, pipes and
 //! files that take no output, `signals` how a stop request arrives. `slurm` runs the job scripts on a real one,
 //! `kubernetes` checks the manifests, `pods` runs their commands in namespaces, as `job_controller`, a model of Kubernetes,
-//! would. `layering` reads the sources.
+//! would. `layering` and `language` read the sources.
 
 mod bad_input;
 mod bad_lines;
@@ -22,6 +22,7 @@ mod checkpoint_intervals;
 mod checks;
 mod command_line;
 mod commit_points;
+mod connection_flood;
 mod container;
 mod cut_off;
 mod data_sets;
@@ -42,6 +43,7 @@ mod hostile;
 mod identity;
 mod job_controller;
 mod kubernetes;
+mod language;
 mod layering;
 mod ledger;
 mod losses;
@@ -67,7 +69,6 @@ mod signals;
 mod slow;
 mod slurm;
 mod standstill;
-mod strangers;
 mod tensorboard;
 mod test_device;
 mod world_sizes;
@@ -75,6 +76,6 @@ mod world_sizes;
 use std::io::{Write, stdout};
 
 /// Prints a measurement on lines of its own, also of a test that passes, whose `println!` cargo would hide.
-fn tell(text: &str) {
+fn print_line(text: &str) {
     stdout().write_all(format!("\n{text}\n").as_bytes()).expect("standard output takes a line");
 }

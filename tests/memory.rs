@@ -1,9 +1,9 @@
 //! Memory of the contrastive loss: a batch whose matrix of logits has 4 GB a copy is contrasted in a few hundred MB.
-//! The test measures a process of its own, this binary started again, so that other tests do not blur the number.
+//! The test measures a process of its own, this binary restarted, so that other tests do not blur the number.
 
 use crate::exchanges::Solo;
+use crate::print_line;
 use crate::rerun::alone;
-use crate::tell;
 use std::env;
 use std::fs;
 use std::time::Instant;
@@ -26,7 +26,7 @@ fn a_large_batch_needs_no_square_of_itself() {
     }
     let text = alone("memory::a_large_batch_needs_no_square_of_itself", (MEASURE, "1"));
     let answer = text.lines().find(|line| line.contains(ANSWER)).expect("the process answers");
-    tell(answer);
+    print_line(answer);
     let number = answer.split(ANSWER).nth(1).and_then(|text| text.split(' ').next()).map(str::parse::<u64>);
     let peak_mb = number.and_then(Result::ok).expect("an answer holds a number");
     assert!(peak_mb > 0 && peak_mb < LIMIT_MB, "{peak_mb} MB above the inputs, at most {LIMIT_MB} are allowed");
@@ -57,7 +57,7 @@ fn measure() {
     let seconds = start.elapsed().as_secs_f64();
     let peak_mb = status_kb("VmHWM").saturating_sub(before_kb) * 1024 / 1_000_000;
     assert!(value.is_finite(), "the loss is {value}");
-    tell(&format!("{ANSWER}{peak_mb} MB at {IMAGES} x {WIDTH}, {seconds:.1} s"));
+    print_line(&format!("{ANSWER}{peak_mb} MB at {IMAGES} x {WIDTH}, {seconds:.1} s"));
 }
 
 /// A line of /proc/self/status, in kB (of 1024 bytes).

@@ -1,7 +1,7 @@
 //! What a run shows over HTTP: its metrics are what the ledger says, and Prometheus itself accepts, scrapes and judges them,
 //! where it is installed.
 
-use crate::tell;
+use crate::print_line;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
@@ -19,8 +19,8 @@ pub(crate) fn start_with(scene: &Scene, arguments: &[&str]) -> (Running, String)
     let launch = ["launch", "--nodes", "2", "--threads-per-worker", "1", "--run-dir", "run"];
     let mut running = scene.start(&[&launch[..], arguments].concat());
     running.wait_for_line("metrics and status at http://");
-    let told = std::fs::read_to_string(scene.path(".stderr")).expect("standard error");
-    let address = told.split("status at http://").nth(1).and_then(|rest| rest.lines().next()).expect("an address");
+    let printed = std::fs::read_to_string(scene.path(".stderr")).expect("standard error");
+    let address = printed.split("status at http://").nth(1).and_then(|rest| rest.lines().next()).expect("an address");
     (running, address.trim().to_owned())
 }
 
@@ -55,8 +55,8 @@ pub(crate) fn tool(name: &str, arguments: &[&str], stdin: &str) -> Option<(bool,
     let mut child = command.ok()?;
     child.stdin.take().expect("piped").write_all(stdin.as_bytes()).expect("it reads");
     let output = child.wait_with_output().expect("it ends");
-    let told = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
-    Some((output.status.success(), told))
+    let printed = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    Some((output.status.success(), printed))
 }
 
 #[test]
@@ -98,8 +98,8 @@ fn metrics_are_what_the_ledger_says() {
     assert!(value(&worker, "thanos_trainer_worker_gradient_norm", &of_worker).expect("a norm") > 0.0, "{worker}");
     for text in [&metrics, &worker] {
         match tool("promtool", &["check", "metrics"], text) {
-            Some((accepted, told)) => assert!(accepted, "{told}"),
-            None => tell("promtool is not installed: it was not asked"),
+            Some((accepted, printed)) => assert!(accepted, "{printed}"),
+            None => print_line("promtool is not installed: it was not asked"),
         }
     }
     running.interrupt().expect(75);
@@ -107,7 +107,7 @@ fn metrics_are_what_the_ledger_says() {
 
 /// The configuration and the rules that are delivered, on a live run.
 #[test]
-fn prometheus_scrapes_a_run_and_judges_it() {
+fn prometheus_scrapes_a_run_and_evaluates_the_alerts() {
     let checks: [&[&str]; 4] = [
         &["check", "config", "prometheus.yml"],
         &["check", "config", "--syntax-only", "site.yml"],
@@ -115,11 +115,11 @@ fn prometheus_scrapes_a_run_and_judges_it() {
         &["test", "rules", "alerts_test.yml"],
     ];
     for arguments in checks {
-        let Some((good, told)) = tool("promtool", arguments, "") else {
-            tell("skipped: Prometheus is not installed (apt-get install prometheus)");
+        let Some((good, printed)) = tool("promtool", arguments, "") else {
+            print_line("skipped: Prometheus is not installed (apt-get install prometheus)");
             return;
         };
-        assert!(good, "{arguments:?}: {told}");
+        assert!(good, "{arguments:?}: {printed}");
     }
     let scene = Scene::new();
     let (mut running, _) = start(&scene, "127.0.0.1:9464");
@@ -148,7 +148,7 @@ fn prometheus_scrapes_a_run_and_judges_it() {
 #[test]
 fn prometheus_brings_the_token() {
     if tool("promtool", &["--version"], "").is_none() {
-        tell("skipped: Prometheus is not installed (apt-get install prometheus)");
+        print_line("skipped: Prometheus is not installed (apt-get install prometheus)");
         return;
     }
     let scene = Scene::new();

@@ -3,7 +3,7 @@
 //! `metrics.prom`, and by targets that disappear.
 
 use crate::metrics::{get, start_with, tool, value};
-use crate::tell;
+use crate::print_line;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -167,7 +167,7 @@ fn the_end_of_a_run_is_seen() {
     for text in [&page, &worker, &file] {
         match tool("promtool", &["check", "metrics"], text) {
             Some((accepted, problem)) => assert!(accepted, "{problem}"),
-            None => tell("promtool is not installed: it was not asked"),
+            None => print_line("promtool is not installed: it was not asked"),
         }
     }
 }
@@ -238,7 +238,7 @@ fn lingering_has_an_end() {
     let target = ["digits_supcon", "train.max_steps=2", "rows=[]"];
     let (running, _) = start_with(&scene, &[&["--status", "127.0.0.1:0", "--linger", "1s"][..], &target].concat());
     let ran = running.wait().expect(0);
-    assert!(ran.stderr.contains("no scrape came"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("no scrape within the limit"), "{}", ran.stderr);
     let scene = Scene::new();
     let (mut running, _) =
         start_with(&scene, &[&["--status", "127.0.0.1:0", "--linger", "200s"][..], &target].concat());
@@ -246,7 +246,7 @@ fn lingering_has_an_end() {
     running.interrupt().expect(0);
 }
 
-/// What cannot be written for monitoring costs a warning: the run goes on, and ends well.
+/// What cannot be written for monitoring costs a warning: the run continues, and ends well.
 #[test]
 fn monitoring_files_that_cannot_be_written_end_nothing() {
     let scene = Scene::new();
@@ -257,7 +257,7 @@ fn monitoring_files_that_cannot_be_written_end_nothing() {
     let target = ["--status", "127.0.0.1:0", "digits_supcon", "train.max_steps=2", "rows=[]"];
     let (running, _) = start_with(&scene, &target);
     let ran = running.wait().expect(0);
-    let warnings = ran.stderr.matches("training goes on").count();
+    let warnings = ran.stderr.matches("training continues").count();
     assert!(ran.stderr.contains("cannot write") && warnings <= 2, "{}", ran.stderr);
     assert!(scene.path("run/metrics.prom/x").is_dir());
 }
@@ -269,7 +269,7 @@ fn every_panel_has_data_of_a_run_that_is_found_by_its_file() {
     let dashboard: Value = serde_json::from_str(&read("deploy/grafana/thanos_trainer.json")).expect("JSON");
     let queries = queries(&dashboard);
     if tool("promtool", &["--version"], "").is_none() {
-        tell("skipped: Prometheus is not installed (apt-get install prometheus)");
+        print_line("skipped: Prometheus is not installed (apt-get install prometheus)");
         return;
     }
     let scene = Scene::new();
@@ -301,7 +301,7 @@ scrape_configs:
     let run = scene.start(&[&arguments[..], &target[..]].concat());
     // The wait at the end is for Prometheus, which scrapes once a second.
     let ran = run.wait().expect(0);
-    assert!(!ran.stderr.contains("no scrape came"), "{}", ran.stderr);
+    assert!(!ran.stderr.contains("no scrape within the limit"), "{}", ran.stderr);
     assert_eq!(fs::read_dir(&targets).expect("a folder").count(), 0, "what is over is no target");
     let ended =
         query("max_over_time(thanos_trainer_ended{outcome=\"done\",run=\"run\",job=\"thanos_trainer\"}[10m]) == 1");

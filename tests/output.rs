@@ -21,7 +21,7 @@ fn arguments<'a>(target: &[&'a str]) -> Vec<&'a str> {
     [&LAUNCH[..], target].concat()
 }
 
-/// The run is complete, and its coordinator was never started again.
+/// The run is complete, and its coordinator was never restarted.
 #[track_caller]
 fn assert_done(scene: &Scene) {
     let events = lines(&scene.path("run"), "events.jsonl");
@@ -201,9 +201,9 @@ fn commands_that_print_end_quietly_without_a_reader_and_with_74_on_a_full_disk()
         drop(reader);
         assert_eq!(coord_into(&scene, arguments, writer.into()), (Some(0), String::new()), "{arguments:?}");
         let full = File::options().write(true).open("/dev/full").expect("/dev/full");
-        let (code, told) = coord_into(&scene, arguments, full.into());
-        assert_eq!(code, Some(74), "{arguments:?}: {told}");
-        assert!(told.contains("cannot write to standard output"), "{arguments:?}: {told}");
+        let (code, output) = coord_into(&scene, arguments, full.into());
+        assert_eq!(code, Some(74), "{arguments:?}: {output}");
+        assert!(output.contains("cannot write to standard output"), "{arguments:?}: {output}");
     }
 }
 

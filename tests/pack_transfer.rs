@@ -54,7 +54,7 @@ fn a_pack_travels_once_a_host() {
 }
 
 #[test]
-fn a_transfer_goes_on_where_it_broke_off() {
+fn a_transfer_resumes_where_it_broke_off() {
     let scene = Scene::new();
     let folder = scene.path("host");
     run(&scene, "first", &[&folder]);
@@ -82,7 +82,7 @@ fn a_transfer_goes_on_where_it_broke_off() {
     assert!(!train.with_extension("part").exists() && !test.with_extension("part").exists());
 }
 
-/// The coordinator's file is away for a moment, as on a disk that hangs: the stream breaks, and a later one goes on.
+/// The coordinator's file is away for a moment, as on a disk that hangs: the stream breaks, and a later one continues.
 #[test]
 fn a_transfer_survives_a_break_and_gives_up_in_the_end() {
     let scene = Scene::new();
@@ -101,12 +101,12 @@ fn a_transfer_survives_a_break_and_gives_up_in_the_end() {
             worker.wait().expect(0);
             serving.wait().expect(0);
         } else {
-            let told = worker.wait().expect(69).stderr;
+            let output = worker.wait().expect(69).stderr;
             assert!(
-                told.contains("the train pack in gone: it could not be brought from the coordinator in 5"),
-                "{told}"
+                output.contains("the train pack in gone: it could not be brought from the coordinator in 5"),
+                "{output}"
             );
-            // The run waits for one that can: whoever started this worker may start another.
+            // The run waits for a worker that can: the launcher of this one may start another.
             serving.wait_for_line("No such file");
             serving.interrupt().expect(75);
         }

@@ -2,8 +2,8 @@
 //! the model of Kubernetes' Job controller says; and their programs as process 1, which signals reach only through handlers.
 
 use crate::job_controller::{JobController, JobSetAction, JobState, Order, PodEnd, jobset_action};
+use crate::print_line;
 use crate::security::https;
-use crate::tell;
 use nix::sys::signal::Signal;
 use serde_yaml::Value;
 use std::collections::BTreeMap;
@@ -16,7 +16,7 @@ use thanos_tests::processes::send;
 use thanos_tests::{Ran, Running, Scene, lines, program, root};
 
 /// Longest wait for what must happen, on a machine that does other things as well.
-const MOST: Duration = Duration::from_secs(240);
+const DEADLINE: Duration = Duration::from_secs(240);
 /// Long enough for a signal and the end of a process, much shorter than any period of grace.
 const SOON: Duration = Duration::from_secs(20);
 
@@ -69,7 +69,7 @@ const NOTHING: [&str; 3] = ["--coordinator", "127.0.0.1:1", "--insecure"];
 #[test]
 fn a_waiting_worker_that_is_process_1_ends_at_sigterm() {
     if !has_namespaces() {
-        tell("skipped: no PID namespace can be made here (it needs root)");
+        print_line("skipped: no PID namespace can be made here (it needs root)");
         return;
     }
     let scene = Scene::new();
@@ -86,7 +86,7 @@ fn a_waiting_worker_that_is_process_1_ends_at_sigterm() {
 #[test]
 fn process_1_forwards_sigterm_restarts_a_killed_worker_and_reaps_orphans() {
     if !has_namespaces() {
-        tell("skipped: no PID namespace can be made here (it needs root)");
+        print_line("skipped: no PID namespace can be made here (it needs root)");
         return;
     }
     let scene = Scene::new();
@@ -125,14 +125,14 @@ fn workers_that_do_not_end_within_the_grace_are_killed() {
 
 /// Kubernetes gets to know that there is no coordinator, and decides.
 #[test]
-fn workers_wait_for_a_coordinator_as_long_as_they_are_told() {
+fn workers_wait_for_a_coordinator_until_their_timeout() {
     let scene = Scene::new();
     let arguments = [&["workers"], &NOTHING[..], &["--count", "2", "--wait", "1s", "--device", "cpu"]].concat();
     let started = Instant::now();
     let ran = scene.coord(&arguments).expect(69);
     assert!((Duration::from_secs(1)..SOON).contains(&started.elapsed()), "{:?}", started.elapsed());
     assert!(ran.stderr.contains("no coordinator at 127.0.0.1:1 within 1s"), "{}", ran.stderr);
-    assert!(!ran.stderr.contains("starting it again"), "{}", ran.stderr);
+    assert!(!ran.stderr.contains("restarting it"), "{}", ran.stderr);
 }
 
 /// Pods, and the names of their network namespaces.
@@ -157,9 +157,9 @@ fn run(program: &str, arguments: &[&str]) {
 
 /// The folder of libtorch that the worker was linked with.
 fn libtorch() -> String {
-    let told = Command::new("ldd").arg(program("thanos-worker")).output().expect("ldd");
-    let told = String::from_utf8_lossy(&told.stdout).into_owned();
-    let line = told.lines().find(|line| line.contains("libtorch_cpu")).expect("it is linked");
+    let printed = Command::new("ldd").arg(program("thanos-worker")).output().expect("ldd");
+    let printed = String::from_utf8_lossy(&printed.stdout).into_owned();
+    let line = printed.lines().find(|line| line.contains("libtorch_cpu")).expect("it is linked");
     let file = line.split("=> ").nth(1).and_then(|rest| rest.split(' ').next()).expect("a path");
     Path::new(file).parent().expect("a folder").display().to_string()
 }
@@ -286,7 +286,7 @@ impl<'a> Cluster<'a> {
     fn until(&mut self, what: &str, mut holds: impl FnMut(&Self) -> bool) {
         let started = Instant::now();
         while !holds(self) {
-            assert!(started.elapsed() < MOST, "waited {MOST:?} for {what}; ended: {:#?}", self.ended);
+            assert!(started.elapsed() < DEADLINE, "waited {DEADLINE:?} for {what}; ended: {:#?}", self.ended);
             self.reconcile();
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -311,7 +311,7 @@ const SMALL: &str = "extends: digits_table\ntrain: {epochs: 4}\ncheckpoint: {eve
 fn pods_with_two_workers_each_train_without_a_shared_file_system() {
     let scene = Scene::new();
     let Some(mut cluster) = Cluster::new(&scene, SMALL) else {
-        tell("skipped: no namespaces or overlays can be made here (it needs root)");
+        print_line("skipped: no namespaces or overlays can be made here (it needs root)");
         return;
     };
     let ledger = scene.path("runs/a/steps.jsonl");
@@ -371,7 +371,7 @@ fn check_pages(scene: &Scene) {
 fn a_permanent_failure_ends_the_jobset_and_its_waiting_workers() {
     let scene = Scene::new();
     let Some(mut cluster) = Cluster::new(&scene, "extends: digits_table\ntrain: {epochs: -1}\n") else {
-        tell("skipped: no namespaces or overlays can be made here (it needs root)");
+        print_line("skipped: no namespaces or overlays can be made here (it needs root)");
         return;
     };
     cluster.until("a failed coordinator", |cluster| cluster.state("coordinator") != JobState::Active);

@@ -1,5 +1,5 @@
 //! `launch --quick`: every preset, on small files in its data set's published format, walks through all its stages in less
-//! than a minute, and says everywhere that its numbers are no results.
+//! than a minute, and says everywhere that its numbers are not results.
 
 use serde_json::Value;
 use std::fs;
@@ -86,10 +86,10 @@ fn a_table_and_single_methods_are_trained_in_a_minute() {
 }
 
 #[test]
-fn a_quick_run_starts_anew_and_goes_on_without_the_option() {
+fn a_quick_run_starts_new_and_resumes_without_the_option() {
     let scene = Scene::new();
     let refused = scene.coord(&["launch", "--quick", "--resume", "--run-dir", "run", "digits_cae"]).expect(64);
-    assert!(refused.stderr.contains("leave out --resume"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("omit --resume"), "{}", refused.stderr);
     let made = scene.launch("run", 1, &["--quick", "digits_cae"]).expect(0).stdout;
     marked(&scene.path("run"));
     assert_eq!(scene.coord(&["launch", "--resume", "--run-dir", "run"]).expect(0).stdout, made);

@@ -1,8 +1,8 @@
-//! Nothing stops a run: whichever worker is killed or stopped, at whatever moment, the others go on with it started
-//! again, nobody touches anything, and every committed loss, the weights and the results are those of an undisturbed
-//! run, to the bit. Moments and victims are drawn from a seed.
+//! Nothing stops a run: whichever worker is killed or stopped, at whatever moment, the others continue, it is
+//! restarted without any intervention, and every committed loss, the weights and the results are bit-identical to those of
+//! an uninterrupted run. Moments and victims are drawn from a seed.
 
-use crate::tell;
+use crate::print_line;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -13,7 +13,7 @@ use thanos_tests::processes::{commands_in, coordinator, descriptors, send, worke
 use thanos_tests::{Ran, Running, Scene, lines, results, weights_sha256};
 
 /// Descriptors that a worker of four may have open.
-const MOST_OPEN: usize = 64;
+const MAX_OPEN: usize = 64;
 const STAGES: [&str; 3] = ["cnce", "cae", "transfer_thanos"];
 
 pub(crate) fn launch(scene: &Scene, run_dir: &str, workers: &str, target: &[&str]) -> Running {
@@ -21,7 +21,7 @@ pub(crate) fn launch(scene: &Scene, run_dir: &str, workers: &str, target: &[&str
     scene.start(&[&arguments[..], target].concat())
 }
 
-/// Sends signals to workers at random moments until the run has ended, at most so many.
+/// Sends signals to workers at random moments until the run has ended, at most this many.
 fn disturb(mut running: Running, run_dir: &Path, most: usize, pause: (f64, f64), signals: &[Signal]) -> (Ran, usize) {
     let mut stream = SplitMix64::new(20_261_124);
     let (mut sent, mut most_open) = (0, 0);
@@ -40,7 +40,7 @@ fn disturb(mut running: Running, run_dir: &Path, most: usize, pause: (f64, f64),
         }
         std::thread::sleep(Duration::from_millis(2));
     }
-    assert!(most_open < MOST_OPEN, "a worker had {most_open} descriptors open");
+    assert!(most_open < MAX_OPEN, "a worker had {most_open} descriptors open");
     (running.wait(), sent)
 }
 
@@ -54,9 +54,9 @@ pub(crate) fn assert_equal(scene: &Scene, whole: &Path, disturbed: &Path, stages
     };
     assert_eq!(ledger(whole), ledger(disturbed));
     let [one, other] = [whole, disturbed].map(|run_dir| run_dir.display().to_string());
-    let told = scene.coord(&["verify-run", &one, &other]).expect(0).stdout;
-    assert!(told.contains("every step once and in order, every sample of an epoch once"), "{told}");
-    assert!(told.contains("\nidentical in all "), "{told}");
+    let output = scene.coord(&["verify-run", &one, &other]).expect(0).stdout;
+    assert!(output.contains("every step once and in order, every sample of an epoch exactly once"), "{output}");
+    assert!(output.contains("\nidentical in all "), "{output}");
     for stage in stages {
         assert_eq!(weights_sha256(whole, stage), weights_sha256(disturbed, stage), "stage {stage}");
     }
@@ -70,7 +70,7 @@ pub(crate) fn assert_equal(scene: &Scene, whole: &Path, disturbed: &Path, stages
     assert_eq!(rows(whole), rows(disturbed));
 }
 
-/// Seconds from each loss to the generation behind it, and how many losses there were.
+/// Seconds from each loss to the next generation, and how many losses there were.
 fn recoveries(run_dir: &Path) -> (Vec<f64>, usize) {
     let events = lines(run_dir, "events.jsonl");
     let lost = events.iter().filter(|event| event["event"] == "lost").count();
@@ -89,8 +89,8 @@ fn check_kills(most: usize, pause: (f64, f64), signals: &[Signal], target: &[&st
     let (seconds, lost) = recoveries(&scene.path("disturbed"));
     assert!(lost > 0 && !seconds.is_empty(), "nothing was disturbed");
     let at = |share: f64| seconds[((seconds.len() - 1) as f64 * share).round() as usize];
-    tell(&format!(
-        "{sent} signals, {lost} workers lost, {} recoveries: median {:.2} s, 95 % {:.2} s, most {:.2} s; bit-equal",
+    print_line(&format!(
+        "{sent} signals, {lost} workers lost, {} recoveries: median {:.2} s, 95 % {:.2} s, max {:.2} s; bit-identical",
         seconds.len(),
         at(0.5),
         at(0.95),
@@ -137,16 +137,16 @@ fn several_at_once_settle_in_one_generation() {
     running.wait_for_steps("disturbed", 30);
     let pids: Vec<i32> = workers(&run_dir).into_values().collect();
     pids[..2].iter().for_each(|pid| send(*pid, Signal::SIGKILL));
-    running.wait_until("the loss to be told", || workers(&run_dir).len() < 4);
+    running.wait_until("the loss to be reported", || workers(&run_dir).len() < 4);
     send(pids[2], Signal::SIGKILL);
     let ran = running.wait().expect(0);
-    assert!(ran.stderr.contains("was killed by signal 9: it is started again"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("was killed by signal 9: restarting it"), "{}", ran.stderr);
     assert_equal(&scene, &scene.path("whole"), &run_dir, &["cae"]);
     let began = lines(&run_dir, "events.jsonl").iter().filter(|event| event["event"] == "began").count();
     assert!((2..=4).contains(&began), "{began} generations");
 }
 
-/// The only worker has nobody who holds its state: the last checkpoint does.
+/// No other worker holds the state of the only one: the last checkpoint does.
 #[test]
 fn when_all_workers_are_lost_the_last_checkpoint_is_taken() {
     let scene = Scene::new();
@@ -163,7 +163,7 @@ fn when_all_workers_are_lost_the_last_checkpoint_is_taken() {
     assert!(recovered[0]["step"].as_u64().is_some_and(|step| step % 7 == 0 && step > 0), "{recovered:?}");
 }
 
-/// The coordinator is killed five times, and so is a worker each time, a moment before or after: whoever starts again
+/// The coordinator is killed five times, and so is a worker each time, a moment before or after: a process that is restarted
 /// finds the others, and what they hold.
 #[test]
 fn killed_coordinators_lose_no_step() {
@@ -189,18 +189,13 @@ fn killed_coordinators_lose_no_step() {
         killed += 1;
     }
     let ran = running.wait().expect(0);
-    assert_eq!(
-        (killed, ran.stderr.matches("was killed by SIGKILL: it is started again").count()),
-        (5, 5),
-        "{}",
-        ran.stderr
-    );
+    assert_eq!((killed, ran.stderr.matches("was killed by SIGKILL: restarting it").count()), (5, 5), "{}", ran.stderr);
     assert_equal(&scene, &scene.path("whole"), &run_dir, &STAGES);
     let most = back.iter().max().copied().unwrap_or_default();
     let (seconds, _) = recoveries(&run_dir);
     let slowest = seconds.last().copied().unwrap_or_default();
-    tell(&format!(
-        "five coordinators killed: each back within {most:.2?}, in training {slowest:.2} s later; bit-equal"
+    print_line(&format!(
+        "five coordinators killed: each back within {most:.2?}, in training {slowest:.2} s later; bit-identical"
     ));
     assert!(most < Duration::from_secs(2), "{back:?}");
     // From memory, or else steps were lost.
@@ -233,9 +228,9 @@ fn workers_wait_for_a_coordinator_that_somebody_starts_again() {
     assert_equal(&scene, &scene.path("whole"), &scene.path("run"), &["supcon"]);
 }
 
-/// A worker was stopped, lost, and another started in its place: when it goes on, it is told so, and has done nothing.
+/// A worker was stopped, lost, and another started in its place: when it continues, it is refused, and has done nothing.
 #[test]
-fn a_worker_that_comes_back_too_late_is_refused() {
+fn a_worker_that_returns_too_late_is_refused() {
     let scene = Scene::new();
     let target = ["digits_supcon", "train.max_steps=150", "checkpoint.every_steps=50", "rows=[]"];
     let target = [&target[..], &["timeouts.heartbeat_seconds=3"]].concat();
@@ -247,12 +242,12 @@ fn a_worker_that_comes_back_too_late_is_refused() {
     send(stale.pid(), Signal::SIGSTOP);
     serving.wait_for_line("b (rank 1");
     let second = scene.worker(&invitation, "b", &[]);
-    serving.wait_for_line("generation 2 goes on");
+    serving.wait_for_line("generation 2 continues");
     send(stale.pid(), Signal::SIGCONT);
-    let told = stale.wait().expect(75).stderr;
+    let output = stale.wait().expect(75).stderr;
     assert!(
-        told.contains("sent no heartbeat for 3s") || told.contains("a worker named b has joined already"),
-        "{told}"
+        output.contains("sent no heartbeat for 3s") || output.contains("a worker named b has joined already"),
+        "{output}"
     );
     serving.wait().expect(0);
     first.wait().expect(0);
@@ -265,14 +260,18 @@ fn a_worker_that_comes_back_too_late_is_refused() {
 fn chaos_on_demand_is_reported() {
     let scene = Scene::new();
     let ended = scene.coord(&["chaos", "none"]).expect(64);
-    assert!(ended.stderr.contains("none holds no run"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("none is not a run directory"), "{}", ended.stderr);
     let mut running = launch(&scene, "run", "3", &["digits_supcon", "train.epochs=100000"]);
     running.wait_for_steps("run", 3);
-    let disturbing =
-        scene.spawn("thanos-coord", "chaos", &["chaos", "run", "--every", "300ms", "--most", "3", "--seed", "7"], &[]);
-    let told = disturbing.wait().expect(0).stdout;
-    assert_eq!(told.matches("  killed worker-").count(), 3, "{told}");
-    assert!(told.contains("3 kills and 0 stops in ") && told.contains("; the run goes on"), "{told}");
+    let disturbing = scene.spawn(
+        "thanos-coord",
+        "chaos",
+        &["chaos", "run", "--every", "300ms", "--max-faults", "3", "--seed", "7"],
+        &[],
+    );
+    let output = disturbing.wait().expect(0).stdout;
+    assert_eq!(output.matches("  killed worker-").count(), 3, "{output}");
+    assert!(output.contains("3 kills and 0 stops in ") && output.contains("; the run continues"), "{output}");
     running.interrupt().expect(75);
     scene.coord(&["chaos", "run"]).expect(65);
 }

@@ -20,17 +20,17 @@ fn events(scene: &Scene, kind: &str) -> Vec<Value> {
 #[test]
 fn a_step_that_always_fails_ends_the_run_with_its_cause() {
     let scene = Scene::new();
-    let told = launch(&scene, "broken-collective=return(any:40)").expect(70).stderr;
+    let output = launch(&scene, "broken-collective=return(any:40)").expect(70).stderr;
     for part in [
         format!("failed in step 40 of stage cnce: {CAUSE}\n"),
         format!("step 40 of stage cnce failed twice in the same way: {CAUSE} (worker-"),
     ] {
-        assert!(told.contains(&part), "no `{part}` in {told}");
+        assert!(output.contains(&part), "no `{part}` in {output}");
     }
-    assert_eq!(events(&scene, "began").len(), 2, "no third generation: {told}");
+    assert_eq!(events(&scene, "began").len(), 2, "no third generation: {output}");
     assert!(!events(&scene, "group_failed").is_empty() && events(&scene, "lost").is_empty());
     assert_eq!(losses(&scene.path("run"), "cnce").len(), 40);
-    // The state in memory was saved, and the run goes on from it once the cause has been removed.
+    // The state in memory was saved, and the run continues from it once the cause has been removed.
     let last = checkpoints(&scene.path("run"), "cnce").pop().expect("a checkpoint");
     assert!(last.ends_with("step-00000040"), "{}", last.display());
     scene.coord(&["verify-run", "run"]).expect(0);
@@ -43,9 +43,9 @@ fn a_step_that_always_fails_ends_the_run_with_its_cause() {
 #[test]
 fn the_failure_of_one_rank_is_the_cause() {
     let scene = Scene::new();
-    let told = launch(&scene, "broken-collective=return(1:40)").expect(70).stderr;
+    let output = launch(&scene, "broken-collective=return(1:40)").expect(70).stderr;
     let cause = format!("step 40 of stage cnce failed twice in the same way: {CAUSE} (worker-1)");
-    assert!(told.contains(&cause), "no `{cause}` in {told}");
+    assert!(output.contains(&cause), "no `{cause}` in {output}");
     assert_eq!(losses(&scene.path("run"), "cnce").len(), 40);
 }
 

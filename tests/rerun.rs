@@ -10,7 +10,7 @@ use std::process::Command;
 pub(crate) fn alone(test: &str, (variable, value): (&str, &str)) -> String {
     let this = env::current_exe().expect("the path of this binary");
     let output = Command::new(this).args(["--exact", test, "--nocapture"]).env(variable, value).output();
-    let output = output.expect("this binary starts again");
+    let output = output.expect("this binary restarts");
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();
     let ran_one = printed.contains("1 passed");
     let errors = String::from_utf8_lossy(&output.stderr);

@@ -37,7 +37,7 @@ fn run(scene: &Scene, run_dir: &str, precision: Option<&str>, stop_at: Option<us
         return true;
     }
     let ran = ran.expect(75);
-    assert!(ran.stderr.contains("go on with: thanos-coord launch --resume --run-dir"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("resume with: thanos-coord launch --resume --run-dir"), "{}", ran.stderr);
     false
 }
 
@@ -123,7 +123,7 @@ fn spoil(file: &Path) {
 /// One flipped bit in the newest checkpoint: the one before is used, and the end is the same. In all of them: no
 /// silent start over.
 #[test]
-fn a_spoiled_checkpoint_is_passed_over_and_none_good_is_told() {
+fn a_corrupt_checkpoint_is_skipped_and_no_valid_one_is_an_error() {
     let scene = Scene::new();
     let target = ["digits_cnce", "train.max_steps=6", "checkpoint.every_steps=2", "rows=[]"];
     scene.launch("run", 2, &target).expect(0);
@@ -133,14 +133,14 @@ fn a_spoiled_checkpoint_is_passed_over_and_none_good_is_told() {
 
     spoil(&checkpoints(&run_dir, "cnce").pop().expect("a checkpoint").join("model.safetensors"));
     let ran = scene.coord(&resume).expect(0);
-    assert!(ran.stderr.contains("step-00000006 is not used: model.safetensors: its SHA-256"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("step-00000006: model.safetensors: its SHA-256"), "{}", ran.stderr);
     assert_eq!((weights_sha256(&run_dir, "cnce"), losses(&run_dir, "cnce")), (weights, steps));
 
     for checkpoint in checkpoints(&run_dir, "cnce") {
         spoil(&checkpoint.join("model.safetensors"));
     }
     let ran = scene.coord(&resume).expect(65);
-    for part in ["no checkpoint of run is good", "model.safetensors", "name another --run-dir"] {
+    for part in ["no checkpoint of run is valid", "model.safetensors", "choose another --run-dir"] {
         assert!(ran.stderr.contains(part), "no `{part}` in {}", ran.stderr);
     }
 }

@@ -37,7 +37,7 @@ fn mixed(scene: &Scene, ca: &str, token: &str) -> String {
 }
 
 #[test]
-fn who_may_not_join_is_told_why_and_ends_with_77() {
+fn an_unauthorised_worker_gets_the_reason_and_exits_with_77() {
     let scene = Scene::new();
     let (serving, invitation) = serve(&scene, "one", &[]);
     let (other, _) = serve(&scene, "two", &[]);
@@ -46,18 +46,19 @@ fn who_may_not_join_is_told_why_and_ends_with_77() {
         scene.worker(&invitation, "a", &[]).wait().expect(77).stderr
     };
     let asked = Instant::now();
-    let told = joined(&invitation.address, &mixed(&scene, "one/credentials", "two/credentials"));
+    let printed = joined(&invitation.address, &mixed(&scene, "one/credentials", "two/credentials"));
     assert!(asked.elapsed() >= Duration::from_secs(1), "who guesses tokens guesses slowly: {:?}", asked.elapsed());
-    assert!(told.contains("this is not the join token of worker `a`, or it was used before"), "{told}");
-    let told = joined(&invitation.address, &mixed(&scene, "two/credentials", "one/credentials"));
-    assert!(told.contains("it is not of the run whose ca.pem this worker has"), "{told}");
-    let told = joined(&invitation.address, "nothing");
-    assert!(told.contains("cannot read nothing/ca.pem: No such file"), "{told}");
-    let told = scene.spawn("thanos-worker", "b", &["--coordinator", "h:1", "--id", "b"], &[]).wait().expect(64).stderr;
-    assert!(told.contains("--credentials <DIR>"), "{told}");
+    assert!(printed.contains("this is not the join token of worker `a`, or it was used before"), "{printed}");
+    let printed = joined(&invitation.address, &mixed(&scene, "two/credentials", "one/credentials"));
+    assert!(printed.contains("it is not of the run whose ca.pem this worker has"), "{printed}");
+    let printed = joined(&invitation.address, "nothing");
+    assert!(printed.contains("cannot read nothing/ca.pem: No such file"), "{printed}");
+    let printed =
+        scene.spawn("thanos-worker", "b", &["--coordinator", "h:1", "--id", "b"], &[]).wait().expect(64).stderr;
+    assert!(printed.contains("--credentials <DIR>"), "{printed}");
     other.interrupt().expect(75);
-    let told = serving.interrupt().expect(75).stderr;
-    assert_eq!(told.matches("a worker may not join: this is not the join token").count(), 1, "{told}");
+    let printed = serving.interrupt().expect(75).stderr;
+    assert_eq!(printed.matches("a worker may not join: this is not the join token").count(), 1, "{printed}");
 }
 
 async fn client(address: &str, tls: ClientTlsConfig) -> CoordinatorClient<Channel> {
@@ -206,8 +207,9 @@ fn metrics_that_others_can_reach_need_a_token() {
     let scene = Scene::new();
     let (mut serving, _) = serve(&scene, "run", &["--status", "0.0.0.0:0"]);
     serving.wait_for_line("metrics and status at https://");
-    let told = fs::read_to_string(scene.path(".runstderr")).expect("standard error");
-    let address = told.split("status at https://").nth(1).and_then(|rest| rest.split(',').next()).expect("an address");
+    let printed = fs::read_to_string(scene.path(".runstderr")).expect("standard error");
+    let address =
+        printed.split("status at https://").nth(1).and_then(|rest| rest.split(',').next()).expect("an address");
     let read = |name: &str| fs::read_to_string(scene.path("run/credentials").join(name)).expect(name);
     let (scrape, join, ca) = (read("scrape-token"), read("token"), scene.path("run/credentials/ca.pem"));
     for (path, token, answer) in [
@@ -219,8 +221,8 @@ fn metrics_that_others_can_reach_need_a_token() {
         ("/metrics", scrape.trim(), "200 # HELP"),
         ("/status", scrape.trim(), "200 {\"run\""),
     ] {
-        let told = https(&ca, (address, COORDINATOR_NAME), path, token);
-        assert!(told.starts_with(answer), "{path}: {told}");
+        let printed = https(&ca, (address, COORDINATOR_NAME), path, token);
+        assert!(printed.starts_with(answer), "{path}: {printed}");
     }
     serving.interrupt().expect(75);
 }

@@ -1,5 +1,5 @@
 //! Which epoch's weights a stage keeps: the best by something that is trained, or the last. And what a stage's checkpoint
-//! must hold to go on to the same bits: everything that changes, which in a probe may be more than its head.
+//! must hold to continue to the same bits: everything that changes, which in a probe may be more than its head.
 
 use crate::recovery::{assert_equal, launch};
 use nix::sys::signal::Signal;
@@ -81,7 +81,7 @@ fn the_last_epoch_can_be_kept() {
 /// The probe ends, is to make more steps, and is as one that was never interrupted: the encoders' moving statistics, which
 /// its steps change, are a part of its state.
 #[test]
-fn a_probe_with_moving_statistics_goes_on_to_the_same_bits() {
+fn a_probe_with_moving_statistics_resumes_bit_identically() {
     let scene = Scene::new();
     scene.launch("whole", 2, &[&MOVING[..], &["transfer.max_steps=22"]].concat()).expect(0);
     scene.launch("parts", 2, &[&MOVING[..], &["transfer.max_steps=11"]].concat()).expect(0);

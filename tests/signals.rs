@@ -1,15 +1,15 @@
 //! A stop request is honoured however it is delivered: to the whole process tree, as systemd and Slurm do, to workers
 //! only, twice at once. Each ends with a checkpoint of the last step and
-//! exit code 75, and the resumed run is the undisturbed one to the bit. A checkpoint that cannot be written for a moment
+//! exit code 75, and the resumed run is the uninterrupted one to the bit. A checkpoint that cannot be written for a moment
 //! is retried, within the grace period.
 
 use crate::disks::{BadDisk, FULL};
+use crate::print_line;
 use crate::recovery::{assert_equal, launch};
-use crate::tell;
 use nix::sys::signal::Signal;
 use std::fs;
 use std::time::{Duration, Instant};
-use thanos_tests::processes::{coordinator, gone_within, is_alive, send, workers};
+use thanos_tests::processes::{coordinator, exit_within, is_alive, send, workers};
 use thanos_tests::{Invitation, Running, Scene, lines};
 
 /// The only checkpoints are those of a stop and of the end.
@@ -23,7 +23,7 @@ pub(crate) fn undisturbed() -> Scene {
     scene
 }
 
-/// The run was stopped with a checkpoint of its last step, and goes on to the end of the undisturbed one.
+/// The run was stopped with a checkpoint of its last step, and continues to the end of the uninterrupted one.
 #[track_caller]
 pub(crate) fn assert_stopped_and_resumable(whole: &Scene, scene: &Scene) {
     let run = scene.path("run");
@@ -125,7 +125,7 @@ fn a_later_second_signal_ends_a_worker_at_once() {
     std::thread::sleep(Duration::from_millis(1200));
     assert!(is_alive(worker), "the first signal must not end it");
     send(worker, Signal::SIGTERM);
-    gone_within(&[worker], Duration::from_secs(1));
+    exit_within(&[worker], Duration::from_secs(1));
     running.interrupt().expect(75);
 }
 
@@ -136,7 +136,7 @@ fn stop_on_a_full_disk(scene: &Scene, more: &[&str]) -> Option<(Running, BadDisk
     let stage = scene.path("run/checkpoints/supcon");
     fs::create_dir_all(&stage).expect("a folder");
     let Some(disk) = BadDisk::mount(&stage, FULL) else {
-        tell("skipped: no tmpfs can be mounted here (it needs root)");
+        print_line("skipped: no tmpfs can be mounted here (it needs root)");
         return None;
     };
     send(running.pid(), Signal::SIGTERM);
@@ -164,6 +164,6 @@ fn a_stop_on_a_full_disk_is_retried_within_its_grace_and_no_longer() {
     drop(disk);
     assert!(ran.stderr.contains("retrying in 2 s"), "{ran:?}");
     assert!(Duration::from_secs(2) < took && took < Duration::from_secs(7), "{took:?}: {ran:?}");
-    assert!(ran.stderr.contains("the time for a stop is over: the last checkpoint is what stays"), "{ran:?}");
+    assert!(ran.stderr.contains("the grace period is over: the run ends at its last checkpoint"), "{ran:?}");
     ran.expect(75);
 }

@@ -1,9 +1,9 @@
 //! Where steps take seconds, checkpoints and evaluations longer, and the coordinator pauses: no healthy worker is
-//! terminated, what survivors hold is kept, and the run is that of an undisturbed one, to the bit. The short forms are here;
+//! terminated, what survivors hold is kept, and the run is that of an uninterrupted one, to the bit. The short forms are here;
 //! `make chaos` has steps of eight seconds, checkpoints of eighteen and evaluations of forty.
 
+use crate::print_line;
 use crate::recovery::assert_equal;
-use crate::tell;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::time::Duration;
@@ -26,14 +26,17 @@ fn events(scene: &Scene, kind: &str) -> Vec<Value> {
     lines(&scene.path("run"), "events.jsonl").into_iter().filter(|event| event["event"] == kind).collect()
 }
 
-/// One worker was lost, the others went on from memory, and nothing else happened.
+/// One worker was lost, the others continued from memory, and nothing else happened.
 #[track_caller]
 fn assert_one_loss(scene: &Scene, stages: &[&str]) {
     let (lost, recovered) = (events(scene, "lost"), events(scene, "recovered"));
     assert_eq!((lost.len(), recovered.len()), (1, 1), "{lost:#?} {recovered:#?}");
     assert!(recovered[0]["from"]["memory"].is_string(), "{recovered:?}");
     assert_equal(scene, &scene.path("whole"), &scene.path("run"), stages);
-    tell(&format!("in training again {:.1} s after the loss", recovered[0]["seconds"].as_f64().unwrap_or_default()));
+    print_line(&format!(
+        "in training again {:.1} s after the loss",
+        recovered[0]["seconds"].as_f64().unwrap_or_default()
+    ));
 }
 
 fn check_slow_steps(step_ms: u32, steps: &str, kill_after: usize) {
@@ -166,8 +169,8 @@ fn a_stop_in_the_middle_of_a_recovery_keeps_what_the_survivor_holds() {
     running.wait_for_steps("run", 3);
     send(workers(&scene.path("run"))["worker-1"], Signal::SIGKILL);
     running.wait_until("the loss", || !events(&scene, "lost").is_empty());
-    let told = running.interrupt().expect(75).stderr;
-    assert!(told.contains("saving the state of worker-0"), "{told}");
+    let output = running.interrupt().expect(75).stderr;
+    assert!(output.contains("saving the state of worker-0"), "{output}");
     let saved = events(&scene, "checkpoint");
     assert!(saved.last().is_some_and(|last| last["step"].as_u64() >= Some(3)), "{saved:?}");
     scene.coord(&["launch", "--resume", "--nodes", "2", "--threads-per-worker", "1", "--run-dir", "run"]).expect(0);

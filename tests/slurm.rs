@@ -13,7 +13,7 @@ use thanos_tests::processes::{send, workers};
 use thanos_tests::{Scene, lines, root};
 
 #[test]
-fn a_job_is_preempted_drained_queued_again_and_ends_with_its_table() {
+fn a_job_is_preempted_drained_requeued_and_ends_with_its_table() {
     let scene = Scene::new();
     let Some(cluster) = Cluster::up(&scene, &[]) else { return };
     let arguments = ["digits_table", "train.epochs=8", "checkpoint.every_steps=50"];
@@ -28,11 +28,11 @@ fn a_job_is_preempted_drained_queued_again_and_ends_with_its_table() {
     let tasks = cluster.ask("squeue", &["--steps", "--noheader", "--format", "%i"]);
     assert_eq!(tasks.matches(&format!("{job}.")).count(), 5, "four workers and the batch script: {tasks}");
 
-    // A worker that dies alone is started again where it was.
+    // A worker that dies alone is restarted where it was.
     send(workers(&run)["n2-0"], Signal::SIGKILL);
-    let told = || std::fs::read_to_string(scene.path(&format!("thanos-{job}.out"))).unwrap_or_default();
-    cluster.wait("the killed worker's return", || told().contains("generation 2 goes on"));
-    assert!(told().contains("n2-0 was killed by signal 9: it is started again"), "{}", told());
+    let printed = || std::fs::read_to_string(scene.path(&format!("thanos-{job}.out"))).unwrap_or_default();
+    cluster.wait("the killed worker's return", || printed().contains("generation 2 continues"));
+    assert!(printed().contains("n2-0 was killed by signal 9: restarting it"), "{}", printed());
 
     // A node is drained, and a job of more weight comes: this one has a minute to save and go.
     cluster.ask("scontrol", &["update", "nodename=n3", "state=drain", "reason=test"]);
@@ -41,17 +41,17 @@ fn a_job_is_preempted_drained_queued_again_and_ends_with_its_table() {
     cluster.wait("the job to be queued again", || {
         cluster.says(&job, "Restarts=1") && cluster.says(&job, "JobState=PENDING")
     });
-    assert!(told().contains("stopping at a common step: SIGUSR1"), "{}", told());
-    assert!(told().contains("is queued again"), "{}", told());
+    assert!(printed().contains("stopping at a common step: SIGUSR1"), "{}", printed());
+    assert!(printed().contains("is requeued"), "{}", printed());
     // Slurm would wait two minutes, and then for the fourth node.
     cluster.ask("scontrol", &["update", &format!("jobid={job}"), "NumNodes=3", "NumTasks=3", "StartTime=now"]);
     cluster.wait("the end", || cluster.says(&job, "JobState=COMPLETED"));
     assert!(began(&["n0-0", "n1-0", "n2-0"]), "the three nodes that were left");
-    let told = told();
-    assert!(told.contains("\nthanos ") && told.contains("cnce + cae"), "no table in {told}");
-    assert!(told.lines().count() < 120, "{} lines", told.lines().count());
+    let printed = printed();
+    assert!(printed.contains("\nthanos ") && printed.contains("cnce + cae"), "no table in {printed}");
+    assert!(printed.lines().count() < 120, "{} lines", printed.lines().count());
     let (checked, verified) =
-        (scene.coord(&["verify-run", &run.display().to_string()]), "every step once and in order");
+        (scene.coord(&["verify-run", &run.display().to_string()]), "every step exactly once and in order");
     assert!(checked.stdout.contains(verified), "{checked:?}");
 }
 
@@ -61,8 +61,8 @@ fn an_array_trains_the_backbones_and_its_dependent_job_makes_the_table() {
     let Some(cluster) = Cluster::up(&scene, &[]) else { return };
     let script = root().join("deploy/slurm/table.sh").display().to_string();
     let arguments = ["--nodes=2", "--mem=3G", "--comment=of all", "--", "--max-requeues=3", "digits", "train.epochs=3"];
-    let told = cluster.ask("bash", &[&[script.as_str()], &arguments[..]].concat());
-    let runs = told.trim().rsplit(' ').next().expect("the folder of the runs");
+    let printed = cluster.ask("bash", &[&[script.as_str()], &arguments[..]].concat());
+    let runs = printed.trim().rsplit(' ').next().expect("the folder of the runs");
     let queued = cluster.ask("squeue", &["--noheader", "--array", "--format", "%i %m %D %k"]);
     assert_eq!(queued.matches(" 3G 2 of all\n").count(), 4, "all jobs have all options: {queued}");
     let results = scene.path(&format!("{runs}/table/results.json"));
@@ -78,6 +78,6 @@ fn an_array_trains_the_backbones_and_its_dependent_job_makes_the_table() {
 #[test]
 fn outside_of_an_allocation_it_says_so() {
     let scene = Scene::new();
-    let told = scene.coord(&["launch", "--launcher", "srun", "digits_supcon"]).expect(64).stderr;
-    assert!(told.contains("--launcher srun runs inside a Slurm allocation"), "{told}");
+    let printed = scene.coord(&["launch", "--launcher", "srun", "digits_supcon"]).expect(64).stderr;
+    assert!(printed.contains("--launcher srun runs inside a Slurm allocation"), "{printed}");
 }

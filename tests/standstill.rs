@@ -1,8 +1,8 @@
 //! Workers that stand still although their sessions live: one that hangs is named with its phase and replaced, one that
 //! is slow is named and left alone.
 
+use crate::print_line;
 use crate::recovery::{assert_equal, launch};
-use crate::tell;
 use nix::sys::signal::Signal;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -26,7 +26,10 @@ fn a_worker_that_hangs_is_named_and_replaced() {
     let events = lines(&scene.path("run"), "events.jsonl");
     let time = |kind: &str| events.iter().find(|event| event["event"] == kind).and_then(|event| event["time"].as_f64());
     let (lost, again) = (time("lost").expect("told"), time("recovered").expect("told"));
-    tell(&format!("a worker that hung was ended, and the others were in training again {:.2} s later", again - lost));
+    print_line(&format!(
+        "a worker that hung was ended, and the others were in training again {:.2} s later",
+        again - lost
+    ));
 }
 
 /// Four fifths of the time it is stopped, for a moment each.
@@ -49,6 +52,6 @@ fn a_straggler_is_named_and_left_alone() {
         running.wait_for_line("worker-1 is slow: the others wait for it");
         enough.store(true, Ordering::Relaxed);
     });
-    let told = running.interrupt().expect(75).stderr;
-    assert!(!told.contains("generation 2"), "it was not ended: {told}");
+    let output = running.interrupt().expect(75).stderr;
+    assert!(!output.contains("generation 2"), "it was not ended: {output}");
 }

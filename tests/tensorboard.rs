@@ -1,8 +1,8 @@
 //! TensorBoard's event files of a run whose coordinator is killed: its own reader, where it is installed, has every step of
-//! the ledger once. What is in the files is tested beside their writer.
+//! the ledger once. What is in the files is tested next to their writer.
 
+use crate::print_line;
 use crate::recovery::launch;
-use crate::tell;
 use nix::sys::signal::Signal;
 use std::process::Command;
 use thanos_tests::processes::{coordinator, send};
@@ -21,7 +21,7 @@ fn the_ledger_is_what_tensorboard_shows() {
     let scene = Scene::new();
     let target = ["digits_supcon", "rows=[]", "train.epochs=12"];
     let run = scene.path("run");
-    // Nobody asks for the files at first.
+    // The files are not requested at first.
     let mut running = launch(&scene, "run", "2", &target);
     running.wait_for_steps("run", 20);
     running.interrupt().expect(75);
@@ -37,17 +37,17 @@ fn the_ledger_is_what_tensorboard_shows() {
     assert_eq!(files, 3, "one a coordinator");
     let cache = std::env::var("HOME").unwrap_or_default() + "/.cache/thanos/tensorboard/bin/python";
     let installed = |python: &&str| {
-        let told = Command::new(python).args(["-c", "import tensorboard"]).output();
-        told.is_ok_and(|told| told.status.success())
+        let printed = Command::new(python).args(["-c", "import tensorboard"]).output();
+        printed.is_ok_and(|printed| printed.status.success())
     };
     let Some(python) = [cache.as_str(), "/opt/tb/bin/python", "python3"].into_iter().find(installed) else {
-        tell("skipped: tensorboard (PyPI) is not installed, its reader was not asked");
+        print_line("skipped: tensorboard (PyPI) is not installed, its reader was not asked");
         return;
     };
-    let told = Command::new(python).args(["-c", READ]).arg(&folder).output().expect("it runs");
-    assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
-    let told = String::from_utf8_lossy(&told.stdout).into_owned();
-    let shown: Vec<(usize, f32)> = told
+    let printed = Command::new(python).args(["-c", READ]).arg(&folder).output().expect("it runs");
+    assert!(printed.status.success(), "{}", String::from_utf8_lossy(&printed.stderr));
+    let printed = String::from_utf8_lossy(&printed.stdout).into_owned();
+    let shown: Vec<(usize, f32)> = printed
         .lines()
         .map(|line| line.split_once(' ').expect("two numbers"))
         .map(|(step, loss)| (step.parse().expect("a step"), loss.parse::<f64>().expect("a loss") as f32))

@@ -5,7 +5,7 @@
 //! rounding of a sum, and Adam turns a gradient that is only rounding noise into a full step, so that curves of any two
 //! summation orders part. There its first loss is held, and the first gradient of most seeds.
 
-use crate::tell;
+use crate::print_line;
 use thanos_tests::{Scene, losses, numbers};
 
 /// Relative deviation of a loss, and of the first gradient in its norm.
@@ -50,7 +50,7 @@ fn deviations(scene: &Scene, target: Target, (alone, gradient): &(Vec<f64>, Vec<
     let apart = norm(&mut gradient.iter().zip(&other).map(|(left, right)| left - right)) / length;
     let worst = alone.iter().zip(&shared).map(|(left, right)| ((left - right) / left).abs()).fold(0.0, f64::max);
     let Target { preset, precision, dropout, steps, seed } = target;
-    tell(&format!(
+    print_line(&format!(
         "{preset} in {precision}, dropout {dropout}, seed {seed}, {workers} workers against 1: gradient {apart:.1e}, \
          worst of {steps} losses {worst:.1e}"
     ));

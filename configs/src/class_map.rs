@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 /// Reads a map; `source` is its name for messages.
 ///
 /// # Errors
-/// Every class that is there twice or that is no text, each with its line.
+/// Every class that occurs twice or that is not a text, each with its line.
 pub fn class_map(text: &str, source: &str) -> Result<BTreeMap<String, String>, ConfigErrors> {
     let refuse =
         |line, key: &str, message: String| ConfigError { source: source.into(), line, key: key.into(), message };

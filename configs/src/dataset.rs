@@ -1,5 +1,5 @@
 //! What is published about each data set: shapes, class names, the coarse label of each fine one, mean and std.
-//! It knows no file; class names that only the files tell are empty here and come with the pack.
+//! It knows no file; class names that only the files contain are empty here and come with the pack.
 
 mod labels;
 
@@ -10,7 +10,7 @@ const SIDE_OF_FOLDERS: usize = 64;
 
 /// A data set's facts; `side` in pixels, `mean` and `std` per channel of images scaled to [0, 1].
 ///
-/// Before there is a pack, what only the raw files tell is empty: the class names of TinyImageNet and of a folder of
+/// Before there is a pack, what only the raw files contain is empty: the class names of TinyImageNet and of a folder of
 /// images, and a folder's mean and std, which are measured.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DataSet {
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_has_the_side_that_is_asked_for() {
+    fn a_folder_has_the_configured_side() {
         let folder = |side| DataSet::of(&DataConfig { kind: DataKind::ImageFolder, side, ..DataConfig::default() });
         assert_eq!((folder(None).side, folder(Some(96)).side), (64, 96));
         assert!(folder(None).labels.fine_names.is_empty(), "its folders name the classes");

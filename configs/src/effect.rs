@@ -7,10 +7,10 @@ use crate::run_config::{BackboneConfig, DataKind, EncoderConfig, RunConfig, Sche
 use serde_json::{Value, json};
 use std::borrow::Cow;
 
-/// Who may set a key that has no effect.
+/// Which sources may set a key that has no effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Scope {
-    /// Nobody: the two keys contradict each other, in a file as well.
+    /// No source: the two keys contradict each other, in a file as well.
     Contradiction,
     /// A preset or a file, where a complete configuration has every key. An override asks for an effect.
     OverrideOnly,
@@ -22,7 +22,7 @@ struct Idle {
     key: Cow<'static, str>,
     /// The key that is the reason.
     by: &'static str,
-    /// With which it says nothing wrong.
+    /// The value that does not contradict the other key.
     neutral: Value,
     /// Continues "has no effect: ".
     why: String,
@@ -53,7 +53,7 @@ pub(crate) fn settle(config: RunConfig, layer: impl Fn(&str) -> Layer) -> (RunCo
             Scope::Contradiction if set_in == Layer::Preset || set_in < layer(by) => *place = neutral,
             Scope::OverrideOnly if set_in != Layer::Override => {}
             _ => {
-                let message = format!("{place} has no effect: {why} (`{by}`); leave it out or set it to {neutral}");
+                let message = format!("{place} has no effect: {why} (`{by}`); remove it or set it to {neutral}");
                 mistakes.push(Mistake { line: None, key: key.into_owned(), message });
             }
         }
@@ -128,7 +128,7 @@ fn for_nothing(config: &RunConfig) -> Vec<Idle> {
         add("data.dir", "data.kind", Value::Null, "the digits are embedded in the program".into());
     }
     if !matches!(config.data.kind, DataKind::ImageFolder | DataKind::Tinyimagenet) {
-        add("data.on_bad_image", "data.kind", json!("fail"), format!("{} has no pictures to decode", data.name));
+        add("data.on_bad_image", "data.kind", json!("fail"), format!("{} has no images to decode", data.name));
     }
     let trained = || config.backbones.iter().filter(|backbone| backbone.checkpoint.is_none());
     let term = |own: fn(&BackboneConfig) -> Option<f64>, base: f64| {
@@ -168,7 +168,8 @@ fn of_given_weights(config: &RunConfig) -> impl Iterator<Item = Idle> {
 
 #[cfg(test)]
 mod tests {
-    use crate::load::{load_preset, plan_file, plan_preset};
+    use crate::load::load_preset;
+    use crate::plan::Plan;
     use crate::run_config::RunConfig;
 
     fn texts(overrides: &[&str]) -> Vec<String> {
@@ -178,7 +179,7 @@ mod tests {
     /// Expects one message with all of these parts.
     #[track_caller]
     fn refused(preset: &str, overrides: &[&str], parts: &[&str]) {
-        let shown = plan_preset(preset, &texts(overrides)).expect_err("refused").to_string();
+        let shown = Plan::from_preset(preset, &texts(overrides)).expect_err("refused").to_string();
         assert_eq!(shown.lines().count(), 1, "{shown}");
         for part in parts {
             assert!(shown.contains(part), "no `{part}` in {shown}");
@@ -187,7 +188,7 @@ mod tests {
 
     #[track_caller]
     fn resolved(preset: &str, overrides: &[&str]) -> RunConfig {
-        plan_preset(preset, &texts(overrides)).expect("valid").config().clone()
+        Plan::from_preset(preset, &texts(overrides)).expect("valid").config().clone()
     }
 
     #[test]
@@ -230,10 +231,10 @@ mod tests {
         let model = resolved("digits_supcon", &["model.dropout=0.1"]).model;
         assert_eq!((model.dropout, model.embedding_dropout), (0.1, 0.1), "the default acts again");
         let file = "extends: cifar10_supcon\ntrain:\n  cosine_period: 7\n";
-        let plan = plan_file(file, "f", &texts(&["train.schedule=constant"])).expect("valid");
+        let plan = Plan::from_file(file, "f", &texts(&["train.schedule=constant"])).expect("valid");
         assert_eq!(plan.config().train.cosine_period, None);
         let both = format!("{file}  schedule: constant\n");
-        let shown = plan_file(&both, "f", &[]).expect_err("refused").to_string();
+        let shown = Plan::from_file(&both, "f", &[]).expect_err("refused").to_string();
         assert!(shown.starts_with("f:3: train.cosine_period: 7 has no effect"), "{shown}");
     }
 
@@ -244,7 +245,7 @@ mod tests {
         {
             let config = resolved("cifar10_table", overrides);
             let shown = crate::to_yaml(&config);
-            assert_eq!(plan_file(&shown, "f", &[]).expect("valid").config(), &config, "{overrides:?}");
+            assert_eq!(Plan::from_file(&shown, "f", &[]).expect("valid").config(), &config, "{overrides:?}");
         }
     }
 

@@ -24,22 +24,24 @@ pub fn load_preset(name: &str, overrides: &[String]) -> Result<RunConfig, Config
     Layered::of_preset(name)?.with(overrides).settled().map(|settled| settled.config)
 }
 
-/// A file's plan: all mistakes in keys and types, or else all broken rules, or else all keys without effect, each with its
-/// line.
-pub(crate) fn plan_file(text: &str, source: &str, overrides: &[String]) -> Result<Plan, ConfigErrors> {
-    plan(Layered::of_file(text, source)?.with(overrides).settled()?)
-}
+impl Plan {
+    /// A configuration file's plan, as [`crate::load_file`] reads it: all mistakes in keys and types, or else all
+    /// broken rules, or else all keys without effect, each with its line or override.
+    pub fn from_file(text: &str, source: &str, overrides: &[String]) -> Result<Self, ConfigErrors> {
+        plan(Layered::of_file(text, source)?.with(overrides).settled()?)
+    }
 
-/// As [`plan_file`], for the resolved configuration of a run: it is taken as it is, with keys without effect, which an
-/// earlier version let through.
-pub(crate) fn plan_resolved(text: &str, source: &str, overrides: &[String]) -> Result<Plan, ConfigErrors> {
-    let (config, origin) = Layered::of_file(text, source)?.with(overrides).config()?;
-    plan(Settled { config, origin, idle: Vec::new() })
-}
+    /// As [`Plan::from_file`], for the resolved configuration of a run, which is taken as it is: keys without effect, which
+    /// an earlier version let through, are not a mistake.
+    pub fn from_resolved(text: &str, source: &str, overrides: &[String]) -> Result<Self, ConfigErrors> {
+        let (config, origin) = Layered::of_file(text, source)?.with(overrides).config()?;
+        plan(Settled { config, origin, idle: Vec::new() })
+    }
 
-/// As [`plan_file`], for a preset by name.
-pub(crate) fn plan_preset(name: &str, overrides: &[String]) -> Result<Plan, ConfigErrors> {
-    plan(Layered::of_preset(name)?.with(overrides).settled()?)
+    /// As [`Plan::from_file`], for a preset by name.
+    pub fn from_preset(name: &str, overrides: &[String]) -> Result<Self, ConfigErrors> {
+        plan(Layered::of_preset(name)?.with(overrides).settled()?)
+    }
 }
 
 /// The resolved configuration as YAML, keys in the order of the struct; loads again to an equal one.
@@ -192,7 +194,7 @@ impl Layered {
     fn lay(&mut self, typed: &str, own: &OwnObjectives) -> Result<(), (String, String)> {
         let example = "write key=value, such as train.epochs=10";
         let Some((key, value)) = typed.split_once('=') else {
-            return Err((String::new(), format!("there is no `=`: {example}")));
+            return Err((String::new(), format!("missing `=`: {example}")));
         };
         let key = key.trim();
         let path: Vec<String> = key.split('.').map(str::to_owned).collect();
@@ -241,7 +243,7 @@ fn yaml_value(key: &str, value: &str) -> Result<Value, (String, String)> {
     let document = yaml::parse(value).map_err(|mistake| (key.to_owned(), mistake.message))?;
     match document.mistakes.first() {
         None => Ok(document.value),
-        Some(mistake) => Err((format!("{key}.{}", mistake.key), "this key is there twice: keep one of the two".into())),
+        Some(mistake) => Err((format!("{key}.{}", mistake.key), "duplicate key: keep one of the two".into())),
     }
 }
 

@@ -27,11 +27,11 @@ pub fn split_train_validation(len: u64, validation_fraction: f64) -> Split {
     Split { train: order, validation }
 }
 
-/// Of `ids`, in their order, the first `most[class]` of each class; `fine[id]` is the class of an id.
+/// Of `ids`, in their order, the first `max[class]` of each class; `fine[id]` is the class of an id.
 ///
 /// Where the ids are a drawn permutation, this draws from each class without replacement.
-pub(crate) fn first_of_each_class(ids: &[u64], fine: &[i64], most: &[usize]) -> Vec<u64> {
-    let mut left = most.to_vec();
+pub(crate) fn first_of_each_class(ids: &[u64], fine: &[i64], max: &[usize]) -> Vec<u64> {
+    let mut left = max.to_vec();
     let mut take = |id: &u64| {
         let left = &mut left[fine[*id as usize] as usize];
         let taken = *left > 0;
@@ -81,7 +81,7 @@ impl EpochOrder {
         steps_per_epoch(self.samples.len() as u64, self.batch_size, self.drop_last)
     }
 
-    /// The global batch of a step of this epoch, as sample ids; empty behind the last step.
+    /// The global batch of a step of this epoch, as sample ids; empty after the last step.
     pub fn batch(&self, step_in_epoch: u64) -> &[u64] {
         if step_in_epoch >= self.steps() {
             return &[];
@@ -148,7 +148,7 @@ pub fn view_key(seed: u64, epoch: u64, sample: u64, view: u64) -> u64 {
     mix(mix(mix(mix(seed ^ 0x7669_6577_7300) ^ epoch) ^ sample) ^ view)
 }
 
-/// A stage's part of its keys: of its name alone, so that the stages beside it change nothing in it.
+/// A stage's part of its keys: of its name alone, so that other stages change nothing in it.
 pub fn stage_key(name: &str) -> u64 {
     let digest = Sha256::digest(name.as_bytes());
     digest.iter().take(8).fold(0, |key, byte| key << 8 | u64::from(*byte))
@@ -191,8 +191,8 @@ impl SplitMix64 {
     }
 
     /// Uniform in [least, most).
-    pub fn uniform(&mut self, least: f64, most: f64) -> f64 {
-        least + (most - least) * self.unit()
+    pub fn uniform(&mut self, min: f64, max: f64) -> f64 {
+        min + (max - min) * self.unit()
     }
 }
 
@@ -293,7 +293,7 @@ mod tests {
                 let together: Vec<usize> = slices.iter().cloned().flatten().collect();
                 assert_eq!(together, (0..len).collect::<Vec<_>>(), "{len} over {world_size}");
                 let lengths = slices.iter().map(Range::len);
-                assert!(lengths.clone().max() <= lengths.min().map(|least| least + 1), "{len} over {world_size}");
+                assert!(lengths.clone().max() <= lengths.min().map(|min| min + 1), "{len} over {world_size}");
             }
         }
     }
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stage_goes_on_in_the_middle_of_an_epoch() {
+    fn a_stage_continues_in_the_middle_of_an_epoch() {
         let samples: Vec<u64> = (0..10).collect();
         let order = |epoch| EpochOrder::new(&samples, 1, epoch, 4, false);
         let found: Vec<_> = stage_steps(4..7, order).collect();

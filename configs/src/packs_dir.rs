@@ -1,4 +1,4 @@
-//! Where packs are kept when nobody says otherwise: the coordinator and a worker of the same user find each other's.
+//! The default folder of packs: the coordinator and a worker of the same user find each other's.
 
 use std::ffi::OsString;
 use std::path::PathBuf;

@@ -4,8 +4,6 @@
 mod rules;
 
 use crate::dataset::{DataSet, images_kept_of_cifar100_u};
-use crate::error::ConfigErrors;
-use crate::load;
 use crate::order::{Split, first_of_each_class, permutation, split_train_validation, steps_per_epoch};
 use crate::recipe::{recipe_digest, resolved_digest};
 use crate::run_config::{
@@ -131,23 +129,6 @@ impl Plan {
         Ok(Self { config, data, stages, digest, resolved_digest })
     }
 
-    /// A configuration file's plan, as [`crate::load_file`] reads it: all mistakes in keys and types, or else all
-    /// broken rules, each with its line or override.
-    pub fn from_file(text: &str, source: &str, overrides: &[String]) -> Result<Self, ConfigErrors> {
-        load::plan_file(text, source, overrides)
-    }
-
-    /// As [`Plan::from_file`], for the resolved configuration of a run, which is taken as it is: keys without effect, which
-    /// an earlier version let through, are no mistake.
-    pub fn from_resolved(text: &str, source: &str, overrides: &[String]) -> Result<Self, ConfigErrors> {
-        load::plan_resolved(text, source, overrides)
-    }
-
-    /// As [`Plan::from_file`], for a preset by name.
-    pub fn from_preset(name: &str, overrides: &[String]) -> Result<Self, ConfigErrors> {
-        load::plan_preset(name, overrides)
-    }
-
     /// Which training images are trained on and which are held out, given the fine labels of the official training
     /// set, [N]. Nothing is held out where the best epoch is selected on the test images.
     pub fn split(&self, fine: &[i64]) -> Split {
@@ -183,7 +164,7 @@ impl Plan {
         }
     }
 
-    /// Checks what only the data can tell, given the fine labels of the official training set: that either part of
+    /// Checks what depends on the data, given the fine labels of the official training set: that either part of
     /// the split has images and an epoch has a step. Errors: the key to change.
     pub fn check_images(&self, fine: &[i64]) -> Result<(), PlanError> {
         let split = self.split(fine);

@@ -47,7 +47,7 @@ const DATASETS: [Part; 8] = [
     },
     Part {
         name: "image_folder",
-        about: "your images (train/ and test/ in data.dir, a folder a class)",
+        about: "your images (train/ and test/ in data.dir, one folder per class)",
         text: include_str!("../presets/datasets/image_folder.yaml"),
     },
 ];
@@ -102,12 +102,12 @@ pub(crate) fn preset_value(name: &str) -> Option<Value> {
     Some(value)
 }
 
-/// What to say of a name that is no preset's.
+/// The message for an unknown preset.
 pub(crate) fn unknown_preset(name: &str) -> String {
     let names = preset_names();
     let meant = nearest(name, names.iter().map(String::as_str));
     let meant = meant.map_or_else(String::new, |meant| format!("; did you mean `{meant}`?"));
-    format!("no preset is called `{name}`{meant} (`thanos-coord presets` lists all {})", names.len())
+    format!("unknown preset `{name}`{meant} (`thanos-coord presets` lists all {})", names.len())
 }
 
 fn parts(name: &str) -> Option<(&'static Part, &'static Part)> {
@@ -120,10 +120,11 @@ fn parts(name: &str) -> Option<(&'static Part, &'static Part)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::load::{load_file, load_preset, plan_preset, to_yaml};
+    use crate::load::{load_file, load_preset, to_yaml};
+    use crate::plan::Plan;
     use std::path::Path;
 
-    /// `UPDATE_SNAPSHOTS=1 cargo test -p thanos-configs` writes them anew.
+    /// `UPDATE_SNAPSHOTS=1 cargo test -p thanos-configs` writes them again.
     #[test]
     fn every_preset_resolves_to_its_snapshot() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("presets/snapshots");
@@ -147,7 +148,7 @@ mod tests {
         let names = preset_names();
         assert_eq!(names.len(), 40);
         for name in names {
-            let plan = plan_preset(&name, &[]).expect(&name);
+            let plan = Plan::from_preset(&name, &[]).expect(&name);
             assert_eq!(plan.config().name, name);
             assert!(name.starts_with(&plan.data().name), "{name} is on {}", plan.data().name);
             let stages: Vec<&str> = plan.stages().iter().map(|stage| stage.name()).collect();
@@ -173,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_none_gets_the_nearest() {
+    fn an_unknown_name_suggests_the_nearest() {
         let check = |name: &str, part: &str| assert!(unknown_preset(name).contains(part), "{}", unknown_preset(name));
         check("digit_table", "did you mean `digits_table`?");
         check("fashion_mnist_suppcon", "did you mean `fashion_mnist_supcon`?");

@@ -57,7 +57,7 @@ pub struct Change {
 }
 
 /// What is different in `new`, key by key in the order of `old`.
-/// Keys without effect in either are no difference.
+/// Keys without effect in either are not a difference.
 pub fn changes(old: &RunConfig, new: &RunConfig) -> Vec<Change> {
     let (old, new) = (leaves(&normalized(old)), leaves(&normalized(new)));
     let value = |leaves: &[(String, Value)], key: &str| {
@@ -80,7 +80,7 @@ pub(crate) fn recipe_digest(config: &RunConfig) -> String {
     for (key, value) in leaves(config) {
         let value = match condition(&key) {
             None => value,
-            // Where the weights are is no part of the recipe; that they are not trained is.
+            // Where the weights are is not part of the recipe; that they are not trained is.
             Some(Condition::SameWeights) => Value::Bool(!value.is_null()),
             Some(_) => continue,
         };

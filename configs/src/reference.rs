@@ -9,10 +9,10 @@ const INTRO: &str = "\
 # Configuration
 
 Every key of a run, with its type, default, unit and effect. This file is generated from `configs/src/run_config.rs`:
-`UPDATE_SNAPSHOTS=1 cargo test --release -p thanos-configs` writes it anew.
+`UPDATE_SNAPSHOTS=1 cargo test --release -p thanos-configs` regenerates it.
 
-A run is configured by a preset (`thanos-coord presets`) or a YAML file, which may say `extends: PRESET`, and by overrides
-on the command line, `KEY=VALUE`, in which sections are joined by dots: `train.epochs=10`. `thanos-coord show PRESET` prints
+A run is configured by a preset (`thanos-coord presets`) or a YAML file, which may have `extends: PRESET`, and by overrides
+on the command line, `KEY=VALUE`, with sections joined by dots: `train.epochs=10`. `thanos-coord show PRESET` prints
 what results, with all defaults.
 
 - The value of a key that holds text is everything after the `=`, as typed: `data.dir='/data/set #1'`. `~/` at the start of a
@@ -151,7 +151,7 @@ fn kind(target: &Value) -> String {
     };
     let word = |one: &str| match one {
         "string" => "text",
-        "integer" => "whole number",
+        "integer" => "integer",
         "number" => "number",
         "boolean" => "true or false",
         "array" if target.get("maxItems").is_some() => "two numbers",
@@ -183,7 +183,7 @@ mod tests {
     use super::*;
     use std::path::Path;
 
-    /// `UPDATE_SNAPSHOTS=1 cargo test -p thanos-configs` writes it anew.
+    /// `UPDATE_SNAPSHOTS=1 cargo test -p thanos-configs` regenerates it.
     #[test]
     fn the_reference_is_the_code() {
         let made = document(&Reference::new());

@@ -57,7 +57,7 @@ impl Default for RunConfig {
     }
 }
 
-/// What is written of a run beside its ledger. It is no part of a run's recipe: it may change at a resume.
+/// What is written for a run beyond its ledger. It is not part of a run's recipe: it may change at a resume.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
@@ -74,7 +74,7 @@ pub struct DataConfig {
     pub kind: DataKind,
     /// Folder of the raw files; `digits` is embedded and needs none.
     pub dir: Option<PathBuf>,
-    /// `image_folder`: images are resized and cut to this size; null: 64. Other data sets have their own. Unit: pixels a side.
+    /// `image_folder`: images are resized and cut to this size; null: 64. Other data sets have their own. Unit: pixels per side.
     pub side: Option<usize>,
     /// `image_folder`: a YAML file of `CLASS: COARSE CLASS` lines; null: coarse classes are the fine ones.
     pub coarse_map: Option<PathBuf>,
@@ -82,19 +82,19 @@ pub struct DataConfig {
     pub train_folder: Option<String>,
     /// The same of the test images; null: `test`, `val` or another common name.
     pub test_folder: Option<String>,
-    /// Turn pictures as their EXIF orientation says. Off, as in torchvision.
+    /// Apply the EXIF orientation of images. Off, as in torchvision.
     pub exif_orientation: bool,
     /// What to do with an image that cannot be decoded.
     pub on_bad_image: OnBadImage,
-    /// Skip an epoch's last, short batch. Off: it is trained on like every other.
+    /// Drop an epoch's last, short batch. Off: it is trained on like every other.
     pub drop_last: bool,
     /// On which images the best epoch is selected.
     pub validation: Validation,
     /// Share of the official training set held out to select the best epoch, with `validation: held_out`.
     /// Unit: a share between 0 and 1, both excluded.
     pub validation_fraction: f64,
-    /// Use no more than so many training, validation and test images each, drawn evenly; null: all. For a quick look at new
-    /// data: accuracies on few images say little. Unit: images.
+    /// Use at most this many training, validation and test images each, drawn evenly; null: all. For a quick look at new
+    /// data: accuracies on few images are not reliable. Unit: images.
     pub max_images: Option<u64>,
 }
 
@@ -136,7 +136,7 @@ pub enum DataKind {
     Cifar100U,
     /// TinyImageNet, 64 x 64.
     Tinyimagenet,
-    /// The user's own: `train/` and `test/` with a folder a class.
+    /// The user's own: `train/` and `test/` with one folder per class.
     ImageFolder,
 }
 
@@ -144,9 +144,9 @@ pub enum DataKind {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum OnBadImage {
-    /// Name it and end.
+    /// Report it and exit.
     Fail,
-    /// Count it, name it, and go on without it: the same on all workers, since they read the same pack.
+    /// Skip it, and report how many were skipped: the same on all workers, since they read the same pack.
     Skip,
 }
 
@@ -167,9 +167,9 @@ pub enum Validation {
 pub struct ViewsConfig {
     /// Probability of a horizontal flip. Unit: a probability.
     pub horizontal_flip: f64,
-    /// Share of the image's area that a crop covers: [least, most]. Unit: a share of the area.
+    /// Share of the image's area that a crop covers: [min, max]. Unit: a share of the area.
     pub crop_scale: [f64; 2],
-    /// Aspect ratio of a crop: [least, most]. Unit: width over height.
+    /// Aspect ratio of a crop: [min, max]. Unit: width over height.
     pub crop_ratio: [f64; 2],
     /// Probability that the colour jitter is applied at all. Unit: a probability.
     pub jitter: f64,
@@ -208,7 +208,7 @@ impl Default for ViewsConfig {
 pub struct ModelConfig {
     /// The network whose embeddings are trained: a choice as its only key.
     pub encoder: EncoderConfig,
-    /// What everything is computed in.
+    /// Precision of all computation.
     pub precision: Precision,
     /// ViT: dropout of the blocks, and the greatest stochastic depth. 0 turns every kind of dropout off.
     /// Unit: a probability, at most 0.9.
@@ -246,7 +246,7 @@ pub enum Precision {
     /// Matrix products, convolutions and attention of factors rounded to bfloat16 (8 bits of mantissa). Weights, the optimiser,
     /// norms, losses and sums over ranks stay float32. Faster on GPUs and on CPUs with AMX or AVX512-BF16; slower on others.
     Bfloat16,
-    /// For proofs, not for speed.
+    /// For verification, not for speed.
     Float64,
 }
 
@@ -308,11 +308,11 @@ impl Default for DecoderConfig {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct ObjectiveConfig {
-    /// Weight of the coarse cross-entropy; 0 leaves it out. Unit: a weight.
+    /// Weight of the coarse cross-entropy; 0 disables it. Unit: a weight.
     pub cross_entropy: f64,
-    /// Weight of the contrastive loss; 0 leaves it out. Unit: a weight.
+    /// Weight of the contrastive loss; 0 disables it. Unit: a weight.
     pub contrastive: f64,
-    /// Weight of the autoencoder's mean squared error; 0 leaves it out. Unit: a weight.
+    /// Weight of the autoencoder's mean squared error; 0 disables it. Unit: a weight.
     pub reconstruction: f64,
     /// Weight `a` of attraction within the contrastive loss. Unit: a weight.
     pub attract: f64,
@@ -389,7 +389,7 @@ pub struct TrainConfig {
     pub epochs: u64,
     /// Global batch of a step, over all workers; each image gives two views. Unit: images.
     pub batch_size: u64,
-    /// End a backbone's training after so many steps, whatever `epochs` says; null: by `epochs` alone. Unit: steps.
+    /// End a backbone's training after this many steps, whatever `epochs` is; null: by `epochs` alone. Unit: steps.
     pub max_steps: Option<u64>,
     /// Learning rate of AdamW at its highest. Unit: none.
     pub learning_rate: f64,
@@ -468,7 +468,7 @@ pub struct TransferConfig {
     pub learning_rate: f64,
     /// Decoupled weight decay of AdamW. Unit: none.
     pub weight_decay: f64,
-    /// End a probe's training after so many steps, whatever `epochs` says; null: by `epochs` alone. Unit: steps.
+    /// End a probe's training after this many steps, whatever `epochs` is; null: by `epochs` alone. Unit: steps.
     pub max_steps: Option<u64>,
     /// What the probe is trained on.
     pub features: Features,
@@ -497,7 +497,7 @@ impl Default for TransferConfig {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Features {
-    /// One augmented view an image and step through the frozen encoders (the reference's way).
+    /// One augmented view per image and step through the frozen encoders (the reference's way).
     Augmented,
     /// Each image once through the frozen encoders, without augmentation; standardised, kept in memory.
     Cached,
@@ -542,12 +542,12 @@ impl Default for CheckpointConfig {
     }
 }
 
-/// What is looked for while a stage trains, and what is done about it; all ranks decide alike.
+/// Checks while a stage trains, and what to do when one fails; all ranks decide alike.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct ChecksConfig {
-    /// What to do at a non-finite loss or gradient, which is found before the update.
+    /// What to do at a non-finite loss or gradient, which is detected before the update.
     pub on_non_finite: OnNonFinite,
     /// Interval of comparisons of the ranks' weights and optimiser state, bit by bit; null: never. Unit: steps.
     pub compare_ranks_every: Option<u64>,
@@ -565,9 +565,9 @@ impl Default for ChecksConfig {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum OnNonFinite {
-    /// Name the step, the rank and the tensor, and end.
+    /// Report the step, the rank and the tensor, and end the run.
     Stop,
-    /// Name them, leave the update out, and go on; ten in a row end the run.
+    /// Report them, skip the update, and continue; ten in a row end the run.
     Skip,
 }
 
@@ -575,8 +575,8 @@ pub enum OnNonFinite {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum OnDivergence {
-    /// Name the ranks and the first tensor, and end: steps since the last comparison are not what they seem.
+    /// Report the ranks and the first tensor, and end the run: steps since the last comparison are suspect.
     Stop,
-    /// Name them, give these ranks the state of the majority, and go on.
+    /// Report them, give these ranks the state of the majority, and continue.
     Repair,
 }

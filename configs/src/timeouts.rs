@@ -1,5 +1,5 @@
 //! `timeouts`: how long the coordinator and the workers wait for each other, for the network and for storage, and how
-//! often a failed worker is restarted. They are no part of the recipe: they may change at every resume.
+//! often a failed worker is restarted. They are not part of the recipe: they may change at every resume.
 
 use serde::{Deserialize, Serialize};
 

@@ -7,10 +7,10 @@ use crate::run_config::{BackboneConfig, RowConfig, RunConfig};
 use serde_json::Value;
 use serde_path_to_error::Segment;
 
-/// Mistakes looked for in one configuration; who has more of them will run it again anyway.
-const MOST_MISTAKES: usize = 64;
+/// Mistakes reported for one configuration; a user with more of them will run it again anyway.
+const MAX_MISTAKES: usize = 64;
 /// Bytes of a wrong value that are shown.
-const MOST_SHOWN: usize = 60;
+const MAX_SHOWN_CHARS: usize = 60;
 
 /// The configuration, or all that is wrong with its types and keys, by dotted key.
 pub(crate) fn typed(value: Value) -> Result<RunConfig, Vec<Mistake>> {
@@ -19,7 +19,7 @@ pub(crate) fn typed(value: Value) -> Result<RunConfig, Vec<Mistake>> {
     let mut mistakes = Vec::new();
     require_maps(&mut Vec::new(), &mut value, &pattern, &mut mistakes);
     // A mistake may take several rounds: its place is filled at one level after the other.
-    for _ in 0..4 * MOST_MISTAKES {
+    for _ in 0..4 * MAX_MISTAKES {
         let (path, message) = match read(&value) {
             Ok(config) if mistakes.is_empty() => return Ok(config),
             Ok(_) => break,
@@ -30,7 +30,7 @@ pub(crate) fn typed(value: Value) -> Result<RunConfig, Vec<Mistake>> {
         if !mistakes.iter().any(|(known, _)| known.starts_with(&mistake.0)) {
             mistakes.push(mistake);
         }
-        if mistakes.len() >= MOST_MISTAKES {
+        if mistakes.len() >= MAX_MISTAKES {
             break;
         }
         fill(&mut value, &pattern, &path);
@@ -138,7 +138,7 @@ fn clear(parent: &mut Value, last: &str) -> bool {
     match parent {
         Value::Object(entries) => entries.shift_remove(last).is_some(),
         Value::Array(items) => {
-            // Removing an item would renumber the ones behind it. Items that are in no pattern are texts.
+            // Removing an item would renumber the ones after it. Items that are in no pattern are strings.
             let Some(item) = last.parse::<usize>().ok().and_then(|index| items.get_mut(index)) else { return false };
             let empty = Value::String(String::new());
             let done = *item != empty;
@@ -157,7 +157,7 @@ fn get<'a>(value: &'a Value, path: &[String]) -> Option<&'a Value> {
     })
 }
 
-/// As [`get`]; an item behind the pattern's last is like its first.
+/// As [`get`]; an item after the pattern's last is like its first.
 fn get_like<'a>(pattern: &'a Value, path: &[String]) -> Option<&'a Value> {
     path.iter().try_fold(pattern, |place, part| match place {
         Value::Object(entries) => entries.get(part),
@@ -203,7 +203,7 @@ fn describe(value: &Value, pattern: &Value, path: Vec<String>, message: &str) ->
     // YAML reads 12, 1e3 and true as other than text.
     let is_plain = matches!(found, Some(Value::Number(_) | Value::Bool(_)));
     let hint = match path.last() {
-        Some(last) if expected == "a text" && is_plain => {
+        Some(last) if expected == "a string" && is_plain => {
             let key = if last.parse::<usize>().is_ok() { String::new() } else { format!("{}: ", last) };
             format!("; quote it: `{key}'{got}'` in a file, \"{}='{got}'\" on a command line", path.join("."))
         }
@@ -257,10 +257,10 @@ fn quoted(message: &str) -> Vec<&str> {
 /// What serde expected; `None`: a choice.
 fn plain_words(expected: &str) -> Option<String> {
     Some(match expected {
-        "u64" | "usize" => "a whole number, 0 or more".into(),
+        "u64" | "usize" => "a non-negative integer".into(),
         "f64" => "a number".into(),
         "a boolean" => "true or false".into(),
-        "a string" | "path string" => "a text".into(),
+        "a string" | "path string" => "a string".into(),
         "a sequence" => "a list".into(),
         // The only lists of fixed length are ranges.
         "an array of length 2" | "fewer elements in array" => "a list of two numbers".into(),
@@ -273,13 +273,13 @@ fn plain_words(expected: &str) -> Option<String> {
 
 fn show(value: &Value) -> String {
     match value {
-        Value::Null => "nothing (null)".into(),
+        Value::Null => "null".into(),
         Value::Bool(value) => value.to_string(),
         Value::Number(number) => number.to_string(),
-        Value::String(text) if text.len() <= MOST_SHOWN => format!("the text `{text}`"),
+        Value::String(text) if text.len() <= MAX_SHOWN_CHARS => format!("the string `{text}`"),
         Value::String(text) => {
-            let start: String = text.chars().take(MOST_SHOWN / 2).collect();
-            format!("a text of {} bytes, `{start}...`", text.len())
+            let start: String = text.chars().take(MAX_SHOWN_CHARS / 2).collect();
+            format!("a string of {} bytes, `{start}...`", text.len())
         }
         Value::Array(items) => format!("a list of {}", items.len()),
         Value::Object(entries) => match entries.keys().map(String::as_str).take(5).collect::<Vec<_>>() {
@@ -319,9 +319,9 @@ mod tests {
             &[
                 ("trian", "unknown key; did you mean `train`?"),
                 ("epochs", "unknown key; did you mean `train.epochs`?"),
-                ("seed", "expected a whole number, 0 or more, got -5"),
-                ("name", "expected a text, got 5"),
-                ("train.epochs", "expected a whole number, 0 or more, got the text `x`"),
+                ("seed", "expected a non-negative integer, got -5"),
+                ("name", "expected a string, got 5"),
+                ("train.epochs", "expected a non-negative integer, got the string `x`"),
                 ("train.batch_size", "got 1.5"),
                 ("train.learning_rate", "expected a number, got true"),
                 ("train.schedule", "expected one of cosine, constant, got `cosin`; did you mean `cosine`?"),
@@ -332,13 +332,13 @@ mod tests {
             json!({"backbones": ["x", {"name": 3, "objective": {"spred": 1}}, {"checkpoint": []}],
                 "rows": [{"method": [], "backbones": [1, 2]}, 5]}),
             &[
-                ("backbones.0", "expected a map of keys, got the text `x`"),
-                ("backbones.1.name", "expected a text, got 3"),
+                ("backbones.0", "expected a map of keys, got the string `x`"),
+                ("backbones.1.name", "expected a string, got 3"),
                 ("backbones.1.objective.spred", "did you mean `spread`?"),
-                ("backbones.2.checkpoint", "expected a text"),
-                ("rows.0.method", "expected a text"),
-                ("rows.0.backbones.0", "expected a text, got 1"),
-                ("rows.0.backbones.1", "expected a text, got 2"),
+                ("backbones.2.checkpoint", "expected a string"),
+                ("rows.0.method", "expected a string"),
+                ("rows.0.backbones.0", "expected a string, got 1"),
+                ("rows.0.backbones.1", "expected a string, got 2"),
                 ("rows.1", "expected a map of keys, got 5"),
             ],
         );
@@ -355,7 +355,7 @@ mod tests {
         check(
             json!({"model": {"encoder": {"vit": {"patch": "x", "widht": 3, "depth": 1, "heads": 1}}}}),
             &[
-                ("model.encoder.vit.patch", "got the text `x`"),
+                ("model.encoder.vit.patch", "got the string `x`"),
                 ("model.encoder.vit.widht", "did you mean `width`?"),
                 ("model.encoder.vit.width", "is missing"),
             ],
@@ -380,6 +380,6 @@ mod tests {
     fn a_flood_of_mistakes_is_cut() {
         let rows: Vec<Value> = (0..500).map(|row| json!({ "method": row })).collect();
         let mistakes = typed(json!({ "rows": rows })).expect_err("500 mistakes");
-        assert_eq!(mistakes.len(), MOST_MISTAKES);
+        assert_eq!(mistakes.len(), MAX_MISTAKES);
     }
 }

@@ -7,7 +7,7 @@ use serde_json::{Map, Number, Value};
 use std::collections::HashMap;
 
 /// Maps and lists within each other; a configuration has five.
-const MOST_DEPTH: usize = 32;
+const MAX_DEPTH: usize = 32;
 
 /// The line, from 1, of every dotted key.
 pub(crate) type Lines = HashMap<String, usize>;
@@ -34,7 +34,7 @@ pub(crate) fn parse(text: &str) -> Result<Document, Mistake> {
         match reader.next()? {
             Event::StreamEnd => break,
             Event::StreamStart | Event::DocumentStart(_) | Event::DocumentEnd | Event::Nothing => {}
-            _ if value.is_some() => return Err(reader.refuse("a second document starts here: only one is read")),
+            _ if value.is_some() => return Err(reader.refuse("a second document starts here: only one is supported")),
             event => value = Some(reader.node(event)?),
         }
     }
@@ -78,24 +78,24 @@ impl<'a> Reader<'a> {
 
     /// The value that starts with `event`.
     fn node(&mut self, event: Event<'a>) -> Result<Value, Mistake> {
-        if self.path.len() > MOST_DEPTH {
+        if self.path.len() > MAX_DEPTH {
             return Err(Mistake {
                 line: Some(self.last_line),
                 key: String::new(),
-                message: format!("maps and lists are nested deeper than {MOST_DEPTH}"),
+                message: format!("maps and lists are nested deeper than {MAX_DEPTH}"),
             });
         }
         match event {
             Event::Scalar(_, _, _, Some(tag))
             | Event::SequenceStart(_, Some(tag))
             | Event::MappingStart(_, Some(tag)) => {
-                Err(self.refuse(format!("the tag `{tag}` is not read here: write a choice as a key, a text in quotes")))
+                Err(self.refuse(format!("the tag `{tag}` is not supported: write a choice as a key, a text in quotes")))
             }
             Event::Scalar(text, ScalarStyle::Plain, _, None) => Ok(plain_scalar(&text)),
             Event::Scalar(text, _, _, None) => Ok(Value::String(text.into_owned())),
             Event::SequenceStart(_, None) => self.list(),
             Event::MappingStart(_, None) => self.map(),
-            Event::Alias(_) => Err(self.refuse("anchors and aliases are not read here: write the value out")),
+            Event::Alias(_) => Err(self.refuse("anchors and aliases are not supported: write the value out")),
             other => Err(self.refuse(format!("expected a value, got {other:?}"))),
         }
     }
@@ -150,7 +150,7 @@ fn syntax(error: &ScanError) -> Mistake {
     Mistake {
         line: Some(error.marker().line()),
         key: String::new(),
-        message: format!("this is not YAML: {} (column {column})", error.info()),
+        message: format!("invalid YAML: {} (column {column})", error.info()),
     }
 }
 

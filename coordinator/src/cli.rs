@@ -46,7 +46,7 @@ pub struct Arguments {
 enum Verb {
     /// Start a run with its workers, and print its result table
     Launch(LaunchArguments),
-    /// Coordinate a run whose workers somebody else starts
+    /// Coordinate a run whose workers are started separately
     Serve(LaunchArguments),
     /// Start the workers of one machine or pod for a `serve` elsewhere, restart those that fail, and end with the run
     Workers(WorkersArguments),
@@ -59,25 +59,25 @@ enum Verb {
     /// Download raw data, read it into packs, and look at packs
     #[command(subcommand)]
     Data(DataVerb),
-    /// Say how far a run is
+    /// Show the progress of a run
     Status {
         /// The run's directory
         run_dir: PathBuf,
     },
-    /// Kill and stop workers of a live run on this machine at random moments, and report what it cost
+    /// Kill and stop workers of a live run on this machine at random moments, and report the cost
     Chaos(ChaosArguments),
-    /// Check that a run's ledger has every step and every sample once; with two, say where they differ
+    /// Check that a run's ledger has every step and every sample exactly once; with two runs, show where they differ
     VerifyRun {
         /// The run's directory
         run_dir: PathBuf,
-        /// Another run's, to compare with
+        /// The directory of another run to compare with
         other: Option<PathBuf>,
         #[command(flatten)]
         packs: PacksDir,
     },
-    /// Make the certificate authority and the tokens of a run whose workers join from elsewhere
+    /// Create the certificate authority and the tokens of a run whose workers join from other machines
     Credentials {
-        /// A folder for them, which is made
+        /// The folder to create for them
         folder: PathBuf,
     },
     /// Print a Slurm script or Kubernetes manifests for an experiment, with its numbers
@@ -110,13 +110,13 @@ enum RenderVerb {
 struct RenderArguments {
     #[command(flatten)]
     target: Target,
-    /// Machines; of Kubernetes, pods of workers
+    /// Machines; for Kubernetes, worker pods
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=4096))]
     nodes: u16,
-    /// GPUs on each
+    /// GPUs per machine
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=64))]
     gpus: u16,
-    /// How long a stop may take; who asks for one waits half a minute longer
+    /// How long a stop may take; the scheduler waits half a minute longer before it kills
     #[arg(long, default_value = "90s", value_parser = duration)]
     grace: Duration,
 }
@@ -165,13 +165,13 @@ struct Target {
 
 #[derive(Args, Debug)]
 struct PacksDir {
-    /// Where decoded data sets are kept [default: ~/.cache/thanos/packs]
+    /// Folder of decoded data sets [default: ~/.cache/thanos/packs]
     #[arg(long, env = "THANOS_PACKS", hide_env_values = true)]
     packs_dir: Option<PathBuf>,
 }
 
 impl Target {
-    /// As it was meant, in any order: the preset or file is the first word that is no override.
+    /// As it was meant, in any order: the preset or file is the first word that is not an override.
     fn parts(&self) -> (Option<&str>, Vec<String>) {
         let is_key = |word: &str| word.split_once('=').is_some_and(|(key, _)| !key.contains('/'));
         let words: Vec<&String> = self.target.iter().chain(&self.overrides).collect();
@@ -194,7 +194,7 @@ impl Target {
 impl PacksDir {
     fn path(&self) -> Result<PathBuf, Fatal> {
         let path = self.packs_dir.clone().or_else(|| default_packs_dir(std::env::var_os));
-        path.ok_or_else(|| Fatal::new(EXIT_USAGE, "there is no HOME: name a --packs-dir"))
+        path.ok_or_else(|| Fatal::new(EXIT_USAGE, "HOME is not set: pass --packs-dir"))
     }
 }
 
@@ -205,7 +205,7 @@ struct ChaosArguments {
     /// Weight of killing a worker
     #[arg(long, default_value_t = 1)]
     kill: u16,
-    /// Weight of stopping one, so that it does not answer any more
+    /// Weight of stopping a worker (SIGSTOP), so that it is unresponsive
     #[arg(long, default_value_t = 0)]
     stop: u16,
     /// Mean time between two faults, such as 30s or 500ms
@@ -214,9 +214,9 @@ struct ChaosArguments {
     /// Decides moments and victims
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Stop after so many faults [default: when the run has ended]
-    #[arg(long)]
-    most: Option<u32>,
+    /// Stop after this many faults [default: when the run has ended]
+    #[arg(long, alias = "most")]
+    max_faults: Option<u32>,
 }
 
 /// Does what was typed, and returns the exit code.
@@ -266,9 +266,9 @@ fn act(verb: Verb) -> Result<u8> {
             Ok(0)
         }
         Verb::Chaos(arguments) => {
-            let ChaosArguments { run_dir, kill, stop, every, seed, most } = arguments;
-            let faults = Chaos { kill: kill.into(), stop: stop.into(), every, seed, most };
-            // Without a reader it goes on until the run has ended.
+            let ChaosArguments { run_dir, kill, stop, every, seed, max_faults } = arguments;
+            let faults = Chaos { kill: kill.into(), stop: stop.into(), every, seed, max_faults };
+            // Without a reader it continues until the run has ended.
             let summary = chaos(&run_dir, &faults, &mut |line| _ = terminal::print_line(line))?;
             terminal::print_line(&summary.to_string())?;
             Ok(0)
@@ -277,7 +277,7 @@ fn act(verb: Verb) -> Result<u8> {
         Verb::Credentials { folder } => {
             Credentials::open_or_make(&folder, true)?;
             let folder = folder.display();
-            terminal::print_line(&format!("{folder}: workers need {CA} and {TOKEN}, the coordinator all files"))?;
+            terminal::print_line(&format!("{folder}: workers need {CA} and {TOKEN}; the coordinator needs all files"))?;
             Ok(0)
         }
         Verb::Render(verb) => act_render(&verb).map(|()| 0),

@@ -1,4 +1,4 @@
-//! Commands beside `launch` and `data`: what they do, without how they are typed (`cli.rs`).
+//! Commands other than `launch` and `data`: what they do, without how they are typed (`cli.rs`).
 
 pub(crate) mod bench;
 pub(crate) mod chaos;

@@ -1,5 +1,5 @@
 //! `launch`: from a plan to a result table. What can be refused before a worker is started is in `prepare.rs`; here the
-//! workers are started, and the conductor runs.
+//! workers are started, and the event loop runs.
 
 pub(crate) mod event_loop;
 pub(crate) mod given_weights;
@@ -8,7 +8,7 @@ pub(crate) mod prepare;
 pub(crate) mod supervisor;
 
 use crate::exit::{EXIT_CONFIG, EXIT_DATA, EXIT_NO_PERMISSION, EXIT_UNREACHABLE, EXIT_USAGE, Fatal};
-use crate::launch::event_loop::Conductor;
+use crate::launch::event_loop::EventLoop;
 use crate::launch::journal::Journal;
 use crate::launch::prepare::{Prepared, prepare};
 use crate::run::CollectivesChoice;
@@ -18,7 +18,7 @@ use crate::run_dir::ledger::{Ledger, last_generation, read_steps, workers_of_las
 use crate::run_dir::results::Results;
 use crate::run_dir::{RunDir, StartedWith};
 use crate::server::credentials::Credentials;
-use crate::server::pack_stream::PackShelf;
+use crate::server::pack_stream::PackServer;
 use crate::server::rendezvous::Store;
 use crate::server::{PlanNames, Service, Sessions, serve};
 use crate::signals::StopSignals;
@@ -28,7 +28,7 @@ use crate::telemetry::progress::Progress;
 use crate::telemetry::tensorboard::TensorBoard;
 use crate::telemetry::{Beginning, Outcome, State, Targets, Telemetry};
 use crate::terminal;
-use crate::workers::{Launcher, Place, WorkerCommand};
+use crate::workers::{LaunchTarget, Launcher, WorkerCommand};
 use anyhow::{Context, Result};
 use nix::ifaddrs::getifaddrs;
 use serde_json::json;
@@ -44,26 +44,26 @@ use thanos_transport::DeviceChoice;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 
-/// Events that may wait for the conductor; a full queue makes sessions wait.
-const MOST_EVENTS: usize = 4096;
+/// Events that may wait for the event loop; a full queue makes sessions wait.
+const MAX_EVENTS: usize = 4096;
 /// How long the last commands may take to reach the workers when a run is over.
-const MOST_FAREWELL: Duration = Duration::from_secs(2);
+const LEAVE_DELIVERY_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Who starts the workers.
+/// How the workers are started.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Starter {
     /// This program.
-    This { program: PathBuf, device: DeviceChoice, place: Place, threads: usize, interface: Option<String> },
-    /// Somebody else: the coordinator waits for them.
-    Nobody,
+    This { program: PathBuf, device: DeviceChoice, place: LaunchTarget, threads: usize, interface: Option<String> },
+    /// Not this program: the coordinator waits for them.
+    External,
 }
 
 impl Starter {
     fn placement(&self) -> Placement {
         match self {
-            Self::This { place: Place::Here { .. }, .. } => Placement::Local,
-            Self::This { place: Place::Nodes { .. }, .. } => Placement::Nodes,
-            Self::Nobody => Placement::External,
+            Self::This { place: LaunchTarget::Here { .. }, .. } => Placement::Local,
+            Self::This { place: LaunchTarget::Nodes { .. }, .. } => Placement::Nodes,
+            Self::External => Placement::External,
         }
     }
 
@@ -77,18 +77,18 @@ impl Starter {
 #[derive(Clone, Debug)]
 pub(crate) struct Launch {
     pub run_dir: PathBuf,
-    /// Folder of the run's authority; `None`: everybody is let in, and nothing is encrypted.
+    /// Folder of the run's authority; `None`: every client is admitted, and nothing is encrypted.
     pub credentials: Option<PathBuf>,
-    /// Go on with the run in `run_dir`.
+    /// Continue with the run in `run_dir`.
     pub resume: bool,
     pub packs_dir: PathBuf,
-    /// What the run's next resume does again, unless it is told otherwise.
+    /// What the run's next resume does again, unless options change it.
     pub started_with: StartedWith,
     /// Most workers, and least.
     pub workers: usize,
-    pub least: usize,
+    pub min_workers: usize,
     /// How long to wait for more than the least.
-    pub patience: Duration,
+    pub rendezvous_timeout: Duration,
     pub starter: Starter,
     pub collectives: CollectivesChoice,
     /// How long workers keep their state when they cannot reach the coordinator.
@@ -111,7 +111,7 @@ pub(crate) struct Launch {
     pub scrape_token_file: Option<PathBuf>,
     /// The folder in which the site's Prometheus looks for files of targets; `None`: it looks in none.
     pub targets_dir: Option<PathBuf>,
-    /// With which a stopped run goes on, such as `serve`.
+    /// With which a stopped run continues, such as `serve`.
     pub command: &'static str,
     /// The run is a benchmark, on these packs instead of those of the plan's data.
     pub bench: Option<(BenchRequest, Packs)>,
@@ -135,8 +135,8 @@ pub(crate) async fn launch(
     listener: std::net::TcpListener,
 ) -> Result<Launched> {
     let telemetry = Telemetry::install(&launch.run_dir)?;
-    let launched = run_to_end(plan, (launch, stop_signals, &telemetry), listener).await;
-    // The run directory is free by now: another launch can go on with it.
+    let launched = run_to_end(plan, launch, stop_signals, &telemetry, listener).await;
+    // The run directory is free by now: another launch can continue it.
     let outcome = match &launched {
         Ok(Launched::Done(_)) => Outcome::Done,
         Ok(Launched::Stopped(_)) => Outcome::Stopped,
@@ -148,7 +148,9 @@ pub(crate) async fn launch(
 
 async fn run_to_end(
     plan: &Plan,
-    (launch, stop_signals, telemetry): (&Launch, &StopSignals, &Telemetry),
+    launch: &Launch,
+    stop_signals: &StopSignals,
+    telemetry: &Telemetry,
     listener: std::net::TcpListener,
 ) -> Result<Launched> {
     let Prepared { run_dir, packs, checkpoints, found, credentials, status } = prepare(plan, launch)?;
@@ -164,8 +166,8 @@ async fn run_to_end(
     }
     let start = Start {
         workers: launch.workers,
-        least: launch.least,
-        patience: launch.patience,
+        min_workers: launch.min_workers,
+        rendezvous_timeout: launch.rendezvous_timeout,
         welcome: welcome(plan, &run_dir, &packs, (launch, credentials.as_deref()))?,
         version: env!("CARGO_PKG_VERSION").into(),
         last_generation: last_generation(run_dir.path())?,
@@ -176,20 +178,20 @@ async fn run_to_end(
         adopted: match &launch.starter {
             Starter::This { place, .. } if launch.again => place.worker_ids(),
             Starter::This { .. } => Vec::new(),
-            Starter::Nobody => workers_of_last_generation(run_dir.path())?,
+            Starter::External => workers_of_last_generation(run_dir.path())?,
         },
         grace: launch.grace,
         collectives: launch.collectives,
         shares_gpu: launch.starter.shares_gpu(),
-        launched: launch.starter != Starter::Nobody,
+        launched: launch.starter != Starter::External,
         stages: stages.iter().map(|stage| (*stage).to_owned()).collect(),
         timeouts: Timeouts::new(&plan.config().timeouts, launch.starter.placement()),
     };
     telemetry.begin(beginning(launch, plan, &start));
     found.results.iter().for_each(metrics::complete);
-    let (shelf, names) = (PackShelf::new([&packs.train, &packs.test]), PlanNames::new(plan));
+    let (pack_server, names) = (PackServer::new([&packs.train, &packs.test]), PlanNames::new(plan));
     let files = CheckpointFiles::new(run_dir.path(), stages.iter().copied());
-    let serving = Serving { listener, status, checkpoints, packs: shelf, files, names };
+    let serving = Serving { listener, status, checkpoints, packs: pack_server, files, names };
     let conducted = conduct(start, (launch, stop_signals, telemetry), credentials, serving).await;
     if !launch.resume && could_not_start(&conducted) && read_steps(run_dir.path())?.is_empty() {
         run_dir.withdraw()?;
@@ -207,7 +209,7 @@ async fn run_to_end(
     }
 }
 
-/// Whether a run has failed for a reason that its user can mend, rather than by what it computed or wrote.
+/// Whether a run has failed for a reason that its user can fix, rather than by what it computed or wrote.
 fn could_not_start(conducted: &Result<Conducted>) -> bool {
     let mendable = [EXIT_USAGE, EXIT_DATA, EXIT_UNREACHABLE, EXIT_NO_PERMISSION, EXIT_CONFIG];
     match conducted {
@@ -248,7 +250,7 @@ struct Serving {
     listener: std::net::TcpListener,
     status: Option<std::net::TcpListener>,
     checkpoints: Checkpoints,
-    packs: PackShelf,
+    packs: PackServer,
     files: CheckpointFiles,
     names: PlanNames,
 }
@@ -266,7 +268,7 @@ async fn conduct(
     listener.set_nonblocking(true)?;
     let listener = TcpListener::from_std(listener)?;
     let address = listener.local_addr()?;
-    let (events, happened) = mpsc::channel(MOST_EVENTS);
+    let (events, happened) = mpsc::channel(MAX_EVENTS);
     let (sessions, store) = (Sessions::default(), Arc::new(Store::default()));
     let (stop_serving, stopped) = oneshot::channel();
     let service = Service {
@@ -284,7 +286,7 @@ async fn conduct(
     stop_signals.deliver_to(events.clone());
     if launch.stop_requested {
         let reason = "requested before the coordinator was restarted".into();
-        _ = events.try_send(Event::StopAsked { reason });
+        _ = events.try_send(Event::StopRequested { reason });
     }
     if launch.bench.is_none() {
         terminal::line(&format!("run directory: {}", launch.run_dir.display()));
@@ -299,8 +301,8 @@ async fn conduct(
     let journal = Journal::start(ledger, checkpoints, tensorboard, (sessions.clone(), events))?;
     let about = json!({"pid": std::process::id(), "again": launch.again, "command": launch.command});
     journal.event("coordinator", about);
-    let conductor = Conductor {
-        journal_patience: start.timeouts.storage,
+    let event_loop = EventLoop {
+        journal_timeout: start.timeouts.storage,
         run: Run::new(start, Duration::ZERO),
         sessions,
         store,
@@ -312,12 +314,12 @@ async fn conduct(
         started: Instant::now(),
         results: Vec::new(),
     };
-    let outcome = conductor.conduct(happened).await;
+    let outcome = event_loop.conduct(happened).await;
     _ = stop_serving.send(());
     if let Some(launcher) = launcher {
         launcher.finish().await;
     }
-    _ = tokio::time::timeout(MOST_FAREWELL, server).await;
+    _ = tokio::time::timeout(LEAVE_DELIVERY_TIMEOUT, server).await;
     Ok(outcome?)
 }
 
@@ -402,7 +404,7 @@ fn reachable(address: SocketAddr) -> Vec<SocketAddr> {
     ips.into_iter().map(|ip| SocketAddr::new(ip, address.port())).collect()
 }
 
-/// Starts the workers, unless an earlier coordinator did; `None`: somebody else starts them.
+/// Starts the workers, unless an earlier coordinator did; `None`: they are started separately.
 fn start_workers(
     launch: &Launch,
     address: SocketAddr,

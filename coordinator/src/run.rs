@@ -1,5 +1,5 @@
 //! The rules of a run, as one pure function: events go in, effects come out. There is no lock, clock, socket, log or wire
-//! type here; `conductor.rs` carries the effects out.
+//! type here; `event_loop.rs` carries the effects out.
 
 mod commits;
 mod devices;
@@ -34,13 +34,13 @@ const MAX_IDLE_GENERATIONS: u32 = 10;
 /// Delay before a worker is restarted for the second time; it doubles each time. The first restart has none.
 const RESTART_BACKOFF: Duration = Duration::from_secs(1);
 
-/// What is known when a run starts, or starts again.
+/// What is known when a run starts, or restarts.
 #[derive(Clone, Debug)]
 pub(crate) struct Start {
-    /// Maximum of workers, and minimum: a run goes on with fewer than the maximum once it has waited for more.
+    /// Maximum of workers, and minimum: a run continues with fewer than the maximum once it has waited for more.
     pub workers: usize,
-    pub least: usize,
-    pub patience: Duration,
+    pub min_workers: usize,
+    pub rendezvous_timeout: Duration,
     /// This program starts the workers.
     pub launched: bool,
     pub welcome: Welcome,
@@ -60,7 +60,7 @@ pub(crate) struct Start {
     /// How long a stop may take; `None`: as long as it takes.
     pub grace: Option<Duration>,
     pub collectives: CollectivesChoice,
-    /// Workers were explicitly told to share a GPU.
+    /// Workers explicitly share a GPU.
     pub shares_gpu: bool,
     pub timeouts: Timeouts,
 }
@@ -80,8 +80,8 @@ pub(crate) struct Run {
     /// Since when (of `awake`) a rendezvous waits for nothing but workers that are not there.
     missing_since: Duration,
     /// Until when a generation waits for more workers than the minimum.
-    patient_until: Duration,
-    /// A worker is ready beside the generation, which was asked to regroup with it.
+    rendezvous_deadline: Duration,
+    /// A worker is ready while a generation trains, which was asked to regroup with it.
     growing: bool,
     /// When a worker may next cause a regroup, and how often it was lost again before the next step.
     growth: BTreeMap<String, Growth>,
@@ -150,9 +150,9 @@ struct Member {
     /// What it holds in memory, while it is ready again.
     held: Option<Held>,
     /// Where it last reported to be.
-    whereabouts: String,
+    last_position: String,
     /// When its last message was read (of `awake`).
-    heard: Duration,
+    last_message: Duration,
     /// How its process ended, if the launcher was quicker than the end of its session.
     exited: Option<(String, ExitCause)>,
     /// When it reported that it received SIGTERM (of `awake`).
@@ -171,15 +171,15 @@ impl Member {
             progress: Progress::new(now),
             steps_reported: 0,
             held: None,
-            whereabouts: "start".into(),
-            heard: now,
+            last_position: "start".into(),
+            last_message: now,
             exited: None,
             terminating: None,
             left: false,
         }
     }
 
-    /// It may hold state of the newest generation, and has not said yet what.
+    /// It may hold state of the newest generation, and has not reported yet what.
     fn may_hold_state(&self) -> bool {
         !self.ready && !self.left && (self.rank.is_some() || self.hello.generation > 0)
     }
@@ -190,10 +190,10 @@ impl Run {
     pub(crate) fn new(start: Start, now: Duration) -> Self {
         let generation = start.last_generation;
         let (next_step, again) = (start.next_step.clone(), !start.adopted.is_empty());
-        let patient_until = start.patience;
+        let rendezvous_deadline = start.rendezvous_timeout;
         Self {
             start,
-            patient_until,
+            rendezvous_deadline,
             missing_since: Duration::ZERO,
             growing: false,
             growth: BTreeMap::new(),
@@ -227,13 +227,13 @@ impl Run {
         }
         match event {
             Event::Opened { session, hello } => self.opened(session, hello, now),
-            Event::Said { session, event } => self.said(session, event, now),
+            Event::Received { session, event } => self.received(session, event, now),
             Event::Closed { session } => self.closed(session, now),
             Event::Exited { worker, how, cause } => self.exited(&worker, (&how, cause), now),
             Event::Committed { session, stage_step, outcome, result } => {
                 self.committed(session, stage_step, outcome, (result, now))
             }
-            Event::StopAsked { reason } => self.stop_requested(reason, now),
+            Event::StopRequested { reason } => self.stop_requested(reason, now),
             Event::Storage { problem } => self.storage(problem),
             Event::Tick => self.tick(now),
         }
@@ -251,14 +251,14 @@ impl Run {
         if let Some((reason, exit_code)) = self.refusal(&hello) {
             let notice = Notice::Refused { worker: hello.worker_id, reason: reason.clone() };
             effects.push(Effect::Send { session, command: Command::Refused { reason, exit_code } });
-            effects.push(Effect::Tell(notice));
+            effects.push(Effect::Notify(notice));
             return effects;
         }
         let Hello { worker_id: worker, host, pid, device, .. } = hello.clone();
         self.joined.insert(worker.clone());
         self.start.adopted.retain(|adopted| *adopted != worker);
         effects.push(Effect::Send { session, command: Command::Welcome(self.start.welcome.clone()) });
-        effects.push(Effect::Tell(Notice::Joined { worker, host, pid, device }));
+        effects.push(Effect::Notify(Notice::Joined { worker, host, pid, device }));
         self.members.insert(session, Member::new(hello, self.awake));
         effects
     }
@@ -286,10 +286,10 @@ impl Run {
         full.then(|| (format!("all {} workers of this run have joined already", self.start.workers), EXIT_STOPPED))
     }
 
-    fn said(&mut self, session: SessionId, event: WorkerEvent, now: Duration) -> Vec<Effect> {
+    fn received(&mut self, session: SessionId, event: WorkerEvent, now: Duration) -> Vec<Effect> {
         // What an unknown session sends, or one that was sent `Leave`, is ignored.
         let Some(member) = self.members.get_mut(&session).filter(|member| !member.left) else { return Vec::new() };
-        member.heard = self.awake;
+        member.last_message = self.awake;
         match event {
             WorkerEvent::Hello(_) => self.protocol_violation(session, "a second Hello", now),
             WorkerEvent::Ready { config_digest } => self.ready(session, &config_digest, now),
@@ -297,7 +297,7 @@ impl Run {
             WorkerEvent::Fetching(fetching) => self.fetching(session, fetching),
             WorkerEvent::Heartbeat(heartbeat) => {
                 if heartbeat.generation == self.generation {
-                    member.whereabouts =
+                    member.last_position =
                         format!("{} of step {} of stage {}", heartbeat.phase, heartbeat.step, heartbeat.stage);
                     member.progress.beat(heartbeat, self.awake);
                 }
@@ -307,11 +307,11 @@ impl Run {
             WorkerEvent::Checkpoint(written) => self.checkpoint(session, written, now),
             WorkerEvent::Evaluated(evaluated) => match self.fence_stage(session, &evaluated.stage) {
                 Some(problem) => self.protocol_violation(session, &problem, now),
-                None => vec![Effect::Tell(Notice::Evaluated(evaluated))],
+                None => vec![Effect::Notify(Notice::Evaluated(evaluated))],
             },
             WorkerEvent::Repaired { problem } => match self.fence_rank_0(session) {
                 Some(problem) => self.protocol_violation(session, &problem, now),
-                None => vec![Effect::Tell(Notice::Repaired { problem })],
+                None => vec![Effect::Notify(Notice::Repaired { problem })],
             },
             WorkerEvent::NotSaved { stage, step, reason } => self.not_saved(session, (stage, step), reason, now),
             WorkerEvent::StageFinished { .. } | WorkerEvent::Shows { .. } => Vec::new(),
@@ -324,7 +324,7 @@ impl Run {
         }
     }
 
-    /// The time for the rendezvous starts anew with every pack that is in transfer: it may be large, and the network slow.
+    /// The time for the rendezvous starts again with every pack that is in transfer: it may be large, and the network slow.
     fn fetching(&mut self, session: SessionId, fetching: Fetching) -> Vec<Effect> {
         self.missing_since = self.awake;
         let Fetching { split, from, done, total } = fetching;
@@ -332,7 +332,7 @@ impl Run {
             return Vec::new();
         }
         let worker = self.members.get(&session).map(|member| member.hello.worker_id.clone()).unwrap_or_default();
-        vec![Effect::Tell(Notice::Fetched { worker, split, from, bytes: total - from.min(total) })]
+        vec![Effect::Notify(Notice::Fetched { worker, split, from, bytes: total - from.min(total) })]
     }
 
     fn ready(&mut self, session: SessionId, digest: &str, now: Duration) -> Vec<Effect> {
@@ -350,12 +350,12 @@ impl Run {
         self.begin_if_ready(now)
     }
 
-    /// A newcomer cannot take part. It ends alone, unless the run cannot begin without it: then what it says is what the user
-    /// must read.
+    /// A newcomer cannot take part. It ends alone, unless the run cannot begin without it: then the user must read its
+    /// message.
     fn evict_newcomer(&mut self, session: SessionId, reason: &str, exit_code: u8, now: Duration) -> Vec<Effect> {
         let refused = Command::Refused { reason: reason.into(), exit_code };
         let mut effects = vec![Effect::Send { session, command: refused }];
-        if self.is_first_rendezvous() && self.start.launched && self.start.least == self.start.workers {
+        if self.is_first_rendezvous() && self.start.launched && self.start.min_workers == self.start.workers {
             let message = format!("{}: {reason}", self.name(session));
             self.members.remove(&session);
             effects.extend(self.abandon(message, exit_code, now));
@@ -383,13 +383,13 @@ impl Run {
             (Some(problem), before) => {
                 let since = before.as_ref().map_or(self.awake, |(_, since)| *since);
                 self.storage = Some((problem.clone(), since));
-                let notice = Effect::Tell(Notice::StorageBlocked { problem });
+                let notice = Effect::Notify(Notice::StorageBlocked { problem });
                 before.is_none().then_some(notice).into_iter().collect()
             }
             (None, Some((_, since))) => {
                 let awake = self.awake;
                 self.members.values_mut().for_each(|member| member.progress.restart(awake));
-                vec![Effect::Tell(Notice::StorageRecovered { seconds: (self.awake - since).as_secs_f64() })]
+                vec![Effect::Notify(Notice::StorageRecovered { seconds: (self.awake - since).as_secs_f64() })]
             }
             (None, None) => Vec::new(),
         }
@@ -440,19 +440,19 @@ impl Run {
         let Some(limit) = limit.filter(over) else { return Vec::new() };
         let ready = self.members.values().filter(|member| member.ready).map(|member| &member.hello.worker_id);
         let ready: Vec<String> = ready.cloned().collect();
-        if ready.len() >= self.start.least || self.ending.is_some() {
+        if ready.len() >= self.start.min_workers || self.ending.is_some() {
             return Vec::new();
         }
         let message = format!(
             "{} of {} workers were ready within {limit:?} ({}): see the logs of the others",
             ready.len(),
-            self.start.least,
+            self.start.min_workers,
             if ready.is_empty() { "none".into() } else { ready.join(", ") },
         );
         self.abandon(message, EXIT_UNREACHABLE, now)
     }
 
-    /// A worker that does not keep to the protocol is evicted; the run goes on without it, or with its replacement.
+    /// A worker that does not keep to the protocol is evicted; the run continues without it, or with its replacement.
     fn protocol_violation(&mut self, session: SessionId, problem: &str, now: Duration) -> Vec<Effect> {
         let how = format!("violated the protocol ({problem})");
         self.evict(&[(session, how)], now)

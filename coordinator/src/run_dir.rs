@@ -1,4 +1,4 @@
-//! The run directory: the database of a run. Who holds its lock may write; its files are those of ARCHITECTURE.md,
+//! The run directory: the database of a run. The holder of its lock may write; its files are those of ARCHITECTURE.md,
 //! "The run directory". What is in them is other modules' business.
 
 pub(crate) mod checkpoints;
@@ -59,7 +59,7 @@ impl RunDir {
         let lock = Lock::take(path)?;
         if path.join(IDENTITY).exists() {
             let message = format!(
-                "{} holds a run already: add --resume to go on with it, or name another --run-dir",
+                "{} already contains a run: add --resume to continue it, or choose another --run-dir",
                 path.display()
             );
             return Err(Fatal::new(EXIT_USAGE, message));
@@ -93,7 +93,7 @@ impl RunDir {
         write_durably(&self.path.join(IDENTITY), &json(&self.identity))
     }
 
-    /// Undoes [`RunDir::begin`] of a run that could not start: the mended command finds the directory free.
+    /// Undoes [`RunDir::begin`] of a run that could not start: the fixed command finds the directory free.
     ///
     /// # Errors
     /// 74 if it cannot be written.
@@ -103,7 +103,7 @@ impl RunDir {
         removed.map_err(|error| cannot("remove", &path, &error))
     }
 
-    /// Opens the directory of a run to go on with it, and says which keys `plan` changes.
+    /// Opens the directory of a run to continue it, and says which keys `plan` changes.
     ///
     /// # Errors
     /// 64 if it is in use or holds no run, 65 if its configuration cannot be read, 78 if `plan` changes a key of its
@@ -126,7 +126,7 @@ impl RunDir {
         Ok((Self { path: path.into(), identity, _lock: lock }, changes))
     }
 
-    /// Records what a resume goes on with: the configuration, what has changed in it, and what is known of the content.
+    /// Records what a resume continues with: the configuration, what has changed in it, and what is known of the content.
     /// Returns the changes as recorded.
     ///
     /// # Errors
@@ -174,11 +174,11 @@ fn describe(change: &Change) -> String {
 /// `run.json` of a directory, without its lock.
 ///
 /// # Errors
-/// 64 if the directory holds no run.
+/// 64 if it is not a run directory.
 pub(crate) fn identity(path: &Path) -> Result<Identity, Fatal> {
     let file = path.join(IDENTITY);
     let text = fs::read_to_string(&file).map_err(|error| {
-        Fatal::new(EXIT_USAGE, format!("{} holds no run ({}: {error})", path.display(), file.display()))
+        Fatal::new(EXIT_USAGE, format!("{} is not a run directory ({}: {error})", path.display(), file.display()))
     })?;
     serde_json::from_str(&text)
         .map_err(|error| Fatal::new(EXIT_USAGE, format!("{} is damaged: {error}", file.display())))
@@ -187,7 +187,7 @@ pub(crate) fn identity(path: &Path) -> Result<Identity, Fatal> {
 /// The plan of a run's own configuration, with overrides laid over it.
 ///
 /// # Errors
-/// 65 if it cannot be read, 78 if it, or an override, is no configuration.
+/// 65 if it cannot be read, 78 if it, or an override, is not a configuration.
 pub(crate) fn plan_of_run(run_dir: &Path, overrides: &[String]) -> Result<Plan, Fatal> {
     let file = run_dir.join(CONFIG);
     let text = fs::read_to_string(&file)
@@ -225,7 +225,7 @@ impl Claimed {
                 Err(error) => return Err(cannot("make", &path, &error)),
             }
         }
-        Err(Fatal::new(EXIT_IO, format!("{} has {MAX_NUMBER} runs of {name}: name a --run-dir", runs.display())))
+        Err(Fatal::new(EXIT_IO, format!("{} has {MAX_NUMBER} runs of {name}: pass --run-dir", runs.display())))
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -339,9 +339,9 @@ mod tests {
     fn a_directory_is_one_run_and_one_coordinator() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("runs/one");
-        refused(RunDir::open(&path, &plan(&[])), EXIT_USAGE, "holds no run");
+        refused(RunDir::open(&path, &plan(&[])), EXIT_USAGE, "is not a run directory");
         let run = create(&path, &[]).expect("new");
-        refused(RunDir::open(&path, &plan(&[])), EXIT_USAGE, "holds no run");
+        refused(RunDir::open(&path, &plan(&[])), EXIT_USAGE, "is not a run directory");
         run.begin().expect("written");
         let id = run.identity().id.clone();
         refused(create(&path, &[]), EXIT_USAGE, "in use by another coordinator (pid ");

@@ -13,7 +13,7 @@ use crate::exit::EXIT_NO_PERMISSION;
 use crate::run::{Event, SessionId};
 use crate::run_dir::checkpoints::CheckpointFiles;
 use crate::server::credentials::Credentials;
-use crate::server::pack_stream::PackShelf;
+use crate::server::pack_stream::PackServer;
 use crate::server::rendezvous::{Refusal, Store};
 use anyhow::Result;
 pub(crate) use descriptors::check_descriptors;
@@ -38,11 +38,11 @@ use tonic::{Request, Response, Status, Streaming};
 /// The metric of attempts to join that were refused.
 pub(crate) const REFUSED_ENROLMENTS: &str = "thanos_trainer_refused_enrolments_total";
 /// Workers of one run; a session each.
-pub(crate) const MOST_WORKERS: usize = 4096;
+pub(crate) const MAX_WORKERS: usize = 4096;
 /// Bytes of one message; the largest is the configuration.
-const MOST_MESSAGE: usize = 4 << 20;
+const MAX_MESSAGE_BYTES: usize = 4 << 20;
 /// Connections of workers at a time, and of one worker: it needs one, and the one before it may not be known to be lost.
-const MAX_CONNECTIONS: usize = 2 * MOST_WORKERS + 256;
+const MAX_CONNECTIONS: usize = 2 * MAX_WORKERS + 256;
 const MAX_CONNECTIONS_OF_ONE: usize = 8;
 /// Connections that have shown no certificate yet, at least: all workers of a run may start at the same time.
 const MIN_PENDING: usize = 256;
@@ -51,14 +51,14 @@ const MAX_ENROL_MESSAGE: usize = 16 << 10;
 const MAX_ENROL_STREAMS: u32 = 2;
 const MAX_ENROL_HEADERS: u32 = 4 << 10;
 const ENROL_WINDOW: u32 = 16 << 10;
-/// Pause before the answer to a worker that may not join: who guesses tokens guesses slowly.
-const AFTER_REFUSAL: Duration = Duration::from_secs(1);
+/// Pause before the answer to a worker that may not join: it slows down guessing of tokens.
+const REFUSAL_LINGER: Duration = Duration::from_secs(1);
 /// Streams that a worker may have open on one connection; it needs four.
-const MOST_STREAMS: u32 = 32;
+const MAX_STREAMS: u32 = 32;
 /// A connection that does not answer for so long, asked as often, is closed.
-const BETWEEN_PINGS: Duration = Duration::from_secs(20);
+const PING_INTERVAL: Duration = Duration::from_secs(20);
 /// How long a new session may take to introduce itself.
-const MOST_SILENCE_BEFORE_HELLO: Duration = Duration::from_secs(10);
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The sessions that are open, and the way to each.
 #[derive(Clone, Default)]
@@ -82,7 +82,7 @@ impl Sessions {
             _ = sender.send(command);
         }
         if ends {
-            // The stream ends behind its last command.
+            // The stream ends after its last command.
             outbound.remove(&session);
         }
     }
@@ -144,12 +144,12 @@ pub(crate) struct Service {
     pub(crate) events: mpsc::Sender<Event>,
     pub(crate) sessions: Sessions,
     pub(crate) store: Arc<Store>,
-    pub(crate) packs: Arc<PackShelf>,
+    pub(crate) packs: Arc<PackServer>,
     pub(crate) files: Arc<CheckpointFiles>,
     pub(crate) names: Arc<PlanNames>,
     /// Workers that the run may have.
     pub(crate) workers: usize,
-    /// None: everybody is let in, and nothing is encrypted.
+    /// None: every client is admitted, and nothing is encrypted.
     pub(crate) credentials: Option<Arc<Credentials>>,
     pub(crate) next_session: AtomicU64,
 }
@@ -169,12 +169,12 @@ pub(crate) async fn serve(listener: TcpListener, service: Service, stop: oneshot
     let service = Arc::new(service);
     let enrolment = serve_enrolment(service.clone(), unknown);
     let service = CoordinatorServer::from_arc(service)
-        .max_decoding_message_size(MOST_MESSAGE)
-        .max_encoding_message_size(MOST_MESSAGE);
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
     let sessions = tonic::transport::Server::builder()
-        .http2_keepalive_interval(Some(BETWEEN_PINGS))
-        .http2_keepalive_timeout(Some(BETWEEN_PINGS))
-        .max_concurrent_streams(Some(MOST_STREAMS))
+        .http2_keepalive_interval(Some(PING_INTERVAL))
+        .http2_keepalive_timeout(Some(PING_INTERVAL))
+        .max_concurrent_streams(Some(MAX_STREAMS))
         .add_service(service)
         .serve_with_incoming_shutdown(admitted, async {
             _ = stop.await;
@@ -210,11 +210,11 @@ pub(crate) fn max_pending(workers: usize) -> usize {
     MIN_PENDING.max(2 * workers)
 }
 
-/// Who asks, if it may ask for anything but to enrol.
+/// The peer of a call, if it may do anything but enrol.
 fn admitted<T>(request: &Request<T>) -> Result<Peer, Status> {
     let peer = request.extensions().get::<Peer>().ok_or_else(|| Status::internal("a connection without a peer"))?;
     match peer.identity {
-        Identity::Unknown => Err(Status::unauthenticated("show the certificate that Enrol gives")),
+        Identity::Unknown => Err(Status::unauthenticated("present the certificate that Enrol issues")),
         Identity::Unchecked | Identity::Worker(_) => Ok(peer.clone()),
     }
 }
@@ -225,14 +225,14 @@ impl Coordinator for Service {
         let from = request.extensions().get::<Peer>().map(|peer| peer.address);
         let v1::EnrolRequest { worker_id, token, certificate_request } = request.into_inner();
         let Some(credentials) = &self.credentials else {
-            return Err(Status::failed_precondition("this run is an insecure one: nobody enrols"));
+            return Err(Status::failed_precondition("this run is insecure: it has no enrolment"));
         };
         match credentials.enrol(&worker_id, &token, &certificate_request, from.map(|from| from.ip())) {
             Ok(certificate) => Ok(Response::new(v1::EnrolReply { certificate })),
             Err(reason) => {
                 metrics::counter!(REFUSED_ENROLMENTS).increment(1);
                 tracing::warn!(?from, "a worker may not join: {reason}");
-                tokio::time::sleep(AFTER_REFUSAL).await;
+                tokio::time::sleep(REFUSAL_LINGER).await;
                 Err(Status::permission_denied(reason.to_string()))
             }
         }
@@ -312,9 +312,9 @@ impl Listener {
     /// Hands a session's messages on until its stream ends.
     async fn listen(self, mut messages: Streaming<v1::WorkerEvent>) {
         let Self { session, ref events, ref sessions, .. } = self;
-        let first = tokio::time::timeout(MOST_SILENCE_BEFORE_HELLO, next(&mut messages)).await;
+        let first = tokio::time::timeout(HELLO_TIMEOUT, next(&mut messages)).await;
         let Ok(Some(WorkerEvent::Hello(hello))) = first else {
-            tracing::warn!(from = %self.peer.address, "a connection did not introduce itself as a worker");
+            tracing::warn!(from = %self.peer.address, "a connection sent no Hello");
             sessions.lock().remove(&session);
             return;
         };
@@ -322,7 +322,7 @@ impl Listener {
             && *worker != hello.worker_id
         {
             return self.refuse(format!(
-                "the certificate is of worker `{worker}`, and it says that it is `{}`",
+                "the certificate belongs to worker `{worker}`, but Hello names `{}`",
                 hello.worker_id
             ));
         }
@@ -335,12 +335,12 @@ impl Listener {
                 sessions.shows(&worker, session, Some(address));
                 continue;
             }
-            // The session ends, and the run goes on without this worker.
+            // The session ends, and the run continues without this worker.
             if let Err(problem) = self.names.check(&event) {
                 self.refuse(format!("worker `{worker}`: {problem}"));
                 break;
             }
-            if events.send(Event::Said { session, event }).await.is_err() {
+            if events.send(Event::Received { session, event }).await.is_err() {
                 return;
             }
         }
@@ -366,7 +366,7 @@ async fn next(messages: &mut Streaming<v1::WorkerEvent>) -> Option<WorkerEvent> 
             }
         },
         Err(status) => {
-            tracing::debug!("a session broke: {}", status.message());
+            tracing::debug!("a session failed: {}", status.message());
             None
         }
     }

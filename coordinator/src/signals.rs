@@ -73,7 +73,7 @@ async fn act_on(mut signals: mpsc::Receiver<Signal>, run: Arc<OnceLock<mpsc::Sen
             (None, None) => exit(&format!("stopped before the run began: {reason}")),
             (None, Some(events)) => {
                 first = Some((Instant::now(), signal));
-                let (events, asked) = (events.clone(), Event::StopAsked { reason: reason.into() });
+                let (events, asked) = (events.clone(), Event::StopRequested { reason: reason.into() });
                 // A full queue must not keep the second signal waiting.
                 tokio::spawn(async move { events.send(asked).await });
             }

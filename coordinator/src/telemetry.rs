@@ -141,7 +141,7 @@ impl Telemetry {
         });
     }
 
-    /// Writes the files of the run directory from now on. Without them the run goes on.
+    /// Writes the files of the run directory from now on. Without them the run continues.
     pub(crate) fn write_files(&self, run_dir: &Path, targets: Option<Targets>) {
         let telemetry = self.clone();
         let metrics = Box::new(move || text::without_process(&telemetry.text()));
@@ -158,8 +158,10 @@ impl Telemetry {
         match event {
             Event::Opened { session, hello } => live.workers.opened(*session, &hello.worker_id),
             Event::Closed { session } => live.workers.closed(*session),
-            Event::Said { session, event: WorkerEvent::Heartbeat(heartbeat) } => live.heartbeat(*session, heartbeat),
-            Event::Said { session, event: WorkerEvent::Step(step) } => live.step(*session, step),
+            Event::Received { session, event: WorkerEvent::Heartbeat(heartbeat) } => {
+                live.heartbeat(*session, heartbeat)
+            }
+            Event::Received { session, event: WorkerEvent::Step(step) } => live.step(*session, step),
             _ => {}
         }
     }
@@ -176,7 +178,7 @@ impl Telemetry {
                 live.goodput.interrupted(now);
                 live.ranks.clear();
             }
-            Effect::Tell(Notice::Began { generation, workers, .. }) => {
+            Effect::Notify(Notice::Began { generation, workers, .. }) => {
                 (live.generation, live.ranks) = (*generation, workers.clone());
                 live.goodput.began(*generation, now);
             }
@@ -184,7 +186,7 @@ impl Telemetry {
                 let bytes = written.files.iter().map(|file| file.bytes).sum();
                 live.committing = Some((Instant::now(), bytes));
             }
-            Effect::Tell(Notice::Saved { .. }) => {
+            Effect::Notify(Notice::Saved { .. }) => {
                 if let Some((began, bytes)) = live.committing.take() {
                     metrics::committed(began.elapsed(), bytes);
                 }
@@ -240,7 +242,7 @@ impl Telemetry {
         terminal::line(&format!("the run has ended ({outcome}): {wait}"));
         tokio::select! {
             () = self.shared.last_scrape.notified() => {}
-            () = tokio::time::sleep(limit) => terminal::line("no scrape came: metrics.prom has the final values"),
+            () = tokio::time::sleep(limit) => terminal::line("no scrape within the limit: metrics.prom has the final values"),
             _ = stop_signals.recv() => {}
         }
     }

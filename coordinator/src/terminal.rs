@@ -144,7 +144,7 @@ fn queue() -> &'static Queue {
             write_from_background();
             STDERR.write_to(&mut io::stderr());
         };
-        // Without a thread there is no output, and the run goes on.
+        // Without a thread there is no output, and the run continues.
         _ = std::thread::Builder::new().name("terminal".into()).spawn(writer);
     });
     &STDERR

@@ -1,6 +1,6 @@
 //! The launcher: worker processes on this machine, or the `srun` processes that stand for workers on the nodes of a Slurm
-//! allocation; its own, and those that an earlier coordinator of the run has started. Whoever is still there when the run
-//! is over is killed; should this process be killed itself, they wait for another coordinator as long as their lease says.
+//! allocation; its own, and those that an earlier coordinator of the run has started. Workers that still run when the run
+//! is over are killed; if this process is killed itself, they wait for another coordinator until their lease ends.
 
 mod adopted;
 pub(crate) mod devices;
@@ -29,7 +29,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 /// How long workers may take to leave by themselves when a run is over.
-const MOST_LEAVING: Duration = Duration::from_secs(10);
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a worker's id begins with on this machine; its place there follows.
 const WORKER: &str = "worker";
@@ -39,7 +39,7 @@ const DEVICE_ORDER: &str = "CUDA_DEVICE_ORDER";
 
 /// Where workers are started.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum LaunchTarget {
     /// So many on this machine.
     Here { workers: usize },
     /// On nodes of the Slurm allocation, by `srun` with these further arguments.
@@ -58,7 +58,7 @@ pub(crate) struct WorkerCommand {
     pub(crate) device: DeviceChoice,
     /// Workers that share a GPU use NCCL all the same, for tests.
     pub(crate) shares_gpu_by_nccl: bool,
-    pub(crate) place: Place,
+    pub(crate) place: LaunchTarget,
     /// Under which the workers reach each other; `None`: they find out.
     pub(crate) interface: Option<String>,
     /// Whether they show their metrics.
@@ -67,7 +67,7 @@ pub(crate) struct WorkerCommand {
     pub(crate) logs: PathBuf,
 }
 
-/// The workers' processes: each is started, waited for, and started again when asked.
+/// The workers' processes: each is started, waited for, and restarted when asked.
 pub(crate) struct Launcher {
     command: WorkerCommand,
     events: mpsc::Sender<Event>,
@@ -79,12 +79,12 @@ struct Processes {
     waiting: JoinSet<()>,
     /// Ends the process of a worker, by its id.
     kill: HashMap<String, oneshot::Sender<()>>,
-    /// Those that have a session, and are told when to leave.
+    /// Those that have a session, and are sent `Leave`.
     joined: HashSet<String>,
 }
 
 impl Launcher {
-    /// A launcher that has started nothing yet; each process's end is told as [`Event::Exited`].
+    /// A launcher that has started nothing yet; each process's end is reported as [`Event::Exited`].
     pub(crate) fn new(command: WorkerCommand, events: &mpsc::Sender<Event>) -> Self {
         Self { command, events: events.clone(), processes: Mutex::default() }
     }
@@ -119,7 +119,7 @@ impl Launcher {
     /// ended.
     pub(crate) fn adopt_all(&self) {
         let workers = self.command.place.worker_ids();
-        let is_local = matches!(self.command.place, Place::Here { .. });
+        let is_local = matches!(self.command.place, LaunchTarget::Here { .. });
         let mut found = Adopted::find(&workers, &self.command.coordinator, is_local);
         for worker in workers {
             let process = found.remove(&worker);
@@ -132,13 +132,13 @@ impl Launcher {
         }
     }
 
-    /// Waits for a process, which is started first if there is none, and tells how it ended.
+    /// Waits for a process, which is started first if there is none, and reports how it ended.
     fn watch(&self, worker: String, child: Option<Started>, after: Duration) {
         let (command, id) = (self.command.clone(), worker.clone());
         self.until(worker, |mut killed| async move {
             tokio::select! {
                 () = tokio::time::sleep(after) => {}
-                Ok(()) = &mut killed => return ("was not started again".into(), ExitCause::Hung),
+                Ok(()) = &mut killed => return ("was not restarted".into(), ExitCause::Hung),
             }
             match child.map_or_else(|| command.spawn_again(&id), Ok) {
                 Ok(child) => child.wait(killed).await,
@@ -164,16 +164,16 @@ impl Launcher {
         });
     }
 
-    /// Waits until all have left, and kills whoever does not, or cannot know that it should.
+    /// Waits until all have exited, and kills those that do not, or that cannot know that they should.
     pub(crate) async fn finish(&self) {
         let Processes { mut waiting, kill, joined } = std::mem::take(&mut *self.lock());
         for (_, kill) in kill.into_iter().filter(|(worker, _)| !joined.contains(worker)) {
-            // Nobody will tell it that the run is over.
+            // No session will notify it that the run is over.
             _ = kill.send(());
         }
         let all_left = async { while waiting.join_next().await.is_some() {} };
-        if tokio::time::timeout(MOST_LEAVING, all_left).await.is_err() {
-            tracing::warn!("some workers did not leave within {MOST_LEAVING:?} and are killed");
+        if tokio::time::timeout(LEAVE_TIMEOUT, all_left).await.is_err() {
+            tracing::warn!("some workers did not exit within {LEAVE_TIMEOUT:?} and are killed");
         }
         // The processes die with their tasks.
         waiting.shutdown().await;
@@ -192,7 +192,7 @@ struct Started {
 }
 
 impl Started {
-    /// Waits for the process to end, by itself or killed on demand, and says how it ended, and why.
+    /// Waits for the process to end, by itself or killed on demand, and returns how it ended, and why.
     async fn wait(mut self, killed: oneshot::Receiver<()>) -> (String, ExitCause) {
         let (ended, is_hung) = tokio::select! {
             ended = self.child.wait() => (ended, false),
@@ -226,7 +226,7 @@ impl Started {
     }
 }
 
-impl Place {
+impl LaunchTarget {
     /// Names of the workers: of this machine by number, of nodes by node and number.
     pub(crate) fn worker_ids(&self) -> Vec<String> {
         match self {
@@ -242,8 +242,8 @@ impl Place {
 impl WorkerCommand {
     fn cannot_start(&self) -> String {
         match self.place {
-            Place::Here { .. } => format!("{} could not be started", self.program.display()),
-            Place::Nodes { .. } => "srun could not be started".into(),
+            LaunchTarget::Here { .. } => format!("{} could not be started", self.program.display()),
+            LaunchTarget::Nodes { .. } => "srun could not be started".into(),
         }
     }
 
@@ -258,8 +258,8 @@ impl WorkerCommand {
             File::options().create(true).append(true).open(&log).with_context(|| format!("{}", log.display()))?;
         let (node, index) = worker.rsplit_once('-').unwrap_or((worker, "0"));
         let mut command = match &self.place {
-            Place::Here { .. } => std::process::Command::new(&self.program),
-            Place::Nodes { nodes, srun_arguments } => {
+            LaunchTarget::Here { .. } => std::process::Command::new(&self.program),
+            LaunchTarget::Nodes { nodes, srun_arguments } => {
                 let gpus = nodes.iter().find(|other| other.name == node).map_or(0, |node| node.gpus);
                 let mut command = slurm::srun(node, gpus, srun_arguments);
                 command.arg(&self.program);
@@ -297,7 +297,7 @@ impl WorkerCommand {
         self.spawned(self.start(worker)?, worker)
     }
 
-    /// As [`Self::spawn`]; whom a test has broken on purpose is not broken again.
+    /// As [`Self::spawn`]; a failpoint of a test breaks the first process only.
     fn spawn_again(&self, worker: &str) -> Result<Started> {
         let mut command = self.start(worker)?;
         command.env_remove("FAILPOINTS");

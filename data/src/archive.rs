@@ -31,7 +31,7 @@ const MAX_SHOWN: usize = 6;
 /// The files of an archive that `find` gives a place among `places`, and the names of some others.
 ///
 /// # Errors
-/// A damaged archive; a file that is there twice or is no plain file. One that is not there is `None`.
+/// A damaged archive; a file that occurs twice or is not a plain file. One that is not there is `None`.
 pub(super) fn unpack(
     archive: &RawFile,
     places: usize,
@@ -110,7 +110,7 @@ impl<F: Fn(&str) -> Option<usize>> Found<'_, F> {
         let fault = |error: &zip::result::ZipError| RawFault::Zip(error.to_string());
         let mut archive = ZipArchive::new(Cursor::new(bytes)).map_err(|error| refuse(fault(&error)))?;
         if archive.len() > MAX_ENTRIES {
-            return Err(refuse(RawFault::TooManyFiles { most: MAX_ENTRIES }));
+            return Err(refuse(RawFault::TooManyFiles { max: MAX_ENTRIES }));
         }
         for index in 0..archive.len() {
             let entry = archive.by_index(index).map_err(|error| refuse(fault(&error)))?;

@@ -1,5 +1,5 @@
 //! CIFAR-10 and CIFAR-100 in their published forms: the binary version (records of one or two labels and 3,072 pixels,
-//! a plane a channel) and the Python version (pickles of the same); cs.toronto.edu/~kriz/cifar.html. It decodes bytes
+//! one plane per channel) and the Python version (pickles of the same); cs.toronto.edu/~kriz/cifar.html. It decodes bytes
 //! and knows neither files nor archives.
 
 use super::Samples;
@@ -47,7 +47,7 @@ impl Cifar {
     /// The images of a binary file, planes turned to [N, 32, 32, 3] u8, and their fine labels.
     ///
     /// # Errors
-    /// No records, a length that is no whole number of them (the other CIFAR is recognised by it), or a label that is
+    /// No records, a length that is not a whole number of them (the other CIFAR is recognised by it), or a label that is
     /// out of range, or coarse labels that are not those of the fine ones.
     pub(super) fn decode_binary(self, content: &[u8], labels: &Labels) -> Result<Samples, RawFault> {
         let record_bytes = self.record();
@@ -84,7 +84,7 @@ impl Cifar {
     /// The same of a pickled batch.
     ///
     /// # Errors
-    /// If it is no pickle of plain data, or another structure than the published one.
+    /// If it is not a pickle of plain data, or another structure than the published one.
     pub(super) fn decode_pickle(self, content: &[u8], labels: &Labels) -> Result<Samples, RawFault> {
         let batch = pickle::read(content).map_err(|fault| RawFault::Pickle(fault.to_string()))?;
         let key = match self {
@@ -130,11 +130,11 @@ impl Cifar {
 
 /// `at` is a record and its offset, for the message.
 fn check_label(label: i64, classes: usize, (record, offset): (u64, u64)) -> Result<i64, RawFault> {
-    let most = classes as u64 - 1;
+    let max = classes as u64 - 1;
     if (0..classes as i64).contains(&label) {
         Ok(label)
     } else {
-        Err(RawFault::Label { record, offset, most, got: label })
+        Err(RawFault::Label { record, offset, max, got: label })
     }
 }
 
@@ -154,7 +154,7 @@ fn integers(batch: &Value, key: &str) -> Result<Vec<i64>, RawFault> {
     };
     let integer = |item: &Value| match item {
         Value::Int(label) => Ok(*label),
-        other => Err(structure(key, "a list of whole numbers", Some(other))),
+        other => Err(structure(key, "a list of integers", Some(other))),
     };
     items.iter().map(integer).collect()
 }
@@ -163,10 +163,10 @@ fn structure(key: &str, expected: &str, got: Option<&Value>) -> RawFault {
     let got = match got {
         None => "nothing under this key",
         Some(Value::None) => "None",
-        Some(Value::Bool(_)) => "a truth value",
-        Some(Value::Int(_)) => "a whole number",
-        Some(Value::Float(_)) => "a fraction",
-        Some(Value::Bytes(_)) => "a text",
+        Some(Value::Bool(_)) => "a boolean",
+        Some(Value::Int(_)) => "an integer",
+        Some(Value::Float(_)) => "a float",
+        Some(Value::Bytes(_)) => "a string",
         Some(Value::List(_)) => "a list",
         Some(Value::Tuple(_)) => "a tuple",
         Some(Value::Dict(_)) => "a dict",

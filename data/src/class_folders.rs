@@ -21,7 +21,7 @@ pub(super) struct ClassFolders<'a> {
     pub(super) classes: BTreeMap<&'a str, Vec<&'a TreeFile>>,
     /// Pictures that are in no class folder.
     pub(super) loose: Vec<&'a str>,
-    /// Files that are no pictures.
+    /// Files that are not pictures.
     others: Vec<&'a str>,
     /// Class folders without a picture.
     empty: Vec<String>,

@@ -1,5 +1,5 @@
 //! What can be wrong with raw files and packs: each message says where, what was expected and found, and what to do.
-//! Decoders return a `RawFault` and know no path; who reads the file puts the path to it.
+//! Decoders return a `RawFault` and know no path; the reader of the file adds the path.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use thiserror::Error;
 /// Why there is no pack, or why a pack is refused.
 #[derive(Debug, Error)]
 pub enum DataError {
-    #[error("data set {dataset} is read from a folder and none is given: set data.dir=DIR, the folder of {files}")]
+    #[error("data set {dataset} needs a folder, but none is given: set data.dir=DIR, the folder of {files}")]
     NoDir { dataset: String, files: String },
     #[error("data.dir={dir}: {fault}; set data.dir=DIR to the folder of {files}, or to an archive of them")]
     NotAFolder { dir: PathBuf, fault: String, files: String },
@@ -29,7 +29,7 @@ pub enum DataError {
     Place { dir: PathBuf, found: String, advice: String },
     #[error("{path}: {fault}; replace the file, or set data.dir=DIR to a folder with a good one")]
     Raw { path: PathBuf, fault: RawFault },
-    #[error("{path}: {fault}; replace it, or leave out what cannot be decoded with data.on_bad_image=skip")]
+    #[error("{path}: {fault}; replace it, or skip what cannot be decoded with data.on_bad_image=skip")]
     Picture { path: PathBuf, fault: RawFault },
     #[error("data.coarse_map={path}: {fault}")]
     CoarseMap { path: PathBuf, fault: String },
@@ -38,7 +38,7 @@ pub enum DataError {
          the two belong together: replace them, or set data.dir=DIR to a folder with a matching pair"
     )]
     Counts { images: PathBuf, image_count: u64, labels: PathBuf, label_count: u64 },
-    #[error("pack {path}: {fault}; if it is there, delete it: `thanos-coord data pack` writes a good one")]
+    #[error("pack {path}: {fault}; if it exists, delete it: `thanos-coord data pack` writes a good one")]
     Pack { path: PathBuf, fault: PackFault },
     #[error("cannot write contact sheet {path}: {reason}")]
     Sheet { path: PathBuf, reason: String },
@@ -66,8 +66,8 @@ impl DataError {
 pub enum RawFault {
     #[error("cannot be read: {0}")]
     Io(#[from] io::Error),
-    #[error("more than {most} bytes (unpacked, if it is gzipped): not a file of this data set")]
-    TooLarge { most: u64 },
+    #[error("more than {max} bytes (unpacked, if it is gzipped): not a file of this data set")]
+    TooLarge { max: u64 },
     #[error("the gzip stream is cut off after {unpacked} unpacked bytes")]
     GzipCutOff { unpacked: u64 },
     #[error("the gzip stream is damaged after {unpacked} unpacked bytes: {source}")]
@@ -80,17 +80,17 @@ pub enum RawFault {
     Magic { what: &'static str, expected: u32, got: u32 },
     #[error("offset 8: expected images of {side} x {side} pixels, got {rows} x {columns}")]
     Sides { side: u32, rows: u32, columns: u32 },
-    #[error("its header promises {records} records, which is {expected} bytes in all, got {got} bytes")]
+    #[error("its header declares {records} records, which is {expected} bytes in all, got {got} bytes")]
     Length { records: u64, expected: u64, got: u64 },
     #[error("expected a whole number of records of {record_bytes} bytes, got {got} bytes: record {record} is cut off")]
     PartialRecord { record_bytes: u64, record: u64, got: u64 },
     #[error("this is {got}, expected {expected}")]
     OtherCifar { expected: &'static str, got: &'static str },
-    #[error("record {record} at offset {offset}: expected a label in 0..={most}, got {got}")]
-    Label { record: u64, offset: u64, most: u64, got: i64 },
+    #[error("record {record} at offset {offset}: expected a label in 0..={max}, got {got}")]
+    Label { record: u64, offset: u64, max: u64, got: i64 },
     #[error("record {record} at offset {offset}: fine label {fine} has coarse label {expected}, got {got}")]
     CoarseLabel { record: u64, offset: u64, fine: i64, expected: i64, got: i64 },
-    #[error("it has the same content as {as_file}: one batch is there twice, and another is missing")]
+    #[error("it has the same content as {as_file}: one batch occurs twice, and another is missing")]
     SameContent { as_file: PathBuf },
     #[error("{0}")]
     Pickle(String),
@@ -107,24 +107,24 @@ pub enum RawFault {
     Archive(String),
     #[error("the .zip is damaged: {0}")]
     Zip(String),
-    #[error("a name is there twice in the .zip: what is trained on would depend on the program that reads it")]
+    #[error("a name occurs twice in the .zip: the training data would depend on the program that reads it")]
     ZipNamesTwice,
-    #[error("it is there twice in the archive")]
+    #[error("it occurs twice in the archive")]
     TwiceInArchive,
-    #[error("it is no plain file in the archive")]
+    #[error("it is not a regular file in the archive")]
     NotRegular,
     #[error("the entry `{name}` leads out of the archive's folder", name = name.escape_debug())]
     Outside { name: String },
-    #[error("folders are nested deeper than {most}")]
-    TooDeep { most: usize },
-    #[error("more than {most} files")]
-    TooManyFiles { most: usize },
+    #[error("folders are nested deeper than {max}")]
+    TooDeep { max: usize },
+    #[error("more than {max} files")]
+    TooManyFiles { max: usize },
     #[error("it is not UTF-8")]
     NotUtf8,
-    #[error("it is not there")]
+    #[error("it does not exist")]
     NotThere,
     // Lists of classes and files; lines count from 1.
-    #[error("line {line}: `{name}` is there twice, first in line {first}")]
+    #[error("line {line}: `{name}` is defined twice, first in line {first}")]
     Twice { line: u64, first: u64, name: String },
     #[error("{place}expected a wnid such as n01443537, got `{got}`", place = at_line(*line))]
     BadWnid { line: Option<u64>, got: String },
@@ -161,10 +161,10 @@ pub enum RawFault {
     Picture(String),
     #[error("expected {side} x {side} pixels, got {width} x {height}")]
     PictureSize { side: u32, width: u32, height: u32 },
-    #[error("{width} x {height} pixels: a side may have 1 to {most}")]
-    PictureSides { width: u32, height: u32, most: u32 },
-    #[error("{width} x {height} pixels are more than {most}: it is not decoded")]
-    PicturePixels { width: u32, height: u32, most: u64 },
+    #[error("{width} x {height} pixels: a side may have 1 to {max}")]
+    PictureSides { width: u32, height: u32, max: u32 },
+    #[error("{width} x {height} pixels are more than {max}: it is not decoded")]
+    PicturePixels { width: u32, height: u32, max: u64 },
 }
 
 /// Where in a list, if in one.
@@ -185,6 +185,6 @@ pub enum PackFault {
     Format { expected: u32, got: String },
     #[error("its {set} label of image {image} is {got}, but it names {names} classes")]
     Label { set: &'static str, image: u64, got: i64, names: u64 },
-    #[error("its header says fingerprint {expected}, its images and labels have {got}: they were changed")]
+    #[error("its header has fingerprint {expected}, its images and labels have {got}: they were changed")]
     Fingerprint { expected: String, got: String },
 }

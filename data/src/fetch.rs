@@ -1,5 +1,5 @@
 //! Downloads the published files of a data set: resumable, never longer than published, checked against the published
-//! MD5, and under the final name only when whole and right. An address that fails is told and the next one is tried.
+//! MD5, and under the final name only when whole and right. A failed address is reported, and the next one is tried.
 //! It must not know what is inside the files, how progress is drawn, or which command called it.
 
 mod part;
@@ -31,7 +31,7 @@ const MAX_RESUMES: u32 = 3;
 /// How many bytes are read, written and counted at a time.
 const CHUNK: usize = 64 * 1024;
 
-/// What the caller is told while files come in.
+/// What the caller is notified of while files are downloaded.
 pub trait Watch {
     /// `done` of `total` bytes of `file` are on this machine. Called often; the caller thins it out.
     fn at(&mut self, file: &str, done: u64, total: u64);
@@ -72,7 +72,7 @@ pub enum Reason {
     NoAnswer(String),
     #[error("the connection broke at {at} of {total} bytes: {cause}")]
     Broke { at: u64, total: u64, cause: String },
-    #[error("it announces {got} bytes, expected {expected}")]
+    #[error("it declares {got} bytes, expected {expected}")]
     Length { got: u64, expected: u64 },
     #[error("it ended after {got} bytes, expected {expected}")]
     Short { got: u64, expected: u64 },
@@ -107,7 +107,7 @@ pub enum FetchError {
     #[error("cannot {action} {path}: {source}; check its rights and the free space, or choose another folder")]
     Io { action: &'static str, path: PathBuf, source: io::Error },
     #[error(
-        "{path} is there already but {found}; expected {bytes} bytes with MD5 {md5}; \
+        "{path} already exists but {found}; expected {bytes} bytes with MD5 {md5}; \
          delete it or move it away, then try again (it is never overwritten)"
     )]
     WrongThere { path: PathBuf, found: String, bytes: u64, md5: &'static str },
@@ -134,8 +134,8 @@ impl FetchError {
 
 fn none_gave(file: &str, failures: &[Failure]) -> String {
     let head = match failures.len() {
-        1 => "its one address did not give it".to_string(),
-        count => format!("none of {count} addresses gave it"),
+        1 => "its only address failed".to_string(),
+        count => format!("all {count} addresses failed"),
     };
     let lines: Vec<String> = failures.iter().map(|failure| format!("\n  {failure}")).collect();
     format!("{file}: {head}:{}", lines.concat())
@@ -167,7 +167,7 @@ enum End {
     Wrong(Reason),
 }
 
-/// Brings every one of `resources` into `dir`, which is made if need be. `mirrors` are base addresses that are tried
+/// Brings every one of `resources` into `dir`, which is made if needed. `mirrors` are base addresses that are tried
 /// before the published ones. Stops at the first file that no address gave; files that came before it stay.
 pub fn fetch(
     resources: &[Resource],
@@ -204,7 +204,7 @@ impl Job<'_> {
             return Ok(Fetched::Already { path });
         }
         let mut part = Part::open(self.dir, self.resource.file)?;
-        // A second look, now under the lock: a run beside this one may have given the very file that was just opened
+        // A second look, now under the lock: another run may have given the very file that was just opened
         // its final name, and it must then not be written to.
         if self.is_there(&path)? {
             part.discard()?;

@@ -32,8 +32,8 @@ pub(super) fn labels(content: &[u8], classes: usize) -> Result<Vec<i64>, RawFaul
     let labels = body(content, LABELS_HEADER, word(&header, 4), 1)?;
     if let Some(record) = labels.iter().position(|&label| usize::from(label) >= classes) {
         let offset = (LABELS_HEADER + record) as u64;
-        let (most, got) = (classes as u64 - 1, i64::from(labels[record]));
-        return Err(RawFault::Label { record: record as u64, offset, most, got });
+        let (max, got) = (classes as u64 - 1, i64::from(labels[record]));
+        return Err(RawFault::Label { record: record as u64, offset, max, got });
     }
     Ok(labels.iter().copied().map(i64::from).collect())
 }
@@ -93,8 +93,8 @@ mod tests {
         let promise = "its header promises 2 records, which is 34 bytes in all, got";
         check(&[0x803, 2, 3, 3], 17, &format!("{promise} 33 bytes"));
         check(&[0x803, 2, 3, 3], 19, &format!("{promise} 35 bytes"));
-        let most = "its header promises 4294967295 records, which is 38654705671 bytes in all, got 34 bytes";
-        check(&[0x803, u32::MAX, 3, 3], 18, most);
+        let max = "its header promises 4294967295 records, which is 38654705671 bytes in all, got 34 bytes";
+        check(&[0x803, u32::MAX, 3, 3], 18, max);
         check(&[0x803, 2, 3], 3, "its header is cut off: expected 16 bytes, got 15");
         check(&[], 0, "its header is cut off: expected 16 bytes, got 0");
     }

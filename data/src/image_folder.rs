@@ -1,4 +1,4 @@
-//! The user's own pictures: a folder of training and one of test images, each with a folder a class. Classes are the
+//! The user's own pictures: a folder of training and one of test images, each with one folder per class. Classes are the
 //! folders of the training images in sorted order; a YAML map gives each its coarse class, or every class is its own.
 
 use super::class_folders::{ClassFolders, class_name, notes_on_links};
@@ -114,9 +114,9 @@ fn class_folders<'a>(tree: &'a Tree, folder: &str) -> Result<ClassFolders<'a>, D
         let advice = "put the images of each class into a folder of its own, or name a folder whose images have \
                       classes with data.train_folder=FOLDER or data.test_folder=FOLDER (images without classes cannot \
                       be test images)";
-        (format!("{loose} images are directly in it, expected a folder a class, and images in them"), advice)
+        (format!("{loose} images are directly in it, expected one folder per class, and images in them"), advice)
     } else {
-        let advice = "put a folder a class into it, or name another with data.train_folder=FOLDER or \
+        let advice = "put one folder per class into it, or name another with data.train_folder=FOLDER or \
                       data.test_folder=FOLDER";
         ("there are no images in it (.jpg, .png, .webp, .bmp, .tif and others)".into(), advice)
     };

@@ -3,6 +3,7 @@
 
 use super::Skipped;
 use super::error::PackFault;
+use super::moments::Moments;
 use super::pack_file::{self, Images};
 use std::fmt;
 use std::path::Path;
@@ -24,7 +25,7 @@ pub struct PackInfo {
     pub coarse_counts: Vec<u64>,
     pub mean: Vec<f64>,
     pub std: Vec<f64>,
-    /// Number of images that could not be decoded and were left out, and the first of them.
+    /// Number of images that could not be decoded and were skipped, and the first of them.
     pub left_out: u64,
     pub skipped: Vec<Skipped>,
     /// What is unusual about its images, a sentence each.
@@ -84,7 +85,7 @@ impl fmt::Display for PackInfo {
             write!(out, "\nwarning      {warning}")?;
         }
         if self.left_out > 0 {
-            write!(out, "\nleft out     {} that could not be decoded", self.left_out)?;
+            write!(out, "\nskipped      {} that could not be decoded", self.left_out)?;
         }
         for Skipped { name, reason } in &self.skipped {
             write!(out, "\n  {name}: {reason}")?;
@@ -100,42 +101,6 @@ fn counts(set: &'static str, labels: &[i64], names: usize) -> Result<Vec<u64>, P
         *count.ok_or(PackFault::Label { set, image: image as u64, got, names: names as u64 })? += 1;
     }
     Ok(counts)
-}
-
-/// Sums of [.., C] u8 by channel. They are whole numbers, so no order of summing matters.
-pub(super) struct Moments {
-    /// Of values, and of their squares.
-    sums: Vec<(u64, u64)>,
-    pixels: u64,
-}
-
-impl Moments {
-    pub(super) fn new(channels: usize) -> Self {
-        Self { sums: vec![(0, 0); channels], pixels: 0 }
-    }
-
-    pub(super) fn add(&mut self, images: &[u8]) {
-        let channels = self.sums.len();
-        for (channel, (sum, squares)) in self.sums.iter_mut().enumerate() {
-            for value in images.iter().skip(channel).step_by(channels) {
-                let value = u64::from(*value);
-                *sum += value;
-                *squares += value * value;
-            }
-        }
-        self.pixels += (images.len() / channels) as u64;
-    }
-
-    /// Of values taken as [0, 1], one a channel; std is the population's.
-    pub(super) fn mean_and_std(&self) -> (Vec<f64>, Vec<f64>) {
-        let n = self.pixels as f64;
-        let measure = |(sum, squares): &(u64, u64)| {
-            let mean = *sum as f64 / n;
-            let variance = (*squares as f64 / n - mean * mean).max(0.0);
-            (mean / 255.0, variance.sqrt() / 255.0)
-        };
-        self.sums.iter().map(measure).unzip()
-    }
 }
 
 #[cfg(test)]

@@ -46,7 +46,7 @@ pub fn kept_packs(packs_dir: &Path) -> Result<Vec<KeptPack>, DataError> {
 }
 
 /// Removes the packs of a folder that were not used for some time and that no process of this machine has open; with
-/// `dry_run`, only says which. Packs of a run that goes on later are made again from its raw files.
+/// `dry_run`, only says which. Packs of a run that continues later are made again from its raw files.
 ///
 /// # Errors
 /// If the folder cannot be read, or a file not removed.
@@ -65,7 +65,7 @@ pub fn prune(packs_dir: &Path, unused_for: Duration, dry_run: bool) -> Result<Ve
     Ok(old)
 }
 
-/// Notes that a pack is used now, as the time of its last change: that of the last access is also set by who only lists
+/// Notes that a pack is used now, as the time of its last change: that of the last access is also set by listing
 /// packs. Where it cannot be written, a pack's age is that of the file.
 pub(super) fn note_use(path: &Path) {
     _ = File::open(path).and_then(|file| file.set_modified(SystemTime::now()));

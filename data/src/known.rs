@@ -26,7 +26,7 @@ pub fn find_packs(config: &DataConfig, packs_dir: &Path, [train, test]: [&str; 2
 pub(super) fn with_pixels(facts: &DataSet, split: Split, pixels: &str, packs_dir: &Path) -> Option<(PathBuf, Header)> {
     packs_of(&facts.name, split, packs_dir).find(|(path, header)| {
         let is_same = header.notes.pixels == pixels && header.fine_names == facts.labels.fine_names;
-        // More may have been left out than there was room to name.
+        // More may have been skipped than there was room to name.
         let all_named = header.left_out.images == header.left_out.named.len() as u64;
         // What is copied gets a new fingerprint: damage must not get a good one.
         is_same && all_named && pack_file::verify(path).is_ok()

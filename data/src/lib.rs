@@ -13,6 +13,7 @@ mod image_folder;
 mod info;
 mod kept;
 mod known;
+mod moments;
 mod pack_file;
 mod pack_header;
 mod pickle;
@@ -57,14 +58,14 @@ pub struct PackFile {
     pub fingerprint: String,
     /// Number of images.
     pub images: u64,
-    /// Number of images that could not be decoded and were left out, and the first of them.
+    /// Number of images that could not be decoded and were skipped, and the first of them.
     pub left_out: u64,
     pub skipped: Vec<Skipped>,
     /// What is unusual about its images, a sentence each.
     pub warnings: Vec<String>,
 }
 
-/// An image that was left out, and why.
+/// An image that was skipped, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Skipped {
     pub name: String,
@@ -78,7 +79,7 @@ pub struct Packs {
     pub test: PackFile,
     /// Both were there already and nothing was decoded.
     pub reused: bool,
-    /// What is beside the images and not used, a sentence each.
+    /// What is next to the images and not used, one sentence each.
     pub notes: Vec<String>,
 }
 
@@ -90,7 +91,7 @@ pub enum TestImages {
     Optional,
 }
 
-/// Packs a data set's raw files into `packs_dir`, which is made if need be; a pack of the same raw bytes is reused.
+/// Packs a data set's raw files into `packs_dir`, which is made if needed; a pack of the same raw bytes is reused.
 /// Several processes may do this at once.
 ///
 /// # Errors
@@ -113,7 +114,7 @@ fn pack_raw(packing: &Packing<'_>, share: f64) -> Result<Packs, DataError> {
     let (train, facts, train_reused) = packing.pack(Split::Train, raw.facts(), None)?;
     let held_out = (!raw.has_test()).then_some(HeldOut { train: &train.path, share });
     if held_out.is_some() {
-        notes.push("there are no test images: measures are taken on the images held out for validation".into());
+        notes.push("there are no test images: metrics are computed on the images held out for validation".into());
     }
     let (test, _, test_reused) = packing.pack(Split::Test, &facts, held_out)?;
     Ok(Packs { train, test, reused: train_reused && test_reused, notes })
@@ -122,7 +123,7 @@ fn pack_raw(packing: &Packing<'_>, share: f64) -> Result<Packs, DataError> {
 /// What `thanos-coord data info` prints about a pack; mean and std are measured. It does not check the fingerprint.
 ///
 /// # Errors
-/// If the file is no pack, or is cut off.
+/// If the file is not a pack, or is cut off.
 pub fn info(path: &Path) -> Result<PackInfo, DataError> {
     PackInfo::read(path).map_err(|fault| DataError::Pack { path: path.to_owned(), fault })
 }
@@ -130,7 +131,7 @@ pub fn info(path: &Path) -> Result<PackInfo, DataError> {
 /// The fine labels of a pack, [N].
 ///
 /// # Errors
-/// If the file is no pack, or is cut off.
+/// If the file is not a pack, or is cut off.
 pub fn fine_labels(path: &Path) -> Result<Vec<i64>, DataError> {
     pack_file::read_fine(path).map_err(|fault| DataError::Pack { path: path.to_owned(), fault })
 }
@@ -138,7 +139,7 @@ pub fn fine_labels(path: &Path) -> Result<Vec<i64>, DataError> {
 /// Recomputes a pack's fingerprint from its header, images and labels.
 ///
 /// # Errors
-/// If the file is no pack, is cut off, or holds something else than when it was written.
+/// If the file is not a pack, is cut off, or holds something else than when it was written.
 pub fn verify(path: &Path) -> Result<(), DataError> {
     pack_file::verify(path).map_err(|fault| DataError::Pack { path: path.to_owned(), fault })
 }
@@ -163,7 +164,7 @@ trait RawSet {
     /// What is known of it, class names included; mean and std are empty where they are to be measured.
     fn facts(&self) -> &DataSet;
 
-    /// What is beside the images and not used, a sentence each.
+    /// What is next to the images and not used, one sentence each.
     fn notes(&self) -> &[String] {
         &[]
     }
@@ -173,7 +174,7 @@ trait RawSet {
         true
     }
 
-    /// Adds to a hash what tells a split's raw files from others.
+    /// Adds to a hash what distinguishes a split's raw files.
     fn hash_into(&self, split: Split, hash: &mut Sha256) -> Result<(), DataError>;
 
     /// Decodes a split's images into a pack.
@@ -290,7 +291,7 @@ impl HeldOut<'_> {
     }
 }
 
-/// Decides whether a pack may be reused: over what tells the raw files from others, the header's words (format, names,
+/// Decides whether a pack may be reused: over what distinguishes the raw files, the header's words (format, names,
 /// mean and std among them) and the map to coarse labels, so that a corrected fact makes a new pack.
 fn source_sha256(raw: &dyn RawSet, split: Split, held_out: Option<HeldOut<'_>>) -> Result<String, DataError> {
     sha256_of(raw, raw.facts(), split, held_out)

@@ -2,7 +2,7 @@
 //! It knows the tensors' bytes; what the header says is `pack_header`'s, raw files are others'.
 
 use super::error::{DataError, PackFault};
-use super::info::Moments;
+use super::moments::Moments;
 use super::pack_header::{self, Header, LeftOut, Notes};
 use super::{Decoded, Split};
 use sha2::{Digest, Sha256};
@@ -20,7 +20,7 @@ const LABELS_OF_AN_IMAGE: u64 = 16;
 const READ_BYTES: u64 = 4 << 20;
 /// Room in front of the labels for what a header has more than when it was begun: a fingerprint, mean and std.
 const ROOM: usize = 2 << 10;
-/// The same for the names of images that are left out.
+/// The same for the names of images that are skipped.
 const ROOM_FOR_NAMES: usize = 64 << 10;
 
 /// SHA-256 over images, fine and coarse labels, and the header without its fingerprint, all numbers little-endian;
@@ -38,9 +38,9 @@ fn fingerprint(mut hash: Sha256, header: &Header, labels: [&[i64]; 2]) -> String
     hex(&hash.finalize())
 }
 
-/// Where a decoder puts images: into a pack in the making, beside its final name, so that no reader sees a part of one
+/// Where a decoder puts images: into an unfinished pack, next to its final name, so that no reader sees a part of one
 /// and a second writer does no harm. Images are written as they come, and not kept; what stands in front of them is
-/// written at the end, into room that was left for it. Dropped unfinished, it leaves nothing behind.
+/// written at the end, into room that was left for it. Dropped unfinished, it removes its file.
 pub(super) struct Sink<'a> {
     path: &'a Path,
     data: &'a DataSet,
@@ -62,7 +62,7 @@ impl<'a> Sink<'a> {
         Self { path, data, split, begun: None }
     }
 
-    /// So many images may come, and `names` of ones that do not. Makes the folder if need be.
+    /// So many images may come, and `names` of ones that do not. Makes the folder if needed.
     ///
     /// # Errors
     /// If the folder or the file cannot be made.
@@ -129,7 +129,7 @@ fn finish(begun: Begun, path: &Path, (data, split): (&DataSet, Split), decoded: 
     let Decoded { fine, skipped, warnings, pixels } = decoded;
     let coarse: Vec<i64> = fine.iter().map(|fine| data.labels.coarse_of[*fine as usize]).collect();
     let labels_at = images_at - LABELS_OF_AN_IMAGE * fine.len() as u64;
-    // As many names of images that were left out as there is room for; all are counted.
+    // As many names of images that were skipped as there is room for; all are counted.
     let mut left_out = LeftOut { images: skipped.len() as u64, named: skipped };
     let bytes = |left_out: &LeftOut, print: &str, notes: &Notes| {
         pack_header::to_bytes(data, split.name(), left_out, (fine.len(), print), notes)
@@ -166,7 +166,7 @@ pub(super) struct PackLabels {
 /// Reads a pack's header and labels, without checking its fingerprint.
 ///
 /// # Errors
-/// If it is no pack, or cut off.
+/// If it is not a pack, or cut off.
 pub(super) fn read_labels(path: &Path) -> Result<(Header, PackLabels), PackFault> {
     let header = Header::read(path)?;
     let mut file = File::open(path)?;

@@ -1,4 +1,4 @@
-//! A pack's header: what it says about the images and labels behind it, as safetensors JSON and back.
+//! A pack's header: what it records about the images and labels after it, as safetensors JSON and back.
 //! It knows lengths and offsets, and reads no pixel.
 
 use super::Skipped;
@@ -16,8 +16,8 @@ use thanos_configs::{DataSet, Labels};
 /// Version of packs: of the file, of the decoders (a pixel that they give otherwise), and of the fingerprint.
 pub(super) const FORMAT: u32 = 2;
 
-/// Most bytes of the JSON, the spaces behind it among them; the worker's reader has the same bound.
-const MOST_JSON: u64 = 64 << 20;
+/// Maximum length of the JSON, the spaces after it included; the worker's reader has the same bound.
+const MAX_JSON_BYTES: u64 = 64 << 20;
 /// The JSON's length comes first, u64 little-endian.
 const LENGTH_BYTES: u64 = 8;
 
@@ -29,7 +29,7 @@ pub(super) struct LeftOut {
     pub(super) named: Vec<Skipped>,
 }
 
-/// What a header has beside what its fingerprint covers. Empty ones have no key; older packs have none.
+/// What a header has in addition to what its fingerprint covers. Empty ones have no key; older packs have none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Notes {
     /// What is unusual about the images, a sentence each.
@@ -38,7 +38,7 @@ pub(super) struct Notes {
     pub(super) pixels: String,
 }
 
-/// What a pack says about itself.
+/// What a pack records about itself.
 #[derive(Debug)]
 pub(super) struct Header {
     pub(super) name: String,
@@ -116,7 +116,7 @@ impl Header {
     /// Reads a pack's header, and compares the file's length with it.
     ///
     /// # Errors
-    /// If the file is no pack of this format, or is cut off.
+    /// If the file is not a pack of this format, or is cut off.
     pub(super) fn read(path: &Path) -> Result<Self, PackFault> {
         let mut file = File::open(path)?;
         let got = file.metadata()?.len();
@@ -126,8 +126,10 @@ impl Header {
         }
         file.read_exact(&mut length)?;
         let length = u64::from_le_bytes(length);
-        if length > MOST_JSON {
-            return Err(PackFault::Header(format!("its length is {length} bytes, at most {MOST_JSON} are allowed")));
+        if length > MAX_JSON_BYTES {
+            return Err(PackFault::Header(format!(
+                "its length is {length} bytes, at most {MAX_JSON_BYTES} are allowed"
+            )));
         }
         let tensors_at = LENGTH_BYTES + length;
         if got < tensors_at {
@@ -213,7 +215,7 @@ fn tensor<'a>(
     Ok((&info.shape, tensors_at + from as u64..tensors_at + to as u64))
 }
 
-/// A header's bytes, with its length before it, for `coarse`, `fine` and `images` in this order behind it. Equal data
+/// A header's bytes, with its length before it, for `coarse`, `fine` and `images` in this order after it. Equal data
 /// give equal bytes: keys are in a fixed order.
 pub(super) fn to_bytes(
     data: &DataSet,
@@ -259,7 +261,7 @@ pub(super) fn to_bytes(
     [&(json.len() as u64).to_le_bytes(), json.as_slice()].concat()
 }
 
-/// A header's bytes with spaces behind its JSON, so that it ends at `end`; `None` if it is longer.
+/// A header's bytes with spaces after its JSON, so that it ends at `end`; `None` if it is longer.
 pub(super) fn padded(mut header: Vec<u8>, end: u64) -> Option<Vec<u8>> {
     let end = usize::try_from(end).ok().filter(|end| *end >= header.len())?;
     header.resize(end, b' ');

@@ -1,6 +1,6 @@
 //! Reads a Python pickle as plain data: numbers, texts, lists, tuples, dicts and numpy arrays of bytes.
 //! Nothing a pickle asks for is ever run; what it calls is one of five known names or a fault.
-//! It takes bytes from strangers, so depth, steps and the growth of shared values are bounded.
+//! Its input is untrusted, so depth, steps and the growth of shared values are bounded.
 //! It knows bytes only: neither the files they lie in nor the data set they describe.
 
 mod input;
@@ -10,9 +10,9 @@ use input::Input;
 use machine::{Id, Machine, Node};
 
 /// Containers within containers, and marks within marks.
-const MOST_NESTED: usize = 64;
+const MAX_NESTED: usize = 64;
 /// Each opcode makes at most one value, one memo entry or one mark, so this bounds memory and time together.
-const MOST_OPCODES: usize = 4 << 20;
+const MAX_OPCODES: usize = 4 << 20;
 /// What values shared through the memo may add to a small pickle when each gets its own copy.
 const SHARING_ALLOWANCE: usize = 1 << 20;
 
@@ -38,7 +38,7 @@ pub(super) struct Array {
 }
 
 impl Value {
-    /// The value under a text key; the last one where a key comes twice, as in Python. None if this is no dict.
+    /// The value under a text key; the last one where a key comes twice, as in Python. None if this is not a dict.
     pub(super) fn get(&self, key: &str) -> Option<&Value> {
         let Value::Dict(pairs) = self else { return None };
         let is_key = |found: &Value| matches!(found, Value::Bytes(bytes) if bytes == key.as_bytes());
@@ -48,7 +48,7 @@ impl Value {
 
 #[derive(Debug, PartialEq, thiserror::Error)]
 pub(super) enum PickleFault {
-    #[error("it is no pickle: {0}")]
+    #[error("not a pickle: {0}")]
     NoPickle(String),
     #[error("cut off: offset {at} expects {expected} more bytes, {left} are left")]
     CutOff { at: usize, expected: u64, left: usize },
@@ -60,8 +60,8 @@ pub(super) enum PickleFault {
     Global { at: usize, name: String },
     #[error("offset {at}: expected {expected}, got {got}")]
     Unexpected { at: usize, expected: String, got: String },
-    #[error("offset {at}: more than {most} {what}")]
-    TooMuch { at: usize, most: usize, what: &'static str },
+    #[error("offset {at}: more than {max} {what}")]
+    TooMuch { at: usize, max: usize, what: &'static str },
     #[error("offset {at}: {count} bytes follow the end of the pickle")]
     Trailing { at: usize, count: usize },
 }
@@ -125,13 +125,13 @@ impl Unfold<'_, '_> {
 
     /// A container that holds itself ends here too: it is deeper than any limit.
     fn enter(&mut self, items: &[Id], depth: usize) -> Outcome<()> {
-        if depth == MOST_NESTED {
-            return Err(self.input.too_much(MOST_NESTED, "nested values"));
+        if depth == MAX_NESTED {
+            return Err(self.input.too_much(MAX_NESTED, "nested values"));
         }
         self.values += items.len();
-        match self.values > MOST_OPCODES || self.values.saturating_add(self.bytes) > self.byte_budget {
+        match self.values > MAX_OPCODES || self.values.saturating_add(self.bytes) > self.byte_budget {
             true => {
-                Err(self.input.too_much(self.byte_budget.min(MOST_OPCODES), "values, counting shared ones each time"))
+                Err(self.input.too_much(self.byte_budget.min(MAX_OPCODES), "values, counting shared ones each time"))
             }
             false => Ok(()),
         }

@@ -63,7 +63,7 @@ impl Oddity {
     /// What such images have, for a message.
     pub(super) fn text(self) -> &'static str {
         match self {
-            Self::BytesAfterEnd => "bytes after the end of the picture, which are ignored",
+            Self::BytesAfterEnd => "bytes after the end of the image, which are ignored",
             Self::Damaged => "damaged data, which is decoded as far as it goes",
         }
     }
@@ -126,10 +126,10 @@ fn is_read(format: ImageFormat) -> bool {
 
 fn check_size(width: u32, height: u32, size: Size) -> Result<(), RawFault> {
     if width == 0 || height == 0 || width > MAX_SIDE || height > MAX_SIDE {
-        return Err(RawFault::PictureSides { width, height, most: MAX_SIDE });
+        return Err(RawFault::PictureSides { width, height, max: MAX_SIDE });
     }
     if u64::from(width) * u64::from(height) > MAX_PIXELS {
-        return Err(RawFault::PicturePixels { width, height, most: MAX_PIXELS });
+        return Err(RawFault::PicturePixels { width, height, max: MAX_PIXELS });
     }
     match size {
         Size::Exact(side) if (width as usize, height as usize) != (side, side) => {

@@ -1,5 +1,5 @@
 //! Many pictures of a tree, decoded by all cores into one block of pixels. What cannot be decoded ends the packing, or
-//! is left out and named, as `data.on_bad_image` says: either way the same pictures whatever the number of threads.
+//! is skipped and named, as `data.on_bad_image` says: either way the same pictures whatever the number of threads.
 
 use super::error::{DataError, RawFault};
 use super::pack_file::Sink;
@@ -36,7 +36,7 @@ pub(super) struct Handling {
 }
 
 impl Handling {
-    /// Adds to a hash what decides about the pixels of a pack beside its pictures.
+    /// Adds to a hash what decides about the pixels of a pack in addition to its pictures.
     pub(super) fn hash_into(self, hash: &mut Sha256) {
         let skips = u8::from(self.on_bad_image == OnBadImage::Skip);
         hash.update([DECODERS, skips, u8::from(self.rules.exif_orientation)]);

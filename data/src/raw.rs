@@ -64,8 +64,8 @@ impl RawFile {
     }
 }
 
-fn gunzip(bytes: &[u8], most: u64) -> Result<Vec<u8>, RawFault> {
-    at_most(MultiGzDecoder::new(bytes), most).map_err(|(unpacked, fault)| match fault {
+fn gunzip(bytes: &[u8], max: u64) -> Result<Vec<u8>, RawFault> {
+    at_most(MultiGzDecoder::new(bytes), max).map_err(|(unpacked, fault)| match fault {
         RawFault::Io(error) if error.kind() == io::ErrorKind::UnexpectedEof => RawFault::GzipCutOff { unpacked },
         RawFault::Io(source) => RawFault::Gzip { unpacked, source },
         other => other,
@@ -73,13 +73,13 @@ fn gunzip(bytes: &[u8], most: u64) -> Result<Vec<u8>, RawFault> {
 }
 
 /// Reads to the end. Errors: the fault, and how many bytes came before it.
-pub(super) fn at_most(from: impl Read, most: u64) -> Result<Vec<u8>, (u64, RawFault)> {
+pub(super) fn at_most(from: impl Read, max: u64) -> Result<Vec<u8>, (u64, RawFault)> {
     let mut bytes = Vec::new();
-    let read = from.take(most + 1).read_to_end(&mut bytes);
+    let read = from.take(max + 1).read_to_end(&mut bytes);
     let got = bytes.len() as u64;
     match read {
         Err(error) => Err((got, error.into())),
-        Ok(_) if got > most => Err((got, RawFault::TooLarge { most })),
+        Ok(_) if got > max => Err((got, RawFault::TooLarge { max })),
         Ok(_) => Ok(bytes),
     }
 }
@@ -113,8 +113,8 @@ mod tests {
     fn bad_gzip_says_what_is_wrong() {
         let content: Vec<u8> = (0..5000_u32).flat_map(u32::to_le_bytes).collect();
         let good = gzip(&content);
-        let check = |bytes: &[u8], most: u64, expected: &str| {
-            let error = gunzip(bytes, most).unwrap_err().to_string();
+        let check = |bytes: &[u8], max: u64, expected: &str| {
+            let error = gunzip(bytes, max).unwrap_err().to_string();
             assert!(error.starts_with(expected), "{error}");
         };
         for cut in [3, 9, good.len() / 2, good.len() - 9, good.len() - 1] {

@@ -110,7 +110,7 @@ fn put(samples: Samples, sink: &mut Sink<'_>) -> Result<Decoded, DataError> {
     Ok(Decoded { fine, ..Decoded::default() })
 }
 
-/// A batch that is there twice under two names would be trained on twice.
+/// A batch that occurs twice under two names would be trained on twice.
 fn refuse_twins(files: &[RawFile]) -> Result<(), DataError> {
     for (at, file) in files.iter().enumerate() {
         if let Some(twin) = files[..at].iter().find(|other| other.same_bytes(file)) {

@@ -1,5 +1,5 @@
 //! The contact sheet: some images of a pack and augmented views of each, as the trainer sees them, in one PNG file, so
-//! that one look tells whether the augmentation is right.
+//! that the augmentation can be checked at a glance.
 
 use super::error::{DataError, PackFault};
 use super::pack_file::{self, Images};
@@ -15,11 +15,11 @@ const VIEWS: usize = 9;
 /// Pixels between two pictures.
 const GAP: usize = 2;
 /// A picture's least side on the sheet: smaller ones are shown larger, each pixel a square.
-const LEAST_SIDE: usize = 64;
+const MIN_SIDE: usize = 64;
 const PAPER: Rgb<u8> = Rgb([255, 255, 255]);
 
 /// Draws a sheet of a pack to `out`: the images in the first column, as they are; views of the first epoch of `seed`
-/// behind each. Every row is of another fine class, as far as there are that many.
+/// after each. Every row is of another fine class, as far as there are that many.
 ///
 /// # Errors
 /// If the pack cannot be read, or the sheet not written.
@@ -43,7 +43,7 @@ fn draw(header: &Header, rows: &[(u64, Vec<u8>)], views: &ViewsConfig, seed: u64
     let [_, side, _, channels] = header.shape;
     // Without normalisation: pixels stay in [0, 1], and can be shown.
     let augmentation = Augmentation::new(views, side, &vec![0.0; channels], &vec![1.0; channels]);
-    let scale = LEAST_SIDE.div_ceil(side);
+    let scale = MIN_SIDE.div_ceil(side);
     let cell = side * scale + GAP;
     let extent = |cells: usize| (cells * cell + GAP) as u32;
     let mut sheet = RgbImage::from_pixel(extent(1 + VIEWS), extent(rows.len()), PAPER);
@@ -58,7 +58,7 @@ fn draw(header: &Header, rows: &[(u64, Vec<u8>)], views: &ViewsConfig, seed: u64
                 }
             }
             let corner = (column * cell + GAP, row * cell + GAP);
-            paint(&mut sheet, corner, &view, (side, channels, scale));
+            paint(&mut sheet, corner, &view, Tile { side, channels, scale });
         }
     }
     sheet
@@ -77,13 +77,17 @@ fn choose(fine: &[i64], classes: usize) -> Vec<usize> {
     ranked.into_iter().take(ROWS).map(|(_, id)| id).collect()
 }
 
+/// How a view is drawn: S, C, and how many pixels of the sheet each of its pixels is wide and high.
+#[derive(Clone, Copy)]
+struct Tile {
+    side: usize,
+    channels: usize,
+    scale: usize,
+}
+
 /// Puts a view, [C, S, S] in [0, 1], on the sheet with its corner there.
-fn paint(
-    sheet: &mut RgbImage,
-    (left, top): (usize, usize),
-    view: &[f32],
-    (side, channels, scale): (usize, usize, usize),
-) {
+fn paint(sheet: &mut RgbImage, (left, top): (usize, usize), view: &[f32], tile: Tile) {
+    let Tile { side, channels, scale } = tile;
     for y in 0..side * scale {
         for x in 0..side * scale {
             let at = (y / scale) * side + x / scale;
@@ -108,7 +112,7 @@ mod tests {
     #[test]
     fn the_first_column_shows_the_images_as_they_are() {
         let mut sheet = RgbImage::from_pixel(8, 8, PAPER);
-        paint(&mut sheet, (2, 2), &[0.0, 1.0, 0.5, 0.25], (2, 1, 2));
+        paint(&mut sheet, (2, 2), &[0.0, 1.0, 0.5, 0.25], Tile { side: 2, channels: 1, scale: 2 });
         let grey = |x, y| sheet.get_pixel(x, y).0;
         assert_eq!([grey(2, 2), grey(4, 3), grey(3, 5), grey(5, 5)], [[0; 3], [255; 3], [128; 3], [64; 3]]);
         assert_eq!(grey(6, 6), PAPER.0);

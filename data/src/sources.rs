@@ -1,5 +1,5 @@
 //! Which raw files a data set has, in which published forms, and where they are in `data.dir`: in a folder, or in an
-//! archive, as published, as torchvision and Kaggle lay them out, or packed again by somebody. It knows nothing of what
+//! archive, as published, as torchvision and Kaggle lay them out, or repacked. It knows nothing of what
 //! is in the files.
 
 use super::archive::{self, is_archive};
@@ -20,7 +20,7 @@ const MAX_SHOWN: usize = 8;
 /// Finds a data set's raw files.
 ///
 /// # Errors
-/// If `data.dir` is not given or is no folder, or a file is not there; all missing ones are named.
+/// If `data.dir` is not given or is not a folder, or a file is not there; all missing ones are named.
 pub(super) fn locate(config: &DataConfig, test: TestImages) -> Result<Box<dyn RawSet>, DataError> {
     let facts = DataSet::of(config);
     Ok(match layouts(config.kind) {
@@ -71,7 +71,7 @@ pub(super) fn stamp_into(config: &DataConfig, hash: &mut Sha256) -> Result<(), D
 /// The folder or archive of a data set that is a tree of pictures.
 fn tree_root(config: &DataConfig) -> Result<PathBuf, DataError> {
     if config.kind == DataKind::ImageFolder {
-        return dir(config, "train/ and test/ with a folder a class", &[".zip"]);
+        return dir(config, "train/ and test/ with one folder per class", &[".zip"]);
     }
     let archive = format!("{}.zip", tinyimagenet::FOLDER);
     let given = dir(config, &format!("wnids.txt, train/, val/val_annotations.txt, or {archive}"), &[".zip"])?;
@@ -121,7 +121,7 @@ struct Layouts {
     word: &'static str,
     other: &'static str,
     /// Whether the files themselves identify which of two similar data sets this is, so that any folder may have them.
-    tells: bool,
+    is_self_describing: bool,
     advice: &'static str,
 }
 
@@ -144,14 +144,19 @@ const fn idx(folders: &'static [&'static str]) -> Layout {
 
 const IDX_ADVICE: &str = "get the four IDX files, gzipped (.gz) or not (`thanos-coord data fetch`)";
 
-const MNIST: Layouts =
-    Layouts { forms: &[idx(&["MNIST/raw", "raw"])], word: "mnist", other: "fashion", tells: false, advice: IDX_ADVICE };
+const MNIST: Layouts = Layouts {
+    forms: &[idx(&["MNIST/raw", "raw"])],
+    word: "mnist",
+    other: "fashion",
+    is_self_describing: false,
+    advice: IDX_ADVICE,
+};
 
 const FASHION_MNIST: Layouts = Layouts {
     forms: &[idx(&["FashionMNIST/raw", "raw"])],
     word: "fashion",
     other: "",
-    tells: false,
+    is_self_describing: false,
     advice: IDX_ADVICE,
 };
 
@@ -180,7 +185,7 @@ const CIFAR10: Layouts = Layouts {
     ],
     word: "cifar",
     other: "cifar100",
-    tells: true,
+    is_self_describing: true,
     advice: "get cifar-10-binary.tar.gz or cifar-10-python.tar.gz (`thanos-coord data fetch cifar10`), unpacked or not",
 };
 
@@ -203,7 +208,7 @@ const CIFAR100: Layouts = Layouts {
     ],
     word: "cifar100",
     other: "",
-    tells: true,
+    is_self_describing: true,
     advice: "get cifar-100-binary.tar.gz or cifar-100-python.tar.gz (`thanos-coord data fetch cifar100`), unpacked or not",
 };
 
@@ -313,7 +318,7 @@ fn find(config: &DataConfig, layouts: &'static Layouts) -> Result<Found, DataErr
     }
     let (folders, names) = directly_in(&given);
     let mut others: Vec<Place> = Vec::new();
-    if layouts.tells {
+    if layouts.is_self_describing {
         let inside = folders.iter().map(|folder| given.join(folder));
         others = inside.filter_map(|folder| layouts.forms.iter().find_map(|form| form.all_in(&folder))).collect();
     }
@@ -358,7 +363,7 @@ impl Search {
         None
     }
 
-    /// Archives whose name tells that they are of this data set; or else the only archive.
+    /// Archives whose name shows that they are of this data set; or else the only archive.
     fn archives<'a>(&self, names: &'a BTreeSet<String>) -> Vec<&'a String> {
         let archives: Vec<&String> = names.iter().filter(|name| is_archive(name)).collect();
         let Layouts { word, other, .. } = self.layouts;

@@ -103,7 +103,7 @@ impl Search<'_> {
         let test = self.config.test_folder.as_deref().unwrap_or_else(|| named(&["test", "val", "eval", "dev"]));
         let (train, test) = (named(&["train"]), test);
         let advice = format!(
-            "name the folders, each with a folder a class, with data.train_folder={} data.test_folder={}",
+            "name the folders, each with one folder per class, with data.train_folder={} data.test_folder={}",
             quoted(train),
             quoted(test)
         );
@@ -174,15 +174,15 @@ mod tests {
         );
         check(&["deep"], "in it, there is deep/; set data.dir=/data/deep");
         let end = "with data.train_folder=my_train data.test_folder='my tests'";
-        check(&["my tests", "my_train"], &format!("name the folders, each with a folder a class, {end}"));
+        check(&["my tests", "my_train"], &format!("name the folders, each with one folder per class, {end}"));
         check(
             &["cat", "dog"],
-            "there is cat/, dog/; name the folders, each with a folder a class, with \
+            "there is cat/, dog/; name the folders, each with one folder per class, with \
                                 data.train_folder=FOLDER data.test_folder=FOLDER",
         );
         check(
             &[],
-            "there is nothing; name the folders, each with a folder a class, with data.train_folder=FOLDER \
+            "there is nothing; name the folders, each with one folder per class, with data.train_folder=FOLDER \
                     data.test_folder=FOLDER",
         );
     }

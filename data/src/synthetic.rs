@@ -14,7 +14,7 @@ const COARSE_CLASSES: i64 = 10;
 /// Images that are made at once.
 const CHUNK: usize = 256;
 
-/// Packs made-up images in the shape of the data set: so many for training, and one a class for tests. As many of each
+/// Packs synthetic images in the shape of the data set: so many for training, and one a class for tests. As many of each
 /// class as of any other, or one fewer. The same seed gives the same packs.
 ///
 /// # Errors

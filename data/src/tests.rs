@@ -177,8 +177,7 @@ fn missing_files_are_all_named() {
     let four = "train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte";
     let packs_dir = tempfile::tempdir().unwrap();
     let error = pack_from(DataKind::Mnist, None, packs_dir.path()).unwrap_err().to_string();
-    let expected =
-        format!("data set mnist is read from a folder and none is given: set data.dir=DIR, the folder of {four}");
+    let expected = format!("data set mnist needs a folder, but none is given: set data.dir=DIR, the folder of {four}");
     assert_eq!(error, expected);
     let error = pack_from(DataKind::Mnist, Some(Path::new("/none/here")), packs_dir.path()).unwrap_err().to_string();
     let end = format!("; set data.dir=DIR to the folder of {four}, or to an archive of them");
@@ -298,7 +297,7 @@ fn a_changed_pack_is_refused() {
         assert_eq!(error.exit_code(), 65);
     };
     let tensors_at = good.len() - 2 * (3072 + 16);
-    let changed = "its header says fingerprint ";
+    let changed = "its header has fingerprint ";
     check(&|bytes| *bytes.last_mut().unwrap() ^= 1, changed);
     check(&|bytes| bytes[tensors_at] ^= 1, changed);
     check(&|bytes| bytes[tensors_at + 16] ^= 1, changed);

@@ -55,7 +55,7 @@ impl TinyImageNet {
         self.facts.labels.fine_names.binary_search_by(|name| name.as_str().cmp(wnid)).ok().map(|fine| fine as i64)
     }
 
-    /// The pictures of a folder with a folder a class. Beside them, each class of the official one has a list of boxes.
+    /// The pictures of a folder with one folder per class. Beside them, each class of the official one has a list of boxes.
     fn sorted(&self, folder: &str) -> Result<Vec<Picture<'_>>, DataError> {
         let mut pictures = Vec::new();
         for (name, file) in self.tree.below(folder) {
@@ -216,7 +216,7 @@ fn annotations(text: &str, fine: impl Fn(&str) -> Option<i64>) -> Result<Vec<(St
     Ok(annotated)
 }
 
-/// A stranger's text in a message: short, and without control characters.
+/// Untrusted text in a message: short, and without control characters.
 fn shown(text: &str) -> String {
     text.chars().take(60).flat_map(char::escape_debug).collect()
 }

@@ -75,7 +75,7 @@ impl Tree {
     /// Opens a folder, of which nothing is listed yet, or a .zip, of which the directory is read.
     ///
     /// # Errors
-    /// If an archive cannot be read, or has a name that leads out of it or that is there twice.
+    /// If an archive cannot be read, or has a name that leads out of it or that occurs twice.
     pub(super) fn open(root: &Path) -> Result<Self, DataError> {
         let store = if root.is_dir() { Store::Folder } else { Store::Zip(Zip::open(root)?) };
         Ok(Self { root: root.into(), store, files: Vec::new(), skipped: Vec::new() })
@@ -112,7 +112,7 @@ impl Tree {
         }
     }
 
-    /// Lists the files below a folder of the tree (`a/b`), or one file, beside what is listed already.
+    /// Lists the files below a folder of the tree (`a/b`), or one file, in addition to what is listed already.
     ///
     /// # Errors
     /// If a folder cannot be read, is nested too deeply or has too many files. One that is not there has no files.
@@ -123,7 +123,7 @@ impl Tree {
         };
         self.files.extend(found);
         if self.files.len() > MAX_FILES {
-            return Err(DataError::raw(&self.root, RawFault::TooManyFiles { most: MAX_FILES }));
+            return Err(DataError::raw(&self.root, RawFault::TooManyFiles { max: MAX_FILES }));
         }
         self.files.sort();
         self.files.dedup();
@@ -151,7 +151,7 @@ impl Tree {
         }
     }
 
-    /// What was found in the listed folders and is no file: links to nothing, links in a circle, sockets.
+    /// What was found in the listed folders and is not a file: links to nothing, links in a circle, sockets.
     pub(super) fn skipped(&self) -> &[Passed] {
         &self.skipped
     }
@@ -192,7 +192,7 @@ impl TreeFile {
     }
 }
 
-/// Whether operating systems, desktops and file servers leave a file or folder of this name beside a user's own.
+/// Whether operating systems, desktops and file servers leave a file or folder of this name next to a user's own.
 fn is_system_file(name: &str) -> bool {
     const NAMES: [&str; 7] =
         ["Thumbs.db", "desktop.ini", "lost+found", "__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"];

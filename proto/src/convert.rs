@@ -1,6 +1,7 @@
-//! Conversions between the generated messages and the domain types. What proto3 cannot say (a part that must be
+//! Conversions between the generated messages and the domain types. What proto3 cannot express (a part that must be
 //! there) is checked here, once, so that nothing above meets a half-filled message.
 
+use crate::malformed::Malformed;
 use crate::message::{
     Begin, BenchReport, BenchRequest, Best, CheckpointRef, CheckpointWritten, Command, Evaluated, Failed, Fetching,
     GroupFailure, Heartbeat, Held, PackRef, Rejoin, StageResult, StepDone, Welcome, WorkerEvent, WrittenFile,
@@ -8,20 +9,12 @@ use crate::message::{
 use crate::{limits, v1};
 use std::time::Duration;
 
-/// A message that lacks a part, or holds a number out of its range.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("malformed {message}: {problem}")]
-pub struct Malformed {
-    pub message: &'static str,
-    pub problem: String,
-}
-
 fn malformed(message: &'static str, problem: impl Into<String>) -> Malformed {
     Malformed { message, problem: problem.into() }
 }
 
 fn exit_code(message: &'static str, code: u32) -> Result<u8, Malformed> {
-    u8::try_from(code).map_err(|_| malformed(message, format!("{code} is no exit code")))
+    u8::try_from(code).map_err(|_| malformed(message, format!("{code} is not an exit code")))
 }
 
 /// Both ways between messages whose fields are the same.
@@ -43,7 +36,7 @@ macro_rules! same_fields {
 
 same_fields! {
     Fetching { split, from, done, total }
-    Held { stage, step, settled }
+    Held { stage, step, post_step_done }
     GroupFailure { stage, step, message, peer_lost }
     Heartbeat { generation, stage, step, phase, collectives, waited_ms, progress, in_collective }
     Evaluated { stage, epoch, validation_accuracy, best, measure }
@@ -94,7 +87,7 @@ impl From<CheckpointWritten> for v1::CheckpointWritten {
             result: from.result.map(v1::StageResult::from),
             seconds: from.seconds,
             best: from.best.map(v1::Best::from),
-            settled: from.settled,
+            post_step_done: from.post_step_done,
         }
     }
 }
@@ -112,7 +105,7 @@ impl From<v1::CheckpointWritten> for CheckpointWritten {
             result: from.result.map(StageResult::from),
             seconds: from.seconds,
             best: from.best.map(Best::from),
-            settled: from.settled,
+            post_step_done: from.post_step_done,
         }
     }
 }
@@ -151,7 +144,7 @@ impl TryFrom<v1::WorkerEvent> for WorkerEvent {
 
     fn try_from(from: v1::WorkerEvent) -> Result<Self, Malformed> {
         use v1::worker_event::Event;
-        let mut event = from.event.ok_or_else(|| malformed("WorkerEvent", "it holds no event"))?;
+        let mut event = from.event.ok_or_else(|| malformed("WorkerEvent", "it has no event"))?;
         limits::check(&mut event)?;
         Ok(match event {
             Event::Hello(hello) => WorkerEvent::Hello(hello.try_into()?),
@@ -292,7 +285,7 @@ impl TryFrom<v1::Command> for Command {
 
     fn try_from(from: v1::Command) -> Result<Self, Malformed> {
         use v1::command::Command as Wire;
-        Ok(match from.command.ok_or_else(|| malformed("Command", "it holds no command"))? {
+        Ok(match from.command.ok_or_else(|| malformed("Command", "it has no command"))? {
             Wire::Welcome(welcome) => Command::Welcome(welcome.into()),
             Wire::Begin(begin) => Command::Begin(begin.try_into()?),
             Wire::Committed(outcome) => Command::Committed(outcome.into()),

@@ -4,6 +4,7 @@
 
 mod convert;
 mod limits;
+mod malformed;
 mod message;
 
 /// Generated from `thanos/v1/thanos.proto`.
@@ -12,15 +13,15 @@ pub mod v1 {
     tonic::include_proto!("thanos.v1");
 }
 
-pub use convert::Malformed;
 pub use limits::{MAX_BENCH_STEPS, PHASES};
+pub use malformed::Malformed;
 pub use message::{
     Begin, BenchReport, BenchRequest, Best, CheckpointRef, CheckpointWritten, Collectives, Command, Device, DeviceKind,
     Evaluated, Failed, Fetching, GroupFailure, Heartbeat, Held, Hello, PackRef, Rejoin, StageResult, StepDone, Welcome,
     WorkerEvent, WrittenFile,
 };
 
-/// The name that the coordinator's certificate has, wherever it listens: who trusts the run's authority needs no other.
+/// The name that the coordinator's certificate has, wherever it listens: clients that trust the run's authority need no other.
 pub const COORDINATOR_NAME: &str = "thanos-coordinator";
 
 /// What a worker finds in its folder of credentials: the certificate of the run's authority, and its join token.

@@ -1,6 +1,6 @@
 //! How much a worker's message may hold. What is longer than any worker of ours sends is malformed; free text is cut.
 
-use crate::convert::Malformed;
+use crate::malformed::Malformed;
 use crate::v1;
 use std::collections::BTreeMap;
 
@@ -40,7 +40,7 @@ fn name(message: &'static str, field: &str, name: &str) -> Result<(), Malformed>
     if name.len() > MAX_NAME_BYTES {
         return Err(malformed(
             message,
-            format!("{field} has {} bytes, at most {MAX_NAME_BYTES} are taken", name.len()),
+            format!("{field} has {} bytes, at most {MAX_NAME_BYTES} are allowed", name.len()),
         ));
     }
     if name.chars().any(char::is_control) {
@@ -52,7 +52,7 @@ fn name(message: &'static str, field: &str, name: &str) -> Result<(), Malformed>
 fn entries(message: &'static str, field: &str, count: usize, max: usize) -> Result<(), Malformed> {
     match count <= max {
         true => Ok(()),
-        false => Err(malformed(message, format!("{field} has {count} entries, at most {max} are taken"))),
+        false => Err(malformed(message, format!("{field} has {count} entries, at most {max} are allowed"))),
     }
 }
 

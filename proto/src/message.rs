@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// What a worker tells the coordinator.
+/// What a worker sends to the coordinator.
 #[derive(Clone, Debug, PartialEq)]
 pub enum WorkerEvent {
     /// The first event of a session.
@@ -16,9 +16,9 @@ pub enum WorkerEvent {
     Fetching(Fetching),
     Rejoin(Rejoin),
     Heartbeat(Heartbeat),
-    /// From rank 0, behind each update.
+    /// From rank 0, after each update.
     Step(StepDone),
-    /// From rank 0, behind each evaluation on the validation images.
+    /// From rank 0, after each evaluation on the validation images.
     Evaluated(Evaluated),
     /// From rank 0: files are written and synced, the coordinator may commit them.
     Checkpoint(CheckpointWritten),
@@ -119,7 +119,7 @@ impl Collectives {
     }
 }
 
-/// A peer, or the coordinator, is gone: the worker left its group, and waits for a generation with what it holds in
+/// A peer, or the coordinator, was lost: the worker left its group, and waits for a generation with what it holds in
 /// memory.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rejoin {
@@ -127,7 +127,7 @@ pub struct Rejoin {
     pub generation: u64,
     /// `None`: it had not come to hold anything.
     pub held: Option<Held>,
-    /// The last steps of its stage that it made, in order: its rank 0 may not have told them, or nobody may have heard.
+    /// The last steps of its stage that it made, in order: its rank 0 may not have sent them, or the coordinator may not have received them.
     pub recent: Vec<StepDone>,
     /// `None`: the worker left for another reason than an error of its group.
     pub failure: Option<GroupFailure>,
@@ -151,8 +151,8 @@ pub struct Held {
     pub stage: u32,
     /// Updates made.
     pub step: u64,
-    /// What is due behind the last of them (an evaluation) is done, too.
-    pub settled: bool,
+    /// What follows the last of them (an evaluation) is done, too.
+    pub post_step_done: bool,
 }
 
 /// How much of a pack's file has come, in bytes; `from` is what an earlier transfer had brought.
@@ -193,7 +193,7 @@ pub struct StepDone {
     pub images: u64,
     pub samples_sha256: String,
     pub total_steps: u64,
-    /// There if the update was left out, and why.
+    /// There if the update was skipped, and why.
     pub skipped: Option<String>,
     /// The teller's time since the step before it, by phase; no two ranks, and no two runs, agree on it.
     pub phase_seconds: BTreeMap<String, f64>,
@@ -235,8 +235,8 @@ pub struct CheckpointWritten {
     pub seconds: f64,
     /// `None`: no epoch has been evaluated yet.
     pub best: Option<Best>,
-    /// What is due behind the last update (an evaluation) is done, too.
-    pub settled: bool,
+    /// What follows the last update (an evaluation) is done, too.
+    pub post_step_done: bool,
 }
 
 /// The best validation epoch so far; accuracy as a share in 0..1.
@@ -271,7 +271,7 @@ pub struct Failed {
     pub exit_code: u8,
 }
 
-/// What the coordinator tells a worker.
+/// What the coordinator sends to a worker.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Command {
     /// The answer to `Hello`.
@@ -286,14 +286,14 @@ pub enum Command {
     },
     /// More workers are here: finish the step in flight, leave the generation, and wait for the next one.
     Regroup,
-    /// The generation has lost a worker: leave it at once, whatever waits for whom.
+    /// The generation has lost a worker: leave it at once, even from within a collective.
     Abandon {
         generation: u64,
         reason: String,
     },
     /// The run ends, and this waiting worker holds its newest state: write a checkpoint of it.
     Save,
-    /// So many steps of this session are in `steps.jsonl`; told every few steps.
+    /// So many steps of this session are in `steps.jsonl`; sent every few steps.
     Recorded {
         steps: u64,
     },

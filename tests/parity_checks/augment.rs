@@ -1,5 +1,5 @@
 //! `augment*`: each image operation alone, and all of them in a chain whose name is their order. Parameters stand in
-//! a row an image, under the names that their tensor's own name lists. The operations are those of the CPU, on every
+//! one row per image, under the names that their tensor's own name lists. The operations are those of the CPU, on every
 //! machine; `device_views` holds a GPU's against them.
 
 use super::golden::Golden;
@@ -89,7 +89,7 @@ impl Image<'_> {
     fn crop(&self) -> Result<Crop> {
         let pixels = |name: &str| {
             let value = self.parameter(name)?;
-            ensure!(value >= 0.0 && value.fract() == 0.0, "`{name}` is {value}, no number of pixels");
+            ensure!(value >= 0.0 && value.fract() == 0.0, "`{name}` is {value}, not a number of pixels");
             Ok(value as usize)
         };
         Ok(Crop { top: pixels("top")?, left: pixels("left")?, height: pixels("height")?, width: pixels("width")? })

@@ -24,7 +24,7 @@ struct Config {
     side: usize,
 }
 
-/// What one training pass leaves behind, float64.
+/// The result of one training pass, float64.
 struct Pass {
     reconstruction: Tensor,
     mse: Tensor,

@@ -11,7 +11,7 @@ mod report;
 mod splits;
 mod vit;
 
-use crate::tell;
+use crate::print_line;
 use crate::test_device::test_device;
 use anyhow::Result;
 use report::Report;
@@ -42,7 +42,7 @@ fn every_case_of_every_file() {
     let files = files();
     assert!(!files.is_empty(), "{} holds no golden vectors", folder().display());
     let reports: Vec<Report> = files.iter().map(|path| check_file(path)).collect();
-    tell(&reports.iter().map(Report::to_string).collect::<Vec<_>>().join("\n"));
+    print_line(&reports.iter().map(Report::to_string).collect::<Vec<_>>().join("\n"));
     let failures: Vec<String> = reports.into_iter().flat_map(Report::failures).collect();
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
 }

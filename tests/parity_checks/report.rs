@@ -1,5 +1,5 @@
-//! What came out of a file's cases. A case goes on after a difference, and the file after a case that failed or
-//! panicked, so that one run tells everything.
+//! What came out of a file's cases. A case continues after a difference, and the file after a case that failed or
+//! panicked, so that one run reports everything.
 
 use crate::nearness::{relative_error, worst_element};
 use anyhow::Result;
@@ -17,7 +17,7 @@ const DOUBLE: f64 = 1e-6;
 const SINGLE: f64 = 1e-5;
 
 /// Errors of what is smaller are relative to this.
-const LEAST_NORM: f64 = 1e-6;
+const MIN_NORM: f64 = 1e-6;
 
 /// Shown as one line: the file, its cases, its device and the worst relative error, of float64 where ours can compute in it.
 pub(crate) struct Report {
@@ -84,14 +84,14 @@ pub(crate) struct Case {
 impl Case {
     /// One number; `tolerance` is relative.
     pub(crate) fn number(&mut self, what: &str, found: f64, expected: f64, tolerance: f64) {
-        let error = relative_error(&Tensor::from(found), &Tensor::from(expected), LEAST_NORM);
+        let error = relative_error(&Tensor::from(found), &Tensor::from(expected), MIN_NORM);
         self.worst = self.worst.max(error);
         self.near(what, found, expected, tolerance);
     }
 
     /// As [`Self::number`], but its error does not count as the case's.
     pub(crate) fn near(&mut self, what: &str, found: f64, expected: f64, tolerance: f64) {
-        let error = relative_error(&Tensor::from(found), &Tensor::from(expected), LEAST_NORM);
+        let error = relative_error(&Tensor::from(found), &Tensor::from(expected), MIN_NORM);
         self.require(error <= tolerance, || {
             format!("{what} is {found}, expected {expected}: error {error:.1e} > {tolerance:.0e}")
         });
@@ -99,7 +99,7 @@ impl Case {
 
     /// A tensor as a whole and element by element. Its error counts as the case's.
     pub(crate) fn tensor(&mut self, what: &str, found: &Tensor, expected: &Tensor) {
-        self.worst = self.worst.max(relative_error(found, expected, LEAST_NORM));
+        self.worst = self.worst.max(relative_error(found, expected, MIN_NORM));
         self.whole(what, found, expected);
         self.elements(what, found, expected);
     }
@@ -114,7 +114,7 @@ impl Case {
     /// The tensor as a whole, by the tolerance of its kind.
     pub(crate) fn whole(&mut self, what: &str, found: &Tensor, expected: &Tensor) {
         let (error, kind, shapes) =
-            (relative_error(found, expected, LEAST_NORM), found.kind(), (found.size(), expected.size()));
+            (relative_error(found, expected, MIN_NORM), found.kind(), (found.size(), expected.size()));
         let tolerance = if kind == Kind::Double { DOUBLE } else { SINGLE };
         self.require(error <= tolerance, || {
             format!(

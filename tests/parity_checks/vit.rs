@@ -38,7 +38,7 @@ struct Config {
 }
 
 impl Config {
-    /// The number behind `word` in the optimiser's description.
+    /// The number after `word` in the optimiser's description.
     fn rate(&self, word: &str) -> Result<f64> {
         let number = self.optimizer.split_whitespace().skip_while(|other| *other != word).nth(1);
         let number = number.with_context(|| format!("the optimizer `{}` has no `{word}`", self.optimizer))?;
@@ -153,7 +153,7 @@ fn check_trajectory(golden: &Golden, config: &Config, case: &mut Case) -> Result
     Ok(())
 }
 
-/// Of so many images; without dropout nothing is drawn.
+/// Of this many images; without dropout nothing is drawn.
 fn draws_of(images: i64) -> Draws {
     Draws::new(0, &(0..images as u64).collect::<Vec<_>>(), 1)
 }

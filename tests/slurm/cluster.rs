@@ -1,6 +1,6 @@
 //! A cluster of deploy/slurm/cluster.sh in a folder of the scene, and its commands as a user types them.
 
-use crate::tell;
+use crate::print_line;
 use nix::sys::signal::Signal;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ pub(super) struct Cluster<'a> {
     scene: &'a Scene,
     /// Where jobs are submitted.
     folder: PathBuf,
-    /// By whom; `None`: by root.
+    /// The user; `None`: root.
     user: Option<&'static str>,
     variables: Vec<(&'static str, String)>,
 }
@@ -24,18 +24,19 @@ pub(super) struct Cluster<'a> {
 impl<'a> Cluster<'a> {
     /// A cluster with these options of the script; `None`, and a message: there can be none here.
     pub(super) fn up(scene: &'a Scene, options: &[&str]) -> Option<Self> {
-        let installed = |name: &str| Command::new("which").arg(name).output().is_ok_and(|told| told.status.success());
+        let installed =
+            |name: &str| Command::new("which").arg(name).output().is_ok_and(|printed| printed.status.success());
         if std::fs::metadata("/proc/self").map_or(0, |own| own.uid()) != 0
             || !["slurmctld", "slurmd", "munged"].into_iter().all(installed)
         {
-            tell("skipped: Slurm is not installed (deploy/slurm/cluster.sh install), or this is not root");
+            print_line("skipped: Slurm is not installed (deploy/slurm/cluster.sh install), or this is not root");
             return None;
         }
         link_programs(&scene.path(""));
         let variables = vec![("THANOS_PACKS", packs().display().to_string()), ("OMP_NUM_THREADS", "1".into())];
         let cluster = Self { scene, folder: scene.path(""), user: None, variables };
-        let (good, told) = cluster.script("up", options);
-        assert!(good, "{told}");
+        let (good, printed) = cluster.script("up", options);
+        assert!(good, "{printed}");
         Some(cluster)
     }
 
@@ -86,21 +87,21 @@ impl<'a> Cluster<'a> {
             .envs(self.variables.iter().map(|(name, value)| (name, value)))
             .output()
             .unwrap_or_else(|error| panic!("{program}: {error}"));
-        let told = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
-        (output.status.success(), told)
+        let printed = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+        (output.status.success(), printed)
     }
 
     pub(super) fn ask(&self, program: &str, arguments: &[&str]) -> String {
-        let (good, told) = self.run(program, arguments);
-        assert!(good, "{program} {arguments:?}: {told}");
-        told
+        let (good, printed) = self.run(program, arguments);
+        assert!(good, "{program} {arguments:?}: {printed}");
+        printed
     }
 
     /// Submits a script of deploy/slurm, and returns the job's number.
     pub(super) fn submit(&self, options: &[&str], script: &str, arguments: &[&str]) -> String {
         let script = root().join("deploy/slurm").join(script).display().to_string();
-        let told = self.ask("sbatch", &[options, &[&script], arguments].concat());
-        told.trim().rsplit(' ').next().expect("a number").to_owned()
+        let printed = self.ask("sbatch", &[options, &[&script], arguments].concat());
+        printed.trim().rsplit(' ').next().expect("a number").to_owned()
     }
 
     /// What a job of train.sbatch has printed so far.

@@ -21,7 +21,7 @@ fn jobs_are_preempted_requeued_and_lose_nodes_by_slurms_default_settings() {
     lose_a_node(&cluster);
 }
 
-/// One worker is drained: the others do not notice. Then the job is preempted: it saves, and goes on later.
+/// One worker is drained: the others do not notice. Then the job is preempted: it saves, and continues later.
 fn preempt(cluster: &Cluster) {
     let job = cluster.submit(&["--nodes=2"], "train.sbatch", &TARGET);
     let run = cluster.path(&format!("runs/slurm-{job}"));
@@ -32,15 +32,15 @@ fn preempt(cluster: &Cluster) {
     let reported = steps(&run);
     cluster.wait("training to continue", || steps(&run) > reported + 2);
     send(drained, Signal::SIGKILL);
-    cluster.wait("the recovery", || cluster.output(&job).contains("generation 2 goes on"));
+    cluster.wait("the recovery", || cluster.output(&job).contains("generation 2 continues"));
     let recovered = steps(&run);
     cluster.wait("training to continue", || steps(&run) > recovered + 2);
     let urgent = ["--partition=urgent", "--nodes=4", "--exclusive", "--output=urgent.out", "--wrap", "true"];
     cluster.ask("sbatch", &urgent);
     cluster.wait("the requeue", || cluster.says(&job, "Restarts=1") && cluster.says(&job, "JobState=PENDING"));
-    let told = cluster.output(&job);
-    assert!(told.contains("SIGTERM received by n0-0 and 1 more of 2 workers"), "{told}");
-    assert!(told.contains("is queued again"), "{told}");
+    let printed = cluster.output(&job);
+    assert!(printed.contains("SIGTERM received by n0-0 and 1 more of 2 workers"), "{printed}");
+    assert!(printed.contains("is requeued"), "{printed}");
     let events = lines(&run, "events.jsonl");
     let ended = events.last().expect("events");
     assert_eq!((&ended["event"], &ended["step"]), (&"ended".into(), &steps(&run).into()), "all steps are saved");
@@ -57,9 +57,9 @@ fn requeue_no_more_often_than_allowed(cluster: &Cluster) {
     cluster.signal_batch(&job, Signal::SIGUSR1);
     cluster.wait("the end", || cluster.says(&job, "JobState=FAILED"));
     assert!(cluster.says(&job, "ExitCode=75:0") && cluster.says(&job, "Restarts=0"));
-    let told = cluster.output(&job);
-    assert!(told.contains("is not queued again: it was restarted 0 times, and --max-requeues is 0"), "{told}");
-    // Another job goes on with the run.
+    let printed = cluster.output(&job);
+    assert!(printed.contains("is not requeued: it was restarted 0 times, and --max-requeues is 0"), "{printed}");
+    // Another job continues the run.
     let resumed =
         cluster.submit(&["--nodes=1", "--export", &format!("ALL,RUN_DIR={}", run.display())], "train.sbatch", &TARGET);
     cluster.wait("the end", || cluster.says(&resumed, "JobState=COMPLETED"));
@@ -76,8 +76,8 @@ fn requeue_only_after_progress(cluster: &Cluster) {
     cluster.wait("the start", || cluster.output(&job).contains("run directory"));
     cluster.signal_batch(&job, Signal::SIGUSR1);
     cluster.wait("the end", || cluster.says(&job, "JobState=FAILED"));
-    let told = cluster.output(&job);
-    assert!(told.contains("is not queued again: no checkpoint was committed since it started"), "{told}");
+    let printed = cluster.output(&job);
+    assert!(printed.contains("is not requeued: no checkpoint was committed since it started"), "{printed}");
 }
 
 fn lose_a_node(cluster: &Cluster) {

@@ -81,9 +81,9 @@ fn records(folder: &Path) -> BTreeMap<String, Vec<String>> {
     entries.map(|entry| (entry.file_name().to_string_lossy().into_owned(), record(&entry.path()))).collect()
 }
 
-fn check(request: &Request, records: &BTreeMap<String, Vec<String>>, told: &str) {
+fn check(request: &Request, records: &BTreeMap<String, Vec<String>>, printed: &str) {
     let Request { options, workers, cores, threads, has_gpus } = request;
-    assert_eq!(records.len(), *workers, "{options:?}: {records:?}\n{told}");
+    assert_eq!(records.len(), *workers, "{options:?}: {records:?}\n{printed}");
     let mut of_node: BTreeMap<&str, usize> = BTreeMap::new();
     for worker in records.keys() {
         *of_node.entry(worker.rsplit_once('-').expect("NODE-PLACE").0).or_default() += 1;
@@ -94,13 +94,13 @@ fn check(request: &Request, records: &BTreeMap<String, Vec<String>>, told: &str)
         let visible = if record[1] == "none" { 0 } else { record[1].split(',').count() };
         // All GPUs of its node, of which it takes that of its place.
         let expected = if *has_gpus { of_node[node] } else { 0 };
-        assert_eq!(visible, expected, "{options:?} {worker}: {record:?}\n{told}");
+        assert_eq!(visible, expected, "{options:?} {worker}: {record:?}\n{printed}");
         let numbers = [cores, threads, threads].map(ToString::to_string);
-        assert_eq!(record[2..], numbers, "{options:?} {worker}\n{told}");
+        assert_eq!(record[2..], numbers, "{options:?} {worker}\n{printed}");
     }
     let is_starved = cores < of_node.values().max().expect("a node");
-    assert_eq!(told.contains("which will be slow: request more with"), is_starved, "{options:?}\n{told}");
-    assert!(!told.contains("Invalid generic resource"), "{told}");
+    assert_eq!(printed.contains("which will be slow: request more with"), is_starved, "{options:?}\n{printed}");
+    assert!(!printed.contains("Invalid generic resource"), "{printed}");
 }
 
 #[test]
@@ -159,14 +159,15 @@ impl Libraries {
             fs::create_dir(&folder).expect("a folder");
             let mounted = Command::new("mount").args(["--bind", &source.display().to_string(), &folder]).status();
             if !mounted.is_ok_and(|status| status.success()) {
-                crate::tell("skipped: nothing can be mounted here, and an ordinary user may not read libtorch");
+                crate::print_line("skipped: nothing can be mounted here, and an ordinary user may not read libtorch");
                 return None;
             }
             libraries.folders.push(folder);
         }
         let worker = user.path("target/release/thanos-worker").display().to_string();
-        let (good, told) = user.run("env", &[&format!("LD_LIBRARY_PATH={}", libraries.path()), &worker, "--version"]);
-        assert!(good, "{told}");
+        let (good, printed) =
+            user.run("env", &[&format!("LD_LIBRARY_PATH={}", libraries.path()), &worker, "--version"]);
+        assert!(good, "{printed}");
         Some(libraries)
     }
 

@@ -21,9 +21,9 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// How long processes may outlive their test: a worker's lease is 4 s.
-const MOST_LEAVING: Duration = Duration::from_secs(6);
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(6);
 /// No test's program may run longer.
-const MOST_RUN: Duration = Duration::from_secs(300);
+const RUN_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// A folder for one test: run directories in it, packs shared by all tests.
 pub struct Scene {
@@ -62,7 +62,7 @@ impl Default for Scene {
 }
 
 impl Drop for Scene {
-    /// Whoever was started in the folder of a test that has passed must be gone with it, at the latest when a lease ends.
+    /// Every process that was started in the folder of a passed test must have exited with it, at the latest when a lease ends.
     fn drop(&mut self) {
         if std::thread::panicking() {
             return;
@@ -73,7 +73,7 @@ impl Drop for Scene {
             if left.is_empty() {
                 break;
             }
-            assert!(started.elapsed() < MOST_LEAVING, "left behind: {left:?}");
+            assert!(started.elapsed() < LEAVE_TIMEOUT, "still running: {left:?}");
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -231,9 +231,9 @@ impl Running {
             let stderr = running.output("stderr");
             let ended = running.child.try_wait().expect("our child");
             assert!(ended.is_none(), "it ended with {ended:?} before it listened:\n{stderr}");
-            let (told, _) = stderr.split("waiting at ").nth(1)?.split_once('\n')?;
-            let address = told.split_once(" for ")?.0.to_owned();
-            Some(Invitation { address, credentials: told.split("--credentials ").nth(1).map(Into::into) })
+            let (output, _) = stderr.split("waiting at ").nth(1)?.split_once('\n')?;
+            let address = output.split_once(" for ")?.0.to_owned();
+            Some(Invitation { address, credentials: output.split("--credentials ").nth(1).map(Into::into) })
         })
     }
 
@@ -288,7 +288,7 @@ impl Running {
             if let Some(value) = there(self) {
                 return value;
             }
-            assert!(started.elapsed() < MOST_RUN, "waited {MOST_RUN:?} for {what}");
+            assert!(started.elapsed() < RUN_TIMEOUT, "waited {RUN_TIMEOUT:?} for {what}");
             // A poll, not a hope: the condition is looked at again until it holds.
             std::thread::sleep(Duration::from_millis(2));
         }

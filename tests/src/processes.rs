@@ -48,7 +48,7 @@ pub fn send(pid: i32, signal: Signal) {
 /// # Panics
 /// If it takes longer than `most`.
 #[track_caller]
-pub fn gone_within(pids: &[i32], most: Duration) -> Duration {
+pub fn exit_within(pids: &[i32], most: Duration) -> Duration {
     let started = Instant::now();
     while pids.iter().any(|pid| is_alive(*pid)) {
         assert!(started.elapsed() < most, "still there after {most:?}: {pids:?}");
@@ -69,7 +69,7 @@ pub fn commands_in(folder: &Path) -> Vec<(i32, String)> {
     here.filter_map(command).collect()
 }
 
-/// Open descriptors of a process; none if it is gone.
+/// Open descriptors of a process; none if it has exited.
 pub fn descriptors(pid: i32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
 }

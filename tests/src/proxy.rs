@@ -1,4 +1,4 @@
-//! A TCP proxy that can be slow, silent, or cut: what a network does to a connection without telling either end.
+//! A TCP proxy that can be slow, half-open, or cut: what a network does to a connection without notifying either end.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-/// How what comes in goes on.
+/// What happens to incoming bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// So much later.

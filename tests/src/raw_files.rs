@@ -32,7 +32,7 @@ pub fn cifar100(folder: &Path, train: usize, test: usize) {
     }
 }
 
-/// The binary version of CIFAR-10: six batches of so many images, their labels in turn.
+/// The binary version of CIFAR-10: six batches of this many images, their labels in turn.
 ///
 /// # Panics
 /// If a file cannot be written.

@@ -1,6 +1,5 @@
-//! The door: connections are accepted here, and handed on once they have begun to speak: TLS, or, where the user wanted no
-//! encryption, HTTP/2. Whoever says nothing, or something else, costs a descriptor for a moment and never reaches the
-//! service. Who is behind a connection is known from here on; what it may do is not decided here.
+//! Accepts connections, and passes them on once their first bytes have arrived: TLS, or, with `--insecure`, HTTP/2. A
+//! client that sends nothing, or something else, costs a file descriptor for a moment and never reaches the service. The peer of a connection is identified here; what it may do is decided by the service.
 
 use crate::limit::{ConnectionLimit, Evicted, Permit};
 use nix::errno::Errno;
@@ -22,16 +21,16 @@ use tonic::transport::server::Connected;
 /// What an HTTP/2 connection begins with (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// How long a connection may take to begin, and a handshake to be done.
-const MOST_BEGINNING: Duration = Duration::from_secs(5);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes that a client may send before it has shown a certificate: a handshake and one enrolment take about 2 KB. As
 /// nothing is kept that was not sent, this bounds the memory of such a connection, too.
 const MAX_UNKNOWN_BYTES: usize = 16 << 10;
 /// How long a connection may last whose owner has shown no certificate: it is for one call.
-const MOST_ENROLLING: Duration = Duration::from_secs(15);
+const ENROLMENT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Connections that may wait for the service.
-const MOST_WAITING: usize = 64;
+const MAX_PENDING: usize = 64;
 /// Pause when no connection can be accepted, as when descriptors have run out, and between two warnings about it.
-const AFTER_FAILURE: Duration = Duration::from_millis(50);
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 const WARNING_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How many connections are open at a time.
@@ -54,17 +53,17 @@ pub struct Accepted {
     pub unknown: ReceiverStream<io::Result<Connection>>,
 }
 
-/// Who is at the other end of a connection.
+/// The peer of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
     pub address: SocketAddr,
     pub identity: Identity,
 }
 
-/// As whom the other end was recognised.
+/// The identity of the peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Identity {
-    /// Nobody was asked: the run is an insecure one.
+    /// Not authenticated: the run is insecure.
     Unchecked,
     /// It showed no certificate; it may enrol.
     Unknown,
@@ -73,8 +72,8 @@ pub enum Identity {
 
 /// Accepts the connections of `listener`.
 pub fn connections(listener: TcpListener, tls: Option<TlsAcceptor>, limits: ConnectionLimits) -> Accepted {
-    let (admitted, admitted_receiver) = mpsc::channel(MOST_WAITING);
-    let (unknown, unknown_receiver) = mpsc::channel(MOST_WAITING);
+    let (admitted, admitted_receiver) = mpsc::channel(MAX_PENDING);
+    let (unknown, unknown_receiver) = mpsc::channel(MAX_PENDING);
     let entrance = Entrance {
         tls,
         pending: ConnectionLimit::new(limits.pending, limits.pending),
@@ -96,7 +95,7 @@ struct Entrance {
     unknown: mpsc::Sender<io::Result<Connection>>,
 }
 
-/// Who a connection is counted for. Without certificates all who reach the port are trusted alike.
+/// The owner that a connection is counted for. Without certificates all clients are trusted alike.
 #[derive(Clone, PartialEq, Eq, Hash)]
 enum Owner {
     Worker(String),
@@ -121,7 +120,7 @@ async fn accept(listener: TcpListener, entrance: Entrance) {
                     warned = Some(Instant::now());
                     tracing::error!("cannot accept a connection: {}", cause(&error));
                 }
-                sleep(AFTER_FAILURE).await;
+                sleep(ACCEPT_BACKOFF).await;
             }
         }
     }
@@ -131,9 +130,11 @@ async fn accept(listener: TcpListener, entrance: Entrance) {
 fn cause(error: &io::Error) -> String {
     match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EMFILE) => {
-            format!("{error}: this process has no descriptor left; raise its limit (ulimit -n, LimitNOFILE=)")
+            format!("{error}: this process has no file descriptor left; raise its limit (ulimit -n, LimitNOFILE=)")
         }
-        Some(Errno::ENFILE) => format!("{error}: this machine has no descriptor left; raise the sysctl fs.file-max"),
+        Some(Errno::ENFILE) => {
+            format!("{error}: this machine has no file descriptor left; raise the sysctl fs.file-max")
+        }
         _ => error.to_string(),
     }
 }
@@ -143,17 +144,17 @@ impl Entrance {
     async fn admit(self, stream: TcpStream, from: SocketAddr, number: u64) {
         let (permit, mut evicted) = self.pending.admit(network(from.ip()));
         let begun = tokio::select! {
-            begun = timeout(MOST_BEGINNING, begin(stream, from, self.tls)) => begun,
-            () = &mut evicted => return tracing::debug!(%from, "closed: too many connections have not begun"),
+            begun = timeout(HANDSHAKE_TIMEOUT, begin(stream, from, self.tls)) => begun,
+            () = &mut evicted => return tracing::debug!(%from, "closed: too many pending connections"),
         };
         let (stream, peer) = match begun {
             Ok(Ok(begun)) => begun,
             Ok(Err(reason)) => return tracing::debug!(%from, "closed: {reason}"),
-            Err(_) => return tracing::debug!(%from, "closed: it took too long to begin"),
+            Err(_) => return tracing::debug!(%from, "closed: handshake timed out"),
         };
         let owner = match &peer.identity {
             Identity::Unknown => {
-                let closing = Closing { evicted, at: Some(Box::pin(sleep(MOST_ENROLLING))) };
+                let closing = Closing { evicted, at: Some(Box::pin(sleep(ENROLMENT_TIMEOUT))) };
                 let connection = Connection { stream, peer, closing, _permit: AnyPermit::Pending(permit) };
                 _ = self.unknown.send(Ok(connection)).await;
                 return;
@@ -317,7 +318,7 @@ mod tests {
     use tokio_stream::StreamExt;
 
     #[tokio::test]
-    async fn only_who_speaks_the_protocol_comes_in() {
+    async fn only_clients_that_speak_the_protocol_are_accepted() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("bound");
         let connect = || async { TcpStream::connect(address).await.expect("connected") };
@@ -325,7 +326,7 @@ mod tests {
         let Accepted { admitted: mut inside, unknown: _ } = connections(listener, None, limits);
         let mut other = connect().await;
         other.write_all(b"GET / HTTP/1.1\r\n\r\n").await.expect("sent");
-        // Closed with what it said unread, which may be told as an error.
+        // Closed with unread bytes, which may be reported as an error.
         assert!(matches!(other.read(&mut [0]).await, Ok(0) | Err(_)));
         let mut speaks = connect().await;
         speaks.write_all(PREFACE).await.expect("sent");
@@ -335,7 +336,7 @@ mod tests {
         assert_eq!(heard, PREFACE);
         came.write_all(b"x").await.expect("sent");
         speaks.read_exact(&mut [0]).await.expect("answered");
-        // Of many that say nothing the first ones make room, and one that speaks comes in beside them.
+        // Of many that send nothing the first ones are closed, and one that speaks the protocol is accepted.
         let mut idle = Vec::new();
         for _ in 0..2 * limits.pending {
             idle.push(connect().await);

@@ -10,7 +10,7 @@ const ENOUGH: u64 = 1 << 16;
 /// Raises this process's limit as far as it may and needs to, and returns the limit that then holds.
 ///
 /// # Errors
-/// If the system does not say what the limit is. One that cannot be raised is returned as it is.
+/// If the system does not report the limit. One that cannot be raised is returned as it is.
 pub fn raise_descriptor_limit() -> std::io::Result<u64> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     let wanted = soft.max(hard.min(ENOUGH));

@@ -6,11 +6,11 @@ use std::str::FromStr;
 /// What was asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
-    /// A GPU a worker if there are any, else the CPU.
+    /// One GPU per worker if there are any, else the CPU.
     #[default]
     Auto,
     Cpu,
-    /// A GPU a worker, by the worker's place on its machine.
+    /// One GPU per worker, by the worker's place on its machine.
     Cuda,
     /// All workers of a machine share its GPU of this number.
     CudaIndex(usize),

@@ -1,4 +1,4 @@
-//! Whether this process was started with SIGHUP ignored, as by `nohup`: then a closed terminal is no request to stop.
+//! Whether this process was started with SIGHUP ignored, as by `nohup`: then a closed terminal is not a request to stop.
 
 /// Whether SIGHUP is ignored, by the mask `SigIgn` of /proc/self/status (proc(5)).
 pub fn hangup_is_ignored() -> bool {

@@ -1,6 +1,5 @@
-//! Who is let in: `connections` accepts them, with TLS or without, and knows who is behind each; `pages` serves what people
-//! and Prometheus read, `recorder` is what it reads, `route` where others find this machine, `gpus` and `device_choice` on what a
-//! worker trains, `duration` how times are typed. A crate of its own, as workers show themselves, too.
+//! Transport of both programs: `connections` accepts connections, with TLS or without, and identifies the peer of each;
+//! `pages` serves HTTP pages, `recorder` records the metrics, `route` finds the addresses of this machine, `gpus` and `device_choice` the device that a worker trains on, `duration` parses times. It is a crate of its own, as workers serve pages, too.
 
 mod connections;
 mod descriptors;

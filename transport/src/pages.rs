@@ -1,4 +1,4 @@
-//! Pages over HTTP: some for everybody who can reach them, some for who has a token. On 127.0.0.1 there is no TLS and no
+//! Pages over HTTP: some for all clients that can reach them, some for clients with a token. On 127.0.0.1 there is no TLS and no
 //! token.
 
 use crate::connections::{Accepted, Connection, ConnectionLimits, connections};
@@ -22,7 +22,7 @@ use tokio_stream::StreamExt;
 use tokio_stream::adapters::Merge;
 use tokio_stream::wrappers::ReceiverStream;
 
-/// How pages are kept from strangers.
+/// How pages are protected.
 #[derive(Clone)]
 pub struct Guard {
     pub tls: Arc<ServerConfig>,
@@ -35,7 +35,7 @@ pub fn needs_guard(address: SocketAddr) -> bool {
     !address.ip().is_loopback()
 }
 
-/// Serves pages on `listener` until the process ends: `open` to everybody, `guarded` to who has the token. Without a guard
+/// Serves pages on `listener` until the process ends: `open` to all clients, `guarded` to clients with the token. Without a guard
 /// all are open, and nothing is encrypted.
 pub fn show(listener: TcpListener, guard: Option<Guard>, (open, guarded): (Router, Router)) -> io::Result<()> {
     let address = listener.local_addr()?;
@@ -47,7 +47,7 @@ pub fn show(listener: TcpListener, guard: Option<Guard>, (open, guarded): (Route
         let may = bearer(&request).is_some_and(|token| is_token(token, &token_sha256));
         async move { if may { next.run(request).await } else { StatusCode::UNAUTHORIZED.into_response() } }
     }));
-    let limits = ConnectionLimits { open: MOST_READERS, open_of_one: MOST_READERS, pending: MOST_READERS };
+    let limits = ConnectionLimits { open: MAX_CONNECTIONS, open_of_one: MAX_CONNECTIONS, pending: MAX_CONNECTIONS };
     let Accepted { admitted, unknown } = connections(listener, Some(TlsAcceptor::from(tls)), limits);
     // Readers show a token; a certificate changes nothing here.
     let begun = Begun { connections: admitted.merge(unknown), address };
@@ -56,7 +56,7 @@ pub fn show(listener: TcpListener, guard: Option<Guard>, (open, guarded): (Route
 }
 
 /// Readers at a time.
-const MOST_READERS: usize = 64;
+const MAX_CONNECTIONS: usize = 64;
 
 /// The token that a request brings.
 fn bearer(request: &Request) -> Option<&str> {
@@ -84,7 +84,7 @@ impl Listener for Begun {
             match self.connections.next().await {
                 Some(Ok(connection)) => return (connection, self.address),
                 Some(Err(_)) => {}
-                // The door has closed: there is nobody to come.
+                // The listener has closed: no connection follows.
                 None => std::future::pending().await,
             }
         }

@@ -58,7 +58,7 @@ impl Recorder {
     }
 }
 
-/// The page `/metrics`, whose text is made anew for each reader.
+/// The page `/metrics`, whose text is made again for each reader.
 pub fn metrics_page(text: impl Fn() -> String + Clone + Send + Sync + 'static) -> Router {
     Router::new().route("/metrics", get(move || async move { metrics_response(text()) }))
 }

@@ -1,5 +1,5 @@
 //! Views a second on one core, of random images as `benches/torchvision_views.py` makes them: one JSON line a side.
-#![allow(clippy::print_stdout, reason = "an example of one line a side, whose reader is a script")]
+#![allow(clippy::print_stdout, reason = "an example of one line per side, whose reader is a script")]
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use thanos_views::{Augmentation, Scratch};
 
 const SIDES: [usize; 2] = [32, 64];
 const IMAGES: usize = 1024;
-const LEAST_TIME: Duration = Duration::from_secs(1);
+const MIN_DURATION: Duration = Duration::from_secs(1);
 
 fn main() {
     for side in SIDES {
@@ -25,7 +25,7 @@ fn main() {
         pass(0);
         let started = Instant::now();
         let mut passes = 0;
-        while started.elapsed() < LEAST_TIME {
+        while started.elapsed() < MIN_DURATION {
             passes += 1;
             pass(passes);
         }

@@ -111,19 +111,19 @@ fn least_of(a: f32, b: f32) -> f32 {
 
 /// To hue, saturation and value, around the wheel, and back; choices are made by selecting between two results.
 ///
-/// On a wheel of six sectors, a channel is `least` plus the range times a trapezoid of the hue: red is full around 0,
+/// On a wheel of six sectors, a channel is `min` plus the range times a trapezoid of the hue: red is full around 0,
 /// green around 2, blue around 4, each for two sectors, and rises and falls in one.
 #[inline(always)]
 fn turn_hue(r: f32, g: f32, b: f32, turns: f32) -> (f32, f32, f32) {
-    let (most, least) = (most_of(most_of(r, g), b), least_of(least_of(r, g), b));
-    let range = most - least;
+    let (max, min) = (most_of(most_of(r, g), b), least_of(least_of(r, g), b));
+    let range = max - min;
     // A grey pixel has no hue: whatever is computed for it is multiplied by a range of 0.
     let divisor = if range == 0.0 { 1.0 } else { range };
-    let (from_green, second) = if most == g { (2.0, b - r) } else { (4.0, r - g) };
-    let (from, difference) = if most == r { (0.0, g - b) } else { (from_green, second) };
+    let (from_green, second) = if max == g { (2.0, b - r) } else { (4.0, r - g) };
+    let (from, difference) = if max == r { (0.0, g - b) } else { (from_green, second) };
     let turned = from + difference / divisor + 6.0 * turns; // in -4..8
     let up = if turned < 0.0 { turned + 6.0 } else { turned };
     let hue = if up >= 6.0 { up - 6.0 } else { up };
-    let channel = |trapezoid: f32| least + range * clamp(trapezoid);
+    let channel = |trapezoid: f32| min + range * clamp(trapezoid);
     (channel((hue - 3.0).abs() - 1.0), channel(2.0 - (hue - 2.0).abs()), channel(2.0 - (hue - 4.0).abs()))
 }

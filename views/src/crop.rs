@@ -1,4 +1,4 @@
-//! Random resized crop, the part behind the drawing: bilinear, with half-pixel centres, mirrored on the way.
+//! Random resized crop, the part after the drawing: bilinear, with half-pixel centres, mirrored on the way.
 //! It knows nothing of chance or colour.
 
 use crate::Scratch;

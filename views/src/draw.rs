@@ -67,10 +67,10 @@ impl Draw {
 
 /// torchvision's `RandomResizedCrop.get_params` for a square image.
 fn draw_crop(config: &ViewsConfig, side: usize, stream: &mut SplitMix64) -> Crop {
-    let [least, most] = config.crop_scale;
+    let [min, max] = config.crop_scale;
     let [narrow, wide] = config.crop_ratio;
     for _ in 0..TRIES {
-        let area = (side * side) as f64 * stream.uniform(least, most);
+        let area = (side * side) as f64 * stream.uniform(min, max);
         let ratio = stream.uniform(narrow.ln(), wide.ln()).exp();
         let width = (area * ratio).sqrt().round_ties_even() as usize;
         let height = (area / ratio).sqrt().round_ties_even() as usize;

@@ -18,24 +18,24 @@ fn draws(config: &ViewsConfig, side: usize, channels: usize) -> Vec<Draw> {
 /// Kolmogorov and Smirnov: the greatest distance between a sample's distribution and the uniform one on least..most.
 /// Of 20,000 uniform values it exceeds 1.95 / sqrt(20,000) = 0.0138 once in a thousand samples.
 #[track_caller]
-fn assert_uniform(mut values: Vec<f64>, least: f64, most: f64, grain: f64) {
+fn assert_uniform(mut values: Vec<f64>, min: f64, max: f64, grain: f64) {
     values.sort_by(f64::total_cmp);
     let n = values.len() as f64;
-    assert!(values[0] >= least - grain && values[values.len() - 1] <= most + grain, "{values:?}");
+    assert!(values[0] >= min - grain && values[values.len() - 1] <= max + grain, "{values:?}");
     let distance = values.iter().enumerate().map(|(i, value)| {
-        let expected = (value - least) / (most - least);
+        let expected = (value - min) / (max - min);
         (expected - i as f64 / n).abs().max((expected - (i as f64 + 1.0) / n).abs())
     });
     let distance = distance.fold(0.0, f64::max);
-    assert!(distance < 1.95 / n.sqrt() + grain, "{distance} from uniform in {least}..{most}, of {n} values");
+    assert!(distance < 1.95 / n.sqrt() + grain, "{distance} from uniform in {min}..{max}, of {n} values");
 }
 
 /// Four standard deviations of a share of `n` independent cases.
 #[track_caller]
 fn assert_share(hits: usize, n: usize, probability: f64) {
     let share = hits as f64 / n as f64;
-    let most = 4.0 * (probability * (1.0 - probability) / n as f64).sqrt();
-    assert!((share - probability).abs() < most, "{share} of {n}, expected {probability} +- {most}");
+    let max = 4.0 * (probability * (1.0 - probability) / n as f64).sqrt();
+    assert!((share - probability).abs() < max, "{share} of {n}, expected {probability} +- {max}");
 }
 
 /// Where no crop can fail to fit (square ones, and small ones), area, ratio and place are what the definition says.
@@ -64,8 +64,7 @@ fn crops_that_do_not_fit_are_drawn_again() {
     let grid = 1000;
     for i in 0..grid {
         for j in 0..grid {
-            let at =
-                |k: usize, least: f64, most: f64| least + (most - least) * (k as f64 + 0.5) / f64::from(grid as u32);
+            let at = |k: usize, min: f64, max: f64| min + (max - min) * (k as f64 + 0.5) / f64::from(grid as u32);
             let (area, ratio) = (at(i, 0.2, 1.0), at(j, 0.75_f64.ln(), (4.0_f64 / 3.0).ln()).exp());
             if area * ratio <= 1.0 && area / ratio <= 1.0 {
                 fitting = (fitting.0 + 1, fitting.1 + area);
@@ -177,24 +176,24 @@ fn a_view_depends_on_its_key_alone() {
 /// The wheel as its definition has it, in f64 and case by case.
 fn hue_turned(rgb: [f64; 3], turns: f64) -> [f64; 3] {
     let [r, g, b] = rgb;
-    let (most, least) = (r.max(g).max(b), r.min(g).min(b));
-    if most == least {
+    let (max, min) = (r.max(g).max(b), r.min(g).min(b));
+    if max == min {
         return rgb;
     }
-    let range = most - least;
-    let hue = if most == r {
+    let range = max - min;
+    let hue = if max == r {
         (g - b) / range
-    } else if most == g {
+    } else if max == g {
         2.0 + (b - r) / range
     } else {
         4.0 + (r - g) / range
     };
     let sixths = ((hue / 6.0 + turns).rem_euclid(1.0)) * 6.0;
-    let saturation = range / most;
+    let saturation = range / max;
     let (sector, part) = (sixths.floor() as usize % 6, sixths.fract());
-    let (p, q) = (most * (1.0 - saturation), most * (1.0 - saturation * part));
-    let t = most * (1.0 - saturation * (1.0 - part));
-    [[most, t, p], [q, most, p], [p, most, t], [p, q, most], [t, p, most], [most, p, q]][sector]
+    let (p, q) = (max * (1.0 - saturation), max * (1.0 - saturation * part));
+    let t = max * (1.0 - saturation * (1.0 - part));
+    [[max, t, p], [q, max, p], [p, max, t], [p, q, max], [t, p, max], [max, p, q]][sector]
 }
 
 #[test]

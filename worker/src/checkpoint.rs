@@ -25,7 +25,8 @@ struct Manifest {
     stage: String,
     step: u64,
     seconds: f64,
-    settled: bool,
+    #[serde(alias = "settled")]
+    post_step_done: bool,
     best: Option<ManifestBest>,
     files: Vec<ManifestFile>,
 }
@@ -126,7 +127,7 @@ impl Committed {
 
     /// What is due behind the last update is done, too.
     pub(crate) fn settled(&self) -> bool {
-        self.manifest.settled
+        self.manifest.post_step_done
     }
 
     pub(crate) fn best(&self) -> Option<Best> {

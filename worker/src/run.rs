@@ -327,13 +327,14 @@ impl Worker<'_> {
             result: None,
             seconds: memory.seconds,
             best: memory.best.as_ref().map(|(best, _)| *best),
-            settled: memory.settled,
+            post_step_done: memory.settled,
         })
     }
 
     /// What this worker reports after it left the generation because of `error`.
     fn rejoin(&self, begin: &Begin, error: &anyhow::Error) -> Rejoin {
-        let held = |memory: &Memory| Held { stage: self.stage as u32, step: memory.step, settled: memory.settled };
+        let held =
+            |memory: &Memory| Held { stage: self.stage as u32, step: memory.step, post_step_done: memory.settled };
         let memory = self.memory.as_deref();
         let recent = memory.map(|memory| memory.recent.to_vec()).unwrap_or_default();
         let failure = error.downcast_ref::<thanos_c10d::Error>().map(|error| self.failure(begin, error));

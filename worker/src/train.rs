@@ -454,7 +454,7 @@ impl<'a> Trainer<'a> {
             files: Vec::new(),
             seconds: self.seconds(),
             best: self.best.as_ref().map(|(best, _)| *best),
-            settled: self.settled,
+            post_step_done: self.settled,
             result,
         };
         let (place, record) = (self.peers.files.clone(), self.recipe.record.clone());

@@ -7,15 +7,15 @@ use crate::run_config::{DataKind, EncoderConfig, Features, FrozenMode, Objective
 use serde_json::Value;
 
 /// Bounds on what a run may ask for: beyond them a number is a slip of the keyboard.
-const MOST_BATCH: u64 = 1 << 20;
-const MOST_EPOCHS: u64 = 1_000_000;
-const MOST_SIDE: usize = 1024;
+const MAX_BATCH: u64 = 1 << 20;
+const MAX_EPOCHS: u64 = 1_000_000;
+const MAX_SIDE: usize = 1024;
 const MAX_IMAGES: u64 = u32::MAX as u64;
-const MOST_WIDTH: usize = 1 << 14;
-const MOST_DEPTH: usize = 256;
-const MOST_BACKBONES: usize = 16;
-const MOST_ROWS: usize = 256;
-const MOST_WEIGHT: f64 = 1e6;
+const MAX_WIDTH: usize = 1 << 14;
+const MAX_DEPTH: usize = 256;
+const MAX_BACKBONES: usize = 16;
+const MAX_ROWS: usize = 256;
+const MAX_WEIGHT: f64 = 1e6;
 const MAX_TIMEOUT_SECONDS: f64 = 1e7;
 const MAX_RESTARTS: f64 = 16.0;
 
@@ -41,13 +41,13 @@ impl Rules {
         }
     }
 
-    fn between(&mut self, key: &str, value: f64, least: f64, most: f64) {
-        let inside = value.is_finite() && (least..=most).contains(&value);
-        self.require(inside, key, || format!("must be between {least} and {most}, got {value}"));
+    fn between(&mut self, key: &str, value: f64, min: f64, max: f64) {
+        let inside = value.is_finite() && (min..=max).contains(&value);
+        self.require(inside, key, || format!("must be between {min} and {max}, got {value}"));
     }
 
-    fn count(&mut self, key: &str, value: u64, most: u64) {
-        self.require((1..=most).contains(&value), key, || format!("must be between 1 and {most}, got {value}"));
+    fn count(&mut self, key: &str, value: u64, max: u64) {
+        self.require((1..=max).contains(&value), key, || format!("must be between 1 and {max}, got {value}"));
     }
 
     /// Texts are written to YAML, which keeps neither control characters nor its own line separators in them.
@@ -63,7 +63,7 @@ impl Rules {
                 let separator = text.chars().find(|character| is_separator(*character));
                 if let Some(separator) = separator {
                     let code = u32::from(separator);
-                    self.refuse(key, format!("has the character U+{code:04X}, which a YAML file does not keep"));
+                    self.refuse(key, format!("has the character U+{code:04X}, which YAML cannot represent"));
                 }
             }
             Value::Object(fields) => fields.iter().for_each(|(name, value)| self.text_of(&below(name), value)),
@@ -77,16 +77,16 @@ impl Rules {
     pub(super) fn data(&mut self, config: &RunConfig) {
         let share = config.data.validation_fraction;
         self.require(share > 0.0 && share < 1.0, "data.validation_fraction", || {
-            format!("must lie between 0 and 1, both excluded, got {share}")
+            format!("must be between 0 and 1, both excluded, got {share}")
         });
-        if let Some(most) = config.data.max_images {
-            self.count("data.max_images", most, MAX_IMAGES);
+        if let Some(max) = config.data.max_images {
+            self.count("data.max_images", max, MAX_IMAGES);
         }
         let folder = config.data.kind == DataKind::ImageFolder;
         if let Some(side) = config.data.side {
-            self.require(folder, "data.side", || "only `data.kind: image_folder` has a side of its own choice".into());
-            self.require((8..=MOST_SIDE).contains(&side), "data.side", || {
-                format!("must be between 8 and {MOST_SIDE}, got {side}")
+            self.require(folder, "data.side", || "only `data.kind: image_folder` has a configurable side".into());
+            self.require((8..=MAX_SIDE).contains(&side), "data.side", || {
+                format!("must be between 8 and {MAX_SIDE}, got {side}")
             });
         }
         self.require(folder || config.data.coarse_map.is_none(), "data.coarse_map", || {
@@ -101,7 +101,7 @@ impl Rules {
         let is_folder = data.kind == DataKind::ImageFolder;
         for (key, name) in [("data.train_folder", &data.train_folder), ("data.test_folder", &data.test_folder)] {
             let Some(name) = name else { continue };
-            self.require(is_folder, key, || "only `data.kind: image_folder` has folders of its own choice".into());
+            self.require(is_folder, key, || "only `data.kind: image_folder` has configurable folders".into());
             let is_normal = |part: &str| !part.is_empty() && part != "." && part != "..";
             self.require(name.split('/').all(is_normal), key, || {
                 format!("must be the name of a folder below data.dir, such as `Train` or `images/train`, got `{name}`")
@@ -109,11 +109,11 @@ impl Rules {
         }
         let folders = (&data.train_folder, &data.test_folder);
         self.require(folders.0.is_none() || folders.0 != folders.1, "data.test_folder", || {
-            "is the folder of the training images: test images must be others".into()
+            "is the folder of the training images: the test images must be in another one".into()
         });
         let has_pictures = is_folder || data.kind == DataKind::Tinyimagenet;
         self.require(has_pictures || !data.exif_orientation, "data.exif_orientation", || {
-            "only `data.kind: image_folder` and `tinyimagenet` have pictures with EXIF data".into()
+            "only `data.kind: image_folder` and `tinyimagenet` have images with EXIF data".into()
         });
     }
 
@@ -130,13 +130,13 @@ impl Rules {
             self.between(key, value, 0.0, 1.0);
         }
         self.between("views.hue", views.hue, 0.0, 0.5);
-        let [least, most] = views.crop_scale;
-        self.require(0.0 < least && least <= most && most <= 1.0, "views.crop_scale", || {
-            format!("must be [least, most] with 0 < least <= most <= 1, got [{least}, {most}]")
+        let [min, max] = views.crop_scale;
+        self.require(0.0 < min && min <= max && max <= 1.0, "views.crop_scale", || {
+            format!("must be [min, max] with 0 < min <= max <= 1, got [{min}, {max}]")
         });
-        let [least, most] = views.crop_ratio;
-        self.require(0.1 <= least && least <= most && most <= 10.0, "views.crop_ratio", || {
-            format!("must be [least, most] with 0.1 <= least <= most <= 10, got [{least}, {most}]")
+        let [min, max] = views.crop_ratio;
+        self.require(0.1 <= min && min <= max && max <= 10.0, "views.crop_ratio", || {
+            format!("must be [min, max] with 0.1 <= min <= max <= 10, got [{min}, {max}]")
         });
     }
 
@@ -150,18 +150,18 @@ impl Rules {
             self.between(key, value, 0.0, 0.9);
         }
         let decoder = model.decoder.width;
-        self.require(decoder >= 8 && decoder.is_multiple_of(8) && decoder <= MOST_WIDTH, "model.decoder.width", || {
-            format!("must be a multiple of 8 up to {MOST_WIDTH}, got {decoder}")
+        self.require(decoder >= 8 && decoder.is_multiple_of(8) && decoder <= MAX_WIDTH, "model.decoder.width", || {
+            format!("must be a multiple of 8 up to {MAX_WIDTH}, got {decoder}")
         });
         let EncoderConfig::Vit { patch, width, depth, heads, mlp } = model.encoder else { return };
-        for (key, value, most) in [
-            ("model.encoder.vit.width", width, MOST_WIDTH),
-            ("model.encoder.vit.mlp", mlp, MOST_WIDTH),
-            ("model.encoder.vit.depth", depth, MOST_DEPTH),
-            ("model.encoder.vit.heads", heads, MOST_WIDTH),
-            ("model.encoder.vit.patch", patch, MOST_WIDTH),
+        for (key, value, max) in [
+            ("model.encoder.vit.width", width, MAX_WIDTH),
+            ("model.encoder.vit.mlp", mlp, MAX_WIDTH),
+            ("model.encoder.vit.depth", depth, MAX_DEPTH),
+            ("model.encoder.vit.heads", heads, MAX_WIDTH),
+            ("model.encoder.vit.patch", patch, MAX_WIDTH),
         ] {
-            self.count(key, value as u64, most as u64);
+            self.count(key, value as u64, max as u64);
         }
         let side = data.side;
         self.require(patch == 0 || side.is_multiple_of(patch), "model.encoder.vit.patch", || {
@@ -174,13 +174,13 @@ impl Rules {
 
     pub(super) fn training(&mut self, config: &RunConfig) {
         let train = &config.train;
-        self.count("train.epochs", train.epochs, MOST_EPOCHS);
-        self.count("train.batch_size", train.batch_size, MOST_BATCH);
-        self.count("train.evaluate_every", train.evaluate_every, MOST_EPOCHS);
+        self.count("train.epochs", train.epochs, MAX_EPOCHS);
+        self.count("train.batch_size", train.batch_size, MAX_BATCH);
+        self.count("train.evaluate_every", train.evaluate_every, MAX_EPOCHS);
         self.between("train.learning_rate", train.learning_rate, 0.0, 10.0);
         self.between("train.weight_decay", train.weight_decay, 0.0, 10.0);
         if let Some(period) = train.cosine_period {
-            self.count("train.cosine_period", period, MOST_EPOCHS);
+            self.count("train.cosine_period", period, MAX_EPOCHS);
         }
         if let Some(steps) = train.max_steps {
             self.count("train.max_steps", steps, u64::MAX);
@@ -211,8 +211,8 @@ impl Rules {
 
     pub(super) fn transfer(&mut self, config: &RunConfig) {
         let transfer = &config.transfer;
-        self.count("transfer.epochs", transfer.epochs, MOST_EPOCHS);
-        self.count("transfer.batch_size", transfer.batch_size, MOST_BATCH);
+        self.count("transfer.epochs", transfer.epochs, MAX_EPOCHS);
+        self.count("transfer.batch_size", transfer.batch_size, MAX_BATCH);
         self.between("transfer.learning_rate", transfer.learning_rate, 0.0, 10.0);
         self.between("transfer.weight_decay", transfer.weight_decay, 0.0, 10.0);
         if let Some(steps) = transfer.max_steps {
@@ -233,7 +233,7 @@ impl Rules {
             ("objective.attract", objective.attract),
             ("objective.spread", objective.spread),
         ] {
-            self.between(key, value, 0.0, MOST_WEIGHT);
+            self.between(key, value, 0.0, MAX_WEIGHT);
         }
         self.between("objective.temperature", objective.temperature, 1e-3, 1e3);
         let clamp = objective.clamp_positive_logits;
@@ -252,7 +252,7 @@ impl Rules {
             ("spread", own.spread),
         ] {
             if let Some(value) = value {
-                self.between(&format!("{key}.{name}"), value, 0.0, MOST_WEIGHT);
+                self.between(&format!("{key}.{name}"), value, 0.0, MAX_WEIGHT);
             }
         }
         let contrastive = patched.contrastive > 0.0;
@@ -266,15 +266,15 @@ impl Rules {
     }
 
     pub(super) fn names(&mut self, config: &RunConfig) {
-        let (count, most) = (config.backbones.len(), MOST_BACKBONES);
-        self.require(count <= most, "backbones", || format!("at most {most} are allowed, got {count}"));
+        let (count, max) = (config.backbones.len(), MAX_BACKBONES);
+        self.require(count <= max, "backbones", || format!("at most {max} are allowed, got {count}"));
         self.name("name", &config.name, &mut Vec::new());
         let mut seen: Vec<&str> = Vec::new();
         for (index, backbone) in config.backbones.iter().enumerate() {
             self.name(&format!("backbones.{index}.name"), &backbone.name, &mut seen);
         }
         let rows = config.rows.len();
-        self.require(rows <= MOST_ROWS, "rows", || format!("at most {MOST_ROWS} are allowed, got {rows}"));
+        self.require(rows <= MAX_ROWS, "rows", || format!("at most {MAX_ROWS} are allowed, got {rows}"));
         let known: Vec<&str> = config.backbones.iter().map(|backbone| backbone.name.as_str()).collect();
         let mut methods: Vec<&str> = Vec::new();
         for (index, row) in config.rows.iter().enumerate() {
@@ -298,7 +298,7 @@ impl Rules {
         self.require(!name.is_empty() && name.len() <= 64 && name.chars().all(plain), key, || {
             format!("`{name}` must be 1 to 64 letters, digits, `_` or `-`: it names a folder")
         });
-        self.require(!seen.contains(&name), key, || format!("`{name}` is there twice"));
+        self.require(!seen.contains(&name), key, || format!("`{name}` is defined twice"));
         seen.push(name);
     }
 }
@@ -330,7 +330,7 @@ mod tests {
         check(&["views.jitter=1.5"], &[("views.jitter", "must be between 0 and 1, got 1.5")]);
         check(&["views.hue=.6"], &[("views.hue", "0.5")]);
         check(&["views.crop_scale=[0, 1]"], &[("views.crop_scale", "got [0, 1]")]);
-        check(&["views.crop_ratio=[2, 1]"], &[("views.crop_ratio", "least <= most")]);
+        check(&["views.crop_ratio=[2, 1]"], &[("views.crop_ratio", "min <= max")]);
         check(&["model.dropout=1"], &[("model.dropout", "must be between 0 and 0.9, got 1")]);
         check(&["model.decoder.width=12"], &[("model.decoder.width", "a multiple of 8")]);
         check(&["train.batch_size=0"], &[("train.batch_size", "must be between 1 and 1048576, got 0")]);
@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn all_broken_rules_are_told_at_once() {
+    fn all_broken_rules_are_reported_at_once() {
         check(
             &["train.epochs=0", "views.hue=2", "model.encoder.vit={patch: 0, heads: 0}"],
             &[

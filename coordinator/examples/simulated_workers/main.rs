@@ -52,7 +52,7 @@ impl Drop for Coordinator {
     }
 }
 
-/// The program beside this one's folder; the address at which it waits for workers.
+/// The program next to this one's folder; the address at which it waits for workers.
 fn serve(folder: &Path, workers: usize) -> Result<(Coordinator, String), Failure> {
     let here = std::env::current_exe()?;
     let program: PathBuf = here.ancestors().nth(2).ok_or("this program is in no target folder")?.join("thanos-coord");

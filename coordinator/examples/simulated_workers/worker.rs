@@ -18,7 +18,7 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity
 
 /// As a real worker does.
 const HEARTBEAT: Duration = Duration::from_millis(250);
-const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(100);
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// Bytes of a rank's address, as Gloo's is with a host name of 20 letters, and of NCCL's id.
 const GLOO_ADDRESS: usize = 184;
 const NCCL_ID: usize = 128;
@@ -76,7 +76,7 @@ impl Run {
     }
 }
 
-/// Lives until the program ends; once, when `lost` resolves, it dies and is started again.
+/// Lives until the program ends; once, when `lost` resolves, it dies and is restarted.
 pub(crate) async fn simulate(
     run: Arc<Run>,
     worker: String,
@@ -112,7 +112,7 @@ pub(crate) async fn simulate(
 
 async fn retry(worker: &str, error: &Failure) {
     eprintln!("{worker}: {error}");
-    tokio::time::sleep(BETWEEN_ATTEMPTS).await;
+    tokio::time::sleep(RETRY_INTERVAL).await;
 }
 
 /// A session until it ends; dropping it is the death of the process.

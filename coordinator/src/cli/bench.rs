@@ -9,7 +9,7 @@ use crate::launch::{Launch, Launched, Starter, launch};
 use crate::run::CollectivesChoice;
 use crate::run_dir::StartedWith;
 use crate::terminal;
-use crate::workers::Place;
+use crate::workers::LaunchTarget;
 use crate::workers::devices::{Devices, Request, device_of_environment, on_this_machine, worker_program};
 use anyhow::Result;
 use clap::Args;
@@ -39,18 +39,18 @@ pub(super) struct BenchArguments {
     /// $THANOS_DEVICE]
     #[arg(long)]
     device: Option<DeviceChoice>,
-    /// Library that carries the workers' collectives
+    /// Library for the workers' collectives
     #[arg(long, value_enum, default_value_t)]
     collectives: CollectivesChoice,
-    /// Program of the workers [default: thanos-worker, or on GPUs thanos-worker-cuda, beside this one]
+    /// Program of the workers [default: thanos-worker, or on GPUs thanos-worker-cuda, next to this program]
     #[arg(long, value_name = "PATH")]
     worker_program: Option<PathBuf>,
-    /// Made-up training images, from which batches are taken [default: 4096, rounded up to whole batches]
+    /// Synthetic training images, from which batches are taken [default: 4096, rounded up to whole batches]
     #[arg(long)]
     images: Option<u64>,
 }
 
-/// Measures, prints one line of JSON, and leaves nothing behind.
+/// Measures, prints one line of JSON, and removes its files.
 pub(super) fn act_bench(arguments: &BenchArguments) -> Result<u8> {
     let bench = arguments.bench()?;
     let (runtime, stop_signals) = runtime()?;
@@ -106,9 +106,9 @@ impl BenchArguments {
                 collectives: self.collectives.label().into(),
             },
             workers,
-            least: workers,
-            patience: Duration::ZERO,
-            starter: Starter::This { program, device, place: Place::Here { workers }, threads, interface: None },
+            min_workers: workers,
+            rendezvous_timeout: Duration::ZERO,
+            starter: Starter::This { program, device, place: LaunchTarget::Here { workers }, threads, interface: None },
             collectives: self.collectives,
             lease: LOCAL_LEASE,
             grace: None,

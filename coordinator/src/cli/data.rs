@@ -21,10 +21,10 @@ pub(super) enum DataVerb {
     Fetch {
         #[arg(value_enum)]
         dataset: Published,
-        /// Folder to put them in; it is made if need be, and an interrupted download goes on there
+        /// Folder to put them in; it is created if needed, and an interrupted download is resumed
         #[arg(long)]
         dir: PathBuf,
-        /// Address of a folder that has the files too, tried first; https, or http on this machine
+        /// URL of a mirror of the files, tried first; https, or http on this machine
         #[arg(long, value_name = "URL")]
         mirror: Vec<String>,
     },
@@ -50,7 +50,7 @@ pub(super) enum DataVerb {
         /// image_folder: folder of the test images below DIR [default: `test`, `val` or another common name]
         #[arg(long, value_name = "FOLDER")]
         test_folder: Option<String>,
-        /// Turn pictures as their EXIF orientation says
+        /// Apply the EXIF orientation of images
         #[arg(long)]
         exif_orientation: bool,
         #[command(flatten)]
@@ -69,7 +69,7 @@ pub(super) enum DataVerb {
         #[arg(long, default_value_t = 0)]
         seed: u64,
     },
-    /// List the packs that are kept: data set, split, images, size and when each was last used
+    /// List the cached packs: data set, split, images, size and time of last use
     List {
         #[command(flatten)]
         packs: PacksDir,
@@ -79,7 +79,7 @@ pub(super) enum DataVerb {
         /// Days without use
         #[arg(long, value_name = "DAYS", default_value_t = 30)]
         unused_for: u32,
-        /// Only say which would be removed
+        /// Only list what would be removed
         #[arg(long)]
         dry_run: bool,
         #[command(flatten)]
@@ -143,9 +143,9 @@ impl From<KindName> for DataKind {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum BadImages {
-    /// Name it and end
+    /// Report it and exit
     Fail,
-    /// Count it, name it, and go on without it
+    /// Skip it, and report how many were skipped
     Skip,
 }
 
@@ -179,7 +179,7 @@ pub(super) fn act_data(verb: DataVerb) -> Result<()> {
         }
         DataVerb::Verify { pack } => {
             thanos_data::verify(&pack).map_err(Fatal::from)?;
-            terminal::print_line(&format!("{}: its header and tensors have its fingerprint", pack.display()))?;
+            terminal::print_line(&format!("{}: header and tensors match the fingerprint", pack.display()))?;
         }
     }
     Ok(())
@@ -189,7 +189,7 @@ pub(super) fn act_data(verb: DataVerb) -> Result<()> {
 fn describe(pack: &KeptPack) -> String {
     let what = match &pack.what {
         Some((name, split, images)) => format!("{name} {split}, {images} images"),
-        None => "not a whole pack".into(),
+        None => "incomplete pack".into(),
     };
     let days = pack.age().as_secs() / SECONDS_OF_A_DAY;
     let open = if pack.open { ", open now" } else { "" };
@@ -261,7 +261,7 @@ fn act_fetch(dataset: &str, dir: &Path, mirrors: &[String]) -> Result<()> {
     for file in fetched.map_err(refused)? {
         match file {
             Fetched::New { path, url } => terminal::print_line(&format!("fetched: {} from {url}", path.display()))?,
-            Fetched::Already { path } => terminal::print_line(&format!("already there: {}", path.display()))?,
+            Fetched::Already { path } => terminal::print_line(&format!("already present: {}", path.display()))?,
         }
     }
     Ok(())

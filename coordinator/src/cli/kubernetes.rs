@@ -52,7 +52,7 @@ pub(super) struct KubernetesArguments {
     /// Secret with which the image is pulled; may be repeated
     #[arg(long = "image-pull-secret", value_name = "SECRET")]
     image_pull_secrets: Vec<String>,
-    /// Also PodMonitors of the run, for the Prometheus Operator
+    /// Also render PodMonitors of the run, for the Prometheus Operator
     #[arg(long)]
     pod_monitors: bool,
 }

@@ -7,10 +7,10 @@ use crate::launch::supervisor::{end_with, listen, supervise};
 use crate::launch::{Launch, Launched, Starter, launch};
 use crate::run::CollectivesChoice;
 use crate::run_dir::{Claimed, StartedWith, identity};
-use crate::server::MOST_WORKERS;
+use crate::server::MAX_WORKERS;
 use crate::signals::StopSignals;
 use crate::terminal::{self, OutputError};
-use crate::workers::Place;
+use crate::workers::LaunchTarget;
 use crate::workers::devices::{Devices, Request, device_of_environment, on_nodes, on_this_machine, worker_program};
 use crate::workers::slurm::{Allocation, Checkpointed, requeue};
 use anyhow::Result;
@@ -22,8 +22,8 @@ use thanos_configs::Plan;
 use thanos_transport::{DeviceChoice, GpuFacts};
 use tokio::runtime::Runtime;
 
-/// Workers of this machine must not outlive their supervisor by five seconds; others wait for whoever starts a
-/// coordinator again.
+/// Workers of this machine must not outlive their supervisor by five seconds; others wait for a restarted
+/// coordinator.
 pub(super) const LOCAL_LEASE: Duration = Duration::from_secs(4);
 const FOREIGN_LEASE: Duration = Duration::from_secs(60);
 
@@ -31,45 +31,45 @@ const FOREIGN_LEASE: Duration = Duration::from_secs(60);
 pub(super) struct LaunchArguments {
     #[command(flatten)]
     target: Target,
-    /// See an experiment and its data work within a minute: a few steps of every stage on a few images, marked as such in
+    /// Try an experiment and its data within a minute: a few steps of every stage on a few images, marked as such in
     /// the table, in run.json and in results.json
     #[arg(long)]
     quick: bool,
-    /// Nodes to train on, N or LEAST:MOST; the local launcher has all of them on this machine [default: those of the
+    /// Nodes to train on, N or MIN:MAX; with the local launcher, all of them are on this machine [default: those of the
     /// Slurm allocation, else of the run to resume, else 1]
-    #[arg(long, value_name = "N|LEAST:MOST", value_parser = nodes)]
+    #[arg(long, value_name = "N|MIN:MAX", value_parser = nodes)]
     nodes: Option<Nodes>,
-    /// How long to wait for more nodes than the least
-    #[arg(long, default_value = "10s", value_parser = duration)]
-    patience: Duration,
-    /// Workers on each node [default: of a Slurm allocation one a GPU, or a task; else of the run to resume, else 1]
+    /// How long a rendezvous waits for more nodes than MIN
+    #[arg(long, alias = "patience", default_value = "10s", value_parser = duration)]
+    rendezvous_timeout: Duration,
+    /// Workers on each node [default: in a Slurm allocation one per GPU, or per task; else that of the run to resume, else 1]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=64))]
     workers_per_node: Option<u16>,
     /// Network interface under which the nodes reach each other [default: the one that leads to the others]
     #[arg(long)]
     interface: Option<String>,
-    /// Who starts the workers [default: as of the run to resume, else local]
+    /// How the workers are started [default: as of the run to resume, else local]
     #[arg(long, value_enum)]
     launcher: Option<LauncherName>,
     /// Threads of each worker [default: of the run to resume, else the machine's cores shared among its workers]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads_per_worker: Option<u16>,
-    /// On what the workers that this program starts train: auto, cpu, cuda (a GPU for each worker of a machine), or cuda:N
+    /// Where the workers that this program starts train: auto, cpu, cuda (a GPU for each worker of a machine), or cuda:N
     /// (all of a machine share GPU N); `auto` is cuda if there are GPUs, else cpu [default: of the run to resume, else
     /// THANOS_DEVICE, else auto]
     #[arg(long, value_name = "DEVICE")]
     device: Option<DeviceChoice>,
-    /// Library that carries the workers' collectives [default: of the run to resume, else auto]
+    /// Library for the workers' collectives [default: of the run to resume, else auto]
     #[arg(long, value_enum)]
     collectives: Option<CollectivesChoice>,
-    /// The program that is started as a worker [default: thanos-worker-cuda beside this program for GPUs, thanos-worker for
+    /// The worker program [default: thanos-worker-cuda next to this program for GPUs, thanos-worker for
     /// CPUs]
     #[arg(long, value_name = "PATH")]
     worker_program: Option<PathBuf>,
-    /// Where the run keeps its files [default: the first free runs/NAME-N]
+    /// The run directory [default: the first free runs/NAME-N]
     #[arg(long)]
     run_dir: Option<PathBuf>,
-    /// Go on with the run in --run-dir where it stopped, and with what KEY=VALUE changes of it; `auto`: if there is one,
+    /// Continue the run in --run-dir where it stopped, with the keys that KEY=VALUE changes; `auto`: if there is one,
     /// else start it
     #[arg(long, value_enum, requires = "run_dir", value_name = "auto", num_args = 0..=1, require_equals = true,
         default_missing_value = "always", hide_possible_values = true)]
@@ -84,38 +84,38 @@ pub(super) struct LaunchArguments {
     /// RUN_DIR/credentials, made]
     #[arg(long, value_name = "DIR")]
     credentials: Option<PathBuf>,
-    /// Neither encrypt nor ask who it is: whoever reaches the ports can read the configuration, the images and the
-    /// metrics, take part in the run, and end it
+    /// Neither encrypt nor authenticate: every client that reaches the ports can read the configuration, the
+    /// images and the metrics, take part in the run, and end it
     #[arg(long, conflicts_with = "credentials")]
     insecure: bool,
-    /// How long workers that cannot reach the coordinator keep their state and try again [default: 4s where this
+    /// How long workers that cannot reach the coordinator keep their state and retry [default: 4s where this
     /// program starts them, else 60s]
     #[arg(long, value_parser = duration)]
     lease: Option<Duration>,
-    /// How long a stop may take, until whoever asked for it ends the program: what is not saved by then is done again
+    /// How long a stop may take before the scheduler kills the program: steps that are not saved by then are recomputed at the resume
     #[arg(long, value_parser = duration)]
     grace: Option<Duration>,
     /// Address on which /metrics (Prometheus), /sd, /status (JSON), /healthz and /readyz are served; where other
-    /// machines can reach it, by HTTPS, and to who has the token in CREDENTIALS/scrape-token [default: none are]
+    /// machines can reach it, over HTTPS and only with the token in CREDENTIALS/scrape-token [default: not served]
     #[arg(long, value_name = "ADDRESS")]
     status: Option<SocketAddr>,
     #[command(flatten)]
     slurm: SlurmArguments,
-    /// How long the end of the run waits for a scrape of the final metrics, at most; a stop with --grace does not wait
-    /// [default: it does not wait]
+    /// How long the end of the run waits for a scrape of the final metrics; a stop with --grace does not wait
+    /// [default: no wait]
     #[arg(long, value_parser = duration, requires = "status")]
     linger: Option<Duration>,
-    /// File with the token that metrics are served for, instead of CREDENTIALS/scrape-token: one for all runs of a site
+    /// File with the token that a scrape must present, instead of CREDENTIALS/scrape-token: one for all runs of a site
     #[arg(long, value_name = "FILE", conflicts_with = "insecure", requires = "status")]
     scrape_token_file: Option<PathBuf>,
     /// Folder in which RUN_ID.json is kept while the run is served, for Prometheus's file-based service discovery
     /// (RUN_DIR/targets.json is the same)
     #[arg(long, value_name = "DIR", requires = "status")]
     targets_dir: Option<PathBuf>,
-    /// The process that starts this one again
+    /// The process that restarts this one
     #[arg(long, hide = true)]
     supervised_by: Option<i32>,
-    /// This process was started again
+    /// This process was restarted
     #[arg(long, hide = true)]
     again: bool,
     /// It was requested to stop before
@@ -135,7 +135,7 @@ pub(super) enum LauncherName {
     Local,
     /// This program, on the nodes of the Slurm allocation that it runs in
     Srun,
-    /// Somebody else: the coordinator waits for them
+    /// Not this program: the coordinator waits for workers that are started separately
     None,
 }
 
@@ -153,38 +153,38 @@ impl LauncherName {
 /// How many nodes a run has at least and at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Nodes {
-    least: usize,
-    most: usize,
+    min: usize,
+    max: usize,
 }
 
 /// `4`, or `2:4`.
 fn nodes(text: &str) -> Result<Nodes, String> {
     let number = |text: &str| -> Result<usize, String> {
         let number = text.parse::<usize>().map_err(|error| error.to_string())?;
-        let known = (1..=MOST_WORKERS).contains(&number);
-        if known { Ok(number) } else { Err(format!("{number} is not in 1..={MOST_WORKERS}")) }
+        let known = (1..=MAX_WORKERS).contains(&number);
+        if known { Ok(number) } else { Err(format!("{number} is not in 1..={MAX_WORKERS}")) }
     };
-    let (least, most) = text.split_once(':').unwrap_or((text, text));
-    let nodes = Nodes { least: number(least)?, most: number(most)? };
-    if nodes.least <= nodes.most { Ok(nodes) } else { Err(format!("{least} is more than {most}")) }
+    let (min, max) = text.split_once(':').unwrap_or((text, text));
+    let nodes = Nodes { min: number(min)?, max: number(max)? };
+    if nodes.min <= nodes.max { Ok(nodes) } else { Err(format!("MIN {min} is greater than MAX {max}")) }
 }
 
 /// Does a launch, with the launcher that was typed or, for `serve`, `none`.
 pub(super) fn act_launch(arguments: &LaunchArguments, forced: Option<LauncherName>) -> Result<u8> {
-    let asked = Asked::of(arguments, forced)?;
-    let address = match (arguments.listen, &asked.allocation) {
+    let requested = Requested::of(arguments, forced)?;
+    let address = match (arguments.listen, &requested.allocation) {
         (Some(address), _) => address,
         (None, Some(allocation)) => (allocation.own_address(arguments.interface.as_deref())?, 0).into(),
         (None, None) => (Ipv4Addr::LOCALHOST, 0).into(),
     };
     let listener = listen(address)?;
     let claimed = match &arguments.run_dir {
-        None => Some(Claimed::new(Path::new(""), &quick::name(arguments.quick, &asked.plan.config().name))?),
+        None => Some(Claimed::new(Path::new(""), &quick::name(arguments.quick, &requested.plan.config().name))?),
         Some(_) => None,
     };
     let claimed_path = claimed.as_ref().map(|claimed| claimed.path().to_owned());
     let run_dir = arguments.run_dir.clone().or(claimed_path).unwrap_or_default();
-    match (asked.launcher, arguments.supervised_by) {
+    match (requested.launcher, arguments.supervised_by) {
         (LauncherName::Local, None) => return supervise(&run_dir, &listener),
         (LauncherName::Srun, None) => {
             let before = Checkpointed::of(&run_dir);
@@ -197,14 +197,14 @@ pub(super) fn act_launch(arguments: &LaunchArguments, forced: Option<LauncherNam
         (_, Some(supervisor)) => end_with(supervisor)?,
         (LauncherName::None, None) => {}
     }
-    let what = arguments.launch(&asked, run_dir)?;
-    if let Some(workers) = asked.workers.as_ref().filter(|_| !arguments.again) {
-        let of_job = asked.allocation.as_ref().map(Allocation::notices).unwrap_or_default();
+    let what = arguments.launch(&requested, run_dir)?;
+    if let Some(workers) = requested.workers.as_ref().filter(|_| !arguments.again) {
+        let of_job = requested.allocation.as_ref().map(Allocation::notices).unwrap_or_default();
         workers.devices.notices.iter().chain(&of_job).for_each(|notice| terminal::line(notice));
     }
     let (runtime, stop_signals) = runtime()?;
-    let launched = runtime.block_on(launch(&asked.plan, (&what, &stop_signals), listener))?;
-    Ok(tell(launched, &what.run_dir, asked.launcher.command()))
+    let launched = runtime.block_on(launch(&requested.plan, (&what, &stop_signals), listener))?;
+    Ok(report_outcome(launched, &what.run_dir, requested.launcher.command()))
 }
 
 /// What a run is coordinated on, and the stop signals that it receives from now on.
@@ -218,7 +218,7 @@ pub(super) fn runtime() -> Result<(Runtime, StopSignals)> {
 }
 
 /// What a launch is by its options, by the run that it resumes and by the allocation that it is in.
-struct Asked {
+struct Requested {
     plan: Plan,
     resume: bool,
     launcher: LauncherName,
@@ -228,7 +228,7 @@ struct Asked {
     threads: Option<usize>,
     device: DeviceChoice,
     collectives: CollectivesChoice,
-    /// What this program starts; `None`: somebody else starts the workers.
+    /// What this program starts; `None`: the workers are started separately.
     workers: Option<Workers>,
 }
 
@@ -238,7 +238,7 @@ struct Workers {
     program: PathBuf,
 }
 
-impl Asked {
+impl Requested {
     fn of(arguments: &LaunchArguments, forced: Option<LauncherName>) -> Result<Self> {
         quick::check(arguments.quick, arguments.resume.is_some(), arguments.again)?;
         let run_dir = arguments.run_dir.as_deref();
@@ -278,7 +278,7 @@ impl Asked {
     }
 }
 
-/// Who starts the workers: as typed, else as the run to resume was started.
+/// How the workers are started: as typed, else as the run to resume was started.
 fn launcher(
     typed: Option<LauncherName>,
     forced: Option<LauncherName>,
@@ -287,7 +287,7 @@ fn launcher(
     if let (Some(typed), Some(forced)) = (typed, forced)
         && typed != forced
     {
-        let message = "serve starts no workers: use `launch --launcher local` or `launch --launcher srun`, or leave out \
+        let message = "serve starts no workers: use `launch --launcher local` or `launch --launcher srun`, or omit \
                        --launcher";
         return Err(Fatal::new(EXIT_USAGE, message));
     }
@@ -300,7 +300,7 @@ fn launcher_of(before: &StartedWith) -> Option<LauncherName> {
 }
 
 /// Prints how a launch ended well, and returns its exit code.
-fn tell(launched: Launched, run_dir: &Path, command: &str) -> u8 {
+fn report_outcome(launched: Launched, run_dir: &Path, command: &str) -> u8 {
     let run_dir = run_dir.display();
     match launched {
         Launched::Done(results) => {
@@ -313,8 +313,8 @@ fn tell(launched: Launched, run_dir: &Path, command: &str) -> u8 {
         }
         Launched::Stopped(at) => {
             let at = at
-                .map_or("before the first step".into(), |(stage, step)| format!("behind step {step} of stage {stage}"));
-            terminal::line(&format!("stopped {at}; go on with: thanos-coord {command} --resume --run-dir {run_dir}"));
+                .map_or("before the first step".into(), |(stage, step)| format!("after step {step} of stage {stage}"));
+            terminal::line(&format!("stopped {at}; resume with: thanos-coord {command} --resume --run-dir {run_dir}"));
             EXIT_STOPPED
         }
     }
@@ -332,44 +332,44 @@ struct Size {
 
 impl Size {
     fn uniform(nodes: Nodes, per_node: usize) -> Self {
-        Self { nodes, per_node, workers: (nodes.least * per_node, nodes.most * per_node) }
+        Self { nodes, per_node, workers: (nodes.min * per_node, nodes.max * per_node) }
     }
 }
 
 impl LaunchArguments {
     /// Everything about this launch that is not in its plan.
-    fn launch(&self, asked: &Asked, run_dir: PathBuf) -> Result<Launch> {
+    fn launch(&self, requested: &Requested, run_dir: PathBuf) -> Result<Launch> {
         let own_credentials = || run_dir.join("credentials");
         let credentials = (!self.insecure).then(|| self.credentials.clone().unwrap_or_else(own_credentials));
-        let Size { nodes, per_node, workers: (least, workers) } = asked.size;
-        let starter = match &asked.workers {
-            None => Starter::Nobody,
-            Some(workers) => self.starter(asked, workers),
+        let Size { nodes, per_node, workers: (min, workers) } = requested.size;
+        let starter = match &requested.workers {
+            None => Starter::External,
+            Some(workers) => self.starter(requested, workers),
         };
         let started_with = StartedWith {
-            min_nodes: nodes.least,
-            max_nodes: nodes.most,
+            min_nodes: nodes.min,
+            max_nodes: nodes.max,
             workers_per_node: per_node,
             threads_per_worker: match &starter {
                 Starter::This { threads, .. } => Some(*threads),
-                Starter::Nobody => asked.threads,
+                Starter::External => requested.threads,
             },
-            launcher: asked.launcher.to_possible_value().map(|name| name.get_name().to_owned()).unwrap_or_default(),
-            device: asked.device.to_string(),
-            collectives: asked.collectives.label().into(),
+            launcher: requested.launcher.to_possible_value().map(|name| name.get_name().to_owned()).unwrap_or_default(),
+            device: requested.device.to_string(),
+            collectives: requested.collectives.label().into(),
         };
         Ok(Launch {
             run_dir,
             credentials,
-            resume: asked.resume,
+            resume: requested.resume,
             packs_dir: self.packs.path()?,
             started_with,
             workers,
-            least,
-            patience: self.patience,
+            min_workers: min,
+            rendezvous_timeout: self.rendezvous_timeout,
             starter,
-            collectives: asked.collectives,
-            lease: self.lease.unwrap_or(match asked.launcher {
+            collectives: requested.collectives,
+            lease: self.lease.unwrap_or(match requested.launcher {
                 LauncherName::Local => LOCAL_LEASE,
                 LauncherName::Srun | LauncherName::None => FOREIGN_LEASE,
             }),
@@ -377,12 +377,12 @@ impl LaunchArguments {
             again: self.again,
             stop_requested: self.stop_requested,
             quick: self.quick,
-            tensorboard: asked.plan.config().log.tensorboard,
+            tensorboard: requested.plan.config().log.tensorboard,
             status: self.status,
             linger: self.linger.unwrap_or_default(),
             scrape_token_file: self.scrape_token_file.clone(),
             targets_dir: self.targets_dir.clone(),
-            command: asked.launcher.command(),
+            command: requested.launcher.command(),
             bench: None,
         })
     }
@@ -394,30 +394,28 @@ impl LaunchArguments {
         let size = match allocation {
             Some(allocation) => {
                 let available = allocation.nodes.len();
-                let all = Nodes { least: available, most: available };
-                let Nodes { least, most } = self.nodes.unwrap_or(all);
-                if available < least {
-                    let message = format!("--nodes {least}: the allocation has {available}");
+                let all = Nodes { min: available, max: available };
+                let Nodes { min, max } = self.nodes.unwrap_or(all);
+                if available < min {
+                    let message = format!("--nodes {min}: the allocation has {available}");
                     return Err(Fatal::new(EXIT_USAGE, message));
                 }
-                let nodes = Nodes { least, most: most.min(available) };
-                allocation.limit(nodes.most, per_node);
-                let workers = (allocation.fewest_workers(nodes.least), allocation.fewest_workers(nodes.most));
+                let nodes = Nodes { min, max: max.min(available) };
+                allocation.limit(nodes.max, per_node);
+                let workers = (allocation.fewest_workers(nodes.min), allocation.fewest_workers(nodes.max));
                 let per_node = allocation.nodes.iter().map(|node| node.workers).max().unwrap_or(1);
                 Size { nodes, per_node, workers }
             }
             None => {
-                let nodes = before.map_or(Nodes { least: 1, most: 1 }, |before| Nodes {
-                    least: before.min_nodes,
-                    most: before.max_nodes,
-                });
+                let nodes = before
+                    .map_or(Nodes { min: 1, max: 1 }, |before| Nodes { min: before.min_nodes, max: before.max_nodes });
                 let before = before.map_or(1, |before| before.workers_per_node);
                 Size::uniform(self.nodes.unwrap_or(nodes), per_node.unwrap_or(before))
             }
         };
         let (_, workers) = size.workers;
-        if workers > MOST_WORKERS {
-            let message = format!("{workers} workers: at most {MOST_WORKERS} are coordinated");
+        if workers > MAX_WORKERS {
+            let message = format!("{workers} workers: at most {MAX_WORKERS} are supported");
             return Err(Fatal::new(EXIT_USAGE, message));
         }
         Ok(size)
@@ -471,19 +469,19 @@ impl LaunchArguments {
         Ok(Some(Workers { devices, program }))
     }
 
-    fn starter(&self, asked: &Asked, workers: &Workers) -> Starter {
+    fn starter(&self, requested: &Requested, workers: &Workers) -> Starter {
         let here = || std::thread::available_parallelism().map_or(1, usize::from);
-        let (place, cores) = match &asked.allocation {
+        let (place, cores) = match &requested.allocation {
             None => {
-                let (_, workers) = asked.size.workers;
-                (Place::Here { workers }, here() / workers)
+                let (_, workers) = requested.size.workers;
+                (LaunchTarget::Here { workers }, here() / workers)
             }
             Some(allocation) => {
                 let srun_arguments = self.slurm.srun_arguments.clone();
-                (Place::Nodes { nodes: allocation.nodes.clone(), srun_arguments }, allocation.cores_per_worker())
+                (LaunchTarget::Nodes { nodes: allocation.nodes.clone(), srun_arguments }, allocation.cores_per_worker())
             }
         };
-        let threads = asked.threads.unwrap_or(cores.max(1));
+        let threads = requested.threads.unwrap_or(cores.max(1));
         let (program, device) = (workers.program.clone(), workers.devices.device);
         Starter::This { program, device, place, threads, interface: self.interface.clone() }
     }
@@ -507,18 +505,18 @@ mod tests {
 
     #[test]
     fn a_resume_is_launched_as_its_run_unless_typed_otherwise() {
-        use LauncherName::{Local, None as Nobody, Srun};
+        use LauncherName::{Local, None as External, Srun};
         let check = |typed, forced, recorded: Option<&str>, expected| {
             let recorded = recorded.map(before);
             let found = launcher(typed, forced, recorded.as_ref()).map_err(|fatal| fatal.exit_code);
             assert_eq!(found, expected, "{typed:?} {forced:?} {recorded:?}");
         };
         check(None, None, None, Ok(Local));
-        check(None, None, Some("none"), Ok(Nobody));
+        check(None, None, Some("none"), Ok(External));
         check(Some(Local), None, Some("none"), Ok(Local));
-        check(None, Some(Nobody), Some("local"), Ok(Nobody));
-        check(Some(Nobody), Some(Nobody), None, Ok(Nobody));
-        check(Some(Srun), Some(Nobody), None, Err(EXIT_USAGE));
+        check(None, Some(External), Some("local"), Ok(External));
+        check(Some(External), Some(External), None, Ok(External));
+        check(Some(Srun), Some(External), None, Err(EXIT_USAGE));
         check(None, None, Some("of a later version"), Ok(Local));
     }
 

@@ -31,8 +31,7 @@ pub(super) fn check(quick: bool, resume: bool, again: bool) -> Result<(), Fatal>
     if !quick || !resume || again {
         return Ok(());
     }
-    let message =
-        "--quick starts a new run of less than a minute: leave out --resume, or resume the run without --quick";
+    let message = "--quick starts a new run of less than a minute: omit --resume, or resume the run without --quick";
     Err(Fatal::new(EXIT_USAGE, message))
 }
 

@@ -20,10 +20,10 @@ pub(super) struct WorkersArguments {
     /// Folder with the run's ca.pem and a join token
     #[arg(long, value_name = "DIR", required_unless_present = "insecure")]
     credentials: Option<PathBuf>,
-    /// Of a coordinator that was started so: neither encrypt nor authenticate
+    /// For a coordinator that was started with --insecure: neither encrypt nor authenticate
     #[arg(long, conflicts_with = "credentials")]
     insecure: bool,
-    /// Workers to start, one a GPU
+    /// Workers to start, one per GPU
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     count: u16,
     /// Number of this machine or pod among those of the run, from 0: its workers are worker-I with I from INDEX x COUNT
@@ -33,20 +33,20 @@ pub(super) struct WorkersArguments {
     /// How long a worker tries to reach the coordinator when it starts
     #[arg(long, default_value = "60s", value_parser = duration)]
     wait: Duration,
-    /// How long the workers may take to end after a stop signal, which is forwarded to them; then they are killed
+    /// How long the workers may take to exit after a stop signal, which is forwarded to them; then they are killed
     #[arg(long, default_value = "90s", value_parser = duration)]
     grace: Duration,
-    /// How often each worker is started again
+    /// How often each worker is restarted
     #[arg(long, default_value_t = 10, value_name = "N")]
     max_restarts: u32,
     /// Threads of each worker [default: the machine's cores shared among its workers]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads_per_worker: Option<u16>,
-    /// On what they train: auto, cpu, cuda (a GPU for each) or cuda:N (all share GPU N)
+    /// Where they train: auto, cpu, cuda (a GPU for each) or cuda:N (all share GPU N)
     #[arg(long, env = "THANOS_DEVICE", default_value = "auto", hide_env_values = true)]
     device: DeviceChoice,
-    /// The program that is started as a worker [default: thanos-worker-cuda beside this program for GPUs, thanos-worker
-    /// for CPUs]
+    /// The worker program [default: thanos-worker-cuda next to this program for GPUs, thanos-worker for
+    /// CPUs]
     #[arg(long, value_name = "PATH")]
     worker_program: Option<PathBuf>,
     /// Network interface under which the other workers reach these
@@ -55,7 +55,7 @@ pub(super) struct WorkersArguments {
     /// Folder of this machine's packs
     #[arg(long, value_name = "DIR")]
     packs_dir: Option<PathBuf>,
-    /// Serve metrics of the first worker at this port, and of each further one at the next
+    /// Serve the metrics of the first worker on this port, and those of each further one on the next
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     status_port: Option<u16>,
 }

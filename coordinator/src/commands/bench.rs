@@ -1,5 +1,5 @@
-//! A benchmark: the first backbone of a configuration on made-up images, by a run in a temporary folder that leaves nothing
-//! behind. Its workers report what they measured as events of that run; here they become one line of JSON.
+//! A benchmark: the first backbone of a configuration on synthetic images, by a run in a temporary folder, which is
+//! removed. Its workers report what they measured as events of that run; here they become one line of JSON.
 
 use crate::exit::{EXIT_CONFIG, EXIT_IO, EXIT_UNREACHABLE, EXIT_USAGE, Fatal};
 use crate::run_dir::ledger::{events, read_steps};
@@ -13,9 +13,9 @@ use thanos_configs::{DataKind, Plan, RunConfig, Validation};
 use thanos_data::{Packs, pack_synthetic};
 use thanos_proto::{BenchReport, BenchRequest};
 
-/// Made-up images for training, at least, in whole batches.
+/// Synthetic images for training, at least, in whole batches.
 const MIN_IMAGES: u64 = 4096;
-/// Bytes of made-up images, at most: they are in memory.
+/// Bytes of synthetic images, at most: they are in memory.
 const MAX_BYTES: u64 = 8 << 30;
 /// Where temporary files are in memory.
 const MEMORY: &str = "/dev/shm";
@@ -30,7 +30,7 @@ pub(crate) struct Bench {
     pub(crate) workers: usize,
     /// Of each worker.
     pub(crate) threads: usize,
-    /// Made-up images for training.
+    /// Synthetic images for training.
     pub(crate) images: u64,
 }
 
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn a_report_comes_back_from_an_event() {
+    fn a_report_round_trips_through_an_event() {
         let event = |report: &BenchReport| {
             let mut event = to_json(report);
             event["event"] = "benched".into();

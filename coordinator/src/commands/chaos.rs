@@ -1,5 +1,5 @@
 //! `chaos`: kills and stops workers of a live run on this machine at random moments, and reports what it cost. It reads
-//! the run's events and sends signals; the run is not told.
+//! the run's events and sends signals; the run is not notified.
 
 use crate::exit::{EXIT_DATA, EXIT_USAGE, Fatal};
 use crate::run_dir::identity;
@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use thanos_configs::SplitMix64;
 
 /// How often the run is looked at.
-const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// What is done to a run, and how often.
 #[derive(Clone, Copy, Debug)]
@@ -29,7 +29,7 @@ pub(crate) struct Chaos {
     pub(crate) every: Duration,
     pub(crate) seed: u64,
     /// `None`: until the run has ended.
-    pub(crate) most: Option<u32>,
+    pub(crate) max_faults: Option<u32>,
 }
 
 /// What it cost.
@@ -39,7 +39,7 @@ pub(crate) struct Cost {
     pub(crate) stops: u32,
     /// Workers that the run has lost since.
     pub(crate) lost: usize,
-    /// Seconds from a loss to the generation behind it, sorted.
+    /// Seconds from a loss to the next generation, sorted.
     pub(crate) recoveries: Vec<f64>,
     pub(crate) seconds: f64,
     /// Steps that were committed meanwhile.
@@ -58,27 +58,22 @@ impl fmt::Display for Cost {
         if let Some(last) = self.recoveries.len().checked_sub(1) {
             let at = |share: f64| self.recoveries[(last as f64 * share).round() as usize];
             let n = self.recoveries.len();
-            writeln!(out, "{n} recoveries: median {:.2} s, 95 % {:.2} s, most {:.2} s", at(0.5), at(0.95), at(1.0))?;
+            writeln!(out, "{n} recoveries: median {:.2} s, 95 % {:.2} s, max {:.2} s", at(0.5), at(0.95), at(1.0))?;
         }
         let spent = 1.0 - self.recoveries.iter().sum::<f64>() / self.seconds.max(f64::MIN_POSITIVE);
-        write!(
-            out,
-            "{} steps committed, {:.1} % of the time in generations that were whole",
-            self.steps,
-            spent * 100.0
-        )?;
+        write!(out, "{} steps committed, {:.1} % of the time in complete generations", self.steps, spent * 100.0)?;
         match &self.ended {
             Some(how) => write!(out, "; the run has ended: {how}"),
-            None => write!(out, "; the run goes on"),
+            None => write!(out, "; the run continues"),
         }
     }
 }
 
-/// Disturbs a run until it has ended, or enough was done; `told` gets a line a fault.
+/// Disturbs a run until it has ended, or enough was done; `on_fault` gets one line per fault.
 ///
 /// # Errors
-/// 64 if the directory holds no run; 65 if its events are damaged, or the run has ended already.
-pub(crate) fn chaos(run_dir: &Path, chaos: &Chaos, told: &mut dyn FnMut(&str)) -> Result<Cost, Fatal> {
+/// 64 if it is not a run directory; 65 if its events are damaged, or the run has ended already.
+pub(crate) fn chaos(run_dir: &Path, chaos: &Chaos, on_fault: &mut dyn FnMut(&str)) -> Result<Cost, Fatal> {
     identity(run_dir)?;
     let before = events(run_dir)?;
     if ending(&before).is_some() {
@@ -93,7 +88,7 @@ pub(crate) fn chaos(run_dir: &Path, chaos: &Chaos, told: &mut dyn FnMut(&str)) -
     let mut next = started + pause(&mut stream, chaos.every);
     loop {
         let events = events(run_dir)?;
-        let enough = chaos.most.is_some_and(|most| kills + stops >= most);
+        let enough = chaos.max_faults.is_some_and(|max| kills + stops >= max);
         if ending(&events).is_some() || enough {
             return Ok(cost(
                 &events[before.len()..],
@@ -115,11 +110,11 @@ pub(crate) fn chaos(run_dir: &Path, chaos: &Chaos, told: &mut dyn FnMut(&str)) -
                 let (signal, word) = if kills_it { (Signal::SIGKILL, "killed") } else { (Signal::SIGSTOP, "stopped") };
                 if kill(Pid::from_raw(*pid), signal).is_ok() {
                     (kills, stops) = if kills_it { (kills + 1, stops) } else { (kills, stops + 1) };
-                    told(&format!("{:>7.1} s  {word} {worker} (pid {pid})", started.elapsed().as_secs_f64()));
+                    on_fault(&format!("{:>7.1} s  {word} {worker} (pid {pid})", started.elapsed().as_secs_f64()));
                 }
             }
         }
-        thread::sleep(BETWEEN_LOOKS);
+        thread::sleep(POLL_INTERVAL);
     }
 }
 
@@ -194,7 +189,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn who_joined_and_was_not_lost_is_alive() {
+    fn workers_that_joined_and_were_not_lost_are_alive() {
         let joined = |worker: &str, pid: i64| json!({"time": 5.0, "event": "joined", "worker": worker, "host": "node", "pid": pid});
         let events = [
             joined("worker-0", 10),
@@ -222,8 +217,8 @@ mod tests {
         ];
         let cost = cost(&events, (2, 1), Duration::from_secs(40), 100);
         assert_eq!((cost.lost, &cost.recoveries), (1, &vec![1.0, 3.0]));
-        let expected = "2 kills and 1 stops in 40 s, 1 workers lost\n2 recoveries: median 3.00 s, 95 % 3.00 s, most \
-                        3.00 s\n100 steps committed, 90.0 % of the time in generations that were whole; the run has \
+        let expected = "2 kills and 1 stops in 40 s, 1 workers lost\n2 recoveries: median 3.00 s, 95 % 3.00 s, max \
+                        3.00 s\n100 steps committed, 90.0 % of the time in complete generations; the run has \
                         ended: done";
         assert_eq!(cost.to_string(), expected);
     }

@@ -1,4 +1,4 @@
-//! `status`: what a run directory says about its run, read without its lock.
+//! `status`: the state of a run by its run directory, read without its lock.
 
 use crate::exit::Fatal;
 use crate::run_dir::ledger::read_steps;
@@ -13,7 +13,7 @@ use std::path::Path;
 /// A few lines on a run: what it is, how far it is, whether a coordinator is at work on it.
 ///
 /// # Errors
-/// 64 if the directory holds no run, 65 if its ledger is damaged.
+/// 64 if it is not a run directory, 65 if its ledger is damaged.
 pub(crate) fn status(run_dir: &Path) -> Result<String, Fatal> {
     let identity = identity(run_dir)?;
     let mut text = String::new();
@@ -31,7 +31,7 @@ pub(crate) fn status(run_dir: &Path) -> Result<String, Fatal> {
     match read_steps(run_dir)?.last() {
         Some(last) => {
             let (stage, step) = (&last.stage, last.step + 1);
-            let loss = last.loss.map_or("that is no number".into(), |loss| format!("{loss:.4}"));
+            let loss = last.loss.map_or("non-finite".into(), |loss| format!("{loss:.4}"));
             line("position", format!("{step} steps of stage {stage}, epoch {}, loss {loss}", last.epoch));
         }
         None => line("position", "before the first step".into()),
@@ -47,7 +47,7 @@ pub(crate) fn status(run_dir: &Path) -> Result<String, Fatal> {
     Ok(text.trim_end().to_owned())
 }
 
-/// The process that holds the lock, or how to go on without one.
+/// The process that holds the lock, or how to continue without one.
 fn coordinator(run_dir: &Path, events: &[Value]) -> String {
     if let Some(holder) = holder(run_dir) {
         return holder;

@@ -1,5 +1,5 @@
 //! `verify-run`: what a run's ledger proves. Every step of a stage once and in order, every sample of an epoch once:
-//! the digest of each step's samples is computed anew from the configuration. Of two runs, the first step at which
+//! the digest of each step's samples is computed again from the configuration. Of two runs, the first step at which
 //! they differ. It reads run directories and packs, and changes nothing.
 
 use crate::exit::{EXIT_DATA, Fatal};
@@ -21,8 +21,11 @@ impl fmt::Display for Verified {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let steps: u64 = self.stages.iter().map(|(_, steps)| steps).sum();
         let (stages, generations) = (self.stages.len(), self.generations);
-        write!(out, "{steps} steps of {stages} stages in {generations} generations: every step once and in order, ")?;
-        write!(out, "every sample of an epoch once")
+        write!(
+            out,
+            "{steps} steps of {stages} stages in {generations} generations: every step exactly once and in order, "
+        )?;
+        write!(out, "every sample of an epoch exactly once")
     }
 }
 
@@ -48,7 +51,7 @@ fn verify(lines: &[StepLine], plan: &Plan, fine: &[i64]) -> Result<Verified, (us
         let name = &lines[0].stage;
         // A stage that was skipped would be one without steps.
         let Some(stage) = stages.next_if(|stage| stage.name() == name) else {
-            let expected = stages.peek().map_or("no stage any more", |stage| stage.name());
+            let expected = stages.peek().map_or("no further stage", |stage| stage.name());
             return Err((at + 1, format!("stage {name}, expected {expected}")));
         };
         let batch_size = plan.training(stage).batch_size;
@@ -60,7 +63,7 @@ fn verify(lines: &[StepLine], plan: &Plan, fine: &[i64]) -> Result<Verified, (us
                 return refuse(format!("step {} of stage {name}, expected step {}", line.step, position.step));
             }
             if line.generation < generation {
-                return refuse(format!("generation {} behind generation {generation}", line.generation));
+                return refuse(format!("generation {} after generation {generation}", line.generation));
             }
             verified.generations += usize::from(line.generation > generation);
             generation = line.generation;
@@ -70,7 +73,7 @@ fn verify(lines: &[StepLine], plan: &Plan, fine: &[i64]) -> Result<Verified, (us
                 return refuse(format!("step {} is {got}, expected epoch {epoch} with {images}", line.step));
             }
             if line.samples_sha256 != samples_sha256(&batch) {
-                return refuse(format!("step {} of stage {name} was made on other samples", line.step));
+                return refuse(format!("step {} of stage {name} used other samples", line.step));
             }
         }
         verified.stages.push((name.clone(), lines.len() as u64));
@@ -104,16 +107,20 @@ impl fmt::Display for Comparison {
         match self {
             Self::Identical { steps, of } if of.0 == of.1 => write!(out, "identical in all {steps} steps"),
             Self::Identical { steps, of } => {
-                write!(out, "identical to step {steps}, where one ends: they have {} and {} steps", of.0, of.1)
+                write!(
+                    out,
+                    "identical up to step {steps}, where one ledger ends: they have {} and {} steps",
+                    of.0, of.1
+                )
             }
             Self::Differ { one, other } if (&one.stage, one.step) != (&other.stage, other.step) => {
                 let (a, b) = ((&one.stage, one.step), (&other.stage, other.step));
-                write!(out, "they differ: step {} of stage {} stands where step {} of stage {} is", a.1, a.0, b.1, b.0)
+                write!(out, "they differ: step {} of stage {} against step {} of stage {}", a.1, a.0, b.1, b.0)
             }
             Self::Differ { one, other } => {
                 write!(out, "they differ first at step {} of stage {}: ", one.step, one.stage)?;
                 if one.samples_sha256 != other.samples_sha256 {
-                    return write!(out, "made on other samples");
+                    return write!(out, "other samples");
                 }
                 let [one_loss, other_loss] = [one.loss, other.loss].map(|loss| loss.unwrap_or(f64::NAN));
                 write!(out, "losses {one_loss} and {other_loss}, rates {} and {}", one.lr, other.lr)
@@ -164,8 +171,8 @@ mod tests {
         let plan = plan();
         let verified = verify(&ledger(&plan), &plan, &[0; IMAGES]).expect("good");
         assert_eq!(verified.stages, [("supcon".to_owned(), 6), ("transfer_supcon".to_owned(), 6)]);
-        let told = "12 steps of 2 stages in 4 generations: every step once and in order, every sample of an epoch once";
-        assert_eq!(verified.to_string(), told);
+        let expected = "12 steps of 2 stages in 4 generations: every step exactly once and in order, every sample of an epoch exactly once";
+        assert_eq!(verified.to_string(), expected);
         assert_eq!(verify(&[], &plan, &[0; IMAGES]).expect("good").stages, []);
     }
 
@@ -188,7 +195,7 @@ mod tests {
         check(&|lines| lines[6].stage = "cae".into(), (7, "stage cae, expected transfer_supcon"));
         check(
             &|lines| lines.push(StepLine { stage: "more".into(), ..lines[0].clone() }),
-            (13, "stage more, expected no stage any more"),
+            (13, "stage more, expected no further stage"),
         );
     }
 

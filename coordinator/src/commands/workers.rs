@@ -1,4 +1,4 @@
-//! The workers of one machine or pod whose coordinator runs elsewhere: one process each, started again when it fails, as
+//! The workers of one machine or pod whose coordinator runs elsewhere: one process each, restarted when it fails, as
 //! local_workers/policy.rs decides. It may be process 1 of a container: it handles stop signals, forwards them once, reaps
 //! every process, and ends when the run does. It knows nothing of a run.
 
@@ -102,11 +102,11 @@ enum State {
         pid: Pid,
         since: Instant,
     },
-    /// Not started again.
+    /// Not restarted.
     Ended,
 }
 
-/// The group is ending: no worker is started again.
+/// The group is ending: no worker is restarted.
 #[derive(Clone, Copy, Debug)]
 struct Ending {
     code: u8,
@@ -199,12 +199,12 @@ impl<'a> Group<'a> {
             Next::Restart(delay) => {
                 self.restarts[place] += 1;
                 self.states[place] = State::Due(now + delay);
-                terminal::line(&format!("{worker} {ended}: starting it again in {delay:?}"));
+                terminal::line(&format!("{worker} {ended}: restarting it in {delay:?}"));
             }
             Next::End(code) => {
                 self.all_finished &= code == 0;
                 if !matches!(code, 0 | EXIT_STOPPED) {
-                    terminal::line(&format!("{worker} {ended}: the other workers have {:?} to end", self.what.grace));
+                    terminal::line(&format!("{worker} {ended}: the other workers have {:?} to exit", self.what.grace));
                 }
                 self.end(Ending { code, signalled: None, deadline: now + self.what.grace });
             }
@@ -227,7 +227,10 @@ impl<'a> Group<'a> {
             Some(first) if now - first < DUPLICATE_INTERVAL => {}
             Some(_) => self.signal_all(Signal::SIGKILL),
             None => {
-                terminal::line(&format!("{signal}: forwarded to the workers, which have {:?} to end", self.what.grace));
+                terminal::line(&format!(
+                    "{signal}: forwarded to the workers, which have {:?} to exit",
+                    self.what.grace
+                ));
                 self.signal_all(signal);
                 let (code, deadline) = match self.ending {
                     Some(ending) => (ending.code, ending.deadline.min(now + self.what.grace)),

@@ -1,4 +1,4 @@
-//! The conductor: one task that owns the run. It feeds the rules in `run.rs` with what happens, and carries out what
+//! The event loop: one task that owns the run. It feeds the rules in `run.rs` with what happens, and carries out what
 //! they say; it decides nothing, and waits for nothing but events: what touches the run directory is `journal.rs`'s.
 
 use crate::commands::bench;
@@ -23,16 +23,16 @@ use tokio::time::MissedTickBehavior;
 /// How often deadlines are checked.
 const TICK_INTERVAL: Duration = Duration::from_millis(100);
 /// How long a run that has not completed waits at its end for the journal.
-const MIN_JOURNAL_PATIENCE: Duration = Duration::from_secs(5);
+const MIN_JOURNAL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The run, and everything that its effects reach.
-pub(crate) struct Conductor {
+pub(crate) struct EventLoop {
     pub(crate) run: Run,
     pub(crate) sessions: Sessions,
     pub(crate) store: Arc<Store>,
     pub(crate) journal: Journal,
     /// How long a complete run waits at its end for the journal.
-    pub(crate) journal_patience: Duration,
+    pub(crate) journal_timeout: Duration,
     /// Where workers are started, if this program does it.
     pub(crate) launcher: Option<Arc<Launcher>>,
     pub(crate) progress: Progress,
@@ -45,7 +45,7 @@ pub(crate) struct Conductor {
     pub(crate) results: Vec<StageResult>,
 }
 
-impl Conductor {
+impl EventLoop {
     /// Conducts the run to its end.
     ///
     /// # Errors
@@ -103,7 +103,7 @@ impl Conductor {
                 self.progress.step(step);
                 self.journal.carry_out(effect);
             }
-            Effect::Tell(notice) => self.tell(notice),
+            Effect::Notify(notice) => self.notify(notice),
             Effect::Restart { worker, after } => {
                 if let Some(launcher) = &self.launcher {
                     launcher.restart(&worker, after);
@@ -122,7 +122,7 @@ impl Conductor {
         None
     }
 
-    fn tell(&mut self, notice: Notice) {
+    fn notify(&mut self, notice: Notice) {
         self.progress.notice(&notice);
         match (&notice, &self.launcher) {
             (Notice::StageComplete(result), _) => self.results.push(result.clone()),
@@ -131,16 +131,16 @@ impl Conductor {
             (Notice::Joined { worker, .. }, Some(launcher)) => launcher.joined(worker),
             _ => {}
         }
-        self.journal.carry_out(Effect::Tell(notice));
+        self.journal.carry_out(Effect::Notify(notice));
     }
 
     async fn end(self, verdict: Verdict) -> Result<(Verdict, Vec<StageResult>), Fatal> {
         terminal::hide_bar();
-        let patience = match verdict {
-            Verdict::Done => self.journal_patience,
-            Verdict::Stopped { .. } | Verdict::Failed { .. } => MIN_JOURNAL_PATIENCE,
+        let rendezvous_timeout = match verdict {
+            Verdict::Done => self.journal_timeout,
+            Verdict::Stopped { .. } | Verdict::Failed { .. } => MIN_JOURNAL_TIMEOUT,
         };
-        match (self.journal.finish(patience).await, &verdict) {
+        match (self.journal.finish(rendezvous_timeout).await, &verdict) {
             (Some(problem), Verdict::Done) => {
                 let message = format!("every stage is complete and committed, but the ledger is not: {problem}");
                 Err(Fatal::new(EXIT_IO, message))
@@ -199,8 +199,8 @@ pub(crate) fn line(notice: &Notice) -> (&'static str, Value) {
             ("skipped", json!({"stage": stage, "step": step, "problem": problem}))
         }
         Notice::Repaired { problem } => ("repaired", json!({"problem": problem})),
-        Notice::Straggler { worker, whereabouts, share } => {
-            ("straggler", json!({"worker": worker, "in": whereabouts, "share_of_time_waited_for": share}))
+        Notice::Straggler { worker, last_position, share } => {
+            ("straggler", json!({"worker": worker, "in": last_position, "share_of_time_waited_for": share}))
         }
         Notice::Lost { worker, reason } => ("lost", json!({"worker": worker, "reason": reason})),
         Notice::GroupFailed { worker, reason } => ("group_failed", json!({"worker": worker, "reason": reason})),

@@ -28,8 +28,8 @@ pub(crate) fn read_given_weights(plan: &Plan) -> Result<BTreeMap<String, String>
         match record {
             Some(record) => architecture.check(&record).map_err(|difference| cannot(name, &path, &difference))?,
             None => tracing::warn!(
-                "backbone {name}: {} records no architecture: names and shapes of its tensors must do, which do not show \
-                 the number of attention heads",
+                "backbone {name}: {} records no architecture: only the names and shapes of its tensors are checked, \
+                 which do not show the number of attention heads",
                 path.display()
             ),
         }
@@ -54,7 +54,7 @@ pub(crate) fn refuse_changed(
         {
             let message = format!(
                 "the weights of backbone {name} have changed: the SHA-256 of {} is {found}, the run was started with \
-                 {expected}; put the former file back, name it with backbones.N.checkpoint=FILE, or start a new run in \
+                 {expected}; restore the original file, name it with backbones.N.checkpoint=FILE, or start a new run in \
                  another --run-dir",
                 path.display()
             );
@@ -109,7 +109,7 @@ fn check_header(mut file: File, bytes: u64) -> Result<Metadata, String> {
     file.take(length).read_to_end(&mut header).map_err(|error| error.to_string())?;
     let header: Metadata = serde_json::from_slice(&header).map_err(|error| error.to_string())?;
     let expected = (LENGTH_BYTES + length).saturating_add(header.data_len() as u64);
-    if bytes == expected { Ok(header) } else { Err(format!("it has {bytes} bytes, its header promises {expected}")) }
+    if bytes == expected { Ok(header) } else { Err(format!("it has {bytes} bytes, its header requires {expected}")) }
 }
 
 #[cfg(test)]

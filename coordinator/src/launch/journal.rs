@@ -1,7 +1,7 @@
 //! The journal: one thread that carries out, in order, every effect that touches the run directory: lines of the ledger,
 //! commits, event files, and the commands that may only be sent once what precedes them is durable. The event loop never
 //! waits for storage. Where the run directory cannot be written the journal reports it and tries again: lines wait, and
-//! with them the acknowledgements that let training go on.
+//! with them the acknowledgements that let training continue.
 
 use crate::run::{Effect, Event, Notice, SessionId};
 use crate::run_dir::checkpoints::Checkpoints;
@@ -75,7 +75,7 @@ impl Journal {
         _ = self.jobs.send(Job::Event(kind, fields));
     }
 
-    /// Waits until everything is written, at most so long; says why not, if so.
+    /// Waits until everything is written, at most this long; returns why not, if so.
     pub(crate) async fn finish(self, limit: Duration) -> Option<String> {
         _ = self.jobs.send(Job::Close);
         let started = Instant::now();
@@ -143,12 +143,12 @@ impl Writer {
                 self.send_durable();
                 self.commit(session, written);
             }
-            Effect::Tell(notice) => self.tell(&notice),
+            Effect::Notify(notice) => self.notify(&notice),
             Effect::OpenStore { .. } | Effect::Restart { .. } | Effect::Kill { .. } | Effect::End(_) => {}
         }
     }
 
-    fn tell(&mut self, notice: &Notice) {
+    fn notify(&mut self, notice: &Notice) {
         let (kind, fields) = crate::launch::event_loop::line(notice);
         match notice {
             // A worker must not hear of a generation that a restarted coordinator would not know of.

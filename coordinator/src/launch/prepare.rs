@@ -1,5 +1,5 @@
 //! What a launch needs before its first worker. Everything that can be refused is refused here, and a run directory is
-//! made, or changed, last: a launch that was refused leaves none, and can be typed again. A resume goes on only with the
+//! made, or changed, last: a launch that was refused leaves none, and can be typed again. A resume continues only with the
 //! data and the weights that the run has seen, known by their content.
 
 use crate::exit::{EXIT_CONFIG, EXIT_DATA, EXIT_IO, EXIT_UNREACHABLE, Fatal};
@@ -14,7 +14,7 @@ use crate::server::credentials::Credentials;
 use crate::telemetry::http::Observed;
 use crate::telemetry::progress::{Bar, tell_of};
 use crate::terminal::Unit;
-use crate::workers::Place;
+use crate::workers::LaunchTarget;
 use anyhow::Result;
 use serde_json::json;
 use std::net::TcpListener;
@@ -24,7 +24,7 @@ use thanos_configs::{Change, Condition, Plan, StagePlan, Validation};
 use thanos_data::{PackFile, Packs, TestImages};
 use thanos_transport::check_interface;
 
-/// A run that can start, or go on.
+/// A run that can start, or continue.
 pub(crate) struct Prepared {
     pub(crate) run_dir: RunDir,
     pub(crate) packs: Packs,
@@ -43,14 +43,14 @@ struct Data {
     fine: Vec<i64>,
 }
 
-/// Checks everything that a launch needs, then makes its run directory, or opens that of the run to go on with.
+/// Checks everything that a launch needs, then makes its run directory, or opens that of the run to continue with.
 ///
 /// # Errors
 /// A [`Fatal`] with the exit code; a new run's directory is not made then.
 pub(crate) fn prepare(plan: &Plan, launch: &Launch) -> Result<Prepared> {
     check_descriptors(launch.workers)?;
     let status = launch.status.map(Observed::listen).transpose()?;
-    if let Starter::This { place: Place::Here { .. }, interface: Some(name), .. } = &launch.starter {
+    if let Starter::This { place: LaunchTarget::Here { .. }, interface: Some(name), .. } = &launch.starter {
         check_interface(name).map_err(|names| {
             let message = format!("--interface {name} is not on this machine, which has {names}");
             Fatal::new(EXIT_UNREACHABLE, message)
@@ -122,14 +122,14 @@ fn warning_of_threads(change: &RecordedChange) -> Option<String> {
     let (old, new) = (change.old.as_u64()?, change.new.as_u64()?);
     (change.key == THREADS_OPTION).then(|| {
         format!(
-            "workers have {new} threads each from now on, and had {old}: sums differ in their last bits, and the run is no \
-             longer bit-equal to an undisturbed one; {THREADS_OPTION} {old} keeps it so"
+            "each worker now has {new} threads instead of {old}: sums differ in their last bits, and the run is no longer \
+             bit-identical to an uninterrupted one; pass {THREADS_OPTION} {old} to keep it so"
         )
     })
 }
 
 fn open_credentials(launch: &Launch) -> Result<Option<Arc<Credentials>>, Fatal> {
-    let shared = launch.starter == Starter::Nobody;
+    let shared = launch.starter == Starter::External;
     let opened = launch.credentials.as_deref().map(|folder| {
         let opened = Credentials::open_or_make(folder, shared)?;
         match &launch.scrape_token_file {
@@ -183,7 +183,7 @@ fn open(plan: &Plan, packs: Packs, raw_stamp: Option<String>) -> Result<Data, Fa
     Ok(Data { packs, identity: DataIdentity { train, test, raw_stamp }, fine })
 }
 
-/// The data of a run to go on with. Raw files are read only if they seem to have changed, or the packs are not there.
+/// The data of a run to continue with. Raw files are read only if they seem to have changed, or the packs are not there.
 fn data_of_run(plan: &Plan, launch: &Launch, run_dir: &RunDir, changes: &[Change]) -> Result<Data, Fatal> {
     let Some(recorded) = &run_dir.identity().data else { return pack(plan, &launch.packs_dir) };
     let config = &plan.config().data;
@@ -191,7 +191,7 @@ fn data_of_run(plan: &Plan, launch: &Launch, run_dir: &RunDir, changes: &[Change
     let is_same = || match thanos_data::raw_stamp(config) {
         Ok(stamp) => stamp == recorded.raw_stamp,
         Err(error) => {
-            tracing::warn!("the raw data cannot be looked at, the packs of this run are used: {error}");
+            tracing::warn!("the raw data cannot be read, using the packs of this run: {error}");
             true
         }
     };
@@ -207,7 +207,7 @@ fn data_of_run(plan: &Plan, launch: &Launch, run_dir: &RunDir, changes: &[Change
     Ok(data)
 }
 
-/// The packs that a run was trained on, for whoever reads its ledger.
+/// The packs that a run was trained on, for commands that read its ledger.
 ///
 /// # Errors
 /// 65 if they are not there and the raw data is missing, or has changed.
@@ -249,8 +249,8 @@ fn refuse_shorter(plan: &Plan, changes: &[Change], run_dir: &Path, images: u64) 
             if change.key.starts_with(section) && made > allowed {
                 let (key, new, old, stage) = (&change.key, &change.new, &change.old, stage.name());
                 let message = format!(
-                    "{key}={new} allows {allowed} steps a stage, and stage {stage} has made {made}: steps that were \
-                     made are kept; leave the key at {old} or raise it, or start a new run in another --run-dir"
+                    "{key}={new} allows {allowed} steps per stage, but stage {stage} has already made {made}; keep \
+                     {old} or raise it, or start a new run in another --run-dir"
                 );
                 return Err(Fatal::new(EXIT_CONFIG, message));
             }
@@ -265,7 +265,7 @@ fn refuse_without_any(run_dir: &RunDir, found: &Found) -> Result<(), Fatal> {
         return Ok(());
     }
     let message = format!(
-        "no checkpoint of {} is good:\n  {}\nto start over, name another --run-dir",
+        "no checkpoint of {} is valid:\n  {}\nto start over, choose another --run-dir",
         run_dir.path().display(),
         found.warnings.join("\n  ")
     );

@@ -1,5 +1,5 @@
-//! The process that a user's `launch` is: it holds the port, starts the coordinator, passes signals on to it, and starts
-//! it again when it is killed or crashes; the workers wait for it meanwhile. It knows nothing of a run. When it is gone
+//! The process that a user's `launch` is: it holds the port, starts the coordinator, passes signals on to it, and restarts
+//! it when it is killed or crashes; the workers wait for it meanwhile. It knows nothing of a run. When it is gone
 //! itself, so is the coordinator at once, and so are the workers when their lease is over.
 
 use crate::exit::{EXIT_STOPPED, EXIT_UNREACHABLE, Fatal};
@@ -23,11 +23,11 @@ use std::path::Path;
 use std::process::Command;
 
 /// Starts of the coordinator, without a step between them, before the run is given up.
-const MOST_STARTS: u32 = 5;
+const MAX_STARTS: u32 = 5;
 /// Exit code of a Rust program that panics.
 const PANICKED: i32 = 101;
 
-/// What the coordinator is told beside what the user typed: by whom it was started, and that it is not the first one.
+/// What the coordinator is passed in addition to the user's arguments: its supervisor, and that it is not the first one.
 pub(crate) const SUPERVISED: &str = "--supervised-by";
 pub(crate) const AGAIN: &str = "--again";
 /// That a stop was requested before it was restarted.
@@ -38,10 +38,11 @@ pub(crate) const STOP_REQUESTED: &str = "--stop-requested";
 /// # Errors
 /// 69 if it cannot be started, or ends again and again.
 pub(crate) fn supervise(run_dir: &Path, listener: &TcpListener) -> Result<u8> {
-    set_child_subreaper(true).context("to be told of workers whose coordinator is gone")?;
+    set_child_subreaper(true).context("cannot become the subreaper of orphaned workers")?;
     let handled = stop_signals().into_iter().map(|signal| signal as i32).chain([SIGCHLD]);
-    let mut signals = Signals::new(handled).context("to pass signals on")?;
-    fcntl(listener, FcntlArg::F_SETFD(FdFlag::empty())).context("to pass the port on")?;
+    let mut signals = Signals::new(handled).context("cannot handle signals")?;
+    fcntl(listener, FcntlArg::F_SETFD(FdFlag::empty()))
+        .context("cannot pass the listening socket to the coordinator")?;
     let (mut starts, mut steps, mut stop_requested) = (0, 0, false);
     loop {
         let again = starts > 0 && run_dir.join("run.json").exists();
@@ -64,11 +65,11 @@ pub(crate) fn supervise(run_dir: &Path, listener: &TcpListener) -> Result<u8> {
         let made = std::fs::metadata(run_dir.join("steps.jsonl")).map_or(0, |file| file.len());
         starts = if made > steps { 1 } else { starts + 1 };
         steps = made;
-        if starts > MOST_STARTS {
-            let message = format!("given up: the coordinator {how}, {MOST_STARTS} times without a step between");
+        if starts > MAX_STARTS {
+            let message = format!("giving up: the coordinator {how}, {MAX_STARTS} times without a step in between");
             return Err(Fatal::new(EXIT_UNREACHABLE, message).into());
         }
-        terminal::line(&format!("the coordinator (pid {coordinator}) {how}: it is started again"));
+        terminal::line(&format!("the coordinator (pid {coordinator}) {how}: restarting it"));
     }
 }
 
@@ -84,20 +85,20 @@ pub(crate) fn listen(address: SocketAddr) -> Result<TcpListener> {
 
 /// Ends this process when its supervisor does.
 pub(crate) fn end_with(supervisor: i32) -> Result<()> {
-    set_pdeathsig(Signal::SIGKILL).context("to end with the supervisor")?;
+    set_pdeathsig(Signal::SIGKILL).context("cannot request a signal at the supervisor's death")?;
     // It may be gone already.
     if getppid().as_raw() == supervisor {
         Ok(())
     } else {
-        Err(Fatal::new(EXIT_UNREACHABLE, "its supervisor is gone").into())
+        Err(Fatal::new(EXIT_UNREACHABLE, "the supervisor has exited").into())
     }
 }
 
 fn spawn(run_dir: &Path, listener: &TcpListener, (again, stop_requested): (bool, bool)) -> Result<Pid> {
     let program = std::env::current_exe().context("this program's own path")?;
     let mut arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-    let said = |name: &str| std::env::args().any(|argument| argument.split('=').next() == Some(name));
-    if !said("--run-dir") {
+    let has_flag = |name: &str| std::env::args().any(|argument| argument.split('=').next() == Some(name));
+    if !has_flag("--run-dir") {
         arguments.extend(["--run-dir".into(), run_dir.into()]);
     }
     arguments.extend([SUPERVISED.into(), std::process::id().to_string().into()]);
@@ -107,7 +108,7 @@ fn spawn(run_dir: &Path, listener: &TcpListener, (again, stop_requested): (bool,
     if again && stop_requested {
         arguments.push(STOP_REQUESTED.into());
     }
-    if again && !said("--resume") {
+    if again && !has_flag("--resume") {
         arguments.push("--resume".into());
     }
     let mut command = Command::new(program);
@@ -126,8 +127,8 @@ fn spawn(run_dir: &Path, listener: &TcpListener, (again, stop_requested): (bool,
     Ok(Pid::from_raw(i32::try_from(child.id())?))
 }
 
-/// Waits for the coordinator to end, and says whether it was asked to. Signals go on to it; workers whose coordinator is
-/// gone are buried here.
+/// Waits for the coordinator to end, and says whether it was asked to. Signals are forwarded to it; orphaned
+/// workers are reaped here.
 fn wait(coordinator: Pid, signals: &mut Signals) -> Result<(WaitStatus, bool)> {
     let mut asked = false;
     loop {

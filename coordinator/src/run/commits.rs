@@ -53,7 +53,7 @@ impl Run {
     pub(super) fn record(&mut self, done: StepDone) -> Vec<Effect> {
         let StepDone { stage, step, skipped, .. } = done.clone();
         self.next_step = Some((stage.clone(), step + 1));
-        let skipped = skipped.map(|problem| Effect::Tell(Notice::Skipped { stage, step, problem }));
+        let skipped = skipped.map(|problem| Effect::Notify(Notice::Skipped { stage, step, problem }));
         [Effect::Record(done)].into_iter().chain(skipped).collect()
     }
 
@@ -62,7 +62,7 @@ impl Run {
         self.next_step.as_ref().filter(|(stage, _)| stage == self.current_stage()).map_or(0, |(_, next)| *next)
     }
 
-    /// Where training goes on from a checkpoint, or from a stage's start, the ledger goes back as well; also when it has
+    /// Where training continues from a checkpoint, or from a stage's start, the ledger goes back as well; also when it has
     /// steps of a later stage.
     pub(super) fn cut_steps(&mut self) -> Option<Effect> {
         let first = self.start.resume.as_ref().map(|checkpoint| (checkpoint.stage.clone(), checkpoint.step));
@@ -91,11 +91,14 @@ impl Run {
     fn checkpoint_problem(&self, written: &CheckpointWritten) -> Option<String> {
         let CheckpointWritten { stage, step, generation, result, .. } = written;
         if stage != self.current_stage() || result.as_ref().is_some_and(|result| result.stage != *stage) {
-            return Some(format!("a checkpoint of stage `{stage}`, in training is `{}`", self.current_stage()));
+            return Some(format!(
+                "a checkpoint of stage `{stage}` while stage `{}` is in training",
+                self.current_stage()
+            ));
         }
         let recorded = self.recorded_of_stage();
         if *step > recorded || *generation > self.generation {
-            return Some(format!("a checkpoint of step {step}, recorded are {recorded}"));
+            return Some(format!("a checkpoint of step {step}, but {recorded} steps are recorded"));
         }
         None
     }
@@ -107,7 +110,8 @@ impl Run {
     /// Why this session may not speak for the run, if so: only rank 0 of the newest generation may.
     fn fence(&self, session: SessionId, generation: u64) -> Option<String> {
         let current = self.generation;
-        let stale = || (generation != current).then(|| format!("a message of generation {generation} in {current}"));
+        let stale =
+            || (generation != current).then(|| format!("a message of generation {generation} in generation {current}"));
         self.fence_rank_0(session).or_else(stale)
     }
 
@@ -132,7 +136,7 @@ impl Run {
         if let Some(problem) = self.fence_stage(session, &stage).filter(|_| !saves_before_end) {
             return self.protocol_violation(session, &problem, now);
         }
-        let mut effects = vec![Effect::Tell(Notice::NotSaved { stage, step, reason: reason.clone() })];
+        let mut effects = vec![Effect::Notify(Notice::NotSaved { stage, step, reason: reason.clone() })];
         if saves_before_end {
             effects.extend(self.save_failed(now, &reason));
         }
@@ -152,7 +156,7 @@ impl Run {
             Err(reason) => Notice::NotSaved { stage, step, reason: reason.clone() },
         };
         let mut effects = vec![Effect::Send { session, command: Command::Committed(outcome.clone()) }];
-        effects.push(Effect::Tell(notice));
+        effects.push(Effect::Notify(notice));
         let saves_before_end = self.saves_before_end(session);
         match outcome {
             Ok(saved) => {
@@ -176,7 +180,7 @@ impl Run {
                 self.start.complete.push(saved);
                 self.start.resume = None;
                 self.start.stage += 1;
-                Some(Effect::Tell(Notice::StageComplete(result)))
+                Some(Effect::Notify(Notice::StageComplete(result)))
             }
             None if is_current && self.start.resume.as_ref().is_none_or(|newest| newest.step <= saved.step) => {
                 self.start.resume = Some(saved);

@@ -20,7 +20,7 @@ pub(crate) enum Event {
         session: SessionId,
         hello: Hello,
     },
-    Said {
+    Received {
         session: SessionId,
         event: WorkerEvent,
     },
@@ -28,7 +28,7 @@ pub(crate) enum Event {
     Closed {
         session: SessionId,
     },
-    /// A worker's process is gone; `how` says it to people.
+    /// A worker's process has exited; `how` describes it to users.
     Exited {
         worker: String,
         how: String,
@@ -42,7 +42,7 @@ pub(crate) enum Event {
         result: Option<StageResult>,
     },
     /// The user, or the machine, wants the run to stop where it can be resumed.
-    StopAsked {
+    StopRequested {
         reason: String,
     },
     /// The run directory cannot be written, and why; `None`: it can be again.
@@ -52,7 +52,7 @@ pub(crate) enum Event {
     Tick,
 }
 
-/// Why a worker's process is gone.
+/// Why a worker's process has exited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ExitCause {
     /// By itself, with this exit code.
@@ -68,7 +68,7 @@ pub(crate) enum ExitCause {
 }
 
 impl ExitCause {
-    /// Whether it was ended from outside, and so says nothing of whether it would have worked.
+    /// Whether it was ended from outside, which does not show whether it would have worked.
     pub(crate) fn is_external(self) -> bool {
         matches!(self, Self::Signalled(SIGKILL) | Self::Hung | Self::Vanished)
     }
@@ -102,7 +102,7 @@ pub(crate) enum Effect {
         session: SessionId,
         written: CheckpointWritten,
     },
-    Tell(Notice),
+    Notify(Notice),
     /// Start a worker's process again, if this program starts workers.
     Restart {
         worker: String,
@@ -185,7 +185,7 @@ pub(crate) enum Notice {
     },
     /// The time for a stop is over: what was done since the last checkpoint will be done again.
     GraceOver,
-    /// An update was left out, as something in it was no number.
+    /// An update was skipped because of a non-finite value.
     Skipped {
         stage: String,
         step: u64,
@@ -198,7 +198,7 @@ pub(crate) enum Notice {
     /// The others wait for this worker, this share of their time.
     Straggler {
         worker: String,
-        whereabouts: String,
+        last_position: String,
         share: f64,
     },
     Lost {
@@ -216,12 +216,12 @@ pub(crate) enum Notice {
         cause: ExitCause,
         restart: u32,
     },
-    /// It was started too often without a step: the run goes on without it.
+    /// It was started too often without a step: the run continues without it.
     Abandoned {
         worker: String,
         how: String,
     },
-    /// After a loss, in training again behind this step.
+    /// Training continues after this step, after a loss.
     Recovered {
         generation: u64,
         stage: String,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use thanos_proto::{BenchReport, Command, Failed, Held, WorkerEvent};
 
 /// What is left of the grace when a stop is given up: for the commands to reach the workers.
-const FAREWELL: Duration = Duration::from_secs(2);
+const LEAVE_MARGIN: Duration = Duration::from_secs(2);
 /// How long a save before the end is tried again where no `--grace` says it, at most as long as storage is waited for, and
 /// the delay before each attempt.
 const SAVE_RETRY_LIMIT: Duration = Duration::from_secs(60);
@@ -36,7 +36,7 @@ impl Run {
                 let command = Command::Refused { reason: reason(), exit_code: EXIT_UNREACHABLE };
                 vec![Effect::Send { session, command }]
             }
-            Event::Said { session, event: WorkerEvent::Failed(_) } => {
+            Event::Received { session, event: WorkerEvent::Failed(_) } => {
                 vec![Effect::Send { session, command: Command::Leave { reason: reason() } }]
             }
             _ => Vec::new(),
@@ -56,9 +56,9 @@ impl Run {
     pub(super) fn benched(&mut self, session: SessionId, report: BenchReport, now: Duration) -> Vec<Effect> {
         let rank = self.members.get(&session).and_then(|member| member.rank);
         if self.start.welcome.bench.is_none() || rank != Some(report.rank) {
-            return self.protocol_violation(session, "a report that no benchmark of this rank asked for", now);
+            return self.protocol_violation(session, "a benchmark report that was not requested", now);
         }
-        vec![Effect::Tell(Notice::Benched(report))]
+        vec![Effect::Notify(Notice::Benched(report))]
     }
 
     /// A rank has stopped with its generation, after the checkpoint of that step was committed.
@@ -79,7 +79,7 @@ impl Run {
         }
         let reason = "this worker's part is done".into();
         let mut effects = vec![Effect::Send { session, command: Command::Leave { reason } }];
-        // In a generation the others say the same; if it is broken, none of them is needed any more.
+        // In a generation the others report the same; if it is broken, none of them is needed any more.
         let broken = matches!(self.phase, Phase::Rendezvous { .. });
         if broken || self.all_ranks_have_left() {
             effects.extend(self.finish());
@@ -87,7 +87,7 @@ impl Run {
         effects
     }
 
-    /// Workers that wait beside the generation are not needed any more.
+    /// Workers that wait while the generation trains are not needed any more.
     pub(super) fn all_ranks_have_left(&self) -> bool {
         self.members.values().all(|member| member.left || member.rank.is_none())
     }
@@ -106,14 +106,15 @@ impl Run {
         self.members.values().any(|member| member.left)
     }
 
-    /// A worker reports that it cannot go on. A newcomer ends alone; a rank's failure is the run's, as its peers would fail
+    /// A worker reports that it cannot continue. A newcomer ends alone; a rank's failure is the run's, as its peers would fail
     /// in the same way.
     pub(super) fn failed(&mut self, session: SessionId, failed: &Failed, now: Duration) -> Vec<Effect> {
         let Failed { phase, message, exit_code } = failed;
         let message = format!("{} failed in {phase}: {message}", self.name(session));
         let leave = Effect::Send { session, command: Command::Leave { reason: "the failure is recorded".into() } };
         let Some(Member { rank, newcomer, .. }) = self.members.get(&session) else { return Vec::new() };
-        let is_required = self.is_first_rendezvous() && self.start.launched && self.start.least == self.start.workers;
+        let is_required =
+            self.is_first_rendezvous() && self.start.launched && self.start.min_workers == self.start.workers;
         let mut effects = vec![leave];
         if rank.is_some() && !newcomer || is_required {
             self.members.remove(&session);
@@ -138,7 +139,7 @@ impl Run {
             }
             _ => Vec::new(),
         };
-        effects.push(Effect::Tell(Notice::Stopping { reason }));
+        effects.push(Effect::Notify(Notice::Stopping { reason }));
         effects.extend(self.end_if_nothing_is_held(now));
         effects
     }
@@ -171,7 +172,7 @@ impl Run {
                 self.phase = Phase::Saving { session, asked: Some(since), failed: since, since };
                 let worker = self.members[&session].hello.worker_id.clone();
                 let notice = Notice::SavingBeforeEnd { worker, stage: self.current_stage().into(), step: held.step };
-                vec![Effect::Send { session, command: Command::Save }, Effect::Tell(notice)]
+                vec![Effect::Send { session, command: Command::Save }, Effect::Notify(notice)]
             }
         }
     }
@@ -238,11 +239,11 @@ impl Run {
     /// The time for a stop is over: the last checkpoint is what remains.
     pub(super) fn end_after_grace(&mut self, now: Duration) -> Option<Vec<Effect>> {
         let left = self.grace_left(now)?;
-        if left > FAREWELL {
+        if left > LEAVE_MARGIN {
             return None;
         }
         let effects = self.end_now(None, now);
-        Some([vec![Effect::Tell(Notice::GraceOver)], effects].concat())
+        Some([vec![Effect::Notify(Notice::GraceOver)], effects].concat())
     }
 
     /// What is left of a stop's grace, where one was given.

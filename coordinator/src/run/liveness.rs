@@ -81,7 +81,7 @@ impl Pace {
         *self = Self { stage, steps, ..Self::default() };
     }
 
-    /// The duration of a step is what rank 0 measured: evaluations and checkpoints between steps are no part of it.
+    /// The duration of a step is what rank 0 measured: evaluations and checkpoints between steps are not part of it.
     pub(super) fn step(&mut self, step: &StepDone) {
         if self.stage != step.stage {
             (self.stage, self.steps) = (step.stage.clone(), VecDeque::new());
@@ -106,9 +106,9 @@ impl Run {
     /// Ranks without heartbeats are stopped or cut off: a collective would wait for them. All are evicted together.
     pub(super) fn evict_unresponsive(&mut self, now: Duration) -> Vec<Effect> {
         let limit = self.start.timeouts.heartbeat;
-        let silent = |member: &Member| self.awake.saturating_sub(member.heard) >= limit;
+        let is_unresponsive = |member: &Member| self.awake.saturating_sub(member.last_message) >= limit;
         let sessions: Vec<SessionId> =
-            self.ranks().filter(|(_, member)| silent(member)).map(|(session, _)| session).collect();
+            self.ranks().filter(|(_, member)| is_unresponsive(member)).map(|(session, _)| session).collect();
         self.evict_all(&sessions, &format!("sent no heartbeat for {limit:?} and is terminated"), now)
     }
 
@@ -137,7 +137,7 @@ impl Run {
             .map(|(session, _)| session)
             .collect();
         let stands = |member: &Member| {
-            let beats = self.awake.saturating_sub(member.heard) < MAX_HEARTBEAT_AGE;
+            let beats = self.awake.saturating_sub(member.last_message) < MAX_HEARTBEAT_AGE;
             beats && self.awake.saturating_sub(member.progress.since) >= self.progress_limit(&member.progress)
         };
         if !last.iter().all(|session| stands(&self.members[session])) {
@@ -151,7 +151,7 @@ impl Run {
             );
             return self.evict_all(&last, &how, now);
         }
-        // A generation that a newcomer kept from its first step goes on without it.
+        // A generation that a newcomer kept from its first step continues without it.
         let newcomers: Vec<SessionId> = last.iter().copied().filter(|session| self.members[session].newcomer).collect();
         if !newcomers.is_empty() && newcomers.len() < last.len() {
             let how = format!("joined a generation that made no progress for {limit:.1?} and is terminated");
@@ -204,8 +204,8 @@ impl Run {
             return None;
         }
         let member = &self.members[&slowest];
-        let (worker, whereabouts) = (member.hello.worker_id.clone(), member.whereabouts.clone());
-        Some(Effect::Tell(Notice::Straggler { worker, whereabouts, share: next - least }))
+        let (worker, last_position) = (member.hello.worker_id.clone(), member.last_position.clone());
+        Some(Effect::Notify(Notice::Straggler { worker, last_position, share: next - least }))
     }
 
     /// Ranks of the newest generation that have not finished or stopped.
@@ -218,7 +218,7 @@ impl Run {
         self.evict(&evicted, now)
     }
 
-    /// Terminates workers, as far as they can be reached, and goes on without them: one regroup for all.
+    /// Terminates workers, as far as they can be reached, and continues without them: one regroup for all.
     pub(super) fn evict(&mut self, evicted: &[(SessionId, String)], now: Duration) -> Vec<Effect> {
         let mut effects = Vec::new();
         for (session, how) in evicted {

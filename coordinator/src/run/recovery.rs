@@ -1,5 +1,5 @@
-//! The rules of a run that has lost a worker: who is missing, who is restarted, from whose memory all go on, and when the
-//! run is abandoned. Beginning a generation is here, as the first one only differs by having nothing to go on from.
+//! The rules of a run that has lost a worker: which workers are missing or restarted, from which rank's memory all continue, and when the
+//! run is abandoned. Beginning a generation is here, as the first one only differs by having nothing to continue from.
 
 use super::{
     Effect, ExitCause, MAX_IDLE_GENERATIONS, Member, Notice, Phase, Progress, RESTART_BACKOFF, RecoveredFrom, Run,
@@ -21,7 +21,7 @@ impl Run {
         let Some(Member { rank, ready, .. }) = self.members.get(&session) else { return Vec::new() };
         let (in_generation, newest) = (rank.is_some(), generation == self.generation);
         if *ready || in_generation && !newest || generation > self.generation {
-            return self.protocol_violation(session, "it left a generation that it was not in", now);
+            return self.protocol_violation(session, "it left a generation that it was not part of", now);
         }
         if self.is_draining() {
             return self.finish();
@@ -53,7 +53,7 @@ impl Run {
         effects
     }
 
-    /// Begins a generation when it may: survivors are always awaited, others as long as there is patience. A run that is to
+    /// Begins a generation when it may: survivors are always awaited, others until the rendezvous timeout. A run that is to
     /// end begins none.
     pub(super) fn begin_if_ready(&mut self, now: Duration) -> Vec<Effect> {
         match self.phase {
@@ -72,16 +72,16 @@ impl Run {
         }
         let ready = self.members.iter().filter(|(_, member)| member.ready && self.may_grow(member));
         let sessions: Vec<SessionId> = ready.map(|(session, _)| *session).collect();
-        if self.awaits_survivors() || sessions.len() < self.start.least || self.committing > 0 {
+        if self.awaits_survivors() || sessions.len() < self.start.min_workers || self.committing > 0 {
             return Vec::new();
         }
-        if sessions.len() < self.start.workers && self.awake < self.patient_until {
+        if sessions.len() < self.start.workers && self.awake < self.rendezvous_deadline {
             return Vec::new();
         }
         self.begin(sessions, now)
     }
 
-    /// Workers are ready beside the generation: its ranks are asked to leave it at a common step.
+    /// Workers are ready while a generation trains: its ranks are asked to leave it at a common step.
     fn request_regroup(&mut self) -> Vec<Effect> {
         let waits = self.members.values().any(|member| member.ready && self.may_grow(member));
         if self.growing || !waits || self.ending.is_some() {
@@ -95,7 +95,7 @@ impl Run {
     fn may_grow(&self, member: &Member) -> bool {
         self.growth.get(&member.hello.worker_id).is_none_or(|growth| self.awake >= growth.not_before)
             || self.is_first_rendezvous()
-            || self.start.least == self.start.workers
+            || self.start.min_workers == self.start.workers
     }
 
     /// Everyone that is waited for has joined: ranks are in the order of the workers' names, so that a restart numbers them
@@ -115,7 +115,7 @@ impl Run {
         self.kind = sessions.first().map(|session| self.members[session].hello.device.kind);
         let devices = self.describe_devices(&sessions);
         let notice = Notice::Began { generation, workers, devices, collectives };
-        let mut effects = vec![Effect::OpenStore { generation }, Effect::Tell(notice)];
+        let mut effects = vec![Effect::OpenStore { generation }, Effect::Notify(notice)];
         let source = self.most_advanced_rank(&sessions);
         if source.is_none() {
             effects.extend(self.cut_steps());
@@ -125,7 +125,8 @@ impl Run {
         for (rank, session) in sessions.iter().enumerate() {
             let Some(member) = self.members.get_mut(session) else { continue };
             member.newcomer = source.is_some() && member.held.is_none();
-            (member.rank, member.ready, member.held, member.heard) = (Some(rank as u32), false, None, self.awake);
+            (member.rank, member.ready, member.held, member.last_message) =
+                (Some(rank as u32), false, None, self.awake);
             member.progress = Progress::new(self.awake);
             let begin = Begin {
                 generation,
@@ -142,7 +143,7 @@ impl Run {
         effects
     }
 
-    /// The rank whose state of the stage to go on with is the newest, and what it holds; `None`: no rank holds any.
+    /// The rank whose state of the stage to continue with is the newest, and what it holds; `None`: no rank holds any.
     fn most_advanced_rank(&self, sessions: &[SessionId]) -> Option<(u32, Held)> {
         let stage = self.start.stage as u32;
         let held = |rank: usize| self.members[&sessions[rank]].held.filter(|held| held.stage == stage);
@@ -161,7 +162,7 @@ impl Run {
         };
         let held = source.and_then(|session| self.members[&session].held).map(|held| held.step);
         let resumed = self.start.resume.as_ref().map(|checkpoint| checkpoint.step);
-        Some(Effect::Tell(Notice::Recovered {
+        Some(Effect::Notify(Notice::Recovered {
             generation: self.generation,
             stage: self.current_stage().into(),
             step: held.or(resumed).unwrap_or(0),
@@ -182,7 +183,7 @@ impl Run {
         for (session, how) in lost {
             let Some((member, reason)) = self.remove(*session, how) else { continue };
             let worker = member.hello.worker_id.clone();
-            effects.push(Effect::Tell(Notice::Lost { worker: worker.clone(), reason: reason.clone() }));
+            effects.push(Effect::Notify(Notice::Lost { worker: worker.clone(), reason: reason.clone() }));
             if member.rank.is_some() {
                 self.failures.member_lost();
                 broken.get_or_insert(reason);
@@ -221,7 +222,7 @@ impl Run {
         let name = self.name(session);
         let member = self.members.remove(&session)?;
         let exited = member.exited.as_ref().map_or_else(String::new, |(how, _)| format!("; it {how}"));
-        let reason = format!("{name} {how}, last seen in {}{next}{exited}", member.whereabouts);
+        let reason = format!("{name} {how}, last seen in {}{next}{exited}", member.last_position);
         Some((member, reason))
     }
 
@@ -248,9 +249,9 @@ impl Run {
         self.break_generation(&reason)
     }
 
-    /// Ends the generation. A peer that is stopped or cut off closes no connection: those that wait for it are told.
+    /// Ends the generation. A peer that is stopped or cut off closes no connection: those that wait for it are notified.
     pub(super) fn break_generation(&mut self, reason: &str) -> Vec<Effect> {
-        let mut effects = vec![self.rendezvous(self.awake + self.start.patience)];
+        let mut effects = vec![self.rendezvous(self.awake + self.start.rendezvous_timeout)];
         let generation = self.generation;
         let in_generation = self.ranks().filter(|(_, member)| !member.ready);
         effects.extend(in_generation.map(|(session, _)| {
@@ -260,9 +261,9 @@ impl Run {
         effects
     }
 
-    fn rendezvous(&mut self, patient_until: Duration) -> Effect {
+    fn rendezvous(&mut self, rendezvous_deadline: Duration) -> Effect {
         self.phase = Phase::Rendezvous { since: self.awake };
-        self.patient_until = patient_until;
+        self.rendezvous_deadline = rendezvous_deadline;
         Effect::OpenStore { generation: self.generation + 1 }
     }
 
@@ -274,9 +275,9 @@ impl Run {
         *restarts += 1;
         let restart = *restarts;
         let limit = self.start.timeouts.max_restarts;
-        if restart > limit && self.start.least < self.start.workers {
-            // The run may go on without it.
-            return vec![Effect::Tell(Notice::Abandoned { worker: worker.into(), how: how.into() })];
+        if restart > limit && self.start.min_workers < self.start.workers {
+            // The run may continue without it.
+            return vec![Effect::Notify(Notice::Abandoned { worker: worker.into(), how: how.into() })];
         }
         if restart > limit {
             let why = match limit {
@@ -287,14 +288,14 @@ impl Run {
         }
         let after = if restart == 1 { Duration::ZERO } else { RESTART_BACKOFF * (1 << (restart - 2)) };
         let notice = Notice::Restarting { worker: worker.into(), how: how.into(), cause, restart };
-        vec![Effect::Restart { worker: worker.into(), after }, Effect::Tell(notice)]
+        vec![Effect::Restart { worker: worker.into(), after }, Effect::Notify(notice)]
     }
 
     /// Ends the run with what failed first: the rest are its consequences.
     fn give_up(&mut self, why: String, now: Duration) -> Vec<Effect> {
         let first =
-            self.first_loss.as_ref().map_or_else(String::new, |(first, _)| format!("; the first loss: {first}"));
-        self.abandon(format!("given up: {why}{first}"), EXIT_UNREACHABLE, now)
+            self.first_loss.as_ref().map_or_else(String::new, |(first, _)| format!("; the first lost worker: {first}"));
+        self.abandon(format!("giving up: {why}{first}"), EXIT_UNREACHABLE, now)
     }
 
     pub(super) fn exited(&mut self, worker: &str, (how, cause): (&str, ExitCause), now: Duration) -> Vec<Effect> {
@@ -311,15 +312,15 @@ impl Run {
     fn process_ended(&mut self, worker: &str, (how, cause): (&str, ExitCause), now: Duration) -> Vec<Effect> {
         self.start.adopted.retain(|adopted| adopted != worker);
         let never_joined = self.is_first_rendezvous() && !self.joined.contains(worker);
-        let is_required = self.start.least == self.start.workers;
+        let is_required = self.start.min_workers == self.start.workers;
         let is_draining = self.is_draining();
         match self.members.values_mut().find(|member| member.hello.worker_id == worker) {
-            // Its session ends as well, and says more: where it was.
+            // Its session ends as well, and reports more: where it was.
             Some(member) => {
                 member.exited = Some((how.into(), cause));
                 Vec::new()
             }
-            // Nothing that worked before has broken: what it says is what the user must read.
+            // Nothing that worked before has broken: the user must read its message.
             None if never_joined && !cause.is_external() && is_required => {
                 // A configuration that a worker cannot use (its device, perhaps) must reach the user as what it is.
                 let exit_code = match cause {
@@ -348,7 +349,7 @@ impl Run {
             let how = "did not reconnect to the restarted coordinator".into();
             let notice = Notice::Restarting { worker: worker.clone(), how, cause: ExitCause::Vanished, restart: 1 };
             let restart = Effect::Restart { worker: worker.clone(), after: Duration::ZERO };
-            let restart = [restart, Effect::Tell(notice)].into_iter().filter(|_| self.ending.is_none());
+            let restart = [restart, Effect::Notify(notice)].into_iter().filter(|_| self.ending.is_none());
             std::iter::once(Effect::Kill { worker }).chain(restart)
         };
         missing.into_iter().flat_map(restart).collect()

@@ -86,7 +86,7 @@ impl Run {
         let worker = self.members.get(&session).map(|member| member.hello.worker_id.clone()).unwrap_or_default();
         let notice = Notice::GroupFailed { worker: worker.clone(), reason: reason.clone() };
         self.failures.report(worker, failure);
-        (reason, Some(Effect::Tell(notice)))
+        (reason, Some(Effect::Notify(notice)))
     }
 
     /// Ends the run if two generations in a row failed in the same way; all ranks of the newest one have reported.

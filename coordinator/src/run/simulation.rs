@@ -1,9 +1,9 @@
 //! A seeded simulation of whole runs in time: steps, checkpoints and evaluations have durations from milliseconds to a
-//! minute, rank 0 saves beside its steps, workers die, are stopped, hang and receive SIGTERM at any moment, the coordinator
+//! minute, rank 0 saves in the background, workers die, are stopped, hang and receive SIGTERM at any moment, the coordinator
 //! pauses and is restarted, also with a stop pending. Whatever happens, the rules keep what `world.rs` asserts: no healthy worker is
 //! terminated, no state in memory is dropped while no checkpoint has it, every step is recorded once and in order; and a run
 //! that nothing disturbs any more ends well. In some worlds one step fails on every rank, once or each time that it is made:
-//! the latter ends the run with its cause, after two undisturbed generations at the latest. A failure prints the seed that replays it.
+//! the latter ends the run with its cause, after two uninterrupted generations at the latest. A failure prints the seed that replays it.
 
 mod world;
 

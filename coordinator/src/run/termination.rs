@@ -1,4 +1,4 @@
-//! The rules of workers that received SIGTERM. If most have, the machines of the run are taken away, as by a preemption: the run
+//! The rules of workers that received SIGTERM. If most of them have, the machines of the run are being taken away, as by a preemption: the run
 //! stops at a common step while there is time. If few have, their nodes are drained: they train on until they are killed,
 //! which is a loss like any other. One that is not killed in time is terminated, as the signal asked for.
 
@@ -19,11 +19,14 @@ impl Run {
         let worker = member.hello.worker_id.clone();
         let reported = self.terminating();
         // Workers that are being replaced count as well: the rest of a run is not most of it.
-        let all = self.members.len().max(self.start.least);
+        let all = self.members.len().max(self.start.min_workers);
         if 2 * reported.len() > all {
             return self.stop_requested(reason(&reported, all), now);
         }
-        is_first.then_some(Effect::Tell(Notice::Terminating { worker, limit: TERMINATION_LIMIT })).into_iter().collect()
+        is_first
+            .then_some(Effect::Notify(Notice::Terminating { worker, limit: TERMINATION_LIMIT }))
+            .into_iter()
+            .collect()
     }
 
     /// Members that received SIGTERM, by name.

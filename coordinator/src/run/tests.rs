@@ -14,8 +14,8 @@ pub(in crate::run) fn start(workers: usize) -> Start {
     let pack = PackRef { split: "train".into(), path: "/p".into(), fingerprint: "f".into() };
     Start {
         workers,
-        least: workers,
-        patience: Duration::from_secs(10),
+        min_workers: workers,
+        rendezvous_timeout: Duration::from_secs(10),
         launched: true,
         welcome: Welcome {
             run_id: "run".into(),
@@ -49,7 +49,7 @@ pub(in crate::run) fn pass(run: &mut Run, time: Duration, beats: &[(SessionId, W
     for tenth in 1..=time.as_millis() / 100 {
         let now = from + Duration::from_millis(100) * u32::try_from(tenth).expect("minutes");
         for (session, event) in beats {
-            effects.extend(run.apply(Event::Said { session: *session, event: event.clone() }, now));
+            effects.extend(run.apply(Event::Received { session: *session, event: event.clone() }, now));
         }
         effects.extend(run.apply(Event::Tick, now));
     }
@@ -73,7 +73,7 @@ pub(in crate::run) fn written(step: u64) -> CheckpointWritten {
         result: None,
         seconds: 1.0,
         best: None,
-        settled: true,
+        post_step_done: true,
     }
 }
 
@@ -115,31 +115,31 @@ pub(in crate::run) fn training() -> Run {
     let mut run = Run::new(start(2), Duration::ZERO);
     for (session, worker) in [(1, "worker-0"), (2, "worker-1")] {
         run.apply(Event::Opened { session, hello: hello(worker) }, NOW);
-        run.apply(Event::Said { session, event: ready() }, NOW);
+        run.apply(Event::Received { session, event: ready() }, NOW);
     }
     assert_eq!(run.phase, Phase::Training);
     run
 }
 
-pub(in crate::run) fn said(run: &mut Run, session: SessionId, event: WorkerEvent) -> Vec<Effect> {
-    run.apply(Event::Said { session, event }, NOW)
+pub(in crate::run) fn received(run: &mut Run, session: SessionId, event: WorkerEvent) -> Vec<Effect> {
+    run.apply(Event::Received { session, event }, NOW)
 }
 
-/// The verdict among the effects, and who was told to leave.
+/// The verdict among the effects, and the sessions that were sent `Leave`.
 pub(in crate::run) fn end(effects: &[Effect]) -> (Option<Verdict>, Vec<SessionId>) {
     let verdict = effects.iter().find_map(|effect| match effect {
         Effect::End(verdict) => Some(verdict.clone()),
         _ => None,
     });
     let is_stopped = matches!(verdict, Some(Verdict::Stopped { .. }));
-    let told = effects.iter().filter_map(|effect| match effect {
+    let notified = effects.iter().filter_map(|effect| match effect {
         Effect::Send { session, command: Command::Leave { .. } } => Some(*session),
         Effect::Send { session, command: Command::Refused { exit_code: EXIT_STOPPED, .. } } if is_stopped => {
             Some(*session)
         }
         _ => None,
     });
-    (verdict, told.collect())
+    (verdict, notified.collect())
 }
 
 pub(in crate::run) fn failure(effects: &[Effect]) -> (String, u8) {
@@ -156,7 +156,7 @@ fn ranks_follow_the_workers_names_and_generations_rise() {
     // worker-10 comes first, and is rank 10 all the same.
     for session in (0..11).rev() {
         run.apply(Event::Opened { session, hello: hello(&format!("worker-{session}")) }, NOW);
-        effects = said(&mut run, session, ready());
+        effects = received(&mut run, session, ready());
     }
     assert_eq!(effects[0], Effect::OpenStore { generation: 4 });
     let ranks: Vec<(SessionId, u32, u32)> = effects
@@ -170,11 +170,11 @@ fn ranks_follow_the_workers_names_and_generations_rise() {
 }
 
 #[test]
-fn who_does_not_fit_is_refused_and_the_run_goes_on() {
+fn an_unsuitable_worker_is_refused_and_the_run_continues() {
     let check = |run: &mut Run, hello: Hello, exit_code: u8, part: &str| {
         let effects = run.apply(Event::Opened { session: 9, hello }, NOW);
         match &effects[..] {
-            [Effect::Send { session: 9, command: Command::Refused { reason, exit_code: code } }, Effect::Tell(_)] => {
+            [Effect::Send { session: 9, command: Command::Refused { reason, exit_code: code } }, Effect::Notify(_)] => {
                 assert!(*code == exit_code && reason.contains(part), "{reason}");
             }
             other => panic!("expected a refusal, got {other:?}"),
@@ -192,7 +192,7 @@ fn who_does_not_fit_is_refused_and_the_run_goes_on() {
 fn another_digest_ends_the_run_with_both() {
     let mut run = Run::new(start(2), Duration::ZERO);
     run.apply(Event::Opened { session: 1, hello: hello("w") }, NOW);
-    let effects = said(&mut run, 1, WorkerEvent::Ready { config_digest: "other".into() });
+    let effects = received(&mut run, 1, WorkerEvent::Ready { config_digest: "other".into() });
     let (message, exit_code) = failure(&effects);
     assert_eq!(exit_code, EXIT_CONFIG);
     assert!(message.contains("other") && message.contains("digest at the coordinator"), "{message}");
@@ -211,30 +211,30 @@ fn complete() -> Run {
 #[test]
 fn the_run_is_done_when_the_last_has_finished() {
     let mut run = complete();
-    assert_eq!(end(&said(&mut run, 2, WorkerEvent::Finished)), (None, vec![2]));
+    assert_eq!(end(&received(&mut run, 2, WorkerEvent::Finished)), (None, vec![2]));
     assert_eq!(run.apply(Event::Closed { session: 2 }, NOW), []);
-    assert_eq!(end(&said(&mut run, 1, WorkerEvent::Finished)), (Some(Verdict::Done), vec![1]));
+    assert_eq!(end(&received(&mut run, 1, WorkerEvent::Finished)), (Some(Verdict::Done), vec![1]));
     assert_eq!(run.apply(Event::Closed { session: 1 }, NOW), []);
 }
 
 #[test]
-fn a_stop_is_told_once_and_ends_where_the_ranks_agreed() {
+fn a_stop_is_sent_once_and_ends_at_the_agreed_step() {
     let mut run = training();
-    let asked = || Event::StopAsked { reason: "SIGTERM".into() };
-    let told: Vec<Effect> = run.apply(asked(), NOW);
+    let asked = || Event::StopRequested { reason: "SIGTERM".into() };
+    let notified: Vec<Effect> = run.apply(asked(), NOW);
     let stop = |session| Effect::Send { session, command: Command::Stop { reason: "SIGTERM".into() } };
-    assert!(told.contains(&stop(1)) && told.contains(&stop(2)), "{told:?}");
+    assert!(notified.contains(&stop(1)) && notified.contains(&stop(2)), "{notified:?}");
     assert_eq!(run.apply(asked(), NOW), []);
     run.apply(committed(1, "a", 7, None), NOW);
     let stopped = || WorkerEvent::Stopped { stage: "a".into(), step: 7 };
-    assert_eq!(end(&said(&mut run, 1, stopped())).0, None);
+    assert_eq!(end(&received(&mut run, 1, stopped())).0, None);
     let at = Some(("a".to_string(), 7));
-    assert_eq!(end(&said(&mut run, 2, stopped())).0, Some(Verdict::Stopped { at: at.clone() }));
+    assert_eq!(end(&received(&mut run, 2, stopped())).0, Some(Verdict::Stopped { at: at.clone() }));
     // Once one has stopped the stop is committed: another that dies then changes nothing.
     let mut run = training();
     run.apply(asked(), NOW);
     run.apply(committed(1, "a", 7, None), NOW);
-    said(&mut run, 1, stopped());
+    received(&mut run, 1, stopped());
     assert_eq!(end(&run.apply(Event::Closed { session: 2 }, NOW)).0, Some(Verdict::Stopped { at }));
 }
 
@@ -256,7 +256,7 @@ fn last_messages_that_cannot_be_true_end_only_their_sender() {
         }),
     ] {
         let mut run = training();
-        let effects = said(&mut run, 2, event.clone());
+        let effects = received(&mut run, 2, event.clone());
         assert_eq!(end(&effects), (None, vec![]), "{event:?}");
         assert!(matches!(&notices(&effects)[..], [Notice::Lost { .. }]), "{event:?}: {effects:?}");
         assert!(run.members.contains_key(&1) && !run.members.contains_key(&2));
@@ -267,7 +267,7 @@ fn last_messages_that_cannot_be_true_end_only_their_sender() {
 fn a_stop_before_the_first_generation_ends_at_once() {
     let mut run = Run::new(start(2), Duration::ZERO);
     run.apply(Event::Opened { session: 1, hello: hello("w") }, NOW);
-    let effects = run.apply(Event::StopAsked { reason: "Ctrl-C".into() }, NOW);
+    let effects = run.apply(Event::StopRequested { reason: "Ctrl-C".into() }, NOW);
     assert_eq!(end(&effects), (Some(Verdict::Stopped { at: None }), vec![1]));
 }
 
@@ -275,23 +275,26 @@ fn a_stop_before_the_first_generation_ends_at_once() {
 fn a_failure_names_worker_rank_and_phase() {
     let mut run = training();
     let failed = Failed { phase: "forward of step 3".into(), message: "boom".into(), exit_code: 70 };
-    let effects = said(&mut run, 2, WorkerEvent::Failed(failed.clone()));
+    let effects = received(&mut run, 2, WorkerEvent::Failed(failed.clone()));
     assert_eq!(end(&effects), (None, vec![2]), "the other one may hold more than the last checkpoint");
     assert!(matches!(&effects[2], Effect::Send { session: 1, command: Command::Abandon { generation: 4, .. } }));
-    let effects =
-        said(&mut run, 1, WorkerEvent::Rejoin(Rejoin { generation: 4, held: None, recent: Vec::new(), failure: None }));
+    let effects = received(
+        &mut run,
+        1,
+        WorkerEvent::Rejoin(Rejoin { generation: 4, held: None, recent: Vec::new(), failure: None }),
+    );
     let expected = "worker-1 (rank 1, pid 7 on h) failed in forward of step 3: boom".to_string();
     assert_eq!(failure(&effects), (expected, 70));
     // The first error is the run's.
     let mut run = training();
-    said(&mut run, 2, WorkerEvent::Failed(failed.clone()));
-    let later = said(&mut run, 1, WorkerEvent::Failed(Failed { message: "later".into(), ..failed }));
+    received(&mut run, 2, WorkerEvent::Failed(failed.clone()));
+    let later = received(&mut run, 1, WorkerEvent::Failed(Failed { message: "later".into(), ..failed }));
     assert!(failure(&later).0.ends_with("boom"), "{later:?}");
 }
 
-/// From generation 4, with the state behind so many steps of stage a.
+/// From generation 4, with the state after this many steps of stage a.
 pub(in crate::run) fn rejoin(made: u64) -> WorkerEvent {
-    let held = Some(Held { stage: 0, step: made, settled: true });
+    let held = Some(Held { stage: 0, step: made, post_step_done: true });
     let recent = (0..made).map(|number| step("a", number, 4)).collect();
     WorkerEvent::Rejoin(Rejoin { generation: 4, held, recent, failure: None })
 }
@@ -310,10 +313,10 @@ pub(in crate::run) fn heartbeat(step: u64, phase: &str, collectives: u64) -> Wor
     })
 }
 
-/// What is told, without what is sent.
+/// The notices, without what is sent.
 pub(in crate::run) fn notices(effects: &[Effect]) -> Vec<Notice> {
     let notice = |effect: &Effect| match effect {
-        Effect::Tell(notice) => Some(notice.clone()),
+        Effect::Notify(notice) => Some(notice.clone()),
         _ => None,
     };
     effects.iter().filter_map(notice).collect()
@@ -341,36 +344,36 @@ fn a_lost_worker_is_named_and_started_again() {
     let restart = Effect::Restart { worker: "worker-1".into(), after: Duration::ZERO };
 
     let mut run = training();
-    said(&mut run, 2, heartbeat(3, "reduce", 1));
+    received(&mut run, 2, heartbeat(3, "reduce", 1));
     let effects = run.apply(Event::Closed { session: 2 }, NOW);
     assert_eq!(notices(&effects), [notice(lost)]);
-    assert!(effects.contains(&Effect::OpenStore { generation: 5 }), "nobody waits in the old rendezvous: {effects:?}");
+    assert!(effects.contains(&Effect::OpenStore { generation: 5 }), "no rank waits in the old rendezvous: {effects:?}");
     assert_eq!(end(&effects), (None, vec![]), "the others stay");
     assert!(run.apply(exited(), NOW).contains(&restart));
 
     let mut run = training();
-    said(&mut run, 2, heartbeat(3, "reduce", 1));
+    received(&mut run, 2, heartbeat(3, "reduce", 1));
     assert_eq!(run.apply(exited(), NOW), []);
     let effects = run.apply(Event::Closed { session: 2 }, NOW);
     assert_eq!(notices(&effects)[0], notice(&format!("{lost}; it was killed by signal 9")));
     assert!(effects.contains(&restart));
 }
 
-/// The survivor has made a step that the lost rank 0 did not tell: it is recorded, and everyone goes on behind it.
+/// The survivor has made a step that the lost rank 0 did not report: it is recorded, and all continue after it.
 #[test]
-fn a_generation_goes_on_from_the_furthest_memory() {
+fn a_generation_continues_from_the_most_advanced_rank() {
     let mut run = training();
     let steps = [step("a", 0, 4), step("a", 1, 4)];
-    said(&mut run, 1, WorkerEvent::Step(steps[0].clone()));
+    received(&mut run, 1, WorkerEvent::Step(steps[0].clone()));
     run.apply(Event::Closed { session: 1 }, NOW);
     run.apply(
         Event::Exited { worker: "worker-0".into(), how: "was killed".into(), cause: ExitCause::Signalled(9) },
         NOW,
     );
-    let effects = said(&mut run, 2, rejoin(2));
+    let effects = received(&mut run, 2, rejoin(2));
     assert_eq!(effects, [Effect::Record(steps[1].clone())]);
     run.apply(Event::Opened { session: 3, hello: hello("worker-0") }, NOW);
-    let effects = run.apply(Event::Said { session: 3, event: ready() }, NOW * 2);
+    let effects = run.apply(Event::Received { session: 3, event: ready() }, NOW * 2);
     let begun = begins(&effects);
     let ranks: Vec<(SessionId, u32, Option<u32>)> =
         begun.iter().map(|(s, begin)| (*s, begin.rank, begin.source)).collect();
@@ -385,15 +388,15 @@ fn a_generation_goes_on_from_the_furthest_memory() {
     };
     assert!(notices(&effects).contains(&recovered), "{effects:?}");
     // What is made again is not recorded again, and what follows is.
-    assert_eq!(said(&mut run, 3, WorkerEvent::Step(step("a", 1, 5))), []);
+    assert_eq!(received(&mut run, 3, WorkerEvent::Step(step("a", 1, 5))), []);
     let next = step("a", 2, 5);
-    assert_eq!(said(&mut run, 3, WorkerEvent::Step(next.clone())), [Effect::Record(next)]);
+    assert_eq!(received(&mut run, 3, WorkerEvent::Step(next.clone())), [Effect::Record(next)]);
 }
 
 #[test]
 fn a_worker_that_always_crashes_ends_the_run_with_the_first_loss() {
     let mut run = training();
-    said(&mut run, 2, heartbeat(0, "forward", 1));
+    received(&mut run, 2, heartbeat(0, "forward", 1));
     run.apply(Event::Closed { session: 2 }, NOW);
     let mut pauses = Vec::new();
     let ended = loop {
@@ -410,7 +413,7 @@ fn a_worker_that_always_crashes_ends_the_run_with_the_first_loss() {
             _ => None,
         }) {
             Some(pause) => pauses.push(pause),
-            None => break said(&mut run, 1, rejoin(0)),
+            None => break received(&mut run, 1, rejoin(0)),
         }
     };
     assert_eq!(pauses, [0, 1, 2, 4, 8]);
@@ -423,12 +426,12 @@ fn a_worker_that_always_crashes_ends_the_run_with_the_first_loss() {
     assert_eq!(exit_code, EXIT_UNREACHABLE);
 }
 
-/// Two workers at least, three at most, and ten seconds of patience for the third.
+/// Two workers at least, three at most, and a rendezvous timeout of ten seconds for the third.
 fn elastic() -> Run {
-    let mut run = Run::new(Start { least: 2, ..start(3) }, Duration::ZERO);
+    let mut run = Run::new(Start { min_workers: 2, ..start(3) }, Duration::ZERO);
     for (session, worker) in [(1, "worker-0"), (2, "worker-1")] {
         run.apply(Event::Opened { session, hello: hello(worker) }, NOW);
-        assert_eq!(begins(&said(&mut run, session, ready())), [], "a third may come");
+        assert_eq!(begins(&received(&mut run, session, ready())), [], "a third may come");
     }
     assert_eq!(pass(&mut run, NOW * 9, &[]), []);
     assert_eq!(begins(&pass(&mut run, NOW, &[])).len(), 2);
@@ -436,15 +439,15 @@ fn elastic() -> Run {
 }
 
 #[test]
-fn a_run_begins_with_the_least_and_grows_when_more_come() {
+fn a_run_begins_with_min_workers_and_grows_when_more_join() {
     let mut run = elastic();
-    let later = |event| Event::Said { session: 3, event };
+    let later = |event| Event::Received { session: 3, event };
     run.apply(Event::Opened { session: 3, hello: hello("worker-2") }, NOW * 11);
     let effects = run.apply(later(ready()), NOW * 11);
     let regroup = |session| Effect::Send { session, command: Command::Regroup };
     assert_eq!(effects, [regroup(1), regroup(2)], "they finish their step");
-    run.apply(Event::Said { session: 1, event: rejoin(5) }, NOW * 12);
-    let effects = run.apply(Event::Said { session: 2, event: rejoin(5) }, NOW * 12);
+    run.apply(Event::Received { session: 1, event: rejoin(5) }, NOW * 12);
+    let effects = run.apply(Event::Received { session: 2, event: rejoin(5) }, NOW * 12);
     let ranks: Vec<(SessionId, u32, Option<u32>)> =
         begins(&effects).iter().map(|(session, begin)| (*session, begin.world_size, begin.source)).collect();
     assert_eq!(ranks, [(1, 3, Some(0)), (2, 3, Some(0)), (3, 3, Some(0))]);
@@ -452,19 +455,19 @@ fn a_run_begins_with_the_least_and_grows_when_more_come() {
 }
 
 #[test]
-fn a_run_shrinks_when_nobody_comes_back_in_time() {
+fn a_run_shrinks_when_no_worker_rejoins_in_time() {
     let mut run = elastic();
     run.apply(Event::Opened { session: 3, hello: hello("worker-2") }, NOW * 11);
     // It dies before it takes part: the others do not notice.
-    said(&mut run, 3, ready());
+    received(&mut run, 3, ready());
     assert_eq!(notices(&run.apply(Event::Closed { session: 3 }, NOW * 11)).len(), 1);
-    let mut run = Run::new(Start { least: 1, ..start(2) }, Duration::ZERO);
+    let mut run = Run::new(Start { min_workers: 1, ..start(2) }, Duration::ZERO);
     for (session, worker) in [(1, "worker-0"), (2, "worker-1")] {
         run.apply(Event::Opened { session, hello: hello(worker) }, NOW);
-        said(&mut run, session, ready());
+        received(&mut run, session, ready());
     }
     run.apply(Event::Closed { session: 2 }, NOW);
-    assert_eq!(begins(&said(&mut run, 1, rejoin(5))), []);
+    assert_eq!(begins(&received(&mut run, 1, rejoin(5))), []);
     let begun = begins(&pass(&mut run, NOW * 10, &[(1, heartbeat(5, "waiting", 1))]));
     assert_eq!((begun.len(), begun[0].1.world_size, begun[0].1.source), (1, 1, Some(0)));
 }
@@ -479,7 +482,7 @@ fn a_worker_that_dies_before_it_joins_ends_the_run() {
     };
     let (message, _) = failure(&run.apply(exited, NOW));
     assert_eq!(message, "worker-1 ended with exit code 127 before it joined the run");
-    // One that somebody has killed is only started again.
+    // One that somebody has killed is only restarted.
     let mut run = Run::new(start(2), Duration::ZERO);
     let killed = Event::Exited {
         worker: "worker-1".into(),
@@ -491,10 +494,10 @@ fn a_worker_that_dies_before_it_joins_ends_the_run() {
 }
 
 #[test]
-fn a_rendezvous_that_lasts_too_long_names_who_is_ready() {
+fn a_rendezvous_that_lasts_too_long_names_the_ready_workers() {
     let mut run = Run::new(start(2), Duration::ZERO);
     run.apply(Event::Opened { session: 1, hello: hello("w") }, NOW);
-    said(&mut run, 1, ready());
+    received(&mut run, 1, ready());
     assert_eq!(pass(&mut run, NOW * 598, &[]), []);
     let (message, _) = failure(&pass(&mut run, NOW * 2, &[]));
     assert!(message.starts_with("1 of 2 workers were ready within 600s (w)"), "{message}");
@@ -508,10 +511,14 @@ fn a_rendezvous_that_lasts_too_long_names_who_is_ready() {
 fn events_after_the_end_are_ignored() {
     let mut run = training();
     for session in [1, 2] {
-        said(&mut run, session, WorkerEvent::Failed(Failed { phase: "p".into(), message: "m".into(), exit_code: 70 }));
+        received(
+            &mut run,
+            session,
+            WorkerEvent::Failed(Failed { phase: "p".into(), message: "m".into(), exit_code: 70 }),
+        );
     }
     assert_eq!(run.phase, Phase::Over);
-    assert_eq!(said(&mut run, 1, WorkerEvent::Step(step("a", 0, 4))), []);
+    assert_eq!(received(&mut run, 1, WorkerEvent::Step(step("a", 0, 4))), []);
     let effects = run.apply(Event::Opened { session: 5, hello: hello("w") }, NOW);
     assert!(matches!(&effects[..], [Effect::Send { session: 5, command: Command::Refused { .. } }]));
 }
@@ -521,7 +528,7 @@ fn a_stop_that_takes_too_long_ends_at_the_last_checkpoint() {
     let mut run = training();
     run.start.grace = Some(Duration::from_secs(30));
     run.apply(committed(1, "a", 5, None), NOW);
-    run.apply(Event::StopAsked { reason: "SIGTERM".into() }, NOW);
+    run.apply(Event::StopRequested { reason: "SIGTERM".into() }, NOW);
     let beats = [1, 2].map(|session| (session, heartbeat(9, "evaluate", 1)));
     assert_eq!(pass(&mut run, Duration::from_millis(27_900), &beats), []);
     let effects = pass(&mut run, Duration::from_millis(100), &beats);
@@ -550,18 +557,18 @@ fn a_benchmark_is_done_when_all_ranks_have_reported() {
         })
     };
     let mut run = training();
-    let effects = said(&mut run, 1, report(0));
+    let effects = received(&mut run, 1, report(0));
     assert!(matches!(&notices(&effects)[..], [Notice::Lost { .. }]), "{effects:?}");
     let mut run = training();
     run.start.welcome.bench = Some(BenchRequest { warmup_steps: 1, steps: 1 });
-    let effects = said(&mut run, 1, report(1));
+    let effects = received(&mut run, 1, report(1));
     assert!(matches!(&notices(&effects)[..], [Notice::Lost { .. }]), "of another rank: {effects:?}");
     let mut run = training();
     run.start.welcome.bench = Some(BenchRequest { warmup_steps: 1, steps: 1 });
     for (session, rank) in [(1, 0), (2, 1)] {
-        let effects = said(&mut run, session, report(rank));
+        let effects = received(&mut run, session, report(rank));
         assert!(matches!(&notices(&effects)[..], [Notice::Benched(_)]), "{effects:?}");
-        let verdict = end(&said(&mut run, session, WorkerEvent::Finished)).0;
+        let verdict = end(&received(&mut run, session, WorkerEvent::Finished)).0;
         assert_eq!(verdict, (rank == 1).then_some(Verdict::Done));
     }
 }

@@ -15,7 +15,7 @@ pub(crate) enum Placement {
     Local,
     /// Started by this program on other machines.
     Nodes,
-    /// Started by others, possibly much later.
+    /// Started separately, possibly much later.
     External,
 }
 

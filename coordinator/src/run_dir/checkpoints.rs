@@ -1,5 +1,5 @@
 //! Checkpoints as the coordinator sees them: it commits what rank 0 has written, finds the newest good ones when a
-//! run goes on, and removes the old. A checkpoint is believed by its checksums, never by being there.
+//! run continues, and removes the old. A checkpoint is believed by its checksums, never by being there.
 
 mod transfer;
 
@@ -37,8 +37,9 @@ pub struct Manifest {
     pub step: u64,
     /// Training time of the stage so far.
     pub seconds: f64,
-    /// What is due behind the last update (an evaluation) is done, too.
-    pub settled: bool,
+    /// What follows the last update (an evaluation) is done, too.
+    #[serde(alias = "settled")]
+    pub post_step_done: bool,
     pub best: Option<ManifestBest>,
     /// There if the stage is complete.
     pub result: Option<ManifestResult>,
@@ -129,7 +130,7 @@ pub(crate) struct Checkpoints {
     pub data: Option<DataIdentity>,
     /// Newest checkpoints kept in each stage.
     pub keep_last: usize,
-    /// Steps of the stages in all their epochs. A stage whose result was measured after fewer goes on; one that is not
+    /// Steps of the stages in all their epochs. A stage whose result was measured after fewer continues; one that is not
     /// here is complete when it has a result.
     pub total_steps: BTreeMap<String, u64>,
 }
@@ -157,7 +158,7 @@ impl Checkpoints {
         let temporary = self.run_dir.join(&folder);
         for file in &written.files {
             let plain = !file.name.contains('/') && !file.name.starts_with('.');
-            ensure!(plain, "`{}` is no name of a checkpoint's file", file.name);
+            ensure!(plain, "`{}` is not the name of a file of a checkpoint", file.name);
             let path = temporary.join(&file.name);
             let bytes = fs::metadata(&path).with_context(|| format!("{}", path.display()))?.len();
             ensure!(bytes == file.bytes, "{}: {bytes} bytes, rank 0 wrote {}", path.display(), file.bytes);
@@ -209,7 +210,7 @@ impl Checkpoints {
             epoch: written.epoch,
             step: written.step,
             seconds: written.seconds,
-            settled: written.settled,
+            post_step_done: written.post_step_done,
             best: written.best.map(best),
             result: written.result.as_ref().map(ManifestResult::of),
             files: written.files.iter().map(file).collect(),
@@ -224,7 +225,7 @@ impl Checkpoints {
             for folder in &folders[..folders.len() - self.keep_last] {
                 // The new one is committed, whatever becomes of the old.
                 if let Err(error) = remove(folder) {
-                    tracing::warn!("an old checkpoint is left: {}: {error}", folder.display());
+                    tracing::warn!("an old checkpoint could not be removed: {}: {error}", folder.display());
                 }
             }
         }
@@ -263,7 +264,7 @@ impl Checkpoints {
         for place in committed(&folder)?.into_iter().rev() {
             match self.usable(&place, stage) {
                 Ok(good) => return Ok(Some(good)),
-                Err(error) => warnings.push(format!("{} is not used: {error:#}", place.display())),
+                Err(error) => warnings.push(format!("skipping {}: {error:#}", place.display())),
             }
         }
         Ok(None)
@@ -271,14 +272,14 @@ impl Checkpoints {
 
     fn usable(&self, place: &Path, stage: &str) -> Result<(CheckpointRef, Option<StageResult>)> {
         let (manifest, manifest_sha256) = verify(place)?;
-        ensure!(manifest.run == self.run, "it is of run {}, this is {}", manifest.run, self.run);
-        ensure!(manifest.config_digest == self.config_digest, "it is of another configuration");
+        ensure!(manifest.run == self.run, "it belongs to run {}, not to {}", manifest.run, self.run);
+        ensure!(manifest.config_digest == self.config_digest, "it belongs to another configuration");
         if let (Some(data), Some(trained_on)) = (self.data.as_ref().map(ManifestData::of), &manifest.data) {
             ensure!(*trained_on == data, "it was trained on other data");
         }
-        ensure!(manifest.stage == stage, "it is of stage {}", manifest.stage);
+        ensure!(manifest.stage == stage, "it belongs to stage {}", manifest.stage);
         let folder = format!("checkpoints/{stage}/step-{:08}", manifest.step);
-        ensure!(place == self.run_dir.join(&folder), "it is of step {}", manifest.step);
+        ensure!(place == self.run_dir.join(&folder), "it belongs to step {}", manifest.step);
         let result = manifest.result.as_ref().map(|result| result.stage_result(stage));
         Ok((CheckpointRef { stage: stage.into(), folder, manifest_sha256, step: manifest.step }, result))
     }

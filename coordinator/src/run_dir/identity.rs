@@ -49,13 +49,13 @@ impl DataIdentity {
     }
 }
 
-/// The size and the launcher of a run: what its resume takes unless it is told otherwise.
+/// The size and the launcher of a run: what its resume takes unless options change it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StartedWith {
     pub min_nodes: usize,
     pub max_nodes: usize,
     pub workers_per_node: usize,
-    /// `None`: whoever starts the workers decides.
+    /// `None`: the program that starts the workers decides.
     pub threads_per_worker: Option<usize>,
     /// `local`, `srun` or `none`.
     pub launcher: String,

@@ -1,4 +1,4 @@
-//! The ledger of a run: `steps.jsonl`, one line a committed step, and `events.jsonl`, one line an event. It is what a
+//! The ledger of a run: `steps.jsonl`, one line a committed step, and `events.jsonl`, one line per event. It is what a
 //! run can be checked by, so it never holds a step twice: what a resumed run will redo is cut off first. How lines reach
 //! the disk is `lines.rs`.
 
@@ -25,16 +25,16 @@ pub struct StepLine {
     pub step: u64,
     pub generation: u64,
     pub world_size: u32,
-    /// The weighted sum of `losses`; null where that is no number.
+    /// The weighted sum of `losses`; null if it is non-finite.
     pub loss: Option<f64>,
-    /// Those that are numbers.
+    /// The finite ones.
     pub losses: BTreeMap<String, f64>,
     pub lr: f64,
     /// Images of the global batch.
     pub images: u64,
     /// SHA-256 over the sorted sample ids as little-endian u64.
     pub samples_sha256: String,
-    /// There if the update was left out, and why.
+    /// There if the update was skipped, and why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skipped: Option<String>,
 }
@@ -126,10 +126,10 @@ impl Ledger {
 }
 
 /// All committed steps of a run directory, in order; none if it has no ledger yet. A last line that a crash cut off
-/// is left out.
+/// is skipped.
 ///
 /// # Errors
-/// 65, naming the line that is none.
+/// 65, naming the line that is malformed.
 pub fn read_steps(run_dir: &Path) -> Result<Vec<StepLine>, Fatal> {
     let path = run_dir.join("steps.jsonl");
     let text = match fs::read_to_string(&path) {
@@ -149,7 +149,7 @@ pub fn read_steps(run_dir: &Path) -> Result<Vec<StepLine>, Fatal> {
 /// The greatest generation that a run directory has seen begin.
 ///
 /// # Errors
-/// 65, naming the line of `events.jsonl` that is none.
+/// 65, naming the line of `events.jsonl` that is malformed.
 pub(crate) fn last_generation(run_dir: &Path) -> Result<u64, Fatal> {
     let generations = events(run_dir)?.into_iter().filter_map(|event| event["generation"].as_u64());
     Ok(generations.max().unwrap_or(0))
@@ -174,7 +174,7 @@ pub(crate) fn workers_of_last_generation(run_dir: &Path) -> Result<Vec<String>, 
     Ok(workers)
 }
 
-/// Whether an evaluation behind this epoch was told.
+/// Whether an evaluation after this epoch was reported.
 ///
 /// # Errors
 /// As [`last_generation`].
@@ -220,10 +220,10 @@ mod tests {
     }
 
     #[test]
-    fn a_loss_that_is_no_number_is_null() {
+    fn a_non_finite_loss_is_null() {
         let folder = tempfile::tempdir().expect("a folder");
         let mut ledger = Ledger::open(folder.path()).expect("new");
-        let skipped = Some("the loss is no number".to_owned());
+        let skipped = Some("the loss is non-finite".to_owned());
         ledger.step(&StepDone { loss: f64::NAN, skipped: skipped.clone(), ..step("a", 0, 1) }).expect("written");
         let lines = read_steps(folder.path()).expect("whole");
         assert_eq!((lines[0].loss, &lines[0].skipped), (None, &skipped));
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_is_gone_and_the_rest_is_the_same_to_the_bit() {
+    fn cut_steps_are_removed_and_the_rest_is_bit_identical() {
         let folder = tempfile::tempdir().expect("a folder");
         let mut ledger = Ledger::open(folder.path()).expect("new");
         for (stage, number) in [("a", 0), ("a", 1), ("b", 0), ("b", 1)] {
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_a_crash_cut_off_is_left_out_and_a_wrong_one_named() {
+    fn a_torn_last_line_is_skipped_and_a_wrong_one_reported() {
         let folder = tempfile::tempdir().expect("a folder");
         assert_eq!(read_steps(folder.path()).expect("nothing yet"), []);
         Ledger::open(folder.path()).expect("new").step(&step("a", 0, 1)).expect("written");

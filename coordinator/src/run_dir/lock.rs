@@ -4,7 +4,7 @@
 //! Where it has not (some FUSE and NFS mounts answer ENOSYS, EOPNOTSUPP or ENOLCK), `fcntl` locks fail as well, since
 //! they go through the same lock operation, and POSIX ones would be lost whenever any part of the program closes the
 //! file. What works on all of them is to create a file that must not exist (O_EXCL): `lock.held` names its holder, and
-//! the holder renews it every few seconds. Such a file outlives a holder that is killed, so who finds it judges:
+//! the holder renews it every few seconds. Such a file outlives a holder that is killed, so a process that finds it decides:
 //! on the same machine exactly, by the process and its start time; from another one by the age of the last renewal.
 //! Both the renewal and the time that it is compared with are the file server's, so that no two clocks are compared.
 
@@ -64,7 +64,7 @@ impl Lock {
     }
 }
 
-/// Who holds the lock of a run directory, if anyone does.
+/// The holder of the lock of a run directory, if there is one.
 pub(crate) fn holder(run_dir: &Path) -> Option<String> {
     let path = run_dir.join(LOCK);
     let held = match File::open(&path).ok()?.try_lock_shared() {
@@ -73,7 +73,7 @@ pub(crate) fn holder(run_dir: &Path) -> Option<String> {
         Err(TryLockError::Error(error)) => {
             is_unsupported(&error) && {
                 let held = run_dir.join(HELD);
-                read(&held).is_ok_and(|holder| judge(&holder, &Holder::this(), age(&held)) != Judgement::Stale)
+                read(&held).is_ok_and(|holder| holder_state(&holder, &Holder::this(), age(&held)) != Judgement::Stale)
             }
         }
     };
@@ -89,7 +89,7 @@ fn is_unsupported(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|errno| unsupported.contains(&errno))
 }
 
-/// What `lock.held` says of its holder.
+/// What `lock.held` records of its holder.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Holder {
     host: String,
@@ -138,7 +138,7 @@ enum Judgement {
 }
 
 /// Whether the holder of a lock lives, seen by `this` process.
-fn judge(holder: &Holder, this: &Holder, age: Duration) -> Judgement {
+fn holder_state(holder: &Holder, this: &Holder, age: Duration) -> Judgement {
     if (&holder.boot, &holder.pid_namespace) == (&this.boot, &this.pid_namespace) && !holder.boot.is_empty() {
         let alive = started_ticks(holder.pid) == Some(holder.started_ticks);
         return if alive { Judgement::Alive } else { Judgement::Stale };
@@ -183,7 +183,7 @@ impl Renewed {
             }
             match read(&path) {
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
-                // Written by nobody yet, or torn: only its age says whether its maker lives.
+                // Still empty, or torn: only its age shows whether its owner lives.
                 Err(error) => {
                     let age = age(&path);
                     if age < STALE_AFTER {
@@ -193,7 +193,7 @@ impl Renewed {
                 }
                 Ok(holder) => {
                     let named = format!("pid {} on {}", holder.pid, holder.host);
-                    match judge(&holder, &this, age(&path)) {
+                    match holder_state(&holder, &this, age(&path)) {
                         Judgement::Alive => return Err(in_use(run_dir, &named)),
                         Judgement::Renewed(age) => return Err(in_use(run_dir, &remedy(&path, &named, age))),
                         Judgement::Stale => take_away(&path, Some(&holder)).map_err(failed)?,
@@ -201,7 +201,7 @@ impl Renewed {
                 }
             }
         }
-        Err(failed(io::Error::other(format!("{MAX_ATTEMPTS} attempts failed, as others take it meanwhile"))))
+        Err(failed(io::Error::other(format!("{MAX_ATTEMPTS} attempts failed, as other processes took it meanwhile"))))
     }
 
     fn renew(path: PathBuf, holder: Holder) -> Self {
@@ -245,7 +245,7 @@ fn remedy(path: &Path, named: &str, age: Duration) -> String {
 
 /// This process no longer owns the run: it must not write another byte.
 fn end(how: &str, path: &Path) -> ! {
-    tracing::error!("the lock {} {how}: this coordinator ends", path.display());
+    tracing::error!("the lock {} {how}: this coordinator exits", path.display());
     std::process::exit(i32::from(EXIT_IO));
 }
 
@@ -288,10 +288,10 @@ mod tests {
     }
 
     #[test]
-    fn a_holder_of_this_machine_is_asked_and_another_one_ages() {
+    fn a_local_holder_is_checked_and_a_remote_one_ages() {
         let this = Holder::this();
         let check = |holder: Holder, age: u64, expected| {
-            assert_eq!(judge(&holder, &this, Duration::from_secs(age)), expected, "{holder:?}");
+            assert_eq!(holder_state(&holder, &this, Duration::from_secs(age)), expected, "{holder:?}");
         };
         check(this.clone(), 1000, Judgement::Alive);
         // The number of a process that lives, and started at another time.
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_that_was_left_behind_is_taken_over_and_one_of_another_machine_is_explained() {
+    fn a_stale_lock_is_taken_over_and_one_of_another_machine_is_explained() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join(HELD);
         fs::write(&path, to_bytes(&Holder { pid: u32::MAX, ..Holder::this() })).expect("written");

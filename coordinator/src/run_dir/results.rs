@@ -8,9 +8,9 @@ use std::path::Path;
 use thanos_configs::{Plan, StagePlan, TransferPlan, ValidationMeasure};
 use thanos_proto::StageResult;
 
-/// What the table of a quick run says of itself.
+/// The first line of the table of a quick run.
 const QUICK_RUN: &str =
-    "QUICK RUN: a few steps on a few images, to see that every stage works; its numbers are no results";
+    "QUICK RUN: a few steps on a few images, to see that every stage works; its numbers are not results";
 
 /// `results.json`. Accuracies in percent of the test images; cosines are means over pairs of test embeddings, null where
 /// no class has two test images.
@@ -19,7 +19,7 @@ pub struct Results {
     pub run: String,
     pub preset: String,
     pub seed: u64,
-    /// Made by `launch --quick`: a few steps on a few images, whose numbers say nothing of the method.
+    /// Made by `launch --quick`: a few steps on a few images, whose numbers are not results.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub quick: bool,
     /// One for each linear probe.
@@ -193,7 +193,7 @@ impl fmt::Display for Results {
         write!(
             out,
             "\nfine: a linear layer on the frozen embeddings; coarse: the backbones' own heads; kNN: fine labels by 20 nearest neighbours.\n\
-             Cosines within a coarse class, within a fine class, between two views of an image: 1 is a collapse."
+             Cosines within a coarse class, within a fine class, between two views of an image: 1 = fully collapsed."
         )
     }
 }

@@ -29,7 +29,7 @@ pub(crate) fn move_aside(
 ) -> Result<PathBuf, Fatal> {
     let cannot = |error: io::Error| {
         let run_dir = run_dir.display();
-        Fatal::new(EXIT_IO, format!("cannot move what is superseded to {run_dir}/superseded: {error}"))
+        Fatal::new(EXIT_IO, format!("cannot move superseded files to {run_dir}/superseded: {error}"))
     };
     let aside = new_folder(&run_dir.join("superseded")).map_err(cannot)?;
     copy(run_dir, &aside, STEPS).and_then(|()| copy(run_dir, &aside, RESULTS)).map_err(cannot)?;
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn later_stages_are_moved_aside_whole_and_the_ledger_ends_where_the_run_goes_on() {
+    fn later_stages_are_moved_and_the_ledger_ends_where_the_run_continues() {
         let folder = tempfile::tempdir().expect("a folder");
         let run_dir = folder.path();
         let mut ledger = Ledger::open(run_dir).expect("new");

@@ -1,4 +1,4 @@
-//! Who may take part in a run. Each run has a certificate authority of its own: the coordinator's certificate is from
+//! Credentials of a run. Each run has a certificate authority of its own: the coordinator's certificate is from
 //! it, and a worker gets one by a join token, for its own id alone. Secrets are in files of mode 0600, and nowhere else:
 //! not in arguments, variables, logs or error texts.
 
@@ -26,11 +26,11 @@ use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::version::TLS13;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
-/// What the coordinator finds in its folder of credentials, beside what a worker does.
+/// What the coordinator finds in its folder of credentials, in addition to a worker's files.
 pub(crate) const CA_KEY: &str = "ca.key";
 const SCRAPE_TOKEN: &str = "scrape-token";
 
-/// Folder of the workers whose process this program starts, a folder a worker.
+/// Folder of the workers whose process this program starts, one folder per worker.
 const WORKERS: &str = "workers";
 /// In a worker's folder: which token and which key its last enrolment was for.
 const ENROLLED: &str = "enrolled";
@@ -55,9 +55,9 @@ pub(crate) struct Credentials {
 /// Why a worker gets no certificate.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NotEnrolled {
-    #[error("`{0}` is no worker's id: letters, digits, `-`, `_` and `.` inside, at most 63 of them")]
+    #[error("invalid worker id `{0}`: at most 63 letters, digits, `-`, `_` and, except at either end, `.`")]
     Id(String),
-    #[error("this is not the join token of worker `{0}`, or it was used before")]
+    #[error("invalid join token for worker `{0}`, or it was already used")]
     Token(String),
     #[error("its certificate request is malformed")]
     Request,
@@ -96,8 +96,8 @@ impl Credentials {
         &self.folder
     }
 
-    /// How the coordinator speaks TLS: with a certificate that is new each time, to anybody; whoever has a certificate
-    /// shows it.
+    /// How the coordinator speaks TLS: with a new certificate each time, to every client; a client that has a
+    /// certificate presents it.
     pub(crate) fn tls(&self, protocols: &[&str]) -> Result<ServerConfig> {
         let key = KeyPair::generate()?;
         let mut params = named(COORDINATOR_NAME, ExtendedKeyUsagePurpose::ServerAuth);
@@ -155,7 +155,7 @@ impl Credentials {
         }
         let mut params = named(worker, ExtendedKeyUsagePurpose::ClientAuth);
         params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
-        // A socket of both families has IPv4 peers as IPv6 addresses; who connects to them uses IPv4.
+        // A socket of both families has IPv4 peers as IPv6 addresses; clients connect to them by IPv4.
         params.subject_alt_names = from.map(|from| SanType::IpAddress(from.to_canonical())).into_iter().collect();
         let signed = params.signed_by(&request.public_key, &self.issuer).map_err(|_| NotEnrolled::Request)?;
         Ok(signed.pem())
@@ -202,7 +202,7 @@ fn make(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A certificate has no end: it is worth something as long as somebody has the authority's key, and clocks of machines
+/// A certificate has no end: it is valid as long as the authority's key exists, and clocks of machines
 /// differ.
 fn named(name: &str, usage: ExtendedKeyUsagePurpose) -> CertificateParams {
     let mut params = CertificateParams::default();
@@ -239,7 +239,10 @@ fn use_up(folder: &Path, enrolment: &str) -> io::Result<()> {
 
 fn new_token(file: &Path) -> io::Result<()> {
     let mut bytes = [0; TOKEN_BYTES];
-    default_provider().secure_random.fill(&mut bytes).map_err(|_| io::Error::other("no random bytes are to be had"))?;
+    default_provider()
+        .secure_random
+        .fill(&mut bytes)
+        .map_err(|_| io::Error::other("random number generator unavailable"))?;
     write_secret(file, &hex(&bytes))
 }
 
@@ -313,7 +316,7 @@ mod tests {
         assert_eq!(enrol(&credentials, &request()), refused, "another key");
         assert_eq!(credentials.enrol("worker-0", &"0".repeat(64), &request_of_key, None), refused, "another token");
         let restarted = Credentials::open_or_make(folder.path(), false).expect("opened");
-        enrol(&restarted, &request_of_key).expect("the coordinator was started again meanwhile");
+        enrol(&restarted, &request_of_key).expect("the coordinator was restarted meanwhile");
         let record = folder.path().join(WORKERS).join("worker-0").join(ENROLLED);
         let file = File::options().write(true).open(&record).expect("there");
         file.set_modified(SystemTime::now() - MAX_REPEAT).expect("set");
@@ -338,7 +341,7 @@ mod tests {
         assert_eq!(again.ca, credentials.ca);
         again.enrol("c", &token, &request(), None).expect("the same token");
         let sha256 = hex(&Sha256::digest(token.trim().as_bytes()));
-        assert_ne!(again.scrape_token_sha256().expect("written"), sha256, "one token does not open the other's door");
+        assert_ne!(again.scrape_token_sha256().expect("written"), sha256, "each run has a token of its own");
     }
 
     #[test]
@@ -352,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn secrets_are_for_their_owner_alone_and_damage_is_told() {
+    fn only_the_owner_reads_secrets_and_damage_is_reported() {
         let folder = tempfile::tempdir().expect("a folder");
         let folder = folder.path().join("credentials");
         Credentials::open_or_make(&folder, true).expect("made").invite("w").expect("written");

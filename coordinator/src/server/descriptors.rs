@@ -15,15 +15,15 @@ const OTHERS: u64 = 128;
 /// 69, naming the limit, if the workers could not all be connected.
 pub(crate) fn check_descriptors(workers: usize) -> Result<(), Fatal> {
     match raise_descriptor_limit() {
-        Ok(limit) => judge(limit, workers),
+        Ok(limit) => check_limit(limit, workers),
         Err(error) => {
-            tracing::warn!("the limit of open descriptors is not known: {error}");
+            tracing::warn!("the limit of open file descriptors is unknown: {error}");
             Ok(())
         }
     }
 }
 
-fn judge(limit: u64, workers: usize) -> Result<(), Fatal> {
+fn check_limit(limit: u64, workers: usize) -> Result<(), Fatal> {
     let least = EACH_WORKER * workers as u64 + OTHERS;
     let wanted = least + max_pending(workers) as u64;
     if limit < least {
@@ -35,8 +35,8 @@ fn judge(limit: u64, workers: usize) -> Result<(), Fatal> {
     }
     if limit < wanted {
         tracing::warn!(
-            "{limit} open descriptors are enough for {workers} workers, but not for {wanted}, which others that only \
-             connect could fill: raise the hard limit (ulimit -Hn)"
+            "{limit} open descriptors are enough for {workers} workers, but not for {wanted}, which unauthenticated \
+             connections could use up: raise the hard limit (ulimit -Hn)"
         );
     }
     Ok(())
@@ -48,9 +48,9 @@ mod tests {
 
     #[test]
     fn a_limit_that_is_too_low_is_refused_with_what_is_needed() {
-        assert!(judge(1024, 4).is_ok());
-        assert!(judge(1024, 298).is_ok());
-        let refused = judge(1024, 1000).expect_err("too low");
+        assert!(check_limit(1024, 4).is_ok());
+        assert!(check_limit(1024, 298).is_ok());
+        let refused = check_limit(1024, 1000).expect_err("too low");
         assert_eq!(refused.exit_code, EXIT_UNREACHABLE);
         assert!(refused.message.starts_with("1000 workers need 3128 open descriptors, and this process may have 1024"));
     }

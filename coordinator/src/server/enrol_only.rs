@@ -35,7 +35,7 @@ where
         if request.uri().path() == ENROL {
             return Box::pin(self.0.call(request));
         }
-        let refusal = Status::unauthenticated("show the certificate that Enrol gives");
+        let refusal = Status::unauthenticated("present the certificate that Enrol issues");
         Box::pin(async move { Ok(refusal.into_http()) })
     }
 }

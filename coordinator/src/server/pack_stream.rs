@@ -14,14 +14,14 @@ use tonic::Status;
 /// Bytes of one chunk.
 const CHUNK: usize = 1 << 20;
 /// Chunks that may wait for the network; a slow worker makes its own stream wait.
-const MOST_WAITING: usize = 4;
+const MAX_WAITING: usize = 4;
 
 /// The packs of a run.
-pub(crate) struct PackShelf {
-    packs: Vec<Shelved>,
+pub(crate) struct PackServer {
+    packs: Vec<ServedPack>,
 }
 
-struct Shelved {
+struct ServedPack {
     fingerprint: String,
     path: PathBuf,
     head: Head,
@@ -33,7 +33,7 @@ struct Head(Mutex<Option<PackHead>>);
 
 impl Head {
     fn get_or_compute(&self, compute: impl FnOnce() -> io::Result<PackHead>) -> io::Result<PackHead> {
-        // Whoever panicked here has left nothing half done.
+        // A panic here leaves no partial state.
         let mut head = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if head.is_none() {
             *head = Some(compute()?);
@@ -42,9 +42,9 @@ impl Head {
     }
 }
 
-impl PackShelf {
+impl PackServer {
     pub(crate) fn new<'a>(packs: impl IntoIterator<Item = &'a PackFile>) -> Self {
-        let shelve = |pack: &PackFile| Shelved {
+        let shelve = |pack: &PackFile| ServedPack {
             fingerprint: pack.fingerprint.clone(),
             path: pack.path.clone(),
             head: Head::default(),
@@ -65,7 +65,7 @@ impl PackShelf {
         let Some(at) = self.packs.iter().position(|pack| pack.fingerprint == fingerprint) else {
             return Err(Status::not_found("this run has no pack of this fingerprint"));
         };
-        let (parts, receiver) = mpsc::channel(MOST_WAITING);
+        let (parts, receiver) = mpsc::channel(MAX_WAITING);
         tokio::task::spawn_blocking(move || {
             let pack = &self.packs[at];
             if let Err(error) = pack.send(offset, &parts) {
@@ -77,8 +77,8 @@ impl PackShelf {
     }
 }
 
-impl Shelved {
-    /// Ends early, and without an error, when nobody takes the parts any more.
+impl ServedPack {
+    /// Ends early, and without an error, when the receiver is dropped.
     fn send(&self, offset: u64, parts: &mpsc::Sender<Result<PackPart, Status>>) -> io::Result<()> {
         let head = self.head.get_or_compute(|| {
             let (bytes, sha256) = sha256_of(File::open(&self.path)?)?;

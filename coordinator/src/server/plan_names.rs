@@ -1,4 +1,4 @@
-//! The names that a run's plan has. What a worker says of a stage or of a loss term must be among them: they become
+//! The names that a run's plan has. The stages and loss terms in a worker's messages must be among them: they become
 //! folders and labels of metrics.
 
 use std::collections::BTreeMap;

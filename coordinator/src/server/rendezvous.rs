@@ -11,19 +11,19 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
 /// Keys, and bytes of a value: c10d needs a few keys a rank, each of a few hundred bytes.
-const MOST_KEYS: usize = 1 << 16;
-const MOST_VALUE: usize = 1 << 20;
+const MAX_KEYS: usize = 1 << 16;
+const MAX_VALUE_BYTES: usize = 1 << 20;
 /// Calls that wait: one a rank, and those whose callers have given up meanwhile.
 const MAX_WAITERS: usize = 1 << 16;
 /// The longest that one call may wait for a key.
-const MOST_WAIT: Duration = Duration::from_secs(600);
+const MAX_WAIT: Duration = Duration::from_secs(600);
 
 /// Why an operation was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refusal {
     #[error("this is generation {current}; generation {asked} is over")]
     Stale { asked: u64, current: u64 },
-    #[error("{missing}, one of {keys} keys, did not come within {waited:?}")]
+    #[error("{missing}, one of {keys} keys, was not set within {waited:?}")]
     Timeout { missing: String, keys: usize, waited: Duration },
     #[error("{0}")]
     Invalid(String),
@@ -61,9 +61,9 @@ impl Store {
 
     /// Answers one operation; a `get` waits until all its keys are there, at most as long as it says.
     pub(crate) async fn answer(&self, request: StoreRequest) -> Result<StoreReply, Refusal> {
-        let operation = request.operation.ok_or_else(|| Refusal::Invalid("it asks for nothing".into()))?;
+        let operation = request.operation.ok_or_else(|| Refusal::Invalid("the request is empty".into()))?;
         if let Operation::Get(get) = operation {
-            let wait = Duration::from_millis(get.wait_ms).min(MOST_WAIT);
+            let wait = Duration::from_millis(get.wait_ms).min(MAX_WAIT);
             return self.get(request.generation, get.keys, wait).await;
         }
         self.change(request.generation, operation)
@@ -98,7 +98,7 @@ impl Store {
             Operation::Set(set) => inner.insert(set.key, set.value).map(|()| number(0)),
             Operation::Add(add) => {
                 let held = values.get(&add.key).map_or(Ok(0), |text| String::from_utf8_lossy(text).parse::<i64>());
-                let held = held.map_err(|_| Refusal::Invalid(format!("`{}` holds no number", add.key)))?;
+                let held = held.map_err(|_| Refusal::Invalid(format!("`{}` is not a number", add.key)))?;
                 let sum = held.wrapping_add(add.amount);
                 inner.insert(add.key, sum.to_string().into()).map(|()| number(sum))
             }
@@ -112,7 +112,7 @@ impl Store {
             }
             Operation::Delete(delete) => Ok(number(i64::from(inner.values.remove(&delete.key).is_some()))),
             Operation::Check(check) => Ok(number(i64::from(check.keys.iter().all(|key| values.contains_key(key))))),
-            Operation::Get(_) => Err(Refusal::Invalid("a get changes nothing".into())),
+            Operation::Get(_) => Err(Refusal::Invalid("a get does not change anything".into())),
         }
     }
 
@@ -129,8 +129,8 @@ impl Store {
 
 impl Inner {
     fn insert(&mut self, key: String, value: Bytes) -> Result<(), Refusal> {
-        if value.len() > MOST_VALUE || self.values.len() >= MOST_KEYS && !self.values.contains_key(&key) {
-            let message = format!("`{key}`: at most {MOST_KEYS} keys of {MOST_VALUE} bytes are kept");
+        if value.len() > MAX_VALUE_BYTES || self.values.len() >= MAX_KEYS && !self.values.contains_key(&key) {
+            let message = format!("`{key}`: at most {MAX_KEYS} keys of {MAX_VALUE_BYTES} bytes are kept");
             return Err(Refusal::Invalid(message));
         }
         let waiters = self.waiters.remove(&key).unwrap_or_default();
@@ -149,14 +149,14 @@ impl Inner {
         }
         if let Some(missing) = waiter.keys.get(waiter.seen) {
             if self.waiting >= MAX_WAITERS {
-                return Err(Refusal::Invalid(format!("more than {MAX_WAITERS} calls wait")));
+                return Err(Refusal::Invalid(format!("more than {MAX_WAITERS} calls are waiting")));
             }
             self.waiting += 1;
             self.waiters.entry(missing.clone()).or_default().push(waiter);
             return Ok(());
         }
         let values = waiter.keys.iter().filter_map(|key| self.values.get(key).cloned()).collect();
-        // A caller that has given up hears nothing.
+        // A caller that has given up gets no answer.
         _ = waiter.answer.send(values);
         Ok(())
     }
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_get_waits_for_its_key_and_no_longer_than_asked() {
+    async fn a_get_waits_for_its_key_and_no_longer_than_its_timeout() {
         let store = std::sync::Arc::new(Store::default());
         store.open(1);
         let waiting = tokio::spawn({
@@ -274,7 +274,7 @@ mod tests {
     async fn what_is_too_large_or_empty_is_refused() {
         let store = Store::default();
         store.open(1);
-        let large = vec![0; MOST_VALUE + 1];
+        let large = vec![0; MAX_VALUE_BYTES + 1];
         assert!(matches!(store.answer(request(1, set("a", &large))).await, Err(Refusal::Invalid(_))));
         let nothing = StoreRequest { generation: 1, operation: None };
         assert!(matches!(store.answer(nothing).await, Err(Refusal::Invalid(_))));

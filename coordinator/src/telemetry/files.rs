@@ -143,7 +143,7 @@ impl Writer {
             Ok(()) => self.warned = false,
             Err(error) => {
                 if !std::mem::replace(&mut self.warned, true) {
-                    tracing::warn!("cannot write {}: {error}; training goes on", path.display());
+                    tracing::warn!("cannot write {}: {error}; training continues", path.display());
                 }
             }
         }
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_folder_that_is_gone_ends_nothing() {
+    async fn a_missing_folder_does_not_end_the_run() {
         let folder = tempfile::tempdir().expect("a folder");
         let run_dir = folder.path().join("run");
         fs::create_dir(&run_dir).expect("made");

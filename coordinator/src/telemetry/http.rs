@@ -1,7 +1,7 @@
 //! What a run shows over HTTP, read only: `/metrics` for Prometheus, `/sd` for its service discovery (the workers'
 //! own pages), `/status` as JSON for people and scripts, `/healthz` (this process lives) and `/readyz` (a generation
 //! trains). It sees what is done, and changes nothing. Where other machines can reach it, it speaks TLS and shows the first
-//! three to who has the run's scrape token.
+//! three to clients with the run's scrape token.
 
 use crate::server::credentials::Credentials;
 
@@ -116,14 +116,14 @@ impl Observed {
             }
             // A generation is over, or begins.
             Effect::OpenStore { generation } if *generation > state.generation => state.ranks.clear(),
-            Effect::Tell(Notice::Joined { worker, device, .. }) => {
+            Effect::Notify(Notice::Joined { worker, device, .. }) => {
                 state.devices.insert(worker.clone(), device_json(device));
             }
-            Effect::Tell(Notice::Began { generation, workers, collectives, .. }) => {
+            Effect::Notify(Notice::Began { generation, workers, collectives, .. }) => {
                 (state.generation, state.ranks) = (*generation, workers.clone());
                 state.collectives = collectives.label().into();
             }
-            Effect::Tell(Notice::Saved { stage, step }) => {
+            Effect::Notify(Notice::Saved { stage, step }) => {
                 state.checkpoint = json!({"stage": stage, "steps": step});
             }
             _ => {}

@@ -57,10 +57,10 @@ const CHECKPOINT_BYTES: &str = "thanos_trainer_checkpoint_bytes";
 const CHECKPOINTS: &str = "thanos_trainer_checkpoints_total";
 const RESTARTS: &str = "thanos_trainer_restarts_total";
 
-/// Counters, which begin anew with each coordinator.
+/// Counters, which begin again with each coordinator.
 pub const COUNTERS: [(&str, Unit, &str); 11] = [
     ("thanos_trainer_steps_total", Unit::Count, "Committed steps"),
-    ("thanos_trainer_redone_steps_total", Unit::Count, "Steps that were made again after a loss of workers or state"),
+    ("thanos_trainer_redone_steps_total", Unit::Count, "Steps recomputed after workers or state were lost"),
     ("thanos_trainer_images_total", Unit::Count, "Images of committed steps"),
     ("thanos_trainer_gathered_bytes_total", Unit::Bytes, "Candidates that rank 0 received, and gradients that it sent"),
     ("thanos_trainer_skipped_steps_total", Unit::Count, "Updates skipped because a loss or gradient was non-finite"),
@@ -144,7 +144,7 @@ pub(crate) fn redone() {
 pub(crate) fn see(effect: &Effect) {
     match effect {
         Effect::Record(step) => recorded(step),
-        Effect::Tell(notice) => told(notice),
+        Effect::Notify(notice) => notified(notice),
         _ => {}
     }
 }
@@ -164,13 +164,13 @@ fn recorded(step: &StepDone) {
     counter!("thanos_trainer_images_total").increment(step.images);
     counter!("thanos_trainer_gathered_bytes_total").increment(step.gathered_bytes);
     for (phase, seconds) in &step.phase_seconds {
-        // A label is one of a few, whatever a worker says.
+        // A label is one of a few, whatever a worker sends.
         let known = PHASES.iter().find(|known| *known == phase).unwrap_or(&"other");
         histogram!(PHASE_SECONDS, "phase" => *known).record(*seconds);
     }
 }
 
-fn told(notice: &Notice) {
+fn notified(notice: &Notice) {
     let count = |name: &'static str| counter!(name).increment(1);
     match notice {
         Notice::Began { generation, workers, .. } => {
@@ -201,7 +201,7 @@ fn told(notice: &Notice) {
     }
 }
 
-/// A checkpoint was committed, of so many bytes.
+/// A checkpoint was committed, of this many bytes.
 pub(crate) fn committed(time: Duration, bytes: u64) {
     histogram!(COMMIT_SECONDS).record(time.as_secs_f64());
     gauge!(CHECKPOINT_BYTES).set(bytes as f64);
@@ -210,7 +210,7 @@ pub(crate) fn committed(time: Duration, bytes: u64) {
 /// The labels of [`reason`].
 const REASONS: [&str; 4] = ["killed", "exited", "hung", "other"];
 
-/// Why a worker was started again, as a label.
+/// Why a worker was restarted, as a label.
 fn reason(cause: ExitCause) -> &'static str {
     match cause {
         ExitCause::Signalled(_) => "killed",

@@ -1,4 +1,4 @@
-//! What the terminal shows of a run: a bar for the stage in training, or plain lines when nobody watches.
+//! What the terminal shows of a run: a bar for the stage in training, or plain lines when standard error is not a terminal.
 
 use crate::run::{Notice, RecoveredFrom};
 use crate::terminal::{self, Unit};
@@ -10,15 +10,15 @@ use thanos_configs::DataKind;
 use thanos_data::{PackFile, Packs};
 use thanos_proto::{StageResult, StepDone};
 
-/// Where nobody watches, a line comes this often at first, then whenever a run is a twentieth older, and at last so often:
+/// Without a terminal, a line is printed this often at first, then whenever a run is a twentieth older, and finally so often:
 /// a day of training is 400 lines.
-const LEAST_BETWEEN_LINES: Duration = Duration::from_secs(5);
-const MOST_BETWEEN_LINES: Duration = Duration::from_secs(300);
+const MIN_LINE_INTERVAL: Duration = Duration::from_secs(5);
+const MAX_LINE_INTERVAL: Duration = Duration::from_secs(300);
 /// The rate is that of the last seconds.
 const WINDOW: Duration = Duration::from_secs(5);
 
 /// Skipped images that are named; the pack names more.
-const MOST_NAMED: usize = 20;
+const MAX_NAMED: usize = 20;
 
 /// Shortest time between two states of a bar that is moved by many threads.
 const MIN_BAR_INTERVAL: Duration = Duration::from_millis(50);
@@ -63,7 +63,7 @@ impl Bar {
     }
 }
 
-/// What people should know of packs: that there are not as many images as were published, and which were left out. A
+/// What people should know of packs: that there are not as many images as were published, and which were skipped. A
 /// file that was cut off between two records has no other sign.
 pub(crate) fn tell_of(kind: DataKind, packs: &Packs) {
     for (pack, published) in [&packs.train, &packs.test].into_iter().zip(kind.published_images().unwrap_or_default()) {
@@ -78,19 +78,19 @@ pub(crate) fn tell_of(kind: DataKind, packs: &Packs) {
     for line in packs.notes.iter().cloned().chain(warnings(&packs.train)).chain(warnings(&packs.test)) {
         terminal::line(&format!("note: {line}"));
     }
-    tell_left_out(&packs.train);
-    tell_left_out(&packs.test);
+    report_skipped(&packs.train);
+    report_skipped(&packs.test);
 }
 
-fn tell_left_out(pack: &PackFile) {
+fn report_skipped(pack: &PackFile) {
     if pack.left_out == 0 {
         return;
     }
-    terminal::line(&format!("left out {} {} images that cannot be decoded:", pack.left_out, pack.split));
-    for image in pack.skipped.iter().take(MOST_NAMED) {
+    terminal::line(&format!("skipped {} {} images that cannot be decoded:", pack.left_out, pack.split));
+    for image in pack.skipped.iter().take(MAX_NAMED) {
         terminal::line(&format!("  {}: {}", image.name, image.reason));
     }
-    if pack.left_out > MOST_NAMED as u64 {
+    if pack.left_out > MAX_NAMED as u64 {
         terminal::line(&format!("  and more, see `thanos-coord data info {}`", pack.path.display()));
     }
 }
@@ -117,9 +117,9 @@ struct Stage {
     recent: VecDeque<(Instant, u64)>,
 }
 
-/// How long a run of this age is silent.
+/// Interval between two lines of a run of this age.
 fn between_lines(age: Duration) -> Duration {
-    (age / 20).clamp(LEAST_BETWEEN_LINES, MOST_BETWEEN_LINES)
+    (age / 20).clamp(MIN_LINE_INTERVAL, MAX_LINE_INTERVAL)
 }
 
 impl Progress {
@@ -178,7 +178,7 @@ impl Progress {
                 ));
             }
             Notice::StorageBlocked { problem } => {
-                terminal::line(&format!("{problem}; trying again, training pauses when too many steps wait"));
+                terminal::line(&format!("{problem}; retrying; training pauses when too many steps are unrecorded"));
             }
             Notice::StorageRecovered { seconds } => {
                 terminal::line(&format!("the run directory can be written again, after {seconds:.1} s"));
@@ -187,22 +187,24 @@ impl Progress {
             Notice::Terminating { worker, limit } => terminal::line(&format!(
                 "{worker} received SIGTERM, most others did not: it trains on until it is killed, at most {limit:?}"
             )),
-            Notice::GraceOver => terminal::line("the time for a stop is over: the last checkpoint is what stays"),
+            Notice::GraceOver => terminal::line("the grace period is over: the run ends at its last checkpoint"),
             Notice::Skipped { stage, step, problem } => {
-                terminal::line(&format!("{problem} at step {step} of stage {stage}: the update is left out"));
+                terminal::line(&format!("{problem} at step {step} of stage {stage}: the update is skipped"));
             }
-            Notice::Repaired { problem } => terminal::line(&format!("{problem}: it was given the state of the others")),
-            Notice::Straggler { worker, whereabouts, share } => {
+            Notice::Repaired { problem } => {
+                terminal::line(&format!("{problem}: repaired with the state of the majority"))
+            }
+            Notice::Straggler { worker, last_position, share } => {
                 let share = share * 100.0;
                 terminal::line(&format!(
-                    "{worker} is slow: the others wait for it {share:.0} % of the time, in {whereabouts}"
+                    "{worker} is slow: the others wait for it {share:.0} % of the time, in {last_position}"
                 ));
             }
             Notice::Lost { worker: _, reason } | Notice::GroupFailed { worker: _, reason } => terminal::line(reason),
             Notice::Restarting { worker, how, restart, .. } => {
-                terminal::line(&format!("{worker} {how}: it is started again (start {restart} since the last step)"));
+                terminal::line(&format!("{worker} {how}: restarting it (restart {restart} since the last step)"));
             }
-            Notice::Abandoned { worker, how } => terminal::line(&format!("{worker} {how}: it is not started again")),
+            Notice::Abandoned { worker, how } => terminal::line(&format!("{worker} {how}: not restarting it")),
             Notice::Recovered { generation, step, seconds, from, .. } => {
                 let from = match from {
                     RecoveredFrom::Memory(worker) => format!("with the state of {worker}"),
@@ -210,7 +212,7 @@ impl Progress {
                     RecoveredFrom::Start => "from the start of the stage".into(),
                 };
                 terminal::line(&format!(
-                    "generation {generation} goes on behind step {step} {from}, after {seconds:.1} s"
+                    "generation {generation} continues after step {step} {from}, recovered in {seconds:.1} s"
                 ));
             }
             Notice::Refused { reason, .. } => terminal::line(&format!("refused: {reason}")),
@@ -218,7 +220,10 @@ impl Progress {
                 terminal::line(&format!("checkpoint save failed: step {step} of stage {stage}: {reason}"));
             }
             Notice::Fetched { worker, split, bytes, .. } => {
-                terminal::line(&format!("{worker} got the {split} images from here: {}", HumanBytes(*bytes)));
+                terminal::line(&format!(
+                    "{worker} received the {split} images from the coordinator: {}",
+                    HumanBytes(*bytes)
+                ));
             }
             Notice::Joined { .. } | Notice::Evaluated(_) | Notice::Saved { .. } | Notice::Benched(_) => {}
         }
@@ -226,7 +231,7 @@ impl Progress {
 }
 
 impl Stage {
-    /// Loss, images a second, time left.
+    /// Loss, images per second, time left.
     fn describe(&self, step: &StepDone, now: Instant) -> String {
         let (first, _) = self.recent.front().copied().unwrap_or((self.started, 0));
         let seconds = now.duration_since(first).as_secs_f64();

@@ -1,7 +1,7 @@
-//! TensorBoard's event files of a run, on demand: the series of the ledger and of the evaluations, a folder a stage.
+//! TensorBoard's event files of a run, on demand: the series of the ledger and of the evaluations, one folder per stage.
 //!
 //! Each coordinator of a run writes files of its own. TensorBoard puts them together: a file that begins again at an
-//! earlier step says so (`SessionLog::START`), and what was at that step and behind it is forgotten. A step is written
+//! earlier step says so (`SessionLog::START`), and what was at that step and after it is dropped. A step is written
 //! here before it is in the ledger, in one call, so that none is missing and none is there twice. The format is that of
 //! TensorFlow's `core/util/event.proto` and `core/lib/io/record_writer.h`.
 
@@ -64,7 +64,7 @@ pub(crate) struct TensorBoard {
     run_dir: PathBuf,
     folder: PathBuf,
     stages: HashMap<String, Stage>,
-    /// Nothing could be written: told once, and left alone.
+    /// Nothing could be written: reported once, then given up.
     failed: bool,
 }
 
@@ -72,13 +72,13 @@ pub(crate) struct TensorBoard {
 struct Stage {
     /// That this coordinator has begun.
     file: Option<File>,
-    /// Steps that the files have, and behind how many of them there is an evaluation.
+    /// Steps that the files have, and after how many of them there is an evaluation.
     steps: i64,
     evaluated: Option<i64>,
 }
 
 impl TensorBoard {
-    /// Goes on behind the last step of the ledger.
+    /// Continues after the last step of the ledger.
     ///
     /// # Errors
     /// 65 if the ledger is damaged.
@@ -101,13 +101,13 @@ impl TensorBoard {
         }
         let written = match effect {
             Effect::Record(step) => self.step(step),
-            Effect::Tell(Notice::Evaluated(evaluated)) => self.evaluated(evaluated),
-            Effect::Tell(Notice::StageComplete(result)) => self.behind(&result.stage, measures(result)).map(drop),
+            Effect::Notify(Notice::Evaluated(evaluated)) => self.evaluated(evaluated),
+            Effect::Notify(Notice::StageComplete(result)) => self.behind(&result.stage, measures(result)).map(drop),
             _ => Ok(()),
         };
         if let Err(error) = written {
             self.failed = true;
-            tracing::warn!("no more of TensorBoard: {}: {error}", self.folder.display());
+            tracing::warn!("TensorBoard output has stopped: {}: {error}", self.folder.display());
         }
     }
 
@@ -124,7 +124,7 @@ impl TensorBoard {
 
     fn evaluated(&mut self, evaluated: &Evaluated) -> io::Result<()> {
         let stage = self.stages.entry(evaluated.stage.clone()).or_default();
-        // Told once more, as whoever evaluated was lost; it is the same to the bit.
+        // Reported again, as the rank that evaluated was lost; it is bit-identical.
         if stage.evaluated == Some(stage.steps) {
             return Ok(());
         }
@@ -134,7 +134,7 @@ impl TensorBoard {
         Ok(())
     }
 
-    /// Of the state behind the last step, and at that step: whoever goes on begins behind it.
+    /// For the state after the last step, and at that step: a restarted coordinator begins after it.
     fn behind(&mut self, stage: &str, values: Vec<(String, f64)>) -> io::Result<&mut Stage> {
         let steps = self.stages.get(stage).map_or(0, |stage| stage.steps);
         let stage = self.stage(stage, steps)?;
@@ -155,7 +155,7 @@ impl TensorBoard {
             stage.steps = step;
             stage.write(0, What::FileVersion("brain.Event:2".into()))?;
             if number == 0 && step > 0 {
-                // Nobody asked for them before: what the ledger has, at the time of now.
+                // Not requested before: the content of the ledger, with the current time.
                 let lines = read_steps(&self.run_dir).map_err(io::Error::other)?;
                 for line in lines.into_iter().filter(|line| line.stage == name && (line.step as i64) < step) {
                     let total = line.loss.map(|loss| ("loss/total".to_owned(), loss));
@@ -175,7 +175,7 @@ impl Stage {
         self.write(step, What::SessionLog(SessionLog { status: START }))
     }
 
-    /// In one call: whoever is killed has written it, or nothing of it.
+    /// In one call: a process that is killed has written all of it, or nothing.
     fn write(&mut self, step: i64, what: What) -> io::Result<()> {
         let event = Event { wall_time: now(), step, what: Some(what) };
         self.file.as_mut().map_or(Ok(()), |file| file.write_all(&record(&event.encode_to_vec())))
@@ -212,7 +212,7 @@ fn record(content: &[u8]) -> Vec<u8> {
     [&length[..], &masked(&length), content, &masked(content)].concat()
 }
 
-/// CRC-32C as the format has it, rotated and moved: a checksum of data that holds checksums is no good.
+/// CRC-32C as the format has it, rotated and moved: a plain checksum of data that contains checksums is weak.
 fn masked(bytes: &[u8]) -> [u8; 4] {
     crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()
 }
@@ -282,19 +282,19 @@ mod tests {
 
     fn evaluated(epoch: u64) -> Effect {
         let (stage, measure) = ("cae".into(), "coarse_head".into());
-        Effect::Tell(Notice::Evaluated(Evaluated { stage, epoch, validation_accuracy: 0.5, best: true, measure }))
+        Effect::Notify(Notice::Evaluated(Evaluated { stage, epoch, validation_accuracy: 0.5, best: true, measure }))
     }
 
     #[test]
-    fn every_step_is_there_once_whoever_was_killed_and_whatever_is_redone() {
+    fn every_step_is_written_once_after_any_kill() {
         let folder = tempfile::tempdir().expect("a folder");
-        // What the ledger has when each of them begins: steps, and behind how many of them an evaluation.
+        // What the ledger has when each of them begins: steps, and after how many of them an evaluation.
         let coordinators: [(i64, Option<i64>, &[Effect]); 4] = [
             // The last one was not in the ledger when it was killed.
             (0, None, &[step(0), step(1), evaluated(0), step(2), step(3)]),
-            // Its evaluation is told twice; then the ledger is cut, and two steps are made again.
+            // Its evaluation is reported twice; then the ledger is cut, and two steps are made again.
             (3, None, &[step(3), evaluated(1), evaluated(1), step(4), step(3), evaluated(1)]),
-            // It begins with what the one before it had heard and told already.
+            // It begins with what the one before it had received and reported already.
             (4, Some(4), &[evaluated(1), step(4)]),
             (5, None, &[step(5)]),
         ];

@@ -30,7 +30,7 @@ pub(super) struct WorkerSeries {
 #[derive(Debug)]
 struct Worker {
     id: String,
-    heard: f64,
+    last_message: f64,
     generation: u64,
     /// Of the generation, as the last heartbeat has it.
     waited_ms: u64,
@@ -46,7 +46,7 @@ impl WorkerSeries {
     pub(super) fn welcomed(&mut self, session: SessionId, now: f64) {
         let Some((_, id)) = self.opened.take().filter(|(opened, _)| *opened == session) else { return };
         self.workers.retain(|_, worker| worker.id != id);
-        self.workers.insert(session, Worker { id, heard: now, generation: 0, waited_ms: 0, collective_ms: 0 });
+        self.workers.insert(session, Worker { id, last_message: now, generation: 0, waited_ms: 0, collective_ms: 0 });
     }
 
     pub(super) fn closed(&mut self, session: SessionId) {
@@ -55,10 +55,10 @@ impl WorkerSeries {
 
     pub(super) fn beat(&mut self, session: SessionId, heartbeat: &Heartbeat, now: f64) {
         let Some(worker) = self.workers.get_mut(&session) else { return };
-        // It counts anew in each generation.
+        // It counts again in each generation.
         let before = if worker.generation == heartbeat.generation { worker.waited_ms } else { 0 };
         worker.collective_ms += heartbeat.waited_ms.saturating_sub(before);
-        (worker.heard, worker.generation, worker.waited_ms) = (now, heartbeat.generation, heartbeat.waited_ms);
+        (worker.last_message, worker.generation, worker.waited_ms) = (now, heartbeat.generation, heartbeat.waited_ms);
     }
 
     /// The worker of a session that was admitted.
@@ -69,7 +69,7 @@ impl WorkerSeries {
     /// Samples of [`HEARTBEAT`] and of [`COLLECTIVE`].
     pub(super) fn samples(&self) -> (Vec<Sample>, Vec<Sample>) {
         let sample = |worker: &Worker, value| (vec![("worker", worker.id.clone())], value);
-        let heartbeat = |worker: &Worker| sample(worker, worker.heard);
+        let heartbeat = |worker: &Worker| sample(worker, worker.last_message);
         let collective = |worker: &Worker| sample(worker, worker.collective_ms as f64 / 1e3);
         (self.workers.values().map(heartbeat).collect(), self.workers.values().map(collective).collect())
     }
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn time_in_collectives_goes_on_over_generations() {
+    fn time_in_collectives_accumulates_over_generations() {
         let mut series = WorkerSeries::default();
         series.opened(1, "worker-0");
         series.welcomed(1, 100.0);

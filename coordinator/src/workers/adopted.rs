@@ -9,8 +9,8 @@ use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::oneshot;
 
-/// How often such a process is looked at: nobody tells how it ended, or when.
-const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
+/// How often such a process is polled: there is no notification of how it ended, or when.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Slurm's `srun` has a helper of the same command line, its child: the parents alone.
 fn without_children(found: HashMap<i32, String>, parent: impl Fn(i32) -> Option<i32>) -> HashMap<String, i32> {
@@ -36,9 +36,9 @@ impl Adopted {
         of_run.into_iter().map(|(worker, pid)| (worker, Self { pid: Pid::from_raw(pid), program })).collect()
     }
 
-    /// Waits until it is gone, and says how, and why.
+    /// Waits until it has exited, and returns how, and why.
     pub(super) async fn wait(self, mut killed: oneshot::Receiver<()>) -> (String, ExitCause) {
-        let mut looks = tokio::time::interval(BETWEEN_LOOKS);
+        let mut looks = tokio::time::interval(POLL_INTERVAL);
         loop {
             tokio::select! {
                 _ = looks.tick() => {}
@@ -94,7 +94,7 @@ fn runs(pid: i32, program: &str) -> bool {
     command(pid).first().is_some_and(|first| Path::new(first).ends_with(program))
 }
 
-/// Program and arguments; of a process that nobody has waited for there are none.
+/// Program and arguments; a zombie process has none.
 fn command(pid: i32) -> Vec<String> {
     let bytes = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     bytes
@@ -137,7 +137,7 @@ mod tests {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs_f64();
         let started = started_at(std::process::id() as i32).expect("it runs");
         assert!((now - 600.0..now + 0.1).contains(&started), "{started}, now {now}");
-        // This is no worker; a process that ended is none, either.
+        // This is not a worker; a process that ended is none, either.
         assert!(!is_worker_since(std::process::id() as i32, "worker-0", now));
     }
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use thanos_proto::DeviceKind;
 use thanos_transport::{DeviceChoice, GpuFacts, count_gpus};
 
-/// The workers' programs, both beside thanos-coord.
+/// The workers' programs, both next to thanos-coord.
 const CPU_PROGRAM: &str = "thanos-worker";
 const CUDA_PROGRAM: &str = "thanos-worker-cuda";
 
@@ -91,7 +91,7 @@ pub(crate) fn on_nodes(request: Request, facts: &GpuFacts) -> Result<Devices, Fa
     Ok(Devices { device: request.device, kind, notices })
 }
 
-/// The workers' program: the one that was named, else that of this kind beside this program.
+/// The workers' program: the one that was named, else that of this kind next to this program.
 ///
 /// # Errors
 /// 64 if the named one is not a file; 78 if the program for GPUs is missing, 69 if the one for CPUs is.
@@ -115,7 +115,7 @@ fn program_in(folder: &Path, named: Option<&Path>, kind: DeviceKind) -> Result<P
             program.display()
         ))),
         DeviceKind::Cpu => {
-            let message = format!("{} does not exist: `make build` puts it beside thanos-coord", program.display());
+            let message = format!("{} does not exist: `make build` puts it next to thanos-coord", program.display());
             Err(Fatal::new(EXIT_UNREACHABLE, message))
         }
     }
@@ -134,8 +134,7 @@ pub(crate) fn shared_nccl_variables(worker: &str, has_interface: bool) -> Vec<(&
 fn check_options(request: Request) -> Result<(), Fatal> {
     match (request.device, request.collectives) {
         (DeviceChoice::Cpu, CollectivesChoice::Nccl) => {
-            let message =
-                "--collectives nccl works between GPUs only: leave out --device cpu, or use --collectives gloo";
+            let message = "--collectives nccl works between GPUs only: omit --device cpu, or use --collectives gloo";
             Err(Fatal::new(EXIT_USAGE, message))
         }
         _ => Ok(()),

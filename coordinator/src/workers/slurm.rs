@@ -61,7 +61,7 @@ impl Allocation {
         Ok(Self { nodes: nodes(addresses, &shares, &tasks) })
     }
 
-    /// Takes the first nodes, at most so many, with so many workers on each; `None`: as many as the job has GPUs or tasks.
+    /// Takes the first nodes, at most this many, with this many workers on each; `None`: as many as the job has GPUs or tasks.
     pub(crate) fn limit(&mut self, nodes: usize, workers_per_node: Option<usize>) {
         self.nodes.truncate(nodes);
         for node in &mut self.nodes {
@@ -69,7 +69,7 @@ impl Allocation {
         }
     }
 
-    /// Workers of the nodes with the fewest, so many nodes.
+    /// Workers of the nodes with the fewest, this many nodes.
     pub(crate) fn fewest_workers(&self, nodes: usize) -> usize {
         let mut workers: Vec<usize> = self.nodes.iter().map(|node| node.workers).collect();
         workers.sort_unstable();
@@ -92,7 +92,7 @@ impl Allocation {
         let Some(first) = starved.first() else { return Vec::new() };
         let others = match starved.len() - 1 {
             0 => String::new(),
-            others => format!(" (and {others} more nodes alike)"),
+            others => format!(" (and {others} more such nodes)"),
         };
         let option = if first.gpus > 0 { "--cpus-per-gpu" } else { "--cpus-per-task" };
         vec![format!(

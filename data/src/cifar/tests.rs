@@ -1,4 +1,4 @@
-//! Both CIFARs in both forms: what is good comes out as pixels, what is bad says so.
+//! Both CIFARs in both forms: what is good comes out as pixels, what is bad is an error.
 
 use super::*;
 use crate::tests::writers::{array, dict, list};

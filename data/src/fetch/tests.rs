@@ -140,7 +140,7 @@ fn a_file_comes_whole_and_leaves_no_part() {
 }
 
 #[test]
-fn a_mirror_is_asked_first_and_the_folder_is_made() {
+fn a_mirror_is_tried_first_and_the_folder_is_created() {
     let server = Server::start(|asked| if asked.path == "/m/data.bin" { ok(&sample(0)) } else { not_found() });
     let mut trial = Trial::new();
     let dir = trial.dir.path().join("a/b");
@@ -200,7 +200,7 @@ fn wrong_bytes_everywhere_leave_nothing() {
     let (code, message) = trial.fails(&sample(0), &[server.url("/bad")]);
     assert_eq!(code, 65);
     let line = format!("{}: its MD5 is {}, expected {}", server.url("/bad"), md5(&sample(1)), md5(&sample(0)));
-    assert_eq!(message, format!("{FILE}: its one address did not give it:\n  {line}"));
+    assert_eq!(message, format!("{FILE}: its only address failed:\n  {line}"));
     assert_eq!(trial.notes.lines, [format!("{FILE}: {line}")]);
     assert_eq!(server.asked().len(), 1);
     trial.assert_empty();
@@ -317,7 +317,7 @@ fn plain_http_to_another_machine_is_refused() {
 }
 
 #[test]
-fn a_silent_server_is_given_up() {
+fn an_unresponsive_server_times_out() {
     let server = Server::start(|_| Reply::Stall(Vec::new()));
     let mut trial = Trial::new();
     let error = trial.fetch_within(IMPATIENT, &sample(0), &[server.url("/f")]).unwrap_err();
@@ -336,7 +336,7 @@ fn a_server_that_only_claims_https_is_no_answer() {
 }
 
 #[test]
-fn nobody_there_is_no_answer() {
+fn a_refused_connection_is_an_error() {
     // The port of a listener that is gone again.
     let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let mut trial = Trial::new();

@@ -26,18 +26,18 @@ pub(super) struct Answer {
 }
 
 /// Asks `url` for the file of `total` bytes from byte `from` on. If it cannot give that rest it is asked for the
-/// whole, which the answer's `start` tells.
+/// whole, as the answer's `start` shows.
 pub(super) fn open(times: &Timeouts, url: &str, from: u64, total: u64) -> Result<Answer, Reason> {
     if from > 0
-        && let Some(answer) = judge(follow(times, url, from)?, from, total)?
+        && let Some(answer) = classify(follow(times, url, from)?, from, total)?
     {
         return Ok(answer);
     }
-    judge(follow(times, url, 0)?, 0, total)?.ok_or(Reason::Status(206))
+    classify(follow(times, url, 0)?, 0, total)?.ok_or(Reason::Status(206))
 }
 
 /// What the head of an answer means; `None` for a rest that does not fit what was asked for.
-fn judge(response: Response<Body>, from: u64, total: u64) -> Result<Option<Answer>, Reason> {
+fn classify(response: Response<Body>, from: u64, total: u64) -> Result<Option<Answer>, Reason> {
     let length = text(&response, header::CONTENT_LENGTH).and_then(|length| length.parse::<u64>().ok());
     let start = match response.status().as_u16() {
         200 => {
@@ -78,7 +78,7 @@ fn is_rest(range: Option<&str>, from: u64, total: u64) -> bool {
         })
 }
 
-/// The first answer on the way from `url` that is no redirect.
+/// The first answer on the way from `url` that is not a redirect.
 fn follow(times: &Timeouts, url: &str, from: u64) -> Result<Response<Body>, Reason> {
     let mut at = allowed(url).map_err(Reason::Refused)?;
     for _ in 0..=MAX_REDIRECTS {
@@ -116,8 +116,8 @@ fn get(times: &Timeouts, uri: &Uri, from: u64) -> Result<Response<Body>, Reason>
     request.call().map_err(|error| Reason::NoAnswer(error.to_string()))
 }
 
-/// `url`, if this module may ask it, or why not: any https address, or http on this machine, where nobody can listen in
-/// between.
+/// `url`, if this module may ask it, or why not: any https address, or http on this machine, which no other machine can
+/// intercept.
 fn allowed(url: &str) -> Result<Uri, String> {
     let scheme = scheme_of(url);
     let is_http = match scheme.as_deref() {

@@ -19,8 +19,8 @@ impl<'a> Input<'a> {
         PickleFault::Unexpected { at: self.opcode_at, expected: expected.into(), got: got.into() }
     }
 
-    pub(super) fn too_much(&self, most: usize, what: &'static str) -> PickleFault {
-        PickleFault::TooMuch { at: self.opcode_at, most, what }
+    pub(super) fn too_much(&self, max: usize, what: &'static str) -> PickleFault {
+        PickleFault::TooMuch { at: self.opcode_at, max, what }
     }
 
     pub(super) fn rest(&self) -> &'a [u8] {
@@ -85,8 +85,8 @@ impl<'a> Input<'a> {
         Ok(match (opcode, line) {
             (b'I', b"00") => Node::Bool(false),
             (b'I', b"01") => Node::Bool(true),
-            (b'L', [digits @ .., b'L']) => Node::Int(self.number(digits, "a whole number of 64 bits")?),
-            _ => Node::Int(self.number(line, "a whole number of 64 bits")?),
+            (b'L', [digits @ .., b'L']) => Node::Int(self.number(digits, "a 64-bit integer")?),
+            _ => Node::Int(self.number(line, "a 64-bit integer")?),
         })
     }
 
@@ -95,7 +95,7 @@ impl<'a> Input<'a> {
         let length = self.length::<1>()?;
         let bytes = self.take(length)?;
         if bytes.len() > 8 {
-            return Err(self.unexpected("a whole number of 64 bits", format!("one of {} bytes", bytes.len())));
+            return Err(self.unexpected("a 64-bit integer", format!("one of {} bytes", bytes.len())));
         }
         let negative = bytes.last().is_some_and(|byte| *byte >= 0x80);
         let mut wide = [if negative { 0xff } else { 0 }; 8];
@@ -106,7 +106,7 @@ impl<'a> Input<'a> {
     /// STRING: a Python 2 literal in quotes, with the escapes that Python 2 itself writes.
     pub(super) fn quoted_line(&mut self) -> Outcome<Node<'a>> {
         let line = self.line()?;
-        let no_literal = || self.unexpected("a quoted text", shown(line));
+        let no_literal = || self.unexpected("a quoted string", shown(line));
         let inner = match line {
             [b'\'', inner @ .., b'\''] | [b'"', inner @ .., b'"'] => inner,
             _ => return Err(no_literal()),
@@ -146,7 +146,7 @@ impl<'a> Input<'a> {
             };
             bytes.next();
             let character = hex(&mut bytes, digits).and_then(char::from_u32);
-            text.push(character.ok_or_else(|| self.unexpected("a text with whole escapes", shown(line)))?);
+            text.push(character.ok_or_else(|| self.unexpected("a string with complete escapes", shown(line)))?);
         }
         Ok(Node::Bytes(Cow::Owned(text.into_bytes())))
     }
@@ -156,7 +156,7 @@ fn hex(bytes: &mut std::slice::Iter<u8>, digits: usize) -> Option<u32> {
     (0..digits).try_fold(0, |code, _| Some(code << 4 | char::from(*bytes.next()?).to_digit(16)?))
 }
 
-/// A stranger's bytes in a message: short and in ASCII.
+/// Untrusted bytes in a message: short and in ASCII.
 pub(super) fn shortened(bytes: &[u8]) -> String {
     let dots = if bytes.len() > 60 { "..." } else { "" };
     format!("{}{dots}", bytes[..bytes.len().min(60)].escape_ascii())

@@ -1,13 +1,13 @@
-//! The stack machine a pickle is a program for, with every opcode that makes more than plain data left out.
+//! The stack machine a pickle is a program for, with every opcode that makes more than plain data omitted.
 //! It builds nodes that point at each other and at the input; how they unfold into values it does not know.
 
 use super::input::{Input, shortened, shown};
-use super::{MOST_NESTED, MOST_OPCODES, Outcome, PickleFault};
+use super::{MAX_NESTED, MAX_OPCODES, Outcome, PickleFault};
 use std::borrow::Cow;
 use std::collections::HashMap;
 
 /// Far more than images need. Arrays can share one shape in the pickle, yet each keeps its own copy.
-const MOST_DIMENSIONS: usize = 8;
+const MAX_DIMENSIONS: usize = 8;
 
 /// The only names a pickle may ask for. None of them is called; each stands for what it would make.
 #[derive(Clone, Copy)]
@@ -59,10 +59,10 @@ impl Node<'_> {
     pub(super) fn kind(&self) -> String {
         let kind = match self {
             Node::None => "None",
-            Node::Bool(_) => "a truth value",
+            Node::Bool(_) => "a boolean",
             Node::Int(number) => return format!("the number {number}"),
-            Node::Float(_) => "a fraction",
-            Node::Bytes(bytes) => return format!("the text {}", shown(bytes)),
+            Node::Float(_) => "a float",
+            Node::Bytes(bytes) => return format!("the string {}", shown(bytes)),
             Node::List(_) => "a list",
             Node::Tuple(items) => return format!("a tuple of {}", items.len()),
             Node::Dict(_) => "a dict",
@@ -98,7 +98,7 @@ impl<'a> Machine<'a> {
         if self.input.content.is_empty() {
             return Err(PickleFault::NoPickle("it is empty".to_string()));
         }
-        for _ in 0..MOST_OPCODES {
+        for _ in 0..MAX_OPCODES {
             self.input.opcode_at = self.input.next;
             match self.input.byte()? {
                 b'.' => return self.stop(),
@@ -106,7 +106,7 @@ impl<'a> Machine<'a> {
             }
         }
         self.input.opcode_at = self.input.next;
-        Err(self.input.too_much(MOST_OPCODES, "opcodes"))
+        Err(self.input.too_much(MAX_OPCODES, "opcodes"))
     }
 
     fn stop(&self) -> Outcome<Id> {
@@ -203,7 +203,7 @@ impl<'a> Machine<'a> {
     /// The opcodes that mark the stack, take from it, or put what they took into a container.
     fn gather(&mut self, opcode: u8) -> Outcome<()> {
         match opcode {
-            b'(' if self.marks.len() == MOST_NESTED => return Err(self.input.too_much(MOST_NESTED, "nested marks")),
+            b'(' if self.marks.len() == MAX_NESTED => return Err(self.input.too_much(MAX_NESTED, "nested marks")),
             b'(' => self.marks.push(self.stack.len()),
             b'0' if self.marks.last() == Some(&self.stack.len()) => drop(self.marks.pop()), // POP of a bare mark
             b'0' => drop(self.pop()?),
@@ -287,7 +287,7 @@ impl<'a> Machine<'a> {
             }
             b'q' | b'h' => self.input.byte()?.into(),
             b'r' | b'j' => u32::from_le_bytes(self.input.array()?),
-            _ => self.memo.len() as u32, // MEMOIZE counts by itself; MOST_OPCODES keeps the count small
+            _ => self.memo.len() as u32, // MEMOIZE counts by itself; MAX_OPCODES keeps the count small
         })
     }
 
@@ -303,7 +303,7 @@ impl<'a> Machine<'a> {
     fn text(&self, id: Id) -> Outcome<&[u8]> {
         match &self.nodes[id] {
             Node::Bytes(bytes) => Ok(bytes),
-            _ => self.refused("a text", id),
+            _ => self.refused("a string", id),
         }
     }
 
@@ -352,10 +352,10 @@ impl<'a> Machine<'a> {
         if !matches!(self.text(encoding)?, b"latin1" | b"latin-1") {
             return self.refused("the encoding `latin1`", encoding);
         }
-        let most = self.input.content.len().saturating_mul(2); // a Latin-1 byte of the pickle is two of a text
+        let max = self.input.content.len().saturating_mul(2); // a Latin-1 byte of the pickle is two of a text
         self.decoded += self.text(text)?.len();
-        if self.decoded > most {
-            return Err(self.input.too_much(most, "bytes of encoded text"));
+        if self.decoded > max {
+            return Err(self.input.too_much(max, "bytes of encoded text"));
         }
         let latin = |text: &str| text.chars().map(|character| u8::try_from(character).ok()).collect();
         match str::from_utf8(self.text(text)?).ok().and_then(latin) {
@@ -393,8 +393,8 @@ impl<'a> Machine<'a> {
             return self.refused("a numpy dtype", dtype);
         }
         let Node::Tuple(sides) = &self.nodes[shape] else { return self.refused("a shape", shape) };
-        if sides.len() > MOST_DIMENSIONS {
-            return Err(self.input.too_much(MOST_DIMENSIONS, "dimensions"));
+        if sides.len() > MAX_DIMENSIONS {
+            return Err(self.input.too_much(MAX_DIMENSIONS, "dimensions"));
         }
         let side = |id: &Id| match self.nodes[*id] {
             Node::Int(side) => usize::try_from(side).or_else(|_| self.refused("a side of an array", *id)),

@@ -216,7 +216,7 @@ fn what_is_no_pickle_or_cut_off_says_so() {
 }
 
 #[test]
-fn nothing_but_data_is_asked_for() {
+fn only_data_opcodes_are_accepted() {
     let refused = |at: usize, name: &str| {
         format!("offset {at}: the pickle asks for `{name}`: only numpy arrays, lists, texts and numbers are read")
     };
@@ -245,17 +245,17 @@ fn malformed_programs_say_what_they_lack() {
         (b"]NNs.", "offset 3: expected a dict to put into, got a list"),
         (b"}(Nu.", "offset 3: expected a value for each key, got a lone key"),
         (b"h\x05.", "offset 0: expected a memo entry, got number 5, which was never put"),
-        (b"Ip-1\n.", "offset 0: expected a whole number of 64 bits, got `p-1`"),
+        (b"Ip-1\n.", "offset 0: expected a 64-bit integer, got `p-1`"),
         (b"Np-1\n.", "offset 1: expected a memo number, got `-1`"),
-        (b"L99999999999999999999L\n.", "offset 0: expected a whole number of 64 bits, got `99999999999999999999`"),
-        (b"\x8a\x09123456789.", "offset 0: expected a whole number of 64 bits, got one of 9 bytes"),
+        (b"L99999999999999999999L\n.", "offset 0: expected a 64-bit integer, got `99999999999999999999`"),
+        (b"\x8a\x09123456789.", "offset 0: expected a 64-bit integer, got one of 9 bytes"),
         (b"F1,5\n.", "offset 0: expected a number, got `1,5`"),
         (b"S'x\n.", r"offset 0: expected a quoted text, got `\'x`"),
         (b"S'\n.", r"offset 0: expected a quoted text, got `\'`"),
         (b"S'\\q'\n.", r"offset 0: expected a quoted text, got `\'\\q\'`"),
         (b"S'\\x4'\n.", r"offset 0: expected a quoted text, got `\'\\x4\'`"),
-        (b"V\\u12\n.", r"offset 0: expected a text with whole escapes, got `\\u12`"),
-        (b"V\\Uffffffff\n.", r"offset 0: expected a text with whole escapes, got `\\Uffffffff`"),
+        (b"V\\u12\n.", r"offset 0: expected a string with whole escapes, got `\\u12`"),
+        (b"V\\Uffffffff\n.", r"offset 0: expected a string with whole escapes, got `\\Uffffffff`"),
         (b"N)R.", "offset 2: expected a function of numpy to call, got None"),
         (b"NNb.", "offset 2: expected a new numpy array to fill, got None"),
     ];
@@ -270,7 +270,7 @@ fn only_whole_arrays_of_bytes_in_c_order_are_read() {
         let message = read(&pickle).expect_err("a fault").to_string();
         message.split_once(": ").expect("an offset").1.to_string()
     };
-    let expected = "expected the dtype `u1` (unsigned bytes), got the text `f4`";
+    let expected = "expected the dtype `u1` (unsigned bytes), got the string `f4`";
     assert_eq!(fault(two_by_twelve, b"f4", 0x89, b"."), expected);
     assert_eq!(fault(two_by_twelve, b"u1", 0x88, b"."), "expected an array in C order, got one in Fortran order");
     assert_eq!(fault(two_by_twelve, b"u1", b'N', b"."), "expected whether the array is in Fortran order, got None");
@@ -292,13 +292,13 @@ fn calls_with_wrong_arguments_are_refused() {
     check(b"cnumpy\ndtype\nU\x02u1NN\x87RNb.", "offset 22: expected the state of a dtype, got None");
     check(b"cnumpy\ndtype\nU\x02u1NN\x87R.", "offset 21: expected values only at the end, got a numpy dtype");
     let order = b"cnumpy.core.numeric\n_frombuffer\n(U\x00NNU\x01FtR.";
-    check(order, "offset 41: expected an array in C order, got the text `F`");
+    check(order, "offset 41: expected an array in C order, got the string `F`");
     check(
         b"c_codecs\nencode\nU\x01aU\x05utf-8\x86R.",
-        "offset 27: expected the encoding `latin1`, got the text `utf-8`",
+        "offset 27: expected the encoding `latin1`, got the string `utf-8`",
     );
     let wide = b"c_codecs\nencode\nX\x03\0\0\0\xe2\x82\xacU\x06latin1\x86R.";
-    check(wide, r"offset 33: expected a text of Latin-1 characters, got the text `\xe2\x82\xac`");
+    check(wide, r"offset 33: expected a string of Latin-1 characters, got the string `\xe2\x82\xac`");
 }
 
 #[test]

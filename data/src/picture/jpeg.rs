@@ -86,7 +86,7 @@ fn by_segments(content: &[u8], data: &mut Option<usize>) -> Option<usize> {
     }
 }
 
-/// Where the compressed data that begins at `at` ends: at the next marker that is no restart.
+/// Where the compressed data that begins at `at` ends: at the next marker that is not a restart.
 fn scan_end(content: &[u8], at: usize) -> Option<usize> {
     let is_end = |two: &[u8]| two[0] == MARKER && !matches!(two[1], 0 | 0xd0..=0xd7 | MARKER);
     content.get(at..)?.windows(2).position(is_end).map(|offset| at + offset)

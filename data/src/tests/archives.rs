@@ -1,4 +1,4 @@
-//! Published forms beside plain files: archives and pickles give the same pack, and bad ones say so.
+//! Published forms other than plain files: archives and pickles give the same pack, and bad ones are errors.
 
 use super::writers::{array, dict, gzip, list, tar_gz, unpacked};
 use super::*;
@@ -100,7 +100,7 @@ fn bad_archives_say_what_is_wrong() {
     let good = cifar10_binary();
     let mut twice = good.clone();
     twice.push(good[2].clone());
-    check(&tar_gz(&twice), "/cifar-10-batches-bin/data_batch_3.bin: it is there twice in the archive");
+    check(&tar_gz(&twice), "/cifar-10-batches-bin/data_batch_3.bin: it occurs twice in the archive");
     let without: Files = good.iter().filter(|(name, _)| !name.ends_with("_2.bin")).cloned().collect();
     check(
         &tar_gz(&without),
@@ -135,7 +135,7 @@ fn links_in_an_archive_are_refused() {
     let folders = Folders::new();
     folders.put("cifar-100-binary.tar.gz", &gzip(&tar.into_inner().unwrap()));
     let refusal = folders.refusal(DataKind::Cifar100);
-    let expected = "RAW/cifar-100-binary.tar.gz/cifar-100-binary/train.bin: it is no plain file in the archive";
+    let expected = "RAW/cifar-100-binary.tar.gz/cifar-100-binary/train.bin: it is not a regular file in the archive";
     assert!(refusal.starts_with(expected), "{refusal}");
 }
 

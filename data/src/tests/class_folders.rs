@@ -1,5 +1,5 @@
 //! Folders of pictures as people have them: which folders are the splits and the classes, which files count, in
-//! torchvision's order, and what is beside them.
+//! torchvision's order, and what is next to them.
 
 use super::super::tree::Tree;
 use super::writers::{jpeg, png, solid_png, zip};
@@ -90,7 +90,7 @@ fn splits_have_any_common_name_or_a_given_one() {
     check(
         two_classes("my_train", "my_test"),
         "data.dir=RAW: there is no folder of training images such as train/ in \
-        it, there is my_test/, my_train/; name the folders, each with a folder a class, with \
+        it, there is my_test/, my_train/; name the folders, each with one folder per class, with \
         data.train_folder=my_train data.test_folder=my_test",
     );
     check(
@@ -100,7 +100,7 @@ fn splits_have_any_common_name_or_a_given_one() {
     );
     let folders = two_classes("train", "val");
     folders.put("test/1.png", &solid_png(1));
-    check(folders, "RAW/test: 1 images are directly in it, expected a folder a class");
+    check(folders, "RAW/test: 1 images are directly in it, expected one folder per class");
     let folders = two_classes("train", "test");
     folders.put("test/cow/a.png", &solid_png(3));
     check(folders, "RAW/test/cow: `cow` is not a class of the training images, which are in train/: cat, dog");
@@ -137,7 +137,7 @@ fn without_test_images_those_held_out_are_measured() {
     assert_eq!((third.train, third.test.images), (first.train, 6));
 }
 
-/// Systems, desktops and people leave things beside the images, and inside.
+/// Systems, desktops and users leave files next to the images, and among them.
 #[test]
 fn what_is_beside_the_images_does_not_matter() {
     let folders = two_classes("train", "test");
@@ -243,7 +243,7 @@ fn bytes_after_the_end_are_noted_and_read_again() {
     let plain = pack_with(&folders, |_| {}).unwrap();
     folders.put("train/cat/b.jpg", &[&whole[..], b"\nmotion"].concat());
     let odd = pack_with(&folders, |_| {}).unwrap();
-    let expected = "1 image has bytes after the end of the picture, which are ignored; the first is train/cat/b.jpg";
+    let expected = "1 image has bytes after the end of the image, which are ignored; the first is train/cat/b.jpg";
     assert_eq!(odd.train.warnings, [expected]);
     assert_eq!(odd.train.fingerprint, plain.train.fingerprint, "the same pixels and labels");
     verify(&odd.train.path).unwrap();

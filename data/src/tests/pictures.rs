@@ -1,4 +1,4 @@
-//! TinyImageNet and folders of pictures: what is packed, left out and refused.
+//! TinyImageNet and folders of pictures: what is packed, skipped and refused.
 
 use super::writers::{jpeg, png, tinyimagenet, unpacked, zip};
 use super::*;
@@ -157,7 +157,7 @@ fn bad_folders_say_what_is_wrong() {
 }
 
 #[test]
-fn bad_images_are_left_out_and_named_if_asked_for() {
+fn bad_images_are_skipped_and_reported_on_request() {
     let folders = image_folder();
     folders.put("train/cat/bad.jpg", &jpeg(32, 1)[..200]).put("train/dog/bad.png", b"x");
     refused(&folders, "RAW/train/cat/bad.jpg: the JPEG is cut off after 200 bytes; replace it, or leave out");
@@ -168,11 +168,11 @@ fn bad_images_are_left_out_and_named_if_asked_for() {
     assert_eq!(names, ["train/cat/bad.jpg", "train/dog/bad.png"]);
     assert_eq!(tensors(&packs.train).2, [0, 0, 0, 1, 1, 1], "labels stay with their images");
     let again = pack_folder(&folders, skip).unwrap();
-    assert!(again.reused && again.train.skipped == packs.train.skipped, "told again when the pack is used again");
+    assert!(again.reused && again.train.skipped == packs.train.skipped, "reported again when the pack is used again");
     verify(&packs.train.path).unwrap();
     let report = info(&packs.train.path).unwrap().to_string();
     assert!(
-        report.contains("left out     2 that could not be decoded\n  train/cat/bad.jpg: the JPEG is cut off"),
+        report.contains("skipped     2 that could not be decoded\n  train/cat/bad.jpg: the JPEG is cut off"),
         "{report}"
     );
     let without = image_folder();
@@ -199,7 +199,7 @@ fn zips_that_lead_out_or_hide_a_name_are_refused() {
     check(&with("../../evil.JPEG"), ": the entry `../../evil.JPEG` leads out of the archive's folder");
     check(&with("/etc/evil.JPEG"), ": the entry `/etc/evil.JPEG` leads out of the archive's folder");
     check(&with("train\\evil.JPEG"), ": the entry `train\\\\evil.JPEG` leads out");
-    // The writer refuses a name that is there twice: one of the same length is renamed in the bytes.
+    // The writer refuses a name that occurs twice: one of the same length is renamed in the bytes.
     let mut twice = with("wnids.tx_");
     for at in 0..twice.len() - 9 {
         if &twice[at..at + 9] == b"wnids.tx_" {

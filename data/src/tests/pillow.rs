@@ -58,11 +58,11 @@ fn the_same_pictures_are_read_to_the_same_pixels() {
                     wrong.push(format!("{name}: {:?}, expected {width} x {height}", picture.dimensions()));
                     continue;
                 }
-                let (most, mean) = difference(picture.as_raw(), theirs);
+                let (max, mean) = difference(picture.as_raw(), theirs);
                 let is_lossy = files[name].starts_with(&[0xff, 0xd8]) || name == "lossy.webp" || name == "jpeg.tif";
                 let allowed = if is_lossy { (6, 1.0) } else { (0, 0.0) };
-                if (most > allowed.0 || mean > allowed.1) && !OWN_PIXELS.contains(&name.as_str()) {
-                    wrong.push(format!("{name}: differs by up to {most}, {mean:.3} on average"));
+                if (max > allowed.0 || mean > allowed.1) && !OWN_PIXELS.contains(&name.as_str()) {
+                    wrong.push(format!("{name}: differs by up to {max}, {mean:.3} on average"));
                 }
             }
         }
@@ -89,7 +89,7 @@ fn what_is_odd_is_noted() {
 
 /// Orientation 6: the first row of pixels is the right column of the picture.
 #[test]
-fn pictures_are_turned_if_asked_for() {
+fn exif_orientation_is_applied_on_request() {
     let (_, files) = golden();
     for name in ["exif6.jpg", "exif6.png"] {
         let read =

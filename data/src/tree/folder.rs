@@ -1,4 +1,4 @@
-//! The files of a folder on disk: links are followed wherever they lead, what is no file is noted and left out.
+//! The files of a folder on disk: links are followed wherever they lead, what is not a file is noted and skipped.
 
 use super::super::error::{DataError, RawFault};
 use super::super::known::length_and_change;
@@ -8,8 +8,8 @@ use std::io;
 use std::path::Path;
 use walkdir::{DirEntry, WalkDir};
 
-const DANGLING: &str = "links to nothing";
-const CIRCULAR: &str = "links to a folder around them";
+const DANGLING: &str = "dangling links";
+const CIRCULAR: &str = "circular links";
 const SPECIAL: &str = "neither files nor folders";
 
 /// The names directly in a folder.
@@ -47,7 +47,7 @@ pub(super) fn list(root: &Path, name: &str, skipped: &mut Vec<Passed>) -> Result
         };
         if entry.file_type().is_dir() {
             if entry.depth() == MAX_DEPTH {
-                return Err(DataError::raw(entry.path(), RawFault::TooDeep { most: MAX_DEPTH }));
+                return Err(DataError::raw(entry.path(), RawFault::TooDeep { max: MAX_DEPTH }));
             }
         } else if entry.file_type().is_file() {
             files.push(file(root, &entry)?);
@@ -55,7 +55,7 @@ pub(super) fn list(root: &Path, name: &str, skipped: &mut Vec<Passed>) -> Result
             skipped.push(passed(root, entry.path(), SPECIAL));
         }
         if files.len() > MAX_FILES {
-            return Err(DataError::raw(&start, RawFault::TooManyFiles { most: MAX_FILES }));
+            return Err(DataError::raw(&start, RawFault::TooManyFiles { max: MAX_FILES }));
         }
     }
     Ok(files)
@@ -83,7 +83,7 @@ fn passed(root: &Path, path: &Path, reason: &'static str) -> Passed {
     Passed { name: name_of(path.strip_prefix(root).unwrap_or(path)), reason }
 }
 
-/// A link that leads nowhere is left out. Everything else that cannot be walked ends the listing.
+/// A link that leads nowhere is skipped. Everything else that cannot be walked ends the listing.
 fn not_walked(root: &Path, error: walkdir::Error) -> Result<Passed, DataError> {
     let path = error.path().unwrap_or(root).to_owned();
     let is_link = fs::symlink_metadata(&path).is_ok_and(|found| found.is_symlink());

@@ -132,7 +132,7 @@ fn list(root: &Path, archive: &ZipArchive<SharedFile>) -> Result<Vec<TreeFile>, 
         return Err(refuse(RawFault::ZipNamesTwice));
     }
     if archive.len() > MAX_FILES {
-        return Err(refuse(RawFault::TooManyFiles { most: MAX_FILES }));
+        return Err(refuse(RawFault::TooManyFiles { max: MAX_FILES }));
     }
     let mut archive = archive.clone();
     let mut files = Vec::new();
@@ -151,7 +151,7 @@ fn list(root: &Path, archive: &ZipArchive<SharedFile>) -> Result<Vec<TreeFile>, 
             return Err(DataError::raw(&path, RawFault::NotRegular));
         }
         if entry.size() > MAX_FILE_BYTES {
-            return Err(DataError::raw(&path, RawFault::TooLarge { most: MAX_FILE_BYTES }));
+            return Err(DataError::raw(&path, RawFault::TooLarge { max: MAX_FILE_BYTES }));
         }
         files.push(TreeFile { name, at: At::Zip { index, bytes: entry.size(), crc32: entry.crc32() } });
     }

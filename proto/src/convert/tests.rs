@@ -46,7 +46,7 @@ fn events_come_back_equal() {
         result: Some(StageResult { fine_test_accuracy: Some(0.0), ..result }),
         seconds: 0.1,
         best: Some(Best { epoch: 0, validation_accuracy: 0.0 }),
-        settled: true,
+        post_step_done: true,
     };
     check_event(WorkerEvent::Checkpoint(CheckpointWritten { result: None, best: None, ..written.clone() }));
     check_event(WorkerEvent::Checkpoint(written));
@@ -78,7 +78,7 @@ fn small_events_come_back_equal() {
         in_collective: true,
     };
     check_event(WorkerEvent::Heartbeat(heartbeat));
-    let told = StepDone {
+    let made = StepDone {
         stage: "s".into(),
         epoch: 1,
         step: 2,
@@ -94,12 +94,12 @@ fn small_events_come_back_equal() {
         phase_seconds: BTreeMap::from([("forward".into(), 0.25)]),
         gathered_bytes: 9,
     };
-    check_event(WorkerEvent::Step(told.clone()));
-    let held = Held { stage: 1, step: 2, settled: true };
-    let skipped = StepDone { skipped: Some("a loss".into()), ..told.clone() };
+    check_event(WorkerEvent::Step(made.clone()));
+    let held = Held { stage: 1, step: 2, post_step_done: true };
+    let skipped = StepDone { skipped: Some("a loss".into()), ..made.clone() };
     let message = "broadcast: invalid usage".into();
     let failure = GroupFailure { stage: "cnce".into(), step: 9, message, peer_lost: true };
-    let recent = vec![told, skipped];
+    let recent = vec![made, skipped];
     check_event(WorkerEvent::Rejoin(Rejoin { generation: 3, held: Some(held), recent, failure: Some(failure) }));
     check_event(WorkerEvent::Rejoin(Rejoin { generation: 3, held: None, recent: Vec::new(), failure: None }));
     check_event(WorkerEvent::Repaired { problem: "p".into() });
@@ -117,7 +117,7 @@ fn small_events_come_back_equal() {
 }
 
 #[test]
-fn a_benchmark_comes_back_equal() {
+fn a_benchmark_round_trips() {
     let report = BenchReport {
         rank: 1,
         device: "d".into(),
@@ -181,7 +181,7 @@ fn commands_come_back_equal() {
 #[test]
 fn what_is_malformed_says_so() {
     let empty = WorkerEvent::try_from(v1::WorkerEvent { event: None }).map(drop);
-    assert_eq!(empty, Err(malformed("WorkerEvent", "it holds no event")));
+    assert_eq!(empty, Err(malformed("WorkerEvent", "it has no event")));
     assert!(Command::try_from(v1::Command { command: None }).is_err());
     let begin = v1::Begin { generation: 1, rank: 2, world_size: 2, ..v1::Begin::default() };
     assert_eq!(Begin::try_from(begin), Err(malformed("Begin", "rank 2 of 2 ranks")));
@@ -196,10 +196,10 @@ fn what_is_malformed_says_so() {
     assert!(Command::try_from(v1::Command { command: Some(refused) }).is_err());
 }
 
-/// The further one of two states is the greater: by stage, then by updates, then by what is due behind the last.
+/// The further one of two states is the greater: by stage, then by updates, then by what follows the last.
 #[test]
 fn states_in_memory_are_in_the_order_of_training() {
-    let held = |stage, step, settled| Held { stage, step, settled };
+    let held = |stage, step, post_step_done| Held { stage, step, post_step_done };
     let order = [held(0, 0, false), held(0, 5, false), held(0, 5, true), held(0, 6, false), held(1, 0, false)];
     assert!(order.is_sorted());
 }

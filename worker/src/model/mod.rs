@@ -45,7 +45,7 @@ impl<'a> Mode<'a> {
 /// Images [n, C, S, S] to embeddings [n, d].
 #[derive(Debug)]
 pub enum Encoder {
-    Vit(Vit),
+    Vit(Box<Vit>),
     Resnet(Resnet),
 }
 
@@ -55,7 +55,7 @@ impl Encoder {
         match config.encoder {
             EncoderConfig::Vit { patch, width, depth, heads, mlp } => {
                 let shape = VitShape { channels: data.channels, side: data.side, patch, width, depth, heads, mlp };
-                Encoder::Vit(Vit::new(root, shape, config))
+                Encoder::Vit(Box::new(Vit::new(root, shape, config)))
             }
             EncoderConfig::Resnet18 { stem } => Encoder::Resnet(Resnet::eighteen(root, input(stem), sum)),
             EncoderConfig::Resnet50 { stem } => Encoder::Resnet(Resnet::fifty(root, input(stem), sum)),

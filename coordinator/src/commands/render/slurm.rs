@@ -5,7 +5,7 @@ use super::Numbers;
 
 const SCRIPT: &str = include_str!("../../../../deploy/slurm/train.sbatch");
 
-/// What the job requests of each of its nodes, beside GPUs.
+/// What the job requests of each of its nodes, in addition to GPUs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum NodeShare {
     /// All cores and all memory; no other job runs there.

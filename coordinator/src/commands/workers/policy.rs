@@ -1,4 +1,4 @@
-//! What happens after a worker's process has ended: it is started again, or the whole group ends. Pure decisions.
+//! What happens after a worker's process has ended: it is restarted, or the whole group ends. Pure decisions.
 
 use crate::exit::{EXIT_STOPPED, EXIT_UNREACHABLE, PERMANENT};
 use std::fmt;
@@ -20,7 +20,7 @@ pub(super) enum Ended {
 /// The life of the process that has ended.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Attempt {
-    /// How often this worker was started again before.
+    /// How often this worker was restarted before.
     pub(super) restarts: u32,
     pub(super) max_restarts: u32,
     pub(super) ran: Duration,

@@ -1,7 +1,7 @@
 //! Steps and checkpoints: which are recorded and committed, and whose are refused.
 
 use crate::run::tests::{
-    NOW, begins, checkpoint, committed, end, hello, notices, ready, rejoin, said, start, step, training, written,
+    NOW, begins, checkpoint, committed, end, hello, notices, ready, received, rejoin, start, step, training, written,
 };
 use crate::run::{Effect, Event, Notice, Run, Start};
 use std::time::Duration;
@@ -10,18 +10,18 @@ use thanos_proto::{CheckpointWritten, Command, StageResult, StepDone, WorkerEven
 #[test]
 fn steps_come_from_rank_0_in_order_and_of_this_generation() {
     let mut run = training();
-    let tell = |run: &mut Run, stage, number| {
+    let send_step = |run: &mut Run, stage, number| {
         let done = step(stage, number, 4);
-        assert_eq!(said(run, 1, WorkerEvent::Step(done.clone())), [Effect::Record(done)]);
+        assert_eq!(received(run, 1, WorkerEvent::Step(done.clone())), [Effect::Record(done)]);
     };
-    tell(&mut run, "a", 0);
-    tell(&mut run, "a", 1);
+    send_step(&mut run, "a", 0);
+    send_step(&mut run, "a", 1);
     let result = Some(StageResult { stage: "a".into(), ..StageResult::default() });
     run.apply(committed(1, "a", 2, result), NOW);
-    tell(&mut run, "b", 0);
-    // One that does not keep to the protocol is evicted, and the run goes on.
+    send_step(&mut run, "b", 0);
+    // One that does not keep to the protocol is evicted, and the run continues.
     let check = |session, done: StepDone, part: &str| {
-        let effects = said(&mut training(), session, WorkerEvent::Step(done));
+        let effects = received(&mut training(), session, WorkerEvent::Step(done));
         let Some(Notice::Lost { reason, .. }) = notices(&effects).into_iter().next() else { panic!("{effects:?}") };
         assert!(reason.contains(part), "{reason}");
         assert_eq!(end(&effects), (None, vec![]));
@@ -35,33 +35,33 @@ fn steps_come_from_rank_0_in_order_and_of_this_generation() {
 }
 
 #[test]
-fn a_resumed_stage_goes_on_behind_its_checkpoint() {
+fn a_resumed_stage_continues_after_its_checkpoint() {
     let next_step = Some(("b".into(), 5));
     let complete = vec![checkpoint("a", 9)];
     let start = Start { resume: Some(checkpoint("b", 5)), stage: 1, complete, next_step, ..start(1) };
     let mut run = Run::new(start, Duration::ZERO);
     run.apply(Event::Opened { session: 1, hello: hello("w") }, NOW);
-    said(&mut run, 1, ready());
+    received(&mut run, 1, ready());
     let done = step("b", 5, 4);
-    assert_eq!(said(&mut run, 1, WorkerEvent::Step(done.clone())), [Effect::Record(done)]);
+    assert_eq!(received(&mut run, 1, WorkerEvent::Step(done.clone())), [Effect::Record(done)]);
 }
 
 #[test]
-fn a_commit_is_answered_and_a_complete_stage_told() {
+fn a_commit_is_answered_and_a_complete_stage_reported() {
     let mut run = training();
     let files = vec![WrittenFile { name: "m".into(), bytes: 1, sha256: "0".into() }];
     let written = CheckpointWritten { files, ..written(1) };
     for number in 0..2 {
-        said(&mut run, 1, WorkerEvent::Step(step("a", number, 4)));
+        received(&mut run, 1, WorkerEvent::Step(step("a", number, 4)));
     }
     let commit = [Effect::Commit { session: 1, written: written.clone() }];
-    assert_eq!(said(&mut run, 1, WorkerEvent::Checkpoint(written.clone())), commit);
+    assert_eq!(received(&mut run, 1, WorkerEvent::Checkpoint(written.clone())), commit);
     let violates = |session, change: fn(&mut CheckpointWritten)| {
         let mut written = written.clone();
         change(&mut written);
         let mut run = training();
-        said(&mut run, 1, WorkerEvent::Step(step("a", 0, 4)));
-        let effects = said(&mut run, session, WorkerEvent::Checkpoint(written));
+        received(&mut run, 1, WorkerEvent::Step(step("a", 0, 4)));
+        let effects = received(&mut run, session, WorkerEvent::Checkpoint(written));
         assert!(matches!(notices(&effects)[0], Notice::Lost { .. }), "{effects:?}");
         assert!(!effects.iter().any(|effect| matches!(effect, Effect::Commit { .. })), "{effects:?}");
     };
@@ -82,7 +82,7 @@ fn a_commit_is_answered_and_a_complete_stage_told() {
 }
 
 #[test]
-fn without_a_memory_a_generation_goes_on_from_the_last_commit() {
+fn without_state_in_memory_a_generation_continues_from_the_last_commit() {
     let mut run = training();
     let saved = checkpoint("a", 1);
     run.apply(committed(1, "a", 1, None), NOW);
@@ -92,21 +92,21 @@ fn without_a_memory_a_generation_goes_on_from_the_last_commit() {
     for (session, worker) in [(3, "worker-0"), (4, "worker-1")] {
         run.apply(Event::Opened { session, hello: hello(worker) }, NOW);
     }
-    said(&mut run, 3, ready());
-    let begun = begins(&said(&mut run, 4, ready()));
+    received(&mut run, 3, ready());
+    let begun = begins(&received(&mut run, 4, ready()));
     assert!(begun.iter().all(|(_, begin)| begin.resume == Some(saved.clone()) && begin.source.is_none()), "{begun:?}");
 }
 
 #[test]
-fn steps_are_answered_so_that_nobody_runs_ahead_of_the_ledger() {
+fn steps_are_answered_so_that_no_rank_runs_ahead_of_the_ledger() {
     let mut run = training();
-    let told = |effects: &[Effect]| {
+    let is_answered = |effects: &[Effect]| {
         effects.iter().any(|e| matches!(e, Effect::Send { command: Command::Recorded { .. }, .. }))
     };
     for number in 0..15 {
-        assert!(!told(&said(&mut run, 1, WorkerEvent::Step(step("a", number, 4)))));
+        assert!(!is_answered(&received(&mut run, 1, WorkerEvent::Step(step("a", number, 4)))));
     }
-    let effects = said(&mut run, 1, WorkerEvent::Step(step("a", 15, 4)));
+    let effects = received(&mut run, 1, WorkerEvent::Step(step("a", 15, 4)));
     assert_eq!(effects[1], Effect::Send { session: 1, command: Command::Recorded { steps: 16 } });
 }
 
@@ -116,13 +116,13 @@ fn a_stage_that_is_committed_is_not_done_again() {
     let mut run = training();
     let saved = checkpoint("a", 9);
     for number in 0..9 {
-        said(&mut run, 1, WorkerEvent::Step(step("a", number, 4)));
+        received(&mut run, 1, WorkerEvent::Step(step("a", number, 4)));
     }
-    said(&mut run, 1, WorkerEvent::Checkpoint(written(9)));
+    received(&mut run, 1, WorkerEvent::Checkpoint(written(9)));
     run.apply(Event::Closed { session: 1 }, NOW);
     run.apply(Event::Opened { session: 3, hello: hello("worker-0") }, NOW);
-    said(&mut run, 3, ready());
-    assert_eq!(begins(&said(&mut run, 2, rejoin(9))), [], "a commit is under way");
+    received(&mut run, 3, ready());
+    assert_eq!(begins(&received(&mut run, 2, rejoin(9))), [], "a commit is under way");
     let result = StageResult { stage: "a".into(), ..StageResult::default() };
     let begun = begins(&run.apply(committed(1, "a", 9, Some(result)), NOW));
     assert_eq!(begun.len(), 2);

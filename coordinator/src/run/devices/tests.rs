@@ -2,7 +2,7 @@
 
 use crate::exit::EXIT_CONFIG;
 use crate::run::CollectivesChoice::{self, Auto, Gloo, Nccl};
-use crate::run::tests::{NOW, failure, hello, ready, said, start};
+use crate::run::tests::{NOW, failure, hello, ready, received, start};
 use crate::run::{Effect, Event, ExitCause, Notice, Run, Start};
 use std::time::Duration;
 use thanos_proto::{Collectives, Command, Device, DeviceKind, Hello};
@@ -24,7 +24,7 @@ fn began(mut run: Run, hellos: &[Hello]) -> (Collectives, String) {
     let mut effects = Vec::new();
     for (session, hello) in (1..).zip(hellos) {
         run.apply(Event::Opened { session, hello: hello.clone() }, NOW);
-        effects = said(&mut run, session, ready());
+        effects = received(&mut run, session, ready());
     }
     let mut sent = effects.iter().filter_map(|effect| match effect {
         Effect::Send { command: Command::Begin(begin), .. } => Some(begin.collectives),
@@ -33,7 +33,7 @@ fn began(mut run: Run, hellos: &[Hello]) -> (Collectives, String) {
     let first = sent.next().expect("a generation began");
     assert!(sent.all(|other| other == first), "the same for all ranks");
     let notice = effects.iter().find_map(|effect| match effect {
-        Effect::Tell(Notice::Began { devices, collectives, .. }) => Some((*collectives, devices.clone())),
+        Effect::Notify(Notice::Began { devices, collectives, .. }) => Some((*collectives, devices.clone())),
         _ => None,
     });
     assert_eq!(notice.as_ref().map(|(collectives, _)| *collectives), Some(first));
@@ -73,7 +73,7 @@ fn collectives_follow_from_the_gpus() {
 fn refusal(run: &mut Run, hello: Hello) -> String {
     let effects = run.apply(Event::Opened { session: 9, hello }, NOW);
     match &effects[..] {
-        [Effect::Send { session: 9, command: Command::Refused { reason, exit_code } }, Effect::Tell(_)] => {
+        [Effect::Send { session: 9, command: Command::Refused { reason, exit_code } }, Effect::Notify(_)] => {
             assert_eq!(*exit_code, EXIT_CONFIG, "{reason}");
             reason.clone()
         }
@@ -90,8 +90,8 @@ fn all_workers_train_on_one_kind_of_device() {
     assert!(reason.ends_with("the replicas would diverge"), "{reason}");
     // Also when all that made the run one of GPUs are lost.
     run.apply(Event::Opened { session: 2, hello: on("b", "h", gpu(Some("2"))) }, NOW);
-    said(&mut run, 1, ready());
-    said(&mut run, 2, ready());
+    received(&mut run, 1, ready());
+    received(&mut run, 2, ready());
     run.apply(Event::Closed { session: 1 }, NOW);
     run.apply(Event::Closed { session: 2 }, NOW);
     refusal(&mut run, on("a", "h", Device::cpu("Xeon")));

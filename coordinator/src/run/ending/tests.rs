@@ -3,7 +3,7 @@
 
 use crate::exit::{EXIT_IO, EXIT_UNREACHABLE};
 use crate::run::tests::{
-    NOW, begins, checkpoint, committed, end, failure, heartbeat, hello, notices, pass, ready, rejoin, said, start,
+    NOW, begins, checkpoint, committed, end, failure, heartbeat, hello, notices, pass, ready, received, rejoin, start,
     step, training, written,
 };
 use crate::run::{Effect, Event, ExitCause, Notice, Run, SessionId, Start, Verdict};
@@ -14,7 +14,7 @@ use thanos_proto::{Command, Failed, Held, Hello, Rejoin, WorkerEvent};
 fn ten_steps() -> Run {
     let mut run = training();
     for number in 0..10 {
-        said(&mut run, 1, WorkerEvent::Step(step("a", number, 4)));
+        received(&mut run, 1, WorkerEvent::Step(step("a", number, 4)));
     }
     run
 }
@@ -28,7 +28,7 @@ fn saves(effects: &[Effect]) -> Vec<SessionId> {
 }
 
 fn stop() -> Event {
-    Event::StopAsked { reason: "SIGTERM".into() }
+    Event::StopRequested { reason: "SIGTERM".into() }
 }
 
 #[test]
@@ -38,11 +38,11 @@ fn a_stop_during_recovery_is_saved_from_memory() {
     let effects = run.apply(stop(), NOW);
     assert_eq!(end(&effects).0, None, "the survivor has not said yet what it holds");
     assert!(!effects.iter().any(|effect| matches!(effect, Effect::Restart { .. })));
-    let effects = said(&mut run, 1, rejoin(10));
+    let effects = received(&mut run, 1, rejoin(10));
     assert_eq!((saves(&effects), begins(&effects)), (vec![1], vec![]), "no generation is needed for it");
     assert!(matches!(&notices(&effects)[..], [Notice::SavingBeforeEnd { step: 10, .. }]), "{effects:?}");
     assert!(matches!(
-        &said(&mut run, 1, WorkerEvent::Checkpoint(written(10)))[..],
+        &received(&mut run, 1, WorkerEvent::Checkpoint(written(10)))[..],
         [Effect::Commit { session: 1, .. }]
     ));
     let effects = run.apply(committed(1, "a", 10, None), NOW);
@@ -58,9 +58,9 @@ fn a_stop_after_a_restart_waits_for_returning_workers() {
     let mut run = Run::new(Start { resume, next_step, adopted, last_generation: 4, ..start(2) }, Duration::ZERO);
     assert_eq!(end(&run.apply(stop(), NOW)).0, None);
     run.apply(Event::Opened { session: 1, hello: Hello { generation: 4, ..hello("worker-0") } }, NOW);
-    let held = Some(Held { stage: 0, step: 40, settled: true });
+    let held = Some(Held { stage: 0, step: 40, post_step_done: true });
     let effects =
-        said(&mut run, 1, WorkerEvent::Rejoin(Rejoin { generation: 4, held, recent: Vec::new(), failure: None }));
+        received(&mut run, 1, WorkerEvent::Rejoin(Rejoin { generation: 4, held, recent: Vec::new(), failure: None }));
     assert!(saves(&effects).is_empty(), "the other one may hold more");
     let exited = Event::Exited { worker: "worker-1".into(), how: "ended".into(), cause: ExitCause::Vanished };
     assert_eq!(saves(&run.apply(exited, NOW)), [1]);
@@ -82,18 +82,18 @@ fn a_stop_that_finds_nothing_in_memory_ends_at_the_last_checkpoint() {
 fn a_run_that_is_abandoned_saves_what_survivors_hold() {
     let mut run = ten_steps();
     let failed = Failed { phase: "forward".into(), message: "boom".into(), exit_code: 70 };
-    let effects = said(&mut run, 2, WorkerEvent::Failed(failed));
+    let effects = received(&mut run, 2, WorkerEvent::Failed(failed));
     assert!(effects.iter().any(|e| matches!(e, Effect::Send { session: 1, command: Command::Abandon { .. } })));
-    assert_eq!(saves(&said(&mut run, 1, rejoin(10))), [1]);
-    said(&mut run, 1, WorkerEvent::Checkpoint(written(10)));
+    assert_eq!(saves(&received(&mut run, 1, rejoin(10))), [1]);
+    received(&mut run, 1, WorkerEvent::Checkpoint(written(10)));
     let (message, exit_code) = failure(&run.apply(committed(1, "a", 10, None), NOW));
     assert!(message.ends_with("failed in forward: boom") && exit_code == 70, "{message}");
     // A node that does not come back in time.
     let mut run = ten_steps();
     run.apply(Event::Closed { session: 2 }, NOW);
-    said(&mut run, 1, rejoin(10));
+    received(&mut run, 1, rejoin(10));
     assert_eq!(saves(&pass(&mut run, NOW * 601, &[(1, heartbeat(10, "waiting", 1))])), [1]);
-    said(&mut run, 1, WorkerEvent::Checkpoint(written(10)));
+    received(&mut run, 1, WorkerEvent::Checkpoint(written(10)));
     let (message, exit_code) = failure(&run.apply(committed(1, "a", 10, None), NOW));
     assert!(message.starts_with("1 of 2 workers were ready") && exit_code == EXIT_UNREACHABLE, "{message}");
 }
@@ -104,15 +104,15 @@ fn a_save_before_the_end_is_tried_again() {
     let mut run = ten_steps();
     run.apply(stop(), NOW);
     run.apply(Event::Closed { session: 2 }, NOW);
-    said(&mut run, 1, rejoin(10));
+    received(&mut run, 1, rejoin(10));
     let not_saved = || WorkerEvent::NotSaved { stage: "a".into(), step: 10, reason: "No space left".into() };
-    assert_eq!(end(&said(&mut run, 1, not_saved())).0, None);
+    assert_eq!(end(&received(&mut run, 1, not_saved())).0, None);
     let mut attempts = 0;
     let ended = loop {
         let effects = pass(&mut run, Duration::from_millis(100), &[]);
         if saves(&effects) == [1] {
             attempts += 1;
-            let effects = said(&mut run, 1, not_saved());
+            let effects = received(&mut run, 1, not_saved());
             if end(&effects).0.is_some() {
                 break effects;
             }
@@ -132,37 +132,37 @@ fn storage_that_stays_blocked_ends_the_run_with_74() {
     assert_eq!(end(&pass(&mut run, NOW * 599, &beats)).0, None);
     let effects = pass(&mut run, NOW * 2, &beats);
     assert!(effects.iter().any(|e| matches!(e, Effect::Send { command: Command::Abandon { .. }, .. })), "{effects:?}");
-    said(&mut run, 1, rejoin(10));
-    assert_eq!(saves(&said(&mut run, 2, rejoin(10))).len(), 1);
+    received(&mut run, 1, rejoin(10));
+    assert_eq!(saves(&received(&mut run, 2, rejoin(10))).len(), 1);
 }
 
-/// A worker beside the run fails, again and again: the run neither ends nor waits for it.
+/// A worker that is not in the generation fails, again and again: the run neither ends nor waits for it.
 #[test]
 fn a_newcomer_cannot_harm_the_run() {
-    let elastic = Start { least: 1, ..start(2) };
+    let elastic = Start { min_workers: 1, ..start(2) };
     let mut run = Run::new(elastic.clone(), Duration::ZERO);
     run.apply(Event::Opened { session: 1, hello: hello("worker-0") }, NOW);
-    said(&mut run, 1, ready());
+    received(&mut run, 1, ready());
     let mut begun = Vec::new();
     for session in 10..40 {
         let now = run.last_event;
         run.apply(Event::Opened { session, hello: Hello { pid: session as u32, ..hello("worker-1") } }, now);
         let failed = Failed { phase: "start".into(), message: "no packs".into(), exit_code: 65 };
-        let effects = said(&mut run, session, WorkerEvent::Failed(failed));
+        let effects = received(&mut run, session, WorkerEvent::Failed(failed));
         assert_eq!(end(&effects).0, None, "{effects:?}");
         begun.extend(begins(&pass(&mut run, NOW / 2, &[])));
     }
-    assert_eq!(begun.len(), 1, "the run began after its patience, without the one that crashes");
+    assert_eq!(begun.len(), 1, "the run began after its rendezvous timeout, without the worker that crashes");
     // One that is ready and crashes in each generation interrupts the others ever less often.
     let mut run = Run::new(elastic, Duration::ZERO);
     run.apply(Event::Opened { session: 1, hello: hello("worker-0") }, NOW);
-    said(&mut run, 1, ready());
+    received(&mut run, 1, ready());
     pass(&mut run, NOW * 10, &[]);
     let mut regroups = 0;
     for session in 10..130 {
         let now = run.last_event;
         run.apply(Event::Opened { session, hello: Hello { pid: session as u32, ..hello("worker-1") } }, now);
-        let effects = said(&mut run, session, ready());
+        let effects = received(&mut run, session, ready());
         let asked = effects.iter().any(|effect| matches!(effect, Effect::Send { command: Command::Regroup, .. }));
         run.apply(Event::Closed { session }, now);
         if asked {
@@ -173,7 +173,7 @@ fn a_newcomer_cannot_harm_the_run() {
                 recent: Vec::new(),
                 failure: None,
             });
-            said(&mut run, 1, rejoin);
+            received(&mut run, 1, rejoin);
             pass(&mut run, NOW, &[]);
         } else {
             pass(&mut run, NOW, &[(1, heartbeat(0, "forward", 1))]);

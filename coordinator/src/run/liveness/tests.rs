@@ -1,6 +1,6 @@
 //! Which workers are evicted, and which are left alone, however long their steps, checkpoints and evaluations take.
 
-use crate::run::tests::{NOW, begins, heartbeat, hello, notices, pass, ready, rejoin, said, step, training};
+use crate::run::tests::{NOW, begins, heartbeat, hello, notices, pass, ready, received, rejoin, step, training};
 use crate::run::{Effect, Event, Notice, Run, SessionId};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,7 +14,7 @@ fn paced(seconds: f64) -> Run {
     for number in 0..10 {
         let phase_seconds = BTreeMap::from([("forward".into(), seconds / 2.0), ("backward".into(), seconds / 2.0)]);
         let done = StepDone { phase_seconds, ..step("a", number, 4) };
-        said(&mut run, 1, WorkerEvent::Step(done));
+        received(&mut run, 1, WorkerEvent::Step(done));
     }
     run
 }
@@ -60,11 +60,11 @@ fn a_slow_worker_is_left_alone() {
     // Another stage begins, whose steps are slower.
     let mut run = paced(0.01);
     run.start.stage = 1;
-    said(&mut run, 1, WorkerEvent::Step(step("b", 0, 4)));
+    received(&mut run, 1, WorkerEvent::Step(step("b", 0, 4)));
     assert_eq!(killed(&pass(&mut run, SECOND * 60, &waits("forward"))), [""; 0]);
     // A lone rank, too, is judged by what is known of its stage.
     let mut run = training();
-    said(&mut run, 1, WorkerEvent::Step(step("a", 0, 4)));
+    received(&mut run, 1, WorkerEvent::Step(step("a", 0, 4)));
     assert_eq!(killed(&pass(&mut run, SECOND * 60, &waits("forward"))), [""; 0]);
 }
 
@@ -95,7 +95,7 @@ fn unresponsive_workers_are_evicted_together() {
     assert_eq!(opened, 1, "one regroup for all");
 }
 
-/// A pause of this process is no worker's fault, however long it is, and whatever its heartbeats say afterwards.
+/// A pause of this process is not a worker's fault, however long it is, and whatever its heartbeats report later.
 #[test]
 fn a_pause_of_the_coordinator_is_not_counted() {
     let mut run = paced(0.01);
@@ -133,14 +133,14 @@ fn a_straggler_is_reported_once_and_stays() {
         for (session, waited_ms) in [(1, tenth * 60), (2, tenth * 2)] {
             let WorkerEvent::Heartbeat(beat) = heartbeat(tenth, "forward", tenth) else { return };
             let event = WorkerEvent::Heartbeat(Heartbeat { waited_ms, ..beat });
-            all.extend(run.apply(Event::Said { session, event }, now));
+            all.extend(run.apply(Event::Received { session, event }, now));
         }
         all.extend(run.apply(Event::Tick, now));
     }
     match &notices(&all)[..] {
-        [Notice::Straggler { worker, whereabouts, share }] => {
+        [Notice::Straggler { worker, last_position, share }] => {
             assert_eq!(worker, "worker-1");
-            assert!(whereabouts.starts_with("forward of step "), "{whereabouts}");
+            assert!(last_position.starts_with("forward of step "), "{last_position}");
             assert!((share - 0.58).abs() < 0.01, "{share}");
         }
         other => panic!("{other:?}"),
@@ -152,17 +152,17 @@ fn draining(phase: &str, in_collective: bool, held: bool, time: Duration) -> Vec
     let mut run = Run::new(crate::run::tests::start(3), Duration::ZERO);
     for (session, worker) in [(1, "worker-0"), (2, "worker-1"), (3, "worker-2")] {
         run.apply(Event::Opened { session, hello: hello(worker) }, NOW);
-        said(&mut run, session, ready());
+        received(&mut run, session, ready());
     }
     for number in 0..10 {
         let phase_seconds = BTreeMap::from([("forward".into(), 8.0)]);
-        said(&mut run, 1, WorkerEvent::Step(StepDone { phase_seconds, ..step("a", number, 4) }));
+        received(&mut run, 1, WorkerEvent::Step(StepDone { phase_seconds, ..step("a", number, 4) }));
     }
     let WorkerEvent::Heartbeat(beat) = heartbeat(10, phase, 30) else { return Vec::new() };
     let beat = WorkerEvent::Heartbeat(Heartbeat { in_collective, ..beat });
     pass(&mut run, SECOND, &[(1, beat.clone()), (2, beat.clone()), (3, beat.clone())]);
     run.apply(Event::Closed { session: 3 }, run.last_event);
-    let first = if held { said(&mut run, 1, rejoin(10)) } else { Vec::new() };
+    let first = if held { received(&mut run, 1, rejoin(10)) } else { Vec::new() };
     assert_eq!(begins(&first), []);
     pass(&mut run, time, &[(1, beat.clone()), (2, beat)])
 }
@@ -186,9 +186,9 @@ fn a_worker_that_does_not_leave_a_generation_is_evicted_unless_it_computes() {
 fn a_newcomer_that_blocks_a_generation_is_evicted_alone() {
     let mut run = paced(0.01);
     run.apply(Event::Closed { session: 2 }, NOW);
-    said(&mut run, 1, rejoin(10));
+    received(&mut run, 1, rejoin(10));
     run.apply(Event::Opened { session: 3, hello: Hello { pid: 9, ..hello("worker-1") } }, NOW);
-    assert_eq!(begins(&said(&mut run, 3, ready())).len(), 2);
+    assert_eq!(begins(&received(&mut run, 3, ready())).len(), 2);
     let waits = [1, 3].map(|session| {
         let WorkerEvent::Heartbeat(beat) = heartbeat(10, "rendezvous", 0) else { unreachable!() };
         (session, WorkerEvent::Heartbeat(Heartbeat { generation: 5, ..beat }))

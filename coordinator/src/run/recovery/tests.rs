@@ -1,13 +1,13 @@
-//! A coordinator that was killed and starts again, and workers that come back to it, or to one that went on.
+//! A coordinator that was killed and restarts, and workers that come back to it, or to one that continued.
 
 use crate::exit::EXIT_STOPPED;
-use crate::run::tests::{NOW, begins, checkpoint, end, hello, pass, ready, said, start, step, training};
+use crate::run::tests::{NOW, begins, checkpoint, end, hello, pass, ready, received, start, step, training};
 use crate::run::{Effect, Event, ExitCause, Notice, Run, SessionId, Start, Verdict};
 use std::time::Duration;
 use thanos_proto::{CheckpointRef, Command, Held, Hello, Rejoin, WorkerEvent};
 
 /// Two workers of a coordinator that was killed, which comes back with what is on the disk: 40 steps in the ledger, the
-/// last checkpoint behind step 30.
+/// last checkpoint after step 30.
 fn started_again() -> Run {
     let checkpoint = CheckpointRef { stage: "a".into(), folder: "f".into(), manifest_sha256: "0".into(), step: 30 };
     let adopted = vec!["worker-0".into(), "worker-1".into()];
@@ -15,14 +15,14 @@ fn started_again() -> Run {
     Run::new(Start { last_generation: 4, ..start }, Duration::ZERO)
 }
 
-/// A worker that comes back, from a generation, with the state behind so many steps.
+/// A worker that reconnects, from a generation, with the state after this many steps.
 fn come_back(run: &mut Run, session: SessionId, generation: u64, made: u64) -> Vec<Effect> {
     let worker = format!("worker-{}", session - 1);
     let mut effects = run.apply(Event::Opened { session, hello: Hello { generation, ..hello(&worker) } }, NOW / 2);
     let recent = (made.saturating_sub(65)..made).map(|number| step("a", number, generation)).collect();
-    let held = Some(Held { stage: 0, step: made, settled: true });
+    let held = Some(Held { stage: 0, step: made, post_step_done: true });
     let rejoin = WorkerEvent::Rejoin(Rejoin { generation, held, recent, failure: None });
-    effects.extend(run.apply(Event::Said { session, event: rejoin }, NOW / 2));
+    effects.extend(run.apply(Event::Received { session, event: rejoin }, NOW / 2));
     effects
 }
 
@@ -42,21 +42,21 @@ fn a_coordinator_that_starts_again_loses_no_step() {
 }
 
 #[test]
-fn who_does_not_come_back_is_started_and_the_ledger_goes_back_with_the_state() {
+fn missing_workers_are_respawned_and_the_ledger_goes_back_with_the_state() {
     let mut run = started_again();
-    // Its generation was over already when the coordinator was killed: what it holds is nobody's.
+    // Its generation was over already when the coordinator was killed: what it holds does not count.
     assert!(!come_back(&mut run, 1, 3, 45).iter().any(|effect| matches!(effect, Effect::Record(_))));
     assert_eq!(pass(&mut run, NOW * 59, &[]), [], "its process runs: it is waited for");
     let effects = pass(&mut run, NOW, &[]);
     assert!(effects.contains(&Effect::Kill { worker: "worker-1".into() }), "{effects:?}");
     assert!(effects.contains(&Effect::Restart { worker: "worker-1".into(), after: Duration::ZERO }), "{effects:?}");
     run.apply(Event::Opened { session: 3, hello: hello("worker-1") }, NOW);
-    let effects = run.apply(Event::Said { session: 3, event: ready() }, NOW);
+    let effects = run.apply(Event::Received { session: 3, event: ready() }, NOW);
     let cut = Effect::CutSteps { stages: Vec::new(), first: Some(("a".into(), 30)) };
     assert!(effects.contains(&cut), "{effects:?}");
     assert_eq!(begins(&effects)[0].1.resume.as_ref().map(|checkpoint| checkpoint.step), Some(30));
     let done = step("a", 30, 5);
-    assert_eq!(said(&mut run, 1, WorkerEvent::Step(done.clone())), [Effect::Record(done)]);
+    assert_eq!(received(&mut run, 1, WorkerEvent::Step(done.clone())), [Effect::Record(done)]);
 }
 
 #[test]
@@ -68,7 +68,7 @@ fn a_state_whose_steps_the_ledger_lacks_is_not_taken() {
 }
 
 #[test]
-fn a_worker_that_comes_back_too_late_is_refused() {
+fn a_worker_that_returns_too_late_is_refused() {
     let mut run = training();
     run.apply(Event::Closed { session: 2 }, NOW);
     run.apply(Event::Opened { session: 3, hello: Hello { pid: 8, ..hello("worker-1") } }, NOW);
@@ -90,13 +90,13 @@ fn a_worker_that_comes_back_too_late_is_refused() {
 }
 
 #[test]
-fn whoever_waits_for_a_lost_worker_is_told_at_once() {
+fn workers_that_wait_for_a_lost_worker_are_notified_at_once() {
     let mut run = training();
     let effects = run.apply(Event::Closed { session: 2 }, NOW);
-    let told = |effect: &Effect| {
+    let notified = |effect: &Effect| {
         matches!(effect, Effect::Send { session: 1, command: Command::Abandon { generation: 4, .. } })
     };
-    assert!(effects.iter().any(told), "{effects:?}");
+    assert!(effects.iter().any(notified), "{effects:?}");
 }
 
 /// Two starts of one worker: one was asked to stop while it loaded its libraries, the other was killed.
@@ -113,20 +113,20 @@ fn a_stop_signal_that_ends_a_starting_worker_stops_the_run() {
     for signal in [1, 2, 10, 15] {
         assert_eq!(end(&ended(signal)).0, Some(Verdict::Stopped { at: None }), "signal {signal}");
     }
-    assert_eq!(end(&ended(9)).0, None, "it is started again");
+    assert_eq!(end(&ended(9)).0, None, "it is restarted");
 }
 
 #[test]
 fn a_worker_that_received_a_stop_signal_stops_every_rank() {
     let mut run = training();
     let asked = WorkerEvent::StopRequested { reason: "SIGINT received by worker-1".into() };
-    let effects = said(&mut run, 2, asked.clone());
+    let effects = received(&mut run, 2, asked.clone());
     let stop =
         |session| Effect::Send { session, command: Command::Stop { reason: "SIGINT received by worker-1".into() } };
-    let told = Effect::Tell(Notice::Stopping { reason: "SIGINT received by worker-1".into() });
+    let notified = Effect::Notify(Notice::Stopping { reason: "SIGINT received by worker-1".into() });
     // The ranks first: a notice may take time.
-    assert_eq!(effects, [stop(1), stop(2), told]);
-    assert_eq!(said(&mut run, 1, asked), [], "the other worker's request is the same stop");
+    assert_eq!(effects, [stop(1), stop(2), notified]);
+    assert_eq!(received(&mut run, 1, asked), [], "the other worker's request is the same stop");
 }
 
 /// The coordinator killed it, whatever the signal was.
@@ -137,7 +137,7 @@ fn a_hung_worker_is_started_again_as_one_that_was_hung() {
     let exited = Event::Exited { worker: "worker-1".into(), how: "did not respond".into(), cause: ExitCause::Hung };
     let effects = run.apply(exited, NOW);
     let cause = effects.iter().find_map(|effect| match effect {
-        Effect::Tell(Notice::Restarting { cause, .. }) => Some(*cause),
+        Effect::Notify(Notice::Restarting { cause, .. }) => Some(*cause),
         _ => None,
     });
     assert_eq!(cause, Some(ExitCause::Hung), "{effects:?}");
@@ -151,10 +151,10 @@ fn the_ledger_goes_back_to_an_earlier_stage() {
         let next_step = Some(("b".into(), recorded));
         let mut run = Run::new(Start { resume: Some(checkpoint("a", 3)), next_step, ..start(1) }, Duration::ZERO);
         run.apply(Event::Opened { session: 1, hello: hello("worker-0") }, NOW);
-        let effects = said(&mut run, 1, ready());
+        let effects = received(&mut run, 1, ready());
         let cut = Effect::CutSteps { stages: Vec::new(), first: Some(("a".into(), 3)) };
         assert!(effects.contains(&cut), "{effects:?}");
         let done = step("a", 3, 4);
-        assert_eq!(said(&mut run, 1, WorkerEvent::Step(done.clone())), [Effect::Record(done)]);
+        assert_eq!(received(&mut run, 1, WorkerEvent::Step(done.clone())), [Effect::Record(done)]);
     }
 }

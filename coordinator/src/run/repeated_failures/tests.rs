@@ -1,6 +1,6 @@
 //! A step that fails in the same way in two generations ends the run; any other sequence of errors does not.
 
-use crate::run::tests::{NOW, begins, committed, failure, hello, notices, ready, rejoin, said, training, written};
+use crate::run::tests::{NOW, begins, committed, failure, hello, notices, ready, received, rejoin, training, written};
 use crate::run::{Effect, Event, Notice, Run, SessionId, Verdict};
 use std::time::Duration;
 use thanos_proto::{Command, GroupFailure, WorkerEvent};
@@ -15,7 +15,7 @@ fn error(step: u64, message: &str, peer_lost: bool) -> GroupFailure {
 fn leaves(run: &mut Run, session: SessionId, generation: u64, failure: Option<GroupFailure>) -> Vec<Effect> {
     let WorkerEvent::Rejoin(mut rejoin) = rejoin(10) else { unreachable!("it is a Rejoin") };
     (rejoin.generation, rejoin.failure) = (generation, failure);
-    said(run, session, WorkerEvent::Rejoin(rejoin))
+    received(run, session, WorkerEvent::Rejoin(rejoin))
 }
 
 /// The first rank's errors in two generations; its peer loses the connection to it. Returns what the second one leads to.
@@ -73,7 +73,7 @@ fn the_run_ends_with_the_cause_after_it_saved_its_state() {
     // Both hold as much; the last one is asked.
     let saves = leaves(&mut run, 1, 5, None);
     assert!(saves.contains(&Effect::Send { session: 2, command: Command::Save }), "{saves:?}");
-    said(&mut run, 2, WorkerEvent::Checkpoint(written(10)));
+    received(&mut run, 2, WorkerEvent::Checkpoint(written(10)));
     let effects = run.apply(committed(2, "a", 10, None), NOW);
     assert_eq!(failure(&effects), (format!("step 10 of stage a failed twice in the same way: {SHAPE} (worker-1)"), 70));
 }
@@ -90,7 +90,7 @@ fn a_generation_that_lost_a_member_does_not_count() {
                 run.apply(Event::Closed { session }, NOW);
                 session = 3;
                 run.apply(Event::Opened { session, hello: hello("worker-1") }, NOW + Duration::from_secs(1));
-                effects = said(&mut run, session, ready());
+                effects = received(&mut run, session, ready());
             } else {
                 effects.extend(leaves(&mut run, session, generation, None));
             }

@@ -18,7 +18,7 @@ use thanos_proto::{
 };
 use worker::{Activity, Health, Worker};
 
-/// How far time goes on at once: also the interval of the coordinator's ticks.
+/// How far time continues at once: also the interval of the coordinator's ticks.
 const QUANTUM: Duration = Duration::from_millis(100);
 /// Faults happen until then; the run must have ended at the latest then.
 const DISTURBED: Duration = Duration::from_secs(60);
@@ -82,14 +82,14 @@ impl World {
     pub(super) fn new(seed: u64) -> Self {
         let mut chance = SplitMix64::new(seed);
         let count = 1 + chance.below(4) as usize;
-        let least = 1 + chance.below(count as u64) as usize;
+        let min_workers = 1 + chance.below(count as u64) as usize;
         let mut pick = |choices: &[f64]| choices[chance.below(choices.len() as u64) as usize];
         let pace = Pace {
             step: [pick(&[0.05, 0.3, 1.0, 8.0]), pick(&[0.05, 0.3, 1.0, 8.0])],
             save: pick(&[0.1, 2.0, 18.0, 60.0]),
             evaluate: pick(&[0.1, 4.0, 40.0]),
         };
-        let start = Start { least, patience: Duration::from_secs(2), ..start(count) };
+        let start = Start { min_workers, rendezvous_timeout: Duration::from_secs(2), ..start(count) };
         let workers = (0..count).map(|_| Worker::starting(Duration::ZERO)).collect();
         Self {
             run: Run::new(start, Duration::ZERO),
@@ -146,13 +146,13 @@ impl World {
             6..8 => self.paused_until = self.now + self.about(20.0),
             8 => self.restart_coordinator(false),
             9 => self.restart_coordinator(true),
-            10 => self.send(Event::StopAsked { reason: "asked".into() }),
+            10 => self.send(Event::StopRequested { reason: "asked".into() }),
             11 if self.is_once_in(4) => self.send_nonsense(),
             12 => {
                 self.restart_coordinator(false);
                 self.die(victim);
             }
-            // A peer of one that saves beside its steps.
+            // A peer of one that saves in the background.
             25 => self.terminate(victim),
             // A preemption reaches all.
             26 => (0..self.workers.len()).for_each(|index| self.terminate(index)),
@@ -186,7 +186,7 @@ impl World {
     fn apply(&mut self, event: Event) {
         let over = self.verdict.is_some();
         let traced = std::env::var_os("SIMULATION_SEED").is_some();
-        if traced && !matches!(event, Event::Tick | Event::Said { event: WorkerEvent::Heartbeat(_), .. }) {
+        if traced && !matches!(event, Event::Tick | Event::Received { event: WorkerEvent::Heartbeat(_), .. }) {
             println!("{:?} {event:?}", self.now);
         }
         let effects = self.run.apply(event, self.now);
@@ -217,7 +217,7 @@ impl World {
                 Effect::CutSteps { stages, first } => self.recorded.retain(|(stage, step)| {
                     stages.contains(stage) || first.as_ref().is_some_and(|(first, n)| first == stage && step < n)
                 }),
-                Effect::End(_) | Effect::OpenStore { .. } | Effect::Tell(_) => {}
+                Effect::End(_) | Effect::OpenStore { .. } | Effect::Notify(_) => {}
             }
         }
     }
@@ -301,7 +301,7 @@ impl World {
         }
     }
 
-    /// Takes over what the source holds, or what is committed; nobody that is alive held more.
+    /// Takes over what the source holds, or what is committed; no live worker held more.
     fn begin(&mut self, index: usize, begin: &Begin) {
         let at = match begin.source {
             Some(_) => self.source.expect("among the same effects"),
@@ -315,7 +315,7 @@ impl World {
         for worker in self.workers.iter().filter(|worker| worker.health == Health::Healthy && !worker.misbehaved) {
             let Some(state) = worker.state.as_ref().filter(|_| worker.is_alive()) else { continue };
             let lost = state.generation + 1 == begin.generation && state.at > at && state.at.made > 0;
-            assert!(!lost, "{:?}: {worker:?} holds {:?}, and all go on from {at:?}", self.now, state.at);
+            assert!(!lost, "{:?}: {worker:?} holds {:?}, and all continue from {at:?}", self.now, state.at);
         }
         let group = match self.group.take() {
             Some(group) if group.generation == begin.generation => group,
@@ -368,7 +368,7 @@ impl World {
         self.paused_until = self.now;
         self.inbox.clear();
         if stop {
-            self.send(Event::StopAsked { reason: "asked".into() });
+            self.send(Event::StopRequested { reason: "asked".into() });
         }
         for index in 0..self.workers.len() {
             if self.workers[index].is_alive() {
@@ -409,7 +409,7 @@ impl World {
             4 => WorkerEvent::Finished,
             _ => WorkerEvent::Ready { config_digest: "another".into() },
         };
-        self.send(Event::Said { session, event });
+        self.send(Event::Received { session, event });
     }
 
     fn written(&self, at: Place, generation: u64, is_end: bool) -> CheckpointWritten {
@@ -425,7 +425,7 @@ impl World {
             result: is_end.then(|| StageResult { stage: stage.into(), ..StageResult::default() }),
             seconds: 1.0,
             best: None,
-            settled: true,
+            post_step_done: true,
         }
     }
 }

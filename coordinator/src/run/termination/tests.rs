@@ -1,29 +1,29 @@
 //! SIGTERM for most workers stops the run; for a few it is the loss of those, in time.
 
 use super::TERMINATION_LIMIT;
-use crate::run::tests::{NOW, begins, end, heartbeat, hello, notices, pass, ready, rejoin, said, start, training};
+use crate::run::tests::{NOW, begins, end, heartbeat, hello, notices, pass, ready, received, rejoin, start, training};
 use crate::run::{Effect, Event, Notice, Run, SessionId, Start};
 use std::time::Duration;
 use thanos_proto::{Command, WorkerEvent};
 
-/// A run in its first generation, with so many workers.
-fn running(workers: usize, least: usize) -> Run {
-    let mut run = Run::new(Start { least, ..start(workers) }, Duration::ZERO);
+/// A run in its first generation, with this many workers.
+fn running(workers: usize, min_workers: usize) -> Run {
+    let mut run = Run::new(Start { min_workers, ..start(workers) }, Duration::ZERO);
     for index in 0..workers {
         let session = index as SessionId + 1;
         run.apply(Event::Opened { session, hello: hello(&format!("worker-{index}")) }, NOW);
-        said(&mut run, session, ready());
+        received(&mut run, session, ready());
     }
     run
 }
 
 fn notice(run: &mut Run, session: SessionId) -> Vec<Effect> {
-    said(run, session, WorkerEvent::TerminationNotice)
+    received(run, session, WorkerEvent::TerminationNotice)
 }
 
 fn stops(effects: &[Effect]) -> Option<&str> {
     effects.iter().find_map(|effect| match effect {
-        Effect::Tell(Notice::Stopping { reason }) => Some(reason.as_str()),
+        Effect::Notify(Notice::Stopping { reason }) => Some(reason.as_str()),
         _ => None,
     })
 }
@@ -52,7 +52,7 @@ fn one_worker_that_received_sigterm_trains_on_until_it_is_killed() {
     let mut run = training();
     let effects = notice(&mut run, 2);
     let expected = Notice::Terminating { worker: "worker-1".into(), limit: TERMINATION_LIMIT };
-    assert_eq!(effects, [Effect::Tell(expected)], "no rank is interrupted");
+    assert_eq!(effects, [Effect::Notify(expected)], "no rank is interrupted");
     assert_eq!(notice(&mut run, 2), [], "a reconnected worker reports it again");
     // It is killed: recovery as of any loss.
     let effects = run.apply(Event::Closed { session: 2 }, NOW);
@@ -72,10 +72,10 @@ fn a_worker_that_is_not_killed_is_terminated_and_the_others_go_on() {
     let killed = Effect::Kill { worker: "worker-2".into() };
     assert!(effects.contains(&killed), "{effects:?}");
     assert!(!effects.iter().any(|effect| matches!(effect, Effect::Kill { worker } if *worker != "worker-2")));
-    said(&mut run, 1, rejoin(10));
-    said(&mut run, 2, rejoin(10));
-    let patience = run.start.patience;
-    assert_eq!(begins(&pass(&mut run, patience + NOW, &beats(2)[..2])).len(), 2, "with those that are left");
+    received(&mut run, 1, rejoin(10));
+    received(&mut run, 2, rejoin(10));
+    let rendezvous_timeout = run.start.rendezvous_timeout;
+    assert_eq!(begins(&pass(&mut run, rendezvous_timeout + NOW, &beats(2)[..2])).len(), 2, "with those that are left");
 }
 
 /// Two of four are drained, and the others are lost: no other rank would hold the state.
@@ -87,11 +87,11 @@ fn ranks_that_are_all_to_leave_save_first() {
     for session in [3, 4] {
         run.apply(Event::Closed { session }, NOW);
     }
-    said(&mut run, 1, rejoin(10));
-    said(&mut run, 2, rejoin(10));
+    received(&mut run, 1, rejoin(10));
+    received(&mut run, 2, rejoin(10));
     let beats = [1, 2].map(|session| (session, heartbeat(1, "forward", 1)));
-    let patience = run.start.patience;
-    assert_eq!(begins(&pass(&mut run, patience + NOW, &beats)).len(), 2);
+    let rendezvous_timeout = run.start.rendezvous_timeout;
+    assert_eq!(begins(&pass(&mut run, rendezvous_timeout + NOW, &beats)).len(), 2);
     let effects = pass(&mut run, TERMINATION_LIMIT, &beats);
     assert_eq!(stops(&effects), Some("SIGTERM received by worker-0 and 1 more of 2 workers"));
     assert!(!effects.iter().any(|effect| matches!(effect, Effect::Kill { .. })), "{effects:?}");

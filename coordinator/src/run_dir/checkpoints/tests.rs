@@ -46,7 +46,7 @@ fn write(run_dir: &Path, stage: &str, step: u64, complete: bool) -> CheckpointWr
         files: files.into(),
         result: complete.then_some(result),
         seconds: 1.5,
-        settled: true,
+        post_step_done: true,
         best: Some(Best { epoch: 0, validation_accuracy: 1.0 / 3.0 }),
     }
 }
@@ -96,7 +96,7 @@ fn a_checkpoint_that_was_set_aside_is_found_again() {
     assert!(place.exists() && !set_aside(&place).exists());
 }
 
-/// Something that cannot be removed, here as it is no folder, costs no commit.
+/// Something that cannot be removed, here as it is not a folder, costs no commit.
 #[test]
 fn an_old_checkpoint_that_cannot_be_removed_costs_nothing() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -120,7 +120,7 @@ fn what_rank_0_did_not_write_is_not_committed() {
     let good = write(folder.path(), "a", 5, false);
     refused(CheckpointWritten { folder: "checkpoints/../../etc".into(), ..good.clone() }, "expected checkpoints/a/");
     let file = WrittenFile { name: "../x".into(), bytes: 1, sha256: String::new() };
-    refused(CheckpointWritten { files: vec![file], ..good.clone() }, "no name of a checkpoint's file");
+    refused(CheckpointWritten { files: vec![file], ..good.clone() }, "not the name of a file of a checkpoint");
     let mut short = good.clone();
     short.files[0].bytes += 1;
     refused(short, "9 bytes, rank 0 wrote 10");
@@ -190,7 +190,7 @@ fn no_changed_checkpoint_is_loaded() {
         } else {
             fs::remove_file(&path).expect("removed");
         }
-        // White space behind its checksum changes no checkpoint.
+        // White space after its checksum changes no checkpoint.
         let same = names[file] == "manifest.sha256"
             && String::from_utf8_lossy(&bytes).trim_end().as_bytes() == good[3].trim_ascii_end();
         match verify(&place) {
@@ -208,7 +208,18 @@ fn replace(path: &Path, from: &str, to: &str) {
     fs::write(path, text.replace(from, to)).expect("written");
 }
 
-/// A stage that was complete goes on where it is to make more steps; what comes after it is not looked at.
+#[test]
+fn a_manifest_with_a_former_key_is_read() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let checkpoints = checkpoints(folder.path());
+    let place = folder.path().join(checkpoints.commit(&write(folder.path(), "a", 5, false)).expect("committed").folder);
+    let manifest = place.join("manifest.json");
+    replace(&manifest, "\"post_step_done\"", "\"settled\"");
+    fs::write(place.join("manifest.sha256"), sha256(&fs::read(&manifest).expect("read"))).expect("written");
+    assert!(verify(&place).expect("read").0.post_step_done);
+}
+
+/// A stage that was complete continues where it is to make more steps; what comes after it is not looked at.
 #[test]
 fn a_complete_stage_with_too_few_steps_is_reopened() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -15,7 +15,7 @@ use tonic::Status;
 /// Bytes of one chunk.
 const CHUNK: usize = 1 << 20;
 /// Chunks that may wait for the network; a slow worker makes its own stream wait.
-const MOST_WAITING: usize = 4;
+const MAX_WAITING: usize = 4;
 /// Files of a checkpoint; the first one is the coordinator's own.
 const NAMES: [&str; 5] =
     ["manifest.json", "model.safetensors", "best.safetensors", "best_state.safetensors", "optimizer.safetensors"];
@@ -44,7 +44,7 @@ impl CheckpointFiles {
     /// If a checkpoint has no such file. One that cannot be read ends the stream with the reason.
     pub(crate) fn send(&self, file: &CheckpointFile) -> Result<mpsc::Receiver<Result<FileChunk, Status>>, Status> {
         let path = self.stage(file)?.join(format!("step-{:08}", file.step)).join(&file.name);
-        let (chunks, receiver) = mpsc::channel(MOST_WAITING);
+        let (chunks, receiver) = mpsc::channel(MAX_WAITING);
         tokio::task::spawn_blocking(move || {
             if let Err(error) = read(&path, &chunks) {
                 let reason = format!("the coordinator cannot read {}: {error}", path.display());
@@ -67,20 +67,20 @@ impl CheckpointFiles {
         let Some(FilePart { part: Some(Part::Head(FileHead { generation, file: Some(file), first })) }) =
             parts.next().await.transpose()?
         else {
-            return Err(Status::invalid_argument("a file without a head"));
+            return Err(Status::invalid_argument("a file without a header"));
         };
         let stage = self.stage(&file)?;
         if !may_write(generation) {
             let reason = format!("generation {generation} is over, or this worker is not its rank 0");
             return Err(Status::failed_precondition(reason));
         }
-        let (chunks, taken) = mpsc::channel(MOST_WAITING);
+        let (chunks, taken) = mpsc::channel(MAX_WAITING);
         let written = tokio::task::spawn_blocking(move || write(&stage, &file, first, taken));
         while let Some(part) = parts.next().await.transpose()? {
             let Some(Part::Chunk(chunk)) = part.part else {
-                return Err(Status::invalid_argument("a second head in the middle of a file"));
+                return Err(Status::invalid_argument("a second header in the middle of a file"));
             };
-            // Whoever writes has failed, and says why.
+            // The writer has failed, and reports why.
             if chunks.send(Chunk::Bytes(chunk)).await.is_err() {
                 break;
             }
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_none_of_the_runs_files_is_refused() {
+    async fn files_that_are_not_of_the_run_are_refused() {
         let folder = tempfile::tempdir().expect("a folder");
         let files = Arc::new(CheckpointFiles::new(folder.path(), ["cae"]));
         for other in [file("..", 1, "manifest.json"), file("cae", 1, "../x"), file("cae", 1, "x"), file("", 1, "")] {

@@ -108,7 +108,7 @@ fn the_program_is_beside_this_one_or_named() {
     let path = |name: &str| folder.path().join(name);
     let (cpu, cuda, other) = (path(CPU_PROGRAM), path(CUDA_PROGRAM), path("other"));
     let beside = |kind| program_in(folder.path(), None, kind);
-    let message = format!("{} does not exist: `make build` puts it beside thanos-coord", cpu.display());
+    let message = format!("{} does not exist: `make build` puts it next to thanos-coord", cpu.display());
     refused(beside(DeviceKind::Cpu), EXIT_UNREACHABLE, &message);
     std::fs::write(&cpu, "").expect("written");
     assert_eq!(beside(DeviceKind::Cpu).expect("there"), cpu);

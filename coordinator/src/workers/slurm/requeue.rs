@@ -36,12 +36,12 @@ pub(crate) fn requeue(run_dir: &Path, before: &Checkpointed, max_requeues: u32) 
     match decide(&description, has_progressed, max_requeues) {
         Decision::Leave => {}
         Decision::End(why) => terminal::line(&format!(
-            "job {job} is not queued again: {why}; the run stays as it is, and another job can go on with it by \
+            "job {job} is not requeued: {why}; the run is unchanged, and another job can resume it with \
              --resume --run-dir {}",
             run_dir.display()
         )),
         Decision::Requeue => {
-            terminal::line(&format!("job {job} is queued again"));
+            terminal::line(&format!("job {job} is requeued"));
             if let Err(error) = ask("scontrol", &["requeue", &job]) {
                 terminal::line(&format!("warning: {error}"));
             }
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_job_is_queued_again_while_it_progresses_and_may_be() {
+    fn a_job_is_requeued_while_it_progresses_and_may_be() {
         let job = |fields: &str| format!("JobId=7 {fields} RunTime=00:00:10");
         let running = |restarts: u32| job(&format!("JobState=RUNNING Requeue=1 Restarts={restarts} BatchFlag=1"));
         let check = |job: &str, has_progressed, max_requeues, expected: Result<Decision, &str>| {

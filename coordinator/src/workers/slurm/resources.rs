@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn tasks_count_where_they_were_asked_for() {
+    fn tasks_count_where_they_were_requested() {
         let check = |variables: &[(&str, &str)], expected: &[usize]| {
             let value = |name: &str| variables.iter().find(|(other, _)| *other == name).map(|(_, v)| (*v).to_owned());
             assert_eq!(tasks(value), expected, "{variables:?}");

@@ -2,7 +2,7 @@
 
 use std::process::{Command, Stdio};
 
-/// Variables of a job that a step needs, to find Slurm and the job; tasks get the others anew, for their step.
+/// Variables of a job that a step needs, to find Slurm and the job; tasks get the others again, for their step.
 const KEPT: [&str; 6] =
     ["SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_JOB_ID", "SLURM_JOBID", "SLURM_WORKING_CLUSTER"];
 /// Set by sites and plugins, for every step.
@@ -10,7 +10,7 @@ const KEPT_PREFIXES: [&str; 3] = ["SLURM_SPANK_", "SLURM_TASK_PROLOG", "SLURM_TA
 /// GPUs that the job has on this node: a step on another one has others.
 const GPU_LISTS: [&str; 4] = ["CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK"];
 
-/// Starts a program on a node, in a step of its own, so that one that ends can be started again alone. The step has all
+/// Starts a program on a node, in a step of its own, so that one that ends can be restarted alone. The step has all
 /// that the job has there: its cores, its memory and its `gpus`; the worker takes the GPU of its place. `arguments` come
 /// last, so that they prevail.
 ///

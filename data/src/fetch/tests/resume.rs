@@ -1,4 +1,4 @@
-//! Downloads that break off and go on: within one run, from the part of an earlier run, and with parts that are wrong.
+//! Downloads that break off and continue: within one run, from the part of an earlier run, and with parts that are wrong.
 //! It must not know about real data sets, and needs no network.
 
 use super::server::{Reply, Server, message, ok, rest, torn};
@@ -36,7 +36,7 @@ fn a_body_that_is_always_torn_gives_way_to_the_next_address() {
     let mut trial = Trial::new();
     trial.fetch(&sample(0), &[server.url("/torn"), server.url("/next")]).unwrap();
     trial.assert_only(&sample(0));
-    // The first try and MAX_RESUMES more; the next address goes on from there.
+    // The first try and MAX_RESUMES more; the next address continues from there.
     let ranges = server.ranges("/torn");
     assert_eq!(ranges.len(), 4);
     assert_eq!(ranges[3], Some(format!("bytes={}-", TORN + 2)));
@@ -140,7 +140,7 @@ fn a_server_that_ignores_range_gives_the_whole() {
 }
 
 #[test]
-fn a_rest_that_does_not_fit_is_asked_for_anew() {
+fn a_range_that_does_not_fit_is_requested_again() {
     let length = sample(0).len();
     let unfit = [
         format!("bytes 0-{}/{length}", length - 1),
@@ -173,7 +173,7 @@ fn two_runs_do_not_write_to_one_part() {
 }
 
 #[test]
-fn a_server_that_falls_silent_in_the_body_counts_as_broken() {
+fn a_server_that_stalls_in_the_body_counts_as_broken() {
     let length = sample(0).len();
     let server = Server::start(move |asked| match asked.range {
         None => Reply::Stall(message("200 OK", &[("Content-Length", &length.to_string())], &sample(0)[..TORN])),
@@ -205,7 +205,7 @@ fn a_chunked_body_that_is_torn_is_resumed() {
 }
 
 #[test]
-fn a_refused_range_is_asked_for_as_a_whole() {
+fn a_refused_range_is_requested_as_a_whole() {
     let server = Server::start(|asked| match asked.range {
         Some(_) => Reply::Bytes(message("416 Range Not Satisfiable", &[("Content-Length", "0")], b"")),
         None => ok(&sample(0)),

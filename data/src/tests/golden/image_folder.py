@@ -2,7 +2,7 @@
 
     pip install torchvision==0.26.0 && python image_folder.py
 
-`file NAME` and `link NAME TARGET` make the tree, whose files are read by nobody here; `class NAME` and
+`file NAME` and `link NAME TARGET` make the tree, whose files are never read here; `class NAME` and
 `sample NAME LABEL` are ImageFolder's, in its order.
 """
 

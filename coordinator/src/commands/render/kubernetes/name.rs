@@ -54,7 +54,7 @@ impl RunName {
         }
     }
 
-    /// The name in this run of what the base names so; `None`: it is no name of the base.
+    /// The name in this run of what the base names so; `None`: it is not a name of the base.
     fn renamed(&self, text: &str) -> Option<String> {
         let rest = text.strip_prefix(BASE_NAME)?;
         let object = rest.strip_prefix('-').map(|rest| rest.split_once(':').map_or(rest, |(object, _)| object));

@@ -30,7 +30,7 @@ pub(super) struct Group {
     pub(super) ranks: Vec<Option<usize>>,
     pub(super) at: Place,
     pub(super) operation: Operation,
-    /// A rank is gone, or the coordinator said so: all leave at their next collective.
+    /// A rank was lost, or the coordinator sent `Abandon`: all leave at their next collective.
     pub(super) broken: bool,
 }
 
@@ -88,7 +88,7 @@ impl World {
                     && !self.is_committing(ranks[0])
                     && let Some(session) = self.workers[ranks[0]].session
                 {
-                    self.send(Event::Said { session, event });
+                    self.send(Event::Received { session, event });
                     self.group_mut().operation = Operation::Commit { ends_stage };
                 }
             }
@@ -114,7 +114,7 @@ impl World {
         }
     }
 
-    /// Whoever has come to its collective waits there for the others.
+    /// A rank that has entered its collective waits there for the others.
     fn enter_collectives(&mut self, ranks: &[usize]) {
         let (now, operation) = (self.now, self.group.as_ref().map(|group| group.operation));
         for index in ranks {
@@ -139,7 +139,7 @@ impl World {
             self.workers[*index].make_step(&done);
         }
         if let Some(session) = self.workers[ranks[0]].session {
-            self.send(Event::Said { session, event: WorkerEvent::Step(done) });
+            self.send(Event::Received { session, event: WorkerEvent::Step(done) });
         }
     }
 
@@ -169,11 +169,11 @@ impl World {
         }
     }
 
-    /// The end of a stage is saved, else a step is made; now and then rank 0 begins to save beside the steps.
+    /// The end of a stage is saved, else a step is made; now and then rank 0 begins to save in the background.
     fn next_operation(&mut self, ranks: &[usize]) {
         let Place { stage, made } = self.group_mut().at;
         if stage == STAGES.len() {
-            return self.say_last_word(ranks, &WorkerEvent::Finished);
+            return self.send_final_event(ranks, &WorkerEvent::Finished);
         }
         if made == STAGES[stage].1 {
             return self.work(ranks, Operation::Save { ends_stage: true }, "save", self.pace.save);
@@ -194,7 +194,7 @@ impl World {
     fn is_committing(&self, index: usize) -> bool {
         let of = |session| Some(session) == self.workers[index].session;
         let is_sent = |event: &Event| match event {
-            Event::Said { session, event: WorkerEvent::Checkpoint(_) } | Event::Committed { session, .. } => {
+            Event::Received { session, event: WorkerEvent::Checkpoint(_) } | Event::Committed { session, .. } => {
                 of(*session)
             }
             _ => false,
@@ -211,7 +211,7 @@ impl World {
         }
     }
 
-    /// Rank 0 hears of a commit: after the end of a stage, or a stop, all go on together, if all are still there.
+    /// Rank 0 is notified of a commit: after the end of a stage, or a stop, all continue together, if all are still there.
     pub(super) fn committed(&mut self, index: usize, outcome: &Result<CheckpointRef, String>) {
         let Some(group) = self.group.clone().filter(|group| group.ranks.first() == Some(&Some(index))) else { return };
         let Operation::Commit { ends_stage } = group.operation else { return };
@@ -222,7 +222,7 @@ impl World {
         let ranks: Vec<usize> = group.ranks.iter().copied().flatten().collect();
         if !ends_stage {
             let (stage, step) = (STAGES[group.at.stage].0.into(), group.at.made);
-            return self.say_last_word(&ranks, &WorkerEvent::Stopped { stage, step });
+            return self.send_final_event(&ranks, &WorkerEvent::Stopped { stage, step });
         }
         let next = Place { stage: group.at.stage + 1, made: 0 };
         self.group_mut().at = next;
@@ -242,9 +242,10 @@ impl World {
         }
     }
 
-    fn say_last_word(&mut self, ranks: &[usize], last_word: &WorkerEvent) {
+    fn send_final_event(&mut self, ranks: &[usize], final_event: &WorkerEvent) {
         for index in ranks {
-            self.workers[*index].activity = Activity::Over { last_word: Box::new(last_word.clone()), is_sent: false };
+            self.workers[*index].activity =
+                Activity::Over { final_event: Box::new(final_event.clone()), is_sent: false };
         }
         self.group = None;
     }

@@ -38,7 +38,7 @@ pub(super) enum Activity {
     },
     /// It has finished, or stopped.
     Over {
-        last_word: Box<WorkerEvent>,
+        final_event: Box<WorkerEvent>,
         is_sent: bool,
     },
 }
@@ -52,7 +52,7 @@ pub(super) struct Worker {
     connects: Duration,
     /// `None`: it holds nothing.
     pub(super) state: Option<State>,
-    /// When rank 0's save beside its steps is written, what it is of, and the session that it belongs to.
+    /// When rank 0's background save is written, what it is of, and the session that it belongs to.
     pub(super) saves: Option<(Duration, WorkerEvent, Option<SessionId>)>,
     pub(super) stop: bool,
     pub(super) regroup: bool,
@@ -137,7 +137,7 @@ impl World {
         let is_terminating = worker.terminating.is_some();
         self.send(Event::Opened { session, hello });
         if is_terminating {
-            self.send(Event::Said { session, event: WorkerEvent::TerminationNotice });
+            self.send(Event::Received { session, event: WorkerEvent::TerminationNotice });
         }
     }
 
@@ -149,7 +149,7 @@ impl World {
         }
         worker.terminating = Some(self.now);
         if let Some(session) = worker.session {
-            self.send(Event::Said { session, event: WorkerEvent::TerminationNotice });
+            self.send(Event::Received { session, event: WorkerEvent::TerminationNotice });
         }
     }
 
@@ -165,12 +165,12 @@ impl World {
                     None => ready(),
                     Some(State { at, generation, recent }) => {
                         self.reported.insert(session, *at);
-                        let held = Some(Held { stage: at.stage as u32, step: at.made, settled: true });
+                        let held = Some(Held { stage: at.stage as u32, step: at.made, post_step_done: true });
                         let recent = recent.clone();
                         WorkerEvent::Rejoin(Rejoin { generation: *generation, held, recent, failure })
                     }
                 };
-                self.send(Event::Said { session, event });
+                self.send(Event::Received { session, event });
             }
             Activity::Leaving { until } if until <= self.now && worker.saves.is_none() => {
                 worker.activity = Activity::Reporting;
@@ -187,17 +187,17 @@ impl World {
                     },
                     _ => WorkerEvent::Checkpoint(self.written(state.at, state.generation, false)),
                 };
-                self.send(Event::Said { session, event });
+                self.send(Event::Received { session, event });
             }
-            Activity::Over { last_word, is_sent: false } => {
-                worker.activity = Activity::Over { last_word: last_word.clone(), is_sent: true };
-                self.send(Event::Said { session, event: *last_word });
+            Activity::Over { final_event, is_sent: false } => {
+                worker.activity = Activity::Over { final_event: final_event.clone(), is_sent: true };
+                self.send(Event::Received { session, event: *final_event });
             }
             _ => {}
         }
     }
 
-    /// Rank 0's save beside its steps is written: the coordinator is told.
+    /// Rank 0's background save is written: the coordinator is notified.
     fn save(&mut self, index: usize) {
         let worker = &mut self.workers[index];
         if worker.saves.as_ref().is_some_and(|(until, _, _)| *until <= self.now)
@@ -205,7 +205,7 @@ impl World {
             && began_in == worker.session
             && let Some(session) = worker.session
         {
-            self.send(Event::Said { session, event });
+            self.send(Event::Received { session, event });
         }
     }
 
@@ -222,7 +222,7 @@ impl World {
             progress: 0,
             in_collective: matches!(worker.activity, Activity::Training { until } if until <= self.now),
         };
-        self.send(Event::Said { session, event: WorkerEvent::Heartbeat(heartbeat) });
+        self.send(Event::Received { session, event: WorkerEvent::Heartbeat(heartbeat) });
     }
 
     /// A process ends: its peers notice at once, the coordinator by its session and its exit, in either order.

@@ -1,8 +1,8 @@
-//! Strangers at the coordinator's port: hundreds of connections that say nothing, nonsense, or too much. They are turned
-//! away, the run goes on, and its steps take as long as before.
+//! Unauthenticated clients at the coordinator's port: hundreds of connections that send nothing, nonsense, or too much. They are turned
+//! away, the run continues, and its steps take as long as before.
 
+use crate::print_line;
 use crate::recovery::launch;
-use crate::tell;
 use std::io::Write;
 use std::net::TcpStream;
 use std::time::Instant;
@@ -13,7 +13,7 @@ use thanos_tests::{Running, Scene, lines};
 const STEPS: usize = 40;
 const PAIRS: usize = 5;
 
-/// The coordinator's address, as its workers were told it.
+/// The coordinator's address, as it was given to its workers.
 fn address(scene: &Scene) -> String {
     let pid = workers(&scene.path("run"))["worker-0"];
     let words = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).expect("it runs");
@@ -37,7 +37,7 @@ fn time_steps(running: &mut Running, scene: &Scene) -> f64 {
 }
 
 #[test]
-fn strangers_do_not_slow_a_run_down() {
+fn unauthenticated_connections_do_not_slow_a_run_down() {
     let scene = Scene::new();
     let mut running = launch(&scene, "run", "2", &["digits_cae", "train.epochs=100000"]);
     running.wait_for_steps("run", 10);
@@ -60,9 +60,12 @@ fn strangers_do_not_slow_a_run_down() {
     ratios.sort_by(f64::total_cmp);
     let pid = coordinator(&scene.path("run")).expect("it lives");
     let descriptors = descriptors(pid);
-    tell(&format!("2000 strangers: steps take {:.2} times as long (median of {PAIRS})", ratios[PAIRS / 2]));
+    print_line(&format!(
+        "2000 unauthenticated connections: steps take {:.2} times as long (median of {PAIRS})",
+        ratios[PAIRS / 2]
+    ));
     assert!(ratios[PAIRS / 2] < 1.1, "{ratios:?}");
     assert!(descriptors < 1000, "{descriptors} descriptors are open");
-    let told = running.interrupt().expect(75).stderr;
-    assert!(!told.contains("generation 2"), "{told}");
+    let output = running.interrupt().expect(75).stderr;
+    assert!(!output.contains("generation 2"), "{output}");
 }
