@@ -101,7 +101,15 @@ function showCosines(place, rows) {
   const values = rows.flatMap((row) => COSINES.map(([key]) => row[key])).filter(Number.isFinite);
   const low = Math.min(0, ...values);
   const at = (value) => left + ((value - low) / (1 - low)) * (right - left);
-  const height = rows.length * step + 58;
+  // The legend takes as many lines as it needs.
+  let lines = 0, next = left;
+  const legend = COSINES.map(([, label, kind]) => {
+    const length = 27 + label.length * 6.8;
+    if (next + length > width && next > left) [lines, next] = [lines + 1, left];
+    next += length;
+    return { label, kind, x: next - length, line: lines };
+  });
+  const top = rows.length * step + 46, height = top + lines * 20 + 12;
   const root = svg("svg", { width, height, viewBox: `0 0 ${width} ${height}` });
   for (const tick of low < 0 ? [low, 0, 0.5] : [0, 0.5]) {
     root.append(svg("line", { x1: at(tick), x2: at(tick), y1: 8, y2: rows.length * step + 8, stroke: css("--line") }));
@@ -114,10 +122,8 @@ function showCosines(place, rows) {
     root.append(svg("text", { x: left - 10, y: y + 4, "text-anchor": "end" }, row.name.length > 16 ? row.name.slice(0, 15) + "…" : row.name));
     for (const [key, , kind] of COSINES) if (Number.isFinite(row[key])) root.append(mark(kind, at(row[key]), y));
   });
-  let x = left;
-  for (const [, label, kind] of COSINES) {
-    root.append(mark(kind, x + 6, height - 12), svg("text", { x: x + 17, y: height - 8, class: "soft" }, label));
-    x += 17 + label.length * 6.6 + 10;
+  for (const { label, kind, x, line } of legend) {
+    root.append(mark(kind, x + 6, top + line * 20), svg("text", { x: x + 17, y: top + 4 + line * 20, class: "soft" }, label));
   }
   place.append(root);
 }

@@ -271,7 +271,7 @@ function draw() {
   for (const part of [drawHead, drawStages, drawSelect, drawCharts, drawCosines, drawTimes, drawWorkers, drawResults, drawLists]) part();
 }
 
-// Once a frame, and not while nobody looks.
+// Once a frame, and not in a hidden tab.
 function redraw() {
   if (drawing || document.hidden) return;
   drawing = true;

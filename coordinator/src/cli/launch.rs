@@ -16,6 +16,7 @@ use crate::workers::devices::{Devices, Request, device_of_environment, on_nodes,
 use crate::workers::slurm::{Allocation, Checkpointed, requeue};
 use anyhow::Result;
 use clap::{Args, ValueEnum};
+use listenfd::ListenFd;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -179,9 +180,11 @@ pub(super) fn act_launch(arguments: &LaunchArguments, forced: Option<LauncherNam
         (None, Some(allocation)) => (allocation.own_address(arguments.interface.as_deref())?, 0).into(),
         (None, None) => (Ipv4Addr::LOCALHOST, 0).into(),
     };
-    let listener = listen(address)?;
+    // What was passed is in the environment once.
+    let mut passed = ListenFd::from_env();
+    let listener = listen(address, &mut passed)?;
     let is_watched = asked.launcher != LauncherName::None && terminal::stderr_is_terminal();
-    let status = StatusListener::open(arguments.status, is_watched)?;
+    let status = StatusListener::open(arguments.status, is_watched, &mut passed)?;
     let claimed = match &arguments.run_dir {
         None => Some(Claimed::new(Path::new(""), &quick::name(arguments.quick, &asked.plan.config().name))?),
         Some(_) => None,

@@ -46,7 +46,7 @@ impl StatusListener {
     ///
     /// # Errors
     /// 69, naming the address, if it was typed and cannot be listened on.
-    pub(crate) fn open(choice: Option<StatusChoice>, by_default: bool) -> Result<Option<Self>> {
+    pub(crate) fn open(choice: Option<StatusChoice>, by_default: bool, passed: &mut ListenFd) -> Result<Option<Self>> {
         let is_typed = choice.is_some();
         let address = match choice {
             Some(StatusChoice::Off) => return Ok(None),
@@ -54,7 +54,6 @@ impl StatusListener {
             None if by_default => (Ipv4Addr::LOCALHOST, 0).into(),
             None => return Ok(None),
         };
-        let mut passed = ListenFd::from_env();
         let last = passed.len().checked_sub(1).filter(|last| *last > 0);
         let passed = last.map(|last| passed.take_tcp_listener(last)).transpose();
         let passed = passed.context("the socket for --status that was passed to this program")?.flatten();
@@ -62,7 +61,7 @@ impl StatusListener {
         match opened {
             Ok(listener) => Ok(Some(Self { listener: Arc::new(listener), is_typed })),
             Err(error) if is_typed => Err(error.into()),
-            // Nobody asked for it.
+            // It is a courtesy: the launch goes on without it.
             Err(_) => Ok(None),
         }
     }
@@ -93,7 +92,9 @@ mod tests {
 
     #[test]
     fn pages_are_served_where_that_was_typed_or_where_a_user_watches() {
-        let open = |choice, by_default| StatusListener::open(choice, by_default).expect("no address is taken");
+        let open = |choice, by_default| {
+            StatusListener::open(choice, by_default, &mut ListenFd::empty()).expect("no address is taken")
+        };
         let any = StatusChoice::At((Ipv4Addr::LOCALHOST, 0).into());
         assert!(open(None, false).is_none());
         assert!(open(Some(StatusChoice::Off), true).is_none());
@@ -101,7 +102,8 @@ mod tests {
         let by_default = open(None, true).expect("served");
         let address = by_default.listener.local_addr().expect("an address");
         assert!(!by_default.is_typed && address.ip().is_loopback());
-        let taken = StatusListener::open(Some(StatusChoice::At(address)), false).expect_err("it is taken");
+        let typed = Some(StatusChoice::At(address));
+        let taken = StatusListener::open(typed, false, &mut ListenFd::empty()).expect_err("it is taken");
         assert!(taken.to_string().contains("--status"), "{taken}");
         let other = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("free");
         assert!(by_default.inheritable(&other).expect("a descriptor") > other.as_raw_fd());

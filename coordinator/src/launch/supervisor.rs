@@ -74,12 +74,12 @@ pub(crate) fn supervise(run_dir: &Path, listener: &TcpListener, status: Option<&
     }
 }
 
-/// The port: the one that this process was passed, or a new one.
+/// The port: the first one that this process was passed, or a new one.
 ///
 /// # Errors
 /// 69, naming the address.
-pub(crate) fn listen(address: SocketAddr) -> Result<TcpListener> {
-    let passed = ListenFd::from_env().take_tcp_listener(0).context("the socket that was passed to this program")?;
+pub(crate) fn listen(address: SocketAddr, passed: &mut ListenFd) -> Result<TcpListener> {
+    let passed = passed.take_tcp_listener(0).context("the socket that was passed to this program")?;
     let listener = passed.map_or_else(|| crate::server::bind(address), Ok);
     Ok(listener.map_err(|error| Fatal::new(EXIT_UNREACHABLE, format!("cannot listen on {address}: {error}")))?)
 }

@@ -82,39 +82,25 @@ impl Observed {
             checkpoint: Value::Null,
         };
         let live = Arc::new(Live::default());
-        let page = LivePage::start(
-            Path::new(&start.welcome.run_dir),
-            Source::Run { live: live.clone(), telemetry: telemetry.clone() },
-        )?;
-        telemetry.show_end_on(page.clone());
+        let source = Source::Run { live: live.clone(), telemetry: telemetry.clone() };
+        let page = LivePage::start(Path::new(&start.welcome.run_dir), source);
+        // The run goes on without it.
+        let page = page.inspect_err(|error| tracing::warn!("there is no live page: {error}")).ok();
+        if let Some(page) = &page {
+            telemetry.show_end_on(page.clone());
+        }
         let observed = Self { state: Arc::new(Mutex::new(state)), live };
         let is_secure = credentials.is_some();
         let (status, ready, sessions) = (observed.clone(), observed.clone(), sessions.clone());
         let name = telemetry.run().to_owned();
         let guarded = guarded
-            .merge(page.routes())
+            .merge(page.map_or_else(Router::new, |page| page.routes()))
             .route("/status", get(move || async move { Json(status.status()) }))
             .route("/sd", get(move || async move { Json(worker_targets(&name, &sessions.pages(), is_secure)) }));
         let open = Router::new()
             .route("/healthz", get(|| async { "alive\n" }))
             .route("/readyz", get(move || async move { ready.ready().into_response() }));
-        let guard = match credentials.filter(|_| needs_guard(address)) {
-            None => {
-                terminal::line(&format!("live page, metrics and status at http://{address}"));
-                None
-            }
-            Some(credentials) => {
-                let token = credentials.scrape_token().display();
-                terminal::line(&format!(
-                    "live page, metrics and status at https://{address}, for the token in {token} (in a browser: \
-                     https://{address}/?token=TOKEN)"
-                ));
-                let tls = Arc::new(credentials.tls(&["http/1.1"])?);
-                let cookie =
-                    PageCookie::new(&start.welcome.run_id, &std::fs::read_to_string(credentials.scrape_token())?);
-                Some(Guard { tls, token_sha256: credentials.scrape_token_sha256()?, cookie: Some(cookie) })
-            }
-        };
+        let guard = guard(address, credentials, &start.welcome.run_id)?;
         show(listener, guard, (open, guarded))?;
         Ok(observed)
     }
@@ -170,6 +156,23 @@ impl Observed {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// How the pages at an address are guarded, which a line on the terminal says.
+fn guard(address: SocketAddr, credentials: Option<&Credentials>, run_id: &str) -> Result<Option<Guard>> {
+    let Some(credentials) = credentials.filter(|_| needs_guard(address)) else {
+        terminal::line(&format!("live page, metrics and status at http://{address}"));
+        return Ok(None);
+    };
+    let file = credentials.scrape_token();
+    terminal::line(&format!(
+        "live page, metrics and status at https://{address}, for the token in {} (in a browser: \
+         https://{address}/?token=TOKEN)",
+        file.display()
+    ));
+    let cookie = Some(PageCookie::new(run_id, &std::fs::read_to_string(file)?));
+    let tls = Arc::new(credentials.tls(&["http/1.1"])?);
+    Ok(Some(Guard { tls, token_sha256: credentials.scrape_token_sha256()?, cookie }))
 }
 
 /// The coordinator's page and those of the workers in the form of Prometheus's file-based service discovery. `addresses` are

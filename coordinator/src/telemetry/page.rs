@@ -48,7 +48,7 @@ const MAX_METRICS_AGE: Duration = Duration::from_secs(45);
 pub(crate) enum Source {
     /// The run of this process.
     Run { live: Arc<Live>, telemetry: Telemetry },
-    /// The files of a run directory, whoever writes them.
+    /// The files of a run directory, which another process may write.
     Directory(PathBuf),
 }
 
@@ -77,8 +77,8 @@ impl Source {
     }
 }
 
-/// Whether a coordinator has written to a run directory just now. Its lock is not tried: whoever starts at this moment would
-/// find it taken.
+/// Whether a coordinator has written to a run directory just now. Its lock is not tried: a coordinator that
+/// starts at this moment would find it taken.
 fn is_at_work(run_dir: &Path) -> bool {
     let written = fs::metadata(run_dir.join("metrics.prom")).and_then(|file| file.modified()).ok();
     written.and_then(|time| time.elapsed().ok()).is_some_and(|age| age < MAX_METRICS_AGE)

@@ -107,11 +107,12 @@ impl Roster {
         Some(self.workers.entry(name.into()).or_default())
     }
 
-    /// The workers as the page lists them, by rank, then by name, with what is known of those that are connected; and how
+    /// The workers as the page lists them, those that were lost first, by rank, then by name, with what is known of those that are connected; and how
     /// many more there are.
     pub(super) fn json(&self, live: &HashMap<String, LiveWorker>) -> (Vec<Value>, usize) {
         let mut workers: Vec<(&String, &Worker)> = self.workers.iter().collect();
-        workers.sort_by_key(|(name, worker)| (worker.rank.unwrap_or(usize::MAX), *name));
+        let is_well = |worker: &Worker| [State::Ready, State::Ended].contains(&worker.state);
+        workers.sort_by_key(|(name, worker)| (is_well(worker), worker.rank.unwrap_or(usize::MAX), *name));
         let more = workers.len().saturating_sub(MAX_LISTED);
         let json = |(name, worker): (&String, &Worker)| {
             let mut json = json!({
@@ -161,9 +162,9 @@ mod tests {
         let began = |ranks: &[&str]| json!({"event": "began", "generation": 1, "ranks": ranks});
         check(began(&["a", "b"]), &[("a", Some(0), "ready", 0), ("b", Some(1), "ready", 0)]);
         let lost = json!({"event": "lost", "worker": "a", "reason": "its connection ended"});
-        check(lost, &[("b", Some(1), "ready", 0), ("a", None, "lost", 0)]);
+        check(lost, &[("a", None, "lost", 0), ("b", Some(1), "ready", 0)]);
         let restarting = json!({"event": "restarting", "worker": "a", "how": "killed by SIGKILL", "restart": 1});
-        check(restarting, &[("b", Some(1), "ready", 0), ("a", None, "restarting", 1)]);
+        check(restarting, &[("a", None, "restarting", 1), ("b", Some(1), "ready", 0)]);
         check(joined("a"), &[("b", Some(1), "ready", 0), ("a", None, "ready", 1)]);
         check(began(&["a", "b"]), &[("a", Some(0), "ready", 1), ("b", Some(1), "ready", 0)]);
         check(json!({"event": "ended", "how": "done"}), &[("a", None, "ended", 1), ("b", None, "ended", 0)]);
