@@ -33,15 +33,20 @@ struct Stream(BufReader<TcpStream>);
 impl Stream {
     /// `last`: the id that it has seen last.
     fn open(address: &str, last: Option<&str>) -> Self {
+        let (head, stream) = Self::request(address, last);
+        assert!(head.contains(" 200 "), "{head}");
+        stream
+    }
+
+    /// The first line of the answer, too, which may be a refusal.
+    fn request(address: &str, last: Option<&str>) -> (String, Self) {
         let mut stream = TcpStream::connect(address).expect("it listens");
         stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
         let last = last.map_or(String::new(), |last| format!("Last-Event-ID: {last}\r\n"));
         // HTTP/1.0: the answer is not in chunks, and lasts as long as the connection.
         write!(stream, "GET /events HTTP/1.0\r\nHost: {address}\r\n{last}\r\n").expect("sent");
         let mut stream = Self(BufReader::new(stream));
-        let head = stream.line().expect("a head");
-        assert!(head.contains(" 200 "), "{head}");
-        stream
+        (stream.line().expect("a head"), stream)
     }
 
     /// `None`: it has ended.
@@ -158,8 +163,7 @@ fn the_page_is_one_document_for_this_machine_and_a_bounded_number_of_readers() {
     // None of them reads: the run goes on.
     running.wait_for_steps("run", 40);
     drop(streams);
-    running
-        .wait_until("a place for a page", || TcpStream::connect(&address).is_ok() && get(&address, "/series").0 == 200);
+    running.wait_until("a place for a page", || Stream::request(&address, None).0.contains(" 200 "));
     running.interrupt().expect(75);
 }
 

@@ -15,6 +15,8 @@ const WAIT_WINDOW: Duration = Duration::from_secs(3);
 const MAX_TIMES: usize = 4096;
 /// The weight of a step in the mean seconds of a phase: about the last fifty count.
 const STEP_WEIGHT: f64 = 0.04;
+/// The share of a step below which a phase is not listed.
+const MIN_PHASE_SHARE: f64 = 1e-3;
 
 /// A handle's content; one for each run that is served.
 #[derive(Debug, Default)]
@@ -148,11 +150,13 @@ impl Facts {
         }
         self.steps += 1;
         let weight = (1.0 / self.steps as f64).max(STEP_WEIGHT);
-        for (phase, seconds) in &step.phase_seconds {
-            // A worker cannot make the list longer.
-            let Some(known) = PHASES.iter().find(|known| *known == phase) else { continue };
-            let mean = self.phases.entry(known).or_insert(*seconds);
-            *mean += (seconds - *mean) * weight;
+        // A worker cannot make the list longer. A phase that this step did not have took no time.
+        for phase in PHASES {
+            let seconds = step.phase_seconds.get(phase).copied();
+            if seconds.is_some() || self.phases.contains_key(phase) {
+                let mean = self.phases.entry(phase).or_default();
+                *mean += (seconds.unwrap_or_default() - *mean) * weight;
+            }
         }
     }
 
@@ -206,10 +210,13 @@ impl Beat {
     }
 }
 
-/// Phases as the page has them, in the order in which a step goes through them.
+/// Phases as the page has them, in the order in which a step goes through them, without those of the start of a stage once
+/// they count for nothing.
 pub(super) fn phases_json(phases: &BTreeMap<&'static str, f64>) -> Vec<Value> {
-    let of = |phase: &&'static str| phases.get(phase).map(|seconds| json!({"phase": phase, "seconds": seconds}));
-    PHASES.iter().filter_map(of).collect()
+    let least = phases.values().sum::<f64>() * MIN_PHASE_SHARE;
+    let of =
+        |phase: &&'static str| phases.get(phase).filter(|seconds| **seconds > least).map(|seconds| (*phase, *seconds));
+    PHASES.iter().filter_map(of).map(|(phase, seconds)| json!({"phase": phase, "seconds": seconds})).collect()
 }
 
 #[cfg(test)]
