@@ -215,7 +215,8 @@ function drawWorkers() {
   const connected = state.workers.filter((worker) => worker.rank !== null).length;
   const on = state.devices ? ", on " + state.devices + (state.collectives ? " by " + state.collectives : "") : "";
   const more = state.more_workers ? " " + state.more_workers + " more are not listed." : "";
-  text(by("workers-note"), state.workers.length ? connected + (connected === 1 ? " rank in generation " : " ranks in generation ") + state.generation + on + "." + more : "No worker has joined yet.");
+  const ended = ENDED.includes(state.state) ? state.workers.length + " workers took part in " + state.generation + (state.generation === 1 ? " generation" : " generations") + on + "." + more : "";
+  text(by("workers-note"), ended || (state.workers.length ? connected + (connected === 1 ? " rank in generation " : " ranks in generation ") + state.generation + on + "." + more : "No worker has joined yet."));
   const row = (worker) => [
     worker.rank === null ? "–" : String(worker.rank), worker.worker,
     worker.state === "ready" && worker.phase ? worker.phase : worker.state + (worker.reason && worker.state !== "ready" && worker.state !== "ended" ? ": " + worker.reason : ""),
