@@ -29,6 +29,7 @@ fn help_and_presets_are_as_they_were() {
         "show",
         "data",
         "status",
+        "view",
         "verify-run",
         "chaos",
         "credentials",

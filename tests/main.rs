@@ -9,7 +9,7 @@
 //! weights are kept and that all state is saved, `data_sets`, `pack_transfer`, `downloads` and `fashion_mnist` how
 //! images come to workers, `device_views` how a GPU makes views of them, `devices` on what workers train,
 //! `gpu_rehearsal` the script of half an hour on a GPU, on the CPU; `bad_input`, `command_line`, `metrics`,
-//! `tensorboard` and `documents` what people type and read; `every_key` what each key of the configuration changes,
+//! `tensorboard`, `page` and `documents` what people type and read; `every_key` what each key of the configuration changes,
 //! `quick` a first look at every preset; `monitoring` what alerts, panels and a site's Prometheus rely on, `container` the image; `bench` what a benchmark prints and leaves, `output` terminals, pipes and
 //! files that take no output, `signals` how a stop request arrives. `slurm` runs the job scripts on a real one,
 //! `kubernetes` checks the manifests, `pods` runs their commands in namespaces, as `job_controller`, a model of Kubernetes,
@@ -53,6 +53,7 @@ mod monitoring;
 mod nearness;
 mod output;
 mod pack_transfer;
+mod page;
 mod parity_checks;
 mod pods;
 mod preemption;

@@ -13,6 +13,7 @@ use crate::commands::chaos::{Chaos, chaos};
 use crate::commands::render::{self, NodeShare, Numbers};
 use crate::commands::status::status;
 use crate::commands::verify_run::{Comparison, compare, verify_run};
+use crate::commands::view::view;
 use crate::exit::{EXIT_CONFIG, EXIT_DATA, EXIT_USAGE, Fatal};
 use crate::launch::prepare::packs_of_run;
 use crate::run_dir::ledger::read_steps;
@@ -26,6 +27,7 @@ use clap::{Args, Parser, Subcommand};
 use data::{DataVerb, act_data};
 use kubernetes::KubernetesArguments;
 use launch::{LaunchArguments, LauncherName, act_launch};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use thanos_configs::{ConfigErrors, Plan, RunConfig, default_packs_dir, preset_names, preset_summary, to_yaml};
@@ -63,6 +65,14 @@ enum Verb {
     Status {
         /// The run's directory
         run_dir: PathBuf,
+    },
+    /// Serve the live page of a run directory on this machine, also of a run that has ended
+    View {
+        /// The run's directory
+        run_dir: PathBuf,
+        /// Address of this machine at which the page is served; port 0 is any free one
+        #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
+        listen: SocketAddr,
     },
     /// Kill and stop workers of a live run on this machine at random moments, and report the cost
     Chaos(ChaosArguments),
@@ -265,6 +275,7 @@ fn act(verb: Verb) -> Result<u8> {
             terminal::print_line(&status(&run_dir)?)?;
             Ok(0)
         }
+        Verb::View { run_dir, listen } => view(&run_dir, listen).map(|()| 0),
         Verb::Chaos(arguments) => {
             let ChaosArguments { run_dir, kill, stop, every, seed, max_faults } = arguments;
             let faults = Chaos { kill: kill.into(), stop: stop.into(), every, seed, max_faults };

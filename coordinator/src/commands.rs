@@ -5,4 +5,5 @@ pub(crate) mod chaos;
 pub(crate) mod render;
 pub(crate) mod status;
 pub(crate) mod verify_run;
+pub(crate) mod view;
 pub(crate) mod workers;

@@ -5,12 +5,14 @@ pub(crate) mod event_loop;
 pub(crate) mod given_weights;
 pub(crate) mod journal;
 pub(crate) mod prepare;
+pub(crate) mod status_listener;
 pub(crate) mod supervisor;
 
 use crate::exit::{EXIT_CONFIG, EXIT_DATA, EXIT_NO_PERMISSION, EXIT_UNREACHABLE, EXIT_USAGE, Fatal};
 use crate::launch::event_loop::EventLoop;
 use crate::launch::journal::Journal;
 use crate::launch::prepare::{Prepared, prepare};
+use crate::launch::status_listener::StatusListener;
 use crate::run::CollectivesChoice;
 use crate::run::{Event, Placement, Run, Start, Timeouts, Verdict};
 use crate::run_dir::checkpoints::{CheckpointFiles, Checkpoints};
@@ -103,8 +105,8 @@ pub(crate) struct Launch {
     pub quick: bool,
     /// Event files for TensorBoard in the run directory.
     pub tensorboard: bool,
-    /// Where metrics and the run's state are served; `None`: nowhere.
-    pub status: Option<SocketAddr>,
+    /// Where the live page, metrics and the run's state are served; `None`: nowhere.
+    pub status: Option<StatusListener>,
     /// How long the end waits for a last scrape; zero: not at all.
     pub linger: Duration,
     /// The token that metrics are shown for, in a file of the site's; `None`: that of the run's credentials.
@@ -421,7 +423,7 @@ fn start_workers(
         threads,
         place,
         interface,
-        shows: launch.status.is_some(),
+        shows: launch.status.as_ref().is_some_and(|status| status.is_typed),
         logs: launch.run_dir.join("logs"),
     };
     let launcher = Launcher::new(command, events);

@@ -6,6 +6,7 @@ mod files;
 mod goodput;
 pub(crate) mod http;
 pub(crate) mod metrics;
+pub(crate) mod page;
 pub(crate) mod progress;
 pub(crate) mod tensorboard;
 mod text;
@@ -19,6 +20,7 @@ pub(crate) use files::Targets;
 use files::{Contents, Files};
 use goodput::Goodput;
 pub(crate) use goodput::State;
+use page::LivePage;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -85,6 +87,7 @@ struct Shared {
     /// `None`: the run is not served yet.
     live: Mutex<Option<Live>>,
     files: Mutex<Option<Files>>,
+    page: Mutex<Option<LivePage>>,
     /// A scrape was answered after the end of the run.
     last_scrape: Notify,
 }
@@ -114,8 +117,8 @@ impl Telemetry {
     pub(crate) fn install(run_dir: &Path) -> Result<Self> {
         let run = run_name(run_dir);
         let recorder = Recorder::install(&[("run", &run)])?;
-        let (live, files) = (Mutex::new(None), Mutex::new(None));
-        Ok(Self { shared: Arc::new(Shared { run, recorder, live, files, last_scrape: Notify::new() }) })
+        let (live, files, page) = (Mutex::new(None), Mutex::new(None), Mutex::new(None));
+        Ok(Self { shared: Arc::new(Shared { run, recorder, live, files, page, last_scrape: Notify::new() }) })
     }
 
     /// The run's name, as on every series.
@@ -195,6 +198,19 @@ impl Telemetry {
         }
     }
 
+    /// The state that the run is in, and the seconds in each since the coordinator began to serve; `None` before that.
+    pub(crate) fn states(&self) -> Option<(&'static str, Vec<(&'static str, f64)>)> {
+        let live = self.lock();
+        let live = live.as_ref()?;
+        let seconds = live.goodput.seconds(live.began.elapsed()).map(|(state, seconds)| (state.label(), seconds));
+        Some((live.goodput.state().label(), seconds.into()))
+    }
+
+    /// The open live pages of the run, which see its end.
+    pub(crate) fn show_end_on(&self, page: LivePage) {
+        *self.shared.page.lock().unwrap_or_else(PoisonError::into_inner) = Some(page);
+    }
+
     /// The page `/metrics`.
     pub(crate) fn scrape(&self) -> String {
         if self.lock().as_ref().is_some_and(|live| live.goodput.state() == State::Ended) {
@@ -226,6 +242,10 @@ impl Telemetry {
         let files = self.shared.files.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(files) = &files {
             files.write_metrics().await;
+        }
+        let page = self.shared.page.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(page) = page {
+            page.finish().await;
         }
         let must_end_soon = has_deadline && outcome == Outcome::Stopped;
         if !linger.is_zero() && !must_end_soon {

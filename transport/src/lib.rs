@@ -1,5 +1,11 @@
-//! Transport of both programs: `connections` accepts connections, with TLS or without, and identifies the peer of each;
-//! `pages` serves HTTP pages, `recorder` records the metrics, `route` finds the addresses of this machine, `gpus` and `device_choice` the device that a worker trains on, `duration` parses times. It is a crate of its own, as workers serve pages, too.
+//! Transport of both programs, a crate of its own since workers serve pages, too.
+//!
+//! - `connections` accepts connections, with TLS or without, and identifies the peer of each.
+//! - `pages` serves HTTP pages, `page_access` decides to which clients.
+//! - `recorder` records the metrics.
+//! - `route` finds the addresses of this machine.
+//! - `gpus` and `device_choice` find the device that a worker trains on.
+//! - `duration` parses times.
 
 mod connections;
 mod descriptors;
@@ -8,6 +14,7 @@ mod duration;
 mod gpus;
 mod hangup;
 mod limit;
+mod page_access;
 mod pages;
 mod recorder;
 mod route;
@@ -18,6 +25,7 @@ pub use device_choice::DeviceChoice;
 pub use duration::parse_duration;
 pub use gpus::{Gpu, GpuFacts, MACHINE_ROOT, count_gpus, cpu_model};
 pub use hangup::hangup_is_ignored;
+pub use page_access::PageCookie;
 pub use pages::{Guard, needs_guard, show};
 pub use recorder::{Recorder, metrics_page, run_name};
 pub use route::{address_towards, check_interface, interface_of};

@@ -1,20 +1,19 @@
 //! Pages over HTTP: some for all clients that can reach them, some for clients with a token. On 127.0.0.1 there is no TLS and no
-//! token.
+//! token. Only requests that name
+//! this machine are answered there: `page_access.rs` has the rules.
 
 use crate::connections::{Accepted, Connection, ConnectionLimits, connections};
+use crate::page_access::{Access, PageCookie, judge, names_loopback};
 use axum::Router;
 use axum::extract::Request;
 use axum::http::StatusCode;
-use axum::http::header::AUTHORIZATION;
+use axum::http::header::{LOCATION, REFERRER_POLICY, SET_COOKIE};
 use axum::middleware::{Next, from_fn};
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Response};
 use axum::serve::Listener;
-use sha2::{Digest, Sha256};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use subtle::ConstantTimeEq;
-use thanos_configs::hex;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
@@ -28,6 +27,8 @@ pub struct Guard {
     pub tls: Arc<ServerConfig>,
     /// SHA-256 of the token that a reader must bring, in hexadecimal.
     pub token_sha256: String,
+    /// What a browser shows instead, where there is a page for browsers.
+    pub cookie: Option<PageCookie>,
 }
 
 /// Whether others than this machine can reach an address.
@@ -39,13 +40,21 @@ pub fn needs_guard(address: SocketAddr) -> bool {
 /// all are open, and nothing is encrypted.
 pub fn show(listener: TcpListener, guard: Option<Guard>, (open, guarded): (Router, Router)) -> io::Result<()> {
     let address = listener.local_addr()?;
-    let Some(Guard { tls, token_sha256 }) = guard else {
-        tokio::spawn(async move { axum::serve(listener, open.merge(guarded)).await });
+    let Some(Guard { tls, token_sha256, cookie }) = guard else {
+        let pages = open.merge(guarded);
+        let pages = if needs_guard(address) { pages } else { pages.layer(from_fn(refuse_other_hosts)) };
+        tokio::spawn(async move { axum::serve(listener, pages).await });
         return Ok(());
     };
     let guarded = guarded.route_layer(from_fn(move |request: Request, next: Next| {
-        let may = bearer(&request).is_some_and(|token| is_token(token, &token_sha256));
-        async move { if may { next.run(request).await } else { StatusCode::UNAUTHORIZED.into_response() } }
+        let access = judge(&request, &token_sha256, cookie.as_ref());
+        async move {
+            match access {
+                Access::Granted => next.run(request).await,
+                Access::LogIn(cookie) => logged_in(cookie),
+                Access::Denied => (StatusCode::UNAUTHORIZED, UNAUTHORIZED).into_response(),
+            }
+        }
     }));
     let limits = ConnectionLimits { open: MAX_CONNECTIONS, open_of_one: MAX_CONNECTIONS, pending: MAX_CONNECTIONS };
     let Accepted { admitted, unknown } = connections(listener, Some(TlsAcceptor::from(tls)), limits);
@@ -58,13 +67,22 @@ pub fn show(listener: TcpListener, guard: Option<Guard>, (open, guarded): (Route
 /// Readers at a time.
 const MAX_CONNECTIONS: usize = 64;
 
-/// The token that a request brings.
-fn bearer(request: &Request) -> Option<&str> {
-    request.headers().get(AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")
+/// What a reader without the token is answered.
+const UNAUTHORIZED: &str = "401 Unauthorized: send `Authorization: Bearer TOKEN`, or open /?token=TOKEN in a browser; \
+                            the coordinator prints the path of the file with the token\n";
+
+/// Sends a browser to the page, whose address does not have the token any more.
+fn logged_in(cookie: String) -> Response {
+    let headers = [(SET_COOKIE, cookie), (LOCATION, "/".into()), (REFERRER_POLICY, "no-referrer".into())];
+    (StatusCode::SEE_OTHER, headers).into_response()
 }
 
-fn is_token(token: &str, token_sha256: &str) -> bool {
-    hex(&Sha256::digest(token.trim().as_bytes())).as_bytes().ct_eq(token_sha256.as_bytes()).into()
+/// On a loopback address.
+async fn refuse_other_hosts(request: Request, next: Next) -> Response {
+    match names_loopback(request.headers()) {
+        true => next.run(request).await,
+        false => (StatusCode::FORBIDDEN, "403 Forbidden: the Host header does not name this machine\n").into_response(),
+    }
 }
 
 type Incoming = ReceiverStream<io::Result<Connection>>;

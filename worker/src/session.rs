@@ -370,7 +370,7 @@ impl Session {
         let guard = match (identity, scrape_token_sha256) {
             (Some((certificate, key)), Some(token_sha256)) => {
                 let tls = Arc::new(admission::server(certificate, key)?);
-                Some(Guard { tls, token_sha256: token_sha256.into() })
+                Some(Guard { tls, token_sha256: token_sha256.into(), cookie: None })
             }
             _ => None,
         };

@@ -13,6 +13,7 @@ use crate::workers::LaunchTarget;
 use crate::workers::devices::{Devices, Request, device_of_environment, on_this_machine, worker_program};
 use anyhow::Result;
 use clap::Args;
+use listenfd::ListenFd;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -56,7 +57,7 @@ pub(super) fn act_bench(arguments: &BenchArguments) -> Result<u8> {
     let (runtime, stop_signals) = runtime()?;
     let folder = Folder::make()?;
     let what = arguments.launch(&bench, &folder)?;
-    let listener = listen((Ipv4Addr::LOCALHOST, 0).into())?;
+    let listener = listen((Ipv4Addr::LOCALHOST, 0).into(), &mut ListenFd::from_env())?;
     match runtime.block_on(launch(&bench.plan, (&what, &stop_signals), listener))? {
         Launched::Done(_) => {
             terminal::print_line(&bench.result(&what.run_dir)?.to_string())?;

@@ -3,6 +3,7 @@
 use super::slurm_arguments::SlurmArguments;
 use super::{PacksDir, Target, duration, plan, plan_to_resume, quick, quick_plan};
 use crate::exit::{EXIT_STOPPED, EXIT_USAGE, Fatal};
+use crate::launch::status_listener::{StatusChoice, StatusListener};
 use crate::launch::supervisor::{end_with, listen, supervise};
 use crate::launch::{Launch, Launched, Starter, launch};
 use crate::run::CollectivesChoice;
@@ -15,6 +16,7 @@ use crate::workers::devices::{Devices, Request, device_of_environment, on_nodes,
 use crate::workers::slurm::{Allocation, Checkpointed, requeue};
 use anyhow::Result;
 use clap::{Args, ValueEnum};
+use listenfd::ListenFd;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -95,10 +97,11 @@ pub(super) struct LaunchArguments {
     /// How long a stop may take before the scheduler kills the program: steps that are not saved by then are recomputed at the resume
     #[arg(long, value_parser = duration)]
     grace: Option<Duration>,
-    /// Address on which /metrics (Prometheus), /sd, /status (JSON), /healthz and /readyz are served; where other
-    /// machines can reach it, over HTTPS and only with the token in CREDENTIALS/scrape-token [default: not served]
-    #[arg(long, value_name = "ADDRESS")]
-    status: Option<SocketAddr>,
+    /// Address on which the live page, /metrics (Prometheus), /sd, /status (JSON), /healthz and /readyz are served; where
+    /// other machines can reach it, over HTTPS and only with the token in CREDENTIALS/scrape-token; `off`: not served [default: for
+    /// `launch` on a terminal a free port of 127.0.0.1, else off]
+    #[arg(long, value_name = "ADDRESS|off")]
+    status: Option<StatusChoice>,
     #[command(flatten)]
     slurm: SlurmArguments,
     /// How long the end of the run waits for a scrape of the final metrics; a stop with --grace does not wait
@@ -177,7 +180,11 @@ pub(super) fn act_launch(arguments: &LaunchArguments, forced: Option<LauncherNam
         (None, Some(allocation)) => (allocation.own_address(arguments.interface.as_deref())?, 0).into(),
         (None, None) => (Ipv4Addr::LOCALHOST, 0).into(),
     };
-    let listener = listen(address)?;
+    // What was passed is in the environment once.
+    let mut passed = ListenFd::from_env();
+    let listener = listen(address, &mut passed)?;
+    let is_watched = requested.launcher != LauncherName::None && terminal::stderr_is_terminal();
+    let status = StatusListener::open(arguments.status, is_watched, &mut passed)?;
     let claimed = match &arguments.run_dir {
         None => Some(Claimed::new(Path::new(""), &quick::name(arguments.quick, &requested.plan.config().name))?),
         Some(_) => None,
@@ -185,10 +192,10 @@ pub(super) fn act_launch(arguments: &LaunchArguments, forced: Option<LauncherNam
     let claimed_path = claimed.as_ref().map(|claimed| claimed.path().to_owned());
     let run_dir = arguments.run_dir.clone().or(claimed_path).unwrap_or_default();
     match (requested.launcher, arguments.supervised_by) {
-        (LauncherName::Local, None) => return supervise(&run_dir, &listener),
+        (LauncherName::Local, None) => return supervise(&run_dir, &listener, status.as_ref()),
         (LauncherName::Srun, None) => {
             let before = Checkpointed::of(&run_dir);
-            let code = supervise(&run_dir, &listener)?;
+            let code = supervise(&run_dir, &listener, status.as_ref())?;
             if code == EXIT_STOPPED {
                 requeue(&run_dir, &before, arguments.slurm.max_requeues);
             }
@@ -197,7 +204,7 @@ pub(super) fn act_launch(arguments: &LaunchArguments, forced: Option<LauncherNam
         (_, Some(supervisor)) => end_with(supervisor)?,
         (LauncherName::None, None) => {}
     }
-    let what = arguments.launch(&requested, run_dir)?;
+    let what = arguments.launch(&requested, run_dir, status)?;
     if let Some(workers) = requested.workers.as_ref().filter(|_| !arguments.again) {
         let of_job = requested.allocation.as_ref().map(Allocation::notices).unwrap_or_default();
         workers.devices.notices.iter().chain(&of_job).for_each(|notice| terminal::line(notice));
@@ -338,7 +345,7 @@ impl Size {
 
 impl LaunchArguments {
     /// Everything about this launch that is not in its plan.
-    fn launch(&self, requested: &Requested, run_dir: PathBuf) -> Result<Launch> {
+    fn launch(&self, requested: &Requested, run_dir: PathBuf, status: Option<StatusListener>) -> Result<Launch> {
         let own_credentials = || run_dir.join("credentials");
         let credentials = (!self.insecure).then(|| self.credentials.clone().unwrap_or_else(own_credentials));
         let Size { nodes, per_node, workers: (min, workers) } = requested.size;
@@ -378,7 +385,7 @@ impl LaunchArguments {
             stop_requested: self.stop_requested,
             quick: self.quick,
             tensorboard: requested.plan.config().log.tensorboard,
-            status: self.status,
+            status,
             linger: self.linger.unwrap_or_default(),
             scrape_token_file: self.scrape_token_file.clone(),
             targets_dir: self.targets_dir.clone(),

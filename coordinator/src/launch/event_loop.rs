@@ -79,6 +79,9 @@ impl EventLoop {
 
     fn apply(&mut self, event: Event) -> Option<Verdict> {
         self.telemetry.on_event(&event);
+        if let Some(observed) = &self.observed {
+            observed.on_event(&event);
+        }
         let effects = self.run.apply(event, self.started.elapsed());
         let mut verdict = None;
         for effect in effects {
@@ -185,7 +188,7 @@ pub(crate) fn line(notice: &Notice) -> (&'static str, Value) {
         Notice::NotSaved { stage, step, reason } => {
             ("checkpoint_failed", json!({"stage": stage, "step": step, "reason": reason}))
         }
-        Notice::StageComplete(result) => ("stage_complete", json!({"stage": result.stage, "seconds": result.seconds})),
+        Notice::StageComplete(result) => ("stage_complete", stage_result(result)),
         Notice::Benched(report) => ("benched", bench::to_json(report)),
         Notice::Stopping { reason } => ("stopping", json!({"reason": reason})),
         Notice::Terminating { worker, .. } => ("termination_notice", json!({"worker": worker})),
@@ -220,6 +223,21 @@ pub(crate) fn line(notice: &Notice) -> (&'static str, Value) {
             ("recovered", fields)
         }
     }
+}
+
+/// What a complete stage has measured: accuracies as shares, and mean cosines of test embeddings.
+fn stage_result(result: &StageResult) -> Value {
+    json!({
+        "stage": result.stage,
+        "seconds": result.seconds,
+        "validation_accuracy": result.validation_accuracy,
+        "coarse_test_accuracy": result.coarse_test_accuracy,
+        "fine_test_accuracy": result.fine_test_accuracy,
+        "knn_fine_accuracy": result.knn_fine_accuracy,
+        "cosine_within_coarse": result.cosine_within_coarse,
+        "cosine_within_fine": result.cosine_within_fine,
+        "cosine_between_views": result.cosine_between_views,
+    })
 }
 
 fn ending(verdict: &Verdict) -> Value {

@@ -11,7 +11,6 @@ use crate::run_dir::superseded::{move_aside, steps_made};
 use crate::run_dir::{Content, DataIdentity, RecordedChange, RunDir, THREADS_OPTION};
 use crate::server::check_descriptors;
 use crate::server::credentials::Credentials;
-use crate::telemetry::http::Observed;
 use crate::telemetry::progress::{Bar, tell_of};
 use crate::terminal::Unit;
 use crate::workers::LaunchTarget;
@@ -49,7 +48,7 @@ struct Data {
 /// A [`Fatal`] with the exit code; a new run's directory is not made then.
 pub(crate) fn prepare(plan: &Plan, launch: &Launch) -> Result<Prepared> {
     check_descriptors(launch.workers)?;
-    let status = launch.status.map(Observed::listen).transpose()?;
+    let status = launch.status.as_ref().map(|status| status.listener.try_clone()).transpose()?;
     if let Starter::This { place: LaunchTarget::Here { .. }, interface: Some(name), .. } = &launch.starter {
         check_interface(name).map_err(|names| {
             let message = format!("--interface {name} is not on this machine, which has {names}");
@@ -109,7 +108,8 @@ fn resume(plan: &Plan, launch: &Launch, status: Option<TcpListener>) -> Result<P
     });
     let aside = aside.transpose()?;
     if !changes.is_empty() || aside.is_some() {
-        let fields = json!({"changes": changes, "superseded": aside});
+        let reopened = found.resume.as_ref().filter(|_| found.reopened).map(|resume| &resume.stage);
+        let fields = json!({"changes": changes, "superseded": aside, "reopened": reopened});
         Ledger::open(run_dir.path())?
             .event("reconfigured", &fields)
             .map_err(|error| Fatal::new(EXIT_IO, error.to_string()))?;

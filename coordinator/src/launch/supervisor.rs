@@ -1,8 +1,9 @@
-//! The process that a user's `launch` is: it holds the port, starts the coordinator, passes signals on to it, and restarts
+//! The process that a user's `launch` is: it holds the ports, starts the coordinator, passes signals on to it, and restarts
 //! it when it is killed or crashes; the workers wait for it meanwhile. It knows nothing of a run. When it is gone
 //! itself, so is the coordinator at once, and so are the workers when their lease is over.
 
 use crate::exit::{EXIT_STOPPED, EXIT_UNREACHABLE, Fatal};
+use crate::launch::status_listener::StatusListener;
 use crate::run::is_stop_signal;
 use crate::signals::stop_signals;
 use crate::terminal;
@@ -17,7 +18,7 @@ use signal_hook::consts::SIGCHLD;
 use signal_hook::iterator::Signals;
 use std::ffi::OsString;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
@@ -37,16 +38,17 @@ pub(crate) const STOP_REQUESTED: &str = "--stop-requested";
 ///
 /// # Errors
 /// 69 if it cannot be started, or ends again and again.
-pub(crate) fn supervise(run_dir: &Path, listener: &TcpListener) -> Result<u8> {
+pub(crate) fn supervise(run_dir: &Path, listener: &TcpListener, status: Option<&StatusListener>) -> Result<u8> {
     set_child_subreaper(true).context("cannot become the subreaper of orphaned workers")?;
     let handled = stop_signals().into_iter().map(|signal| signal as i32).chain([SIGCHLD]);
     let mut signals = Signals::new(handled).context("cannot handle signals")?;
     fcntl(listener, FcntlArg::F_SETFD(FdFlag::empty()))
         .context("cannot pass the listening socket to the coordinator")?;
+    let last_fd = status.map_or(Ok(listener.as_raw_fd()), |status| status.inheritable(listener))?;
     let (mut starts, mut steps, mut stop_requested) = (0, 0, false);
     loop {
         let again = starts > 0 && run_dir.join("run.json").exists();
-        let coordinator = spawn(run_dir, listener, (again, stop_requested))?;
+        let coordinator = spawn(run_dir, (listener.as_raw_fd(), last_fd), (again, stop_requested))?;
         let (ended, asked) = wait(coordinator, &mut signals)?;
         stop_requested |= asked;
         let how = match ended {
@@ -73,12 +75,12 @@ pub(crate) fn supervise(run_dir: &Path, listener: &TcpListener) -> Result<u8> {
     }
 }
 
-/// The port: the one that this process was passed, or a new one.
+/// The port: the first one that this process was passed, or a new one.
 ///
 /// # Errors
 /// 69, naming the address.
-pub(crate) fn listen(address: SocketAddr) -> Result<TcpListener> {
-    let passed = ListenFd::from_env().take_tcp_listener(0).context("the socket that was passed to this program")?;
+pub(crate) fn listen(address: SocketAddr, passed: &mut ListenFd) -> Result<TcpListener> {
+    let passed = passed.take_tcp_listener(0).context("the socket that was passed to this program")?;
     let listener = passed.map_or_else(|| crate::server::bind(address), Ok);
     Ok(listener.map_err(|error| Fatal::new(EXIT_UNREACHABLE, format!("cannot listen on {address}: {error}")))?)
 }
@@ -94,7 +96,8 @@ pub(crate) fn end_with(supervisor: i32) -> Result<()> {
     }
 }
 
-fn spawn(run_dir: &Path, listener: &TcpListener, (again, stop_requested): (bool, bool)) -> Result<Pid> {
+/// Starts the coordinator. It takes the first and the last of the descriptors that it is passed.
+fn spawn(run_dir: &Path, (first_fd, last_fd): (RawFd, RawFd), (again, stop_requested): (bool, bool)) -> Result<Pid> {
     let program = std::env::current_exe().context("this program's own path")?;
     let mut arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     let has_flag = |name: &str| std::env::args().any(|argument| argument.split('=').next() == Some(name));
@@ -118,8 +121,8 @@ fn spawn(run_dir: &Path, listener: &TcpListener, (again, stop_requested): (bool,
     }
     let child = command
         .args(arguments)
-        .env("LISTEN_FDS", "1")
-        .env("LISTEN_FDS_FIRST_FD", listener.as_raw_fd().to_string())
+        .env("LISTEN_FDS", (last_fd - first_fd + 1).to_string())
+        .env("LISTEN_FDS_FIRST_FD", first_fd.to_string())
         // A Ctrl-C at the terminal reaches it once: through this process.
         .process_group(0)
         .spawn()

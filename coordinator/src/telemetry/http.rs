@@ -1,14 +1,15 @@
 //! What a run shows over HTTP, read only: `/metrics` for Prometheus, `/sd` for its service discovery (the workers'
 //! own pages), `/status` as JSON for people and scripts, `/healthz` (this process lives) and `/readyz` (a generation
-//! trains). It sees what is done, and changes nothing. Where other machines can reach it, it speaks TLS and shows the first
-//! three to clients with the run's scrape token.
+//! trains); `/` is the live page for browsers (`page.rs`). It sees what is done, and changes nothing. Where other machines
+//! can reach it, it speaks TLS and serves all but the last two only to clients with the run's scrape token.
 
 use crate::server::credentials::Credentials;
 
 use crate::exit::{EXIT_UNREACHABLE, Fatal};
-use crate::run::{Effect, Notice, Start};
+use crate::run::{Effect, Event, Notice, Start};
 use crate::server::Sessions;
 use crate::telemetry::Telemetry;
+use crate::telemetry::page::{Live, LivePage, Source};
 use crate::terminal;
 use anyhow::Result;
 use axum::Router;
@@ -18,14 +19,16 @@ use axum::routing::get;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use thanos_transport::{Guard, metrics_page, needs_guard, show};
+use thanos_transport::{Guard, PageCookie, metrics_page, needs_guard, show};
 use tokio::net::TcpListener;
 
 /// What is shown; its handles are cheap.
 #[derive(Clone)]
 pub(crate) struct Observed {
     state: Arc<Mutex<State>>,
+    live: Arc<Live>,
 }
 
 struct State {
@@ -46,10 +49,10 @@ impl Observed {
     /// Takes the address on which a run is to be shown.
     ///
     /// # Errors
-    /// 69, naming the address, if it cannot be listened on.
-    pub(crate) fn listen(address: SocketAddr) -> Result<std::net::TcpListener, Fatal> {
+    /// 69, naming the address and the option, if it cannot be listened on.
+    pub(crate) fn listen(address: SocketAddr, option: &str) -> Result<std::net::TcpListener, Fatal> {
         crate::server::bind(address)
-            .map_err(|error| Fatal::new(EXIT_UNREACHABLE, format!("cannot listen on {address} for --status: {error}")))
+            .map_err(|error| Fatal::new(EXIT_UNREACHABLE, format!("cannot listen on {address} for {option}: {error}")))
     }
 
     /// Shows a run on `listener` until this process ends.
@@ -78,34 +81,38 @@ impl Observed {
             position,
             checkpoint: Value::Null,
         };
-        let observed = Self { state: Arc::new(Mutex::new(state)) };
+        let live = Arc::new(Live::default());
+        let source = Source::Run { live: live.clone(), telemetry: telemetry.clone() };
+        let page = LivePage::start(Path::new(&start.welcome.run_dir), source);
+        // The run goes on without it.
+        let page = page.inspect_err(|error| tracing::warn!("there is no live page: {error}")).ok();
+        if let Some(page) = &page {
+            telemetry.show_end_on(page.clone());
+        }
+        let observed = Self { state: Arc::new(Mutex::new(state)), live };
         let is_secure = credentials.is_some();
         let (status, ready, sessions) = (observed.clone(), observed.clone(), sessions.clone());
         let name = telemetry.run().to_owned();
         let guarded = guarded
+            .merge(page.map_or_else(Router::new, |page| page.routes()))
             .route("/status", get(move || async move { Json(status.status()) }))
             .route("/sd", get(move || async move { Json(worker_targets(&name, &sessions.pages(), is_secure)) }));
         let open = Router::new()
             .route("/healthz", get(|| async { "alive\n" }))
             .route("/readyz", get(move || async move { ready.ready().into_response() }));
-        let guard = match credentials.filter(|_| needs_guard(address)) {
-            None => {
-                terminal::line(&format!("metrics and status at http://{address}"));
-                None
-            }
-            Some(credentials) => {
-                let token = credentials.scrape_token().display();
-                terminal::line(&format!("metrics and status at https://{address}, for the token in {token}"));
-                let tls = Arc::new(credentials.tls(&["http/1.1"])?);
-                Some(Guard { tls, token_sha256: credentials.scrape_token_sha256()? })
-            }
-        };
+        let guard = guard(address, credentials, &start.welcome.run_id)?;
         show(listener, guard, (open, guarded))?;
         Ok(observed)
     }
 
+    /// Something happened.
+    pub(crate) fn on_event(&self, event: &Event) {
+        self.live.on_event(event);
+    }
+
     /// Something is being done.
     pub(crate) fn see(&self, effect: &Effect) {
+        self.live.on_effect(effect);
         let mut state = self.lock();
         match effect {
             Effect::Record(step) => {
@@ -149,6 +156,23 @@ impl Observed {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// How the pages at an address are guarded, which a line on the terminal says.
+fn guard(address: SocketAddr, credentials: Option<&Credentials>, run_id: &str) -> Result<Option<Guard>> {
+    let Some(credentials) = credentials.filter(|_| needs_guard(address)) else {
+        terminal::line(&format!("live page, metrics and status at http://{address}"));
+        return Ok(None);
+    };
+    let file = credentials.scrape_token();
+    terminal::line(&format!(
+        "live page, metrics and status at https://{address}, for the token in {} (in a browser: \
+         https://{address}/?token=TOKEN)",
+        file.display()
+    ));
+    let cookie = Some(PageCookie::new(run_id, &std::fs::read_to_string(file)?));
+    let tls = Arc::new(credentials.tls(&["http/1.1"])?);
+    Ok(Some(Guard { tls, token_sha256: credentials.scrape_token_sha256()?, cookie }))
 }
 
 /// The coordinator's page and those of the workers in the form of Prometheus's file-based service discovery. `addresses` are
