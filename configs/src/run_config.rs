@@ -12,7 +12,7 @@ use std::path::PathBuf;
 pub struct RunConfig {
     /// Shown in tables and in `results.json`; a preset's own name unless the file says otherwise.
     pub name: String,
-    /// Decides initial weights, the order of samples, every view and every dropout mask. Unit: any whole number.
+    /// Decides initial weights, the order of samples, every view and every dropout mask. Unit: any integer.
     pub seed: u64,
     /// What is trained on.
     pub data: DataConfig,
