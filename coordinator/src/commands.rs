@@ -3,6 +3,7 @@
 pub(crate) mod bench;
 pub(crate) mod chaos;
 pub(crate) mod render;
+pub(crate) mod series;
 pub(crate) mod status;
 pub(crate) mod verify_run;
 pub(crate) mod workers;

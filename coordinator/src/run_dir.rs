@@ -2,6 +2,7 @@
 //! "The run directory". What is in them is other modules' business.
 
 pub(crate) mod checkpoints;
+pub(crate) mod comparison;
 mod identity;
 pub(crate) mod ledger;
 mod lock;

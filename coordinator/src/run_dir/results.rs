@@ -9,7 +9,7 @@ use thanos_configs::{Plan, StagePlan, TransferPlan, ValidationMeasure};
 use thanos_proto::StageResult;
 
 /// What the table of a quick run says of itself.
-const QUICK_RUN: &str =
+pub(super) const QUICK_RUN: &str =
     "QUICK RUN: a few steps on a few images, to see that every stage works; its numbers are no results";
 
 /// `results.json`. Accuracies in percent of the test images; cosines are means over pairs of test embeddings, null where
