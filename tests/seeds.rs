@@ -8,7 +8,8 @@ use thanos_tests::processes::{commands_in, send};
 use thanos_tests::{Ran, Running, Scene, losses, results};
 
 /// Short runs of one worker.
-const TARGET: [&str; 7] = ["digits_cnce", "--nodes", "1", "--threads-per-worker", "1", "train.max_steps=40", "transfer.max_steps=2"];
+const TARGET: [&str; 7] =
+    ["digits_cnce", "--nodes", "1", "--threads-per-worker", "1", "train.max_steps=40", "transfer.max_steps=2"];
 const MAX_EXIT: Duration = Duration::from_secs(6);
 
 fn series(scene: &Scene, arguments: &[&str]) -> Running {
@@ -39,7 +40,9 @@ fn a_series_that_was_killed_and_stopped_is_resumed_as_a_whole() {
     let mut stopped = scene.start(&["launch", "--resume", "--run-dir", "all"]);
     stopped.wait_for_steps("all/seed-2", 5);
     let stopped = stopped.interrupt().expect(75);
-    assert!(stopped.stderr.contains("seed-2: stopped; go on with the series: thanos-coord launch --resume --run-dir all"));
+    assert!(
+        stopped.stderr.contains("seed-2: stopped; go on with the series: thanos-coord launch --resume --run-dir all")
+    );
     assert_eq!(stopped.stdout, "", "the table is printed at the end");
     assert!(!scene.path("all/seed-3").exists());
     let ran = resume(&scene).expect(0);
@@ -86,7 +89,8 @@ fn a_sweep_is_compared_by_its_keys_and_paired_over_seeds() {
     }
     let runs = ["all/objective.temperature=0.3/seed-1", "all/objective.temperature=0.9/seed-1"];
     let two = scene.coord(&[&["report", "--format", "csv"], &runs[..]].concat()).expect(0).stdout;
-    let line = |line: &&str| line.starts_with("paired_difference,objective.temperature=0.9,objective.temperature=0.3,cnce,");
+    let line =
+        |line: &&str| line.starts_with("paired_difference,objective.temperature=0.9,objective.temperature=0.3,cnce,");
     assert_eq!(two.lines().filter(line).count(), 3, "{two}");
     assert!(scene.coord(&["report", "all", "--format", "latex"]).expect(0).stdout.contains("\\toprule"));
     assert!(scene.coord(&["report", runs[0]]).expect(0).stdout.contains("digits_cnce, seed 1 (run "));

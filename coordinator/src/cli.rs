@@ -15,6 +15,7 @@ use crate::commands::chaos::{Chaos, chaos};
 use crate::commands::render::{self, NodeShare, Numbers};
 use crate::commands::status::status;
 use crate::commands::verify_run::{Comparison, compare, verify_run};
+use crate::commands::with_parent::with_parent;
 use crate::exit::{EXIT_CONFIG, EXIT_DATA, EXIT_USAGE, Fatal};
 use crate::launch::prepare::packs_of_run;
 use crate::run_dir::ledger::read_steps;
@@ -87,6 +88,13 @@ enum Verb {
     Render(RenderVerb),
     /// Print a run's result table, or compare runs: means over seeds, differing keys and paired differences
     Report(ReportArguments),
+    /// Run a program that ends with the process that started it
+    #[command(hide = true)]
+    WithParent {
+        parent: i32,
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        program: Vec<String>,
+    },
 }
 
 #[derive(Subcommand, Debug)]
@@ -278,6 +286,7 @@ fn act(verb: Verb) -> Result<u8> {
         }
         Verb::Render(verb) => act_render(&verb).map(|()| 0),
         Verb::Report(arguments) => act_report(&arguments).map(|()| 0),
+        Verb::WithParent { parent, program } => with_parent(parent, &program),
     }
 }
 

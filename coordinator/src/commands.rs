@@ -6,4 +6,5 @@ pub(crate) mod render;
 pub(crate) mod series;
 pub(crate) mod status;
 pub(crate) mod verify_run;
+pub(crate) mod with_parent;
 pub(crate) mod workers;

@@ -48,7 +48,8 @@ pub(super) fn act_series(arguments: &LaunchArguments, forced: Option<LauncherNam
     }
     let series = requested(arguments)?;
     let seeds = series.seeds.as_deref().map(str::parse::<Seeds>).transpose().map_err(usage)?;
-    let sweeps = series.sweep.iter().map(|sweep| sweep.parse()).collect::<Result<Vec<Sweep>, String>>().map_err(usage)?;
+    let sweeps =
+        series.sweep.iter().map(|sweep| sweep.parse()).collect::<Result<Vec<Sweep>, String>>().map_err(usage)?;
     let members = members(seeds.as_ref(), &sweeps)?;
     let mut starter = Starter::new()?;
     // Mistakes are reported before the first run, and not by the last one.

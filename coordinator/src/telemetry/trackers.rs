@@ -14,7 +14,7 @@ use crate::terminal;
 use csv_log::CsvLog;
 use feed::{Feed, Row};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -80,7 +80,8 @@ impl Trackers {
         let threads = sinks.into_iter().filter_map(|sink| {
             let name = sink.name();
             let (ending, endings) = channel();
-            let tracker = Tracker { sink, feed: Feed::new(run_dir), rows: Vec::new(), has_failed: false };
+            let (run_dir, feed) = (run_dir.to_owned(), Feed::new(run_dir));
+            let tracker = Tracker { run_dir, sink, feed, rows: Vec::new(), has_failed: false };
             match thread::Builder::new().name(name.into()).spawn(move || tracker.run(&endings)) {
                 Ok(thread) => Some((ending, thread)),
                 Err(error) => {
@@ -100,7 +101,9 @@ impl Trackers {
         }
         while self.threads.iter().any(|(_, thread)| !thread.is_finished()) {
             if started.elapsed() >= FLUSH_TIMEOUT {
-                terminal::line("a tracker has not taken everything in time; the ledger has it, and a resume delivers it");
+                terminal::line(
+                    "a tracker has not taken everything in time; the ledger has it, and a resume delivers it",
+                );
                 return;
             }
             tokio::time::sleep(FLUSH_POLL).await;
@@ -110,6 +113,7 @@ impl Trackers {
 
 /// A sink, and what it has not taken yet.
 struct Tracker {
+    run_dir: PathBuf,
     sink: Box<dyn Sink>,
     feed: Feed,
     rows: Vec<Row>,
@@ -140,6 +144,11 @@ impl Tracker {
 
     /// Delivers all that the ledger has by now.
     fn deliver(&mut self, is_done: bool) -> io::Result<()> {
+        // A sink that has lost what it had begins again.
+        if self.rows.first().is_some_and(|row| row.index != self.sink.next_row()) {
+            self.rows.clear();
+            self.feed = Feed::new(&self.run_dir);
+        }
         loop {
             if self.rows.is_empty() {
                 self.rows = self.feed.rows(self.sink.next_row(), MAX_ROWS, is_done)?;

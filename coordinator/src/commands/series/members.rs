@@ -126,7 +126,9 @@ fn with_seeds(overrides: &[String], seeds: Option<&Seeds>) -> Vec<Member> {
 
 /// Letters, digits and `._=,+-` stay as they are.
 fn directory_name(text: &str) -> String {
-    let kept = |character: char| if character.is_ascii_alphanumeric() || "._=,+-".contains(character) { character } else { '_' };
+    let kept = |character: char| {
+        if character.is_ascii_alphanumeric() || "._=,+-".contains(character) { character } else { '_' }
+    };
     text.chars().map(kept).take(MAX_NAME_CHARS).collect()
 }
 
@@ -159,8 +161,7 @@ mod tests {
 
     #[test]
     fn every_combination_is_trained_with_every_seed() {
-        let sweeps: Vec<Sweep> =
-            ["a=1,2", "b=[x/y],z"].map(|text| text.parse().expect("valid")).into_iter().collect();
+        let sweeps: Vec<Sweep> = ["a=1,2", "b=[x/y],z"].map(|text| text.parse().expect("valid")).into_iter().collect();
         let names = |seeds: Option<&Seeds>, sweeps: &[Sweep]| -> Vec<String> {
             members(seeds, sweeps).expect("valid").into_iter().map(|member| member.name).collect()
         };

@@ -29,7 +29,10 @@ impl fmt::Display for RunTable {
         writeln!(out, "\nmean ± sample standard deviation; accuracies in % of the test images, cosines between them")?;
         write_columns(out, &self.lines(), 2)?;
         if !self.paired_differences.is_empty() {
-            writeln!(out, "\npaired differences over seeds, in percentage points, with their 95 % confidence interval")?;
+            writeln!(
+                out,
+                "\npaired differences over seeds, in percentage points, with their 95 % confidence interval"
+            )?;
             write_columns(out, &self.difference_lines(), 1)?;
         }
         write!(
@@ -88,7 +91,8 @@ impl RunTable {
             }
         }
         for PairedDifference { of, minus, method, measures } in &self.paired_differences {
-            for (name, Difference { summary: Summary { n, mean, sd, .. }, confidence_interval_95 }) in ordered(measures) {
+            for (name, Difference { summary: Summary { n, mean, sd, .. }, confidence_interval_95 }) in ordered(measures)
+            {
                 let method = method.as_deref().unwrap_or("");
                 let start = ["paired_difference", of, minus, method, name].map(str::to_owned);
                 let [low, high] = confidence_interval_95.map_or([None, None], |[low, high]| [Some(low), Some(high)]);
@@ -102,7 +106,11 @@ impl RunTable {
     /// A `tabular` for the `booktabs` package.
     pub(crate) fn to_latex(&self) -> String {
         let named = self.groups.len() > 1;
-        let mut text = format!("\\begin{{tabular}}{{{}r{}}}\n\\toprule\n", if named { "ll" } else { "l" }, "r".repeat(MEASURES.len()));
+        let mut text = format!(
+            "\\begin{{tabular}}{{{}r{}}}\n\\toprule\n",
+            if named { "ll" } else { "l" },
+            "r".repeat(MEASURES.len())
+        );
         let titles = ["method", "$n$"].into_iter().chain(MEASURES.iter().map(|measure| measure.title));
         text += &latex_line(&with_label(named, "group", titles.map(str::to_owned).collect()));
         for group in &self.groups {
