@@ -130,7 +130,7 @@ const NAMES: [Case; 7] = [
     ("rows.0.backbones.1", &[], "cnce", Run),
 ];
 
-const RUNNING: [Case; 18] = [
+const RUNNING: [Case; 24] = [
     ("checkpoint.every_seconds", &[], "0.001", Run),
     ("checkpoint.every_steps", &[], "2", Run),
     ("checkpoint.keep_last", &["checkpoint.every_steps=1"], "3", Run),
@@ -148,7 +148,13 @@ const RUNNING: [Case; 18] = [
     ("timeouts.transfer_seconds", &[], "1", In("worker/src/session.rs")),
     ("timeouts.storage_seconds", &[], "1", In("tests/disks.rs")),
     ("timeouts.max_restarts", &[], "1", In("coordinator/src/run/timeouts.rs")),
-    ("log.tensorboard", &[], "true", Run),
+    ("log.tensorboard", &[], "false", Run),
+    ("log.csv", &[], "true", Run),
+    ("log.wandb.mode", &[], "offline", Run),
+    ("log.wandb.project", &["wandb.mode=offline"], "x", In("tests/trackers.rs")),
+    ("log.wandb.entity", &["wandb.mode=offline"], "x", In("tests/trackers.rs")),
+    ("log.wandb.group", &["wandb.mode=offline"], "x", In("tests/trackers.rs")),
+    ("log.wandb.tags", &["wandb.mode=offline"], "[x]", In("tests/trackers.rs")),
 ];
 
 fn cases() -> Vec<Case> {

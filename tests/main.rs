@@ -9,8 +9,8 @@
 //! weights are kept and that all state is saved, `data_sets`, `pack_transfer`, `downloads` and `fashion_mnist` how
 //! images come to workers, `device_views` how a GPU makes views of them, `devices` on what workers train,
 //! `gpu_rehearsal` the script of half an hour on a GPU, on the CPU; `bad_input`, `command_line`, `metrics`,
-//! `tensorboard`, `page` and `documents` what people type and read; `every_key` what each key of the configuration changes,
-//! `quick` a first look at every preset; `monitoring` what alerts, panels and a site's Prometheus rely on, `container` the image; `bench` what a benchmark prints and leaves, `output` terminals, pipes and
+//! `tensorboard`, `page`, `trackers` and `documents` what people type and read; `every_key` what each key of the configuration changes,
+//! `quick` a first look at every preset; `seeds` several runs by one command, and their comparison; `monitoring` what alerts, panels and a site's Prometheus rely on, `container` the image; `bench` what a benchmark prints and leaves, `output` terminals, pipes and
 //! files that take no output, `signals` how a stop request arrives. `slurm` runs the job scripts on a real one,
 //! `kubernetes` checks the manifests, `pods` runs their commands in namespaces, as `job_controller`, a model of Kubernetes,
 //! would. `layering` and `language` read the sources.
@@ -65,6 +65,7 @@ mod repeated_failures;
 mod rerun;
 mod resume;
 mod security;
+mod seeds;
 mod selection;
 mod signals;
 mod slow;
@@ -72,6 +73,7 @@ mod slurm;
 mod standstill;
 mod tensorboard;
 mod test_device;
+mod trackers;
 mod world_sizes;
 
 use std::io::{Write, stdout};

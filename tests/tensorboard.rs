@@ -21,8 +21,8 @@ fn the_ledger_is_what_tensorboard_shows() {
     let scene = Scene::new();
     let target = ["digits_supcon", "rows=[]", "train.epochs=12"];
     let run = scene.path("run");
-    // The files are not requested at first.
-    let mut running = launch(&scene, "run", "2", &target);
+    // The files are switched off at first.
+    let mut running = launch(&scene, "run", "2", &[&target[..], &["log.tensorboard=false"]].concat());
     running.wait_for_steps("run", 20);
     running.interrupt().expect(75);
     let arguments = ["launch", "--resume", "--run-dir", "run", "--nodes", "2", "--threads-per-worker", "1"];

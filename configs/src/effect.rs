@@ -3,6 +3,7 @@
 
 use crate::dataset::DataSet;
 use crate::error::Mistake;
+use crate::log_config::WandbMode;
 use crate::run_config::{BackboneConfig, DataKind, EncoderConfig, RunConfig, Schedule, Validation};
 use serde_json::{Value, json};
 use std::borrow::Cow;
@@ -150,8 +151,23 @@ fn for_nothing(config: &RunConfig) -> Vec<Idle> {
             add(key, "objective.contrastive", neutral, "no backbone has a contrastive loss".into());
         }
     }
+    if config.log.wandb.mode == WandbMode::Disabled {
+        found.extend(of_disabled_wandb());
+    }
     found.extend(of_given_weights(config));
     found
+}
+
+/// How a run appears where it is not recorded.
+fn of_disabled_wandb() -> impl Iterator<Item = Idle> {
+    let default = to_value(&RunConfig::default());
+    ["log.wandb.project", "log.wandb.entity", "log.wandb.group", "log.wandb.tags"].into_iter().map(move |key| Idle {
+        key: key.into(),
+        by: "log.wandb.mode",
+        neutral: default.pointer(&pointer(key)).cloned().unwrap_or_default(),
+        why: "nothing is recorded for Weights & Biases".into(),
+        scope: Scope::OverrideOnly,
+    })
 }
 
 /// Objectives of backbones that are not trained.
@@ -217,6 +233,8 @@ mod tests {
         refused("cifar10_cae", &["objective.temperature=.1"], &["objective.temperature", "contrastive loss"]);
         let given = ["backbones.cnce.checkpoint=/w", "backbones.cnce.objective.spread=2"];
         refused("cifar10_thanos", &given, &["backbones.0.objective: ", "has no effect: cnce is not trained"]);
+        refused("digits_cae", &["log.wandb.tags=[a]"], &["log.wandb.tags", "`log.wandb.mode`"]);
+        assert_eq!(resolved("digits_cae", &["wandb.mode=online", "wandb.group=7"]).log.wandb.group, Some("7".into()));
         resolved("cifar10_thanos", &["backbones.cae.checkpoint=/w"]);
         resolved("cifar10_cae", &["model.decoder.width=64"]);
         resolved("mnist_supcon", &["views.hue=0"]);

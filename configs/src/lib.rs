@@ -14,6 +14,7 @@ mod effect;
 mod error;
 mod layers;
 mod load;
+mod log_config;
 mod order;
 mod packs_dir;
 mod plan;
@@ -38,6 +39,7 @@ pub use dataset::{DataSet, Labels};
 pub use digest::{hex, sha256_of};
 pub use error::{ConfigError, ConfigErrors};
 pub use load::{load_file, load_preset, to_yaml};
+pub use log_config::{LogConfig, WandbConfig, WandbMode};
 pub use order::{
     EpochOrder, Position, Split, SplitMix64, init_key, rank_slice, samples_sha256, split_train_validation, stage_key,
     stage_steps, step_key, view_key,
@@ -48,9 +50,8 @@ pub use presets::{preset_names, preset_summary};
 pub use recipe::{Change, Condition, changes};
 pub use run_config::{
     BackboneConfig, CheckpointConfig, ChecksConfig, DataConfig, DataKind, DecoderConfig, EncoderConfig, Features,
-    FrozenMode, LogConfig, ModelConfig, ObjectiveConfig, ObjectivePatch, OnBadImage, OnDivergence, OnNonFinite,
-    Precision, RowConfig, RunConfig, Schedule, Select, Similarity, Stem, TrainConfig, TransferConfig, Validation,
-    ViewsConfig,
+    FrozenMode, ModelConfig, ObjectiveConfig, ObjectivePatch, OnBadImage, OnDivergence, OnNonFinite, Precision,
+    RowConfig, RunConfig, Schedule, Select, Similarity, Stem, TrainConfig, TransferConfig, Validation, ViewsConfig,
 };
 pub use schedule::learning_rate;
 pub use selection::ValidationMeasure;

@@ -197,7 +197,11 @@ impl Layered {
             return Err((String::new(), format!("missing `=`: {example}")));
         };
         let key = key.trim();
-        let path: Vec<String> = key.split('.').map(str::to_owned).collect();
+        let mut path: Vec<String> = key.split('.').map(str::to_owned).collect();
+        // As the published code has it.
+        if path[0] == "wandb" {
+            path.insert(0, "log".into());
+        }
         if path.iter().any(String::is_empty) {
             return Err((String::new(), format!("the key `{key}` has an empty part: {example}")));
         }

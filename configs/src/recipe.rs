@@ -170,7 +170,7 @@ mod tests {
         check("checks.on_non_finite=skip", true, false, Some(Condition::Nothing));
         check("checkpoint={every_steps: 3, keep_last: 5}", true, false, Some(Condition::Nothing));
         check("checkpoint.every_seconds=7.5", true, false, Some(Condition::Nothing));
-        check("log.tensorboard=true", true, true, Some(Condition::Nothing));
+        check("log.tensorboard=false", true, true, Some(Condition::Nothing));
     }
 
     #[test]

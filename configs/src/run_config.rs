@@ -1,6 +1,7 @@
 //! `RunConfig`: the YAML file as the user wrote it, key by key, with the defaults of the reference recipe.
 //! It must not know what is sensible: rules that span keys are in `plan.rs`.
 
+use crate::log_config::LogConfig;
 use crate::timeouts::TimeoutsConfig;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -55,15 +56,6 @@ impl Default for RunConfig {
             log: LogConfig::default(),
         }
     }
-}
-
-/// What is written for a run beyond its ledger. It is not part of a run's recipe: it may change at a resume.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(deny_unknown_fields, default)]
-pub struct LogConfig {
-    /// Event files in the run directory's `tensorboard/`.
-    pub tensorboard: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

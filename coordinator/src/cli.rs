@@ -6,6 +6,8 @@ mod kubernetes;
 mod launch;
 mod paths;
 mod quick;
+mod report;
+mod series;
 mod slurm_arguments;
 mod workers;
 
@@ -14,10 +16,10 @@ use crate::commands::render::{self, NodeShare, Numbers};
 use crate::commands::status::status;
 use crate::commands::verify_run::{Comparison, compare, verify_run};
 use crate::commands::view::view;
+use crate::commands::with_parent::with_parent;
 use crate::exit::{EXIT_CONFIG, EXIT_DATA, EXIT_USAGE, Fatal};
 use crate::launch::prepare::packs_of_run;
 use crate::run_dir::ledger::read_steps;
-use crate::run_dir::results::Results;
 use crate::run_dir::{identity, plan_of_run};
 use crate::server::credentials::Credentials;
 use crate::terminal::{self, OutputError};
@@ -27,6 +29,7 @@ use clap::{Args, Parser, Subcommand};
 use data::{DataVerb, act_data};
 use kubernetes::KubernetesArguments;
 use launch::{LaunchArguments, LauncherName, act_launch};
+use report::{ReportArguments, act_report};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -47,9 +50,9 @@ pub struct Arguments {
 #[derive(Subcommand, Debug)]
 enum Verb {
     /// Start a run with its workers, and print its result table
-    Launch(LaunchArguments),
+    Launch(Box<LaunchArguments>),
     /// Coordinate a run whose workers are started separately
-    Serve(LaunchArguments),
+    Serve(Box<LaunchArguments>),
     /// Start the workers of one machine or pod for a `serve` elsewhere, restart those that fail, and end with the run
     Workers(WorkersArguments),
     /// Measure how fast an experiment's first backbone trains on this machine, and print it as a line of JSON
@@ -93,13 +96,14 @@ enum Verb {
     /// Print a Slurm script or Kubernetes manifests for an experiment, with its numbers
     #[command(subcommand)]
     Render(RenderVerb),
-    /// Print a run's result table
-    Report {
-        /// The run's directory
-        run_dir: PathBuf,
-        /// As JSON, the content of `results.json`
-        #[arg(long)]
-        json: bool,
+    /// Print a run's result table, or compare runs: means over seeds, differing keys and paired differences
+    Report(ReportArguments),
+    /// Run a program that ends with the process that started it
+    #[command(hide = true)]
+    WithParent {
+        parent: i32,
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        program: Vec<String>,
     },
 }
 
@@ -292,12 +296,8 @@ fn act(verb: Verb) -> Result<u8> {
             Ok(0)
         }
         Verb::Render(verb) => act_render(&verb).map(|()| 0),
-        Verb::Report { run_dir, json } => {
-            identity(&run_dir)?;
-            let results = Results::read(&run_dir)?;
-            terminal::print_line(&if json { results.to_json() } else { results.to_string() })?;
-            Ok(0)
-        }
+        Verb::Report(arguments) => act_report(&arguments).map(|()| 0),
+        Verb::WithParent { parent, program } => with_parent(parent, &program),
     }
 }
 

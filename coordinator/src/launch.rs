@@ -28,6 +28,7 @@ use crate::telemetry::http::{Observed, targets};
 use crate::telemetry::metrics;
 use crate::telemetry::progress::Progress;
 use crate::telemetry::tensorboard::TensorBoard;
+use crate::telemetry::trackers::{Ending, Trackers};
 use crate::telemetry::{Beginning, Outcome, State, Targets, Telemetry};
 use crate::terminal;
 use crate::workers::{LaunchTarget, Launcher, WorkerCommand};
@@ -194,6 +195,8 @@ async fn run_to_end(
     let (pack_server, names) = (PackServer::new([&packs.train, &packs.test]), PlanNames::new(plan));
     let files = CheckpointFiles::new(run_dir.path(), stages.iter().copied());
     let serving = Serving { listener, status, checkpoints, packs: pack_server, files, names };
+    // A benchmark's directory is removed at its end.
+    let trackers = launch.bench.is_none().then(|| Trackers::start(run_dir.path(), plan.config(), run_dir.identity()));
     let conducted = conduct(start, (launch, stop_signals, telemetry), credentials, serving).await;
     if !launch.resume && could_not_start(&conducted) && read_steps(run_dir.path())?.is_empty() {
         run_dir.withdraw()?;
@@ -201,6 +204,9 @@ async fn run_to_end(
     let (verdict, mut new) = conducted?;
     let mut results = found.results;
     results.append(&mut new);
+    if let Some(trackers) = trackers {
+        trackers.finish(ending(&verdict, || Results::new(run_dir.identity(), plan, &results))).await;
+    }
     match verdict {
         Verdict::Done => finished(&results),
         Verdict::Stopped { at } => {
@@ -208,6 +214,15 @@ async fn run_to_end(
             Ok(Launched::Stopped(at))
         }
         Verdict::Failed { message, exit_code } => Err(Fatal::new(exit_code, message).into()),
+    }
+}
+
+/// How a run ended, for its trackers.
+fn ending(verdict: &Verdict, results: impl FnOnce() -> Results) -> Ending {
+    match verdict {
+        Verdict::Done => Ending::Done(results()),
+        Verdict::Stopped { .. } => Ending::Stopped,
+        Verdict::Failed { exit_code, .. } => Ending::Failed(*exit_code),
     }
 }
 

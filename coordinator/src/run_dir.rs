@@ -2,6 +2,7 @@
 //! "The run directory". What is in them is other modules' business.
 
 pub(crate) mod checkpoints;
+pub(crate) mod comparison;
 mod identity;
 pub(crate) mod ledger;
 mod lock;
@@ -21,7 +22,7 @@ use thanos_configs::{Change, Plan, changes, hex, to_yaml};
 
 pub(crate) use identity::{DataIdentity, Identity, RecordedChange, StartedWith, THREADS_OPTION};
 use lock::Lock;
-pub(crate) use lock::holder;
+pub(crate) use lock::{holder, host};
 
 /// `run.json`, which makes a directory a run.
 const IDENTITY: &str = "run.json";

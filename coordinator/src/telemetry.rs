@@ -10,6 +10,7 @@ pub(crate) mod page;
 pub(crate) mod progress;
 pub(crate) mod tensorboard;
 mod text;
+pub(crate) mod trackers;
 mod worker_series;
 
 use crate::run::{Effect, Event, Notice, SessionId};

@@ -1,5 +1,6 @@
 //! `launch` and `serve`: their options, and what a launch is by them, by the machine and by the allocation.
 
+use super::series::{SeriesArguments, act_series};
 use super::slurm_arguments::SlurmArguments;
 use super::{PacksDir, Target, duration, plan, plan_to_resume, quick, quick_plan};
 use crate::exit::{EXIT_STOPPED, EXIT_USAGE, Fatal};
@@ -32,11 +33,13 @@ const FOREIGN_LEASE: Duration = Duration::from_secs(60);
 #[derive(Args, Debug)]
 pub(super) struct LaunchArguments {
     #[command(flatten)]
-    target: Target,
+    pub(super) target: Target,
+    #[command(flatten)]
+    pub(super) series: SeriesArguments,
     /// Try an experiment and its data within a minute: a few steps of every stage on a few images, marked as such in
     /// the table, in run.json and in results.json
     #[arg(long)]
-    quick: bool,
+    pub(super) quick: bool,
     /// Nodes to train on, N or MIN:MAX; with the local launcher, all of them are on this machine [default: those of the
     /// Slurm allocation, else of the run to resume, else 1]
     #[arg(long, value_name = "N|MIN:MAX", value_parser = nodes)]
@@ -70,12 +73,12 @@ pub(super) struct LaunchArguments {
     worker_program: Option<PathBuf>,
     /// The run directory [default: the first free runs/NAME-N]
     #[arg(long)]
-    run_dir: Option<PathBuf>,
+    pub(super) run_dir: Option<PathBuf>,
     /// Continue the run in --run-dir where it stopped, with the keys that KEY=VALUE changes; `auto`: if there is one,
     /// else start it
     #[arg(long, value_enum, requires = "run_dir", value_name = "auto", num_args = 0..=1, require_equals = true,
         default_missing_value = "always", hide_possible_values = true)]
-    resume: Option<Resume>,
+    pub(super) resume: Option<Resume>,
     #[command(flatten)]
     packs: PacksDir,
     /// Address on which the coordinator listens; port 0 is any free one [default: 127.0.0.1:0; for srun, the address
@@ -127,7 +130,7 @@ pub(super) struct LaunchArguments {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Resume {
+pub(super) enum Resume {
     Always,
     Auto,
 }
@@ -174,6 +177,12 @@ fn nodes(text: &str) -> Result<Nodes, String> {
 
 /// Does a launch, with the launcher that was typed or, for `serve`, `none`.
 pub(super) fn act_launch(arguments: &LaunchArguments, forced: Option<LauncherName>) -> Result<u8> {
+    if arguments.series.are_given(arguments.run_dir.as_deref()) {
+        return act_series(arguments, forced);
+    }
+    if let (Some(series), None) = (arguments.series.member_of, arguments.supervised_by) {
+        end_with(series)?;
+    }
     let requested = Requested::of(arguments, forced)?;
     let address = match (arguments.listen, &requested.allocation) {
         (Some(address), _) => address,
@@ -247,7 +256,9 @@ struct Workers {
 
 impl Requested {
     fn of(arguments: &LaunchArguments, forced: Option<LauncherName>) -> Result<Self> {
-        quick::check(arguments.quick, arguments.resume.is_some(), arguments.again)?;
+        // A member of a series goes on with its own quick run.
+        let may_resume = arguments.again || arguments.series.member_of.is_some();
+        quick::check(arguments.quick, arguments.resume.is_some(), may_resume)?;
         let run_dir = arguments.run_dir.as_deref();
         let resumed = run_dir.filter(|run_dir| match arguments.resume {
             Some(Resume::Always) => true,

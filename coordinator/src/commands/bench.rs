@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
-use thanos_configs::{DataKind, Plan, RunConfig, Validation};
+use thanos_configs::{DataKind, LogConfig, Plan, RunConfig, Validation};
 use thanos_data::{Packs, pack_synthetic};
 use thanos_proto::{BenchReport, BenchRequest};
 
@@ -178,7 +178,7 @@ fn plan(mut config: RunConfig, request: BenchRequest, images: u64) -> Result<Pla
     let steps = request.warmup_steps + request.steps;
     let epochs = steps.div_ceil((images / config.train.batch_size).max(1));
     (config.train.max_steps, config.train.epochs) = (Some(steps), config.train.epochs.max(epochs));
-    (config.timeouts.max_restarts, config.log.tensorboard) = (0, false);
+    (config.timeouts.max_restarts, config.log) = (0, LogConfig::nothing());
     // The transfer is not run; its batch must not ask for more images than there are.
     config.transfer.batch_size = config.transfer.batch_size.min(images);
     Plan::new(config).map_err(Fatal::from)

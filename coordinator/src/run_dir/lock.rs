@@ -117,7 +117,8 @@ impl Holder {
     }
 }
 
-fn host() -> String {
+/// Name of this machine.
+pub(crate) fn host() -> String {
     fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
 }
 

@@ -9,7 +9,7 @@ use thanos_configs::{Plan, StagePlan, TransferPlan, ValidationMeasure};
 use thanos_proto::StageResult;
 
 /// The first line of the table of a quick run.
-const QUICK_RUN: &str =
+pub(super) const QUICK_RUN: &str =
     "QUICK RUN: a few steps on a few images, to see that every stage works; its numbers are not results";
 
 /// `results.json`. Accuracies in percent of the test images; cosines are means over pairs of test embeddings, null where

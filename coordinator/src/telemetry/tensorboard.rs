@@ -1,4 +1,4 @@
-//! TensorBoard's event files of a run, on demand: the series of the ledger and of the evaluations, one folder per stage.
+//! TensorBoard's event files of a run: the series of the ledger and of the evaluations, one folder per stage.
 //!
 //! Each coordinator of a run writes files of its own. TensorBoard puts them together: a file that begins again at an
 //! earlier step says so (`SessionLog::START`), and what was at that step and after it is dropped. A step is written
@@ -7,6 +7,7 @@
 
 use crate::exit::Fatal;
 use crate::run::{Effect, Notice};
+use crate::run_dir::host;
 use crate::run_dir::ledger::{read_steps, was_evaluated};
 use crate::telemetry::metrics::now;
 use prost::Message;
@@ -56,6 +57,8 @@ struct SessionLog {
     status: i32,
 }
 
+/// What the names of event files begin with.
+const PREFIX: &str = "events.out.tfevents.";
 /// `SessionLog.SessionStatus.START`.
 const START: i32 = 1;
 
@@ -148,9 +151,9 @@ impl TensorBoard {
         if stage.file.is_none() {
             let folder = self.folder.join(name);
             fs::create_dir_all(&folder)?;
-            // They are read in the order of their names.
-            let number = fs::read_dir(&folder)?.count();
-            let new = folder.join(format!("events.out.tfevents.{number:06}"));
+            let names = names(&folder)?;
+            let new = folder.join(file_name(now() as u64, &names));
+            let number = names.len();
             stage.file = Some(File::options().append(true).create_new(true).open(new)?);
             stage.steps = step;
             stage.write(0, What::FileVersion("brain.Event:2".into()))?;
@@ -180,6 +183,20 @@ impl Stage {
         let event = Event { wall_time: now(), step, what: Some(what) };
         self.file.as_mut().map_or(Ok(()), |file| file.write_all(&record(&event.encode_to_vec())))
     }
+}
+
+/// Names of the files in a folder.
+fn names(folder: &Path) -> io::Result<Vec<String>> {
+    fs::read_dir(folder)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+}
+
+/// `events.out.tfevents.SECONDS.HOST.PID.N`, as TensorFlow's and PyTorch's writers name their files: other readers take the
+/// seconds for the start, and the next part for the host. Files are read in the order of their names, so a new one is later
+/// than those before it by a second at least.
+fn file_name(now_seconds: u64, before: &[String]) -> String {
+    let started = |name: &String| name.strip_prefix(PREFIX)?.split('.').next()?.parse::<u64>().ok();
+    let seconds = before.iter().filter_map(started).map(|start| start + 1).fold(now_seconds, u64::max);
+    format!("{PREFIX}{seconds:010}.{}.{}.{}", host(), std::process::id(), before.len())
 }
 
 /// The values of a step.
@@ -311,6 +328,19 @@ mod tests {
         }
         let accuracy: Vec<_> = seen.iter().filter(|(name, _)| name == "validation/accuracy").collect();
         assert_eq!(accuracy.iter().map(|(_, step)| *step).collect::<Vec<_>>(), [1, 3]);
+    }
+
+    #[test]
+    fn files_are_named_as_other_readers_expect_and_in_the_order_of_their_starts() {
+        let mut names: Vec<String> = vec!["events.out.tfevents.000000".into()];
+        for now_seconds in [1_764_186_001, 1_764_186_001, 1_764_100_000] {
+            names.push(file_name(now_seconds, &names));
+        }
+        let mut sorted = names.clone();
+        sorted.sort();
+        assert_eq!(sorted, names, "also of an earlier version, within a second, and with a clock that was set back");
+        let end = format!("{}.{}.1", host(), std::process::id());
+        assert_eq!(names[1], format!("events.out.tfevents.1764186001.{end}"));
     }
 
     #[test]

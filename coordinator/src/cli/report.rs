@@ -1,0 +1,56 @@
+//! `report`: the table of one run, or several runs compared.
+
+use crate::commands::series::runs_at;
+use crate::exit::Fatal;
+use crate::run_dir::comparison::{RunResults, RunTable};
+use crate::terminal;
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+use std::path::PathBuf;
+
+#[derive(Args, Debug)]
+pub(super) struct ReportArguments {
+    /// Directories of runs, or of series of `launch --seeds` or `--sweep`; runs that differ only in their seed are one line
+    #[arg(value_name = "RUN", required = true)]
+    run_dirs: Vec<PathBuf>,
+    /// As JSON; of a single run the content of `results.json`
+    #[arg(long, conflicts_with = "format")]
+    json: bool,
+    /// How to print it
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// A table to read
+    Text,
+    /// A line for each number
+    Csv,
+    /// A tabular for the booktabs package
+    Latex,
+    /// As --json
+    Json,
+}
+
+/// Prints what was asked for.
+pub(super) fn act_report(arguments: &ReportArguments) -> Result<()> {
+    let format = if arguments.json { Format::Json } else { arguments.format };
+    let mut paths = Vec::new();
+    for folder in &arguments.run_dirs {
+        paths.extend(runs_at(folder)?);
+    }
+    let runs = paths.iter().map(|run_dir| RunResults::read(run_dir)).collect::<Result<Vec<_>, Fatal>>()?;
+    let is_single = arguments.run_dirs.len() == 1 && paths == arguments.run_dirs;
+    let table = RunTable::new(&runs);
+    let text = match (&runs[..], format) {
+        ([run], Format::Text) if is_single => run.results().to_string(),
+        ([run], Format::Json) if is_single => run.results().to_json(),
+        (_, Format::Text) => table.to_string(),
+        (_, Format::Json) => table.to_json(),
+        (_, Format::Csv) => table.to_csv().trim_end().to_owned(),
+        (_, Format::Latex) => table.to_latex(),
+    };
+    terminal::print_line(&text)?;
+    Ok(())
+}

@@ -1,0 +1,218 @@
+//! The rows of a run, read from its ledger while it is written: each committed step once, with the evaluation after it. A
+//! ledger that was cut for a resume is read again; rows that were delivered are skipped, since their steps are made again
+//! to the bit.
+
+use crate::run_dir::ledger::StepLine;
+use serde_json::Value;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// Bytes of a file that are read at a time.
+const MAX_READ_BYTES: u64 = 1 << 20;
+
+/// A committed step.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Row {
+    /// Counted over all stages, from 0.
+    pub(super) index: u64,
+    pub(super) step: StepLine,
+    /// A share, if the stage was evaluated after this step.
+    pub(super) validation_accuracy: Option<f64>,
+}
+
+impl Row {
+    /// Its numbers, named as in TensorBoard's files.
+    pub(super) fn values(&self) -> Vec<(String, f64)> {
+        let StepLine { loss, losses, lr, .. } = &self.step;
+        let total = loss.map(|loss| ("loss/total".to_owned(), loss));
+        let terms = losses.iter().map(|(term, loss)| (format!("loss/{term}"), *loss));
+        let accuracy = self.validation_accuracy.map(|accuracy| ("validation/accuracy".to_owned(), accuracy));
+        total.into_iter().chain([("learning_rate".to_owned(), *lr)]).chain(terms).chain(accuracy).collect()
+    }
+}
+
+/// Reads the ledger of a run.
+pub(super) struct Feed {
+    steps: Tail,
+    events: Tail,
+    /// Validation accuracy by stage and epoch.
+    evaluated: HashMap<(String, u64), f64>,
+    /// The last step that was read: whether it is evaluated is known from what follows.
+    held: Option<StepLine>,
+    /// Of the row that it will be.
+    index: u64,
+}
+
+impl Feed {
+    pub(super) fn new(run_dir: &Path) -> Self {
+        let tail = |name: &str| Tail { path: run_dir.join(name), open: None, unread: Vec::new() };
+        Self {
+            steps: tail("steps.jsonl"),
+            events: tail("events.jsonl"),
+            evaluated: HashMap::new(),
+            held: None,
+            index: 0,
+        }
+    }
+
+    /// The next rows from `first` on, at most so many and those of one more read; none if the ledger has no more. The last
+    /// step of the ledger is among them only if the run is done.
+    ///
+    /// # Errors
+    /// If the ledger cannot be read.
+    pub(super) fn rows(&mut self, first: u64, limit: usize, is_done: bool) -> io::Result<Vec<Row>> {
+        let mut rows = Vec::new();
+        while rows.len() < limit {
+            let (restarted, lines) = self.steps.lines()?;
+            if restarted {
+                (self.held, self.index) = (None, 0);
+            }
+            // After the steps: each evaluation before one of them is there.
+            self.read_evaluations()?;
+            if lines.is_empty() {
+                break;
+            }
+            for line in lines {
+                let step: StepLine = serde_json::from_str(&line)?;
+                let follows = |held: &StepLine| held.stage == step.stage && held.epoch == step.epoch;
+                let is_last_of_epoch = self.held.as_ref().is_some_and(|held| !follows(held));
+                let row = self.held.replace(step).map(|held| self.row(held, is_last_of_epoch));
+                rows.extend(row.filter(|row| row.index >= first));
+            }
+        }
+        if is_done && rows.len() < limit {
+            let row = self.held.take().map(|held| self.row(held, true));
+            rows.extend(row.filter(|row| row.index >= first));
+        }
+        Ok(rows)
+    }
+
+    fn row(&mut self, step: StepLine, is_last_of_epoch: bool) -> Row {
+        let accuracy = self.evaluated.get(&(step.stage.clone(), step.epoch)).copied();
+        let index = self.index;
+        self.index += 1;
+        Row { index, step, validation_accuracy: accuracy.filter(|_| is_last_of_epoch) }
+    }
+
+    fn read_evaluations(&mut self) -> io::Result<()> {
+        loop {
+            let (_, lines) = self.events.lines()?;
+            if lines.is_empty() {
+                return Ok(());
+            }
+            for line in lines {
+                let event: Value = serde_json::from_str(&line)?;
+                let (stage, epoch) = (event["stage"].as_str(), event["epoch"].as_u64());
+                if let ("evaluated", Some(stage), Some(epoch), Some(accuracy)) =
+                    (event["event"].as_str().unwrap_or(""), stage, epoch, event["validation_accuracy"].as_f64())
+                {
+                    self.evaluated.insert((stage.into(), epoch), accuracy);
+                }
+            }
+        }
+    }
+}
+
+/// A file of lines that another thread appends to, or replaces.
+struct Tail {
+    path: PathBuf,
+    open: Option<Open>,
+    /// The beginning of a line.
+    unread: Vec<u8>,
+}
+
+struct Open {
+    file: File,
+    inode: u64,
+    position: u64,
+}
+
+impl Tail {
+    /// The next whole lines, and whether they begin at the start of the file: it is a new one, or was cut.
+    fn lines(&mut self) -> io::Result<(bool, Vec<String>)> {
+        let metadata = match std::fs::metadata(&self.path) {
+            Ok(metadata) => metadata,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok((false, Vec::new())),
+            Err(error) => return Err(error),
+        };
+        let is_same = |open: &Open| open.inode == metadata.ino() && open.position <= metadata.len();
+        let restarted = !self.open.as_ref().is_some_and(is_same);
+        if restarted {
+            let file = File::open(&self.path)?;
+            let inode = file.metadata()?.ino();
+            self.open = Some(Open { file, inode, position: 0 });
+            self.unread.clear();
+        }
+        let open = self.open.as_mut().expect("it was opened above");
+        open.file.seek(SeekFrom::Start(open.position))?;
+        let read = (&open.file).take(MAX_READ_BYTES).read_to_end(&mut self.unread)?;
+        open.position += read as u64;
+        let whole = self.unread.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        let text: Vec<u8> = self.unread.drain(..whole).collect();
+        let lines = String::from_utf8_lossy(&text).lines().map(str::to_owned).collect();
+        Ok((restarted, lines))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::run_dir::ledger::Ledger;
+    use serde_json::json;
+    use std::collections::BTreeMap;
+    use thanos_proto::StepDone;
+
+    /// Two steps an epoch.
+    fn step(stage: &str, step: u64) -> StepDone {
+        StepDone {
+            stage: stage.into(),
+            epoch: step / 2,
+            step,
+            generation: 1,
+            world_size: 2,
+            loss: step as f64,
+            losses: BTreeMap::new(),
+            lr: 0.5,
+            images: 8,
+            samples_sha256: "00".into(),
+            total_steps: 9,
+            skipped: None,
+            phase_seconds: BTreeMap::new(),
+            gathered_bytes: 0,
+        }
+    }
+
+    fn shown(rows: &[Row]) -> Vec<(u64, u64, Option<f64>)> {
+        rows.iter().map(|row| (row.index, row.step.step, row.validation_accuracy)).collect()
+    }
+
+    #[test]
+    fn each_step_is_a_row_once_with_its_evaluation_also_after_a_cut() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut feed = Feed::new(folder.path());
+        assert_eq!(feed.rows(0, 9, false).expect("no ledger yet"), []);
+        let mut ledger = Ledger::open(folder.path()).expect("new");
+        let evaluated = |epoch: u64| json!({"stage": "a", "epoch": epoch, "validation_accuracy": 0.5});
+        for number in 0..4 {
+            ledger.step(&step("a", number)).expect("written");
+        }
+        ledger.event("evaluated", &evaluated(0)).expect("written");
+        assert_eq!(shown(&feed.rows(0, 9, false).expect("read")), [(0, 0, None), (1, 1, Some(0.5)), (2, 2, None)]);
+        ledger.event("evaluated", &evaluated(1)).expect("written");
+        ledger.cut(|line| line.step < 3).expect("cut");
+        // An evaluation of steps that are made again is not that of an earlier one.
+        assert_eq!(feed.rows(3, 9, false).expect("read"), []);
+        for number in 3..5 {
+            ledger.step(&step("a", number)).expect("written");
+        }
+        assert_eq!(shown(&feed.rows(3, 9, false).expect("read")), [(3, 3, Some(0.5))]);
+        ledger.step(&step("b", 0)).expect("written");
+        assert_eq!(shown(&feed.rows(4, 9, true).expect("read")), [(4, 4, None), (5, 0, None)]);
+        assert_eq!(feed.rows(6, 9, true).expect("read"), []);
+        // Another coordinator begins at the start, and skips what the tracker has.
+        assert_eq!(shown(&Feed::new(folder.path()).rows(5, 9, true).expect("read")), [(5, 0, None)]);
+    }
+}

@@ -1,0 +1,302 @@
+//! Weights & Biases: each coordinator of a run writes a file of its own, below `wandb/` in the run directory, as their
+//! client does offline; `wandb sync` uploads all of them as one run. With `log.wandb.mode: online` the user's own client
+//! does so meanwhile (`wandb_client.rs`): this program has no credentials and opens no connection.
+
+use super::feed::Row;
+use super::wandb_client::Client;
+use super::wandb_file::{
+    Config, Content, Encoder, Exit, Header, History, HistoryStep, Item, Run, Summary, Timestamp, VersionInfo, decode,
+};
+use super::{Ending, Sink};
+use crate::run_dir::Identity;
+use crate::run_dir::results::Results;
+use crate::telemetry::metrics::now;
+use serde::Serialize;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use thanos_configs::{RunConfig, WandbMode};
+
+/// The client whose files these are like.
+const VERSION: &str = "0.31.0";
+
+pub(super) struct Wandb {
+    /// `wandb` in the run directory.
+    folder: PathBuf,
+    run: Run,
+    file: Option<RunFile>,
+    next_row: u64,
+    client: Option<Client>,
+}
+
+/// The file of this coordinator.
+struct RunFile {
+    file: File,
+    encoder: Encoder,
+    bytes: u64,
+}
+
+impl Wandb {
+    /// Goes on after the last row of the files that are there. Its own is made with its first row.
+    ///
+    /// # Errors
+    /// If those cannot be read.
+    pub(super) fn open(run_dir: &Path, config: &RunConfig, identity: &Identity) -> io::Result<Self> {
+        let folder = run_dir.join("wandb");
+        let mut run = run_record(config, identity);
+        let (mut next_row, mut start_seconds, mut earlier) = (0, now() as i64, Vec::new());
+        for file in files(&folder, &identity.id)? {
+            for record in decode(&fs::read(&file)?) {
+                match record.content {
+                    Some(Content::History(history)) => {
+                        let step = history.step.map_or(0, |step| step.num);
+                        next_row = next_row.max(u64::try_from(step).unwrap_or(0) + 1);
+                    }
+                    // They are put together in the order of their starts.
+                    Some(Content::Run(run)) => {
+                        let start = run.start_time.map_or(0, |time| time.seconds);
+                        start_seconds = start_seconds.max(start + 1);
+                    }
+                    _ => {}
+                }
+            }
+            earlier.push(file);
+        }
+        run.starting_step = i64::try_from(next_row).map_err(io::Error::other)?;
+        run.start_time = Some(Timestamp { seconds: start_seconds, nanos: 0 });
+        let client = (config.log.wandb.mode == WandbMode::Online).then(|| Client::new(&folder, earlier));
+        Ok(Self { folder, run, file: None, next_row, client })
+    }
+
+    fn append(&mut self, contents: Vec<Content>) -> io::Result<()> {
+        let is_new = self.file.is_none();
+        let file = match &mut self.file {
+            Some(file) => file,
+            None => self.file.insert(RunFile::create(&self.path())?),
+        };
+        let version = VersionInfo { producer: VERSION.into(), min_consumer: VERSION.into() };
+        let start = [Content::Header(Header { version_info: Some(version) }), Content::Run(self.run.clone())];
+        let written = file.append(start.into_iter().filter(|_| is_new).chain(contents));
+        if is_new && written.is_err() {
+            // Without its first records it is no run.
+            self.file = None;
+            fs::remove_file(self.path())?;
+        }
+        let path = self.path();
+        if let Some(client) = &mut self.client {
+            client.follow(&path);
+        }
+        written
+    }
+
+    fn path(&self) -> PathBuf {
+        let start = self.start_seconds();
+        let id = &self.run.run_id;
+        self.folder.join(format!("offline-run-{}-{id}/run-{id}.wandb", date_and_time(start)))
+    }
+
+    /// Of this coordinator, since 1970.
+    fn start_seconds(&self) -> i64 {
+        self.run.start_time.as_ref().map_or(0, |time| time.seconds)
+    }
+
+    fn runtime_seconds(&self) -> f64 {
+        (now() - self.start_seconds() as f64).max(0.0)
+    }
+
+    fn history(&self, row: &Row) -> Content {
+        let stage = &row.step.stage;
+        let values = row.values().into_iter().map(|(name, value)| item(&format!("{stage}/{name}"), &value));
+        let place = [
+            item("_step", &row.index),
+            item("_timestamp", &now()),
+            item("_runtime", &self.runtime_seconds()),
+            item("stage", stage),
+            item("epoch", &row.step.epoch),
+            item("step", &row.step.step),
+        ];
+        let step = HistoryStep { num: i64::try_from(row.index).unwrap_or(i64::MAX) };
+        Content::History(History { item: place.into_iter().chain(values).collect(), step: Some(step) })
+    }
+}
+
+impl Sink for Wandb {
+    fn name(&self) -> &'static str {
+        "W&B"
+    }
+
+    fn next_row(&self) -> u64 {
+        self.next_row
+    }
+
+    fn write(&mut self, rows: &[Row]) -> io::Result<()> {
+        self.append(rows.iter().map(|row| self.history(row)).collect())?;
+        self.next_row = rows.last().map_or(self.next_row, |row| row.index + 1);
+        Ok(())
+    }
+
+    fn finish(&mut self, ending: &Ending) -> io::Result<()> {
+        let runtime = self.runtime_seconds() as i32;
+        let exit = |exit_code| Content::Exit(Exit { exit_code, runtime });
+        match ending {
+            Ending::Done(results) => self.append(vec![summary(results), exit(0)])?,
+            Ending::Failed(code) => self.append(vec![exit(i32::from(*code))])?,
+            // It goes on in the file of the next coordinator.
+            Ending::Stopped => {}
+        }
+        self.client.as_mut().map_or(Ok(()), |client| client.finish(!matches!(ending, Ending::Stopped)))
+    }
+}
+
+impl RunFile {
+    fn create(path: &Path) -> io::Result<Self> {
+        path.parent().map_or(Ok(()), fs::create_dir_all)?;
+        let file = File::options().append(true).create_new(true).open(path)?;
+        Ok(Self { file, encoder: Encoder::default(), bytes: 0 })
+    }
+
+    /// Writes these records, or none of them.
+    fn append(&mut self, contents: impl IntoIterator<Item = Content>) -> io::Result<()> {
+        let mut encoder = self.encoder.clone();
+        let bytes = encoder.encode(contents);
+        if let Err(error) = self.file.write_all(&bytes) {
+            self.file.set_len(self.bytes)?;
+            return Err(error);
+        }
+        self.encoder = encoder;
+        self.bytes += bytes.len() as u64;
+        Ok(())
+    }
+}
+
+/// The files of a run, oldest first.
+fn files(folder: &Path, id: &str) -> io::Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let folders = entries.map(|entry| Ok(entry?.path().join(format!("run-{id}.wandb"))));
+    let mut files = folders.collect::<io::Result<Vec<PathBuf>>>()?;
+    files.retain(|file| file.is_file());
+    files.sort();
+    Ok(files)
+}
+
+fn run_record(config: &RunConfig, identity: &Identity) -> Run {
+    let wandb = &config.log.wandb;
+    let keys = serde_json::to_value(config).expect("a RunConfig holds only what JSON can");
+    let items = keys.as_object().into_iter().flatten().map(|(key, value)| item(key, value));
+    Run {
+        run_id: identity.id.clone(),
+        entity: wandb.entity.clone().unwrap_or_default(),
+        project: wandb.project.clone(),
+        config: Some(Config { update: items.collect() }),
+        run_group: wandb.group.clone().unwrap_or_default(),
+        display_name: format!("{} seed {}", identity.preset, identity.seed),
+        tags: wandb.tags.clone(),
+        host: crate::run_dir::host(),
+        ..Run::default()
+    }
+}
+
+/// The result table.
+fn summary(results: &Results) -> Content {
+    let rows = results.rows.iter().flat_map(|row| {
+        [
+            item(&format!("{}/fine_test_accuracy", row.method), &row.fine_test_accuracy),
+            item(&format!("{}/coarse_test_accuracy", row.method), &row.coarse_test_accuracy),
+            item(&format!("{}/knn_fine_accuracy", row.method), &row.knn_fine_accuracy),
+        ]
+    });
+    let backbones = results.backbones.iter().flat_map(|row| {
+        [
+            item(&format!("{}/coarse_test_accuracy", row.name), &row.coarse_test_accuracy),
+            item(&format!("{}/knn_fine_accuracy", row.name), &row.knn_fine_accuracy),
+        ]
+    });
+    // A backbone may be called as a method: the method's numbers are the last.
+    Content::Summary(Summary { update: backbones.chain(rows).collect() })
+}
+
+fn item(key: &str, value: &impl Serialize) -> Item {
+    Item { key: key.into(), value_json: serde_json::to_string(value).expect("plain data is always JSON") }
+}
+
+/// Seconds since 1970 as `YYYYMMDD_HHMMSS`, UTC.
+fn date_and_time(seconds: i64) -> String {
+    let time = time::OffsetDateTime::from_unix_timestamp(seconds).unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
+    let (date, (hour, minute, second)) = (time.date(), time.to_hms());
+    let (year, month, day) = date.to_calendar_date();
+    format!("{year:04}{:02}{day:02}_{hour:02}{minute:02}{second:02}", u8::from(month))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::run_dir::ledger::StepLine;
+    use std::collections::BTreeMap;
+    use thanos_configs::Plan;
+
+    fn row(index: u64) -> Row {
+        let step = StepLine {
+            stage: "cae".into(),
+            epoch: 0,
+            step: index,
+            generation: 1,
+            world_size: 1,
+            loss: Some(0.25),
+            losses: BTreeMap::new(),
+            lr: 0.1,
+            images: 8,
+            samples_sha256: String::new(),
+            skipped: None,
+        };
+        Row { index, step, validation_accuracy: None }
+    }
+
+    fn open(run_dir: &Path) -> Wandb {
+        let overrides = ["wandb.mode=offline", "log.wandb.group=g", "log.wandb.tags=[a, b]"].map(str::to_owned);
+        let plan = Plan::from_preset("digits_cae", &overrides).expect("valid");
+        Wandb::open(run_dir, plan.config(), &Identity { id: "0a1b".into(), ..Identity::default() }).expect("opened")
+    }
+
+    #[test]
+    fn each_coordinator_writes_a_file_and_goes_on_after_the_last_row_of_the_others() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut first = open(folder.path());
+        assert_eq!(first.next_row(), 0);
+        first.write(&[row(0), row(1)]).expect("written");
+        first.write(&[row(2)]).expect("written");
+        // Killed while it wrote: the last record is cut off.
+        let file = first.path();
+        let length = fs::metadata(&file).expect("there").len();
+        File::options().write(true).open(&file).and_then(|file| file.set_len(length - 3)).expect("cut");
+        let mut second = open(folder.path());
+        assert_eq!(second.next_row(), 2);
+        second.write(&[row(2)]).expect("written");
+        second.finish(&Ending::Failed(70)).expect("written");
+        let files = files(&folder.path().join("wandb"), "0a1b").expect("listed");
+        let steps = |file: &PathBuf| -> Vec<i64> {
+            let records = decode(&fs::read(file).expect("read"));
+            let step = |content| match content {
+                Some(Content::History(history)) => history.step.map(|step| step.num),
+                _ => None,
+            };
+            records.into_iter().filter_map(|record| step(record.content)).collect()
+        };
+        assert_eq!(files.iter().map(steps).collect::<Vec<_>>(), [vec![0, 1], vec![2]]);
+        let records = decode(&fs::read(&files[1]).expect("read"));
+        let Some(Content::Run(run)) = &records[1].content else { panic!("{records:?}") };
+        assert_eq!(
+            (run.run_group.as_str(), &run.tags[..], run.starting_step),
+            ("g", &["a".to_owned(), "b".into()][..], 2)
+        );
+        assert!(matches!(&records[3].content, Some(Content::Exit(exit)) if exit.exit_code == 70));
+    }
+
+    /// GNU date: `date -u -d @1764186001 +%Y%m%d_%H%M%S`.
+    #[test]
+    fn a_file_is_named_by_its_start() {
+        assert_eq!(date_and_time(1_764_186_001), "20251126_194001");
+    }
+}
