@@ -64,11 +64,15 @@ fn keys_and_values() {
         check_launch(&scene, &[&[name], overrides].concat(), 78, parts);
         check(&scene, &[&["show", name], overrides].concat(), 78, parts);
     };
-    check("digit_table", &[], &["no preset is called `digit_table`", "did you mean `digits_table`?"]);
+    check("digit_table", &[], &["unknown preset `digit_table`", "did you mean `digits_table`?"]);
     check("digits_cnce", &["train.bach_size=3"], &["train.bach_size: unknown key; did you mean `batch_size`?"]);
     check("digits_cnce", &["epochs=3"], &["epochs: unknown key; did you mean `train.epochs`?"]);
     check("digits_cnce", &["train.epochs"], &["'train.epochs'", "missing `=`", "train.epochs=10"]);
-    check("digits_cnce", &["train.epochs=many"], &["train.epochs: expected a whole number", "got the string `many`"]);
+    check(
+        "digits_cnce",
+        &["train.epochs=many"],
+        &["train.epochs: expected a non-negative integer", "got the string `many`"],
+    );
     check("digits_cnce", &["data.drop_last=1"], &["data.drop_last: expected true or false, got 1"]);
     check("digits_cnce", &["train.schedule=cosin"], &["one of cosine, constant", "did you mean `cosine`?"]);
     check("digits_cnce", &["seed=-1"], &["seed: expected a non-negative integer, got -1"]);
@@ -105,9 +109,9 @@ fn files_of_configuration() {
     write(b"\xff\xfe");
     check(&["cannot read my.yaml", "UTF-8"]);
     write(b"seed: 1\ntrain: [1\nmodel: 2\n");
-    check(&["my.yaml:3: this is not YAML"]);
+    check(&["my.yaml:3: invalid YAML"]);
     write(b"extends: digit_cnce\n");
-    check(&["my.yaml:1: extends: no preset is called `digit_cnce`; did you mean `digits_cnce`?"]);
+    check(&["my.yaml:1: extends: unknown preset `digit_cnce`; did you mean `digits_cnce`?"]);
     // Every mistake at once, each with its line.
     write(b"extends: digits_cnce\ntrain:\n  epochs: many\n  bach_size: 64\nviews:\n  hue: 0.1\n  hue: 0.2\nrows: {}\n");
     check(&[
@@ -204,11 +208,11 @@ fn idx_files() {
     check(labels, &|bytes| bytes[..4].fill(0), &["expected magic number 0x00000801 (IDX labels), got 0x00000000"]);
     check(labels, &|bytes| bytes[8 + 3] = 10, &["record 3 at offset 11: expected a label in 0..=9, got 10"]);
     check("t10k-labels-idx1-ubyte", &|bytes| bytes[8] = 255, &["record 0 at offset 8: expected a label in 0..=9"]);
-    let cut = "its header promises 30 records, which is 23536 bytes in all, got 23535 bytes";
+    let cut = "its header declares 30 records, which is 23536 bytes in all, got 23535 bytes";
     check(images, &|bytes| _ = bytes.pop(), &[cut]);
     check(images, &|bytes| bytes.truncate(10), &["its header is cut off: expected 16 bytes, got 10"]);
     check(images, &|bytes| bytes[11] = 32, &["expected images of 28 x 28 pixels, got 32 x 28"]);
-    check(images, &|bytes| bytes[4..8].fill(255), &["its header promises 4294967295 records"]);
+    check(images, &|bytes| bytes[4..8].fill(255), &["its header declares 4294967295 records"]);
     let one_less = |bytes: &mut Vec<u8>| {
         bytes.pop();
         bytes[7] = 29;
@@ -260,7 +264,7 @@ fn run_directories() {
     check_launch(&scene, &["--run-dir", "x", "--packs-dir", "file", "digits_cnce"], 74, &["cannot write pack file/"]);
 
     scene.launch("run", 1, &SHORT).expect(0);
-    check_launch(&scene, &["--run-dir", "run", "digits_cnce"], 64, &["run holds a run already: add --resume"]);
+    check_launch(&scene, &["--run-dir", "run", "digits_cnce"], 64, &["run already contains a run: add --resume"]);
     let other = ["--resume", "--run-dir", "run", "digits_cnce", "seed=1"];
     check_launch(&scene, &other, 78, &["seed: the run has 0, this command 1", "without naming a preset"]);
     fs::remove_file(scene.path("run/results.json")).expect("it was written");
@@ -343,7 +347,7 @@ fn an_address_that_is_taken() {
 #[test]
 fn packs() {
     let scene = Scene::new();
-    check(&scene, &["data", "pack", "mnist"], 65, &["mnist is read from a folder and none is given"]);
+    check(&scene, &["data", "pack", "mnist"], 65, &["mnist needs a folder, but none is given"]);
     fs::write(scene.path("text"), "not a pack, but longer than the eight bytes of a length").expect("a file");
     for verb in ["info", "verify"] {
         check(&scene, &["data", verb, "none"], 65, &["pack none: cannot be read: No such file"]);

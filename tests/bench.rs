@@ -172,7 +172,7 @@ fn a_second_signal_ends_a_benchmark_at_once() {
 fn what_cannot_be_measured_is_refused() {
     let scene = Scene::new();
     for (arguments, code, part) in [
-        (vec!["no_such_preset"], 78, "no preset is called `no_such_preset`"),
+        (vec!["no_such_preset"], 78, "unknown preset `no_such_preset`"),
         (vec![], 64, "name a preset"),
         (vec!["digits_cnce", "backbones.0.checkpoint=/weights"], 78, "every one has a checkpoint"),
         (vec!["digits_cnce", "--images", "10"], 64, "a batch has 64"),

@@ -48,7 +48,7 @@ fn a_partitioned_worker_is_evicted_within_five_seconds_and_rejoins() {
         worker.wait().expect(75);
     }
     let output = scene.coord(&["verify-run", "run"]).expect(0).stdout;
-    assert!(output.contains("in 3 generations: every step once and in order"), "{output}");
+    assert!(output.contains("in 3 generations: every step exactly once and in order"), "{output}");
     print_line(&format!("a worker that was cut off was out after {out:.2?}, and back {back:.2?} later"));
     assert!(out < Duration::from_secs(5), "{out:?}");
 }

@@ -142,7 +142,7 @@ fn a_complete_run_makes_more_steps_and_never_fewer() {
     }
     assert_eq!(lines(&run, "superseded/1/steps.jsonl").len(), 6 + 6 + 4);
 
-    let parts = ["train.max_steps=2 allows 2 steps", "stage cnce has made 9", "leave the key at 9"];
+    let parts = ["train.max_steps=2 allows 2 steps", "stage cnce has made 9", "keep 9"];
     refused(&scene, &[&RESUME[..], &["train.max_steps=2"]].concat(), 78, &parts);
     let config = fs::read_to_string(run.join("config.yaml")).expect("there");
     let other = [&RESUME[..], &["seed=1", "model.dropout=0.5", "train.epochs=99"]].concat();
@@ -210,7 +210,7 @@ fn a_run_keeps_its_threads_and_warns_of_others() {
     let output = resume(&scene, &["train.max_steps=3"]).expect(0).stderr;
     assert!(threads() == 1 && !output.contains("bit-identical"), "{output}");
     let output = resume(&scene, &["--threads-per-worker", "2", "train.max_steps=4"]).expect(0).stderr;
-    assert!(output.contains("workers have 2 threads each from now on, and had 1: "), "{output}");
+    assert!(output.contains("each worker now has 2 threads instead of 1: "), "{output}");
     assert_eq!(
         (threads(), changed(&scene.path("run")).last().map(String::as_str)),
         (2.into(), Some("--threads-per-worker"))

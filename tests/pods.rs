@@ -94,7 +94,7 @@ fn process_1_forwards_sigterm_restarts_a_killed_worker_and_reaps_orphans() {
     let mut group = start_as_process_1(&scene, "thanos-coord", &arguments.concat());
     let (process_1, workers) = wait_for_handlers(&mut group, 2);
     send(workers[1], Signal::SIGKILL);
-    group.wait_for_line("was killed by signal 9: starting it again in 1s");
+    group.wait_for_line("was killed by signal 9: restarting it in 1s");
     let (_, again) = wait_for_handlers(&mut group, 2);
     assert!(again.contains(&workers[0]) && !again.contains(&workers[1]), "{workers:?} {again:?}");
     let sent = Instant::now();

@@ -55,7 +55,7 @@ pub(crate) fn assert_equal(scene: &Scene, whole: &Path, disturbed: &Path, stages
     assert_eq!(ledger(whole), ledger(disturbed));
     let [one, other] = [whole, disturbed].map(|run_dir| run_dir.display().to_string());
     let output = scene.coord(&["verify-run", &one, &other]).expect(0).stdout;
-    assert!(output.contains("every step once and in order, every sample of an epoch exactly once"), "{output}");
+    assert!(output.contains("every step exactly once and in order, every sample of an epoch exactly once"), "{output}");
     assert!(output.contains("\nidentical in all "), "{output}");
     for stage in stages {
         assert_eq!(weights_sha256(whole, stage), weights_sha256(disturbed, stage), "stage {stage}");

@@ -48,7 +48,7 @@ fn an_unauthorised_worker_gets_the_reason_and_exits_with_77() {
     let asked = Instant::now();
     let printed = joined(&invitation.address, &mixed(&scene, "one/credentials", "two/credentials"));
     assert!(asked.elapsed() >= Duration::from_secs(1), "who guesses tokens guesses slowly: {:?}", asked.elapsed());
-    assert!(printed.contains("this is not the join token of worker `a`, or it was used before"), "{printed}");
+    assert!(printed.contains("invalid join token for worker `a`, or it was already used"), "{printed}");
     let printed = joined(&invitation.address, &mixed(&scene, "two/credentials", "one/credentials"));
     assert!(printed.contains("it is not of the run whose ca.pem this worker has"), "{printed}");
     let printed = joined(&invitation.address, "nothing");
@@ -58,7 +58,7 @@ fn an_unauthorised_worker_gets_the_reason_and_exits_with_77() {
     assert!(printed.contains("--credentials <DIR>"), "{printed}");
     other.interrupt().expect(75);
     let printed = serving.interrupt().expect(75).stderr;
-    assert_eq!(printed.matches("a worker may not join: this is not the join token").count(), 1, "{printed}");
+    assert_eq!(printed.matches("a worker may not join: invalid join token").count(), 1, "{printed}");
 }
 
 async fn client(address: &str, tls: ClientTlsConfig) -> CoordinatorClient<Channel> {
@@ -103,7 +103,7 @@ fn a_worker_speaks_for_itself_alone() {
         };
         let refused = first(worker.session(hello("b")).await.expect("a session")).await;
         let thanos_proto::Command::Refused { reason, exit_code } = refused else { panic!("{refused:?}") };
-        assert_eq!((reason.as_str(), exit_code), ("the certificate is of worker `a`, and it says that it is `b`", 77));
+        assert_eq!((reason.as_str(), exit_code), ("the certificate belongs to worker `a`, but Hello names `b`", 77));
         let welcome = first(worker.session(hello("a")).await.expect("a session")).await;
         assert!(matches!(welcome, thanos_proto::Command::Welcome(_)), "{welcome:?}");
     });

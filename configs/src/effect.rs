@@ -228,7 +228,7 @@ mod tests {
     fn an_override_without_effect_is_refused() {
         refused("mnist_supcon", &["views.hue=.2"], &["views.hue: 0.2 has no effect: the images of mnist have one"]);
         refused("digits_supcon", &["data.dir=/x"], &["data.dir", "embedded"]);
-        refused("cifar10_supcon", &["data.on_bad_image=skip"], &["data.on_bad_image", "no pictures to decode"]);
+        refused("cifar10_supcon", &["data.on_bad_image=skip"], &["data.on_bad_image", "no images to decode"]);
         refused("cifar10_supcon", &["model.decoder.width=64"], &["model.decoder.width", "no backbone reconstructs"]);
         refused("cifar10_cae", &["objective.temperature=.1"], &["objective.temperature", "contrastive loss"]);
         let given = ["backbones.cnce.checkpoint=/w", "backbones.cnce.objective.spread=2"];

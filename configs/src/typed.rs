@@ -369,7 +369,7 @@ mod tests {
             &[
                 ("views.crop_scale", "expected a list of two numbers, got a list of 3"),
                 ("views.crop_ratio.1", "expected a number"),
-                ("data", "expected a map of keys, got nothing (null)"),
+                ("data", "expected a map of keys, got null"),
                 ("train", "expected a map of keys, got a list of 1"),
             ],
         );

@@ -225,7 +225,7 @@ mod tests {
         check("a: &x 1\nb: *x\n", 2, "aliases");
         check("a: 1\n---\nb: 1\n", 3, "second document");
         check("a: 1\n[x]: 2\n", 2, "key must be a plain text");
-        check("a: [1\nb: 2\n", 2, "not YAML");
+        check("a: [1\nb: 2\n", 2, "invalid YAML");
         check(&"[".repeat(40), 1, "nested deeper");
         check(&"[".repeat(10_000), 1, "recursion limit");
     }

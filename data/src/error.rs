@@ -124,7 +124,7 @@ pub enum RawFault {
     #[error("it does not exist")]
     NotThere,
     // Lists of classes and files; lines count from 1.
-    #[error("line {line}: `{name}` is defined twice, first in line {first}")]
+    #[error("line {line}: `{name}` occurs twice, first in line {first}")]
     Twice { line: u64, first: u64, name: String },
     #[error("{place}expected a wnid such as n01443537, got `{got}`", place = at_line(*line))]
     BadWnid { line: Option<u64>, got: String },

@@ -90,10 +90,10 @@ mod tests {
         check(&[0x801, 2, 3, 3], 18, magic);
         check(&[0x803, 2, 3, 4], 24, "offset 8: expected images of 3 x 3 pixels, got 3 x 4");
         check(&[0x803, 0, 3, 3], 0, "it holds no records");
-        let promise = "its header promises 2 records, which is 34 bytes in all, got";
+        let promise = "its header declares 2 records, which is 34 bytes in all, got";
         check(&[0x803, 2, 3, 3], 17, &format!("{promise} 33 bytes"));
         check(&[0x803, 2, 3, 3], 19, &format!("{promise} 35 bytes"));
-        let max = "its header promises 4294967295 records, which is 38654705671 bytes in all, got 34 bytes";
+        let max = "its header declares 4294967295 records, which is 38654705671 bytes in all, got 34 bytes";
         check(&[0x803, u32::MAX, 3, 3], 18, max);
         check(&[0x803, 2, 3], 3, "its header is cut off: expected 16 bytes, got 15");
         check(&[], 0, "its header is cut off: expected 16 bytes, got 0");
@@ -108,8 +108,8 @@ mod tests {
         let magic = "offset 0: expected magic number 0x00000801 (IDX labels), got 0x00000803";
         check(&[0x803, 3], &[1, 2, 3], magic);
         check(&[0x801, 3], &[1, 2, 10], "record 2 at offset 10: expected a label in 0..=9, got 10");
-        check(&[0x801, 3], &[1, 2], "its header promises 3 records, which is 11 bytes in all, got 10 bytes");
-        check(&[0x801, 3], &[1, 2, 3, 4], "its header promises 3 records, which is 11 bytes in all, got 12 bytes");
+        check(&[0x801, 3], &[1, 2], "its header declares 3 records, which is 11 bytes in all, got 10 bytes");
+        check(&[0x801, 3], &[1, 2, 3, 4], "its header declares 3 records, which is 11 bytes in all, got 12 bytes");
         check(&[0x801, 0], &[], "it holds no records");
         check(&[0x801], &[0, 0], "its header is cut off: expected 8 bytes, got 6");
     }

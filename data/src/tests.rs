@@ -212,7 +212,7 @@ fn bad_files_are_named_with_the_place() {
     };
     let (images, labels) = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte");
     check(images, &idx_labels(&[0; 8]), "RAW/train-images-idx3-ubyte: offset 0: expected magic number 0x00000803");
-    check(images, &idx_images(3)[..2000], "RAW/train-images-idx3-ubyte: its header promises 3 records, which is 2368");
+    check(images, &idx_images(3)[..2000], "RAW/train-images-idx3-ubyte: its header declares 3 records, which is 2368");
     check(images, b"", "RAW/train-images-idx3-ubyte: its header is cut off: expected 16 bytes, got 0");
     let expected = "RAW/train-labels-idx1-ubyte: 2 labels, but RAW/train-images-idx3-ubyte has 3 images";
     check(labels, &idx_labels(&[1, 2]), expected);
@@ -293,7 +293,7 @@ fn a_changed_pack_is_refused() {
         let error = verify(&path).unwrap_err();
         let message = error.to_string();
         assert!(message.starts_with(&format!("pack {}: {expected}", path.display())), "{message}");
-        assert!(message.ends_with("; if it is there, delete it: `thanos-coord data pack` writes a good one"));
+        assert!(message.ends_with("; if it exists, delete it: `thanos-coord data pack` writes a good one"));
         assert_eq!(error.exit_code(), 65);
     };
     let tensors_at = good.len() - 2 * (3072 + 16);

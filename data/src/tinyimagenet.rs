@@ -236,7 +236,7 @@ mod tests {
     fn bad_lists_say_what_is_wrong() {
         let check = |text: &str, expected: &str| assert_eq!(classes(text, 2).expect_err(text).to_string(), expected);
         check("n1\nn2\nn3\n", "expected 2 classes, got 3");
-        check("n1\nn2\nn1\n", "line 3: `n1` is there twice, first in line 1");
+        check("n1\nn2\nn1\n", "line 3: `n1` occurs twice, first in line 1");
         check("n1\n\nn2\n", "line 2: expected a wnid such as n01443537, got ``");
         check("n1\n../x\n", "line 2: expected a wnid such as n01443537, got `../x`");
         let check = |text: &str, expected: &str| {
@@ -245,6 +245,6 @@ mod tests {
         };
         check("a.JPEG n1\n", "line 1: expected a file and a wnid separated by a tab, got `a.JPEG n1`");
         check("a.JPEG\tn1\t0\nb.JPEG\tn9\t0\n", "line 2: expected a wnid of wnids.txt, got `n9`");
-        check("a.JPEG\tn1\na.JPEG\tn1\n", "line 2: `a.JPEG` is there twice, first in line 1");
+        check("a.JPEG\tn1\na.JPEG\tn1\n", "line 2: `a.JPEG` occurs twice, first in line 1");
     }
 }

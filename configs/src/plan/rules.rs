@@ -363,11 +363,14 @@ mod tests {
         check(&["data.side=32"], &[("data.side", "only `data.kind: image_folder`")]);
         check(&["data.coarse_map=x.yaml"], &[("data.coarse_map", "only `data.kind: image_folder`")]);
         check(&["data.train_folder=Train"], &[("data.train_folder", "only `data.kind: image_folder`")]);
-        check(&["data.exif_orientation=true"], &[("data.exif_orientation", "`tinyimagenet` have pictures")]);
+        check(&["data.exif_orientation=true"], &[("data.exif_orientation", "`tinyimagenet` have images")]);
         let folders = |keys: &str| format!("data={{kind: image_folder, {keys}}}");
         check(&[&folders("train_folder: ../x")], &[("data.train_folder", "below data.dir")]);
         check(&[&folders("test_folder: /x")], &[("data.test_folder", "below data.dir")]);
-        check(&[&folders("train_folder: x, test_folder: x")], &[("data.test_folder", "test images must be others")]);
+        check(
+            &[&folders("train_folder: x, test_folder: x")],
+            &[("data.test_folder", "the test images must be in another one")],
+        );
         check(&["transfer.frozen_mode=train"], &[("transfer.frozen_mode", "contradicts `transfer.features: cached`")]);
         let nothing = ["objective.cross_entropy=0", "backbones.1.objective.reconstruction=0"];
         check(&nothing, &[("backbones.1.objective.cross_entropy", "nothing to learn")]);

@@ -187,11 +187,11 @@ mod tests {
         };
         check(&|lines| _ = lines.remove(2), (3, "step 3 of stage supcon, expected step 2"));
         check(&|lines| lines.insert(2, lines[1].clone()), (3, "step 1 of stage supcon, expected step 2"));
-        check(&|lines| lines[3].generation = 1, (4, "generation 1 behind generation 2"));
+        check(&|lines| lines[3].generation = 1, (4, "generation 1 after generation 2"));
         check(&|lines| lines[2].images = 16, (3, "step 2 is epoch 0 with 16 images, expected epoch 0 with 4"));
         check(&|lines| lines[5].epoch = 0, (6, "step 5 is epoch 0 with 4 images, expected epoch 1 with 4"));
         let other = |lines: &mut Vec<StepLine>| lines[4].samples_sha256 = lines[3].samples_sha256.clone();
-        check(&other, (5, "step 4 of stage supcon was made on other samples"));
+        check(&other, (5, "step 4 of stage supcon used other samples"));
         check(&|lines| lines[6].stage = "cae".into(), (7, "stage cae, expected transfer_supcon"));
         check(
             &|lines| lines.push(StepLine { stage: "more".into(), ..lines[0].clone() }),
@@ -205,13 +205,13 @@ mod tests {
         let mut other = one.clone();
         other.iter_mut().for_each(|line| line.generation = 1);
         assert_eq!(compare(&one, &other).to_string(), "identical in all 12 steps");
-        let part = "identical to step 7, where one ends: they have 12 and 7 steps";
+        let part = "identical up to step 7, where one ledger ends: they have 12 and 7 steps";
         assert_eq!(compare(&one, &other[..7]).to_string(), part);
         other[3].loss = Some(1.5);
         let differ = "they differ first at step 3 of stage supcon: losses 1 and 1.5, rates 0.1 and 0.1";
         assert_eq!(compare(&one, &other).to_string(), differ);
         other.remove(0);
-        let moved = "they differ: step 0 of stage supcon stands where step 1 of stage supcon is";
+        let moved = "they differ: step 0 of stage supcon against step 1 of stage supcon";
         assert_eq!(compare(&one, &other).to_string(), moved);
     }
 }

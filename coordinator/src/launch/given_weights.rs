@@ -141,8 +141,8 @@ mod tests {
             assert!(fatal.message.contains(part), "no `{part}` in {fatal}");
         };
         let good = weights(1);
-        check(&good[..good.len() - 1], "bytes, its header promises");
-        check(&[&good[..], b"more"].concat(), "bytes, its header promises");
+        check(&good[..good.len() - 1], "bytes, its header requires");
+        check(&[&good[..], b"more"].concat(), "bytes, its header requires");
         check(&[0, 0, 0, 0, 0, 0, 0, 0x80, b'{', b'}'], "its header claims 9223372036854775808");
         check(b"text", "not a safetensors file");
         check(b"PK\x03\x04 and a pickle", "convert it with these two lines of Python");

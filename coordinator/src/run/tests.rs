@@ -419,7 +419,7 @@ fn a_worker_that_always_crashes_ends_the_run_with_the_first_loss() {
     assert_eq!(pauses, [0, 1, 2, 4, 8]);
     let (message, exit_code) = failure(&ended);
     assert!(
-        message.starts_with("given up: worker-1 was restarted 5 times without a step; the first loss: "),
+        message.starts_with("giving up: worker-1 was restarted 5 times without a step; the first lost worker: "),
         "{message}"
     );
     assert!(message.contains("last seen in forward of step 0 of stage a"), "{message}");

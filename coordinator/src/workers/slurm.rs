@@ -229,7 +229,7 @@ mod tests {
             assert!(notice.is_none_or(|part| notices[0].contains(part)), "{notices:?}");
         };
         check(&[(32, 8), (16, 8)], &[], 2, None);
-        check(&[(8, 8), (1, 8), (1, 8)], &[], 1, Some("1 core on node n1 (and 1 more nodes alike) for 8 workers"));
+        check(&[(8, 8), (1, 8), (1, 8)], &[], 1, Some("1 core on node n1 (and 1 more such nodes) for 8 workers"));
         check(
             &[(2, 0)],
             &[4],

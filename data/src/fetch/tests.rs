@@ -223,7 +223,7 @@ fn all_reasons_are_listed() {
     let (code, message) = trial.fails(&sample(0), &urls);
     assert_eq!(code, 69);
     let lines: Vec<&str> = message.lines().collect();
-    assert_eq!(lines[0], format!("{FILE}: none of 2 addresses gave it:"));
+    assert_eq!(lines[0], format!("{FILE}: all 2 addresses failed:"));
     assert_eq!(lines[1], format!("  {}: HTTP status 404", urls[0]));
     assert!(lines[2].starts_with(&format!("  {}: its MD5 is ", urls[1])) && lines.len() == 3);
     trial.assert_empty();
@@ -263,7 +263,7 @@ fn a_wrong_announced_length_is_refused_before_the_body() {
     trial.put_part(&sample(0)[..10]);
     let (code, message) = trial.fails(&sample(0), &[server.url("/f")]);
     let length = sample(0).len();
-    assert!(code == 65 && message.contains(&format!("announces {} bytes, expected {length}", length + 1)), "{message}");
+    assert!(code == 65 && message.contains(&format!("declares {} bytes, expected {length}", length + 1)), "{message}");
     // Nothing was read, so what an earlier run brought is still good.
     trial.assert_only_part(&sample(0)[..10]);
 }

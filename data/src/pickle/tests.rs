@@ -196,9 +196,9 @@ fn check(pickle: &[u8], message: &str) {
 
 #[test]
 fn what_is_no_pickle_or_cut_off_says_so() {
-    check(b"", "it is no pickle: it is empty");
-    check(b"\x1f\x8b\x08\x00abc", "it is no pickle: it begins with 0x1f8b0800");
-    check(b"PK", "it is no pickle: it begins with 0x504b");
+    check(b"", "not a pickle: it is empty");
+    check(b"\x1f\x8b\x08\x00abc", "not a pickle: it begins with 0x1f8b0800");
+    check(b"PK", "not a pickle: it begins with 0x504b");
     check(b"\x80\x06N.", "offset 0: expected protocol 0 to 5, got protocol 6");
     check(b"\x80", "cut off: offset 1 expects 1 more bytes, 0 are left");
     check(b"N", "cut off: offset 1 expects 1 more bytes, 0 are left");
@@ -250,12 +250,12 @@ fn malformed_programs_say_what_they_lack() {
         (b"L99999999999999999999L\n.", "offset 0: expected a 64-bit integer, got `99999999999999999999`"),
         (b"\x8a\x09123456789.", "offset 0: expected a 64-bit integer, got one of 9 bytes"),
         (b"F1,5\n.", "offset 0: expected a number, got `1,5`"),
-        (b"S'x\n.", r"offset 0: expected a quoted text, got `\'x`"),
-        (b"S'\n.", r"offset 0: expected a quoted text, got `\'`"),
-        (b"S'\\q'\n.", r"offset 0: expected a quoted text, got `\'\\q\'`"),
-        (b"S'\\x4'\n.", r"offset 0: expected a quoted text, got `\'\\x4\'`"),
-        (b"V\\u12\n.", r"offset 0: expected a string with whole escapes, got `\\u12`"),
-        (b"V\\Uffffffff\n.", r"offset 0: expected a string with whole escapes, got `\\Uffffffff`"),
+        (b"S'x\n.", r"offset 0: expected a quoted string, got `\'x`"),
+        (b"S'\n.", r"offset 0: expected a quoted string, got `\'`"),
+        (b"S'\\q'\n.", r"offset 0: expected a quoted string, got `\'\\q\'`"),
+        (b"S'\\x4'\n.", r"offset 0: expected a quoted string, got `\'\\x4\'`"),
+        (b"V\\u12\n.", r"offset 0: expected a string with complete escapes, got `\\u12`"),
+        (b"V\\Uffffffff\n.", r"offset 0: expected a string with complete escapes, got `\\Uffffffff`"),
         (b"N)R.", "offset 2: expected a function of numpy to call, got None"),
         (b"NNb.", "offset 2: expected a new numpy array to fill, got None"),
     ];

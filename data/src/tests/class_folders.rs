@@ -163,8 +163,8 @@ fn what_is_beside_the_images_does_not_matter() {
     for part in [
         "1 files in train/ are not used, as their names are not those of images: train/cat/labels.csv",
         "1 files in test/ are not used",
-        "2 entries are links to nothing and not used: train/cat/gone.png, train/cat/self.png",
-        "1 entries are links to a folder around them and not used: train/cat/loop",
+        "2 entries are dangling links and not used: train/cat/gone.png, train/cat/self.png",
+        "1 entries are circular links and not used: train/cat/loop",
         "1 entries are neither files nor folders and not used: train/cat/pipe.png",
         "1 folders in train/ have no images and are not classes: empty",
     ] {

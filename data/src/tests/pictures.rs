@@ -84,11 +84,7 @@ fn bad_tinyimagenets_say_what_is_wrong() {
     };
     let list =
         |edit: &dyn Fn(String) -> String| edit((0..200).map(|class| format!("n{class:03}\n")).collect()).into_bytes();
-    check(
-        "wnids.txt",
-        Some(&list(&|text| text.replace("n004", "n003"))),
-        "RAW/wnids.txt: line 5: `n003` is there twice",
-    );
+    check("wnids.txt", Some(&list(&|text| text.replace("n004", "n003"))), "RAW/wnids.txt: line 5: `n003` occurs twice");
     check("wnids.txt", Some(&list(&|text| text + "n200\n")), "RAW/wnids.txt: expected 200 classes, got 201");
     check(
         "train/n999/images/a.JPEG",
@@ -123,7 +119,7 @@ fn bad_tinyimagenets_say_what_is_wrong() {
         Some(b"val_0.JPEG\tn007\t0\n"),
         "RAW/val/images/val_1.JPEG: it has no line in val/val_annotations.txt",
     );
-    check("val/val_annotations.txt", None, "RAW/val/val_annotations.txt: it is not there");
+    check("val/val_annotations.txt", None, "RAW/val/val_annotations.txt: it does not exist");
 }
 
 #[test]
@@ -160,7 +156,7 @@ fn bad_folders_say_what_is_wrong() {
 fn bad_images_are_skipped_and_reported_on_request() {
     let folders = image_folder();
     folders.put("train/cat/bad.jpg", &jpeg(32, 1)[..200]).put("train/dog/bad.png", b"x");
-    refused(&folders, "RAW/train/cat/bad.jpg: the JPEG is cut off after 200 bytes; replace it, or leave out");
+    refused(&folders, "RAW/train/cat/bad.jpg: the JPEG is cut off after 200 bytes; replace it, or skip");
     let skip = |config: &mut DataConfig| config.on_bad_image = OnBadImage::Skip;
     let packs = pack_folder(&folders, skip).unwrap();
     assert_eq!((packs.train.images, packs.test.images), (6, 2));
@@ -206,7 +202,7 @@ fn zips_that_lead_out_or_hide_a_name_are_refused() {
             twice[at + 8] = b't';
         }
     }
-    check(&twice, ": a name is there twice in the .zip");
+    check(&twice, ": a name occurs twice in the .zip");
     let good = zip(&tinyimagenet(""));
     check(&good[..good.len() - 30], ": the .zip is damaged");
     check(b"no zip", ": the .zip is damaged");

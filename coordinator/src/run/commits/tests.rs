@@ -28,7 +28,7 @@ fn steps_come_from_rank_0_in_order_and_of_this_generation() {
         assert!(!effects.iter().any(|effect| matches!(effect, Effect::Record(_))));
     };
     check(2, step("a", 0, 4), "only rank 0");
-    check(1, step("a", 0, 3), "a message of generation 3 in 4");
+    check(1, step("a", 0, 3), "a message of generation 3 in generation 4");
     check(1, step("a", 1, 4), "it reported step 1 of stage a, expected 0");
     check(1, step("b", 0, 4), "a message about stage `b`");
     check(1, step("../other", 0, 4), "a message about stage `../other`");

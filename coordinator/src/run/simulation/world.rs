@@ -273,7 +273,7 @@ impl World {
                 assert_eq!(self.recorded.len() as u64, STAGES.iter().map(|(_, steps)| steps).sum::<u64>());
             }
             Verdict::Failed { message, .. } => {
-                let expected = ["given up", "the newest state could not be saved"];
+                let expected = ["giving up", "the newest state could not be saved"];
                 // One that stopped or hung before it joined is not replaced.
                 let missing = self.is_missing && message.contains("workers were ready within");
                 let repeated = self.has_repeating_fault() && message.contains(REPEATED);

@@ -141,7 +141,7 @@ fn damage_is_seen_and_the_one_before_is_used() {
         ("manifest", |place| fs::remove_file(place.join("manifest.json")).expect("removed")),
         ("manifest", |place| fs::write(place.join("manifest.json"), "{").expect("written")),
         ("manifest.sha256", |place| fs::remove_file(place.join("manifest.sha256")).expect("removed")),
-        ("of run other", |place| {
+        ("to run other", |place| {
             let manifest = place.join("manifest.json");
             replace(&manifest, "\"run\": \"run\"", "\"run\": \"other\"");
             let its_own = sha256(&fs::read(&manifest).expect("read"));
