@@ -65,7 +65,7 @@ class Runs:
         command = [self.coord, "verify-run", *(str(self.folder(name)) for name in names)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         print(done.stdout, flush=True)
-        if done.returncode != 0 or "every step once and in order" not in done.stdout:
+        if done.returncode != 0 or "every step exactly once and in order" not in done.stdout:
             raise Failed(f"verify-run ended with exit code {done.returncode}: {done.stdout.strip()[-200:]}")
         if len(names) == 2 and "identical in all " not in done.stdout:
             raise Failed(f"verify-run: {done.stdout.strip().splitlines()[-1]}")

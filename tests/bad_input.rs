@@ -325,8 +325,11 @@ fn an_address_that_is_not_this_machines() {
     let nowhere = Invitation { address: "127.0.0.1:1".into(), credentials: None };
     for (arguments, parts) in [
         (["--interface", "nope0"], ["--interface nope0 is not on this machine, which has ", "lo"]),
-        (["--host", "192.0.2.1"], ["--host 192.0.2.1 is no address of this machine: ", "(os error 99)"]),
-        (["--host", "no.such.name.invalid"], ["--host no.such.name.invalid is no address of this machine", "lookup"]),
+        (["--host", "192.0.2.1"], ["--host 192.0.2.1 is not an address of this machine: ", "(os error 99)"]),
+        (
+            ["--host", "no.such.name.invalid"],
+            ["--host no.such.name.invalid is not an address of this machine", "lookup"],
+        ),
     ] {
         let output = scene.worker(&nowhere, "w", &arguments).wait().expect(69).stderr;
         for part in parts {

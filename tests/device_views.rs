@@ -13,7 +13,7 @@ const IMAGES: usize = 64;
 const MAX_DIFFERENCE: f64 = 2.0 / 255.0;
 
 #[test]
-fn they_are_the_views_of_the_cpu() {
+fn device_views_match_cpu() {
     let device = test_device();
     let mut worst: f64 = 0.0;
     for (side, channels) in [(32, 3), (64, 3), (28, 1), (8, 1)] {

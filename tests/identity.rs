@@ -142,7 +142,7 @@ fn a_complete_run_makes_more_steps_and_never_fewer() {
     }
     assert_eq!(lines(&run, "superseded/1/steps.jsonl").len(), 6 + 6 + 4);
 
-    let parts = ["train.max_steps=2 allows 2 steps", "stage cnce has made 9", "keep 9"];
+    let parts = ["train.max_steps=2 allows 2 steps", "stage cnce has already made 9", "keep 9"];
     refused(&scene, &[&RESUME[..], &["train.max_steps=2"]].concat(), 78, &parts);
     let config = fs::read_to_string(run.join("config.yaml")).expect("there");
     let other = [&RESUME[..], &["seed=1", "model.dropout=0.5", "train.epochs=99"]].concat();

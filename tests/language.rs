@@ -42,8 +42,8 @@ const DENIED: [(&str, &str); 26] = [
     ("farewell", "Leave"),
 ];
 
-/// Former names that programs still accept.
-const ALIASES: [&str; 1] = ["patience"];
+/// Former names that programs still accept, and keys of files that users have.
+const ALIASES: [&str; 3] = ["patience", "left_out", "left_out_names"];
 
 const CRATES: [&str; 10] = [
     "formats",

@@ -95,7 +95,7 @@ fn a_transfer_survives_a_break_and_gives_up_in_the_end() {
         let invitation = serving.invitation();
         fs::rename(&pack, &away).expect("a file");
         let mut worker = scene.worker(&invitation, name, &["--packs-dir", name]);
-        worker.wait_for_line("the transfer of a pack broke, and goes on: the coordinator cannot read");
+        worker.wait_for_line("the transfer of a pack was interrupted, and continues: the coordinator cannot read");
         if comes_back {
             fs::rename(&away, &pack).expect("a file");
             worker.wait().expect(0);

@@ -40,9 +40,7 @@ fn a_series_that_was_killed_and_stopped_is_resumed_as_a_whole() {
     let mut stopped = scene.start(&["launch", "--resume", "--run-dir", "all"]);
     stopped.wait_for_steps("all/seed-2", 5);
     let stopped = stopped.interrupt().expect(75);
-    assert!(
-        stopped.stderr.contains("seed-2: stopped; go on with the series: thanos-coord launch --resume --run-dir all")
-    );
+    assert!(stopped.stderr.contains("seed-2: stopped; resume the series: thanos-coord launch --resume --run-dir all"));
     assert_eq!(stopped.stdout, "", "the table is printed at the end");
     assert!(!scene.path("all/seed-3").exists());
     let ran = resume(&scene).expect(0);

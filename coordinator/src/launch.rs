@@ -194,10 +194,10 @@ async fn run_to_end(
     found.results.iter().for_each(metrics::complete);
     let (pack_server, names) = (PackServer::new([&packs.train, &packs.test]), PlanNames::new(plan));
     let files = CheckpointFiles::new(run_dir.path(), stages.iter().copied());
-    let serving = Serving { listener, status, checkpoints, packs: pack_server, files, names };
+    let serving = Serving { telemetry, listener, status, checkpoints, packs: pack_server, files, names };
     // A benchmark's directory is removed at its end.
     let trackers = launch.bench.is_none().then(|| Trackers::start(run_dir.path(), plan.config(), run_dir.identity()));
-    let conducted = conduct(start, (launch, stop_signals, telemetry), credentials, serving).await;
+    let conducted = conduct(start, (launch, stop_signals), credentials, serving).await;
     if !launch.resume && could_not_start(&conducted) && read_steps(run_dir.path())?.is_empty() {
         run_dir.withdraw()?;
     }
@@ -263,7 +263,8 @@ fn welcome(
 }
 
 /// What workers and people reach, and what is served there.
-struct Serving {
+struct Serving<'a> {
+    telemetry: &'a Telemetry,
     listener: std::net::TcpListener,
     status: Option<std::net::TcpListener>,
     checkpoints: Checkpoints,
@@ -278,9 +279,9 @@ type Conducted = (Verdict, Vec<thanos_proto::StageResult>);
 /// Serves, starts the workers and conducts the run.
 async fn conduct(
     start: Start,
-    (launch, stop_signals, telemetry): (&Launch, &StopSignals, &Telemetry),
+    (launch, stop_signals): (&Launch, &StopSignals),
     credentials: Option<Arc<Credentials>>,
-    Serving { listener, status, checkpoints, packs, files, names }: Serving,
+    Serving { telemetry, listener, status, checkpoints, packs, files, names }: Serving<'_>,
 ) -> Result<Conducted> {
     listener.set_nonblocking(true)?;
     let listener = TcpListener::from_std(listener)?;

@@ -33,7 +33,7 @@ pub(crate) struct Measures {
 
 /// A stop was asked for while images were embedded: what was to be measured is left for another time, on all ranks.
 #[derive(Debug, thiserror::Error)]
-#[error("a stop was asked for")]
+#[error("a stop was requested")]
 pub(crate) struct StopAsked;
 
 /// Embeddings of this rank's slices of the test and training images, [own, d of all encoders together] each.

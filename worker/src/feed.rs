@@ -12,7 +12,7 @@ use tch::Tensor;
 use thanos_configs::{EpochOrder, Position, rank_slice, stage_steps};
 
 /// Batches that each thread may be ahead of the step.
-const MOST_AHEAD: usize = 2;
+const MAX_AHEAD: usize = 2;
 
 /// One global batch, as every rank sees it: sample ids, and the part of them that is this rank's.
 pub(crate) struct Batch {
@@ -79,7 +79,7 @@ impl<'a> Feed<'a> {
         let threads = if views == 0 || data.makes_views_on_device() { 0 } else { data.threads() };
         let mut ahead = Vec::new();
         for part in 0..threads {
-            let (sender, receiver) = sync_channel(MOST_AHEAD);
+            let (sender, receiver) = sync_channel(MAX_AHEAD);
             let steps = schedule.clone().steps(steps.clone());
             let maker = data.view_maker();
             let body = move || make_ahead(&maker, steps, ((part, threads), views), &sender);

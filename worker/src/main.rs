@@ -59,7 +59,7 @@ struct Arguments {
 fn id(text: &str) -> Result<String, String> {
     match is_worker_id(text) {
         true => Ok(text.into()),
-        false => Err("letters, digits, `-`, `_` and `.` inside, at most 63 of them".into()),
+        false => Err("at most 63 letters, digits, `-`, `_` and, except at either end, `.`".into()),
     }
 }
 

@@ -1,7 +1,7 @@
 //! A rank's state between two steps, kept in memory when its generation is lost, and handed on to ranks that have none.
 
 use crate::checkpoint;
-use crate::session::MOST_UNRECORDED;
+use crate::session::MAX_UNRECORDED;
 use crate::tensors::{Named, broadcast, snapshot};
 use anyhow::Result;
 use std::collections::VecDeque;
@@ -81,7 +81,7 @@ pub(crate) struct Recent(VecDeque<StepDone>);
 
 impl Recent {
     pub(crate) fn push(&mut self, step: StepDone) {
-        if self.0.len() > MOST_UNRECORDED {
+        if self.0.len() > MAX_UNRECORDED {
             self.0.pop_front();
         }
         self.0.push_back(step);

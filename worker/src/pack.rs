@@ -16,7 +16,7 @@ use tch::{Device, Kind, Tensor};
 use thanos_configs::{DataSet, Labels};
 
 /// Most bytes that a pack's header may have.
-const MOST_HEADER: u64 = 64 << 20;
+const MAX_HEADER: u64 = 64 << 20;
 /// Bytes of images that are moved to a device at once.
 const MOVED_BYTES: usize = 64 << 20;
 
@@ -68,7 +68,7 @@ impl Pack {
         let mut length = [0; 8];
         file.read_exact(&mut length)?;
         let length = u64::from_le_bytes(length);
-        ensure!(length <= MOST_HEADER, "its header claims {length} bytes, at most {MOST_HEADER} are allowed");
+        ensure!(length <= MAX_HEADER, "its header claims {length} bytes, at most {MAX_HEADER} are allowed");
         let mut header = Vec::new();
         file.by_ref().take(length).read_to_end(&mut header)?;
         // The crate's own reader wants the whole file in memory.

@@ -13,15 +13,15 @@ use thanos_configs::{default_packs_dir, sha256_of};
 use thanos_proto::{Fetching, PackRef, WorkerEvent};
 
 /// Streams that may break before a transfer is given up; each goes on where the last one ended.
-const MOST_BREAKS: u32 = 5;
+const MAX_INTERRUPTIONS: u32 = 5;
 /// Pause behind the first of them; it doubles each time.
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const MIN_PAUSE: Duration = Duration::from_millis(200);
 /// Bytes of the largest pack.
-const MOST_BYTES: u64 = 1 << 40;
+const MAX_BYTES: u64 = 1 << 40;
 /// No locks available; it has no [`io::ErrorKind`].
 const ENOLCK: i32 = 37;
 /// How often the coordinator hears how far a transfer is.
-const BETWEEN_REPORTS: Duration = Duration::from_secs(2);
+const REPORT_INTERVAL: Duration = Duration::from_secs(2);
 
 /// A pack did not come.
 #[derive(Debug, thiserror::Error)]
@@ -46,7 +46,7 @@ pub(crate) fn local_file(session: &Session, pack: &PackRef, folder: Option<&Path
     }
     let folder = match folder {
         Some(folder) => folder.to_owned(),
-        None => default_packs_dir(std::env::var_os).context("there is no HOME to keep packs in: name a --packs-dir")?,
+        None => default_packs_dir(std::env::var_os).context("HOME is not set: pass --packs-dir")?,
     };
     // A coordinator that is gone for a moment misses a report, and nothing else.
     let told = |fetching| match session.send(WorkerEvent::Fetching(fetching)) {
@@ -71,7 +71,7 @@ fn bring<S: PackStream>(
 ) -> Result<PathBuf> {
     let fingerprint = &pack.fingerprint;
     let plain = fingerprint.len() == 64 && fingerprint.bytes().all(|byte| byte.is_ascii_hexdigit());
-    ensure!(plain, "`{}` is no fingerprint", fingerprint.escape_debug());
+    ensure!(plain, "`{}` is not a fingerprint", fingerprint.escape_debug());
     let path = folder.join(format!("{fingerprint}.safetensors"));
     fs::create_dir_all(folder)?;
     // One worker of a host brings it; the others wait here, and find it.
@@ -110,11 +110,11 @@ fn bring<S: PackStream>(
             }
             Err(error) => {
                 breaks += 1;
-                if breaks == MOST_BREAKS || error.downcast_ref::<io::Error>().is_some() {
+                if breaks == MAX_INTERRUPTIONS || error.downcast_ref::<io::Error>().is_some() {
                     return Err(error.context(NotBrought { breaks }));
                 }
-                tracing::warn!("the transfer of a pack broke, and goes on: {error:#}");
-                thread::sleep(FIRST_PAUSE * (1 << (breaks - 1)));
+                tracing::warn!("the transfer of a pack was interrupted, and continues: {error:#}");
+                thread::sleep(MIN_PAUSE * (1 << (breaks - 1)));
             }
         }
     }
@@ -129,20 +129,20 @@ fn receive<S: PackStream>(
 ) -> Result<(u64, String)> {
     let mut stream = open(from)?;
     let (bytes, sha256) = stream.head()?;
-    ensure!(bytes <= MOST_BYTES, "a pack of {bytes} bytes: at most {MOST_BYTES} are taken");
+    ensure!(bytes <= MAX_BYTES, "a pack of {bytes} bytes: at most {MAX_BYTES} are allowed");
     let mut done = from;
     let mut told = Instant::now();
     while let Some(chunk) = stream.chunk()? {
         done += chunk.len() as u64;
-        ensure!(done <= bytes, "more than the {bytes} bytes that were promised");
+        ensure!(done <= bytes, "more than the {bytes} bytes that were announced");
         part.write_all(&chunk)?;
-        if told.elapsed() >= BETWEEN_REPORTS && done < bytes {
+        if told.elapsed() >= REPORT_INTERVAL && done < bytes {
             at(done, bytes)?;
             told = Instant::now();
         }
     }
     if done < bytes {
-        bail!("it ended behind {done} of {bytes} bytes");
+        bail!("it ended after {done} of {bytes} bytes");
     }
     Ok((bytes, sha256))
 }

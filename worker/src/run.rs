@@ -88,7 +88,7 @@ pub fn work(options: &Options) -> Result<Outcome> {
         interface.map_or(Ok(()), |name| use_interface(&name))?;
     }
     if let Err(error) = raise_descriptor_limit() {
-        tracing::warn!("the limit of open descriptors is not known: {error}");
+        tracing::warn!("the limit of open file descriptors is unknown: {error}");
     }
     keep_freed_memory();
     tch::set_num_threads(i32::try_from(options.threads)?);
@@ -116,7 +116,7 @@ pub fn work(options: &Options) -> Result<Outcome> {
         Err(error) if error.downcast_ref::<Refused>().is_some() => Err(error),
         Err(error) => {
             let failed = Failed { phase: session.phase(), message: format!("{error:#}"), exit_code: exit_code(&error) };
-            session.leave(&WorkerEvent::Failed(failed)).context("and the coordinator could not be told")?;
+            session.leave(&WorkerEvent::Failed(failed)).context("and the coordinator could not be notified")?;
             Err(error)
         }
     }
@@ -127,7 +127,7 @@ fn check_address(address: &Address) -> Result<(), NotHere> {
     match address {
         Address::Host(host) => match TcpListener::bind((host.as_str(), 0)) {
             Ok(_) => Ok(()),
-            Err(error) => Err(NotHere(format!("--host {host} is no address of this machine: {error}"))),
+            Err(error) => Err(NotHere(format!("--host {host} is not an address of this machine: {error}"))),
         },
         Address::Interface(name) => check_interface(name)
             .map_err(|names| NotHere(format!("--interface {name} is not on this machine, which has {names}"))),

@@ -15,13 +15,13 @@ use thanos_proto::{CheckpointWritten, WorkerEvent};
 use tokio::sync::mpsc;
 
 /// Saves in a row that may fail, on a full disk perhaps, before the run is ended.
-const MOST_FAILURES: u32 = 3;
+const MAX_FAILURES: u32 = 3;
 /// How long a save that others wait for is retried, where no grace period is set, and with the longest one: the other ranks
 /// wait for it in a collective.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_RETRY_TIMEOUT: Duration = Duration::from_secs(240);
 /// Pause before the second attempt; it doubles each time.
-const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+const MIN_BACKOFF: Duration = Duration::from_secs(1);
 const MAX_BACKOFF: Duration = Duration::from_secs(8);
 /// How often a pause looks whether the generation is over.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
@@ -134,7 +134,7 @@ impl<'a> Saver<'a> {
             self.report(&failure, "; a newer one follows")?;
         }
         self.spawn(save)?;
-        let (mut first_failure, mut backoff) = (None, FIRST_BACKOFF);
+        let (mut first_failure, mut backoff) = (None, MIN_BACKOFF);
         while let Err(failure) = self.wait()? {
             let now = Instant::now();
             let first_failure = *first_failure.get_or_insert(now);
@@ -221,10 +221,10 @@ impl<'a> Saver<'a> {
 
     fn give_up(&mut self, not_saved: NotSaved) -> Result<()> {
         self.failures += 1;
-        if self.failures == MOST_FAILURES {
-            return Err(anyhow::Error::from(not_saved).context(format!("{MOST_FAILURES} saves in a row failed")));
+        if self.failures == MAX_FAILURES {
+            return Err(anyhow::Error::from(not_saved).context(format!("{MAX_FAILURES} saves in a row failed")));
         }
-        tracing::warn!("{not_saved}; training goes on");
+        tracing::warn!("{not_saved}; training continues");
         Ok(())
     }
 

@@ -38,7 +38,7 @@ use tokio::sync::mpsc;
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(120);
 /// Steps that are told and not yet known to be in the ledger: with more, a step waits. Every rank keeps as many, so that
 /// a coordinator that starts again can be told all that it lacks.
-pub(crate) const MOST_UNRECORDED: usize = 64;
+pub(crate) const MAX_UNRECORDED: usize = 64;
 
 /// The run, as one worker talks to it.
 pub(crate) struct Session {
@@ -194,7 +194,7 @@ impl Session {
         Ok(self.line.borrow().send(event)?)
     }
 
-    /// Tells a step, once no more than [`MOST_UNRECORDED`] are on their way to the ledger.
+    /// Tells a step, once no more than [`MAX_UNRECORDED`] are on their way to the ledger.
     ///
     /// # Errors
     /// [`LineLost`].

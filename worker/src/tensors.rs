@@ -161,7 +161,7 @@ fn tensor(view: &TensorView<'_>) -> Result<Tensor> {
         Dtype::F64 => Kind::Double,
         Dtype::I64 => Kind::Int64,
         Dtype::U8 => Kind::Uint8,
-        other => bail!("{other:?} is none of F32, F64, I64, U8"),
+        other => bail!("{other:?} is not one of F32, F64, I64, U8"),
     };
     let shape: Vec<i64> = view.shape().iter().map(|&size| size as i64).collect();
     Ok(Tensor::f_from_data_size(view.data(), &shape, kind)?)

@@ -270,7 +270,7 @@ impl<'a> Trainer<'a> {
         self.finish()
     }
 
-    /// What is due behind the update `at`: an evaluation, a checkpoint. `false`: a stop was asked for meanwhile.
+    /// What is due behind the update `at`: an evaluation, a checkpoint. `false`: a stop was requested meanwhile.
     fn settle(&mut self, at: Position, (steps_per_epoch, total_steps): (u64, u64), stop: bool) -> Result<bool> {
         let last = self.step == total_steps;
         let evaluated = last || self.is_evaluated_after(at, steps_per_epoch);
@@ -411,7 +411,7 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    /// Keeps the weights of the first of the best epochs, or of the last one. `false`: a stop was asked for meanwhile.
+    /// Keeps the weights of the first of the best epochs, or of the last one. `false`: a stop was requested meanwhile.
     fn evaluate(&mut self, epoch: u64) -> Result<bool> {
         self.phase("evaluate");
         let validation_accuracy = match self.stage.validation_accuracy() {

@@ -256,7 +256,7 @@ struct Workers {
 
 impl Requested {
     fn of(arguments: &LaunchArguments, forced: Option<LauncherName>) -> Result<Self> {
-        // A member of a series goes on with its own quick run.
+        // A member of a series continues its own quick run.
         let may_resume = arguments.again || arguments.series.member_of.is_some();
         quick::check(arguments.quick, arguments.resume.is_some(), may_resume)?;
         let run_dir = arguments.run_dir.as_deref();

@@ -98,9 +98,9 @@ fn run_member(
             table(folder)?;
             return Ok(None);
         }
-        EXIT_STOPPED => terminal::line(&format!("{place}: stopped; go on with the series: {resume}")),
+        EXIT_STOPPED => terminal::line(&format!("{place}: stopped; resume the series: {resume}")),
         code => terminal::line(&format!(
-            "{place}: it failed with exit code {code}, which ends the series; go on with it: {resume}"
+            "{place}: it failed with exit code {code}, which ends the series; resume it: {resume}"
         )),
     }
     Ok(Some(code))
@@ -158,7 +158,7 @@ fn refuse_occupied(arguments: &LaunchArguments, recorded: Option<&Path>) -> Resu
             format!("{shown} contains a single run: name another --run-dir for the series")
         }
         None if recorded.is_some() => {
-            format!("{shown} already contains a series: add --resume to go on with it, or name another --run-dir")
+            format!("{shown} already contains a series: add --resume to continue it, or name another --run-dir")
         }
         Some(Resume::Always) if recorded.is_none() => format!("{shown} contains no series to resume"),
         _ => return Ok(()),

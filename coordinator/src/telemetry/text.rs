@@ -10,7 +10,8 @@ pub type Described = (&'static str, &'static str, &'static str);
 pub(crate) type Sample = (Vec<(&'static str, String)>, f64);
 
 /// Appends a metric with its samples; `run` is on every one. Nothing if there are no samples.
-pub(crate) fn write(text: &mut String, run: &str, (name, kind, help): Described, samples: &[Sample]) {
+pub(crate) fn write(text: &mut String, run: &str, described: Described, samples: &[Sample]) {
+    let (name, kind, help) = described;
     if samples.is_empty() {
         return;
     }

@@ -74,7 +74,7 @@ impl Trackers {
         if config.log.wandb.mode != WandbMode::Disabled {
             match Wandb::open(run_dir, config, identity) {
                 Ok(wandb) => sinks.push(Box::new(wandb)),
-                Err(error) => terminal::line(&format!("W&B: {error}; the run goes on without it")),
+                Err(error) => terminal::line(&format!("W&B: {error}; the run continues without it")),
             }
         }
         let threads = sinks.into_iter().filter_map(|sink| {
@@ -85,7 +85,7 @@ impl Trackers {
             match thread::Builder::new().name(name.into()).spawn(move || tracker.run(&endings)) {
                 Ok(thread) => Some((ending, thread)),
                 Err(error) => {
-                    terminal::line(&format!("{name}: no thread for it: {error}; the run goes on without it"));
+                    terminal::line(&format!("{name}: no thread for it: {error}; the run continues without it"));
                     None
                 }
             }
@@ -166,7 +166,7 @@ impl Tracker {
         let name = self.sink.name();
         match delivered {
             Err(error) if !self.has_failed => {
-                terminal::line(&format!("{name}: {error}; the run goes on, and it is tried again"));
+                terminal::line(&format!("{name}: {error}; the run continues, and it is retried"));
                 self.has_failed = true;
             }
             Ok(()) if self.has_failed => {

@@ -360,7 +360,7 @@ impl<'a> Machine<'a> {
         let latin = |text: &str| text.chars().map(|character| u8::try_from(character).ok()).collect();
         match str::from_utf8(self.text(text)?).ok().and_then(latin) {
             Some(bytes) => Ok(Node::Bytes(Cow::Owned(bytes))),
-            None => self.refused("a text of Latin-1 characters", text),
+            None => self.refused("a string of Latin-1 characters", text),
         }
     }
 

@@ -168,7 +168,7 @@ fn bad_images_are_skipped_and_reported_on_request() {
     verify(&packs.train.path).unwrap();
     let report = info(&packs.train.path).unwrap().to_string();
     assert!(
-        report.contains("skipped     2 that could not be decoded\n  train/cat/bad.jpg: the JPEG is cut off"),
+        report.contains("skipped      2 that could not be decoded\n  train/cat/bad.jpg: the JPEG is cut off"),
         "{report}"
     );
     let without = image_folder();

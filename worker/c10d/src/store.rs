@@ -57,7 +57,7 @@ impl KeyValueStore for MemoryStore {
     fn add(&self, key: &str, amount: i64) -> Result<i64, String> {
         self.update(|values| {
             let held = values.get(key).map_or(Ok(0), |text| String::from_utf8_lossy(text).parse::<i64>());
-            let sum = held.map_err(|error| format!("`{key}` holds no number: {error}"))? + amount;
+            let sum = held.map_err(|error| format!("`{key}` is not a number: {error}"))? + amount;
             values.insert(key.into(), sum.to_string().into_bytes());
             Ok(sum)
         })

@@ -66,7 +66,8 @@ type Precision = (Kind, Products);
 
 /// `branch` by kernels, in this precision, against `plain` in float64.
 fn compare(
-    (what, (kind, products)): (&str, Precision),
+    what: &str,
+    (kind, products): Precision,
     inputs: &[&Tensor],
     branch: &dyn Fn(&[&Tensor]) -> Tensor,
     plain: &dyn Fn(&[&Tensor]) -> Tensor,
@@ -115,7 +116,7 @@ fn check_attention(sizes: &Sizes, (kind, products): Precision, with: bool) {
         }
     };
     let what = format!("attention of [{n}, {t}, {d}], {heads} heads, {queries} queries, dropout {with}");
-    compare((&what, (kind, products)), &inputs, &|inputs| run(inputs, true), &|inputs| run(inputs, false));
+    compare(&what, (kind, products), &inputs, &|inputs| run(inputs, true), &|inputs| run(inputs, false));
 }
 
 fn check_feed_forward(sizes: &Sizes, (kind, products): Precision, with: bool) {
@@ -141,7 +142,7 @@ fn check_feed_forward(sizes: &Sizes, (kind, products): Precision, with: bool) {
         }
     };
     let what = format!("feed-forward of [{n}, {t}, {d}], {m} features, dropout {with}");
-    compare((&what, (kind, products)), &inputs, &|inputs| run(inputs, true), &|inputs| run(inputs, false));
+    compare(&what, (kind, products), &inputs, &|inputs| run(inputs, true), &|inputs| run(inputs, false));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! One stream to the coordinator, as the training thread holds it: events out, answers in, until it is lost.
 
-use super::MOST_UNRECORDED;
+use super::MAX_UNRECORDED;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -8,7 +8,7 @@ use thanos_proto::{Command, StepDone, WorkerEvent};
 use tokio::sync::mpsc;
 
 /// Events that may wait for the network; a full queue makes the step wait.
-const MOST_EVENTS: usize = 1024;
+const MAX_EVENTS: usize = 1024;
 
 /// The stream has broken: the generation is over, and another stream is being opened.
 #[derive(Debug, thiserror::Error)]
@@ -69,7 +69,7 @@ impl Tally {
 
 impl Line {
     pub(super) fn new() -> (Self, FarEnd) {
-        let (events, outbound) = mpsc::channel(MOST_EVENTS);
+        let (events, outbound) = mpsc::channel(MAX_EVENTS);
         let (inbound, answers) = channel();
         let tally = Arc::new(Tally::default());
         let far = FarEnd { events: outbound, answers: inbound, tally: tally.clone() };
@@ -89,7 +89,7 @@ impl Line {
 
     pub(super) fn send_step(&self, step: StepDone) -> Result<(), LineLost> {
         let too_many =
-            |steps: &mut Steps| !steps.lost && !steps.released && steps.told - steps.recorded >= MOST_UNRECORDED as u64;
+            |steps: &mut Steps| !steps.lost && !steps.released && steps.told - steps.recorded >= MAX_UNRECORDED as u64;
         let mut steps =
             self.tally.changed.wait_while(self.tally.lock(), too_many).unwrap_or_else(PoisonError::into_inner);
         steps.told += 1;
@@ -134,7 +134,7 @@ mod tests {
     #[test]
     fn a_step_waits_while_too_many_are_not_recorded() {
         let (line, mut far) = Line::new();
-        for number in 0..MOST_UNRECORDED as u64 {
+        for number in 0..MAX_UNRECORDED as u64 {
             line.send_step(step(number)).expect("room");
         }
         let tally = far.tally.clone();

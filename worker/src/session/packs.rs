@@ -9,7 +9,7 @@ use tokio::runtime::Handle;
 use tonic::Streaming;
 
 /// How long the coordinator may send nothing. It hashes the whole file before its first part.
-const MOST_SILENCE: Duration = Duration::from_secs(60);
+const MAX_SILENCE: Duration = Duration::from_secs(60);
 
 pub(crate) struct PackParts {
     parts: Streaming<PackPart>,
@@ -20,15 +20,15 @@ impl PackParts {
     pub(super) fn open(mut client: Client, runtime: Handle, fingerprint: &str, offset: u64) -> Result<Self> {
         let request = PackRequest { fingerprint: fingerprint.into(), offset };
         let parts = runtime
-            .block_on(async { tokio::time::timeout(MOST_SILENCE, client.fetch_pack(request)).await })
-            .with_context(|| format!("the coordinator did not answer within {MOST_SILENCE:?}"))?;
+            .block_on(async { tokio::time::timeout(MAX_SILENCE, client.fetch_pack(request)).await })
+            .with_context(|| format!("the coordinator did not answer within {MAX_SILENCE:?}"))?;
         let parts = parts.map_err(|status| anyhow::anyhow!("{}", status.message()))?.into_inner();
         Ok(Self { parts, runtime })
     }
 
     fn next(&mut self) -> Result<Option<Part>> {
-        let message = self.runtime.block_on(async { tokio::time::timeout(MOST_SILENCE, self.parts.message()).await });
-        let message = message.with_context(|| format!("nothing came for {MOST_SILENCE:?}"))?;
+        let message = self.runtime.block_on(async { tokio::time::timeout(MAX_SILENCE, self.parts.message()).await });
+        let message = message.with_context(|| format!("no chunk was received for {MAX_SILENCE:?}"))?;
         Ok(message.map_err(|status| anyhow::anyhow!("{}", status.message()))?.and_then(|part| part.part))
     }
 }
@@ -37,14 +37,14 @@ impl PackStream for PackParts {
     fn head(&mut self) -> Result<(u64, String)> {
         match self.next()? {
             Some(Part::Head(PackHead { bytes, sha256 })) => Ok((bytes, sha256)),
-            _ => bail!("the coordinator did not say what the pack is"),
+            _ => bail!("the coordinator sent no header of the pack"),
         }
     }
 
     fn chunk(&mut self) -> Result<Option<Vec<u8>>> {
         match self.next()? {
             Some(Part::Chunk(chunk)) => Ok(Some(chunk)),
-            Some(Part::Head(_)) => bail!("a second head came in the middle of a pack"),
+            Some(Part::Head(_)) => bail!("a second header in the middle of a pack"),
             None => Ok(None),
         }
     }

@@ -23,12 +23,12 @@ use tonic::transport::Channel;
 pub(super) type Client = CoordinatorClient<Channel>;
 
 /// Between two attempts to reach a coordinator.
-const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(100);
+const ATTEMPT_INTERVAL: Duration = Duration::from_millis(100);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const HEARTBEAT: Duration = Duration::from_millis(250);
 /// A coordinator that does not answer for this long, asked once a second, is gone: nothing may have closed the connection.
-const BETWEEN_PINGS: Duration = Duration::from_secs(1);
-const MOST_SILENCE: Duration = Duration::from_secs(3);
+const PING_INTERVAL: Duration = Duration::from_secs(1);
+const MAX_SILENCE: Duration = Duration::from_secs(3);
 
 /// Keeps a stream to the coordinator.
 pub(super) struct Keeper {
@@ -95,7 +95,7 @@ impl Keeper {
             if Instant::now() >= deadline {
                 return Err(NotReached { coordinator: self.coordinator.clone(), within: most, reason }.into());
             }
-            sleep(BETWEEN_ATTEMPTS).await;
+            sleep(ATTEMPT_INTERVAL).await;
         }
     }
 
@@ -105,7 +105,7 @@ impl Keeper {
         loop {
             match self.open(lease).await {
                 Err(error) if error.is::<NotReached>() && accepts(&self.coordinator).await => {
-                    tracing::warn!("{error:#}; its port accepts connections: trying again");
+                    tracing::warn!("{error:#}; its port accepts connections: retrying");
                 }
                 opened => return opened,
             }
@@ -117,8 +117,8 @@ impl Keeper {
         let endpoint = endpoint
             .tcp_nodelay(true)
             .connect_timeout(CONNECT_TIMEOUT)
-            .http2_keep_alive_interval(BETWEEN_PINGS)
-            .keep_alive_timeout(MOST_SILENCE)
+            .http2_keep_alive_interval(PING_INTERVAL)
+            .keep_alive_timeout(MAX_SILENCE)
             .keep_alive_while_idle(true);
         let mut client = CoordinatorClient::new(endpoint.connect().await.map_err(unless_untrusted)?);
         let (line, FarEnd { events, answers, tally }) = Line::new();
@@ -142,7 +142,7 @@ impl Keeping {
             keeper.shared.break_group(None);
             let lease = keeper.welcome.as_ref().map_or(Duration::ZERO, |welcome| welcome.lease);
             keeper.hello.generation = keeper.shared.heartbeat().generation;
-            tracing::warn!("{reason}; trying again for {lease:?}");
+            tracing::warn!("{reason}; retrying for {lease:?}");
             match keeper.reconnect(lease).await {
                 Ok((_, line, again)) => {
                     // Dropping the old end tells the training thread; the new one is there by then.
@@ -167,7 +167,7 @@ impl Keeper {
         loop {
             let command = match open.commands.next().await {
                 Some(Ok(command)) => Command::try_from(command).map_err(|error| error.to_string()),
-                Some(Err(status)) => Err(format!("the session broke: {}", status.message())),
+                Some(Err(status)) => Err(format!("the session failed: {}", status.message())),
                 None => Err("the coordinator closed the session".into()),
             };
             let done = self.shared.done.load(Ordering::Relaxed);
@@ -177,7 +177,7 @@ impl Keeper {
                     _ = open.answers.send(command);
                     return None;
                 }
-                Ok(Command::Leave { reason }) => end(&format!("told to leave: {reason}"), EXIT_UNREACHABLE),
+                Ok(Command::Leave { reason }) => end(&format!("leaving: {reason}"), EXIT_UNREACHABLE),
                 Ok(Command::Refused { reason, exit_code }) => end(&format!("refused: {reason}"), exit_code),
                 Ok(Command::Welcome(welcome)) => match &self.welcome {
                     None => {
@@ -187,8 +187,7 @@ impl Keeper {
                     Some(first)
                         if (&first.run_id, &first.config_digest) == (&welcome.run_id, &welcome.config_digest) => {}
                     Some(first) if first.run_id == welcome.run_id => {
-                        let reason =
-                            "the run was resumed with another configuration: this worker must be started again";
+                        let reason = "the run was resumed with another configuration: this worker must be restarted";
                         end(reason, EXIT_STOPPED);
                     }
                     Some(first) => {

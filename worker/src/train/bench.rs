@@ -13,7 +13,7 @@ use std::time::Duration;
 /// seconds.
 pub(crate) type Update<'a> = dyn FnMut() -> Result<BTreeMap<String, f64>> + 'a;
 
-/// Hands the first `total` updates of a stage to `each`, with their numbers. `false`: a stop was asked for, and all ranks
+/// Hands the first `total` updates of a stage to `each`, with their numbers. `false`: a stop was requested, and all ranks
 /// end after the same update.
 ///
 /// # Errors

@@ -12,7 +12,7 @@ use thanos_configs::{OnDivergence, OnNonFinite};
 use thanos_proto::WorkerEvent;
 
 /// Updates in a row that may be left out because something in them was no number.
-const MOST_SKIPPED: u32 = 10;
+const MAX_SKIPPED: u32 = 10;
 
 impl Trainer<'_> {
     /// What in this step is no number, and on which rank: the same on all ranks, before the update. Only where
@@ -34,8 +34,8 @@ impl Trainer<'_> {
         let all = Vec::<i64>::try_from(self.peers.group.all_gather(&own)?)?;
         let first = all.iter().enumerate().find_map(|(rank, &index)| Some((rank, usize::try_from(index).ok()?)));
         Ok(Some(match first {
-            Some((rank, index)) => format!("{} is no finite number on rank {rank}", names[index]),
-            None => "the sum of the ranks' gradients is no finite number".into(),
+            Some((rank, index)) => format!("{} is non-finite on rank {rank}", names[index]),
+            None => "the sum of the ranks' gradients is non-finite".into(),
         }))
     }
 
@@ -45,14 +45,14 @@ impl Trainer<'_> {
         let place = format!("at step {} of stage {}", self.step, self.recipe.name);
         copy_into(&self.buffers, &self.buffers_before)?;
         let stop = self.recipe.checks.on_non_finite == OnNonFinite::Stop;
-        if (stop || self.skipped == MOST_SKIPPED) && self.step > 0 {
+        if (stop || self.skipped == MAX_SKIPPED) && self.step > 0 {
             self.save_for_all(epoch, None)?;
         }
         if stop {
             bail!("{problem} {place} (`checks.on_non_finite: skip` skips such updates)");
         }
-        if self.skipped == MOST_SKIPPED {
-            bail!("{problem} {place}, and {MOST_SKIPPED} updates before it were skipped");
+        if self.skipped == MAX_SKIPPED {
+            bail!("{problem} {place}, and {MAX_SKIPPED} updates before it were skipped");
         }
         tracing::warn!("{problem} {place}: the update is skipped");
         Ok(())
@@ -68,11 +68,11 @@ impl Trainer<'_> {
         let mut state = self.stage.state();
         state.extend(self.optimizer.state());
         let Some(diverged) = diverged(&state, self.peers.group)? else { return Ok(()) };
-        let problem = format!("{diverged} behind step {} of stage {}", self.step, self.recipe.name);
+        let problem = format!("{diverged} after step {} of stage {}", self.step, self.recipe.name);
         if checks.on_divergence == OnDivergence::Stop {
-            bail!("{problem} (`checks.on_divergence: repair` goes on with the state of the majority)");
+            bail!("{problem} (`checks.on_divergence: repair` continues with the state of the majority)");
         }
-        tracing::warn!("{problem}: it is given the state of the others");
+        tracing::warn!("{problem}: repaired with the state of the majority");
         let mut memory = self.memory();
         memory.take_over(self.peers.group, diverged.trusted)?;
         self.recall(memory)?;
