@@ -89,18 +89,25 @@ fn wandb_sync_delivers_the_ledger() {
     let address = format!("http://{}", server.local_addr().expect("an address"));
     let (histories, requests) = (Histories::default(), Arc::new(Mutex::new(String::new())));
     serve(server, histories.clone(), requests.clone());
-    let synced = Command::new(client)
-        .args(["sync", "--yes", "wandb"])
-        .current_dir(&run)
-        .envs([("WANDB_BASE_URL", address.as_str()), ("WANDB_API_KEY", &"a".repeat(40)), ("HOME", "/nowhere")])
-        .output()
-        .expect("the client runs");
-    assert!(synced.status.success(), "{}", String::from_utf8_lossy(&synced.stderr));
+    // One after the other, in order of start: a file continues where the run's history ends.
+    let mut folders: Vec<_> =
+        fs::read_dir(run.join("wandb")).expect("a folder").map(|entry| entry.expect("an entry").path()).collect();
+    folders.sort();
+    for folder in folders.iter().filter(|path| path.is_dir()) {
+        let synced = Command::new(&client)
+            .args(["sync", "--yes"])
+            .arg(folder)
+            .envs([("WANDB_BASE_URL", address.as_str()), ("WANDB_API_KEY", &"a".repeat(40)), ("HOME", "/nowhere")])
+            .output()
+            .expect("the client runs");
+        assert!(synced.status.success(), "{}", String::from_utf8_lossy(&synced.stderr));
+    }
     let id: Value = serde_json::from_str(&fs::read_to_string(run.join("run.json")).expect("run.json")).expect("JSON");
     let histories = histories.lock().expect("no thread panicked");
     let history = &histories[id["id"].as_str().expect("text")];
     let ledger = lines(&run, "steps.jsonl");
-    assert_eq!(history.len(), ledger.len());
+    let steps: Vec<&Value> = history.iter().map(|line| &line["_step"]).collect();
+    assert_eq!(history.len(), ledger.len(), "{steps:?} of {folders:?}");
     for (index, (sent, line)) in history.iter().zip(&ledger).enumerate() {
         assert_eq!((&sent["_step"], &sent["step"], &sent["stage"]), (&json!(index), &line["step"], &line["stage"]));
         assert_eq!(sent["supcon/loss/total"].as_f64(), line["loss"].as_f64());
