@@ -65,8 +65,8 @@ fn without_its_client_an_online_run_is_kept_offline() {
     let scene = Scene::new();
     let arguments = [&["launch", "--run-dir", "run"], &TARGET[..], &["wandb.mode=online"]].concat();
     let ran = scene.start_with(&arguments, &[("PATH", "/nowhere:/usr/bin:/bin")]).wait().expect(0);
-    let told = ran.stderr.matches("the run is kept offline, `wandb sync ").count();
-    assert_eq!(told, 1, "{}", ran.stderr);
+    let reports = ran.stderr.matches("the run is kept offline, `wandb sync ").count();
+    assert_eq!(reports, 1, "{}", ran.stderr);
 }
 
 /// The lines of a run's history that the server was sent, by their position.

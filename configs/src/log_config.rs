@@ -1,4 +1,4 @@
-//! `log`: what is written of a run beside its ledger, and for which experiment trackers. It is no part of a run's recipe: it
+//! `log`: what is written of a run in addition to its ledger, and for which experiment trackers. It is not part of the recipe: it
 //! may change at a resume.
 
 use serde::{Deserialize, Serialize};
@@ -64,7 +64,7 @@ impl Default for WandbConfig {
 pub enum WandbMode {
     /// Nothing is written.
     Disabled,
-    /// Files in the run directory's `wandb/`, which `wandb sync` uploads.
+    /// Files in the run directory's `wandb/`, which `wandb sync` uploads; of a run whose coordinator was restarted not all rows.
     Offline,
     /// The same files, uploaded meanwhile by the installed `wandb` client with its own credentials.
     Online,

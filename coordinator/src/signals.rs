@@ -4,7 +4,10 @@
 use crate::exit::EXIT_STOPPED;
 use crate::run::Event;
 use crate::terminal;
+use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
+use nix::unistd::getppid;
+use signal_hook::consts::SIGCHLD;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -22,6 +25,21 @@ pub(crate) fn stop_signals() -> Vec<Signal> {
         signals.push(Signal::SIGHUP);
     }
     signals
+}
+
+/// Stop signals, and the ends of child processes, of a process that waits for one.
+pub(crate) fn stop_and_child_signals() -> impl Iterator<Item = i32> {
+    stop_signals().into_iter().map(|signal| signal as i32).chain([SIGCHLD])
+}
+
+/// Asks the kernel for `signal` at the end of the process `parent`, which has started this one. `false`: it has ended
+/// already.
+///
+/// # Errors
+/// If the kernel refuses.
+pub(crate) fn end_with_parent(parent: i32, signal: Signal) -> nix::Result<bool> {
+    set_pdeathsig(signal)?;
+    Ok(getppid().as_raw() == parent)
 }
 
 /// Stop signals that this process receives from now on. Must be called within the runtime.

@@ -8,6 +8,7 @@ pub(crate) mod http;
 pub(crate) mod metrics;
 pub(crate) mod page;
 pub(crate) mod progress;
+mod tail;
 pub(crate) mod tensorboard;
 mod text;
 pub(crate) mod trackers;

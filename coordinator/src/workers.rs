@@ -132,7 +132,7 @@ impl Launcher {
         }
     }
 
-    /// Waits for a process, which is started first if there is none, and reports how it ended.
+    /// Starts a process unless there is one, waits for it, and reports how it ended.
     fn watch(&self, worker: String, child: Option<Started>, after: Duration) {
         let (command, id) = (self.command.clone(), worker.clone());
         self.until(worker, |mut killed| async move {

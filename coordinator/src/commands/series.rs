@@ -7,7 +7,7 @@ pub(crate) mod members;
 use crate::exit::{EXIT_DATA, EXIT_IO, EXIT_STOPPED, EXIT_UNREACHABLE, Fatal};
 use crate::run::is_stop_signal;
 use crate::run_dir::write_durably;
-use crate::signals::stop_signals;
+use crate::signals::stop_and_child_signals;
 use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -90,8 +90,10 @@ impl Starter {
     /// # Errors
     /// If the system refuses to deliver signals.
     pub(crate) fn new() -> Result<Self> {
-        let handled = stop_signals().into_iter().map(|signal| signal as i32).chain([SIGCHLD]);
-        Ok(Self { signals: Signals::new(handled).context("to pass signals on")?, stop_requested: false })
+        Ok(Self {
+            signals: Signals::new(stop_and_child_signals()).context("to pass signals on")?,
+            stop_requested: false,
+        })
     }
 
     /// Runs `launch` in this directory to its end, and returns its exit code.

@@ -5,7 +5,7 @@
 mod policy;
 
 use crate::exit::{EXIT_STOPPED, EXIT_UNREACHABLE, Fatal, PERMANENT};
-use crate::signals::{DUPLICATE_INTERVAL, stop_signals};
+use crate::signals::{DUPLICATE_INTERVAL, stop_and_child_signals};
 use crate::terminal;
 use crate::workers::WorkerProcess;
 use anyhow::{Context, Result};
@@ -80,8 +80,7 @@ pub(crate) fn run(what: &LocalWorkers) -> Result<u8> {
 
 /// Stop signals and ends of processes, from now on.
 fn watch_signals() -> Result<Receiver<i32>> {
-    let handled = stop_signals().into_iter().map(|signal| signal as i32).chain([SIGCHLD]);
-    let mut signals = Signals::new(handled).context("handlers of stop signals")?;
+    let mut signals = Signals::new(stop_and_child_signals()).context("handlers of stop signals")?;
     let (received, receiver) = channel();
     std::thread::spawn(move || {
         for signal in signals.forever() {

@@ -61,7 +61,7 @@ impl StatusListener {
         match opened {
             Ok(listener) => Ok(Some(Self { listener: Arc::new(listener), is_typed })),
             Err(error) if is_typed => Err(error.into()),
-            // It is a courtesy: the launch goes on without it.
+            // It was not requested: the launch continues without it.
             Err(_) => Ok(None),
         }
     }

@@ -5,15 +5,15 @@
 use crate::exit::{EXIT_STOPPED, EXIT_UNREACHABLE, Fatal};
 use crate::launch::status_listener::StatusListener;
 use crate::run::is_stop_signal;
-use crate::signals::stop_signals;
+use crate::signals::{end_with_parent, stop_and_child_signals};
 use crate::terminal;
 use anyhow::{Context, Result};
 use listenfd::ListenFd;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::sys::prctl::{set_child_subreaper, set_pdeathsig};
+use nix::sys::prctl::set_child_subreaper;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{Pid, getppid};
+use nix::unistd::Pid;
 use signal_hook::consts::SIGCHLD;
 use signal_hook::iterator::Signals;
 use std::ffi::OsString;
@@ -40,8 +40,7 @@ pub(crate) const STOP_REQUESTED: &str = "--stop-requested";
 /// 69 if it cannot be started, or ends again and again.
 pub(crate) fn supervise(run_dir: &Path, listener: &TcpListener, status: Option<&StatusListener>) -> Result<u8> {
     set_child_subreaper(true).context("cannot become the subreaper of orphaned workers")?;
-    let handled = stop_signals().into_iter().map(|signal| signal as i32).chain([SIGCHLD]);
-    let mut signals = Signals::new(handled).context("cannot handle signals")?;
+    let mut signals = Signals::new(stop_and_child_signals()).context("cannot handle signals")?;
     fcntl(listener, FcntlArg::F_SETFD(FdFlag::empty()))
         .context("cannot pass the listening socket to the coordinator")?;
     let last_fd = status.map_or(Ok(listener.as_raw_fd()), |status| status.inheritable(listener))?;
@@ -87,9 +86,8 @@ pub(crate) fn listen(address: SocketAddr, passed: &mut ListenFd) -> Result<TcpLi
 
 /// Ends this process when its supervisor does.
 pub(crate) fn end_with(supervisor: i32) -> Result<()> {
-    set_pdeathsig(Signal::SIGKILL).context("cannot request a signal at the supervisor's death")?;
-    // It may be gone already.
-    if getppid().as_raw() == supervisor {
+    let is_there = end_with_parent(supervisor, Signal::SIGKILL);
+    if is_there.context("cannot request a signal at the supervisor's death")? {
         Ok(())
     } else {
         Err(Fatal::new(EXIT_UNREACHABLE, "the supervisor has exited").into())

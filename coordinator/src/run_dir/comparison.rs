@@ -322,7 +322,7 @@ fn digests(run: &RunResults) -> Value {
     serde_json::to_value(&run.identity.weights).expect("plain data is always JSON")
 }
 
-/// What tells the groups apart: their names, else the keys in which they differ, else where their first runs are.
+/// What distinguishes the groups: their names, else the keys in which they differ, else the paths of their first runs.
 fn labels(firsts: &[&RunResults], keys: &[DifferingKey]) -> Vec<String> {
     let is_distinct = |labels: &[String]| (1..labels.len()).all(|at| !labels[..at].contains(&labels[at]));
     let names: Vec<String> = firsts.iter().map(|run| run.identity.preset.clone()).collect();

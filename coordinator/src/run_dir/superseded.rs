@@ -100,26 +100,11 @@ pub(crate) fn steps_made(run_dir: &Path, stage: &str) -> Result<u64, Fatal> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeMap;
+    use crate::run::test_step;
     use thanos_proto::StepDone;
 
     fn step(stage: &str, step: u64) -> StepDone {
-        StepDone {
-            stage: stage.into(),
-            epoch: 0,
-            step,
-            generation: 1,
-            world_size: 2,
-            loss: 0.5,
-            losses: BTreeMap::new(),
-            lr: 1e-3,
-            images: 128,
-            samples_sha256: "00".into(),
-            total_steps: 9,
-            skipped: None,
-            phase_seconds: BTreeMap::new(),
-            gathered_bytes: 0,
-        }
+        test_step(stage, step, 1)
     }
 
     #[test]

@@ -83,6 +83,7 @@ fn terms(stage: &StagePlan) -> Vec<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::run::test_step;
     use thanos_proto::{Evaluated, GroupFailure, Heartbeat, Rejoin};
 
     fn names() -> PlanNames {
@@ -91,22 +92,7 @@ mod tests {
     }
 
     fn step(stage: &str, term: &str) -> StepDone {
-        StepDone {
-            stage: stage.into(),
-            epoch: 0,
-            step: 0,
-            generation: 1,
-            world_size: 1,
-            loss: 1.0,
-            losses: BTreeMap::from([(term.to_owned(), 1.0)]),
-            lr: 0.1,
-            images: 1,
-            samples_sha256: String::new(),
-            total_steps: 1,
-            skipped: None,
-            phase_seconds: BTreeMap::new(),
-            gathered_bytes: 0,
-        }
+        StepDone { losses: BTreeMap::from([(term.to_owned(), 1.0)]), ..test_step(stage, 0, 1) }
     }
 
     #[test]

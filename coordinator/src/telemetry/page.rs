@@ -8,7 +8,6 @@ mod live;
 mod model;
 mod roster;
 mod series;
-mod tail;
 
 use crate::telemetry::Telemetry;
 use axum::Router;

@@ -237,6 +237,7 @@ fn masked(bytes: &[u8]) -> [u8; 4] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::run::test_step;
 
     #[test]
     fn a_record_is_that_of_the_format() {
@@ -279,22 +280,7 @@ mod tests {
     }
 
     fn step(step: u64) -> Effect {
-        Effect::Record(StepDone {
-            stage: "cae".into(),
-            epoch: 0,
-            step,
-            generation: 1,
-            world_size: 1,
-            loss: 1.0,
-            losses: BTreeMap::from([("cosine".into(), 0.5)]),
-            lr: 0.1,
-            images: 8,
-            samples_sha256: String::new(),
-            total_steps: 9,
-            skipped: None,
-            phase_seconds: BTreeMap::new(),
-            gathered_bytes: 0,
-        })
+        Effect::Record(StepDone { losses: BTreeMap::from([("cosine".into(), 0.5)]), ..test_step("cae", step, 1) })
     }
 
     fn evaluated(epoch: u64) -> Effect {

@@ -1,6 +1,6 @@
-//! Experiment trackers: where a run's numbers go beside its ledger. Each tracker has a thread of its own that reads the
+//! Experiment trackers: where a run's numbers go in addition to its ledger. Each tracker has a thread of its own that reads the
 //! ledger as it grows and holds a bounded number of rows; what it cannot deliver stays in the ledger. So none can slow a
-//! step or end a run, and a coordinator that starts again goes on where the tracker is.
+//! step or end a run, and a restarted coordinator continues after the last row that the tracker has.
 
 mod csv_log;
 mod feed;

@@ -137,7 +137,7 @@ mod tests {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs_f64();
         let started = started_at(std::process::id() as i32).expect("it runs");
         assert!((now - 600.0..now + 0.1).contains(&started), "{started}, now {now}");
-        // This is not a worker; a process that ended is none, either.
+        // This process is not a worker.
         assert!(!is_worker_since(std::process::id() as i32, "worker-0", now));
     }
 }

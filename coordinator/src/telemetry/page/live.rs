@@ -222,6 +222,7 @@ pub(super) fn phases_json(phases: &BTreeMap<&'static str, f64>) -> Vec<Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::run::test_step;
 
     fn heartbeat(generation: u64, waited_ms: u64) -> Heartbeat {
         let (stage, phase) = ("supcon".into(), "gather".into());
@@ -243,22 +244,8 @@ mod tests {
     }
 
     fn step(stage: &str, number: u64, seconds: f64) -> StepDone {
-        StepDone {
-            stage: stage.into(),
-            epoch: 0,
-            step: number,
-            generation: 1,
-            world_size: 1,
-            loss: 1.0,
-            losses: BTreeMap::new(),
-            lr: 0.1,
-            images: 8,
-            samples_sha256: String::new(),
-            total_steps: 90,
-            skipped: None,
-            phase_seconds: BTreeMap::from([("forward".into(), seconds), ("made up".into(), 1.0)]),
-            gathered_bytes: 0,
-        }
+        let phase_seconds = BTreeMap::from([("forward".into(), seconds), ("made up".into(), 1.0)]);
+        StepDone { total_steps: 90, phase_seconds, ..test_step(stage, number, 1) }
     }
 
     #[test]

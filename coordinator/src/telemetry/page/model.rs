@@ -4,9 +4,9 @@
 use super::live::{LiveView, phases_json};
 use super::roster::Roster;
 use super::series::Series;
-use super::tail::{FileIdentity, Tail};
 use crate::run_dir::ledger::StepLine;
 use crate::run_dir::{identity, plan_of_run};
+use crate::telemetry::tail::{FileIdentity, Tail};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, VecDeque};
 use std::fs;
@@ -22,6 +22,8 @@ const MAX_EVALUATIONS: usize = 2048;
 const MAX_STAGES: usize = 256;
 /// A configuration file that is shown; ours are a few kilobytes.
 const MAX_CONFIG_BYTES: usize = 256 << 10;
+/// Bytes of the ledger that are read at a time.
+const MAX_READ_BYTES: u64 = 4 << 20;
 
 /// How far a reader has read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -155,8 +157,8 @@ impl Model {
     pub(super) fn new(run_dir: &Path) -> Self {
         Self {
             run_dir: run_dir.into(),
-            steps: Tail::new(run_dir.join("steps.jsonl")),
-            events: Tail::new(run_dir.join("events.jsonl")),
+            steps: Tail::new(run_dir.join("steps.jsonl"), MAX_READ_BYTES),
+            events: Tail::new(run_dir.join("events.jsonl"), MAX_READ_BYTES),
             step_lines: 0,
             event_lines: 0,
             damaged: 0,

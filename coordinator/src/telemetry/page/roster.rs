@@ -1,4 +1,4 @@
-//! The workers of a run by its events: who has joined from where, who has which rank, who was lost and restarted.
+//! The workers of a run, from its events: the host, the rank, the losses and the restarts of each.
 
 use super::live::LiveWorker;
 use serde_json::{Value, json};

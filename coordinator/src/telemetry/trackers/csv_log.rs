@@ -1,4 +1,4 @@
-//! `log.csv`: the committed steps as a table that every spreadsheet reads. A coordinator that starts again writes it anew
+//! `log.csv`: the committed steps as a table that every spreadsheet reads. A restarted coordinator writes it again
 //! from the ledger, so that no line is missing or there twice.
 
 use super::feed::Row;
@@ -14,7 +14,7 @@ const COLUMNS: [&str; 9] =
 
 pub(super) struct CsvLog {
     path: PathBuf,
-    /// `None`: it is to be written anew.
+    /// `None`: it has to be written from the start.
     writer: Option<csv::Writer<File>>,
     next_row: u64,
 }

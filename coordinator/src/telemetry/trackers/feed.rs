@@ -3,12 +3,11 @@
 //! to the bit.
 
 use crate::run_dir::ledger::StepLine;
+use crate::telemetry::tail::Tail;
 use serde_json::Value;
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::Path;
 
 /// Bytes of a file that are read at a time.
 const MAX_READ_BYTES: u64 = 1 << 20;
@@ -48,7 +47,7 @@ pub(super) struct Feed {
 
 impl Feed {
     pub(super) fn new(run_dir: &Path) -> Self {
-        let tail = |name: &str| Tail { path: run_dir.join(name), open: None, unread: Vec::new() };
+        let tail = |name: &str| Tail::new(run_dir.join(name), MAX_READ_BYTES);
         Self {
             steps: tail("steps.jsonl"),
             events: tail("events.jsonl"),
@@ -66,17 +65,17 @@ impl Feed {
     pub(super) fn rows(&mut self, first: u64, limit: usize, is_done: bool) -> io::Result<Vec<Row>> {
         let mut rows = Vec::new();
         while rows.len() < limit {
-            let (restarted, lines) = self.steps.lines()?;
-            if restarted {
+            let growth = self.steps.read()?;
+            if growth.replaced {
                 (self.held, self.index) = (None, 0);
             }
             // After the steps: each evaluation before one of them is there.
             self.read_evaluations()?;
-            if lines.is_empty() {
+            if growth.text.is_empty() {
                 break;
             }
-            for line in lines {
-                let step: StepLine = serde_json::from_str(&line)?;
+            for line in growth.text.lines() {
+                let step: StepLine = serde_json::from_str(line)?;
                 let follows = |held: &StepLine| held.stage == step.stage && held.epoch == step.epoch;
                 let is_last_of_epoch = self.held.as_ref().is_some_and(|held| !follows(held));
                 let row = self.held.replace(step).map(|held| self.row(held, is_last_of_epoch));
@@ -99,12 +98,12 @@ impl Feed {
 
     fn read_evaluations(&mut self) -> io::Result<()> {
         loop {
-            let (_, lines) = self.events.lines()?;
-            if lines.is_empty() {
+            let growth = self.events.read()?;
+            if growth.text.is_empty() {
                 return Ok(());
             }
-            for line in lines {
-                let event: Value = serde_json::from_str(&line)?;
+            for line in growth.text.lines() {
+                let event: Value = serde_json::from_str(line)?;
                 let (stage, epoch) = (event["stage"].as_str(), event["epoch"].as_u64());
                 if let ("evaluated", Some(stage), Some(epoch), Some(accuracy)) =
                     (event["event"].as_str().unwrap_or(""), stage, epoch, event["validation_accuracy"].as_f64())
@@ -116,73 +115,17 @@ impl Feed {
     }
 }
 
-/// A file of lines that another thread appends to, or replaces.
-struct Tail {
-    path: PathBuf,
-    open: Option<Open>,
-    /// The beginning of a line.
-    unread: Vec<u8>,
-}
-
-struct Open {
-    file: File,
-    inode: u64,
-    position: u64,
-}
-
-impl Tail {
-    /// The next whole lines, and whether they begin at the start of the file: it is a new one, or was cut.
-    fn lines(&mut self) -> io::Result<(bool, Vec<String>)> {
-        let metadata = match std::fs::metadata(&self.path) {
-            Ok(metadata) => metadata,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok((false, Vec::new())),
-            Err(error) => return Err(error),
-        };
-        let is_same = |open: &Open| open.inode == metadata.ino() && open.position <= metadata.len();
-        let restarted = !self.open.as_ref().is_some_and(is_same);
-        if restarted {
-            let file = File::open(&self.path)?;
-            let inode = file.metadata()?.ino();
-            self.open = Some(Open { file, inode, position: 0 });
-            self.unread.clear();
-        }
-        let open = self.open.as_mut().expect("it was opened above");
-        open.file.seek(SeekFrom::Start(open.position))?;
-        let read = (&open.file).take(MAX_READ_BYTES).read_to_end(&mut self.unread)?;
-        open.position += read as u64;
-        let whole = self.unread.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
-        let text: Vec<u8> = self.unread.drain(..whole).collect();
-        let lines = String::from_utf8_lossy(&text).lines().map(str::to_owned).collect();
-        Ok((restarted, lines))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::run::test_step;
     use crate::run_dir::ledger::Ledger;
     use serde_json::json;
-    use std::collections::BTreeMap;
     use thanos_proto::StepDone;
 
     /// Two steps an epoch.
     fn step(stage: &str, step: u64) -> StepDone {
-        StepDone {
-            stage: stage.into(),
-            epoch: step / 2,
-            step,
-            generation: 1,
-            world_size: 2,
-            loss: step as f64,
-            losses: BTreeMap::new(),
-            lr: 0.5,
-            images: 8,
-            samples_sha256: "00".into(),
-            total_steps: 9,
-            skipped: None,
-            phase_seconds: BTreeMap::new(),
-            gathered_bytes: 0,
-        }
+        StepDone { epoch: step / 2, loss: step as f64, ..test_step(stage, step, 1) }
     }
 
     fn shown(rows: &[Row]) -> Vec<(u64, u64, Option<f64>)> {

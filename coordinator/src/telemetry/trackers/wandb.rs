@@ -1,6 +1,7 @@
 //! Weights & Biases: each coordinator of a run writes a file of its own, below `wandb/` in the run directory, as their
-//! client does offline; `wandb sync` uploads all of them as one run. With `log.wandb.mode: online` the user's own client
-//! does so meanwhile (`wandb_client.rs`): this program has no credentials and opens no connection.
+//! client does offline. With `log.wandb.mode: online` the user's own client uploads them meanwhile (`wandb_client.rs`): this
+//! program has no credentials and opens no connection. Not solved yet: `wandb sync` uploads each file from line 0 of the run's
+//! history on, so the file of a restarted coordinator replaces earlier lines.
 
 use super::feed::Row;
 use super::wandb_client::Client;
@@ -37,7 +38,7 @@ struct RunFile {
 }
 
 impl Wandb {
-    /// Goes on after the last row of the files that are there. Its own is made with its first row.
+    /// Continues after the last row of the files that are there. Its own is made with its first row.
     ///
     /// # Errors
     /// If those cannot be read.
@@ -141,7 +142,7 @@ impl Sink for Wandb {
         match ending {
             Ending::Done(results) => self.append(vec![summary(results), exit(0)])?,
             Ending::Failed(code) => self.append(vec![exit(i32::from(*code))])?,
-            // It goes on in the file of the next coordinator.
+            // It continues in the file of the next coordinator.
             Ending::Stopped => {}
         }
         self.client.as_mut().map_or(Ok(()), |client| client.finish(!matches!(ending, Ending::Stopped)))

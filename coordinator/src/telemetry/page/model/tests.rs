@@ -1,30 +1,22 @@
 //! The model of a run directory against ledgers as they are written.
 
 use super::*;
+use crate::run::test_step;
 use crate::run_dir::ledger::Ledger;
 use std::collections::HashMap;
 use thanos_proto::StepDone;
 
 fn step(stage: &str, number: u64) -> StepDone {
+    let loss = number as f64;
     StepDone {
-        stage: stage.into(),
         epoch: number / 4,
-        step: number,
-        generation: 1,
-        world_size: 1,
-        loss: number as f64,
-        losses: BTreeMap::from([("supcon".into(), number as f64)]),
-        lr: 0.1,
-        images: 8,
-        samples_sha256: String::new(),
-        total_steps: 12,
-        skipped: None,
-        phase_seconds: BTreeMap::new(),
-        gathered_bytes: 0,
+        loss,
+        losses: BTreeMap::from([("supcon".into(), loss)]),
+        ..test_step(stage, number, 1)
     }
 }
 
-/// A ledger with these steps, and an open one to go on with.
+/// A ledger with these steps, and an open one to continue.
 fn ledger(folder: &Path, steps: u64) -> Ledger {
     let mut ledger = Ledger::open(folder).expect("new");
     for number in 0..steps {

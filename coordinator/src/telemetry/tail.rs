@@ -7,13 +7,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::UNIX_EPOCH;
 
-/// What is read at a time; no line is longer.
-const MAX_CHUNK_BYTES: u64 = 4 << 20;
-
 /// The file, and how far it has been read.
 #[derive(Debug)]
-pub(super) struct Tail {
+pub(in crate::telemetry) struct Tail {
     path: PathBuf,
+    /// What is read at a time; no line is longer.
+    max_bytes: u64,
     /// `None`: there was no file.
     identity: Option<FileIdentity>,
     offset: u64,
@@ -21,10 +20,10 @@ pub(super) struct Tail {
 
 /// A number of a file is used again; with the time at which it was made it is not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct FileIdentity {
-    pub(super) inode: u64,
+pub(in crate::telemetry) struct FileIdentity {
+    pub(in crate::telemetry) inode: u64,
     /// Nanoseconds since 1970; 0 where the file system does not record it.
-    pub(super) created: u128,
+    pub(in crate::telemetry) created: u128,
 }
 
 impl FileIdentity {
@@ -36,30 +35,31 @@ impl FileIdentity {
 
 /// What a file has gained since it was last read.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Growth {
+pub(in crate::telemetry) struct Growth {
     /// Whole lines.
-    pub(super) text: String,
+    pub(in crate::telemetry) text: String,
     /// What was read before is not in the file any more: `text` begins at its start.
-    pub(super) replaced: bool,
+    pub(in crate::telemetry) replaced: bool,
     /// There is more to read.
-    pub(super) more: bool,
+    pub(in crate::telemetry) more: bool,
 }
 
 impl Tail {
-    pub(super) fn new(path: PathBuf) -> Self {
-        Self { path, identity: None, offset: 0 }
+    /// `max_bytes`: what is read at a time. A longer line is skipped.
+    pub(in crate::telemetry) fn new(path: PathBuf, max_bytes: u64) -> Self {
+        Self { path, max_bytes, identity: None, offset: 0 }
     }
 
     /// The file that was read last.
-    pub(super) fn identity(&self) -> Option<FileIdentity> {
+    pub(in crate::telemetry) fn identity(&self) -> Option<FileIdentity> {
         self.identity
     }
 
-    /// Reads on.
+    /// Reads the next part.
     ///
     /// # Errors
     /// If the file is there and cannot be read.
-    pub(super) fn read(&mut self) -> io::Result<Growth> {
+    pub(in crate::telemetry) fn read(&mut self) -> io::Result<Growth> {
         let mut file = match File::open(&self.path) {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -78,8 +78,8 @@ impl Tail {
         self.identity = Some(identity);
         file.seek(SeekFrom::Start(self.offset))?;
         let mut bytes = Vec::new();
-        let read = file.take(MAX_CHUNK_BYTES).read_to_end(&mut bytes)? as u64;
-        let is_full = read == MAX_CHUNK_BYTES;
+        let read = file.take(self.max_bytes).read_to_end(&mut bytes)? as u64;
+        let is_full = read == self.max_bytes;
         match bytes.iter().rposition(|byte| *byte == b'\n') {
             Some(end) => bytes.truncate(end + 1),
             // No line of ours is that long: it is skipped.
@@ -97,11 +97,13 @@ mod tests {
     use std::fs;
     use std::io::Write;
 
+    const MAX_BYTES: u64 = 1 << 10;
+
     #[test]
     fn whole_lines_are_read_once_and_a_replaced_file_from_its_start() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("steps.jsonl");
-        let mut tail = Tail::new(path.clone());
+        let mut tail = Tail::new(path.clone(), MAX_BYTES);
         let check = |tail: &mut Tail, text: &str, replaced: bool| {
             let expected = Growth { text: text.into(), replaced, more: false };
             assert_eq!(tail.read().expect("readable"), expected);
@@ -135,9 +137,9 @@ mod tests {
     fn a_line_without_an_end_holds_up_nothing() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("steps.jsonl");
-        let long = "x".repeat(MAX_CHUNK_BYTES as usize + 1);
+        let long = "x".repeat(MAX_BYTES as usize + 1);
         fs::write(&path, format!("{long}\nnext\n")).expect("written");
-        let mut tail = Tail::new(path);
+        let mut tail = Tail::new(path, MAX_BYTES);
         let first = tail.read().expect("readable");
         assert!(first.more && first.text.trim().is_empty());
         assert_eq!(tail.read().expect("readable").text, "x\nnext\n");
