@@ -13,6 +13,7 @@ CACHE   := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/thanos
 SITE    := $(CACHE)/libtorch-$(LIBTORCH_VERSION)-cpu
 # With every dependency of the wheel, and the headers that no dependency brings: 4.7 GB.
 SITE_CUDA := $(CACHE)/libtorch-$(LIBTORCH_VERSION)-cuda
+NVCC := $(SITE_CUDA)/nvcc/nvidia/cu13/bin/nvcc
 PEER    := $(CACHE)/peer-$(LIBTORCH_VERSION)
 PEER_PYTHON ?= $(PEER)/bin/python
 PIP     := python3 -m pip install --quiet --disable-pip-version-check --no-compile --root-user-action=ignore
@@ -43,7 +44,7 @@ build: libtorch
 	cargo build --release --locked --workspace --bins
 
 # Both workers' programs beside thanos-coord: `launch` takes the one for GPUs where there are any.
-cuda: build $(SITE_CUDA)/.complete
+cuda: build $(NVCC)
 	$(CARGO_CUDA) -p thanos-worker
 	install $(CACHE)/target-cuda/release/thanos-worker $(TARGET)/thanos-worker-cuda
 
@@ -120,7 +121,7 @@ image-test:
 	deploy/container/image_test.sh $(IMAGE):cpu
 
 # Builds the worker and the tests with NCCL, and reads from them what they will look for; needs no GPU.
-check-cuda: build $(SITE_CUDA)/.complete
+check-cuda: build $(NVCC)
 	$(CARGO_CUDA),thanos-tests/cuda -p thanos-worker -p thanos-tests --bin thanos-worker --test thanos
 	gpu/linkage.sh $(SITE_CUDA) $(TARGET)/thanos-worker $(CACHE)/target-cuda/release/thanos-worker $(TESTS_CUDA)
 
@@ -133,7 +134,7 @@ gpu-bundle: check-cuda
 # libtorch into ../lib/thanos.
 libtorch: $(SITE)/.complete .cargo/config.toml
 
-libtorch-cuda: $(SITE_CUDA)/.complete
+libtorch-cuda: $(NVCC)
 
 $(SITE)/.complete:
 	rm -rf $(SITE)
@@ -143,6 +144,12 @@ $(SITE)/.complete:
 $(SITE_CUDA)/.complete:
 	rm -rf $(SITE_CUDA)
 	$(PIP) --target $(SITE_CUDA) torch==$(LIBTORCH_VERSION) 'nvidia-cuda-crt==13.0.*' 'nvidia-cuda-cccl==13.0.*'
+	touch $@
+
+# The compiler of our kernels. pip does not add to folders that exist, as nvidia/ does.
+$(NVCC): $(SITE_CUDA)/.complete
+	rm -rf $(SITE_CUDA)/nvcc
+	$(PIP) --no-deps --target $(SITE_CUDA)/nvcc 'nvidia-cuda-nvcc==13.0.*' 'nvidia-nvvm==13.0.*' 'nvidia-cuda-crt==13.0.*'
 	touch $@
 
 .cargo/config.toml: Makefile

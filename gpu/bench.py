@@ -13,6 +13,8 @@ SKIPPED = 77
 # A peer: its mode and precision. The slowest to start is last.
 PEERS = [("eager", "bf16"), ("compile", "bf16"), ("graph", "bf16"), ("eager", "tf32"), ("max-autotune", "bf16")]
 PEERS_SHORT = [("eager", "float32")]
+# What `model.precision` calls a peer's precision.
+PRECISIONS = {"bf16": "bfloat16", "tf32": "tf32", "float32": "float32"}
 # A measurement needs at most this; what cannot be had in the time that is left is named, and is no failure.
 OURS_SECONDS, PEER_SECONDS = 40, 110
 
@@ -57,12 +59,6 @@ class Bench:
             file.write(json.dumps(row) + "\n")
         return row
 
-    def ours_instead_of(self, precision):
-        """The peer's precision where this build has it, else TF32: the table names both."""
-        command = [self.arguments.coord, "show", preset_of(self.arguments), f"model.precision={precision}"]
-        known = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
-        return precision if known.returncode == 0 else "tf32"
-
     def ours(self, precision):
         a = self.arguments
         command = [a.coord, "bench", preset_of(a), f"train.batch_size={batch_of(a)}", f"model.precision={precision}"]
@@ -97,7 +93,7 @@ def compare(bench, peers):
     """Ratios of images a second, ours to a peer's."""
     ratios, before = {}, {}
     for mode, theirs_in in peers:
-        ours_in = bench.ours_instead_of(theirs_in)
+        ours_in = PRECISIONS[theirs_in]
         if ours_in not in before:
             before[ours_in] = bench.ours(ours_in)
         theirs = bench.peer(mode, theirs_in)

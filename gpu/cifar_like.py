@@ -1,8 +1,7 @@
-"""Writes random images in the form of CIFAR-10's binary version, `cifar_like.py FOLDER [IMAGES]`: for speed alone, as
-nothing can be learned from them."""
+"""Writes random images in the form of CIFAR-10's binary version: for speed alone, as nothing can be learned from them."""
 
+import argparse
 import random
-import sys
 from pathlib import Path
 
 PIXELS, CLASSES, PARTS, TEST_SHARE = 3072, 10, 5, 5
@@ -14,7 +13,11 @@ def write(path, images, chance):
 
 
 def main():
-    folder, images = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 50_000
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("images", type=int, nargs="?", default=50_000, help="training images [50000]")
+    arguments = parser.parse_args()
+    folder, images = arguments.folder, arguments.images
     folder.mkdir(parents=True, exist_ok=True)
     chance = random.Random(1)
     for part in range(1, PARTS + 1):

@@ -7,7 +7,7 @@ use crate::test_device::test_device;
 use tch::{Device, Tensor};
 use thanos_configs::{SplitMix64, ViewsConfig, view_key};
 use thanos_views::{Augmentation, Scratch};
-use thanos_worker::device_views::{plain_on_device, views_on_device};
+use thanos_worker::device_views::{plain_on_device, views_by_kernel, views_on_device};
 
 const IMAGES: usize = 64;
 const MAX_DIFFERENCE: f64 = 2.0 / 255.0;
@@ -29,14 +29,23 @@ fn device_views_match_cpu() {
         }
         let (n, s, c) = (IMAGES as i64, side as i64, channels as i64);
         let images = Tensor::from_slice(&pixels).reshape([n, s, s, c]).to_device(device);
-        let found = views_on_device(&views, &images, &keys);
-        assert_eq!(found.device(), device);
-        let found = found.to_device(Device::Cpu);
-        assert_eq!(found.size(), [n, c, s, s]);
-        let apart = (found - Tensor::from_slice(&expected).reshape([n, c, s, s])).abs().max().double_value(&[]);
-        assert!(apart < MAX_DIFFERENCE, "{side} x {side} x {channels}: {apart} apart");
-        assert!(apart < 1e-4, "{side} x {side} x {channels}: {apart} apart, more than rounding");
-        worst = worst.max(apart);
+        let expected = Tensor::from_slice(&expected).reshape([n, c, s, s]);
+        // Of the second half of the images only, in another order: the kernel reads rows of a whole data set.
+        let rows: Vec<i64> = (n / 2..n).rev().collect();
+        let some_keys: Vec<u64> = rows.iter().map(|&row| keys[row as usize]).collect();
+        let by_kernel = views_by_kernel(&views, &images, &rows, &some_keys).expect("views");
+        let ways = [
+            (views_on_device(&views, &images, &keys), expected.shallow_clone()),
+            (by_kernel, expected.index_select(0, &Tensor::from_slice(&rows))),
+        ];
+        for (found, expected) in ways {
+            assert_eq!(found.device(), device);
+            assert_eq!(found.size(), expected.size());
+            let apart = (found.to_device(Device::Cpu) - expected).abs().max().double_value(&[]);
+            assert!(apart < MAX_DIFFERENCE, "{side} x {side} x {channels}: {apart} apart");
+            assert!(apart < 1e-4, "{side} x {side} x {channels}: {apart} apart, more than rounding");
+            worst = worst.max(apart);
+        }
     }
     print_line(&format!("views made on {device:?} are within {worst:.1e} of the CPU's"));
 }

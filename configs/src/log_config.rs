@@ -64,7 +64,7 @@ impl Default for WandbConfig {
 pub enum WandbMode {
     /// Nothing is written.
     Disabled,
-    /// Files in the run directory's `wandb/`, which `wandb sync` uploads; of a run whose coordinator was restarted not all rows.
+    /// Files in the run directory's `wandb/`, which `wandb sync` (0.31 or newer) uploads when the run is stopped or done.
     Offline,
     /// The same files, uploaded meanwhile by the installed `wandb` client with its own credentials.
     Online,

@@ -20,6 +20,7 @@ use std::fs::File;
 use std::os::unix::process::CommandExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -36,6 +37,17 @@ const WORKER: &str = "worker";
 
 /// Variable by which CUDA orders GPUs.
 const DEVICE_ORDER: &str = "CUDA_DEVICE_ORDER";
+
+/// Resolves when a process is to end; never, if nobody can ask for it any more.
+type Killed = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+fn asked_to_end(asked: oneshot::Receiver<()>) -> Killed {
+    Box::pin(async move {
+        if asked.await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    })
+}
 
 /// Where workers are started.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -138,7 +150,7 @@ impl Launcher {
         self.until(worker, |mut killed| async move {
             tokio::select! {
                 () = tokio::time::sleep(after) => {}
-                Ok(()) = &mut killed => return ("was not restarted".into(), ExitCause::Hung),
+                () = &mut killed => return ("was not restarted".into(), ExitCause::Hung),
             }
             match child.map_or_else(|| command.spawn_again(&id), Ok) {
                 Ok(child) => child.wait(killed).await,
@@ -148,13 +160,13 @@ impl Launcher {
     }
 
     /// Reports how a worker's process ended, when it has, and why; it is to end when `killed` resolves.
-    fn until<F>(&self, worker: String, ending: impl FnOnce(oneshot::Receiver<()>) -> F)
+    fn until<F>(&self, worker: String, ending: impl FnOnce(Killed) -> F)
     where
         F: Future<Output = (String, ExitCause)> + Send + 'static,
     {
         let events = self.events.clone();
         let (kill, killed) = oneshot::channel();
-        let ended = ending(killed);
+        let ended = ending(asked_to_end(killed));
         let mut processes = self.lock();
         processes.joined.remove(&worker);
         processes.kill.insert(worker.clone(), kill);
@@ -193,10 +205,10 @@ struct Started {
 
 impl Started {
     /// Waits for the process to end, by itself or killed on demand, and returns how it ended, and why.
-    async fn wait(mut self, killed: oneshot::Receiver<()>) -> (String, ExitCause) {
+    async fn wait(mut self, killed: Killed) -> (String, ExitCause) {
         let (ended, is_hung) = tokio::select! {
             ended = self.child.wait() => (ended, false),
-            Ok(()) = killed => match self.child.kill().await {
+            () = killed => match self.child.kill().await {
                 Ok(()) => (self.child.wait().await, true),
                 Err(error) => (Err(error), true),
             },

@@ -12,7 +12,7 @@ fn main() {
         .cpp(true)
         .std("c++20")
         .warnings(false)
-        .files(["shim/shim.cpp", "shim/device.cpp", "shim/measure.cpp"])
+        .files(["shim/shim.cpp", "shim/device.cpp", "shim/graph.cpp", "shim/measure.cpp"])
         .include("shim")
         .include(libtorch.join("include"))
         .include(libtorch.join("include/torch/csrc/api/include"))

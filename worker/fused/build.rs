@@ -2,7 +2,8 @@
 //! against libtorch's headers, found by the environment variable LIBTORCH.
 
 use std::env;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// Name, compiler flags, and whether only x86-64 has it. The machine that runs the program chooses among them.
 const INSTRUCTION_SETS: [(&str, &[&str], bool); 3] = [
@@ -20,6 +21,7 @@ fn main() {
     println!("cargo:rerun-if-env-changed=LIBTORCH");
     let libtorch = PathBuf::from(env::var("LIBTORCH").expect("LIBTORCH names the torch folder: run `make libtorch`"));
     let is_x86 = env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64");
+    gpu_operations(&libtorch).compile("thanos_fused_gpu");
     // Before the kernels: a static library is searched for what those before it need.
     operations(&libtorch).compile("thanos_fused");
     for (name, flags, x86_only) in INSTRUCTION_SETS {
@@ -28,9 +30,14 @@ fn main() {
         }
     }
     println!("cargo:rustc-link-search=native={}", libtorch.join("lib").display());
-    for library in ["torch_cpu", "c10"] {
+    let cuda = ["c10_cuda"].into_iter().filter(|_| has_cuda());
+    for library in ["torch_cpu", "c10"].into_iter().chain(cuda) {
         println!("cargo:rustc-link-lib={library}");
     }
+}
+
+fn has_cuda() -> bool {
+    env::var_os("CARGO_FEATURE_CUDA").is_some()
 }
 
 fn optimised() -> cc::Build {
@@ -39,7 +46,7 @@ fn optimised() -> cc::Build {
     build
 }
 
-fn operations(libtorch: &std::path::Path) -> cc::Build {
+fn operations(libtorch: &Path) -> cc::Build {
     let mut build = optimised();
     let include = libtorch.join("include");
     build.file("kernels/operations.cpp").include(include.join("torch/csrc/api/include")).include(include);
@@ -57,4 +64,42 @@ fn kernels(name: &str, flags: &[&str]) -> cc::Build {
         build.flag(flag);
     }
     build
+}
+
+/// Machine code of the data-centre GPUs since Ampere, and what later ones translate when they load it.
+const GPU_ARCHITECTURES: [&str; 4] = [
+    "arch=compute_80,code=sm_80",
+    "arch=compute_90,code=sm_90",
+    "arch=compute_100,code=sm_100",
+    "arch=compute_80,code=compute_80",
+];
+
+/// The operations around the kernels of GPUs, the kernels as functions of the CPU, and with the feature `cuda` the kernels
+/// themselves, as bytes of the program.
+fn gpu_operations(libtorch: &Path) -> cc::Build {
+    let mut build = optimised();
+    let include = libtorch.join("include");
+    build.files(["calls", "driver", "host"].map(|name| format!("kernels/gpu/{name}.cpp")));
+    build.include(include.join("torch/csrc/api/include")).include(include);
+    if has_cuda() {
+        let site = libtorch.parent().expect("LIBTORCH ends in /torch");
+        let headers = site.join("nvidia/cu13/include");
+        let image = compiled_kernels(&site.join("nvcc/nvidia/cu13/bin/nvcc"), &headers);
+        build.include(headers);
+        build.define("THANOS_FATBIN", format!("\"{}\"", image.display()).as_str());
+    }
+    build
+}
+
+fn compiled_kernels(nvcc: &Path, headers: &Path) -> PathBuf {
+    let image = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it")).join("kernels.fatbin");
+    let mut command = Command::new(nvcc);
+    command.args(["-O3", "-std=c++17", "--expt-relaxed-constexpr", "-fatbin", "kernels/gpu/kernels.cu", "-o"]);
+    command.arg(&image).arg("-I").arg(headers);
+    for architecture in GPU_ARCHITECTURES {
+        command.args(["-gencode", architecture]);
+    }
+    let status = command.status().unwrap_or_else(|error| panic!("{}: {error}: run `make cuda`", nvcc.display()));
+    assert!(status.success(), "{command:?}: {status}");
+    image
 }

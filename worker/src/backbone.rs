@@ -2,17 +2,15 @@
 //! autoencoders, reconstructed. Each term is this rank's share of the global mean: shares are summed over the ranks.
 
 use crate::evaluate::{Judge, Measures};
-use crate::feed::Batch;
 use crate::gather::{Comparison, contrast_globally};
 use crate::loss::{Form, Similarity, Tile, unlabelled_apart};
 use crate::model::{BatchSum, Mode, Model};
-use crate::stage::{Losses, Stage, Term};
+use crate::stage::{Inputs, Losses, Stage, Term};
 use crate::tensors::Named;
 use anyhow::Result;
 use std::rc::Rc;
 use tch::{Reduction, Tensor};
 use thanos_configs::{Contrastive, Objective, Plan, ValidationMeasure};
-use thanos_fused::Draws;
 
 pub(crate) struct Backbone<'a> {
     model: Model,
@@ -43,21 +41,25 @@ impl Stage for Backbone<'_> {
         2
     }
 
-    fn losses(&mut self, batch: &Batch, draws: u64) -> Result<Losses> {
-        let data = self.judge.data;
-        let draws = Draws::new(draws, batch.own(), self.views());
-        let (b, total) = (batch.own().len() as i64, batch.samples.len() as i64);
-        let images = batch.images.flatten(0, 1); // [2b, C, S, S]
+    fn labels(&self) -> &[i64] {
+        &self.judge.data.train.coarse
+    }
+
+    fn losses(&mut self, inputs: &Inputs) -> Result<Losses> {
+        let draws = inputs.draws();
+        let (b, total) = inputs.sizes();
+        let images = inputs.images.flatten(0, 1); // [2b, C, S, S]
         let z = self.model.encoder.forward(&images, Mode::Train(&draws))?; // [2b, d]
         let mut losses = Losses::default();
         if self.objective.cross_entropy > 0.0 {
-            let labels = data.labels(&data.train.coarse, batch.own()).repeat_interleave_self_int(2, 0, None); // [2b]
+            // Without `repeat_interleave`, which waits for the device.
+            let labels = inputs.own_labels().unsqueeze(1).expand([b, 2], false).reshape([2 * b]);
             let logits = self.model.logits(&z); // [2b, classes]
             let sum = logits.cross_entropy_loss::<Tensor>(&labels, None, Reduction::Sum, -100, 0.0);
             losses.add("cross_entropy", self.objective.cross_entropy, sum / (2 * total));
         }
         if let Some(contrastive) = &self.objective.contrastive {
-            let labels = unlabelled_apart(&data.labels(&data.train.coarse, &batch.samples), 0); // [B]
+            let labels = unlabelled_apart(&inputs.labels(), 0); // [B]
             // With its width: a rank without images could not guess it.
             let pairs = z.detach().reshape([b, 2, z.size()[1]]); // [b, view, d]
             let (view0, view1) = (pairs.select(1, 0), pairs.select(1, 1));

@@ -1,13 +1,15 @@
 //! The run's images as tensors: the two packs, the split, and the views that are asked for.
 
-use crate::device_views::{plain_on_device, views_on_device};
+use crate::device_views::{plain_on_device, views_by_kernel, views_on_device};
 use crate::pack::{Images, Pack};
+use crate::tensors::upload;
 use anyhow::{Context, Result, ensure};
 use std::path::PathBuf;
 use std::thread;
 use tch::{Device, Kind, Tensor};
 use thanos_c10d::{GpuMemory, gpu_memory};
 use thanos_configs::{DataSet, Plan, Precision, Validation, rank_slice, view_key};
+use thanos_fused::gpu::takes_views;
 use thanos_views::{Augmentation, Scratch};
 
 /// A pack's file on this machine.
@@ -106,9 +108,18 @@ impl Data {
         let leading = [ids.len() as i64, views as i64];
         if let Some(images) = self.images_for_gpu(pack) {
             let keys = self.maker(images).keys(ids, epoch, views);
-            let chosen = self.on_gpu(images, ids)?; // [n, S, S, C]
-            let repeated = chosen.repeat_interleave_self_int(views as i64, 0, None::<i64>); // [n * views, S, S, C]
-            let made = views_on_device(&self.augmentation, &repeated, &keys);
+            let (pixels, rows) = match images.resident() {
+                Some(pixels) => (pixels, ids.iter().map(|&id| id as i64).collect()),
+                None => (self.on_gpu(images, ids)?, (0..ids.len() as i64).collect::<Vec<_>>()),
+            }; // [N, S, S, C]
+            let rows: Vec<i64> = rows.into_iter().flat_map(|row| std::iter::repeat_n(row, views as usize)).collect();
+            let made = match takes_views(&pixels) {
+                true => views_by_kernel(&self.augmentation, &pixels, &rows, &keys)?,
+                false => {
+                    let chosen = pixels.index_select(0, &upload(&rows, self.device)); // [n * views, S, S, C]
+                    views_on_device(&self.augmentation, &chosen, &keys)
+                }
+            };
             return Ok(made.reshape(self.shape(&leading)).to_kind(self.kind()));
         }
         let floats = self.on_threads(pack, |maker, part| maker.views(ids, part, epoch, views))?;
@@ -148,7 +159,7 @@ impl Data {
     /// Labels of some samples, on the training device.
     pub(crate) fn labels(&self, of: &[i64], ids: &[u64]) -> Tensor {
         let chosen: Vec<i64> = ids.iter().map(|&id| of[id as usize]).collect();
-        Tensor::from_slice(&chosen).to_device(self.device)
+        upload(&chosen, self.device)
     }
 
     pub(crate) fn device(&self) -> Device {

@@ -3,7 +3,10 @@
 //!
 //! Here n is a number of views, each with its image.
 
+use crate::tensors::upload;
 use tch::{Device, Kind, Tensor};
+use thanos_fused::gpu::{VIEW_WORDS, ViewParameters, views};
+use thanos_fused::Error;
 use thanos_views::{Adjustment, Augmentation, Crop, Draw, LUMA, Tap, taps};
 
 /// One view of each of `images`, [n, S, S, C] u8, by its key: [n, C, S, S] f32 on the images' device.
@@ -19,6 +22,45 @@ pub fn views_on_device(augmentation: &Augmentation, images: &Tensor, keys: &[u64
     }
     adjust(&mut views, &draws, |draw| draw.gray.then_some(0.0), |views, _| gray(views).expand_as(views));
     normalised(augmentation, &views)
+}
+
+/// The same by one kernel of the GPU: a view of `images[rows[i]]` by `keys[i]`, of `images` [N, S, S, C] u8.
+///
+/// # Errors
+/// If the images do not fit the augmentation.
+pub fn views_by_kernel(
+    augmentation: &Augmentation,
+    images: &Tensor,
+    rows: &[i64],
+    keys: &[u64],
+) -> Result<Tensor, Error> {
+    let device = images.device();
+    let words: Vec<i32> = keys.iter().flat_map(|&key| parameters(&augmentation.draw(key)).words()).collect();
+    let (size, n) = (images.size(), keys.len() as i64);
+    let mut made = Tensor::empty([n, size[3], size[1], size[2]], (Kind::Float, device));
+    let parameters = upload(&words, device).reshape([n, VIEW_WORDS as i64]);
+    views(images, (&upload(rows, device), &parameters), augmentation.normalisation(), &mut made)?;
+    Ok(made)
+}
+
+fn parameters(draw: &Draw) -> ViewParameters {
+    let Draw { crop: Crop { top, left, height, width }, flip, adjustments, gray } = draw;
+    let kind = |adjustment| match adjustment {
+        Adjustment::Brightness => 1,
+        Adjustment::Contrast => 2,
+        Adjustment::Saturation => 3,
+        Adjustment::Hue => 4,
+    };
+    ViewParameters {
+        top: *top as i32,
+        left: *left as i32,
+        height: *height as i32,
+        width: *width as i32,
+        flip: i32::from(*flip),
+        gray: i32::from(*gray),
+        kinds: adjustments.map(|place| place.map_or(0, |(adjustment, _)| kind(adjustment))),
+        amounts: adjustments.map(|place| place.map_or(0.0, |(_, amount)| amount)),
+    }
 }
 
 /// Pixels in [0, 1], [n, C, S, S], by the data set's mean and deviation.

@@ -15,6 +15,11 @@ pub(crate) fn hang(rank: usize, step: u64) {
     }
 }
 
+/// Whether something is to be broken.
+pub(crate) fn are_armed() -> bool {
+    !fail::list().is_empty()
+}
+
 /// A gradient that is no number.
 pub(crate) fn poison_gradient(parameters: &Named, rank: usize, step: u64) {
     if is_here("poison-gradient", rank, step)

@@ -68,6 +68,8 @@ pub(crate) struct Feed<'a> {
     steps: Box<dyn Iterator<Item = (Position, Vec<u64>, Range<usize>)>>,
     /// One a thread, each with its share of every batch; empty where views are made in the step itself.
     ahead: Vec<Receiver<Result<Vec<f32>>>>,
+    /// The next batch, where it is made already.
+    prepared: Option<Batch>,
     /// How long steps have waited for their images.
     pub(crate) waited: Duration,
 }
@@ -87,11 +89,26 @@ impl<'a> Feed<'a> {
             ahead.push(receiver);
         }
         let steps = Box::new(schedule.clone().steps(steps));
-        Ok(Self { data, views, steps, ahead, waited: Duration::ZERO })
+        Ok(Self { data, views, steps, ahead, prepared: None, waited: Duration::ZERO })
     }
 
-    /// The next batch; `None` behind the last one.
+    /// Has a GPU make the next batch, while it computes the last one anyway. On the CPU threads do that.
+    pub(crate) fn prepare(&mut self) -> Result<()> {
+        if self.prepared.is_none() && self.views > 0 && self.data.makes_views_on_device() {
+            self.prepared = self.make()?;
+        }
+        Ok(())
+    }
+
+    /// The next batch; `None` after the last one.
     pub(crate) fn next(&mut self) -> Result<Option<Batch>> {
+        match self.prepared.take() {
+            Some(batch) => Ok(Some(batch)),
+            None => self.make(),
+        }
+    }
+
+    fn make(&mut self) -> Result<Option<Batch>> {
         let Some((at, samples, own)) = self.steps.next() else { return Ok(None) };
         let asked = Instant::now();
         let ids = &samples[own.clone()];

@@ -27,6 +27,7 @@ pub mod model;
 mod optimizer;
 mod pack;
 mod pack_transfer;
+mod panics;
 mod probe_weights;
 mod replicas;
 mod run;

@@ -1,10 +1,10 @@
 //! AdamW with its state as our own tensors, so that it can be saved and moved; the update is libtorch's fused kernel.
 
-use crate::tensors::{Named, copy_into};
+use crate::tensors::{Named, copy_into, upload};
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
-use thanos_c10d::{AdamWParameter, AdamWRates, fused_adamw};
+use thanos_c10d::{AdamWParameter, AdamWRates, LearningRate, fused_adamw};
 use thanos_fused::drop_gradients;
 
 /// Decoupled weight decay on every parameter, as `torch.optim.AdamW` (betas 0.9 and 0.999, eps 1e-8).
@@ -66,7 +66,32 @@ impl AdamW {
 
     /// One update from the summed gradient, laid out as by [`Self::flat_gradient`].
     pub fn update(&mut self, flat_gradient: &Tensor, learning_rate: f64) -> Result<()> {
+        let device = flat_gradient.device();
+        let next = self.next_rates(learning_rate);
         self.step += 1;
+        if device.is_cuda() {
+            return self.apply_on_device(flat_gradient, &upload(&next, device));
+        }
+        let step = Tensor::full([], self.step as f64, (Kind::Float, device));
+        self.apply(flat_gradient, LearningRate::Number(learning_rate), &step)
+    }
+
+    /// The learning rate and the number of the next update, as [`Self::apply_on_device`] reads them.
+    pub(crate) fn next_rates(&self, learning_rate: f64) -> [f32; 2] {
+        [learning_rate as f32, (self.step + 1) as f32]
+    }
+
+    /// An update was made by a recording of [`Self::apply_on_device`].
+    pub(crate) fn count_update(&mut self) {
+        self.step += 1;
+    }
+
+    /// An update that reads learning rate and number from `rates`, [2] f32, on the GPU.
+    pub(crate) fn apply_on_device(&self, flat_gradient: &Tensor, rates: &Tensor) -> Result<()> {
+        self.apply(flat_gradient, LearningRate::Tensor(&rates.get(0)), &rates.get(1))
+    }
+
+    fn apply(&self, flat_gradient: &Tensor, learning_rate: LearningRate<'_>, step: &Tensor) -> Result<()> {
         let mut from = 0;
         let mut gradients = BTreeMap::new();
         for (name, parameter) in &self.parameters {
@@ -74,8 +99,6 @@ impl AdamW {
             gradients.insert(name, flat_gradient.narrow(0, from, len).view_as(parameter));
             from += len;
         }
-        let device = flat_gradient.device();
-        let step = Tensor::full([], self.step as f64, (Kind::Float, device));
         let rows: Vec<AdamWParameter<'_>> = self
             .parameters
             .iter()
@@ -84,7 +107,7 @@ impl AdamW {
                 gradient: &gradients[name],
                 mean: &self.means[name],
                 square: &self.squares[name],
-                step: &step,
+                step,
             })
             .collect();
         let rates = AdamWRates { learning_rate, beta1: 0.9, beta2: 0.999, weight_decay: self.weight_decay, eps: 1e-8 };

@@ -44,6 +44,16 @@ enum Store {
     Device(Tensor),
 }
 
+impl Images {
+    /// All images, [N, S, S, C] u8, where they are in a GPU's memory.
+    pub(crate) fn resident(&self) -> Option<Tensor> {
+        match &self.store {
+            Store::Device(pixels) => Some(pixels.shallow_clone()),
+            Store::File(..) => None,
+        }
+    }
+}
+
 impl Clone for Images {
     fn clone(&self) -> Self {
         let store = match &self.store {

@@ -11,6 +11,7 @@ use crate::exit::{BadData, EXIT_CONFIG, exit_code};
 use crate::feed::Schedule;
 use crate::given_weights::GivenWeights;
 use crate::memory::Memory;
+use crate::panics::without_panic;
 use crate::metrics;
 use crate::model::{Alone, BatchSum, Model};
 use crate::pack_transfer::local_file;
@@ -25,7 +26,6 @@ use anyhow::{Context, Result, bail};
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::net::TcpListener;
-use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -138,15 +138,6 @@ fn check_address(address: &Address) -> Result<(), NotHere> {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct NotHere(String);
-
-/// libtorch's errors reach us as panics of tch wherever it has no fallible call: they are failures like others.
-fn without_panic<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
-    std::panic::catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-        let first_line = text.and_then(|text| text.split("\\n").next()?.lines().next());
-        bail!("{}", first_line.unwrap_or("it panicked without a message"))
-    })
-}
 
 /// From the welcome to the last word, through as many generations as it takes.
 fn take_part(options: &Options, session: &Session, welcome: &Welcome, device: Device) -> Result<WorkerEvent> {

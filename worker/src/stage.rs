@@ -3,9 +3,11 @@
 
 use crate::evaluate::Measures;
 use crate::feed::Batch;
-use crate::tensors::Named;
+use crate::tensors::{Named, upload};
 use anyhow::{Result, bail};
-use tch::Tensor;
+use std::ops::Range;
+use tch::{Device, Kind, Tensor};
+use thanos_fused::{Draws, rows_of};
 
 /// One term of the loss: this rank's share of its global value, a scalar. Shares are summed over the ranks.
 pub(crate) struct Term {
@@ -55,9 +57,85 @@ impl Losses {
         &self.terms
     }
 
-    /// This rank's share of each term.
-    pub(crate) fn shares(&self) -> Vec<f64> {
-        self.terms.iter().map(|term| term.share.double_value(&[])).collect()
+    /// This rank's share of each term, [terms] f64.
+    pub(crate) fn shares(&self) -> Tensor {
+        let shares: Vec<Tensor> = self.terms.iter().map(|term| term.share.to_kind(Kind::Double).reshape([])).collect();
+        Tensor::stack(&shares, 0)
+    }
+}
+
+/// What one step computes with, on the training device. A recorded step reads all of it at the same place.
+pub(crate) struct Inputs {
+    /// Views of this rank's images, [b, views, C, S, S]; none where the stage asks for none.
+    pub(crate) images: Tensor,
+    /// i64: the key of the step's draws [1], rows of the draws [b x views], labels of the global batch [B], ids of this
+    /// rank's samples [b].
+    numbers: Tensor,
+    views: u64,
+    /// This rank's part of the global batch.
+    own: Range<usize>,
+    total: usize,
+}
+
+impl Inputs {
+    /// `labels` are those of all samples of the pack; `key` is that of what the step draws.
+    pub(crate) fn new(batch: &Batch, (labels, views): (&[i64], u64), key: u64, device: Device) -> Self {
+        let mut numbers = vec![key as i64];
+        numbers.extend(rows_of(batch.own(), views));
+        numbers.extend(batch.samples.iter().map(|&id| labels[id as usize]));
+        numbers.extend(batch.own().iter().map(|&id| id as i64));
+        Self {
+            images: batch.images.shallow_clone(),
+            numbers: upload(&numbers, device),
+            views,
+            own: batch.own.clone(),
+            total: batch.samples.len(),
+        }
+    }
+
+    /// Images of this rank and of the global batch: b, B.
+    pub(crate) fn sizes(&self) -> (i64, i64) {
+        (self.own.len() as i64, self.total as i64)
+    }
+
+    /// What the step draws by.
+    pub(crate) fn draws(&self) -> Draws {
+        Draws::from_tensors(self.part(0, 1), self.part(1, self.rows()))
+    }
+
+    /// Labels of the global batch, [B].
+    pub(crate) fn labels(&self) -> Tensor {
+        self.part(1 + self.rows(), self.total)
+    }
+
+    /// Labels of this rank's samples, [b].
+    pub(crate) fn own_labels(&self) -> Tensor {
+        self.part(1 + self.rows() + self.own.start, self.own.len())
+    }
+
+    /// Ids of this rank's samples, [b].
+    pub(crate) fn own_samples(&self) -> Tensor {
+        self.part(1 + self.rows() + self.total, self.own.len())
+    }
+
+    /// The same at a place of its own.
+    pub(crate) fn copy(&self) -> Self {
+        let (images, numbers) = (self.images.copy(), self.numbers.copy());
+        Self { images, numbers, views: self.views, own: self.own.clone(), total: self.total }
+    }
+
+    /// Takes over those of another step of the same sizes.
+    pub(crate) fn replace_by(&mut self, other: &Self) {
+        self.images.copy_(&other.images);
+        self.numbers.copy_(&other.numbers);
+    }
+
+    fn rows(&self) -> usize {
+        self.own.len() * self.views as usize
+    }
+
+    fn part(&self, from: usize, len: usize) -> Tensor {
+        self.numbers.narrow(0, from as i64, len as i64)
     }
 }
 
@@ -69,8 +147,10 @@ pub(crate) trait Stage {
     fn state(&self) -> Named;
     /// Views of each image that a batch must have.
     fn views(&self) -> u64;
-    /// `draws` is the key of what the model draws in this step.
-    fn losses(&mut self, batch: &Batch, draws: u64) -> Result<Losses>;
+    /// Labels that the losses need, of all training samples.
+    fn labels(&self) -> &[i64];
+    /// A function of the inputs and of the state alone, which waits for nothing: it may be recorded and run again.
+    fn losses(&mut self, inputs: &Inputs) -> Result<Losses>;
     /// Share of the validation images, over all ranks.
     fn validation_accuracy(&mut self) -> Result<f64>;
     /// Measures on the test images and, for a transfer, the fine accuracy.

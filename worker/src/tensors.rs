@@ -5,6 +5,7 @@ use anyhow::{Context, Result, bail};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap};
+use tch::kind::Element;
 use tch::{Device, Kind, Tensor};
 use thanos_c10d::ProcessGroup;
 use thanos_configs::{WEIGHTS_METADATA_KEY, hex};
@@ -79,6 +80,15 @@ pub fn copy_into(target: &Named, source: &Named) -> Result<Vec<String>> {
         tch::no_grad(|| tensor.shallow_clone().copy_(from));
     }
     Ok(source.keys().filter(|name| !target.contains_key(*name)).cloned().collect())
+}
+
+/// Numbers as a row on a device. To a GPU they go through pinned memory, so that this thread does not wait for it.
+pub(crate) fn upload<T: Element>(numbers: &[T], device: Device) -> Tensor {
+    let row = Tensor::from_slice(numbers);
+    match device {
+        Device::Cuda(_) if !numbers.is_empty() => row.pin_memory(device).to_device_(device, row.kind(), true, false),
+        _ => row.to_device(device),
+    }
 }
 
 /// Deep copies.

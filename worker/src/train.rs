@@ -4,6 +4,7 @@
 pub(crate) mod bench;
 mod checks;
 mod gpu_clock;
+mod graph;
 
 use crate::checkpoint::{self, Committed};
 use crate::data::Data;
@@ -17,14 +18,15 @@ use crate::run_files::RunFiles;
 use crate::save_schedule::{Due, SaveSchedule};
 use crate::saver::{Save, Saver};
 use crate::session::Session;
-use crate::stage::{Losses, Stage};
+use crate::stage::{Inputs, Losses, Stage};
 use crate::tensors::{Named, copy_into, snapshot};
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use gpu_clock::GpuClock;
+use graph::{Graphs, StepGraph};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 use thanos_c10d::{Exchanged, ProcessGroup};
 use thanos_configs::{
     ChecksConfig, Position, Select, TrainConfig, ValidationMeasure, learning_rate, samples_sha256, step_key,
@@ -109,6 +111,7 @@ struct Trainer<'a> {
     stage: &'a mut dyn Stage,
     recipe: &'a Recipe<'a>,
     peers: &'a Peers<'a>,
+    device: Device,
     optimizer: AdamW,
     saver: Saver<'a>,
     /// Updates made.
@@ -125,6 +128,7 @@ struct Trainer<'a> {
     /// In the forward pass of the step in flight.
     exchanged: Exchanged,
     clock: GpuClock,
+    graphs: Graphs,
     seconds_before: f64,
     /// Seconds that steps waited for their images, and for saves, since this rank started the stage.
     waited: f64,
@@ -142,6 +146,7 @@ impl<'a> Trainer<'a> {
             stage,
             recipe,
             peers,
+            device,
             optimizer,
             saver: Saver::new(peers.session),
             step: 0,
@@ -153,6 +158,7 @@ impl<'a> Trainer<'a> {
             skipped: 0,
             exchanged: Exchanged::default(),
             clock: GpuClock::new(device),
+            graphs: Graphs::new(device, peers.group.size()),
             seconds_before: 0.0,
             waited: 0.0,
             saving: 0.0,
@@ -256,7 +262,7 @@ impl<'a> Trainer<'a> {
         let mut feed = Feed::new(data, &recipe.schedule, self.step..total_steps, self.stage.views())?;
         self.phase("data");
         while let Some(batch) = feed.next()? {
-            let Asked { stop, regroup } = self.update(&batch, total_steps)?;
+            let Asked { stop, regroup } = self.update(&batch, total_steps, &mut feed)?;
             self.waited = feed.waited.as_secs_f64();
             let settled = self.settle(batch.at, (steps_per_epoch, total_steps), stop)?;
             if !settled || stop && self.step < total_steps {
@@ -324,62 +330,99 @@ impl<'a> Trainer<'a> {
         self.clock.mark(phase)
     }
 
-    /// One optimiser update.
-    fn update(&mut self, batch: &Batch, total_steps: u64) -> Result<Asked> {
+    /// One optimiser update, during which `feed` prepares the next batch.
+    fn update(&mut self, batch: &Batch, total_steps: u64, feed: &mut Feed<'_>) -> Result<Asked> {
         let rank = self.peers.group.rank();
-        self.buffers_before = snapshot(&self.buffers);
+        let key = step_key(self.recipe.seed, self.recipe.key, self.step);
+        let labels = (self.stage.labels(), self.stage.views());
+        let inputs = Inputs::new(batch, labels, key, self.device);
+        let mut graph = self.graph_for(&inputs)?;
         self.clock.reset();
-        self.step_phase("forward")?;
         self.peers.group.forget_exchanged();
-        failpoints::hang(rank, self.step);
-        failpoints::pass("step");
-        let losses = self.stage.losses(batch, step_key(self.recipe.seed, self.recipe.key, self.step))?;
-        self.step_phase("backward")?;
-        self.optimizer.zero_grad()?;
-        losses.backward()?;
-        failpoints::poison_gradient(self.optimizer.parameters(), rank, self.step);
+        let computed = match &mut graph {
+            Some(graph) => self.replay(graph, &inputs)?,
+            None => self.compute(&inputs)?,
+        };
+        feed.prepare()?;
         self.step_phase("reduce")?;
         failpoints::broken_collective(rank, self.step)?;
         // A group that is aborted from here on changes nothing any more: this waits until the sums are there, and fails if
         // they are not to be used.
-        let reduced = self.reduce(&losses)?;
+        let reduced = self.reduce(&computed)?;
         self.exchanged = self.peers.group.take_exchanged()?;
-        let problem = self.non_number(&losses, &reduced)?;
+        let problem = self.non_number(&computed, &reduced)?;
         self.phase("update");
         let on_gpu = self.clock.begin_update()?;
         let lr = learning_rate(&self.recipe.train, batch.at.epoch);
-        match &problem {
-            None => self.optimizer.update(&reduced.gradient, lr)?,
-            Some(problem) => self.skip(problem, batch.at.epoch)?,
+        match (&problem, &mut graph) {
+            (None, Some(graph)) => {
+                graph.update(self.optimizer.next_rates(lr))?;
+                self.optimizer.count_update();
+            }
+            (None, None) => self.optimizer.update(&reduced.gradient, lr)?,
+            (Some(problem), _) => self.skip(problem, batch.at.epoch)?,
         }
         self.clock.end_update();
+        if let Some(graph) = graph {
+            self.graphs.give_back(inputs.sizes(), graph);
+        }
         let phase_seconds = self.peers.session.take_phase_seconds(on_gpu, self.exchanged.time);
         self.skipped = if problem.is_some() { self.skipped + 1 } else { 0 };
         self.buffers_before.clear();
-        let done = self.describe(batch, &losses, &reduced, (lr, total_steps));
+        let done = self.describe(batch, &computed, &reduced, (lr, total_steps));
         self.commit(StepDone { skipped: problem, phase_seconds, ..done })?;
         failpoints::change_weight(self.optimizer.parameters(), rank, self.step);
         self.compare_ranks()?;
         Ok(reduced.asked)
     }
 
+    /// The forward and the backward pass of this rank's images.
+    fn compute(&mut self, inputs: &Inputs) -> Result<Computed> {
+        let rank = self.peers.group.rank();
+        self.buffers_before = snapshot(&self.buffers);
+        self.step_phase("forward")?;
+        failpoints::hang(rank, self.step);
+        failpoints::pass("step");
+        let losses = self.stage.losses(inputs)?;
+        self.step_phase("backward")?;
+        self.optimizer.zero_grad()?;
+        losses.backward()?;
+        failpoints::poison_gradient(self.optimizer.parameters(), rank, self.step);
+        Ok(Computed::new(&losses, self.optimizer.flat_gradient()))
+    }
+
+    /// The same as a CUDA graph, which does not say when the backward pass begins.
+    fn replay(&mut self, graph: &mut StepGraph, inputs: &Inputs) -> Result<Computed> {
+        self.step_phase("compute")?;
+        let (computed, buffers_before) = graph.compute(inputs)?;
+        self.buffers_before = buffers_before;
+        Ok(computed)
+    }
+
     /// Sums gradients, shares of the loss and what was asked for over the ranks: all ranks see the same from here on.
-    fn reduce(&self, losses: &Losses) -> Result<Reduced> {
-        let mut gradient = self.optimizer.flat_gradient(); // [parameters]
+    fn reduce(&self, computed: &Computed) -> Result<Reduced> {
+        let mut gradient = computed.gradient.shallow_clone(); // [parameters]
         self.peers.group.all_reduce(&mut gradient)?;
         failpoints::abort_collective(&mut gradient, self.peers.group, self.step);
-        let mut numbers = losses.shares();
+        let norm = computed.norm.as_ref().map_or_else(|| norm_of(&gradient), Tensor::shallow_clone);
         let asked = [self.peers.session.stop_requested(), self.peers.session.regroup_requested()];
-        numbers.extend(asked.map(|asked| f64::from(u8::from(asked))));
-        let mut terms = self.peers.group.sum(&numbers)?;
+        let asked = asked.map(|asked| f64::from(u8::from(asked)));
+        let mut terms = self.peers.group.sum_and_read(&computed.shares, &asked, &norm)?;
+        let norm = terms.pop().context("the norm was read")?;
         let regroup = terms.pop().is_some_and(|asked| asked > 0.0);
         let stop = terms.pop().is_some_and(|asked| asked > 0.0);
-        Ok(Reduced { gradient, terms, asked: Asked { stop, regroup } })
+        Ok(Reduced { gradient, norm, terms, asked: Asked { stop, regroup } })
     }
 
     /// The line of `steps.jsonl` of the step in flight.
-    fn describe(&self, batch: &Batch, losses: &Losses, reduced: &Reduced, (lr, total_steps): (f64, u64)) -> StepDone {
-        let terms = || losses.terms().iter().zip(&reduced.terms);
+    fn describe(
+        &self,
+        batch: &Batch,
+        computed: &Computed,
+        reduced: &Reduced,
+        (lr, total_steps): (f64, u64),
+    ) -> StepDone {
+        let terms = || computed.terms.iter().zip(&reduced.terms);
         StepDone {
             stage: self.recipe.name.into(),
             epoch: batch.at.epoch,
@@ -511,10 +554,57 @@ impl<'a> Trainer<'a> {
     }
 }
 
+/// What one rank has computed of a step, from its own images.
+struct Computed {
+    terms: Vec<TermName>,
+    /// This rank's share of each term, [terms] f64.
+    shares: Tensor,
+    /// [parameters], in the optimiser's layout.
+    gradient: Tensor,
+    /// The gradient's norm [1] f64, where this rank's gradient is that of the global loss.
+    norm: Option<Tensor>,
+}
+
+/// A term of the loss, without its value.
+#[derive(Clone, Copy)]
+struct TermName {
+    name: &'static str,
+    weight: f64,
+}
+
+impl Computed {
+    fn new(losses: &Losses, gradient: Tensor) -> Self {
+        let terms = losses.terms().iter().map(|term| TermName { name: term.name, weight: term.weight }).collect();
+        Self { terms, shares: losses.shares(), gradient, norm: None }
+    }
+
+    /// For the only rank.
+    fn with_norm(self) -> Self {
+        let norm = Some(norm_of(&self.gradient));
+        Self { norm, ..self }
+    }
+
+    fn shallow_clone(&self) -> Self {
+        Self {
+            terms: self.terms.clone(),
+            shares: self.shares.shallow_clone(),
+            gradient: self.gradient.shallow_clone(),
+            norm: self.norm.as_ref().map(Tensor::shallow_clone),
+        }
+    }
+}
+
+/// The norm of a gradient, [1] f64. The squares of finite float32 values never overflow there: it is non-finite only if a
+/// value is.
+fn norm_of(gradient: &Tensor) -> Tensor {
+    gradient.norm_scalaropt_dtype(2, Kind::Double).reshape([1])
+}
+
 /// What all ranks know alike about one step.
 struct Reduced {
     /// The gradient of the global loss, in the optimiser's layout.
     gradient: Tensor,
+    norm: f64,
     /// The global value of each term.
     terms: Vec<f64>,
     asked: Asked,

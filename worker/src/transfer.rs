@@ -1,16 +1,14 @@
 //! A transfer stage: one linear layer on fine labels over frozen backbones, whose embeddings are concatenated.
 
 use crate::evaluate::{Embedded, Judge, Measures, embed};
-use crate::feed::Batch;
 use crate::model::{Mode, Model, linear};
 use crate::probe_weights::{DEVIATION, MEAN};
-use crate::stage::{Losses, Stage};
+use crate::stage::{Inputs, Losses, Stage};
 use crate::tensors::{Named, broadcast};
 use anyhow::Result;
 use tch::nn::{self, Module, VarStore};
-use tch::{Kind, Reduction, Tensor};
+use tch::{Device, Kind, Reduction, Tensor};
 use thanos_configs::{Features, FrozenMode, TransferConfig};
-use thanos_fused::Draws;
 
 pub(crate) struct Transfer<'a> {
     backbones: Vec<Model>,
@@ -50,7 +48,7 @@ impl Standard {
 }
 
 impl<'a> Transfer<'a> {
-    /// The head's initial weights come from torch's generator: seed it first, equally on all ranks.
+    /// The head's initial weights come from torch's generator of the CPU: seed it first, equally on all ranks.
     ///
     /// # Errors
     /// [`crate::evaluate::StopAsked`] while features are cached, on all ranks alike.
@@ -58,8 +56,9 @@ impl<'a> Transfer<'a> {
         let data = judge.data;
         let width: i64 = backbones.iter().map(|model| model.encoder.width()).sum();
         let classes = data.facts.labels.fine_names.len() as i64;
-        let mut variables = VarStore::new(data.device());
+        let mut variables = VarStore::new(Device::Cpu);
         let head = linear(&(variables.root() / "cls"), width, classes, true);
+        variables.set_device(data.device());
         if data.kind() == Kind::Double {
             variables.double();
         }
@@ -112,26 +111,28 @@ impl Stage for Transfer<'_> {
         }
     }
 
-    fn losses(&mut self, batch: &Batch, draws: u64) -> Result<Losses> {
-        let data = self.judge.data;
+    fn labels(&self) -> &[i64] {
+        &self.judge.data.train.fine
+    }
+
+    fn losses(&mut self, inputs: &Inputs) -> Result<Losses> {
         let features = match &self.source {
             Source::Cached { features, standard, .. } => {
-                standard.apply(&features.index_select(0, &rows(batch.own()).to_device(data.device())))
+                standard.apply(&features.index_select(0, &inputs.own_samples()))
             }
             Source::Augmented { mode, .. } => {
-                let draws = Draws::new(draws, batch.own(), self.views());
+                let draws = inputs.draws();
                 let mode = match mode {
                     FrozenMode::Eval => Mode::Eval,
                     FrozenMode::Train => Mode::Train(&draws),
                 };
-                embed(&self.models(), &batch.images.flatten(0, 1), mode)?
+                embed(&self.models(), &inputs.images.flatten(0, 1), mode)?
             }
         }; // [b, d]
-        let labels = data.labels(&data.train.fine, batch.own());
         let logits = self.head.forward(&features); // [b, classes]
-        let sum = logits.cross_entropy_loss::<Tensor>(&labels, None, Reduction::Sum, -100, 0.0);
+        let sum = logits.cross_entropy_loss::<Tensor>(&inputs.own_labels(), None, Reduction::Sum, -100, 0.0);
         let mut losses = Losses::default();
-        losses.add("cross_entropy", 1.0, sum / batch.samples.len() as i64);
+        losses.add("cross_entropy", 1.0, sum / inputs.sizes().1);
         Ok(losses)
     }
 

@@ -21,9 +21,9 @@ const MIN_GENERATION_STEPS: u32 = 2;
 const STRAGGLER_WINDOW: Duration = Duration::from_secs(5);
 const STRAGGLER_SHARE: f64 = 0.4;
 /// Phases of a step in which a rank computes or communicates; elsewhere it may wait for storage for long.
-const STEP_PHASES: [&str; 4] = ["forward", "backward", "reduce", "update"];
+const STEP_PHASES: [&str; 5] = ["forward", "backward", "compute", "reduce", "update"];
 /// What the duration of a step is made of.
-const TIMED_PHASES: [&str; 6] = ["data", "forward", "gather", "backward", "reduce", "update"];
+const TIMED_PHASES: [&str; 7] = ["data", "forward", "gather", "backward", "compute", "reduce", "update"];
 
 /// How far a rank has come in its generation, by its heartbeats.
 #[derive(Clone, Debug, Default)]

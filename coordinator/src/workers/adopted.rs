@@ -1,5 +1,6 @@
 //! Processes that an earlier coordinator of a run has started, and that are not children of this one.
 
+use super::Killed;
 use crate::run::ExitCause;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -7,7 +8,6 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tokio::sync::oneshot;
 
 /// How often such a process is polled: there is no notification of how it ended, or when.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
@@ -37,12 +37,12 @@ impl Adopted {
     }
 
     /// Waits until it has exited, and returns how, and why.
-    pub(super) async fn wait(self, mut killed: oneshot::Receiver<()>) -> (String, ExitCause) {
+    pub(super) async fn wait(self, mut killed: Killed) -> (String, ExitCause) {
         let mut looks = tokio::time::interval(POLL_INTERVAL);
         loop {
             tokio::select! {
                 _ = looks.tick() => {}
-                Ok(()) = &mut killed => return ("was killed by the coordinator".into(), ExitCause::Hung),
+                () = &mut killed => return ("was killed by the coordinator".into(), ExitCause::Hung),
             }
             if !runs(self.pid.as_raw(), self.program) {
                 return ("has disappeared".into(), ExitCause::Vanished);

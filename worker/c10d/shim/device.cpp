@@ -36,9 +36,22 @@ char* thanos_set_tf32(bool allowed) {
 // NCCL reads it when it first starts. Not thread-safe, as setenv is not.
 void thanos_use_interface(const char* name) { setenv("NCCL_SOCKET_IFNAME", name, /*overwrite=*/0); }
 
-// Of this thread: pinned memory, streams and events without a tensor belong to the current device.
+// Of this thread: pinned memory, streams and events without a tensor belong to the current device. Its work goes to a stream
+// of its own, as the default one cannot be recorded.
 char* thanos_use_gpu(int32_t gpu) {
-  return guard([&] { cuda().setDevice({c10::kCUDA, static_cast<c10::DeviceIndex>(gpu)}); });
+  return guard([&] {
+    const auto impl = cuda();
+    const c10::Device device(c10::kCUDA, static_cast<c10::DeviceIndex>(gpu));
+    impl.setDevice(device);
+    at::globalContext().lazyInitDevice(c10::kCUDA);
+    impl.exchangeStream(impl.getStreamFromGlobalPool(device));
+  });
+}
+
+// The same sums in the same order at every call. Some of cuDNN's algorithms add as threads come.
+void thanos_be_deterministic() {
+  at::globalContext().setDeterministicCuDNN(true);
+  at::globalContext().setBenchmarkCuDNN(false);
 }
 
 char* thanos_gpu_memory(uint64_t* free_bytes, uint64_t* total_bytes) {

@@ -9,10 +9,18 @@
 #include <torch/csrc/autograd/profiler_kineto.h>
 #endif
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <cstdlib>
+#include <fstream>
+#include <map>
+#include <set>
 #include <stdexcept>
+#include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include "guard.h"
 
@@ -167,6 +175,23 @@ char* thanos_count_end(uint64_t handle, uint64_t* operators_counted, uint64_t* f
 
 namespace profiler = torch::autograd::profiler;
 
+namespace {
+
+struct Spent {
+  uint64_t calls = 0, nanoseconds = 0;
+};
+
+// Microseconds, calls and name of each kernel, the costliest first.
+void write_times(const char* path, const std::map<std::string, Spent>& spent) {
+  std::vector<std::pair<std::string, Spent>> sorted(spent.begin(), spent.end());
+  std::sort(sorted.begin(), sorted.end(),
+            [](const auto& a, const auto& b) { return a.second.nanoseconds > b.second.nanoseconds; });
+  std::ofstream out(path);
+  for (const auto& [name, own] : sorted) out << own.nanoseconds / 1e3 << '\t' << own.calls << '\t' << name << '\n';
+}
+
+}  // namespace
+
 char* thanos_kernels_begin() {
   return guard([] {
     const profiler::ProfilerConfig config(profiler::ProfilerState::KINETO);
@@ -183,11 +208,17 @@ char* thanos_kernels_end(uint64_t* kernels) {
     c10::cuda::device_synchronize();
     const auto result = profiler::disableProfiler();
     *kernels = 0;
+    std::map<std::string, Spent> spent;
     for (const auto& event : result->events()) {
+      if (event.deviceType() != c10::DeviceType::CUDA) continue;
       const auto name = event.name();
       const bool moves = name.starts_with("Memcpy") || name.starts_with("Memset");
-      if (event.deviceType() == c10::DeviceType::CUDA && !moves) ++*kernels;
+      if (!moves) ++*kernels;
+      auto& own = spent[name];
+      own.calls++;
+      own.nanoseconds += event.durationNs();
     }
+    if (const char* path = getenv("THANOS_KERNEL_TIMES")) write_times(path, spent);
   });
 }
 

@@ -468,10 +468,11 @@ char* thanos_all_reduce_differentiable(GroupRef* group, at::Tensor* input, at::T
 }
 
 // One AdamW update of `count` parameters by libtorch's fused kernel, which tch does not bind. `steps` holds a
-// float scalar a parameter: the number of this update, from 1.
+// float scalar a parameter: the number of this update, from 1. The learning rate is `learning_rate`, a float scalar on the
+// device, or where that is null `rates[0]`.
 char* thanos_fused_adamw(size_t count, at::Tensor* const* parameters, at::Tensor* const* gradients,
                          at::Tensor* const* means, at::Tensor* const* squares, at::Tensor* const* steps,
-                         const double* rates) {
+                         at::Tensor* learning_rate, const double* rates) {
   return guard([&] {
     const auto list = [count](at::Tensor* const* tensors) {
       std::vector<at::Tensor> all;
@@ -479,9 +480,13 @@ char* thanos_fused_adamw(size_t count, at::Tensor* const* parameters, at::Tensor
       return all;
     };
     at::NoGradGuard no_grad;
-    at::_fused_adamw_(list(parameters), list(gradients), list(means), list(squares), {}, list(steps),
-                      /*lr=*/rates[0], /*beta1=*/rates[1], /*beta2=*/rates[2], /*weight_decay=*/rates[3],
-                      /*eps=*/rates[4], /*amsgrad=*/false, /*maximize=*/false);
+    const auto update = [&](const auto& lr) {
+      at::_fused_adamw_(list(parameters), list(gradients), list(means), list(squares), {}, list(steps), lr,
+                        /*beta1=*/rates[1], /*beta2=*/rates[2], /*weight_decay=*/rates[3], /*eps=*/rates[4],
+                        /*amsgrad=*/false, /*maximize=*/false);
+    };
+    if (learning_rate) update(*learning_rate);
+    else update(rates[0]);
   });
 }
 

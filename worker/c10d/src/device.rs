@@ -6,12 +6,15 @@ use crate::raw;
 use std::ptr;
 use std::time::Duration;
 
-/// Makes a GPU the current one of this thread: pinned memory, streams and events belong to it.
+/// Makes a GPU the current one of this thread: pinned memory, streams and events belong to it. What this thread launches
+/// goes to a stream of its own. Convolutions give the same bits at every call, for the whole process.
 ///
 /// # Errors
 /// If there is no such GPU.
 pub fn use_gpu(index: usize) -> Result<(), Error> {
     let gpu = i32::try_from(index).unwrap_or(i32::MAX);
+    // SAFETY: it sets flags of libtorch's context.
+    unsafe { raw::thanos_be_deterministic() };
     // SAFETY: it sets a number of this thread.
     check("use_gpu", unsafe { raw::thanos_use_gpu(gpu) })
 }

@@ -195,6 +195,21 @@ impl ProcessGroup {
         self.read(&sums)
     }
 
+    /// The sums over the ranks of a row [n] f64 on the training device and of numbers of the host, and then what the ranks
+    /// hold alike, [m] f64: all of it read at once, as each reading waits for the device.
+    pub fn sum_and_read(&self, row: &Tensor, numbers: &[f64], alike: &Tensor) -> Result<Vec<f64>, Error> {
+        if self.size == 1 {
+            let mut read: Vec<f64> = self.read(&Tensor::cat(&[row, alike], 0))?;
+            let sums = row.size()[0] as usize;
+            read.splice(sums..sums, numbers.iter().copied());
+            return Ok(read);
+        }
+        let own = Tensor::from_slice(numbers).to_device(row.device());
+        let mut sums = Tensor::cat(&[row, &own], 0);
+        self.all_reduce(&mut sums)?;
+        self.read(&Tensor::cat(&[&sums, alike], 0))
+    }
+
     /// The numbers of every rank, in rank order.
     pub fn gather(&self, numbers: &[i64]) -> Result<Vec<Vec<i64>>, Error> {
         let own = Tensor::from_slice(numbers).unsqueeze(0).to_device(self.device());
@@ -221,10 +236,15 @@ impl ProcessGroup {
     }
 
     /// The values of a collective's result.
-    fn read<'a, T>(&self, result: &'a Tensor) -> Result<T, Error>
+    fn read<T>(&self, result: &Tensor) -> Result<T, Error>
     where
-        T: TryFrom<&'a Tensor, Error = TchError>,
+        T: for<'a> TryFrom<&'a Tensor, Error = TchError>,
     {
+        // Into pinned memory, so that one wait is for the collectives and for the copy.
+        let result = match (result.device(), self.gpu) {
+            (Device::Cuda(_), Some(_)) => &result.to_device_(Device::Cpu, result.kind(), true, false),
+            _ => result,
+        };
         self.synchronize()?;
         T::try_from(result).map_err(|error| Error {
             operation: "read",
@@ -241,6 +261,9 @@ impl ProcessGroup {
     /// The `input` of every rank, one behind the other: [n, ...] -> [size * n, ...]. Shapes must be equal.
     pub fn all_gather(&self, input: &Tensor) -> Result<Tensor, Error> {
         let input = input.detach().contiguous();
+        if self.size == 1 {
+            return Ok(input.copy());
+        }
         let mut shape = input.size();
         shape[0] *= self.size as i64;
         let output = Tensor::empty(&shape, (input.kind(), input.device()));
@@ -254,6 +277,9 @@ impl ProcessGroup {
     /// This rank's part of the sum over the ranks: [size * n, ...] -> [n, ...].
     pub fn reduce_scatter(&self, input: &Tensor) -> Result<Tensor, Error> {
         let input = input.detach().contiguous();
+        if self.size == 1 {
+            return Ok(input.copy());
+        }
         let mut shape = input.size();
         shape[0] /= self.size as i64;
         let output = Tensor::empty(&shape, (input.kind(), input.device()));

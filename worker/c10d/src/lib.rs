@@ -8,6 +8,7 @@
 
 mod aborter;
 mod device;
+mod graph;
 mod group;
 mod measure;
 mod process;
@@ -16,7 +17,10 @@ mod store;
 
 pub use aborter::GroupAborter;
 pub use device::{DeviceEvent, GpuMemory, gpu_memory, set_tf32, use_gpu, use_interface};
+pub use graph::Graph;
 pub use group::{Address, Error, ErrorKind, Exchanged, ProcessGroup};
 pub use measure::{Counted, count, count_kernels, cuda_name, cuda_peak_bytes, reset_cuda_peak};
-pub use process::{AdamWParameter, AdamWRates, Collectives, collectives, exit_now, fused_adamw, keep_freed_memory};
+pub use process::{
+    AdamWParameter, AdamWRates, Collectives, LearningRate, collectives, exit_now, fused_adamw, keep_freed_memory,
+};
 pub use store::{KeyValueStore, MemoryStore};

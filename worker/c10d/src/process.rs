@@ -4,17 +4,26 @@
 use crate::group::{Error, check, tensor_ptr};
 use crate::raw;
 use std::ffi::c_void;
+use std::ptr;
 use std::time::Duration;
 use tch::Tensor;
 
 /// The numbers of an AdamW update.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AdamWRates {
-    pub learning_rate: f64,
+#[derive(Clone, Copy, Debug)]
+pub struct AdamWRates<'a> {
+    pub learning_rate: LearningRate<'a>,
     pub beta1: f64,
     pub beta2: f64,
     pub weight_decay: f64,
     pub eps: f64,
+}
+
+/// A learning rate as the update reads it.
+#[derive(Clone, Copy, Debug)]
+pub enum LearningRate<'a> {
+    Number(f64),
+    /// Float scalar on the parameters' device, which a recorded update reads each time. CUDA only.
+    Tensor(&'a Tensor),
 }
 
 /// One parameter of an AdamW update, with its state; all five of one device, the first four of one shape.
@@ -28,13 +37,17 @@ pub struct AdamWParameter<'a> {
 }
 
 /// One AdamW update in place, by the kernel behind `torch.optim.AdamW(fused=True)`.
-pub fn fused_adamw(parameters: &[AdamWParameter<'_>], rates: AdamWRates) -> Result<(), Error> {
+pub fn fused_adamw(parameters: &[AdamWParameter<'_>], rates: AdamWRates<'_>) -> Result<(), Error> {
     let list = |of: fn(&AdamWParameter<'_>) -> *mut c_void| parameters.iter().map(of).collect::<Vec<_>>();
     let (weights, gradients) = (list(|p| tensor_ptr(p.parameter)), list(|p| tensor_ptr(p.gradient)));
     let (means, squares) = (list(|p| tensor_ptr(p.mean)), list(|p| tensor_ptr(p.square)));
     let steps = list(|p| tensor_ptr(p.step));
-    let rates = [rates.learning_rate, rates.beta1, rates.beta2, rates.weight_decay, rates.eps];
-    // SAFETY: five arrays of `count` pointers to tensors that are borrowed for the call, and five numbers.
+    let (learning_rate, on_device) = match rates.learning_rate {
+        LearningRate::Number(rate) => (rate, ptr::null_mut()),
+        LearningRate::Tensor(rate) => (0.0, tensor_ptr(rate)),
+    };
+    let rates = [learning_rate, rates.beta1, rates.beta2, rates.weight_decay, rates.eps];
+    // SAFETY: five arrays of `count` pointers to tensors that are borrowed for the call, one more or null, five numbers.
     check("fused_adamw", unsafe {
         raw::thanos_fused_adamw(
             parameters.len(),
@@ -43,6 +56,7 @@ pub fn fused_adamw(parameters: &[AdamWParameter<'_>], rates: AdamWRates) -> Resu
             means.as_ptr(),
             squares.as_ptr(),
             steps.as_ptr(),
+            on_device,
             rates.as_ptr(),
         )
     })

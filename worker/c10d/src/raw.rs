@@ -20,6 +20,12 @@ pub(crate) struct Event {
     _opaque: [u8; 0],
 }
 
+/// `at::cuda::CUDAGraph`.
+#[repr(C)]
+pub(crate) struct Graph {
+    _opaque: [u8; 0],
+}
+
 /// `GroupRef` of the shim.
 #[repr(C)]
 pub(crate) struct Group {
@@ -40,6 +46,11 @@ pub(crate) type StoreCall = unsafe extern "C" fn(*mut c_void, i32, *const Slice,
 pub(crate) type StoreDrop = unsafe extern "C" fn(*mut c_void);
 
 unsafe extern "C" {
+    pub(crate) fn thanos_graph_begin(out: *mut *mut Graph) -> *mut c_char;
+    pub(crate) fn thanos_graph_end(graph: *mut Graph) -> *mut c_char;
+    pub(crate) fn thanos_graph_replay(graph: *mut Graph) -> *mut c_char;
+    pub(crate) fn thanos_graph_free(graph: *mut Graph);
+    pub(crate) fn thanos_be_deterministic();
     pub(crate) fn thanos_bytes_assign(bytes: *mut Bytes, data: *const u8, len: usize);
     pub(crate) fn thanos_gloo_create(
         store: *mut c_void,
@@ -85,6 +96,7 @@ unsafe extern "C" {
         means: *const *mut c_void,
         squares: *const *mut c_void,
         steps: *const *mut c_void,
+        learning_rate: *mut c_void,
         rates: *const f64,
     ) -> *mut c_char;
     pub(crate) fn thanos_collectives(entered: *mut u64, left: *mut u64, waited_us: *mut u64);

@@ -2,7 +2,6 @@
 // values, and for each row mean, deviation and log-sum-exp. Probabilities and masks are made again.
 #pragma once
 
-#include <ATen/record_function.h>
 #include <ATen/core/custom_class.h>
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -47,11 +46,6 @@ struct AttentionKept : torch::CustomClassHolder {
   AttentionCall call;
   at::Tensor q, kv, mean, rstd, lse;
 };
-
-// Products that `aten` does not see, for those who count: (q [n, s, d], kv [n, t, 2d]).
-inline void record_attention(const char* name, const at::Tensor& q, const at::Tensor& kv) {
-  RECORD_FUNCTION(name, std::vector<c10::IValue>{q, kv});
-}
 
 template <typename T>
 at::Tensor attention_forward(const at::Tensor& x, const at::Tensor& norm_weight, const at::Tensor& norm_bias,

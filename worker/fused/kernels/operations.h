@@ -4,6 +4,7 @@
 #include <ATen/Functions.h>
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
+#include <ATen/record_function.h>
 
 #include <algorithm>
 #include <optional>
@@ -191,6 +192,11 @@ class Products {
 
   bool bfloat16_;
 };
+
+// Products that `aten` does not see, for those who count: (q [n, s, d], kv [n, t, 2d]).
+inline void record_attention(const char* name, const at::Tensor& q, const at::Tensor& kv) {
+  RECORD_FUNCTION(name, std::vector<c10::IValue>{q, kv});
+}
 
 // The first `first` rows of each of the images of `x` [images, rows, d], as [images x first, d].
 inline at::Tensor first_rows(const at::Tensor& x, int64_t first) {

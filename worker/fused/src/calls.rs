@@ -71,18 +71,18 @@ pub(crate) fn feed_forward(
     })
 }
 
-fn pointer(tensor: &Tensor) -> *mut c_void {
+pub(crate) fn pointer(tensor: &Tensor) -> *mut c_void {
     tensor.as_ptr().cast_mut().cast()
 }
 
-fn result(operation: &'static str, call: impl FnOnce(*mut *mut c_void) -> *mut c_char) -> Result<Tensor, Error> {
+pub(crate) fn result(operation: &'static str, call: impl FnOnce(*mut *mut c_void) -> *mut c_char) -> Result<Tensor, Error> {
     let mut out: *mut c_void = ptr::null_mut();
     check(operation, call(&raw mut out))?;
     // SAFETY: on success C++ has put a new `at::Tensor` there, which tch frees.
     Ok(unsafe { Tensor::from_ptr(out.cast()) })
 }
 
-fn check(operation: &'static str, message: *mut c_char) -> Result<(), Error> {
+pub(crate) fn check(operation: &'static str, message: *mut c_char) -> Result<(), Error> {
     if message.is_null() {
         return Ok(());
     }

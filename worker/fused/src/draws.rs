@@ -8,7 +8,7 @@
 //! in groups of 128, from 16 counters (16 group + lane, site, row's low word, row's high word); element e of a group has
 //! 16 bits of word e / 32 of lane e % 16, from bit 16 x (e / 16 % 2) on.
 
-use crate::{Error, calls, raw};
+use crate::{Error, calls, gpu, raw};
 use tch::{Device, Kind, Tensor};
 
 /// Elements that are drawn together.
@@ -16,14 +16,16 @@ pub(crate) const GROUP: i64 = 128;
 const COUNTERS: i64 = 16;
 const WORD: i64 = 0xffff_ffff;
 
-/// What the random numbers of one forward pass are functions of, besides the site and the element.
+/// What the random numbers of one forward pass are functions of, besides the site and the element. On a GPU the kernels
+/// read it there.
 #[derive(Debug)]
 pub struct Draws {
-    key: u64,
+    /// [1] i64, the bits of the key.
+    key: Tensor,
+    /// [n] i64, of the images of the pass; where the key is.
+    rows: Tensor,
     /// The site of a network's first one.
     first_site: u32,
-    /// [n] i64, of the images of the pass; on the CPU.
-    rows: Tensor,
 }
 
 /// Sites of one network.
@@ -33,29 +35,49 @@ impl Draws {
     /// For a batch with so many views of each sample, flattened as (sample, view). `key` is of the seed, the stage and the
     /// step.
     pub fn new(key: u64, samples: &[u64], views: u64) -> Self {
-        let rows_of = |sample: u64| (0..views).map(move |view| sample.wrapping_mul(views).wrapping_add(view) as i64);
-        let rows: Vec<i64> = samples.iter().copied().flat_map(rows_of).collect();
-        Self { key, first_site: 0, rows: Tensor::from_slice(&rows) }
+        Self::from_tensors(Tensor::from_slice(&[key as i64]), Tensor::from_slice(&rows_of(samples, views)))
+    }
+
+    /// From a key [1] and rows [n], i64, both on the device of the images.
+    pub fn from_tensors(key: Tensor, rows: Tensor) -> Self {
+        Self { key, rows, first_site: 0 }
+    }
+
+    /// The same on another device.
+    #[must_use]
+    pub fn to_device(&self, device: Device) -> Self {
+        Self { key: self.key.to_device(device), rows: self.rows.to_device(device), first_site: self.first_site }
     }
 
     pub(crate) fn rows(&self) -> &Tensor {
         &self.rows
     }
 
+    pub(crate) fn key_tensor(&self) -> &Tensor {
+        &self.key
+    }
+
     /// For the network of this number among those that the same images go through.
     #[must_use]
     pub fn of_network(&self, network: u32) -> Self {
         let first_site = network.wrapping_mul(NETWORK_SITES);
-        Self { key: self.key, first_site, rows: self.rows.shallow_clone() }
+        Self { key: self.key.shallow_clone(), rows: self.rows.shallow_clone(), first_site }
     }
 
     pub(crate) fn site(&self, site: u32) -> u32 {
         self.first_site.wrapping_add(site)
     }
 
+    /// On a GPU this waits for it.
     pub(crate) fn key(&self) -> u64 {
-        self.key
+        self.key.int64_value(&[0]) as u64
     }
+}
+
+/// The row of each of so many views of each sample.
+pub fn rows_of(samples: &[u64], views: u64) -> Vec<i64> {
+    let rows = |sample: u64| (0..views).map(move |view| sample.wrapping_mul(views).wrapping_add(view) as i64);
+    samples.iter().copied().flat_map(rows).collect()
 }
 
 /// A probability of being kept, as a share of 65536.
@@ -90,11 +112,14 @@ pub(crate) fn in_groups(elements: i64) -> i64 {
 /// # Errors
 /// If there is no memory for it.
 pub fn keep_mask(draws: &Draws, site: u32, elements: i64, kept: Kept, like: (Kind, Device)) -> Result<Tensor, Error> {
+    let drop = raw::Drop { site: draws.site(site), output: kept.share(), ..keep_everything() };
+    if gpu::takes_masks(like) {
+        return gpu::mask(draws, elements, &drop);
+    }
     if !has_kernels(like) {
         return Ok(plain_mask(draws, site, elements, kept, like));
     }
-    let drop = raw::Drop { key: draws.key, site: draws.site(site), output: kept.share(), ..keep_everything() };
-    calls::mask(draws, elements, like.0, &drop)
+    calls::mask(draws, elements, like.0, &raw::Drop { key: draws.key(), ..drop })
 }
 
 /// Whether the kernels take tensors of this kind on this device.
@@ -129,7 +154,7 @@ pub(crate) fn numbers(draws: &Draws, site: u32, elements: i64, device: Device) -
     let site = Tensor::full([1, 1], i64::from(draws.site(site)), (Kind::Int64, device));
     let high_row = rows.bitwise_right_shift_tensor_scalar(32).bitwise_and(WORD);
     let counter = [lanes, site, rows.bitwise_and(WORD), high_row];
-    let words = philox(counter, draws.key); // 4 x [n, 16 groups]
+    let words = philox(counter, draws.key()); // 4 x [n, 16 groups]
     let parts: Vec<Tensor> = words
         .iter()
         .flat_map(|word| [0, 16].map(|bits| word.bitwise_right_shift_tensor_scalar(bits).bitwise_and(0xffff)))

@@ -1,8 +1,8 @@
 //! The branches of a pre-norm transformer block as single operations with explicit gradients, and dropout whose masks
 //! are functions of a key.
 //!
-//! [`Attention`] and [`FeedForward`] run C++ kernels on the CPU, and plain tensor operations elsewhere and for sizes that
-//! the kernels do not take; `reference.rs` has those, and the tests hold one against the other. [`Draws`] is what all
+//! [`Attention`] and [`FeedForward`] run C++ kernels on the CPU, CUDA kernels on a GPU in bfloat16, and plain tensor
+//! operations elsewhere and for sizes that the kernels do not take; `reference.rs` has those, and the tests hold one against the other. [`Draws`] is what all
 //! random numbers of a forward pass are functions of. Three layers: `kernels/operations.cpp` turns C++ exceptions into
 //! text, `raw.rs` declares it, the rest is safe. Beside `thanos-c10d` this is the only crate of the workspace with
 //! `unsafe` code. It knows tensors, nothing of ranks or training.
@@ -11,6 +11,7 @@
 
 mod calls;
 mod draws;
+pub mod gpu;
 mod operations;
 mod products;
 mod raw;
@@ -19,6 +20,6 @@ mod reference;
 mod tests;
 
 pub use calls::{Error, drop_gradients};
-pub use draws::{Draws, Kept, keep_mask};
+pub use draws::{Draws, Kept, keep_mask, rows_of};
 pub use operations::{Attention, AttentionRates, FeedForward, FeedForwardRates, Linear, Norm};
 pub use products::Products;

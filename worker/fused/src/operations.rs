@@ -2,7 +2,7 @@
 
 use crate::draws::{Draws, Kept, has_kernels, keep_everything};
 use crate::products::Products;
-use crate::{Error, calls, raw};
+use crate::{Error, calls, gpu, raw};
 use tch::{Device, Kind, Tensor};
 
 /// What the kernels take at most: scores of a head stay in the processor's caches.
@@ -82,20 +82,34 @@ impl Attention<'_> {
             let message = format!("{} heads and {queries} queries do not fit tokens [{n}, {t}, {d}]", self.heads);
             return Err(Error { operation: "attention", message });
         }
+        if gpu::takes_attention(x, self, queries) {
+            return self.on_gpu(x, queries, draws);
+        }
         if !takes(x) || t > MAX_TOKENS || d / self.heads > MAX_HEAD_WIDTH {
             return Ok(self.plain(x, queries, draws));
         }
+        let drop = self.drop_of(draws, Draws::key);
+        let rows = rows(draws, n);
+        let tensors = [x, self.norm.weight, self.norm.bias, self.qkv, &rows];
+        calls::attention(tensors, (self.heads, queries), (self.norm.eps, self.products), &drop)
+    }
+
+    /// By the kernels of GPUs, which run on the CPU as well, slowly.
+    pub(crate) fn on_gpu(&self, x: &Tensor, queries: i64, draws: Option<&Draws>) -> Result<Tensor, Error> {
+        let drop = self.drop_of(draws, |_| 0);
+        let tensors = [x, self.norm.weight, self.norm.bias, self.qkv];
+        gpu::attention(tensors, (self.heads, queries), self.norm.eps, (draws, &drop))
+    }
+
+    fn drop_of(&self, draws: Option<&Draws>, key: fn(&Draws) -> u64) -> raw::Drop {
         let rates = self.rates;
-        let drop = drop_of(draws, self.site, |kept| raw::Drop {
+        drop_of(draws, (self.site, key), |kept| raw::Drop {
             query: kept(rates.query),
             weights: kept(rates.weights),
             output: kept(rates.output),
             depth: kept(rates.depth),
             ..keep_everything()
-        });
-        let rows = rows(draws, n);
-        let tensors = [x, self.norm.weight, self.norm.bias, self.qkv, &rows];
-        calls::attention(tensors, (self.heads, queries), (self.norm.eps, self.products), &drop)
+        })
     }
 }
 
@@ -116,20 +130,40 @@ impl FeedForward<'_> {
             ("output's bias", self.output.bias, vec![d]),
         ];
         check_weights("feed_forward", x, &expected)?;
+        if gpu::takes_feed_forward(x, self) {
+            return self.on_gpu(x, draws);
+        }
         if !takes(x) {
             return Ok(self.plain(x, draws));
         }
+        let drop = self.drop_of(draws, Draws::key);
+        let rows = rows(draws, n);
+        let [norm, norm_bias, input, input_bias, output, output_bias] = self.weights();
+        let tensors = [x, norm, norm_bias, input, input_bias, output, output_bias, &rows];
+        calls::feed_forward(tensors, (self.norm.eps, self.products), &drop)
+    }
+
+    /// By the kernels of GPUs, which run on the CPU as well, slowly.
+    pub(crate) fn on_gpu(&self, x: &Tensor, draws: Option<&Draws>) -> Result<Tensor, Error> {
+        let drop = self.drop_of(draws, |_| 0);
+        let [norm, norm_bias, input, input_bias, output, output_bias] = self.weights();
+        let tensors = [x, norm, norm_bias, input, input_bias, output, output_bias];
+        gpu::feed_forward(tensors, self.norm.eps, (draws, &drop))
+    }
+
+    fn weights(&self) -> [&Tensor; 6] {
+        let Self { norm, input, output, .. } = self;
+        [norm.weight, norm.bias, input.weight, input.bias, output.weight, output.bias]
+    }
+
+    fn drop_of(&self, draws: Option<&Draws>, key: fn(&Draws) -> u64) -> raw::Drop {
         let rates = self.rates;
-        let drop = drop_of(draws, self.site, |kept| raw::Drop {
+        drop_of(draws, (self.site, key), |kept| raw::Drop {
             hidden: kept(rates.hidden),
             output: kept(rates.output),
             depth: kept(rates.depth),
             ..keep_everything()
-        });
-        let rows = rows(draws, n);
-        let [norm, norm_bias, input, input_bias, output, output_bias] = expected.map(|(_, tensor, _)| tensor);
-        let tensors = [x, norm, norm_bias, input, input_bias, output, output_bias, &rows];
-        calls::feed_forward(tensors, (self.norm.eps, self.products), &drop)
+        })
     }
 }
 
@@ -142,9 +176,14 @@ fn rows(draws: Option<&Draws>, n: i64) -> Tensor {
     draws.map_or_else(|| Tensor::zeros([n], (Kind::Int64, Device::Cpu)), |draws| draws.rows().shallow_clone())
 }
 
-fn drop_of(draws: Option<&Draws>, site: u32, rates: impl FnOnce(fn(Kept) -> u32) -> raw::Drop) -> raw::Drop {
+/// Of an operation whose first site is `site`.
+fn drop_of(
+    draws: Option<&Draws>,
+    (site, key): (u32, fn(&Draws) -> u64),
+    rates: impl FnOnce(fn(Kept) -> u32) -> raw::Drop,
+) -> raw::Drop {
     match draws {
-        Some(draws) => raw::Drop { key: draws.key(), site: draws.site(site), ..rates(Kept::share) },
+        Some(draws) => raw::Drop { key: key(draws), site: draws.site(site), ..rates(Kept::share) },
         None => keep_everything(),
     }
 }

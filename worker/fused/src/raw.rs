@@ -1,4 +1,4 @@
-//! The C functions of `kernels/operations.cpp`, as they are. Nothing here is safe; nothing here decides.
+//! The C functions of `kernels/operations.cpp` and `kernels/gpu/calls.cpp`, as they are. Nothing here is safe; nothing here decides.
 
 use std::ffi::{c_char, c_void};
 
@@ -41,6 +41,30 @@ unsafe extern "C" {
         drop: *const Drop,
         out: *mut *mut c_void,
     ) -> *mut c_char;
+    pub(crate) fn thanos_gpu_shared_bytes(bytes: *mut i64) -> *mut c_char;
+    pub(crate) fn thanos_gpu_attention_bytes(tokens: i64, queries: i64, head: i64) -> i64;
+    pub(crate) fn thanos_gpu_most_width() -> i64;
+    pub(crate) fn thanos_gpu_mask(
+        tensors: *const *mut c_void,
+        elements: i64,
+        drop: *const Drop,
+        out: *mut *mut c_void,
+    ) -> *mut c_char;
+    pub(crate) fn thanos_gpu_attention(
+        tensors: *const *mut c_void,
+        heads: i64,
+        queries: i64,
+        eps: f64,
+        drop: *const Drop,
+        out: *mut *mut c_void,
+    ) -> *mut c_char;
+    pub(crate) fn thanos_gpu_feed_forward(
+        tensors: *const *mut c_void,
+        eps: f64,
+        drop: *const Drop,
+        out: *mut *mut c_void,
+    ) -> *mut c_char;
+    pub(crate) fn thanos_gpu_views(tensors: *const *mut c_void, scale: *const f32, shift: *const f32) -> *mut c_char;
     pub(crate) fn thanos_drop_gradients(count: usize, parameters: *const *mut c_void) -> *mut c_char;
     pub(crate) fn free(pointer: *mut c_void);
 }

@@ -1,9 +1,10 @@
 //! The branches by plain tensor operations with autograd's gradients: what the kernels are tested against, and what runs
 //! where there are none.
 
-use crate::draws::{Draws, Kept, in_groups, plain_mask};
+use crate::draws::{Draws, Kept, in_groups, keep_mask, plain_mask};
+use crate::gpu;
 use crate::operations::{Attention, FeedForward, Norm};
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
 impl Norm<'_> {
     fn plain(&self, x: &Tensor) -> Tensor {
@@ -31,7 +32,7 @@ impl Attention<'_> {
                 let logits = self.products.matmul(&q, &k.transpose(-1, -2)) / ((d / h) as f64).sqrt();
                 let like = (x.kind(), x.device());
                 let len = in_groups(queries * t);
-                let mask = plain_mask(draws, self.site + 1, h * len, self.rates.weights, like).reshape([n, h, len]);
+                let mask = mask(draws, self.site + 1, h * len, self.rates.weights, like).reshape([n, h, len]);
                 let mask = mask.narrow(2, 0, queries * t).reshape([n, h, queries, t]);
                 self.products.matmul(&(logits.softmax(-1, None) * mask), &v)
             }
@@ -81,8 +82,14 @@ fn masked(x: Tensor, draws: Option<&Draws>, (site, kept): (u32, Kept), shape: &[
         None => x,
         Some(draws) => {
             let elements = shape[1..].iter().product();
-            let mask = plain_mask(draws, site, elements, kept, (x.kind(), x.device()));
+            let mask = mask(draws, site, elements, kept, (x.kind(), x.device()));
             x * mask.reshape(shape)
         }
     }
+}
+
+/// A mask by tensor operations; on a GPU they would be 160 kernels, and one does the same.
+fn mask(draws: &Draws, site: u32, elements: i64, kept: Kept, like: (Kind, Device)) -> Tensor {
+    let by_kernel = gpu::takes_masks(like).then(|| keep_mask(draws, site, elements, kept, like).ok()).flatten();
+    by_kernel.unwrap_or_else(|| plain_mask(draws, site, elements, kept, like))
 }

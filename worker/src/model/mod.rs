@@ -93,7 +93,7 @@ pub struct Model {
 }
 
 impl Model {
-    /// Initial weights come from torch's global generator: seed it first.
+    /// Initial weights come from torch's global generator of the CPU, whatever the device: seed it first.
     pub fn new(
         config: &ModelConfig,
         data: &DataSet,
@@ -101,7 +101,7 @@ impl Model {
         device: Device,
         sum: &Rc<dyn BatchSum>,
     ) -> Self {
-        let variables = VarStore::new(device);
+        let mut variables = VarStore::new(Device::Cpu);
         let root = variables.root();
         let encoder = Encoder::new(&root, config, data, sum);
         let classes = data.labels.coarse_names.len() as i64;
@@ -115,6 +115,7 @@ impl Model {
             };
             Decoder::new(&(&root / "decoder"), shape, products(config.precision), sum)
         });
+        variables.set_device(device);
         let is_buffer = |(name, tensor): (String, Tensor)| (!tensor.requires_grad()).then_some(name);
         let buffers = variables.variables().into_iter().filter_map(is_buffer).collect();
         let mut model = Self { variables, buffers, encoder, head, decoder };

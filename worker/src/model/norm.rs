@@ -79,7 +79,7 @@ impl BatchNorm {
         let count = moments.narrow(0, 2 * c, 1).detach();
         let mean = moments.narrow(0, 0, c) / &count;
         let var = (moments.narrow(0, c, c) / &count - mean.square()).clamp_min(0.0);
-        self.track(&mean, &var, count.double_value(&[0]));
+        self.track(&mean, &var, &count);
         let offset = (origin - &mean).to_kind(x.kind());
         let scale = (var.to_kind(x.kind()) + EPS).rsqrt() * &self.weight;
         let shift = &self.bias + offset * &scale;
@@ -93,9 +93,9 @@ impl BatchNorm {
     }
 
     /// Moves the running statistics; the variance without bias, as torch's.
-    fn track(&self, mean: &Tensor, var: &Tensor, count: f64) {
+    fn track(&self, mean: &Tensor, var: &Tensor, count: &Tensor) {
         tch::no_grad(|| {
-            let unbiased = var * (count / (count - 1.0).max(1.0));
+            let unbiased = var * (count / (count - 1.0).clamp_min(1.0));
             let kind: Kind = self.running_mean.kind();
             _ = self.running_mean.shallow_clone().lerp_(&mean.to_kind(kind), MOMENTUM);
             _ = self.running_var.shallow_clone().lerp_(&unbiased.to_kind(kind), MOMENTUM);

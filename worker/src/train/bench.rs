@@ -33,7 +33,7 @@ pub(crate) fn updates(
             _ = peers.session.take_phase_seconds(BTreeMap::new(), Duration::ZERO);
             trainer.phase("data");
             let batch = feed.next()?.expect("the feed has as many batches as updates were asked for");
-            stop = trainer.update(&batch, total)?.stop;
+            stop = trainer.update(&batch, total, &mut feed)?.stop;
             Ok(trainer.recent.last().map(|done| done.phase_seconds.clone()).unwrap_or_default())
         };
         each(step, &mut update)?;

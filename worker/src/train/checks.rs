@@ -1,13 +1,12 @@
 //! What is looked for in a step, and done about it by all ranks alike: numbers that are none, before the update, and ranks
 //! whose state is not that of the others, every so many steps.
 
-use super::{Reduced, Trainer};
+use super::{Computed, Reduced, Trainer};
 use crate::metrics;
 use crate::replicas::diverged;
-use crate::stage::Losses;
 use crate::tensors::copy_into;
 use anyhow::{Result, bail};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 use thanos_configs::{OnDivergence, OnNonFinite};
 use thanos_proto::WorkerEvent;
 
@@ -17,19 +16,18 @@ const MAX_SKIPPED: u32 = 10;
 impl Trainer<'_> {
     /// What in this step is no number, and on which rank: the same on all ranks, before the update. Only where
     /// something is wrong do they look for the place.
-    pub(super) fn non_number(&self, losses: &Losses, reduced: &Reduced) -> Result<Option<String>> {
-        // In float64 the squares of finite float32 values never overflow: the norm is non-finite only if a value is.
-        let norm = reduced.gradient.norm_scalaropt_dtype(2, Kind::Double).double_value(&[]);
-        metrics::gradient(norm);
-        if norm.is_finite() && reduced.terms.iter().all(|value| value.is_finite()) {
+    pub(super) fn non_number(&self, computed: &Computed, reduced: &Reduced) -> Result<Option<String>> {
+        metrics::gradient(reduced.norm);
+        if reduced.norm.is_finite() && reduced.terms.iter().all(|value| value.is_finite()) {
             return Ok(None);
         }
-        let terms = losses.terms().iter().map(|term| format!("the loss `{}`", term.name));
+        let terms = computed.terms.iter().map(|term| format!("the loss `{}`", term.name));
         let gradients = self.optimizer.parameters().keys().map(|name| format!("the gradient of `{name}`"));
         let names: Vec<String> = terms.chain(gradients).collect();
-        let own_term = losses.shares().iter().position(|share| !share.is_finite());
+        let shares = Vec::<f64>::try_from(&computed.shares)?;
+        let own_term = shares.iter().position(|share| !share.is_finite());
         let own_gradient = self.optimizer.first_non_finite(&self.optimizer.flat_gradient());
-        let own = own_term.or(own_gradient.map(|index| losses.terms().len() + index));
+        let own = own_term.or(own_gradient.map(|index| computed.terms.len() + index));
         let own = Tensor::from_slice(&[own.map_or(-1, |index| index as i64)]).to_device(reduced.gradient.device());
         let all = Vec::<i64>::try_from(self.peers.group.all_gather(&own)?)?;
         let first = all.iter().enumerate().find_map(|(rank, &index)| Some((rank, usize::try_from(index).ok()?)));

@@ -1,14 +1,16 @@
 //! Weights & Biases: each coordinator of a run writes a file of its own, below `wandb/` in the run directory, as their
 //! client does offline. With `log.wandb.mode: online` the user's own client uploads them meanwhile (`wandb_client.rs`): this
-//! program has no credentials and opens no connection. Not solved yet: `wandb sync` uploads each file from line 0 of the run's
-//! history on, so the file of a restarted coordinator replaces earlier lines.
+//! program has no credentials and opens no connection. The client (0.31 or newer) adds each file's rows to those that the
+//! server has. Rows that it had uploaded online when it was killed are uploaded again by the next coordinator's client.
 
 use super::feed::Row;
 use super::wandb_client::Client;
 use super::wandb_file::{
-    Config, Content, Encoder, Exit, Header, History, HistoryStep, Item, Run, Summary, Timestamp, VersionInfo, decode,
+    Config, Content, Decoded, Encoder, Exit, Header, History, HistoryStep, Item, Run, Summary, Timestamp, VersionInfo,
+    decode,
 };
 use super::{Ending, Sink};
+use crate::exit::EXIT_STOPPED;
 use crate::run_dir::Identity;
 use crate::run_dir::results::Results;
 use crate::telemetry::metrics::now;
@@ -47,7 +49,18 @@ impl Wandb {
         let mut run = run_record(config, identity);
         let (mut next_row, mut start_seconds, mut earlier) = (0, now() as i64, Vec::new());
         for file in files(&folder, &identity.id)? {
-            for record in decode(&fs::read(&file)?) {
+            let bytes = fs::read(&file)?;
+            let Decoded { records, len } = decode(&bytes);
+            if !records.iter().any(|record| matches!(record.content, Some(Content::Run(_)))) {
+                // Its coordinator was killed before it wrote what run this is: the client would stop at it.
+                remove_with_folder(&file)?;
+                continue;
+            }
+            if len < bytes.len() {
+                // The client would not go on after a record that is cut off.
+                File::options().write(true).open(&file)?.set_len(len as u64)?;
+            }
+            for record in records {
                 match record.content {
                     Some(Content::History(history)) => {
                         let step = history.step.map_or(0, |step| step.num);
@@ -142,10 +155,11 @@ impl Sink for Wandb {
         match ending {
             Ending::Done(results) => self.append(vec![summary(results), exit(0)])?,
             Ending::Failed(code) => self.append(vec![exit(i32::from(*code))])?,
-            // It continues in the file of the next coordinator.
+            // It continues in the file of the next coordinator. Without this record a client would wait for more in this one.
+            Ending::Stopped if self.file.is_some() => self.append(vec![exit(i32::from(EXIT_STOPPED))])?,
             Ending::Stopped => {}
         }
-        self.client.as_mut().map_or(Ok(()), |client| client.finish(!matches!(ending, Ending::Stopped)))
+        self.client.as_mut().map_or(Ok(()), Client::finish)
     }
 }
 
@@ -168,6 +182,11 @@ impl RunFile {
         self.bytes += bytes.len() as u64;
         Ok(())
     }
+}
+
+fn remove_with_folder(file: &Path) -> io::Result<()> {
+    fs::remove_file(file)?;
+    file.parent().map_or(Ok(()), fs::remove_dir_all)
 }
 
 /// The files of a run, oldest first.
@@ -278,7 +297,9 @@ mod tests {
         second.finish(&Ending::Failed(70)).expect("written");
         let files = files(&folder.path().join("wandb"), "0a1b").expect("listed");
         let steps = |file: &PathBuf| -> Vec<i64> {
-            let records = decode(&fs::read(file).expect("read"));
+            let bytes = fs::read(file).expect("read");
+            let Decoded { records, len } = decode(&bytes);
+            assert_eq!(len, bytes.len(), "what was cut off is gone");
             let step = |content| match content {
                 Some(Content::History(history)) => history.step.map(|step| step.num),
                 _ => None,
@@ -286,13 +307,23 @@ mod tests {
             records.into_iter().filter_map(|record| step(record.content)).collect()
         };
         assert_eq!(files.iter().map(steps).collect::<Vec<_>>(), [vec![0, 1], vec![2]]);
-        let records = decode(&fs::read(&files[1]).expect("read"));
+        let records = decode(&fs::read(&files[1]).expect("read")).records;
         let Some(Content::Run(run)) = &records[1].content else { panic!("{records:?}") };
         assert_eq!(
             (run.run_group.as_str(), &run.tags[..], run.starting_step),
             ("g", &["a".to_owned(), "b".into()][..], 2)
         );
         assert!(matches!(&records[3].content, Some(Content::Exit(exit)) if exit.exit_code == 70));
+    }
+
+    #[test]
+    fn a_file_that_says_of_no_run_is_removed() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut first = open(folder.path());
+        first.write(&[row(0)]).expect("written");
+        fs::write(first.path(), b":W&B").expect("cut");
+        assert_eq!(open(folder.path()).next_row(), 0);
+        assert_eq!(fs::read_dir(folder.path().join("wandb")).expect("there").count(), 0);
     }
 
     /// GNU date: `date -u -d @1764186001 +%Y%m%d_%H%M%S`.

@@ -81,13 +81,13 @@ impl Client {
         }
     }
 
-    /// Waits a little for the client to upload a run that has ended; one that is stopped has no end yet.
+    /// Waits a little for the client to upload what is left.
     ///
     /// # Errors
     /// If the system cannot end the client.
-    pub(super) fn finish(&mut self, has_end: bool) -> io::Result<()> {
+    pub(super) fn finish(&mut self) -> io::Result<()> {
         let started = Instant::now();
-        while has_end && !self.has_failed && started.elapsed() < EXIT_TIMEOUT {
+        while !self.has_failed && started.elapsed() < EXIT_TIMEOUT {
             self.go_on();
             if self.running.is_none() && self.waiting.is_empty() {
                 return Ok(());

@@ -96,9 +96,6 @@ pub(super) struct Run {
     pub(super) starting_step: i64,
     #[prost(message, optional, tag = "17")]
     pub(super) start_time: Option<Timestamp>,
-    /// Lines of the history are added to those that the server has.
-    #[prost(bool, tag = "18")]
-    pub(super) resumed: bool,
 }
 
 /// `google.protobuf.Timestamp`, since 1970.
@@ -185,11 +182,18 @@ impl Encoder {
     }
 }
 
-/// The records of a file, up to the first that is damaged or cut off.
-pub(super) fn decode(bytes: &[u8]) -> Vec<Record> {
-    let (mut records, mut record, mut position) = (Vec::new(), Vec::new(), HEADER.len());
+/// What a file holds up to the first record that is damaged or cut off.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Decoded {
+    pub(super) records: Vec<Record>,
+    /// Bytes of the file up to the end of the last of them.
+    pub(super) len: usize,
+}
+
+pub(super) fn decode(bytes: &[u8]) -> Decoded {
+    let (mut decoded, mut record, mut position) = (Decoded::default(), Vec::new(), HEADER.len());
     if !bytes.starts_with(&HEADER) {
-        return records;
+        return decoded;
     }
     loop {
         let left = BLOCK_BYTES - position % BLOCK_BYTES;
@@ -198,19 +202,20 @@ pub(super) fn decode(bytes: &[u8]) -> Vec<Record> {
         }
         let Some((header, rest)) = bytes.get(position..).and_then(<[u8]>::split_first_chunk::<FRAGMENT_HEADER_BYTES>)
         else {
-            return records;
+            return decoded;
         };
         let [a, b, c, d, low, high, kind] = *header;
         let length = usize::from(u16::from_le_bytes([low, high]));
-        let Some(fragment) = rest.get(..length) else { return records };
+        let Some(fragment) = rest.get(..length) else { return decoded };
         if checksum(kind, fragment) != u32::from_le_bytes([a, b, c, d]) {
-            return records;
+            return decoded;
         }
         record.extend(fragment);
         position += FRAGMENT_HEADER_BYTES + length;
         if kind == FULL || kind == LAST {
-            let Ok(decoded) = Record::decode(&record[..]) else { return records };
-            records.push(decoded);
+            let Ok(complete) = Record::decode(&record[..]) else { return decoded };
+            decoded.records.push(complete);
+            decoded.len = position;
             record.clear();
         }
     }
@@ -242,14 +247,16 @@ mod tests {
         for length in lengths.clone() {
             bytes.extend(encoder.encode([history(length)]));
         }
-        let decoded = decode(&bytes);
+        let Decoded { records: decoded, len } = decode(&bytes);
+        assert_eq!(len, bytes.len());
         let contents: Vec<Option<Content>> = decoded.iter().map(|record| record.content.clone()).collect();
         assert_eq!(contents, lengths.map(|length| Some(history(length))).collect::<Vec<_>>());
         assert_eq!(decoded.last().map(|record| record.num), Some(123));
-        assert_eq!(decode(&bytes[..bytes.len() - 1]).len(), 122);
+        let cut = decode(&bytes[..bytes.len() - 1]);
+        assert_eq!((cut.records.len(), decode(&bytes[..cut.len])), (122, decode(&bytes[..cut.len + 3])));
         *bytes.last_mut().expect("not empty") ^= 1;
-        assert_eq!(decode(&bytes).len(), 122);
-        assert_eq!(decode(b"something else"), []);
+        assert_eq!(decode(&bytes).records.len(), 122);
+        assert_eq!(decode(b"something else"), Decoded::default());
     }
 
     /// Python: `zlib.crc32(b"\x01ab")`.

@@ -1,0 +1,33 @@
+// The kernels by name, as `THANOS_LAUNCH` starts them.
+#pragma once
+
+#include "launch.h"
+
+void draw_mask(thanos::gpu::MaskArguments);
+void norm_forward(thanos::gpu::NormArguments);
+void norm_backward(thanos::gpu::NormBackwardArguments);
+void activation_forward(thanos::gpu::ActivationArguments);
+void activation_backward(thanos::gpu::ActivationBackwardArguments);
+void residual_forward(thanos::gpu::ResidualArguments);
+void residual_backward(thanos::gpu::ResidualBackwardArguments);
+void attention_forward(thanos::gpu::AttentionForwardArguments);
+void attention_backward(thanos::gpu::AttentionBackwardArguments);
+void make_views(thanos::gpu::ViewsArguments);
+
+namespace thanos::gpu {
+
+template <auto kernel, typename Arguments>
+void launch(const char* name, bool on_device, const Work& work, const Arguments& arguments) {
+  if (work.count == 0) return;
+  if (on_device) {
+    launch_on_device(name, work, &arguments);
+  } else {
+    launch_on_host(work, [](const void* given) { kernel(*static_cast<const Arguments*>(given)); }, &arguments);
+  }
+}
+
+}  // namespace thanos::gpu
+
+// Starts a kernel where `like` is.
+#define THANOS_LAUNCH(kernel, like, work, arguments) \
+  ::thanos::gpu::launch<&::kernel>(#kernel, (like).is_cuda(), work, arguments)

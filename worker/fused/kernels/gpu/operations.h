@@ -1,0 +1,270 @@
+// The two branches of a block as operations of autograd whose kernels run on a GPU, with products of bfloat16 factors.
+// What a key and rows are is read on the device: a CUDA graph of these operations can be run again for another step.
+// Kept for the gradient: inputs, what products read, and for each row mean, deviation and log-sum-exp.
+#pragma once
+
+#include <ATen/Functions.h>
+#include <ATen/core/custom_class.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "../operations.h"
+#include "host.h"
+
+namespace thanos::gpu {
+
+// Rates and sites, and on the device the key and the rows that all random numbers are functions of.
+struct Draws {
+  thanos::Drop drop;
+  at::Tensor key, rows;
+
+  Randomness random() const {
+    if (!key.defined()) return {};
+    return {reinterpret_cast<const uint64_t*>(key.const_data_ptr<int64_t>()), rows.const_data_ptr<int64_t>()};
+  }
+
+  Site site(uint32_t offset, uint32_t kept) const {
+    return {drop.site + offset, kept, static_cast<float>(static_cast<double>(kEverything) / kept)};
+  }
+};
+
+inline at::Tensor narrow_like(const at::Tensor& x, at::IntArrayRef sizes) {
+  return at::empty(sizes, x.options().dtype(at::kBFloat16));
+}
+
+inline at::Tensor float_like(const at::Tensor& x, at::IntArrayRef sizes) {
+  return at::empty(sizes, x.options().dtype(at::kFloat));
+}
+
+inline const float* floats(const at::Tensor& x) { return x.const_data_ptr<float>(); }
+inline float* mutable_floats(const at::Tensor& x) { return x.mutable_data_ptr<float>(); }
+inline void* bits(const at::Tensor& x) { return x.mutable_data_ptr<at::BFloat16>(); }
+
+inline at::Tensor factor(const at::Tensor& weight) { return weight.to(at::kBFloat16); }
+
+// The gradient of a weight, [output, input], from bfloat16 rows of output gradients and of inputs.
+inline at::Tensor weight_gradient(const at::Tensor& grad, const at::Tensor& input) {
+  return at::mm(grad.t(), input).to(at::kFloat);
+}
+
+// Parts of the sums over rows.
+inline int64_t parts_of(int64_t rows) { return (rows + kRows - 1) / kRows; }
+
+// Threads of a kernel that has one for 8 columns of kRows rows.
+inline Work columns_of(int64_t rows, int64_t width) { return {Unit::kThread, parts_of(rows) * (width / 8), 128}; }
+
+struct Normed {
+  at::Tensor out, mean, rstd;
+};
+
+inline Normed normalise(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, double eps) {
+  const auto rows = x.size(0) * x.size(1), d = x.size(2);
+  Normed made{narrow_like(x, {rows, d}), float_like(x, {rows}), float_like(x, {rows})};
+  const NormArguments arguments{floats(x), floats(weight), floats(bias), bits(made.out), mutable_floats(made.mean),
+                                mutable_floats(made.rstd), rows, static_cast<int>(d), static_cast<float>(eps)};
+  THANOS_LAUNCH(norm_forward, x, (Work{Unit::kWarp, rows}), arguments);
+  return made;
+}
+
+// Gradients of x, weight and bias of a norm, from that of its output, [n x t, d]. `residual` [n, s, d] is added to the first
+// tokens' of x.
+inline std::array<at::Tensor, 3> norm_gradients(const at::Tensor& x, const at::Tensor& weight, const Normed& normed,
+                                                const at::Tensor& grad, const at::Tensor& residual) {
+  const auto rows = x.size(0) * x.size(1), d = x.size(2), parts = parts_of(rows);
+  const auto dx = float_like(x, x.sizes()), sums = float_like(x, {parts, 2, d});
+  const NormBackwardArguments arguments{floats(x), floats(weight), floats(normed.mean), floats(normed.rstd), bits(grad),
+                                        floats(residual), mutable_floats(dx), mutable_floats(sums), rows,
+                                        static_cast<int>(d), static_cast<int>(x.size(1)),
+                                        static_cast<int>(residual.size(1))};
+  THANOS_LAUNCH(norm_backward, x, (Work{Unit::kWarp, parts}), arguments);
+  const auto total = sums.sum(0);
+  return {dx, total.select(0, 0), total.select(0, 1)};
+}
+
+struct AttentionInputs {
+  at::Tensor x, norm_weight, norm_bias, weight;
+  int64_t heads, queries;
+  double eps;
+};
+
+// Queries, keys and values in one tensor [n x t, 3d] where all tokens are queries, else in two, [n x s, d] and [n x t, 2d].
+struct Projected {
+  at::Tensor all, q, kv;
+};
+
+inline AttentionArguments attention_arguments(const AttentionInputs& in, const Projected& projected, const Draws& draws) {
+  const auto t = in.x.size(1), d = in.x.size(2);
+  AttentionArguments a{};
+  if (projected.all.defined()) {
+    const auto* first = static_cast<const at::BFloat16*>(bits(projected.all));
+    a.q = first, a.k = first + d, a.v = first + 2 * d;
+    a.q_row = a.kv_row = 3 * d;
+  } else {
+    const auto* first = static_cast<const at::BFloat16*>(bits(projected.kv));
+    a.q = bits(projected.q), a.k = first, a.v = first + d;
+    a.q_row = d, a.kv_row = 2 * d;
+  }
+  a.random = draws.random();
+  a.query = draws.site(0, draws.drop.query);
+  a.weights = draws.site(1, draws.drop.weights);
+  a.output = draws.site(2, draws.drop.output);
+  a.depth = draws.site(3, draws.drop.depth);
+  a.t = static_cast<int>(t), a.s = static_cast<int>(in.queries);
+  a.d = static_cast<int>(d), a.heads = static_cast<int>(in.heads);
+  return a;
+}
+
+// Two warps for each tile of queries: products of both kinds of tiles keep them busy.
+inline Work attention_work(const AttentionInputs& in, bool backward) {
+  const auto t = static_cast<int>(in.x.size(1)), s = static_cast<int>(in.queries);
+  const AttentionMemory memory(t, s, static_cast<int>(in.x.size(2) / in.heads));
+  const auto bytes = backward ? memory.backward_bytes(t, s) : memory.forward_bytes(t, s);
+  return {Unit::kBlock, in.x.size(0) * in.heads, s < t ? 128 : 256, bytes};
+}
+
+class AttentionOperation : public torch::autograd::Function<AttentionOperation> {
+ public:
+  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& x,
+                            const at::Tensor& norm_weight, const at::Tensor& norm_bias, const at::Tensor& weight,
+                            int64_t heads, int64_t queries, double eps, Draws draws, bool trains) {
+    const AttentionInputs in{x, norm_weight, norm_bias, weight, heads, queries, eps};
+    const auto n = x.size(0), t = x.size(1), d = x.size(2);
+    const auto normed = normalise(x, norm_weight, norm_bias, eps);
+    const auto narrow_weight = factor(weight);
+    Projected projected;
+    if (queries == t) {
+      projected.all = at::mm(normed.out, narrow_weight.t());
+    } else {
+      projected.q = at::mm(first_rows(normed.out.view({n, t, d}), queries), narrow_weight.narrow(0, 0, d).t());
+      projected.kv = at::mm(normed.out, narrow_weight.narrow(0, d, 2 * d).t());
+    }
+    const auto out = float_like(x, {n, queries, d}), lse = float_like(x, {n, heads, queries});
+    const AttentionForwardArguments arguments{attention_arguments(in, projected, draws), floats(x), mutable_floats(out),
+                                              mutable_floats(lse)};
+    record("thanos::attention", projected, {n, t, d, queries});
+    THANOS_LAUNCH(attention_forward, x, attention_work(in, false), arguments);
+    if (trains) {
+      context->saved_data["heads"] = heads;
+      context->saved_data["queries"] = queries;
+      save_draws(context, draws);
+      context->save_for_backward({x, norm_weight, narrow_weight, normed.out, normed.mean, normed.rstd, projected.all,
+                                  projected.q, projected.kv, lse, draws.key, draws.rows});
+    }
+    return out;
+  }
+
+  static torch::autograd::tensor_list backward(torch::autograd::AutogradContext* context,
+                                               const torch::autograd::tensor_list& gradients) {
+    const auto saved = context->get_saved_variables();
+    const auto grad = gradients[0].contiguous();
+    const auto &x = saved[0], &norm_weight = saved[1], &weight = saved[2], &lse = saved[9];
+    const Normed normed{saved[3], saved[4], saved[5]};
+    const Projected projected{saved[6], saved[7], saved[8]};
+    const AttentionInputs in{x, norm_weight, {}, {}, context->saved_data["heads"].toInt(),
+                             context->saved_data["queries"].toInt(), 0};
+    const auto draws = saved_draws(context, saved[10], saved[11]);
+    const auto n = x.size(0), t = x.size(1), d = x.size(2), s = in.queries;
+    AttentionBackwardArguments arguments{attention_arguments(in, projected, draws), floats(grad), floats(lse), {}, {}, {}};
+    record("thanos::attention_backward", projected, {n, t, d, s});
+    at::Tensor dnormed, dweight;
+    if (s == t) {
+      const auto dall = narrow_like(x, {n * t, 3 * d});
+      auto* first = static_cast<at::BFloat16*>(bits(dall));
+      arguments.dq = first, arguments.dk = first + d, arguments.dv = first + 2 * d;
+      THANOS_LAUNCH(attention_backward, x, attention_work(in, true), arguments);
+      dweight = weight_gradient(dall, normed.out);
+      dnormed = at::mm(dall, weight);
+    } else {
+      const auto dq = narrow_like(x, {n * s, d}), dkv = narrow_like(x, {n * t, 2 * d});
+      auto* first = static_cast<at::BFloat16*>(bits(dkv));
+      arguments.dq = bits(dq), arguments.dk = first, arguments.dv = first + d;
+      THANOS_LAUNCH(attention_backward, x, attention_work(in, true), arguments);
+      const auto first_normed = first_rows(normed.out.view({n, t, d}), s);
+      dweight = at::cat({weight_gradient(dq, first_normed), weight_gradient(dkv, normed.out)}, 0);
+      dnormed = at::mm(dkv, weight.narrow(0, d, 2 * d));
+      dnormed.view({n, t, d}).narrow(1, 0, s).add_(at::mm(dq, weight.narrow(0, 0, d)).view({n, s, d}));
+    }
+    const auto [dx, dnorm_weight, dnorm_bias] = norm_gradients(x, norm_weight, normed, dnormed, grad);
+    const at::Tensor none;
+    return {dx, dnorm_weight, dnorm_bias, dweight, none, none, none, none, none};
+  }
+
+  static void record(const char* name, const Projected& projected, std::array<int64_t, 4> shape) {
+    const auto [n, t, d, s] = shape;
+    if (projected.all.defined()) {
+      const auto all = projected.all.view({n, t, 3 * d});
+      record_attention(name, all.narrow(2, 0, d), all.narrow(2, d, 2 * d));
+    } else {
+      record_attention(name, projected.q.view({n, s, d}), projected.kv.view({n, t, 2 * d}));
+    }
+  }
+
+  static void save_draws(torch::autograd::AutogradContext* context, const Draws& draws) {
+    const auto& drop = draws.drop;
+    context->saved_data["drop"] = std::vector<int64_t>{drop.site,   drop.query,  drop.weights,
+                                                       drop.output, drop.hidden, drop.depth};
+  }
+
+  static Draws saved_draws(torch::autograd::AutogradContext* context, const at::Tensor& key, const at::Tensor& rows) {
+    const auto saved = context->saved_data["drop"].toIntVector();
+    const auto at = [&](size_t index) { return static_cast<uint32_t>(saved[index]); };
+    return {{0, at(0), at(1), at(2), at(3), at(4), at(5)}, key, rows};
+  }
+};
+
+// Sites of the feed-forward branch are those of ../feed_forward.h.
+class FeedForwardOperation : public torch::autograd::Function<FeedForwardOperation> {
+ public:
+  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& x,
+                            const at::Tensor& norm_weight, const at::Tensor& norm_bias, const at::Tensor& in,
+                            const at::Tensor& in_bias, const at::Tensor& out, const at::Tensor& out_bias, double eps,
+                            Draws draws, bool trains) {
+    const auto n = x.size(0), t = x.size(1), d = x.size(2), m = in.size(0), rows = n * t;
+    const auto normed = normalise(x, norm_weight, norm_bias, eps);
+    const auto narrow_in = factor(in), narrow_out = factor(out);
+    const auto hidden = at::mm(normed.out, narrow_in.t()), active = narrow_like(x, {rows, m});
+    const ActivationArguments activation{bits(hidden), floats(in_bias), bits(active), draws.random(),
+                                         draws.site(0, draws.drop.hidden), rows, static_cast<int>(m),
+                                         static_cast<int>(t)};
+    THANOS_LAUNCH(activation_forward, x, columns_of(rows, m), activation);
+    const auto fed = at::mm(active, narrow_out.t()), result = float_like(x, {n, t, d});
+    const ResidualArguments residual{floats(x), bits(fed), floats(out_bias), mutable_floats(result), draws.random(),
+                                     draws.site(1, draws.drop.output), draws.site(2, draws.drop.depth), rows,
+                                     static_cast<int>(d), static_cast<int>(t)};
+    THANOS_LAUNCH(residual_forward, x, columns_of(rows, d), residual);
+    if (trains) {
+      AttentionOperation::save_draws(context, draws);
+      context->save_for_backward({x, norm_weight, in_bias, narrow_in, narrow_out, normed.out, normed.mean, normed.rstd,
+                                  hidden, active, draws.key, draws.rows});
+    }
+    return result;
+  }
+
+  static torch::autograd::tensor_list backward(torch::autograd::AutogradContext* context,
+                                               const torch::autograd::tensor_list& gradients) {
+    const auto saved = context->get_saved_variables();
+    const auto grad = gradients[0].contiguous();
+    const auto &x = saved[0], &norm_weight = saved[1], &in_bias = saved[2], &in = saved[3], &out = saved[4];
+    const Normed normed{saved[5], saved[6], saved[7]};
+    const auto &hidden = saved[8], &active = saved[9];
+    const auto draws = AttentionOperation::saved_draws(context, saved[10], saved[11]);
+    const auto n = x.size(0), t = x.size(1), d = x.size(2), m = in.size(0), rows = n * t, parts = parts_of(rows);
+    const auto dfed = narrow_like(x, {rows, d}), fed_sums = float_like(x, {parts, d});
+    const ResidualBackwardArguments residual{floats(grad), bits(dfed), mutable_floats(fed_sums), draws.random(),
+                                             draws.site(1, draws.drop.output), draws.site(2, draws.drop.depth), rows,
+                                             static_cast<int>(d), static_cast<int>(t)};
+    THANOS_LAUNCH(residual_backward, x, columns_of(rows, d), residual);
+    const auto dhidden = at::mm(dfed, out), hidden_sums = float_like(x, {parts, m});
+    const ActivationBackwardArguments activation{bits(hidden), floats(in_bias), bits(dhidden),
+                                                 mutable_floats(hidden_sums), draws.random(),
+                                                 draws.site(0, draws.drop.hidden), rows, static_cast<int>(m),
+                                                 static_cast<int>(t)};
+    THANOS_LAUNCH(activation_backward, x, columns_of(rows, m), activation);
+    const auto dnormed = at::mm(dhidden, in);
+    const auto [dx, dnorm_weight, dnorm_bias] = norm_gradients(x, norm_weight, normed, dnormed, grad);
+    const at::Tensor none;
+    return {dx, dnorm_weight, dnorm_bias, weight_gradient(dhidden, normed.out), hidden_sums.sum(0),
+            weight_gradient(dfed, active), fed_sums.sum(0), none, none, none};
+  }
+};
+
+}  // namespace thanos::gpu
