@@ -105,7 +105,7 @@ section() {
     [ -n "$short" ] && common+=("$short")
     case $1 in
         ceilings) exec "$PYTHON" "$HERE/ceilings.py" --device "$device" ${short:+"$short"} ;;
-        parity) strict_float32; exec "$PYTHON" "$HERE/rust_tests.py" "$tests" parity_checks:: test_device:: ;;
+        parity) strict_float32; exec "$PYTHON" "$HERE/rust_tests.py" "$tests" parity_checks:: test_device:: fused_on_device:: ;;
         views) strict_float32; exec "$PYTHON" "$HERE/rust_tests.py" "$tests" device_views:: ;;
         losses) strict_float32; exec "$PYTHON" "$HERE/train.py" losses "${common[@]}" ;;
         bench-*)

@@ -19,7 +19,7 @@ def main():
     if on_device:
         worst = max(float(error) for error, _ in on_device)
         figures.append(f"worst relative error {worst:.1e} on {on_device[0][1]} in {len(on_device)} files")
-    figures += re.findall(r"^views made on .*$", done.stdout, re.MULTILINE)
+    figures += re.findall(r"^(?:views made|blocks in bfloat16) on .*$", done.stdout, re.MULTILINE)
     print("figures: " + ", ".join(figures))
     sys.exit(0 if done.returncode == 0 else 1)
 

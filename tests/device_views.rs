@@ -34,10 +34,9 @@ fn device_views_match_cpu() {
         let rows: Vec<i64> = (n / 2..n).rev().collect();
         let some_keys: Vec<u64> = rows.iter().map(|&row| keys[row as usize]).collect();
         let by_kernel = views_by_kernel(&views, &images, &rows, &some_keys).expect("views");
-        let ways = [
-            (views_on_device(&views, &images, &keys), expected.shallow_clone()),
-            (by_kernel, expected.index_select(0, &Tensor::from_slice(&rows))),
-        ];
+        let of_rows = expected.index_select(0, &Tensor::from_slice(&rows));
+        assert!(by_kernel.to_device(Device::Cpu).equal(&of_rows), "{side} x {side} x {channels}: not the CPU's bits");
+        let ways = [(views_on_device(&views, &images, &keys), expected.shallow_clone()), (by_kernel, of_rows)];
         for (found, expected) in ways {
             assert_eq!(found.device(), device);
             assert_eq!(found.size(), expected.size());

@@ -37,6 +37,7 @@ mod evaluation;
 mod every_key;
 mod exchanges;
 mod fashion_mnist;
+mod fused_on_device;
 mod gpu_rehearsal;
 mod group_errors;
 mod hostile;

@@ -336,11 +336,12 @@ impl<'a> Trainer<'a> {
         let key = step_key(self.recipe.seed, self.recipe.key, self.step);
         let labels = (self.stage.labels(), self.stage.views());
         let inputs = Inputs::new(batch, labels, key, self.device);
+        let lr = learning_rate(&self.recipe.train, batch.at.epoch);
         let mut graph = self.graph_for(&inputs)?;
         self.clock.reset();
         self.peers.group.forget_exchanged();
         let computed = match &mut graph {
-            Some(graph) => self.replay(graph, &inputs)?,
+            Some(graph) => self.replay(graph, &inputs, lr)?,
             None => self.compute(&inputs)?,
         };
         feed.prepare()?;
@@ -353,10 +354,9 @@ impl<'a> Trainer<'a> {
         let problem = self.non_number(&computed, &reduced)?;
         self.phase("update");
         let on_gpu = self.clock.begin_update()?;
-        let lr = learning_rate(&self.recipe.train, batch.at.epoch);
         match (&problem, &mut graph) {
             (None, Some(graph)) => {
-                graph.update(self.optimizer.next_rates(lr))?;
+                graph.update()?;
                 self.optimizer.count_update();
             }
             (None, None) => self.optimizer.update(&reduced.gradient, lr)?,
@@ -392,9 +392,9 @@ impl<'a> Trainer<'a> {
     }
 
     /// The same as a CUDA graph, which does not say when the backward pass begins.
-    fn replay(&mut self, graph: &mut StepGraph, inputs: &Inputs) -> Result<Computed> {
+    fn replay(&mut self, graph: &mut StepGraph, inputs: &Inputs, lr: f64) -> Result<Computed> {
         self.step_phase("compute")?;
-        let (computed, buffers_before) = graph.compute(inputs)?;
+        let (computed, buffers_before) = graph.compute(inputs, self.optimizer.next_rates(lr))?;
         self.buffers_before = buffers_before;
         Ok(computed)
     }

@@ -11,8 +11,8 @@ use tch::{Device, Kind, Tensor};
 
 /// Elements that a site draws together: rows of activations must be multiples of it.
 const GROUP: i64 = 128;
-/// Multiples of a tile's side, up to what fits.
-const TILE: i64 = 16;
+/// Widths of a head that the kernels are compiled for.
+const HEAD_WIDTHS: [i64; 3] = [16, 32, 64];
 /// Channels of an image that a view can have.
 pub const MAX_CHANNELS: usize = 3;
 /// 32-bit words of [`ViewParameters`].
@@ -53,10 +53,8 @@ pub(crate) fn takes_attention(x: &Tensor, branch: &Attention<'_>, queries: i64) 
 
 /// Whether the sizes are those of the kernels.
 pub(crate) fn fits_attention(x: &[i64], heads: i64, queries: i64) -> bool {
-    let (t, d) = (x[1], x[2]);
-    // A byte for each probability, and all rows in one block.
-    const MAX_TOKENS: i64 = 128;
-    d % TILE == 0 && (d / heads) % TILE == 0 && d <= most_width() && t <= MAX_TOKENS && queries <= t
+    let (t, d, limits) = (x[1], x[2], limits());
+    d % GROUP == 0 && d <= limits.width && t <= limits.tokens && queries <= t && HEAD_WIDTHS.contains(&(d / heads))
 }
 
 pub(crate) fn takes_feed_forward(x: &Tensor, branch: &FeedForward<'_>) -> bool {
@@ -68,12 +66,21 @@ pub(crate) fn takes_feed_forward(x: &Tensor, branch: &FeedForward<'_>) -> bool {
 
 /// Whether the sizes are those of the kernels.
 pub(crate) fn fits_feed_forward(x: &[i64], m: i64) -> bool {
-    x[2] % GROUP == 0 && m % GROUP == 0 && x[2] <= most_width()
+    x[2] % GROUP == 0 && m % GROUP == 0 && x[2] <= limits().width
 }
 
-fn most_width() -> i64 {
-    // SAFETY: it returns a constant.
-    unsafe { raw::thanos_gpu_most_width() }
+/// The largest sizes of the kernels.
+struct Limits {
+    width: i64,
+    tokens: i64,
+}
+
+fn limits() -> Limits {
+    let mut limits = [0; 2];
+    // SAFETY: it writes two numbers.
+    unsafe { raw::thanos_gpu_limits(&raw mut limits) };
+    let [width, tokens] = limits;
+    Limits { width, tokens }
 }
 
 /// A mask [n, elements] of the site and the share kept of `drop.output`.
@@ -152,7 +159,7 @@ impl ViewParameters {
 /// Shared memory that a view of this many pixels, of all channels, takes.
 fn fits_views(pixels: i64) -> bool {
     const FLOAT_BYTES: i64 = 4;
-    const SUMS: i64 = 8;
+    const SUMS: i64 = 16;
     (pixels + SUMS) * FLOAT_BYTES <= shared_bytes()
 }
 

@@ -88,10 +88,10 @@ const GPU: Precision = (Kind::Float, Products::Bfloat16, Kernels::Gpu);
 const GPU_SIZES: [Sizes; 6] = [
     Sizes { n: 2, t: 65, queries: 65, d: 256, heads: 8, m: 512 },
     Sizes { n: 3, t: 65, queries: 1, d: 256, heads: 8, m: 512 },
-    Sizes { n: 5, t: 17, queries: 3, d: 48, heads: 3, m: 128 },
-    Sizes { n: 2, t: 1, queries: 1, d: 128, heads: 1, m: 128 },
+    Sizes { n: 5, t: 17, queries: 3, d: 128, heads: 8, m: 128 },
+    Sizes { n: 2, t: 1, queries: 1, d: 128, heads: 2, m: 128 },
     Sizes { n: 0, t: 9, queries: 9, d: 128, heads: 2, m: 256 },
-    Sizes { n: 1, t: 40, queries: 40, d: 512, heads: 4, m: 128 },
+    Sizes { n: 1, t: 80, queries: 80, d: 512, heads: 8, m: 128 },
 ];
 
 /// `branch` by kernels, in this precision, against `plain` in float64.

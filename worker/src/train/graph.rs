@@ -31,17 +31,18 @@ pub(super) struct StepGraph {
 }
 
 impl StepGraph {
-    /// Starts the forward and the backward pass: what they compute, and the buffers before them.
-    pub(super) fn compute(&mut self, inputs: &Inputs) -> Result<(Computed, Named)> {
+    /// Starts the forward and the backward pass: what they compute, and the buffers before them. `rates` are those of the
+    /// update, which are on their way while the GPU computes.
+    pub(super) fn compute(&mut self, inputs: &Inputs, rates: [f32; 2]) -> Result<(Computed, Named)> {
         self.inputs.replace_by(inputs);
         self.gradient.replay()?;
+        self.rates.copy_(&upload(&rates, self.rates.device()));
         let shared = |named: &Named| named.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
         Ok((self.computed.shallow_clone(), shared(&self.buffers_before)))
     }
 
     /// Starts the update from the gradient of the last [`Self::compute`].
-    pub(super) fn update(&mut self, rates: [f32; 2]) -> Result<()> {
-        self.rates.copy_(&upload(&rates, self.rates.device()));
+    pub(super) fn update(&mut self) -> Result<()> {
         Ok(self.update.replay()?)
     }
 }

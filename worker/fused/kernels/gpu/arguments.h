@@ -40,8 +40,8 @@ struct NormArguments {
   float eps;
 };
 
-// The gradient of the norm's output to that of x, plus `residual` [n, s, d] for the first s tokens of each image. A warp
-// for kRows rows; `sums` [warps, 2, d] are its parts of the gradients of weight and bias.
+// The gradient of the norm's output to that of x, plus `residual` [n, s, d] for the first s tokens of each image. A block
+// for kNormRows rows; `sums` [blocks, 2, d] are its parts of the gradients of weight and bias.
 struct NormBackwardArguments {
   const float *x, *weight, *mean, *rstd;
   const void* grad;  // bfloat16 [n x t, d]
@@ -51,7 +51,7 @@ struct NormBackwardArguments {
   int d, t, s;
 };
 
-// out = dropout(gelu(hidden + bias)), bfloat16 [rows, m]; a thread for 8 columns of kRows rows.
+// out = dropout(gelu(hidden + bias)), bfloat16 [rows, m]; a thread for 8 columns of `rows_each` rows.
 struct ActivationArguments {
   const void* hidden;
   const float* bias;
@@ -59,7 +59,7 @@ struct ActivationArguments {
   Randomness random;
   Site site;
   int64_t rows;
-  int m, t;
+  int m, t, rows_each;
 };
 
 // The gradient of `out` of that becomes the gradient of `hidden`; `sums` [row blocks, m] are parts of that of the bias.
@@ -71,10 +71,11 @@ struct ActivationBackwardArguments {
   Randomness random;
   Site site;
   int64_t rows;
-  int m, t;
+  int m, t, rows_each;
 };
 
-// out = x + depth x dropout(fed + bias), [rows, d]; a thread for 8 columns of kRows rows.
+// out = x + depth x dropout(fed + bias), [rows, d]; a thread for 8 columns of `rows_each` rows. Of x, [n, x_t, d], the first
+// t tokens of each image. `bias` may be null.
 struct ResidualArguments {
   const float* x;
   const void* fed;  // bfloat16
@@ -83,10 +84,10 @@ struct ResidualArguments {
   Randomness random;
   Site site, depth;
   int64_t rows;
-  int d, t;
+  int d, t, x_t, rows_each;
 };
 
-// The gradient of `fed` of that; `sums` [row blocks, d] are parts of that of the bias.
+// The gradient of `fed` of that; `sums` [row blocks, d] are parts of that of the bias, or null.
 struct ResidualBackwardArguments {
   const float* grad;
   void* dfed;  // bfloat16
@@ -94,30 +95,31 @@ struct ResidualBackwardArguments {
   Randomness random;
   Site site, depth;
   int64_t rows;
-  int d, t;
+  int d, t, rows_each;
 };
 
-// What both attention kernels read. Queries, keys and values are bfloat16; a token's row of q is `q_row` elements long, one
-// of keys and values `kv_row`. A block for each head of each image.
+// What both attention kernels read, all of it bfloat16; a token's row of q is `q_row` elements long, one of keys and values
+// `kv_row`. A block for each head of each image, and in it a warp for each 16 queries, or keys.
 struct AttentionArguments {
   const void *q, *k, *v;
   int64_t q_row, kv_row;
   Randomness random;
-  Site query, weights, output, depth;
+  Site query, weights;
   int t, s, d, heads;
 };
 
-// out [n, s, d] = x[:, :s] + depth x dropout(attention), and log-sum-exps [n, h, s].
+// out [n x s, d] = attention, bfloat16, and log-sum-exps [n, h, s].
 struct AttentionForwardArguments {
   AttentionArguments common;
-  const float* x;
-  float *out, *lse;
+  void* out;
+  float* lse;
 };
 
 // The gradient of `out` to those of queries, keys and values, in rows as those of the values themselves.
 struct AttentionBackwardArguments {
   AttentionArguments common;
-  const float *grad, *lse;
+  const void *grad, *mixed;  // bfloat16: the gradient of `out`, and `out` itself
+  const float* lse;
   void *dq, *dk, *dv;
 };
 
@@ -143,34 +145,26 @@ struct ViewsArguments {
   float scale[kMostChannels], shift[kMostChannels];
 };
 
-// Rows that a warp or a thread works on, one after the other, where it sums over rows.
-constexpr int kRows = 16;
-// Most columns of a norm, for the registers of a warp.
+// Rows of a block that sums over rows, and most columns of a norm, for the registers of a warp.
+constexpr int kNormRows = 32;
 constexpr int kMostWidth = 512;
+// Most tokens, for the registers of a warp.
+constexpr int kMostTokens = 80;
 
-// Sizes of an attention block's shared memory.
+constexpr int in_tiles(int size) { return (size + 15) / 16 * 16; }
+
+// The shared memory of an attention block: rows of vectors, whose distance spreads them over the memory's banks.
 struct AttentionMemory {
-  int queries, tokens, width;   // multiples of 16
-  int vector_row, pair_row;     // elements of a row of vectors, and of pairs of a query and a token
+  int queries, tokens, vector_row, word_groups;
 
   constexpr AttentionMemory(int t, int s, int head)
-      : queries((s + 15) / 16 * 16), tokens((t + 15) / 16 * 16), width(head), vector_row(head + 8),
-        pair_row((t + 15) / 16 * 16 + 8) {}
+      : queries(in_tiles(s)), tokens(in_tiles(t)), vector_row(head + 8),
+        word_groups((s * t + static_cast<int>(kGroup) - 1) / static_cast<int>(kGroup)) {}
 
-  constexpr int64_t mask_bytes(int t, int s) const { return (int64_t{t} * s + kGroup - 1) / kGroup * kGroup; }
-  // float32 pairs or vectors, in one place after the other.
-  constexpr int64_t floats() const {
-    const int64_t pairs = int64_t{queries} * pair_row;
-    const int64_t vectors = int64_t{queries > tokens ? queries : tokens} * vector_row;
-    return pairs > vectors ? pairs : vectors;
-  }
-  constexpr int64_t forward_bytes(int t, int s) const {
-    return floats() * 4 + (int64_t{queries} + 2 * tokens) * vector_row * 2 + int64_t{queries} * pair_row * 2 +
-           mask_bytes(t, s);
-  }
-  constexpr int64_t backward_bytes(int t, int s) const {
-    return 2 * floats() * 4 + 2 * (int64_t{queries} + tokens) * vector_row * 2 + 2 * int64_t{queries} * pair_row * 2 +
-           mask_bytes(t, s);
+  // Three numbers of each query, words of what is kept, queries, keys and values, and gradients of the output.
+  constexpr int64_t bytes(bool backward) const {
+    const int64_t vectors = (backward ? 2 : 1) * int64_t{queries} + 2 * tokens;
+    return 3 * int64_t{queries} * 4 + in_tiles(word_groups * 16) + vectors * vector_row * 2;
   }
 };
 

@@ -22,11 +22,14 @@ char* thanos_gpu_shared_bytes(int64_t* bytes) {
 }
 
 int64_t thanos_gpu_attention_bytes(int64_t tokens, int64_t queries, int64_t head) {
-  const auto t = static_cast<int>(tokens), s = static_cast<int>(queries);
-  return AttentionMemory(t, s, static_cast<int>(head)).backward_bytes(t, s);
+  return AttentionMemory(static_cast<int>(tokens), static_cast<int>(queries), static_cast<int>(head)).bytes(true);
 }
 
-int64_t thanos_gpu_most_width() { return kMostWidth; }
+// Most columns of a norm, and most tokens.
+void thanos_gpu_limits(int64_t* limits) {
+  limits[0] = kMostWidth;
+  limits[1] = kMostTokens;
+}
 
 // Factors of a mask [n, elements], float32, where `rows` are. `tensors`: key [1], rows [n].
 char* thanos_gpu_mask(at::Tensor* const* tensors, int64_t elements, const thanos::Drop* drop, at::Tensor** out) {
@@ -72,8 +75,8 @@ char* thanos_gpu_views(at::Tensor* const* tensors, const float* scale, const flo
                              static_cast<int>(channels), static_cast<int>(side), {}, {}};
     std::copy_n(scale, channels, arguments.scale);
     std::copy_n(shift, channels, arguments.shift);
-    constexpr int kThreads = 256, kWarps = kThreads / 32;
-    const auto bytes = (side * side * channels + kWarps) * static_cast<int64_t>(sizeof(float));
+    constexpr int kThreads = 256, kSums = 16;
+    const auto bytes = (side * side * channels + kSums) * static_cast<int64_t>(sizeof(float));
     THANOS_LAUNCH(make_views, out, (Work{Unit::kBlock, rows.size(0), kThreads, bytes}), arguments);
   });
 }

@@ -8,10 +8,10 @@
 #ifdef __CUDACC__
 
 #include <cuda_bf16.h>
-#include <mma.h>
 
 #define DEVICE __device__ __forceinline__
 #define KERNEL extern "C" __global__ void
+#define UNROLL _Pragma("unroll")
 // Memory of a block, of the size that the launch asks for.
 #define SHARED(name) extern __shared__ __align__(128) uint8_t name[]
 
@@ -29,13 +29,14 @@ DEVICE float widen(Bf16 x) { return __bfloat162float(x); }
 DEVICE Bf16 narrow(float x) { return __float2bfloat16_rn(x); }
 DEVICE uint32_t high_product(uint32_t a, uint32_t b) { return __umulhi(a, b); }
 
+// Products and sums that are rounded one after the other, as a CPU does it.
+DEVICE float product(float a, float b) { return __fmul_rn(a, b); }
+DEVICE float sum(float a, float b) { return __fadd_rn(a, b); }
+DEVICE float difference(float a, float b) { return __fsub_rn(a, b); }
+DEVICE float fast_exp(float x) { return __expf(x); }
+
 DEVICE float warp_sum(float x) {
   for (int offset = kLanes / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(0xffffffff, x, offset);
-  return x;
-}
-
-DEVICE float warp_max(float x) {
-  for (int offset = kLanes / 2; offset > 0; offset /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, offset));
   return x;
 }
 
@@ -49,6 +50,7 @@ DEVICE float warp_max(float x) {
 
 #define DEVICE inline
 #define KERNEL void
+#define UNROLL
 #define SHARED(name) auto* name = reinterpret_cast<uint8_t*>(host_block.memory.data())
 
 namespace {
@@ -90,8 +92,12 @@ DEVICE uint32_t high_product(uint32_t a, uint32_t b) {
   return static_cast<uint32_t>((static_cast<uint64_t>(a) * b) >> 32);
 }
 
+DEVICE float product(float a, float b) { return a * b; }
+DEVICE float sum(float a, float b) { return a + b; }
+DEVICE float difference(float a, float b) { return a - b; }
+DEVICE float fast_exp(float x) { return expf(x); }
+
 DEVICE float warp_sum(float x) { return x; }
-DEVICE float warp_max(float x) { return x; }
 
 }  // namespace
 
@@ -103,52 +109,42 @@ DEVICE int lane() { return thread() % kLanes; }
 DEVICE int warp() { return thread() / kLanes; }
 DEVICE int warps() { return threads() / kLanes; }
 
-// Side of a tile that a warp multiplies at once.
-constexpr int kTile = 16;
+// Eight neighbours of a row: one access of 16 bytes, or two.
+struct alignas(16) Four {
+  float of[4];
+};
 
-// c [16, 16] = A [16, depth] B [depth, 16] by one warp, of tiles in shared memory whose rows are `ld` elements apart. With
-// `transpose_a`, `a` holds the transpose of A, and B alike. `depth` is a multiple of 16; each row tile begins at a multiple
-// of 32 bytes.
-template <bool transpose_a, bool transpose_b>
-DEVICE void multiply_tile(const Bf16* a, int a_ld, const Bf16* b, int b_ld, float* c, int c_ld, int depth) {
-#ifdef __CUDACC__
-  namespace w = nvcuda::wmma;
-  using ALayout = typename std::conditional<transpose_a, w::col_major, w::row_major>::type;
-  using BLayout = typename std::conditional<transpose_b, w::col_major, w::row_major>::type;
-  w::fragment<w::accumulator, kTile, kTile, kTile, float> sum;
-  w::fill_fragment(sum, 0.0f);
-  for (int k = 0; k < depth; k += kTile) {
-    w::fragment<w::matrix_a, kTile, kTile, kTile, Bf16, ALayout> left;
-    w::fragment<w::matrix_b, kTile, kTile, kTile, Bf16, BLayout> right;
-    w::load_matrix_sync(left, a + (transpose_a ? k * a_ld : k), a_ld);
-    w::load_matrix_sync(right, b + (transpose_b ? k : k * b_ld), b_ld);
-    w::mma_sync(sum, left, right, sum);
-  }
-  w::store_matrix_sync(c, sum, c_ld, w::mem_row_major);
-#else
-  for (int i = 0; i < kTile; i++) {
-    for (int j = 0; j < kTile; j++) {
-      float sum = 0;
-      for (int k = 0; k < depth; k++) {
-        const float left = widen(transpose_a ? a[k * a_ld + i] : a[i * a_ld + k]);
-        sum += left * widen(transpose_b ? b[j * b_ld + k] : b[k * b_ld + j]);
-      }
-      c[i * c_ld + j] = sum;
-    }
-  }
-#endif
+struct alignas(16) EightNarrow {
+  Bf16 of[8];
+};
+
+DEVICE void load_eight(const float* at, float* values) {
+  const Four first = *reinterpret_cast<const Four*>(at), second = *reinterpret_cast<const Four*>(at + 4);
+  for (int i = 0; i < 4; i++) values[i] = first.of[i], values[4 + i] = second.of[i];
 }
 
-// C [rows, columns] = A [rows, depth] B [depth, columns] by the whole block, all sizes multiples of 16.
-template <bool transpose_a, bool transpose_b>
-DEVICE void multiply(const Bf16* a, int a_ld, const Bf16* b, int b_ld, float* c, int c_ld, int rows, int columns,
-                     int depth) {
-  const int across = columns / kTile, tiles = rows / kTile * across;
-  for (int tile = warp(); tile < tiles; tile += warps()) {
-    const int i = tile / across * kTile, j = tile % across * kTile;
-    multiply_tile<transpose_a, transpose_b>(a + (transpose_a ? i : i * a_ld), a_ld,
-                                            b + (transpose_b ? j * b_ld : j), b_ld, c + i * c_ld + j, c_ld, depth);
-  }
+DEVICE void load_eight(const Bf16* at, float* values) {
+  const EightNarrow eight = *reinterpret_cast<const EightNarrow*>(at);
+  for (int i = 0; i < 8; i++) values[i] = widen(eight.of[i]);
+}
+
+DEVICE void store_eight(float* at, const float* values) {
+  *reinterpret_cast<Four*>(at) = {{values[0], values[1], values[2], values[3]}};
+  *reinterpret_cast<Four*>(at + 4) = {{values[4], values[5], values[6], values[7]}};
+}
+
+DEVICE void store_eight(Bf16* at, const float* values) {
+  EightNarrow eight;
+  for (int i = 0; i < 8; i++) eight.of[i] = narrow(values[i]);
+  *reinterpret_cast<EightNarrow*>(at) = eight;
+}
+
+// Two neighbours, in one access.
+DEVICE void store_pair(Bf16* at, const float* values) {
+  struct alignas(4) Pair {
+    Bf16 of[2];
+  };
+  *reinterpret_cast<Pair*>(at) = {{narrow(values[0]), narrow(values[1])}};
 }
 
 }  // namespace

@@ -4,14 +4,20 @@
 #include "launch.h"
 
 void draw_mask(thanos::gpu::MaskArguments);
-void norm_forward(thanos::gpu::NormArguments);
-void norm_backward(thanos::gpu::NormBackwardArguments);
+void norm_forward_256(thanos::gpu::NormArguments);
+void norm_forward_512(thanos::gpu::NormArguments);
+void norm_backward_256(thanos::gpu::NormBackwardArguments);
+void norm_backward_512(thanos::gpu::NormBackwardArguments);
 void activation_forward(thanos::gpu::ActivationArguments);
 void activation_backward(thanos::gpu::ActivationBackwardArguments);
 void residual_forward(thanos::gpu::ResidualArguments);
 void residual_backward(thanos::gpu::ResidualBackwardArguments);
-void attention_forward(thanos::gpu::AttentionForwardArguments);
-void attention_backward(thanos::gpu::AttentionBackwardArguments);
+void attention_forward_16(thanos::gpu::AttentionForwardArguments);
+void attention_forward_32(thanos::gpu::AttentionForwardArguments);
+void attention_forward_64(thanos::gpu::AttentionForwardArguments);
+void attention_backward_16(thanos::gpu::AttentionBackwardArguments);
+void attention_backward_32(thanos::gpu::AttentionBackwardArguments);
+void attention_backward_64(thanos::gpu::AttentionBackwardArguments);
 void make_views(thanos::gpu::ViewsArguments);
 
 namespace thanos::gpu {

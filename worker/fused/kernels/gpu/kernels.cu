@@ -1,6 +1,8 @@
-// The kernels of the two branches of a block, in bfloat16 with sums in float32. What each computes: arguments.h.
+// The kernels of the two branches of a block, in bfloat16 with sums in float32, of masks, and of views. What each computes:
+// arguments.h.
 #include "device.h"
 #include "random.h"
+#include "tiles.h"
 
 namespace {
 
@@ -9,125 +11,171 @@ using namespace thanos::gpu;
 DEVICE const Bf16* in(const void* x) { return static_cast<const Bf16*>(x); }
 DEVICE Bf16* out(void* x) { return static_cast<Bf16*>(x); }
 
-// Columns of a row that a lane has in registers: column `lane() + k * kLanes` is number k of them.
-constexpr int kPerLane = kMostWidth / kLanes;
+// Columns that a lane has of a row, in steps of eight: those from (lane + k x kLanes) x 8 on. `widths` is the most columns
+// in units of 32 lanes.
+template <int widths>
+struct OfLane {
+  static constexpr int kSteps = widths * 32 / kLanes;
+};
 
-// Calls `body(column, k)` for the columns of a lane. Unrolled, so that arrays with an index k stay in registers.
-template <typename F>
-DEVICE void for_columns(int d, const F& body) {
-#ifdef __CUDACC__
-#pragma unroll
-#endif
-  for (int k = 0; k < kPerLane; k++) {
-    const int column = lane() + k * kLanes;
+// Calls `body(column, k)` for each step of a lane. Unrolled, so that arrays with an index k stay in registers.
+template <int steps, typename F>
+DEVICE void for_steps(int d, const F& body) {
+  UNROLL for (int k = 0; k < steps; k++) {
+    const int column = (lane() + k * kLanes) * 8;
     if (column < d) body(column, k);
   }
 }
 
-// Where a thread of an element-wise kernel works: eight columns, 16 apart from `column` on, of some rows of [rows, width].
+// Where a thread of an element-wise kernel works: eight columns of some rows of [rows, width].
 struct Columns {
-  int64_t first_row, last_row, block;
-  int column, counter;
+  int64_t first_row, block;
+  int column, group, place;
 
-  DEVICE Columns(int64_t rows, int width) {
-    const int slots = width / kNumbers;
+  DEVICE Columns(int64_t rows, int width, int rows_each) {
+    const int slots = width / 8;
     const int64_t index = ::block() * threads() + thread();
     const int slot = static_cast<int>(index % slots);
     block = index / slots;
-    first_row = block * kRows;
-    last_row = first_row + kRows < rows ? first_row + kRows : rows;
-    counter = slot;
-    column = slot / static_cast<int>(kCounters) * static_cast<int>(kGroup) + slot % static_cast<int>(kCounters);
+    first_row = block * rows_each;
+    column = slot * 8;
+    group = slot / kCountersOfGroup;
+    place = slot % kCountersOfGroup;
   }
 
-  DEVICE int at(int number) const { return column + number * static_cast<int>(kCounters); }
-
-  // Of a row, which is the token `row % t` of an image, among the counters of a site that draws for [t, width].
-  DEVICE uint32_t counter_of(int64_t row, int t, int width) const {
-    return static_cast<uint32_t>(row % t * (width / kNumbers) + counter);
+  // Which are kept of a row, the token `row % t` of an image, where a site draws for [t, width].
+  DEVICE uint32_t kept(const Randomness& random, Site site, int64_t row, int t, int width) const {
+    return kept_of_eight(random, row / t, site, row % t * (width / static_cast<int>(kGroup)) + group, place);
   }
 };
 
-// The factor of one element of a site of an image.
-DEVICE float factor_at(const Randomness& random, int64_t image, Site site, int64_t element) {
-  const uint32_t within = static_cast<uint32_t>(element % kGroup), lane = within % kCounters;
-  const Mask mask(random, image, site, static_cast<uint32_t>(element / kGroup * kCounters) + lane);
-  return mask.at(within / kCounters);
-}
+// The share of a normal distribution below x, and its density there. The polynomial is 7.1.26 of Abramowitz and Stegun,
+// within 1.5e-7.
+struct Normal {
+  float below, density;
 
-// The share of a normal distribution below x, and its density there.
-DEVICE float normal_below(float x) { return 0.5f * erfcf(-x * 0.70710678118654752f); }
-DEVICE float normal_density(float x) { return 0.39894228040143268f * expf(-0.5f * x * x); }
-
-struct alignas(16) Eight {
-  uint32_t word[4];
+  DEVICE explicit Normal(float x) {
+    const float power = fast_exp(-0.5f * x * x);
+    const float t = 1 / (1 + 0.3275911f * 0.70710678f * fabsf(x));
+    const float tail =
+        0.5f * power * t *
+        (0.254829592f + t * (-0.284496736f + t * (1.421413741f + t * (-1.453152027f + t * 1.061405429f))));
+    below = x < 0 ? tail : 1 - tail;
+    density = 0.39894228f * power;
+  }
 };
 
-// Rows [rows, width] that are `distance` apart to shared memory, with zeros up to `padded` rows.
-DEVICE void load_rows(const Bf16* from, int64_t distance, int rows, int padded, int width, Bf16* to, int ld) {
-  const int pieces = width / 8;
-  for (int i = thread(); i < padded * pieces; i += threads()) {
-    const int row = i / pieces, piece = i % pieces * 8;
-    Eight eight{};
-    if (row < rows) eight = *reinterpret_cast<const Eight*>(from + row * distance + piece);
-    *reinterpret_cast<Eight*>(to + row * ld + piece) = eight;
-  }
-}
+constexpr int kMostTiles = kMostTokens / kTileColumns;
 
-// Rows [rows, width] from shared memory, as bfloat16.
-DEVICE void store_rows(const float* from, int ld, int rows, int width, Bf16* to, int64_t distance) {
-  for (int i = thread(); i < rows * width; i += threads()) {
-    const int row = i / width, column = i % width;
-    to[row * distance + column] = narrow(from[row * ld + column]);
-  }
-}
-
-// What an attention block knows, and its shared memory.
+// What an attention block knows, and its shared memory. Heads are `width` wide.
+template <int width>
 struct AttentionBlock {
-  AttentionArguments a;
+  const AttentionArguments& a;
   int64_t image;
-  int head, width;
+  int head;
   AttentionMemory memory;
-  float depth;
+  float *factors, *lse, *dots;
+  uint16_t* words;
+  Bf16 *q, *k, *v, *grad;
 
-  DEVICE explicit AttentionBlock(const AttentionArguments& a)
-      : a(a), image(block() / a.heads), head(static_cast<int>(block() % a.heads)), width(a.d / a.heads),
-        memory(a.t, a.s, a.d / a.heads), depth(branch_factor(a.random, image, a.depth)) {}
-
-  DEVICE void load(Bf16* q, Bf16* k, Bf16* v) const {
-    const int64_t first = int64_t{head} * width;
-    load_rows(in(a.q) + image * a.s * a.q_row + first, a.q_row, a.s, memory.queries, width, q, memory.vector_row);
-    load_rows(in(a.k) + image * a.t * a.kv_row + first, a.kv_row, a.t, memory.tokens, width, k, memory.vector_row);
-    load_rows(in(a.v) + image * a.t * a.kv_row + first, a.kv_row, a.t, memory.tokens, width, v, memory.vector_row);
+  DEVICE AttentionBlock(const AttentionArguments& a, uint8_t* shared)
+      : a(a), image(block() / a.heads), head(static_cast<int>(block() % a.heads)), memory(a.t, a.s, width) {
+    factors = reinterpret_cast<float*>(shared);
+    lse = factors + memory.queries;
+    dots = lse + memory.queries;
+    words = reinterpret_cast<uint16_t*>(dots + memory.queries);
+    q = reinterpret_cast<Bf16*>(words + in_tiles(memory.word_groups * 16) / 2);
+    k = q + memory.queries * memory.vector_row;
+    v = k + memory.tokens * memory.vector_row;
+    grad = v + memory.tokens * memory.vector_row;
   }
 
-  // Whether each probability [s, t] is kept.
-  DEVICE void draw_weights(uint8_t* kept) const {
-    if (a.weights.kept == kEverything) return;
-    const int elements = a.s * a.t, counters = (elements + static_cast<int>(kGroup) - 1) / static_cast<int>(kGroup) * 16;
-    for (int i = thread(); i < counters; i += threads()) {
-      // A head begins a new group.
-      const Mask mask(a.random, image, a.weights, static_cast<uint32_t>(head) * counters + i);
-      const int first = i / 16 * static_cast<int>(kGroup) + i % 16;
-      for (int number = 0; number < kNumbers; number++) kept[first + number * 16] = mask.at(number) > 0;
+  // Rows [rows, width] that are `distance` apart to shared memory, with zeros up to `padded` rows.
+  DEVICE void load_rows(const Bf16* from, int64_t distance, int rows, int padded, Bf16* to) const {
+    constexpr int kPieces = width / 8;
+    for (int i = thread(); i < padded * kPieces; i += threads()) {
+      const int row = i / kPieces, piece = i % kPieces * 8;
+      EightNarrow eight{};
+      if (row < rows) eight = *reinterpret_cast<const EightNarrow*>(from + row * distance + piece);
+      *reinterpret_cast<EightNarrow*>(to + row * memory.vector_row + piece) = eight;
     }
   }
 
-  // Of a logit of this query; 0 of one that is dropped, so that it attends to all tokens alike.
-  DEVICE float logit_factor(int query) const {
-    return factor_at(a.random, image, a.query, query) / sqrtf(static_cast<float>(width));
+  // Queries, keys and values, factors of the queries' logits, and what is kept of the probabilities.
+  DEVICE void load() const {
+    const int64_t first = int64_t{head} * width;
+    load_rows(in(a.q) + image * a.s * a.q_row + first, a.q_row, a.s, memory.queries, q);
+    load_rows(in(a.k) + image * a.t * a.kv_row + first, a.kv_row, a.t, memory.tokens, k);
+    load_rows(in(a.v) + image * a.t * a.kv_row + first, a.kv_row, a.t, memory.tokens, v);
+    const float root = 1 / sqrtf(static_cast<float>(width));
+    for (int i = thread(); i < memory.queries; i += threads()) factors[i] = root * query_factor(i);
+    if (a.weights.kept != kEverything) {
+      // A head begins a new group.
+      draw_words(a.random, image, a.weights, static_cast<uint32_t>(head * memory.word_groups), memory.word_groups, words);
+    }
   }
 
-  DEVICE float weight_factor(const uint8_t* kept, int query, int token) const {
+  // 0 of a query that is dropped, so that it attends to all tokens alike.
+  DEVICE float query_factor(int query) const {
+    if (a.query.kept == kEverything) return 1;
+    const int group = query / static_cast<int>(kGroup), within = query % static_cast<int>(kGroup);
+    const uint32_t counter = group * kCountersOfGroup + within % kCountersOfGroup;
+    const Numbers numbers = draw(*a.random.key, static_cast<uint64_t>(a.random.rows[image]), a.query.site, counter);
+    return numbers.at(within / kCountersOfGroup) < a.query.kept ? a.query.scale : 0;
+  }
+
+  DEVICE float weight_factor(int query, int token) const {
     if (a.weights.kept == kEverything) return 1;
-    return kept[query * a.t + token] ? a.weights.scale : 0;
+    return is_kept(words, query * a.t + token) ? a.weights.scale : 0;
   }
 
-  // Of an element of the branch's output.
-  DEVICE float output_factor(int query, int column) const {
-    return depth * factor_at(a.random, image, a.output, int64_t{query} * a.d + head * width + column);
+  // Writes the rows of a strip, as bfloat16.
+  DEVICE void store(const Sums* sums, int first_row, int rows, Bf16* to, int64_t distance) const {
+    UNROLL for (int tile = 0; tile < width / kTileColumns; tile++) {
+      UNROLL for (int i = 0; i < kElements; i += 2) {
+        const int row = first_row + row_of(i);
+        if (row < rows) store_pair(to + row * distance + tile * kTileColumns + column_of(i), sums[tile].of + i);
+      }
+    }
   }
 };
+
+// The left factors of a strip: 16 rows of `width` columns.
+template <int width>
+struct Strip {
+  static constexpr int kSteps = width / kTileDepth;
+  Left of[kSteps];
+
+  DEVICE Strip(const Bf16* at, int ld) {
+    UNROLL for (int step = 0; step < kSteps; step++) of[step] = left_of(at + step * kTileDepth, ld);
+  }
+
+  // Times the columns that are the first 8 rows at `right`.
+  DEVICE Sums times(const Bf16* right, int ld) const {
+    Sums sums{};
+    UNROLL for (int step = 0; step < kSteps; step++) {
+      multiply_add(sums, of[step], right_of_columns(right + step * kTileDepth, ld));
+    }
+    return sums;
+  }
+};
+
+// sums [16, width] += left [16, 16] times the first 16 rows at `right`.
+template <int width>
+DEVICE void add_product(Sums* sums, const Left& left, const Bf16* right, int ld) {
+  UNROLL for (int tile = 0; tile < width / kTileColumns; tile++) {
+    multiply_add(sums[tile], left, right_of_rows(right + tile * kTileColumns, ld));
+  }
+}
+
+// Calls `body(tile, i)` for each element of this lane in a strip of tiles.
+template <typename F>
+DEVICE void for_elements(int tiles, const F& body) {
+  UNROLL for (int tile = 0; tile < kMostTiles; tile++) {
+    if (tile >= tiles) continue;
+    UNROLL for (int i = 0; i < kElements; i++) body(tile, i);
+  }
+}
 
 // Where a pixel of a view comes from along one dimension, as `taps` of thanos-views says.
 struct Tap {
@@ -146,25 +194,38 @@ struct Tap {
 };
 
 DEVICE float clamped(float x) { return fminf(fmaxf(x, 0), 1); }
-DEVICE float blended(float value, float other, float factor) { return clamped(factor * value + (1 - factor) * other); }
-DEVICE float grey(float r, float g, float b) { return 0.2989f * r + 0.587f * g + 0.114f * b; }
+
+DEVICE float blended(float value, float other, float factor) {
+  return clamped(sum(product(factor, value), product(1 - factor, other)));
+}
+
+DEVICE float grey(float r, float g, float b) {
+  return sum(sum(product(0.2989f, r), product(0.587f, g)), product(0.114f, b));
+}
+
+// `a` of the way from `first` to `second`.
+DEVICE float between(float first, float second, float a) { return sum(first, product(difference(second, first), a)); }
 
 // As `turn_hue` of thanos-views.
 DEVICE void turn_hue(float& r, float& g, float& b, float turns) {
   const float most = fmaxf(fmaxf(r, g), b), least = fminf(fminf(r, g), b), range = most - least;
   const float divisor = range == 0 ? 1 : range;
   const float from = most == r ? 0 : most == g ? 2 : 4;
-  const float difference = most == r ? g - b : most == g ? b - r : r - g;
-  float hue = from + difference / divisor + 6 * turns;
+  const float apart = most == r ? g - b : most == g ? b - r : r - g;
+  float hue = sum(sum(from, apart / divisor), product(6, turns));
   if (hue < 0) hue += 6;
   if (hue >= 6) hue -= 6;
-  r = least + range * clamped(fabsf(hue - 3) - 1);
-  g = least + range * clamped(2 - fabsf(hue - 2));
-  b = least + range * clamped(2 - fabsf(hue - 4));
+  r = sum(least, product(range, clamped(fabsf(hue - 3) - 1)));
+  g = sum(least, product(range, clamped(2 - fabsf(hue - 2))));
+  b = sum(least, product(range, clamped(2 - fabsf(hue - 4))));
 }
 
 // One view, made in shared memory, [C, S x S]: each thread has pixels of its own.
 struct ViewBlock {
+  // Sums that are kept apart.
+  static constexpr int kSums = 16;
+
+
   const ViewsArguments& a;
   const View& view;
   float *pixels, *sums;
@@ -174,17 +235,20 @@ struct ViewBlock {
     return a.channels == 3 ? grey(pixels[p], pixels[area + p], pixels[2 * area + p]) : pixels[p];
   }
 
-  // Of all pixels.
+  // Of all pixels, in the order of thanos-views: every kSums-th one after the other, then what is left, then the sums.
   DEVICE float mean_grey() const {
-    float sum = 0;
-    for (int p = thread(); p < area; p += threads()) sum += grey_of(p);
-    sum = warp_sum(sum);
-    if (lane() == 0) sums[warp()] = sum;
+    const int whole = area / kSums * kSums;
+    for (int i = thread(); i < kSums; i += threads()) {
+      float own = 0;
+      for (int p = i; p < whole; p += kSums) own = sum(own, grey_of(p));
+      sums[i] = own;
+    }
     wait_for_block();
-    float total = 0;
-    for (int i = 0; i < warps(); i++) total += sums[i];
+    float rest = 0, total = 0;
+    for (int p = whole; p < area; p++) rest = sum(rest, grey_of(p));
+    for (int i = 0; i < kSums; i++) total = sum(total, sums[i]);
     wait_for_block();
-    return total / area;
+    return sum(total, rest) / area;
   }
 
   DEVICE void crop() const {
@@ -197,16 +261,16 @@ struct ViewBlock {
       for (int c = 0; c < channels; c++) {
         const auto at = [&](int y, int x) { return static_cast<float>(image[(y * side + x) * channels + c]); };
         const auto row = [&](int y) {
-          const float left = at(y, across.first);
-          return left + (at(y, across.second) - left) * across.weight;
+          return between(at(y, across.first), at(y, across.second), across.weight);
         };
-        const float upper = row(down.first);
-        pixels[c * area + p] = (upper + (row(down.second) - upper) * down.weight) / 255;
+        pixels[c * area + p] = between(row(down.first), row(down.second), down.weight) / 255;
       }
     }
   }
 
   DEVICE void adjust(int kind, float amount) const {
+    // Pixels of other threads are read.
+    if (kind == kContrast) wait_for_block();
     const float mean = kind == kContrast ? mean_grey() : 0;
     for (int p = thread(); p < area; p += threads()) {
       if (kind == kHue) {
@@ -226,11 +290,91 @@ struct ViewBlock {
       const float shade = grey_of(p);
       for (int c = 0; c < a.channels; c++) {
         const float value = view.grey ? shade : pixels[c * area + p];
-        a.out[(block() * a.channels + c) * area + p] = value * a.scale[c] + a.shift[c];
+        a.out[(block() * a.channels + c) * area + p] = sum(product(value, a.scale[c]), a.shift[c]);
       }
     }
   }
 };
+
+template <int widths>
+DEVICE void normalise(const NormArguments& a) {
+  constexpr int kSteps = OfLane<widths>::kSteps;
+  const int64_t row = block() * warps() + warp();
+  if (row >= a.rows) return;
+  const float* x = a.x + row * a.d;
+  float values[kSteps][8];
+  float total = 0, squares = 0;
+  for_steps<kSteps>(a.d, [&](int column, int k) {
+    load_eight(x + column, values[k]);
+    for (int i = 0; i < 8; i++) total += values[k][i];
+  });
+  const float mean = warp_sum(total) / a.d;
+  for_steps<kSteps>(a.d, [&](int, int k) {
+    for (int i = 0; i < 8; i++) squares += (values[k][i] - mean) * (values[k][i] - mean);
+  });
+  const float rstd = 1 / sqrtf(warp_sum(squares) / a.d + a.eps);
+  if (lane() == 0) {
+    a.mean[row] = mean;
+    a.rstd[row] = rstd;
+  }
+  for_steps<kSteps>(a.d, [&](int column, int k) {
+    float weight[8], bias[8];
+    load_eight(a.weight + column, weight);
+    load_eight(a.bias + column, bias);
+    for (int i = 0; i < 8; i++) values[k][i] = (values[k][i] - mean) * rstd * weight[i] + bias[i];
+    store_eight(out(a.out) + row * a.d + column, values[k]);
+  });
+}
+
+template <int widths>
+DEVICE void normalise_backward(const NormBackwardArguments& a) {
+  constexpr int kSteps = OfLane<widths>::kSteps;
+  const int64_t first_row = block() * kNormRows;
+  const int64_t last = first_row + kNormRows < a.rows ? first_row + kNormRows : a.rows;
+  float dweight[kSteps][8] = {}, dbias[kSteps][8] = {};
+  for (int64_t row = first_row + warp(); row < last; row += warps()) {
+    const float mean = a.mean[row], rstd = a.rstd[row];
+    float units[kSteps][8], inner[kSteps][8];
+    float first = 0, second = 0;
+    for_steps<kSteps>(a.d, [&](int column, int k) {
+      float grad[8], weight[8];
+      load_eight(a.x + row * a.d + column, units[k]);
+      load_eight(in(a.grad) + row * a.d + column, grad);
+      load_eight(a.weight + column, weight);
+      for (int i = 0; i < 8; i++) {
+        units[k][i] = (units[k][i] - mean) * rstd;
+        inner[k][i] = grad[i] * weight[i];
+        first += inner[k][i];
+        second += inner[k][i] * units[k][i];
+        dweight[k][i] += grad[i] * units[k][i];
+        dbias[k][i] += grad[i];
+      }
+    });
+    first = warp_sum(first) / a.d;
+    second = warp_sum(second) / a.d;
+    const int token = static_cast<int>(row % a.t);
+    const float* residual = token < a.s ? a.residual + (row / a.t * a.s + token) * a.d : nullptr;
+    for_steps<kSteps>(a.d, [&](int column, int k) {
+      float more[8] = {};
+      if (residual) load_eight(residual + column, more);
+      for (int i = 0; i < 8; i++) more[i] += (inner[k][i] - first - units[k][i] * second) * rstd;
+      store_eight(a.dx + row * a.d + column, more);
+    });
+  }
+  // The warps' sums, one after the other.
+  SHARED(shared);
+  float* sums = reinterpret_cast<float*>(shared);
+  for_steps<kSteps>(a.d, [&](int column, int k) {
+    store_eight(sums + (warp() * 2) * a.d + column, dweight[k]);
+    store_eight(sums + (warp() * 2 + 1) * a.d + column, dbias[k]);
+  });
+  wait_for_block();
+  for (int i = thread(); i < 2 * a.d; i += threads()) {
+    float total = 0;
+    for (int from = 0; from < warps(); from++) total += sums[from * 2 * a.d + i];
+    a.sums[block() * 2 * a.d + i] = total;
+  }
+}
 
 }  // namespace
 
@@ -251,248 +395,267 @@ KERNEL draw_mask(MaskArguments a) {
   const int64_t index = block() * threads() + thread();
   if (index >= a.n * counters) return;
   const int64_t image = index / counters, counter = index % counters;
-  const Mask mask(a.random, image, a.site, static_cast<uint32_t>(counter));
+  const Numbers numbers =
+      draw(*a.random.key, static_cast<uint64_t>(a.random.rows[image]), a.site.site, static_cast<uint32_t>(counter));
   for (int number = 0; number < kNumbers; number++) {
     const int64_t element = counter / kCounters * kGroup + counter % kCounters + number * kCounters;
-    if (element < a.elements) a.out[image * a.elements + element] = mask.at(number);
+    if (element < a.elements) a.out[image * a.elements + element] = numbers.at(number) < a.site.kept ? a.site.scale : 0;
   }
 }
 
-KERNEL norm_forward(NormArguments a) {
-  const int64_t row = block() * warps() + warp();
-  if (row >= a.rows) return;
-  const float* x = a.x + row * a.d;
-  float values[kPerLane];
-  float sum = 0, squares = 0;
-  for_columns(a.d, [&](int i, int k) { sum += values[k] = x[i]; });
-  const float mean = warp_sum(sum) / a.d;
-  for_columns(a.d, [&](int, int k) { squares += (values[k] - mean) * (values[k] - mean); });
-  const float rstd = 1 / sqrtf(warp_sum(squares) / a.d + a.eps);
-  if (lane() == 0) {
-    a.mean[row] = mean;
-    a.rstd[row] = rstd;
-  }
-  Bf16* normed = out(a.out) + row * a.d;
-  for_columns(a.d, [&](int i, int k) { normed[i] = narrow((values[k] - mean) * rstd * a.weight[i] + a.bias[i]); });
-}
-
-KERNEL norm_backward(NormBackwardArguments a) {
-  const int64_t part = block() * warps() + warp();
-  if (part * kRows >= a.rows) return;
-  const int64_t last = (part + 1) * kRows < a.rows ? (part + 1) * kRows : a.rows;
-  float dweight[kPerLane] = {}, dbias[kPerLane] = {}, units[kPerLane], inner[kPerLane];
-  for (int64_t row = part * kRows; row < last; row++) {
-    const float mean = a.mean[row], rstd = a.rstd[row];
-    const float* x = a.x + row * a.d;
-    const Bf16* grad = in(a.grad) + row * a.d;
-    float first = 0, second = 0;
-    for_columns(a.d, [&](int i, int k) {
-      const float g = widen(grad[i]);
-      units[k] = (x[i] - mean) * rstd;
-      inner[k] = g * a.weight[i];
-      first += inner[k];
-      second += inner[k] * units[k];
-      dweight[k] += g * units[k];
-      dbias[k] += g;
-    });
-    first = warp_sum(first) / a.d;
-    second = warp_sum(second) / a.d;
-    const int token = static_cast<int>(row % a.t);
-    const float* residual = token < a.s ? a.residual + (row / a.t * a.s + token) * a.d : nullptr;
-    float* dx = a.dx + row * a.d;
-    for_columns(a.d, [&](int i, int k) {
-      const float own = (inner[k] - first - units[k] * second) * rstd;
-      dx[i] = residual ? own + residual[i] : own;
-    });
-  }
-  float* sums = a.sums + part * 2 * a.d;
-  for_columns(a.d, [&](int i, int k) {
-    sums[i] = dweight[k];
-    sums[a.d + i] = dbias[k];
-  });
-}
+KERNEL norm_forward_256(NormArguments a) { normalise<1>(a); }
+KERNEL norm_forward_512(NormArguments a) { normalise<2>(a); }
+KERNEL norm_backward_256(NormBackwardArguments a) { normalise_backward<1>(a); }
+KERNEL norm_backward_512(NormBackwardArguments a) { normalise_backward<2>(a); }
 
 KERNEL activation_forward(ActivationArguments a) {
-  const Columns columns(a.rows, a.m);
-  for (int64_t row = columns.first_row; row < columns.last_row; row++) {
-    const Mask mask(a.random, row / a.t, a.site, columns.counter_of(row, a.t, a.m));
-    for (int number = 0; number < kNumbers; number++) {
-      const int column = columns.at(number);
-      const int64_t at = row * a.m + column;
-      const float u = widen(in(a.hidden)[at]) + a.bias[column];
-      out(a.out)[at] = narrow(u * normal_below(u) * mask.at(number));
+  const Columns columns(a.rows, a.m, a.rows_each);
+  float bias[8];
+  load_eight(a.bias + columns.column, bias);
+  for (int i = 0; i < a.rows_each; i++) {
+    const int64_t row = columns.first_row + i;
+    // All threads of a warp draw.
+    const bool is_row = row < a.rows;
+    const uint32_t kept = columns.kept(a.random, a.site, is_row ? row : 0, a.t, a.m);
+    if (!is_row) continue;
+    float values[8];
+    load_eight(in(a.hidden) + row * a.m + columns.column, values);
+    for (int k = 0; k < 8; k++) {
+      const float u = values[k] + bias[k];
+      values[k] = kept >> k & 1 ? u * Normal(u).below * a.site.scale : 0;
     }
+    store_eight(out(a.out) + row * a.m + columns.column, values);
   }
 }
 
 KERNEL activation_backward(ActivationBackwardArguments a) {
-  const Columns columns(a.rows, a.m);
-  if (columns.first_row >= a.rows) return;
-  float sums[kNumbers] = {};
-  for (int64_t row = columns.first_row; row < columns.last_row; row++) {
-    const Mask mask(a.random, row / a.t, a.site, columns.counter_of(row, a.t, a.m));
-    for (int number = 0; number < kNumbers; number++) {
-      const int column = columns.at(number);
-      const int64_t at = row * a.m + column;
-      const float u = widen(in(a.hidden)[at]) + a.bias[column];
-      const float slope = normal_below(u) + u * normal_density(u);
-      const float grad = widen(out(a.grad)[at]) * mask.at(number) * slope;
-      out(a.grad)[at] = narrow(grad);
-      sums[number] += grad;
+  const Columns columns(a.rows, a.m, a.rows_each);
+  float bias[8], sums[8] = {};
+  load_eight(a.bias + columns.column, bias);
+  for (int i = 0; i < a.rows_each; i++) {
+    const int64_t row = columns.first_row + i;
+    const bool is_row = row < a.rows;
+    const uint32_t kept = columns.kept(a.random, a.site, is_row ? row : 0, a.t, a.m);
+    if (!is_row) continue;
+    float values[8], grad[8];
+    load_eight(in(a.hidden) + row * a.m + columns.column, values);
+    load_eight(in(a.grad) + row * a.m + columns.column, grad);
+    for (int k = 0; k < 8; k++) {
+      const float u = values[k] + bias[k];
+      const Normal normal(u);
+      grad[k] = kept >> k & 1 ? grad[k] * a.site.scale * (normal.below + u * normal.density) : 0;
+      sums[k] += grad[k];
     }
+    store_eight(out(a.grad) + row * a.m + columns.column, grad);
   }
-  for (int number = 0; number < kNumbers; number++) a.sums[columns.block * a.m + columns.at(number)] = sums[number];
+  if (columns.first_row < a.rows) store_eight(a.sums + columns.block * a.m + columns.column, sums);
 }
 
 KERNEL residual_forward(ResidualArguments a) {
-  const Columns columns(a.rows, a.d);
-  for (int64_t row = columns.first_row; row < columns.last_row; row++) {
-    const float depth = branch_factor(a.random, row / a.t, a.depth);
-    const Mask mask(a.random, row / a.t, a.site, columns.counter_of(row, a.t, a.d));
-    for (int number = 0; number < kNumbers; number++) {
-      const int column = columns.at(number);
-      const int64_t at = row * a.d + column;
-      const float branch = (widen(in(a.fed)[at]) + a.bias[column]) * mask.at(number) * depth;
+  const Columns columns(a.rows, a.d, a.rows_each);
+  float bias[8] = {};
+  if (a.bias) load_eight(a.bias + columns.column, bias);
+  for (int i = 0; i < a.rows_each; i++) {
+    const int64_t row = columns.first_row + i;
+    const bool is_row = row < a.rows;
+    const uint32_t kept = columns.kept(a.random, a.site, is_row ? row : 0, a.t, a.d);
+    if (!is_row) continue;
+    const float factor = branch_factor(a.random, row / a.t, a.depth) * a.site.scale;
+    float values[8], fed[8];
+    load_eight(a.x + (row / a.t * a.x_t + row % a.t) * a.d + columns.column, values);
+    load_eight(in(a.fed) + row * a.d + columns.column, fed);
+    for (int k = 0; k < 8; k++) {
       // A branch that is skipped adds nothing, not even what is no number.
-      a.out[at] = depth == 0 ? a.x[at] : a.x[at] + branch;
+      if (factor != 0) values[k] += (fed[k] + bias[k]) * (kept >> k & 1 ? factor : 0);
     }
+    store_eight(a.out + row * a.d + columns.column, values);
   }
 }
 
 KERNEL residual_backward(ResidualBackwardArguments a) {
-  const Columns columns(a.rows, a.d);
-  if (columns.first_row >= a.rows) return;
-  float sums[kNumbers] = {};
-  for (int64_t row = columns.first_row; row < columns.last_row; row++) {
-    const float depth = branch_factor(a.random, row / a.t, a.depth);
-    const Mask mask(a.random, row / a.t, a.site, columns.counter_of(row, a.t, a.d));
-    for (int number = 0; number < kNumbers; number++) {
-      const int64_t at = row * a.d + columns.at(number);
-      const float grad = depth == 0 ? 0 : a.grad[at] * mask.at(number) * depth;
-      out(a.dfed)[at] = narrow(grad);
-      sums[number] += grad;
+  const Columns columns(a.rows, a.d, a.rows_each);
+  float sums[8] = {};
+  for (int i = 0; i < a.rows_each; i++) {
+    const int64_t row = columns.first_row + i;
+    const bool is_row = row < a.rows;
+    const uint32_t kept = columns.kept(a.random, a.site, is_row ? row : 0, a.t, a.d);
+    if (!is_row) continue;
+    const float factor = branch_factor(a.random, row / a.t, a.depth) * a.site.scale;
+    float grad[8];
+    load_eight(a.grad + row * a.d + columns.column, grad);
+    for (int k = 0; k < 8; k++) {
+      grad[k] = factor != 0 && kept >> k & 1 ? grad[k] * factor : 0;
+      sums[k] += grad[k];
     }
+    store_eight(out(a.dfed) + row * a.d + columns.column, grad);
   }
-  for (int number = 0; number < kNumbers; number++) a.sums[columns.block * a.d + columns.at(number)] = sums[number];
+  if (a.sums && columns.first_row < a.rows) store_eight(a.sums + columns.block * a.d + columns.column, sums);
 }
 
-KERNEL attention_forward(AttentionForwardArguments arguments) {
-  const AttentionBlock here(arguments.common);
-  const AttentionArguments& a = here.a;
-  const AttentionMemory& memory = here.memory;
-  SHARED(shared);
-  float* scores = reinterpret_cast<float*>(shared);
-  Bf16* q = reinterpret_cast<Bf16*>(scores + memory.floats());
-  Bf16* k = q + memory.queries * memory.vector_row;
-  Bf16* v = k + memory.tokens * memory.vector_row;
-  Bf16* shares = v + memory.tokens * memory.vector_row;
-  uint8_t* kept = reinterpret_cast<uint8_t*>(shares + memory.queries * memory.pair_row);
-  here.load(q, k, v);
-  here.draw_weights(kept);
+namespace {
+
+template <int width>
+DEVICE void attend(const AttentionForwardArguments& arguments, uint8_t* shared) {
+  const AttentionArguments& a = arguments.common;
+  const AttentionBlock<width> here(a, shared);
+  const int ld = here.memory.vector_row, tiles = here.memory.tokens / kTileColumns;
+  here.load();
   wait_for_block();
-  multiply<false, true>(q, memory.vector_row, k, memory.vector_row, scores, memory.pair_row, memory.queries,
-                        memory.tokens, here.width);
-  wait_for_block();
-  for (int row = warp(); row < memory.queries; row += warps()) {
-    float* logits = scores + row * memory.pair_row;
-    Bf16* row_shares = shares + row * memory.pair_row;
-    if (row >= a.s) {
-      for (int i = lane(); i < memory.tokens; i += kLanes) row_shares[i] = narrow(0);
-      continue;
+  for (int strip = warp(); strip < here.memory.queries / kTileRows; strip += warps()) {
+    const int first = strip * kTileRows;
+    const Strip<width> queries(here.q + first * ld, ld);
+    Sums pairs[kMostTiles] = {}, mixed[width / kTileColumns] = {};
+    UNROLL for (int tile = 0; tile < kMostTiles; tile++) {
+      if (tile < tiles) pairs[tile] = queries.times(here.k + tile * kTileColumns * ld, ld);
     }
-    const float factor = here.logit_factor(row);
-    float most = -INFINITY;
-    for (int i = lane(); i < a.t; i += kLanes) most = fmaxf(most, logits[i] * factor);
-    most = warp_max(most);
-    float total = 0;
-    for (int i = lane(); i < a.t; i += kLanes) total += logits[i] = expf(logits[i] * factor - most);
-    total = warp_sum(total);
-    if (lane() == 0) arguments.lse[(here.image * a.heads + here.head) * a.s + row] = most + logf(total);
-    for (int i = lane(); i < memory.tokens; i += kLanes) {
-      row_shares[i] = narrow(i < a.t ? logits[i] / total * here.weight_factor(kept, row, i) : 0);
+    float factor[kRowsOfLane], most[kRowsOfLane], total[kRowsOfLane];
+    for (int row = 0; row < kRowsOfLane; row++) {
+      factor[row] = here.factors[first + row_of(row * kInRow)];
+      most[row] = -INFINITY;
+      total[row] = 0;
     }
-  }
-  wait_for_block();
-  multiply<false, false>(shares, memory.pair_row, v, memory.vector_row, scores, memory.vector_row, memory.queries,
-                         here.width, memory.tokens);
-  wait_for_block();
-  for (int i = thread(); i < a.s * here.width; i += threads()) {
-    const int row = i / here.width, column = i % here.width, at = here.head * here.width + column;
-    const float x = arguments.x[(here.image * a.t + row) * a.d + at];
-    const float mixed = scores[row * memory.vector_row + column] * here.output_factor(row, column);
-    arguments.out[(here.image * a.s + row) * a.d + at] = here.depth == 0 ? x : x + mixed;
+    for_elements(tiles, [&](int tile, int i) {
+      const bool is_token = tile * kTileColumns + column_of(i) < a.t;
+      float& pair = pairs[tile].of[i];
+      pair = is_token ? pair * factor[i / kInRow] : -INFINITY;
+      most[i / kInRow] = fmaxf(most[i / kInRow], pair);
+    });
+    for (int row = 0; row < kRowsOfLane; row++) most[row] = row_max(most[row]);
+    for_elements(tiles, [&](int tile, int i) {
+      float& pair = pairs[tile].of[i];
+      pair = fast_exp(pair - most[i / kInRow]);
+      total[i / kInRow] += pair;
+    });
+    for (int row = 0; row < kRowsOfLane; row++) {
+      total[row] = row_sum(total[row]);
+      const int query = first + row_of(row * kInRow);
+      const bool is_first = kLanes == 1 || lane() % 4 == 0;
+      if (is_first && query < a.s) {
+        arguments.lse[(here.image * a.heads + here.head) * a.s + query] = most[row] + logf(total[row]);
+      }
+      total[row] = 1 / total[row];
+    }
+    for_elements(tiles, [&](int tile, int i) {
+      const int query = first + row_of(i), token = tile * kTileColumns + column_of(i);
+      const bool is_pair = query < a.s && token < a.t;
+      pairs[tile].of[i] *= is_pair ? total[i / kInRow] * here.weight_factor(query, token) : 0;
+    });
+    UNROLL for (int tile = 0; tile < kMostTiles; tile += 2) {
+      if (tile < tiles) {
+        add_product<width>(mixed, left_of(pairs[tile], pairs[tile + 1]), here.v + tile * kTileColumns * ld, ld);
+      }
+    }
+    here.store(mixed, first, a.s, out(arguments.out) + here.image * a.s * a.d + here.head * width, a.d);
   }
 }
 
-KERNEL attention_backward(AttentionBackwardArguments arguments) {
-  const AttentionBlock here(arguments.common);
-  const AttentionArguments& a = here.a;
-  const AttentionMemory& memory = here.memory;
+// Probabilities are made twice: by queries, for the gradients of queries, and by keys, for those of keys and values. So no sum
+// has two writers. A logit's gradient is its probability times (gradient of the kept probability - dot), where the dot
+// product of the output with its gradient is the sum over the row.
+template <int width>
+DEVICE void attend_backward(const AttentionBackwardArguments& arguments, uint8_t* shared) {
+  const AttentionArguments& a = arguments.common;
+  const AttentionBlock<width> here(a, shared);
+  const int ld = here.memory.vector_row;
+  const int64_t head_first = int64_t{here.head} * width;
+  here.load();
+  here.load_rows(in(arguments.grad) + here.image * a.s * a.d + head_first, a.d, a.s, here.memory.queries, here.grad);
+  wait_for_block();
+  for (int i = thread(); i < here.memory.queries; i += threads()) {
+    here.lse[i] = i < a.s ? arguments.lse[(here.image * a.heads + here.head) * a.s + i] : 0;
+    float dot = 0;
+    for (int column = 0; column < width && i < a.s; column += 8) {
+      float mixed[8], grad[8];
+      load_eight(in(arguments.mixed) + (here.image * a.s + i) * a.d + head_first + column, mixed);
+      load_eight(here.grad + i * ld + column, grad);
+      for (int k = 0; k < 8; k++) dot += mixed[k] * grad[k];
+    }
+    here.dots[i] = dot;
+  }
+  wait_for_block();
+  for (int strip = warp(); strip < here.memory.queries / kTileRows; strip += warps()) {
+    const int first = strip * kTileRows;
+    const Strip<width> queries(here.q + first * ld, ld), grads(here.grad + first * ld, ld);
+    float factor[kRowsOfLane], lse[kRowsOfLane], dot[kRowsOfLane];
+    for (int row = 0; row < kRowsOfLane; row++) {
+      const int query = first + row_of(row * kInRow);
+      factor[row] = here.factors[query], lse[row] = here.lse[query], dot[row] = here.dots[query];
+    }
+    Sums dq[width / kTileColumns] = {};
+    for (int token = 0; token < here.memory.tokens; token += kTileDepth) {
+      Sums pairs[2];
+      UNROLL for (int half = 0; half < 2; half++) {
+        const int column = token + half * kTileColumns;
+        pairs[half] = queries.times(here.k + column * ld, ld);
+        const Sums gradients = grads.times(here.v + column * ld, ld);
+        UNROLL for (int i = 0; i < kElements; i++) {
+          const int query = first + row_of(i), at = column + column_of(i), row = i / kInRow;
+          const bool is_pair = query < a.s && at < a.t;
+          const float share = fast_exp(pairs[half].of[i] * factor[row] - lse[row]);
+          const float kept = is_pair ? here.weight_factor(query, at) : 0;
+          pairs[half].of[i] = is_pair ? share * (gradients.of[i] * kept - dot[row]) * factor[row] : 0;
+        }
+      }
+      add_product<width>(dq, left_of(pairs[0], pairs[1]), here.k + token * ld, ld);
+    }
+    here.store(dq, first, a.s, out(arguments.dq) + here.image * a.s * a.q_row + head_first, a.q_row);
+  }
+  for (int strip = warp(); strip < here.memory.tokens / kTileRows; strip += warps()) {
+    const int first = strip * kTileRows;
+    const Strip<width> keys(here.k + first * ld, ld), values(here.v + first * ld, ld);
+    Sums dk[width / kTileColumns] = {}, dv[width / kTileColumns] = {};
+    for (int query_first = 0; query_first < here.memory.queries; query_first += kTileDepth) {
+      Sums pairs[2], gradients[2];
+      UNROLL for (int half = 0; half < 2; half++) {
+        const int column = query_first + half * kTileColumns;
+        pairs[half] = keys.times(here.q + column * ld, ld);
+        gradients[half] = values.times(here.grad + column * ld, ld);
+        UNROLL for (int i = 0; i < kElements; i++) {
+          const int token = first + row_of(i), query = column + column_of(i);
+          const bool is_pair = query < a.s && token < a.t;
+          const float factor = here.factors[query], kept = is_pair ? here.weight_factor(query, token) : 0;
+          const float share = is_pair ? fast_exp(pairs[half].of[i] * factor - here.lse[query]) : 0;
+          gradients[half].of[i] = share * (gradients[half].of[i] * kept - here.dots[query]) * factor;
+          pairs[half].of[i] = share * kept;
+        }
+      }
+      add_product<width>(dv, left_of(pairs[0], pairs[1]), here.grad + query_first * ld, ld);
+      add_product<width>(dk, left_of(gradients[0], gradients[1]), here.q + query_first * ld, ld);
+    }
+    const int64_t rows = here.image * a.t * a.kv_row + head_first;
+    here.store(dv, first, a.t, out(arguments.dv) + rows, a.kv_row);
+    here.store(dk, first, a.t, out(arguments.dk) + rows, a.kv_row);
+  }
+}
+
+}  // namespace
+
+KERNEL attention_forward_16(AttentionForwardArguments a) {
   SHARED(shared);
-  float* scores = reinterpret_cast<float*>(shared);
-  float* gradients = scores + memory.floats();
-  Bf16* q = reinterpret_cast<Bf16*>(gradients + memory.floats());
-  Bf16* k = q + memory.queries * memory.vector_row;
-  Bf16* v = k + memory.tokens * memory.vector_row;
-  Bf16* grad = v + memory.tokens * memory.vector_row;
-  Bf16* shares = grad + memory.queries * memory.vector_row;
-  Bf16* dlogits = shares + memory.queries * memory.pair_row;
-  uint8_t* kept = reinterpret_cast<uint8_t*>(dlogits + memory.queries * memory.pair_row);
-  here.load(q, k, v);
-  for (int i = thread(); i < memory.queries * here.width; i += threads()) {
-    const int row = i / here.width, column = i % here.width;
-    float value = 0;
-    if (row < a.s && here.depth != 0) {
-      const int64_t at = (here.image * a.s + row) * a.d + here.head * here.width + column;
-      value = arguments.grad[at] * here.output_factor(row, column);
-    }
-    grad[row * memory.vector_row + column] = narrow(value);
-  }
-  here.draw_weights(kept);
-  wait_for_block();
-  multiply<false, true>(q, memory.vector_row, k, memory.vector_row, scores, memory.pair_row, memory.queries,
-                        memory.tokens, here.width);
-  multiply<false, true>(grad, memory.vector_row, v, memory.vector_row, gradients, memory.pair_row, memory.queries,
-                        memory.tokens, here.width);
-  wait_for_block();
-  for (int row = warp(); row < memory.queries; row += warps()) {
-    float *row_scores = scores + row * memory.pair_row, *row_gradients = gradients + row * memory.pair_row;
-    Bf16 *row_shares = shares + row * memory.pair_row, *row_dlogits = dlogits + row * memory.pair_row;
-    if (row >= a.s) {
-      for (int i = lane(); i < memory.tokens; i += kLanes) row_shares[i] = row_dlogits[i] = narrow(0);
-      continue;
-    }
-    const float factor = here.logit_factor(row);
-    const float lse = arguments.lse[(here.image * a.heads + here.head) * a.s + row];
-    float mean = 0;
-    for (int i = lane(); i < a.t; i += kLanes) {
-      row_scores[i] = expf(row_scores[i] * factor - lse);
-      row_gradients[i] *= here.weight_factor(kept, row, i);
-      mean += row_scores[i] * row_gradients[i];
-    }
-    mean = warp_sum(mean);
-    for (int i = lane(); i < memory.tokens; i += kLanes) {
-      const float share = i < a.t ? row_scores[i] : 0;
-      row_shares[i] = narrow(i < a.t ? share * here.weight_factor(kept, row, i) : 0);
-      row_dlogits[i] = narrow(i < a.t ? share * (row_gradients[i] - mean) * factor : 0);
-    }
-  }
-  wait_for_block();
-  // The scores' memory takes the gradient of the values, and then that of the keys.
-  multiply<true, false>(shares, memory.pair_row, grad, memory.vector_row, scores, memory.vector_row, memory.tokens,
-                        here.width, memory.queries);
-  multiply<false, false>(dlogits, memory.pair_row, k, memory.vector_row, gradients, memory.vector_row, memory.queries,
-                         here.width, memory.tokens);
-  wait_for_block();
-  const int64_t first = int64_t{here.head} * here.width;
-  store_rows(scores, memory.vector_row, a.t, here.width, out(arguments.dv) + here.image * a.t * a.kv_row + first,
-             a.kv_row);
-  store_rows(gradients, memory.vector_row, a.s, here.width, out(arguments.dq) + here.image * a.s * a.q_row + first,
-             a.q_row);
-  wait_for_block();
-  multiply<true, false>(dlogits, memory.pair_row, q, memory.vector_row, scores, memory.vector_row, memory.tokens,
-                        here.width, memory.queries);
-  wait_for_block();
-  store_rows(scores, memory.vector_row, a.t, here.width, out(arguments.dk) + here.image * a.t * a.kv_row + first,
-             a.kv_row);
+  attend<16>(a, shared);
+}
+
+KERNEL attention_backward_16(AttentionBackwardArguments a) {
+  SHARED(shared);
+  attend_backward<16>(a, shared);
+}
+
+KERNEL attention_forward_32(AttentionForwardArguments a) {
+  SHARED(shared);
+  attend<32>(a, shared);
+}
+
+KERNEL attention_backward_32(AttentionBackwardArguments a) {
+  SHARED(shared);
+  attend_backward<32>(a, shared);
+}
+
+KERNEL attention_forward_64(AttentionForwardArguments a) {
+  SHARED(shared);
+  attend<64>(a, shared);
+}
+
+KERNEL attention_backward_64(AttentionBackwardArguments a) {
+  SHARED(shared);
+  attend_backward<64>(a, shared);
 }

@@ -46,11 +46,15 @@ inline at::Tensor weight_gradient(const at::Tensor& grad, const at::Tensor& inpu
   return at::mm(grad.t(), input).to(at::kFloat);
 }
 
-// Parts of the sums over rows.
-inline int64_t parts_of(int64_t rows) { return (rows + kRows - 1) / kRows; }
+// Rows of a thread of the element-wise kernels: a few where there are few rows, so that all of a GPU has work.
+inline int rows_each(int64_t rows) { return static_cast<int>(std::clamp<int64_t>(rows / 4096, 4, 32)); }
 
-// Threads of a kernel that has one for 8 columns of kRows rows.
-inline Work columns_of(int64_t rows, int64_t width) { return {Unit::kThread, parts_of(rows) * (width / 8), 128}; }
+inline int64_t parts_of(int64_t rows, int64_t each) { return (rows + each - 1) / each; }
+
+// A thread for 8 columns of rows_each(rows) rows.
+inline Work columns_of(int64_t rows, int64_t width) {
+  return {Unit::kThread, parts_of(rows, rows_each(rows)) * (width / 8), 128};
+}
 
 struct Normed {
   at::Tensor out, mean, rstd;
@@ -61,7 +65,9 @@ inline Normed normalise(const at::Tensor& x, const at::Tensor& weight, const at:
   Normed made{narrow_like(x, {rows, d}), float_like(x, {rows}), float_like(x, {rows})};
   const NormArguments arguments{floats(x), floats(weight), floats(bias), bits(made.out), mutable_floats(made.mean),
                                 mutable_floats(made.rstd), rows, static_cast<int>(d), static_cast<float>(eps)};
-  THANOS_LAUNCH(norm_forward, x, (Work{Unit::kWarp, rows}), arguments);
+  const Work work{Unit::kWarp, rows};
+  if (d <= 256) THANOS_LAUNCH(norm_forward_256, x, work, arguments);
+  else THANOS_LAUNCH(norm_forward_512, x, work, arguments);
   return made;
 }
 
@@ -69,15 +75,40 @@ inline Normed normalise(const at::Tensor& x, const at::Tensor& weight, const at:
 // tokens' of x.
 inline std::array<at::Tensor, 3> norm_gradients(const at::Tensor& x, const at::Tensor& weight, const Normed& normed,
                                                 const at::Tensor& grad, const at::Tensor& residual) {
-  const auto rows = x.size(0) * x.size(1), d = x.size(2), parts = parts_of(rows);
+  const auto rows = x.size(0) * x.size(1), d = x.size(2), parts = parts_of(rows, kNormRows);
   const auto dx = float_like(x, x.sizes()), sums = float_like(x, {parts, 2, d});
   const NormBackwardArguments arguments{floats(x), floats(weight), floats(normed.mean), floats(normed.rstd), bits(grad),
                                         floats(residual), mutable_floats(dx), mutable_floats(sums), rows,
                                         static_cast<int>(d), static_cast<int>(x.size(1)),
                                         static_cast<int>(residual.size(1))};
-  THANOS_LAUNCH(norm_backward, x, (Work{Unit::kWarp, parts}), arguments);
+  constexpr int kThreads = 256, kWarps = kThreads / 32;
+  const Work work{Unit::kBlock, parts, kThreads, kWarps * 2 * d * static_cast<int64_t>(sizeof(float))};
+  if (d <= 256) THANOS_LAUNCH(norm_backward_256, x, work, arguments);
+  else THANOS_LAUNCH(norm_backward_512, x, work, arguments);
   const auto total = sums.sum(0);
   return {dx, total.select(0, 0), total.select(0, 1)};
+}
+
+// x[:, :s] + depth(dropout(fed + bias)), [n, s, d]; the sites are that of the dropout and that of the depth.
+inline at::Tensor add_branch(const at::Tensor& x, const at::Tensor& fed, const float* bias, const Randomness& random,
+                             Site site, Site depth) {
+  const auto n = x.size(0), t = x.size(1), d = x.size(2), rows = fed.size(0), s = n == 0 ? t : rows / n;
+  const auto out = float_like(x, {n, s, d});
+  const ResidualArguments arguments{floats(x), bits(fed), bias, mutable_floats(out), random, site, depth, rows,
+                                    static_cast<int>(d), static_cast<int>(s), static_cast<int>(t), rows_each(rows)};
+  THANOS_LAUNCH(residual_forward, x, columns_of(rows, d), arguments);
+  return out;
+}
+
+// The gradient of `fed` of that, bfloat16 [n x s, d], from that of the result [n, s, d]. Parts of the gradient of the bias
+// go to `sums`.
+inline at::Tensor branch_gradient(const at::Tensor& grad, float* sums, const Randomness& random, Site site, Site depth) {
+  const auto s = grad.size(1), d = grad.size(2), rows = grad.size(0) * s;
+  const auto dfed = narrow_like(grad, {rows, d});
+  const ResidualBackwardArguments arguments{floats(grad), bits(dfed), sums, random, site, depth, rows,
+                                            static_cast<int>(d), static_cast<int>(s), rows_each(rows)};
+  THANOS_LAUNCH(residual_backward, grad, columns_of(rows, d), arguments);
+  return dfed;
 }
 
 struct AttentionInputs {
@@ -106,19 +137,36 @@ inline AttentionArguments attention_arguments(const AttentionInputs& in, const P
   a.random = draws.random();
   a.query = draws.site(0, draws.drop.query);
   a.weights = draws.site(1, draws.drop.weights);
-  a.output = draws.site(2, draws.drop.output);
-  a.depth = draws.site(3, draws.drop.depth);
   a.t = static_cast<int>(t), a.s = static_cast<int>(in.queries);
   a.d = static_cast<int>(d), a.heads = static_cast<int>(in.heads);
   return a;
 }
 
-// Two warps for each tile of queries: products of both kinds of tiles keep them busy.
+// A block for each head of each image, and in it a warp for each 16 queries, or keys.
 inline Work attention_work(const AttentionInputs& in, bool backward) {
   const auto t = static_cast<int>(in.x.size(1)), s = static_cast<int>(in.queries);
   const AttentionMemory memory(t, s, static_cast<int>(in.x.size(2) / in.heads));
-  const auto bytes = backward ? memory.backward_bytes(t, s) : memory.forward_bytes(t, s);
-  return {Unit::kBlock, in.x.size(0) * in.heads, s < t ? 128 : 256, bytes};
+  const auto strips = (backward ? std::max(memory.queries, memory.tokens) : memory.queries) / 16;
+  return {Unit::kBlock, in.x.size(0) * in.heads, strips * 32, memory.bytes(backward)};
+}
+
+// Heads are 16, 32 or 64 wide.
+inline void attend(const AttentionInputs& in, const AttentionForwardArguments& arguments) {
+  const auto work = attention_work(in, false);
+  switch (in.x.size(2) / in.heads) {
+    case 16: THANOS_LAUNCH(attention_forward_16, in.x, work, arguments); break;
+    case 32: THANOS_LAUNCH(attention_forward_32, in.x, work, arguments); break;
+    default: THANOS_LAUNCH(attention_forward_64, in.x, work, arguments);
+  }
+}
+
+inline void attend_backward(const AttentionInputs& in, const AttentionBackwardArguments& arguments) {
+  const auto work = attention_work(in, true);
+  switch (in.x.size(2) / in.heads) {
+    case 16: THANOS_LAUNCH(attention_backward_16, in.x, work, arguments); break;
+    case 32: THANOS_LAUNCH(attention_backward_32, in.x, work, arguments); break;
+    default: THANOS_LAUNCH(attention_backward_64, in.x, work, arguments);
+  }
 }
 
 class AttentionOperation : public torch::autograd::Function<AttentionOperation> {
@@ -137,17 +185,18 @@ class AttentionOperation : public torch::autograd::Function<AttentionOperation> 
       projected.q = at::mm(first_rows(normed.out.view({n, t, d}), queries), narrow_weight.narrow(0, 0, d).t());
       projected.kv = at::mm(normed.out, narrow_weight.narrow(0, d, 2 * d).t());
     }
-    const auto out = float_like(x, {n, queries, d}), lse = float_like(x, {n, heads, queries});
-    const AttentionForwardArguments arguments{attention_arguments(in, projected, draws), floats(x), mutable_floats(out),
-                                              mutable_floats(lse)};
+    const auto mixed = narrow_like(x, {n * queries, d}), lse = float_like(x, {n, heads, queries});
+    const AttentionForwardArguments arguments{attention_arguments(in, projected, draws), bits(mixed), mutable_floats(lse)};
     record("thanos::attention", projected, {n, t, d, queries});
-    THANOS_LAUNCH(attention_forward, x, attention_work(in, false), arguments);
+    attend(in, arguments);
+    const auto out = add_branch(x, mixed, nullptr, draws.random(), draws.site(2, draws.drop.output),
+                                draws.site(3, draws.drop.depth));
     if (trains) {
       context->saved_data["heads"] = heads;
       context->saved_data["queries"] = queries;
       save_draws(context, draws);
       context->save_for_backward({x, norm_weight, narrow_weight, normed.out, normed.mean, normed.rstd, projected.all,
-                                  projected.q, projected.kv, lse, draws.key, draws.rows});
+                                  projected.q, projected.kv, lse, draws.key, draws.rows, mixed});
     }
     return out;
   }
@@ -163,21 +212,24 @@ class AttentionOperation : public torch::autograd::Function<AttentionOperation> 
                              context->saved_data["queries"].toInt(), 0};
     const auto draws = saved_draws(context, saved[10], saved[11]);
     const auto n = x.size(0), t = x.size(1), d = x.size(2), s = in.queries;
-    AttentionBackwardArguments arguments{attention_arguments(in, projected, draws), floats(grad), floats(lse), {}, {}, {}};
+    const auto dmixed = branch_gradient(grad, nullptr, draws.random(), draws.site(2, draws.drop.output),
+                                        draws.site(3, draws.drop.depth));
+    AttentionBackwardArguments arguments{attention_arguments(in, projected, draws), bits(dmixed), bits(saved[12]), floats(lse),
+                                         {}, {}, {}};
     record("thanos::attention_backward", projected, {n, t, d, s});
     at::Tensor dnormed, dweight;
     if (s == t) {
       const auto dall = narrow_like(x, {n * t, 3 * d});
       auto* first = static_cast<at::BFloat16*>(bits(dall));
       arguments.dq = first, arguments.dk = first + d, arguments.dv = first + 2 * d;
-      THANOS_LAUNCH(attention_backward, x, attention_work(in, true), arguments);
+      attend_backward(in, arguments);
       dweight = weight_gradient(dall, normed.out);
       dnormed = at::mm(dall, weight);
     } else {
       const auto dq = narrow_like(x, {n * s, d}), dkv = narrow_like(x, {n * t, 2 * d});
       auto* first = static_cast<at::BFloat16*>(bits(dkv));
       arguments.dq = bits(dq), arguments.dk = first, arguments.dv = first + d;
-      THANOS_LAUNCH(attention_backward, x, attention_work(in, true), arguments);
+      attend_backward(in, arguments);
       const auto first_normed = first_rows(normed.out.view({n, t, d}), s);
       dweight = at::cat({weight_gradient(dq, first_normed), weight_gradient(dkv, normed.out)}, 0);
       dnormed = at::mm(dkv, weight.narrow(0, d, 2 * d));
@@ -224,13 +276,11 @@ class FeedForwardOperation : public torch::autograd::Function<FeedForwardOperati
     const auto hidden = at::mm(normed.out, narrow_in.t()), active = narrow_like(x, {rows, m});
     const ActivationArguments activation{bits(hidden), floats(in_bias), bits(active), draws.random(),
                                          draws.site(0, draws.drop.hidden), rows, static_cast<int>(m),
-                                         static_cast<int>(t)};
+                                         static_cast<int>(t), rows_each(rows)};
     THANOS_LAUNCH(activation_forward, x, columns_of(rows, m), activation);
-    const auto fed = at::mm(active, narrow_out.t()), result = float_like(x, {n, t, d});
-    const ResidualArguments residual{floats(x), bits(fed), floats(out_bias), mutable_floats(result), draws.random(),
-                                     draws.site(1, draws.drop.output), draws.site(2, draws.drop.depth), rows,
-                                     static_cast<int>(d), static_cast<int>(t)};
-    THANOS_LAUNCH(residual_forward, x, columns_of(rows, d), residual);
+    const auto fed = at::mm(active, narrow_out.t());
+    const auto result = add_branch(x, fed, floats(out_bias), draws.random(), draws.site(1, draws.drop.output),
+                                   draws.site(2, draws.drop.depth));
     if (trains) {
       AttentionOperation::save_draws(context, draws);
       context->save_for_backward({x, norm_weight, in_bias, narrow_in, narrow_out, normed.out, normed.mean, normed.rstd,
@@ -247,17 +297,16 @@ class FeedForwardOperation : public torch::autograd::Function<FeedForwardOperati
     const Normed normed{saved[5], saved[6], saved[7]};
     const auto &hidden = saved[8], &active = saved[9];
     const auto draws = AttentionOperation::saved_draws(context, saved[10], saved[11]);
-    const auto n = x.size(0), t = x.size(1), d = x.size(2), m = in.size(0), rows = n * t, parts = parts_of(rows);
-    const auto dfed = narrow_like(x, {rows, d}), fed_sums = float_like(x, {parts, d});
-    const ResidualBackwardArguments residual{floats(grad), bits(dfed), mutable_floats(fed_sums), draws.random(),
-                                             draws.site(1, draws.drop.output), draws.site(2, draws.drop.depth), rows,
-                                             static_cast<int>(d), static_cast<int>(t)};
-    THANOS_LAUNCH(residual_backward, x, columns_of(rows, d), residual);
+    const auto t = x.size(1), d = x.size(2), m = in.size(0), rows = x.size(0) * t;
+    const auto parts = parts_of(rows, rows_each(rows));
+    const auto fed_sums = float_like(x, {parts, d});
+    const auto dfed = branch_gradient(grad, mutable_floats(fed_sums), draws.random(), draws.site(1, draws.drop.output),
+                                      draws.site(2, draws.drop.depth));
     const auto dhidden = at::mm(dfed, out), hidden_sums = float_like(x, {parts, m});
     const ActivationBackwardArguments activation{bits(hidden), floats(in_bias), bits(dhidden),
                                                  mutable_floats(hidden_sums), draws.random(),
                                                  draws.site(0, draws.drop.hidden), rows, static_cast<int>(m),
-                                                 static_cast<int>(t)};
+                                                 static_cast<int>(t), rows_each(rows)};
     THANOS_LAUNCH(activation_backward, x, columns_of(rows, m), activation);
     const auto dnormed = at::mm(dhidden, in);
     const auto [dx, dnorm_weight, dnorm_bias] = norm_gradients(x, norm_weight, normed, dnormed, grad);

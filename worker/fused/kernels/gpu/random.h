@@ -8,6 +8,7 @@ namespace {
 
 // Elements of one counter: element e of a group of 128 is number e / 16 of lane e % 16.
 constexpr int kNumbers = 8;
+constexpr int kCountersOfGroup = static_cast<int>(thanos::gpu::kCounters);
 
 struct Numbers {
   uint32_t word[4];
@@ -37,20 +38,61 @@ DEVICE float branch_factor(const thanos::gpu::Randomness& random, int64_t image,
   return numbers.at(0) < site.kept ? site.scale : 0;
 }
 
-// Counter `counter` of a site of an image; all elements are kept where the site drops nothing.
-struct Mask {
-  Numbers numbers;
-  uint32_t kept;
-  float scale;
+// Which of eight neighbours are kept, elements 8 x place to 8 x place + 7 of a group of a site, as bits. The 16 threads of
+// half a warp call it for one group, each with its number as the place: each draws one counter, and reads eight.
+DEVICE uint32_t kept_of_eight(const thanos::gpu::Randomness& random, int64_t image, thanos::gpu::Site site,
+                              int64_t group, int place) {
+  if (site.kept == thanos::gpu::kEverything) return 0xff;
+  const uint32_t first = static_cast<uint32_t>(group) * kCountersOfGroup;
+  const uint64_t row = static_cast<uint64_t>(random.rows[image]);
+#ifdef __CUDACC__
+  const Numbers numbers = draw(*random.key, row, site.site, first + lane() % kCountersOfGroup);
+  uint32_t found = 0;
+#pragma unroll
+  for (int number = 0; number < kNumbers; number++) {
+    const uint32_t kept = __ballot_sync(0xffffffff, numbers.at(number) < site.kept);
+    if (place / 2 == number) found = kept;
+  }
+  return found >> (lane() & 16) >> (place % 2 * 8) & 0xff;
+#else
+  uint32_t found = 0;
+  for (int i = 0; i < 8; i++) {
+    const int element = 8 * place + i;
+    const Numbers numbers = draw(*random.key, row, site.site, first + element % kCountersOfGroup);
+    found |= static_cast<uint32_t>(numbers.at(element / kCountersOfGroup) < site.kept) << i;
+  }
+  return found;
+#endif
+}
 
-  DEVICE Mask(const thanos::gpu::Randomness& random, int64_t image, thanos::gpu::Site site, uint32_t counter)
-      : numbers{}, kept(site.kept), scale(site.scale) {
-    if (kept != thanos::gpu::kEverything) {
-      numbers = draw(*random.key, static_cast<uint64_t>(random.rows[image]), site.site, counter);
+// Which elements of some groups are kept, 16 in a word in their order, by all threads of a block. Groups from `first` on.
+DEVICE void draw_words(const thanos::gpu::Randomness& random, int64_t image, thanos::gpu::Site site, uint32_t first,
+                       int groups, uint16_t* words) {
+  const uint64_t row = static_cast<uint64_t>(random.rows[image]);
+#ifdef __CUDACC__
+  for (int from = warp() * 2; from < groups; from += warps() * 2) {
+    const int group = from + lane() / kCountersOfGroup, number_here = lane() % kCountersOfGroup;
+    const Numbers numbers = draw(*random.key, row, site.site, (first + group) * kCountersOfGroup + number_here);
+#pragma unroll
+    for (int number = 0; number < kNumbers; number++) {
+      const uint32_t kept = __ballot_sync(0xffffffff, numbers.at(number) < site.kept);
+      if (number_here == number && group < groups) words[group * kNumbers + number] = kept >> (lane() & 16) & 0xffff;
     }
   }
+#else
+  for (int group = 0; group < groups; group++) {
+    for (int number = 0; number < kNumbers; number++) words[group * kNumbers + number] = 0;
+    for (int i = 0; i < kCountersOfGroup; i++) {
+      const Numbers numbers = draw(*random.key, row, site.site, (first + group) * kCountersOfGroup + i);
+      for (int number = 0; number < kNumbers; number++) {
+        words[group * kNumbers + number] |= static_cast<uint16_t>((numbers.at(number) < site.kept) << i);
+      }
+    }
+  }
+#endif
+}
 
-  DEVICE float at(int number) const { return numbers.at(number) < kept ? scale : 0; }
-};
+// Whether an element is kept, of words as above.
+DEVICE bool is_kept(const uint16_t* words, uint32_t element) { return words[element / 16] >> (element % 16) & 1; }
 
 }  // namespace
