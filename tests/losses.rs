@@ -8,7 +8,7 @@ use std::env;
 use std::ops::Range;
 use tch::{Kind, Tensor};
 use thanos_configs::{SplitMix64, rank_slice};
-use thanos_worker::loss::{Form, Similarity, Tile, unlabelled_apart};
+use thanos_worker::loss::{LossForm, Similarity, Tile, unlabelled_apart};
 use thanos_worker::{Comparison, Contrasted, Exchange, contrast_globally};
 
 /// Summation orders differ; nothing else may.
@@ -83,7 +83,7 @@ fn labellings() -> [(&'static str, Vec<i64>); 5] {
 
 /// Every form of the loss.
 fn comparisons() -> Vec<(String, Comparison)> {
-    let form = |attract: f64, spread: f64, clamp: Option<f64>, positives_in_denominator: bool| Form {
+    let form = |attract: f64, spread: f64, clamp: Option<f64>, positives_in_denominator: bool| LossForm {
         attract,
         spread,
         clamp_positive_logits: clamp,

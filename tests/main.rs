@@ -2,12 +2,13 @@
 //! published code. `losses`: the closed-form gradient against finite differences, tile sizes and ranks. `memory`: a
 //! batch whose square would not fit. `exchanges`, `nearness`, `rerun` and `test_device` serve them. The others
 //! start the real programs: `world_sizes`, `resume`, `identity`, `ledger` and `evaluation` hold the promises,
-//! `recovery`, `elastic`, `standstill`, `repeated_failures`, `cut_off`, `bad_lines`, `slow`, `preemption`,
+//! `recovery`, `elastic`, `hung_workers`, `repeated_failures`, `partitions`, `broken_connections`, `slow`, `preemption`,
 //! `commit_points`, `checks`, `connection_flood`, `disks` and `endings` what happens to processes, networks and disks,
 //! `checkpoint_intervals` when a stage is saved, `group_errors` which errors of a group are lost connections,
 //! `security` who may join and what is secret, `pytorch_names` what is in a checkpoint, `selection` which epoch's
 //! weights are kept and that all state is saved, `data_sets`, `pack_transfer`, `downloads` and `fashion_mnist` how
-//! images come to workers, `device_views` how a GPU makes views of them, `devices` on what workers train,
+//! images come to workers, `device_views` how a GPU makes views of them, `fused_on_device` a transformer block on a GPU,
+//! `devices` on what workers train,
 //! `gpu_rehearsal` the script of half an hour on a GPU, on the CPU; `bad_input`, `command_line`, `metrics`,
 //! `tensorboard`, `page`, `trackers` and `documents` what people type and read; `every_key` what each key of the configuration changes,
 //! `quick` a first look at every preset; `seeds` several runs by one command, and their comparison; `monitoring` what alerts, panels and a site's Prometheus rely on, `container` the image; `bench` what a benchmark prints and leaves, `output` terminals, pipes and
@@ -16,15 +17,14 @@
 //! would. `layering` and `language` read the sources.
 
 mod bad_input;
-mod bad_lines;
 mod bench;
+mod broken_connections;
 mod checkpoint_intervals;
 mod checks;
 mod command_line;
 mod commit_points;
 mod connection_flood;
 mod container;
-mod cut_off;
 mod data_sets;
 mod device_views;
 mod devices;
@@ -41,6 +41,7 @@ mod fused_on_device;
 mod gpu_rehearsal;
 mod group_errors;
 mod hostile;
+mod hung_workers;
 mod identity;
 mod job_controller;
 mod kubernetes;
@@ -56,6 +57,7 @@ mod output;
 mod pack_transfer;
 mod page;
 mod parity_checks;
+mod partitions;
 mod pods;
 mod preemption;
 mod pytorch_names;
@@ -71,7 +73,6 @@ mod selection;
 mod signals;
 mod slow;
 mod slurm;
-mod standstill;
 mod tensorboard;
 mod test_device;
 mod trackers;

@@ -8,7 +8,7 @@ use std::env;
 use std::fs;
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
-use thanos_worker::loss::{Form, Similarity, Tile};
+use thanos_worker::loss::{LossForm, Similarity, Tile};
 use thanos_worker::{Comparison, contrast_globally};
 
 const IMAGES: i64 = 32_768;
@@ -35,7 +35,7 @@ fn a_large_batch_needs_no_square_of_itself() {
 /// Prints the peak of one loss and gradient above what the process held before.
 fn measure() {
     let comparison = Comparison {
-        form: Form { attract: 1.0, spread: 1.0, clamp_positive_logits: None, positives_in_denominator: false },
+        form: LossForm { attract: 1.0, spread: 1.0, clamp_positive_logits: None, positives_in_denominator: false },
         similarity: Similarity::Cosine,
         temperature: 0.5,
         both_directions: false,

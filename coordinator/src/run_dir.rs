@@ -54,7 +54,7 @@ impl RunDir {
     /// called.
     ///
     /// # Errors
-    /// 64 if it is in use, or holds a run already; 74 if it cannot be written.
+    /// 64 if it is in use, or already contains a run; 74 if it cannot be written.
     pub(crate) fn create(path: &Path, plan: &Plan, content: Content) -> Result<Self, Fatal> {
         make_durably(path)?;
         let lock = Lock::take(path)?;
@@ -107,7 +107,7 @@ impl RunDir {
     /// Opens the directory of a run to continue it, and says which keys `plan` changes.
     ///
     /// # Errors
-    /// 64 if it is in use or holds no run, 65 if its configuration cannot be read, 78 if `plan` changes a key of its
+    /// 64 if it is in use or is not a run directory, 65 if its configuration cannot be read, 78 if `plan` changes a key of its
     /// recipe.
     pub(crate) fn open(path: &Path, plan: &Plan) -> Result<(Self, Vec<Change>), Fatal> {
         identity(path)?;

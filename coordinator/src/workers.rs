@@ -38,7 +38,7 @@ const WORKER: &str = "worker";
 /// Variable by which CUDA orders GPUs.
 const DEVICE_ORDER: &str = "CUDA_DEVICE_ORDER";
 
-/// Resolves when a process is to end; never, if nobody can ask for it any more.
+/// Resolves when a process is to end; never, if the sender is gone.
 type Killed = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 fn asked_to_end(asked: oneshot::Receiver<()>) -> Killed {

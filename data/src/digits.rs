@@ -1,4 +1,4 @@
-//! The embedded digits: 1,797 rows of 64 pixel values 0..16 and a label, as text (data/README.md has the source).
+//! The embedded digits: 1,797 rows of 64 pixel values 0..16 and a label, as text (data/digits/README.md has the source).
 //! It decodes text and knows neither files nor gzip. The division into two splits is ours.
 
 use super::error::RawFault;

@@ -45,7 +45,7 @@ use thanos_configs::{DataConfig, DataSet, hex, split_train_validation};
 /// Told of a split how many images are decoded, of how many; from any thread.
 pub type OnSplit<'a> = &'a (dyn Fn(&str, u64, u64) + Sync);
 
-/// The same of the split at hand.
+/// The same of this split.
 type OnProgress<'a> = &'a (dyn Fn(u64, u64) + Sync);
 
 /// One split's pack on disk.

@@ -15,7 +15,7 @@ const MAX_RECENT_STEPS: usize = 256;
 /// Steps that a benchmark may measure.
 pub const MAX_BENCH_STEPS: u64 = 100_000;
 /// The phases that a step's time is divided into; a label of metrics is one of these or "other".
-pub const PHASES: [&str; 14] = [
+pub const PHASES: [&str; 16] = [
     "start",
     "rendezvous",
     "connect",
@@ -24,6 +24,8 @@ pub const PHASES: [&str; 14] = [
     "forward",
     "gather",
     "backward",
+    "compute",
+    "record",
     "reduce",
     "update",
     "compare",

@@ -195,11 +195,21 @@ pub struct StepDone {
     pub total_steps: u64,
     /// There if the update was skipped, and why.
     pub skipped: Option<String>,
-    /// The teller's time since the step before it, by phase; no two ranks, and no two runs, agree on it.
+    /// The reporting rank's time since the step before it, by phase; no two ranks, and no two runs, agree on it.
     pub phase_seconds: BTreeMap<String, f64>,
     /// Candidates that rank 0 received from the others, and their gradients that it sent.
     pub gathered_bytes: u64,
 }
+
+impl StepDone {
+    /// The duration of the step: evaluations and saves between steps are not part of it.
+    pub fn seconds(&self) -> f64 {
+        STEP_PHASES.iter().filter_map(|phase| self.phase_seconds.get(*phase)).sum()
+    }
+}
+
+/// Phases that make up a step. `compute` is the forward and the backward pass where they are one CUDA graph.
+const STEP_PHASES: [&str; 7] = ["data", "forward", "gather", "backward", "compute", "reduce", "update"];
 
 /// Accuracy on the validation images, a share in 0..1.
 #[derive(Clone, Debug, PartialEq)]

@@ -12,7 +12,7 @@ use tch::nn::VarStore;
 use tch::{Device, Kind, Reduction, Tensor};
 use thanos_fused::{Draws, Products};
 use thanos_worker::model::{Alone, BatchSum, Decoder, DecoderShape, Mode};
-use thanos_worker::tensors::Named;
+use thanos_worker::tensors::StateDict;
 
 /// Relative tolerance of single numbers.
 const NUMBERS: f64 = 1e-6;
@@ -46,7 +46,7 @@ pub(crate) fn check(path: &Path, report: &mut Report) -> Result<()> {
     let shape = DecoderShape { d: config.d_input, width, channels, side: config.side };
     let decoder = Decoder::new(&path, shape, Products::Full, &sum);
     store.double();
-    let state: Named = store.variables().into_iter().collect();
+    let state: StateDict = store.variables().into_iter().collect();
     fill(&state, &parameters)?;
 
     let z = golden.input("z")?.to_kind(Kind::Double);
@@ -90,7 +90,7 @@ pub(crate) fn check(path: &Path, report: &mut Report) -> Result<()> {
 
 fn train(
     decoder: &Decoder,
-    state: &Named,
+    state: &StateDict,
     parameters: &[(String, Vec<i64>)],
     (z, target): (&Tensor, &Tensor),
 ) -> Result<Pass> {
@@ -104,7 +104,7 @@ fn train(
 }
 
 /// The README's formula: s = sin(0.7 k + p) for element k of parameter p.
-fn fill(state: &Named, parameters: &[(String, Vec<i64>)]) -> Result<()> {
+fn fill(state: &StateDict, parameters: &[(String, Vec<i64>)]) -> Result<()> {
     let trainable: Vec<&String> =
         state.iter().filter(|(_, tensor)| tensor.requires_grad()).map(|(name, _)| name).collect();
     let mut named: Vec<&String> = parameters.iter().map(|(name, _)| name).collect();

@@ -8,11 +8,11 @@ use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::path::Path;
 use tch::Tensor;
-use thanos_worker::tensors::{Named, from_safetensors};
+use thanos_worker::tensors::{StateDict, from_safetensors};
 
 pub(crate) struct Golden {
     metadata: HashMap<String, String>,
-    tensors: Named,
+    tensors: StateDict,
 }
 
 impl Golden {
@@ -38,7 +38,7 @@ impl Golden {
     }
 
     /// Tensors in a folder, by the rest of their names.
-    pub(crate) fn folder(&self, name: &str) -> Named {
+    pub(crate) fn folder(&self, name: &str) -> StateDict {
         let prefix = format!("{name}/");
         let inside = |(name, tensor): (&String, &Tensor)| {
             name.strip_prefix(&prefix).map(|name| (name.to_string(), tensor.shallow_clone()))

@@ -7,7 +7,7 @@ use serde_json::Value;
 use tch::Tensor;
 use thanos_configs::ObjectiveConfig;
 use thanos_worker::Comparison;
-use thanos_worker::loss::{Form, Similarity, Tile, unlabelled_apart};
+use thanos_worker::loss::{LossForm, Similarity, Tile, unlabelled_apart};
 
 /// What a case of a loss computes.
 pub(crate) struct LossOptions {
@@ -77,7 +77,7 @@ impl From<Published> for LossOptions {
             PublishedType::LRepel => (0.0, 1.0),
             PublishedType::SimClr => (1.0, 0.0),
         };
-        let form = Form {
+        let form = LossForm {
             attract,
             spread,
             // It clamps at 1.0 if it is told 1.0, and otherwise not at all.
@@ -99,7 +99,7 @@ impl From<Published> for LossOptions {
 impl From<ObjectiveConfig> for LossOptions {
     fn from(options: ObjectiveConfig) -> Self {
         let comparison = Comparison {
-            form: Form {
+            form: LossForm {
                 attract: options.attract,
                 spread: options.spread,
                 clamp_positive_logits: options.clamp_positive_logits,

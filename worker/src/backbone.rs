@@ -1,12 +1,12 @@
 //! A backbone stage: two views an image, embedded, contrasted with the global batch, classified and, for
 //! autoencoders, reconstructed. Each term is this rank's share of the global mean: shares are summed over the ranks.
 
-use crate::evaluate::{Judge, Measures};
+use crate::evaluate::{EvalMetrics, Evaluator};
 use crate::gather::{Comparison, contrast_globally};
-use crate::loss::{Form, Similarity, Tile, unlabelled_apart};
+use crate::loss::{LossForm, Similarity, Tile, unlabelled_apart};
 use crate::model::{BatchSum, Mode, Model};
 use crate::stage::{Inputs, Losses, Stage, Term};
-use crate::tensors::Named;
+use crate::tensors::StateDict;
 use anyhow::Result;
 use std::rc::Rc;
 use tch::{Reduction, Tensor};
@@ -15,12 +15,12 @@ use thanos_configs::{Contrastive, Objective, Plan, ValidationMeasure};
 pub(crate) struct Backbone<'a> {
     model: Model,
     objective: Objective,
-    judge: Judge<'a>,
+    judge: Evaluator<'a>,
 }
 
 impl<'a> Backbone<'a> {
     /// Initial weights come from torch's generator: seed it first, equally on all ranks.
-    pub(crate) fn new(plan: &Plan, objective: &Objective, judge: Judge<'a>) -> Self {
+    pub(crate) fn new(plan: &Plan, objective: &Objective, judge: Evaluator<'a>) -> Self {
         let (data, sum): (_, Rc<dyn BatchSum>) = (judge.data, judge.group.clone());
         let decoder = objective.reconstruction.is_some();
         let model = Model::new(&plan.config().model, &data.facts, decoder, data.device(), &sum);
@@ -29,11 +29,11 @@ impl<'a> Backbone<'a> {
 }
 
 impl Stage for Backbone<'_> {
-    fn parameters(&self) -> Named {
+    fn parameters(&self) -> StateDict {
         self.model.parameters()
     }
 
-    fn state(&self) -> Named {
+    fn state(&self) -> StateDict {
         self.model.state()
     }
 
@@ -95,7 +95,7 @@ impl Stage for Backbone<'_> {
         self.judge.accuracy(&tch::no_grad(|| self.model.logits(&z)), &pack.coarse, ids)
     }
 
-    fn measure(&mut self) -> Result<(Measures, Option<f64>)> {
+    fn measure(&mut self) -> Result<(EvalMetrics, Option<f64>)> {
         let models = [&self.model];
         Ok((self.judge.measure(&models, &self.judge.embed_both(&models)?)?, None))
     }
@@ -103,7 +103,7 @@ impl Stage for Backbone<'_> {
 
 fn comparison(contrastive: &Contrastive, tile: Tile) -> Comparison {
     Comparison {
-        form: Form {
+        form: LossForm {
             attract: contrastive.attract,
             spread: contrastive.spread,
             clamp_positive_logits: contrastive.clamp_positive_logits,

@@ -4,9 +4,9 @@
 use crate::data::Data;
 use crate::device::cpu_name;
 use crate::stage::Stage;
-use crate::tensors::Named;
+use crate::tensors::StateDict;
 use crate::train::bench::{Update, updates};
-use crate::train::{Ending, Peers, Recipe};
+use crate::train::{StageContext, StageOutcome, StageSpec};
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,30 +24,30 @@ const MAX_PRODUCTS: f64 = 64.0;
 /// Measurements of the ceiling, of which the best counts.
 const CEILING_TRIES: usize = 3;
 
-/// Measures a stage's first updates and reports them to the coordinator. Nothing is evaluated or saved.
+/// EvalMetrics a stage's first updates and reports them to the coordinator. Nothing is evaluated or saved.
 ///
 /// # Errors
 /// What training would end with, and if the device does not give its numbers.
 pub(crate) fn bench(
     stage: &mut dyn Stage,
-    (data, recipe, peers): (&Data, &Recipe<'_>, &Peers<'_>),
+    (data, spec, context): (&Data, &StageSpec<'_>, &StageContext<'_>),
     request: BenchRequest,
-) -> Result<Ending> {
+) -> Result<StageOutcome> {
     let device = data.device();
     let parameters = stage.parameters().values().map(|parameter| parameter.numel() as u64).sum();
-    let ceiling = Ceiling::measure(peers.group, device, data.product_kind())?;
+    let ceiling = Ceiling::measure(context.group, device, data.product_kind())?;
     let precision = data.precision();
     let mut measured = Measured::new(device, request);
     let total = request.warmup_steps + request.steps;
-    if !updates(stage, (data, recipe, peers), total, |step, update| measured.update(step, update))? {
+    if !updates(stage, (data, spec, context), total, |step, update| measured.update(step, update))? {
         // Nothing is kept of a benchmark: it has stopped where it began.
-        return Ok(Ending::Stopped { step: 0 });
+        return Ok(StageOutcome::Stopped { step: 0 });
     }
     let report = BenchReport {
-        rank: peers.group.rank() as u32,
+        rank: context.group.rank() as u32,
         device: device_name(device)?,
         precision: precision.into(),
-        collectives: collectives(peers.group).label().into(),
+        collectives: collectives(context.group).label().into(),
         peak_memory_bytes: peak_memory_bytes(device)?,
         flops: measured.flops,
         operators: measured.operators,
@@ -58,8 +58,8 @@ pub(crate) fn bench(
         step_seconds: measured.step_seconds,
         parameters,
     };
-    peers.session.send(WorkerEvent::Benched(report))?;
-    Ok(Ending::Complete(Named::new()))
+    context.session.send(WorkerEvent::Benched(report))?;
+    Ok(StageOutcome::Complete(StateDict::new()))
 }
 
 /// The largest rate at which this device multiplies matrices while the other ranks do the same on theirs.

@@ -1,9 +1,9 @@
 //! Checkpoints as a worker sees them: rank 0 writes files into a temporary folder and the coordinator commits it;
-//! a loader is told path and hash, and believes no file before its checksum. Formats: `tensors.rs`.
+//! a loader receives path and hash, and verifies each file by its checksum. Formats: `tensors.rs`.
 
 use crate::probe_weights::folded;
 use crate::run_files::{RunFiles, Unfinished};
-use crate::tensors::{Named, from_safetensors, to_safetensors};
+use crate::tensors::{StateDict, from_safetensors, to_safetensors};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
@@ -66,7 +66,7 @@ pub(crate) struct Written {
 pub(crate) fn write(
     place: &dyn RunFiles,
     checkpoint: Unfinished<'_>,
-    files: &[(&str, &Named)],
+    files: &[(&str, &StateDict)],
     record: &str,
 ) -> Result<Written> {
     let mut contents = Vec::with_capacity(files.len() + 1);
@@ -125,8 +125,8 @@ impl Committed {
         self.manifest.seconds
     }
 
-    /// What is due behind the last update is done, too.
-    pub(crate) fn settled(&self) -> bool {
+    /// What is due after the last update is done, too.
+    pub(crate) fn post_step_done(&self) -> bool {
         self.manifest.post_step_done
     }
 
@@ -139,7 +139,7 @@ impl Committed {
     ///
     /// # Errors
     /// As [`Self::tensors`].
-    pub(crate) fn best_state(&self) -> Result<Named> {
+    pub(crate) fn best_state(&self) -> Result<StateDict> {
         let is_apart = self.manifest.files.iter().any(|file| file.name == BEST_STATE);
         self.tensors(if is_apart { BEST_STATE } else { BEST })
     }
@@ -148,7 +148,7 @@ impl Committed {
     ///
     /// # Errors
     /// Names the file and both checksums if it is not the one that was committed.
-    pub(crate) fn tensors(&self, name: &str) -> Result<Named> {
+    pub(crate) fn tensors(&self, name: &str) -> Result<StateDict> {
         let folder = &self.checkpoint.folder;
         let Some(entry) = self.manifest.files.iter().find(|file| file.name == name) else {
             bail!("checkpoint {folder}: its manifest names no {name}");

@@ -297,7 +297,7 @@ impl ViewMaker {
         Ok(floats)
     }
 
-    /// Keys of the views of images in one epoch, an image's views behind each other.
+    /// Keys of the views of images in one epoch, an image's views next to each other.
     fn keys(&self, ids: &[u64], epoch: u64, views: u64) -> Vec<u64> {
         ids.iter().flat_map(|&id| (0..views).map(move |view| view_key(self.seed, epoch, id, view))).collect()
     }

@@ -5,8 +5,8 @@
 
 use crate::tensors::upload;
 use tch::{Device, Kind, Tensor};
-use thanos_fused::gpu::{VIEW_WORDS, ViewParameters, views};
 use thanos_fused::Error;
+use thanos_fused::gpu::{VIEW_WORDS, ViewParameters, views};
 use thanos_views::{Adjustment, Augmentation, Crop, Draw, LUMA, Tap, taps};
 
 /// One view of each of `images`, [n, S, S, C] u8, by its key: [n, C, S, S] f32 on the images' device.

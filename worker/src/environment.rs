@@ -71,7 +71,7 @@ mod tests {
     fn what_names_no_worker_is_an_error() {
         let none = found((None, None), &[]).expect_err("nothing says who it is");
         assert_eq!(none, "--id is required: none of RANK, SLURM_PROCID, JOB_COMPLETION_INDEX is set");
-        let wrong = found((None, None), &[("RANK", "first")]).expect_err("no number");
+        let wrong = found((None, None), &[("RANK", "first")]).expect_err("not a number");
         assert_eq!(wrong, "RANK=first is not a number");
     }
 }

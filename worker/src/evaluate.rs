@@ -22,7 +22,7 @@ const VOTE_TEMPERATURE: f64 = 0.07;
 const KNN_ROWS: i64 = 256;
 
 /// What evaluation asks of a set of frozen or trained encoders.
-pub(crate) struct Measures {
+pub(crate) struct EvalMetrics {
     pub coarse_accuracy: f64,
     pub knn_fine_accuracy: f64,
     /// `None`: no class has two test images.
@@ -44,14 +44,14 @@ pub(crate) struct Embedded {
 
 /// What an evaluation needs beside models: the images, the other ranks, and whether it should go on.
 #[derive(Clone)]
-pub(crate) struct Judge<'a> {
+pub(crate) struct Evaluator<'a> {
     pub(crate) data: &'a Data,
     pub(crate) group: Rc<ProcessGroup>,
     /// Looked at between two batches; ranks may see it at different ones.
     pub(crate) stop: StopFlag,
 }
 
-impl Judge<'_> {
+impl Evaluator<'_> {
     /// Embeddings of this rank's slice of `ids`, [own, d of all encoders together].
     ///
     /// # Errors
@@ -96,14 +96,14 @@ impl Judge<'_> {
     }
 
     /// Everything that is measured on the test images. `embedded` are this rank's slices, by the models as they are.
-    pub(crate) fn measure(&self, models: &[&Model], embedded: &Embedded) -> Result<Measures> {
+    pub(crate) fn measure(&self, models: &[&Model], embedded: &Embedded) -> Result<EvalMetrics> {
         let _no_graph = tch::no_grad_guard();
         let data = self.data;
         let (test, names) = (&data.test, &data.facts.labels);
         let coarse_accuracy = self.accuracy(&coarse_scores(models, &embedded.test), &test.coarse, &data.test_ids)?;
         let tested = Labelled { directions: unit(models, &embedded.test), pack: test, ids: &data.test_ids };
         let trained = unit(models, &embedded.train);
-        Ok(Measures {
+        Ok(EvalMetrics {
             coarse_accuracy,
             knn_fine_accuracy: self.knn(&tested, &trained, |pack| &pack.fine, names.fine_names.len() as i64)?,
             cosine_within_coarse: self.mean_cosine_within(&tested, &test.coarse, names.coarse_names.len() as i64)?,

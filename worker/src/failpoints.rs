@@ -2,7 +2,7 @@
 //! the variable `FAILPOINTS` (`NAME=ACTION;...`, actions as the crate `fail` has them) and cost a look at an empty table
 //! otherwise. `return(RANK:STEP)` chooses where; the rank `any` is every rank.
 
-use crate::tensors::Named;
+use crate::tensors::StateDict;
 use fail::fail_point;
 use std::time::Duration;
 use tch::Tensor;
@@ -20,8 +20,8 @@ pub(crate) fn are_armed() -> bool {
     !fail::list().is_empty()
 }
 
-/// A gradient that is no number.
-pub(crate) fn poison_gradient(parameters: &Named, rank: usize, step: u64) {
+/// A gradient that is NaN.
+pub(crate) fn poison_gradient(parameters: &StateDict, rank: usize, step: u64) {
     if is_here("poison-gradient", rank, step)
         && let Some(parameter) = parameters.values().nth(1)
     {
@@ -30,7 +30,7 @@ pub(crate) fn poison_gradient(parameters: &Named, rank: usize, step: u64) {
 }
 
 /// A weight that is not that of the other ranks.
-pub(crate) fn change_weight(parameters: &Named, rank: usize, step: u64) {
+pub(crate) fn change_weight(parameters: &StateDict, rank: usize, step: u64) {
     if is_here("change-weight", rank, step)
         && let Some(parameter) = parameters.values().nth(1)
     {

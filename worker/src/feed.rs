@@ -32,7 +32,7 @@ impl Batch {
 
 /// Which samples each step of a stage takes, and which of them are this rank's: a function of the step.
 #[derive(Clone, Debug)]
-pub(crate) struct Schedule {
+pub(crate) struct SampleSchedule {
     /// Ids of the training images.
     pub(crate) samples: Vec<u64>,
     pub(crate) seed: u64,
@@ -42,7 +42,7 @@ pub(crate) struct Schedule {
     pub(crate) world_size: usize,
 }
 
-impl Schedule {
+impl SampleSchedule {
     fn order(&self, epoch: u64) -> EpochOrder {
         EpochOrder::new(&self.samples, self.seed, epoch, self.batch_size, self.drop_last)
     }
@@ -62,7 +62,7 @@ impl Schedule {
 }
 
 /// The batches of a stage, one after the other.
-pub(crate) struct Feed<'a> {
+pub(crate) struct BatchLoader<'a> {
     data: &'a Data,
     views: u64,
     steps: Box<dyn Iterator<Item = (Position, Vec<u64>, Range<usize>)>>,
@@ -74,10 +74,10 @@ pub(crate) struct Feed<'a> {
     pub(crate) waited: Duration,
 }
 
-impl<'a> Feed<'a> {
+impl<'a> BatchLoader<'a> {
     /// The batches of these steps of a schedule, with so many views of each training image. The threads end with the
     /// feed, or with its last batch.
-    pub(crate) fn new(data: &'a Data, schedule: &Schedule, steps: Range<u64>, views: u64) -> Result<Self> {
+    pub(crate) fn new(data: &'a Data, schedule: &SampleSchedule, steps: Range<u64>, views: u64) -> Result<Self> {
         let threads = if views == 0 || data.makes_views_on_device() { 0 } else { data.threads() };
         let mut ahead = Vec::new();
         for part in 0..threads {
@@ -126,7 +126,7 @@ impl<'a> Feed<'a> {
     }
 }
 
-/// A thread's life: its share of the views of every batch, until the last one, or until nobody asks any more.
+/// A thread's life: its share of the views of every batch, until the last one, or until the receiver is gone.
 fn make_ahead(
     maker: &ViewMaker,
     steps: impl Iterator<Item = (Position, Vec<u64>, Range<usize>)>,

@@ -3,7 +3,7 @@
 //! The gather's backward is a SUM: each rank's loss is its anchors' share of the global mean, and a candidate is in
 //! the rows of all ranks. Batches need not divide evenly: rows are padded to the longest slice and cut again.
 
-use crate::loss::{Contrast, Form, Similarity, Tile, contrast};
+use crate::loss::{Contrast, LossForm, Similarity, Tile, contrast};
 use anyhow::Result;
 use tch::Tensor;
 use thanos_c10d::ProcessGroup;
@@ -13,7 +13,7 @@ use thanos_configs::rank_slice;
 pub trait Exchange {
     fn rank(&self) -> usize;
     fn size(&self) -> usize;
-    /// [n, ...] of every rank, one behind the other.
+    /// [n, ...] of every rank, concatenated in rank order.
     fn all_gather(&self, input: &Tensor) -> Result<Tensor>;
     /// This rank's [n, ...] of the sum over the ranks of [size * n, ...].
     fn reduce_scatter(&self, input: &Tensor) -> Result<Tensor>;
@@ -49,7 +49,7 @@ pub struct Contrasted {
 /// How views are compared.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Comparison {
-    pub form: Form,
+    pub form: LossForm,
     pub similarity: Similarity,
     pub temperature: f64,
     /// Also take view 0 as anchors, and halve.

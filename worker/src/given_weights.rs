@@ -4,7 +4,7 @@
 use crate::checkpoint::BEST;
 use crate::model::Model;
 use crate::probe_weights::{BIAS, WEIGHT};
-use crate::tensors::{Named, copy_into, read_floats};
+use crate::tensors::{StateDict, copy_into, read_floats};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use safetensors::tensor::SafeTensors;
 use std::fs;
@@ -19,7 +19,7 @@ const MAX_QUOTED: usize = 5;
 
 /// A file of weights: its floating-point tensors by name.
 pub(crate) struct GivenWeights {
-    pub(crate) tensors: Named,
+    pub(crate) tensors: StateDict,
     /// What the file records about its network, as JSON.
     record: Option<String>,
 }
@@ -45,7 +45,7 @@ impl GivenWeights {
                 None => anyhow!("not a safetensors file: {error}"),
             })
             .with_context(place)?;
-        let mut tensors = Named::new();
+        let mut tensors = StateDict::new();
         for (name, tensor) in read_floats(&parsed).with_context(place)? {
             let plain = without_wrappers(&name).to_owned();
             let twice = tensors.insert(plain.clone(), tensor).is_some();
@@ -116,7 +116,7 @@ fn without_wrappers(name: &str) -> &str {
 ///
 /// # Errors
 /// Names the file, and for a PyTorch file how to convert it.
-pub fn load_weights(path: &Path) -> Result<Named> {
+pub fn load_weights(path: &Path) -> Result<StateDict> {
     Ok(GivenWeights::read(path)?.tensors)
 }
 
@@ -147,8 +147,8 @@ mod tests {
         Architecture::of(&plan.config().model, plan.data())
     }
 
-    /// A file of tensors in this kind of numbers, whose names are changed; a name that becomes empty is left out.
-    fn write(path: &Path, state: &Named, dtype: Dtype, rename: impl Fn(&str) -> String, record: Option<String>) {
+    /// A file of tensors in this kind of numbers, whose names are changed; a name that becomes empty is skipped.
+    fn write(path: &Path, state: &StateDict, dtype: Dtype, rename: impl Fn(&str) -> String, record: Option<String>) {
         let kind = match dtype {
             Dtype::F16 => Kind::Half,
             Dtype::BF16 => Kind::BFloat16,

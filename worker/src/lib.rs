@@ -1,6 +1,6 @@
 //! One rank of a run: it joins its coordinator, opens the packs, and trains the plan's stages with its peers.
 //!
-//! Reading order: `run.rs` (a worker's life), `train.rs` (the river of one stage: batch, losses, gradients, update,
+//! Reading order: `run.rs` (a worker's life), `train.rs` (the training loop of one stage: batch, losses, gradients, update,
 //! commit), `stage.rs`, `backbone.rs` and `transfer.rs` (what a batch becomes in either kind of stage), `gather.rs` and `loss`
 //! (the contrastive loss over all ranks), `model`, `feed.rs` and `data.rs` (which views come next).
 //!

@@ -2,30 +2,30 @@
 
 use crate::checkpoint;
 use crate::session::MAX_UNRECORDED;
-use crate::tensors::{Named, broadcast, snapshot};
+use crate::tensors::{StateDict, broadcast, snapshot};
 use anyhow::Result;
 use std::collections::VecDeque;
 use thanos_c10d::ProcessGroup;
 use thanos_proto::{Best, StepDone};
 
 /// Everything that the next step depends on, and what a coordinator may lack.
-pub(crate) struct Memory {
+pub(crate) struct ReplicaState {
     /// Updates made.
     pub(crate) step: u64,
     /// Of the last of them, and how many ranks made it.
     pub(crate) epoch: u64,
     pub(crate) world_size: u32,
-    /// What is due behind the last of them is done, too.
-    pub(crate) settled: bool,
-    pub(crate) recent: Recent,
-    pub(crate) model: Named,
-    pub(crate) optimizer: Named,
-    pub(crate) best: Option<(Best, Named)>,
+    /// What is due after the last of them is done, too.
+    pub(crate) post_step_done: bool,
+    pub(crate) recent: UnackedSteps,
+    pub(crate) model: StateDict,
+    pub(crate) optimizer: StateDict,
+    pub(crate) best: Option<(Best, StateDict)>,
     /// Training time of the stage so far.
     pub(crate) seconds: f64,
 }
 
-impl Memory {
+impl ReplicaState {
     /// A copy of its own.
     pub(crate) fn copy(&self) -> Self {
         Self {
@@ -38,7 +38,7 @@ impl Memory {
     }
 
     /// The files of a checkpoint of this state.
-    pub(crate) fn files(&self) -> Vec<(&'static str, &Named)> {
+    pub(crate) fn files(&self) -> Vec<(&'static str, &StateDict)> {
         let mut files = vec![(checkpoint::MODEL, &self.model), (checkpoint::OPTIMIZER, &self.optimizer)];
         files.extend(self.best.iter().map(|(_, weights)| (checkpoint::BEST, weights)));
         files
@@ -52,15 +52,15 @@ impl Memory {
         let best = self.best.as_ref().map(|(best, _)| *best);
         let mut numbers = [
             self.step as f64,
-            f64::from(u8::from(self.settled)),
+            f64::from(u8::from(self.post_step_done)),
             self.seconds,
             f64::from(u8::from(best.is_some())),
             best.map_or(0.0, |best| best.epoch as f64),
             best.map_or(0.0, |best| best.validation_accuracy),
         ];
         group.broadcast_numbers(&mut numbers, source)?;
-        let [step, settled, seconds, has_best, epoch, validation_accuracy] = numbers;
-        (self.step, self.settled, self.seconds) = (step as u64, settled > 0.0, seconds);
+        let [step, post_step_done, seconds, has_best, epoch, validation_accuracy] = numbers;
+        (self.step, self.post_step_done, self.seconds) = (step as u64, post_step_done > 0.0, seconds);
         broadcast(&self.model, group, source)?;
         broadcast(&self.optimizer, group, source)?;
         let own = self.best.take().map(|(_, weights)| weights);
@@ -69,7 +69,7 @@ impl Memory {
             broadcast(&weights, group, source)?;
             self.best = Some((Best { epoch: epoch as u64, validation_accuracy }, weights));
         }
-        // What an aborted group leaves behind must not become the state.
+        // The result of an aborted collective must not become the state.
         Ok(group.synchronize()?)
     }
 }
@@ -77,9 +77,9 @@ impl Memory {
 /// The last steps that this rank made of a stage, as its rank 0 tells them: as many as may not be recorded yet, and the
 /// one in flight.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Recent(VecDeque<StepDone>);
+pub(crate) struct UnackedSteps(VecDeque<StepDone>);
 
-impl Recent {
+impl UnackedSteps {
     pub(crate) fn push(&mut self, step: StepDone) {
         if self.0.len() > MAX_UNRECORDED {
             self.0.pop_front();

@@ -25,7 +25,7 @@ pub const WORKER_GAUGES: [(&str, Unit, &str); 6] = [
     (GPU_MEMORY, Unit::Bytes, "GPU memory that this worker had reserved at most; only with a GPU"),
 ];
 
-/// Counters of a worker, which begin anew with each process.
+/// Counters of a worker, which start again with each process.
 pub const WORKER_COUNTERS: [(&str, Unit, &str); 3] = [
     ("thanos_trainer_worker_steps_total", Unit::Count, "Updates that it has made"),
     ("thanos_trainer_worker_gathered_bytes_total", Unit::Bytes, "Candidates and their gradients, received and sent"),
@@ -70,7 +70,7 @@ fn describe() {
     describe_histogram!(WORKER_PHASE_SECONDS, Unit::Seconds, "Time of this rank in a phase of a step");
 }
 
-/// A step was made. Nothing happens where nobody shows it.
+/// A step was made. Nothing happens without a status page.
 pub(crate) fn step(rank: usize, step: &StepDone) {
     gauge!("thanos_trainer_worker_rank").set(rank as f64);
     gauge!("thanos_trainer_worker_generation").set(step.generation as f64);

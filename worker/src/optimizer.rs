@@ -1,6 +1,6 @@
 //! AdamW with its state as our own tensors, so that it can be saved and moved; the update is libtorch's fused kernel.
 
-use crate::tensors::{Named, copy_into, upload};
+use crate::tensors::{StateDict, copy_into, upload};
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
@@ -9,9 +9,9 @@ use thanos_fused::drop_gradients;
 
 /// Decoupled weight decay on every parameter, as `torch.optim.AdamW` (betas 0.9 and 0.999, eps 1e-8).
 pub struct AdamW {
-    parameters: Named,
-    means: Named,
-    squares: Named,
+    parameters: StateDict,
+    means: StateDict,
+    squares: StateDict,
     /// Updates made.
     step: u64,
     weight_decay: f64,
@@ -19,12 +19,13 @@ pub struct AdamW {
 
 impl AdamW {
     /// For parameters in sorted order; the tensors are the model's own and are updated in place.
-    pub fn new(parameters: Named, weight_decay: f64) -> Self {
-        let zeros = || parameters.iter().map(|(name, p)| (name.clone(), p.detach().zeros_like())).collect::<Named>();
+    pub fn new(parameters: StateDict, weight_decay: f64) -> Self {
+        let zeros =
+            || parameters.iter().map(|(name, p)| (name.clone(), p.detach().zeros_like())).collect::<StateDict>();
         Self { means: zeros(), squares: zeros(), parameters, step: 0, weight_decay }
     }
 
-    pub(crate) fn parameters(&self) -> &Named {
+    pub(crate) fn parameters(&self) -> &StateDict {
         &self.parameters
     }
 
@@ -117,8 +118,8 @@ impl AdamW {
 
     /// The state by name: `exp_avg/NAME`, `exp_avg_sq/NAME` (torch's words) and `step` [1] i64. All of it is on the
     /// parameters' device, as it travels in one broadcast: NCCL takes no CPU tensors.
-    pub fn state(&self) -> Named {
-        let mut state = Named::new();
+    pub fn state(&self) -> StateDict {
+        let mut state = StateDict::new();
         for (prefix, tensors) in [("exp_avg", &self.means), ("exp_avg_sq", &self.squares)] {
             state.extend(tensors.iter().map(|(name, tensor)| (format!("{prefix}/{name}"), tensor.shallow_clone())));
         }
@@ -128,7 +129,7 @@ impl AdamW {
     }
 
     /// Takes over a state made by [`Self::state`].
-    pub fn load(&mut self, state: &Named) -> Result<()> {
+    pub fn load(&mut self, state: &StateDict) -> Result<()> {
         let target = self.state();
         let step = target.get("step").map(Tensor::shallow_clone).context("a state has its step")?;
         copy_into(&target, state).context("optimizer state")?;

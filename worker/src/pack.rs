@@ -83,8 +83,8 @@ impl Pack {
         file.by_ref().take(length).read_to_end(&mut header)?;
         // The crate's own reader wants the whole file in memory.
         let header: Metadata = serde_json::from_slice(&header).context("its header is damaged")?;
-        let words = header.metadata().as_ref().context("its header has no words")?;
-        let found = words.get("fingerprint").cloned().unwrap_or_default();
+        let metadata = header.metadata().as_ref().context("its header has no metadata")?;
+        let found = metadata.get("fingerprint").cloned().unwrap_or_default();
         ensure!(
             found == fingerprint,
             "its fingerprint is {found}, the coordinator's is {fingerprint}: the file differs"
@@ -107,7 +107,7 @@ impl Pack {
         let shape = [n, h, w, c].map(|side| side as i64);
         ensure!(file.metadata()?.len() >= end, "it is cut off: {end} bytes were expected");
         let images = Images { path: path.into(), shape, store: Store::File(Arc::new(file), from) };
-        Ok(Self { images, fine, coarse, facts: facts(words, h, c)? })
+        Ok(Self { images, fine, coarse, facts: facts(metadata, h, c)? })
     }
 
     /// A handle on the images.
@@ -197,17 +197,17 @@ impl Images {
     }
 }
 
-/// What a header's words say about the data set; the map from fine to coarse labels is not among them.
-fn facts(words: &HashMap<String, String>, side: usize, channels: usize) -> Result<DataSet> {
+/// What a header's metadata says about the data set; the map from fine to coarse labels is not among them.
+fn facts(metadata: &HashMap<String, String>, side: usize, channels: usize) -> Result<DataSet> {
     let facts = DataSet {
-        name: words.get("name").cloned().context("its header has no name")?,
+        name: metadata.get("name").cloned().context("its header has no name")?,
         side,
         channels,
-        mean: word(words, "mean")?,
-        std: word(words, "std")?,
+        mean: entry(metadata, "mean")?,
+        std: entry(metadata, "std")?,
         labels: Labels {
-            fine_names: word(words, "fine_names")?,
-            coarse_names: word(words, "coarse_names")?,
+            fine_names: entry(metadata, "fine_names")?,
+            coarse_names: entry(metadata, "coarse_names")?,
             coarse_of: Vec::new(),
         },
     };
@@ -216,8 +216,8 @@ fn facts(words: &HashMap<String, String>, side: usize, channels: usize) -> Resul
     Ok(facts)
 }
 
-fn word<T: DeserializeOwned>(words: &HashMap<String, String>, key: &str) -> Result<T> {
-    let text = words.get(key).with_context(|| format!("its header has no `{key}`"))?;
+fn entry<T: DeserializeOwned>(metadata: &HashMap<String, String>, key: &str) -> Result<T> {
+    let text = metadata.get(key).with_context(|| format!("its header has no `{key}`"))?;
     serde_json::from_str(text).with_context(|| format!("`{key}` of its header is `{text}`"))
 }
 

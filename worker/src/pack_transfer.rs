@@ -1,5 +1,5 @@
 //! A pack that is not on this machine: it comes from the coordinator into a folder of this host, once for all workers
-//! of the host, goes on where an earlier transfer broke off, and gets its name only when its SHA-256 is right.
+//! of the host, resumes where an earlier transfer broke off, and gets its name only when its SHA-256 is right.
 //! What is in a pack is `pack.rs`'s.
 
 use crate::session::{Session, ends_generation};
@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use thanos_configs::{default_packs_dir, sha256_of};
 use thanos_proto::{Fetching, PackRef, WorkerEvent};
 
-/// Streams that may break before a transfer is given up; each goes on where the last one ended.
+/// Streams that may break before a transfer fails; each resumes where the last one ended.
 const MAX_INTERRUPTIONS: u32 = 5;
-/// Pause behind the first of them; it doubles each time.
+/// Pause after the first of them; it doubles each time.
 const MIN_PAUSE: Duration = Duration::from_millis(200);
 /// Bytes of the largest pack.
 const MAX_BYTES: u64 = 1 << 40;

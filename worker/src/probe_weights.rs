@@ -2,7 +2,7 @@
 //! state has their mean and deviation beside the linear layer. What is saved for use takes plain features: the
 //! standardisation is folded into weight and bias, since W ((x - m) / s) + b = (W / s) x + (b - (W / s) m).
 
-use crate::tensors::Named;
+use crate::tensors::StateDict;
 use tch::{Device, Kind};
 
 /// Linear d -> classes, in the state and in files.
@@ -14,7 +14,7 @@ pub(crate) const DEVIATION: &str = "features.deviation";
 
 /// A probe's state with the standardisation folded in, computed in float64 on the CPU; `None`: it has none, so that the
 /// state can be used as it is.
-pub(crate) fn folded(state: &Named) -> Option<Named> {
+pub(crate) fn folded(state: &StateDict) -> Option<StateDict> {
     let [weight, bias, mean, deviation] = [WEIGHT, BIAS, MEAN, DEVIATION].map(|name| state.get(name));
     let (weight, bias, mean, deviation) = (weight?, bias?, mean?, deviation?);
     let kind = weight.kind();
@@ -22,7 +22,7 @@ pub(crate) fn folded(state: &Named) -> Option<Named> {
     let w = w / s; // [classes, d]
     let b = b - (&w * m).sum_dim_intlist(&[1_i64][..], false, None::<Kind>); // [classes]
     let plain = |name: &str| name != MEAN && name != DEVIATION;
-    let mut used: Named =
+    let mut used: StateDict =
         state.iter().filter(|(name, _)| plain(name)).map(|(name, x)| (name.clone(), x.shallow_clone())).collect();
     used.insert(WEIGHT.into(), w.to_kind(kind));
     used.insert(BIAS.into(), b.to_kind(kind));
@@ -44,7 +44,7 @@ mod tests {
         let (weight, bias) = (Tensor::randn([4, 7], like), Tensor::randn([4], like));
         let logits = ((&features - &mean) / &deviation).linear(&weight, Some(&bias));
         let names = [WEIGHT, BIAS, MEAN, DEVIATION].map(String::from);
-        let state: Named = names.into_iter().zip([weight, bias, mean, deviation]).collect();
+        let state: StateDict = names.into_iter().zip([weight, bias, mean, deviation]).collect();
         let used = folded(&state).expect("it has a standardisation");
         assert_eq!(used.keys().collect::<Vec<_>>(), [BIAS, WEIGHT]);
         let plain = features.linear(&used[WEIGHT], Some(&used[BIAS]));

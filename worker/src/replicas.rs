@@ -1,7 +1,7 @@
 //! Whether all ranks hold the same state, bit by bit. They should by construction; memory that has gone bad, a driver or
-//! a bug may say otherwise, and then the curve is nobody's.
+//! a bug may say otherwise, and then the results are invalid.
 
-use crate::tensors::{Named, common_device, devices};
+use crate::tensors::{StateDict, common_device, devices};
 use anyhow::Result;
 use std::fmt;
 use tch::{Kind, Tensor};
@@ -29,7 +29,10 @@ impl fmt::Display for Diverged {
 ///
 /// # Errors
 /// If a peer is lost.
-pub(crate) fn diverged(state: &Named, group: &ProcessGroup) -> Result<Option<Diverged>> {
+pub(crate) fn diverged(state: &StateDict, group: &ProcessGroup) -> Result<Option<Diverged>> {
+    if group.size() == 1 {
+        return Ok(None);
+    }
     common_device(devices(state))?;
     let whole = group.gather(&[bit_sum(&state.values().collect::<Vec<_>>())])?;
     if whole.iter().all(|row| *row == whole[0]) {

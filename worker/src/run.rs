@@ -6,21 +6,21 @@ use crate::bench::bench;
 use crate::checkpoint::{self, BEST, Committed};
 use crate::data::{Data, LocalPack};
 use crate::device::{self, Chosen};
-use crate::evaluate::{Judge, StopAsked};
+use crate::evaluate::{Evaluator, StopAsked};
 use crate::exit::{BadData, EXIT_CONFIG, exit_code};
-use crate::feed::Schedule;
+use crate::feed::SampleSchedule;
 use crate::given_weights::GivenWeights;
-use crate::memory::Memory;
-use crate::panics::without_panic;
+use crate::memory::ReplicaState;
 use crate::metrics;
 use crate::model::{Alone, BatchSum, Model};
 use crate::pack_transfer::local_file;
+use crate::panics::without_panic;
 use crate::run_files::{RunFiles, Unfinished};
 use crate::save_schedule::SaveSchedule;
 use crate::session::{Next, Refused, Session, StoppedWaiting, ends_generation};
 use crate::stage::Stage;
-use crate::tensors::{Named, copy_into};
-use crate::train::{Ending, Interrupted, Origin, Peers, Recipe, Regroup, train};
+use crate::tensors::{StateDict, copy_into};
+use crate::train::{Interrupted, Regroup, ResumeFrom, StageContext, StageOutcome, StageSpec, train};
 use crate::transfer::Transfer;
 use anyhow::{Context, Result, bail};
 use std::cell::Cell;
@@ -41,7 +41,7 @@ use thanos_proto::{
 };
 use thanos_transport::{DeviceChoice, address_towards, check_interface, interface_of, raise_descriptor_limit};
 
-/// What a worker is told on its command line; everything else comes from the coordinator.
+/// A worker's command line; everything else comes from the coordinator.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// HOST:PORT.
@@ -76,7 +76,7 @@ pub enum Outcome {
 /// Takes part in a run until it is over.
 ///
 /// # Errors
-/// After the coordinator has been told; [`exit_code`] names the process's exit code.
+/// After the coordinator has been reported; [`exit_code`] names the process's exit code.
 pub fn work(options: &Options) -> Result<Outcome> {
     if let Some(address) = &options.address {
         check_address(address)?;
@@ -112,7 +112,7 @@ pub fn work(options: &Options) -> Result<Outcome> {
             session.leave(&last_word)?;
             Ok(if stopped { Outcome::Stopped } else { Outcome::Finished })
         }
-        // Told to go: there is nobody to tell.
+        // The coordinator has refused this worker: there is nothing to report.
         Err(error) if error.downcast_ref::<Refused>().is_some() => Err(error),
         Err(error) => {
             let failed = Failed { phase: session.phase(), message: format!("{error:#}"), exit_code: exit_code(&error) };
@@ -122,7 +122,7 @@ pub fn work(options: &Options) -> Result<Outcome> {
     }
 }
 
-/// Peers could not reach this worker at an address that is not this machine's: better said now than by their silence.
+/// StageContext could not reach this worker at an address that is not this machine's: better said now than by their silence.
 fn check_address(address: &Address) -> Result<(), NotHere> {
     match address {
         Address::Host(host) => match TcpListener::bind((host.as_str(), 0)) {
@@ -268,9 +268,9 @@ struct Worker<'a> {
     session: &'a Session,
     files: Arc<dyn RunFiles>,
     /// Best weights of the backbones that are complete, by name.
-    finished: BTreeMap<String, Named>,
+    finished: BTreeMap<String, StateDict>,
     /// What is held of the stage that a lost generation was in.
-    memory: Option<Box<Memory>>,
+    memory: Option<Box<ReplicaState>>,
     /// Index of the stage in training.
     stage: usize,
     /// When the last save had been started.
@@ -302,7 +302,7 @@ impl Worker<'_> {
         }
     }
 
-    fn write_memory(&self, stage: &str, memory: &Memory) -> Result<CheckpointWritten> {
+    fn write_memory(&self, stage: &str, memory: &ReplicaState) -> Result<CheckpointWritten> {
         let generation = self.session.generation();
         let unfinished = Unfinished { stage, step: memory.step, generation };
         let record = self.record(&self.plan.stages()[self.stage]);
@@ -318,14 +318,17 @@ impl Worker<'_> {
             result: None,
             seconds: memory.seconds,
             best: memory.best.as_ref().map(|(best, _)| *best),
-            post_step_done: memory.settled,
+            post_step_done: memory.post_step_done,
         })
     }
 
     /// What this worker reports after it left the generation because of `error`.
     fn rejoin(&self, begin: &Begin, error: &anyhow::Error) -> Rejoin {
-        let held =
-            |memory: &Memory| Held { stage: self.stage as u32, step: memory.step, post_step_done: memory.settled };
+        let held = |memory: &ReplicaState| Held {
+            stage: self.stage as u32,
+            step: memory.step,
+            post_step_done: memory.post_step_done,
+        };
         let memory = self.memory.as_deref();
         let recent = memory.map(|memory| memory.recent.to_vec()).unwrap_or_default();
         let failure = error.downcast_ref::<thanos_c10d::Error>().map(|error| self.failure(begin, error));
@@ -374,8 +377,8 @@ impl Worker<'_> {
             let source = begin.source.filter(|_| first).map(|rank| rank as usize);
             self.session.at(stage.name(), 0, "set up");
             match self.train_stage(stage, (begin.generation, group), (resume, source))? {
-                Ending::Complete(weights) => self.finished.insert(stage.name().into(), weights),
-                Ending::Stopped { step } => {
+                StageOutcome::Complete(weights) => self.finished.insert(stage.name().into(), weights),
+                StageOutcome::Stopped { step } => {
                     return Ok(WorkerEvent::Stopped { stage: stage.name().into(), step });
                 }
             };
@@ -393,17 +396,17 @@ impl Worker<'_> {
         plan: &StagePlan,
         (generation, group): (u64, &Rc<ProcessGroup>),
         (resume, source): (Option<&Committed>, Option<usize>),
-    ) -> Result<Ending> {
+    ) -> Result<StageOutcome> {
         let config = self.plan.config();
         let key = stage_key(plan.name());
-        let recipe = Recipe {
+        let spec = StageSpec {
             name: plan.name(),
             key,
             seed: config.seed,
             train: self.plan.training(plan),
             measure: ValidationMeasure::of(plan),
             record: self.record(plan).into(),
-            schedule: Schedule {
+            schedule: SampleSchedule {
                 samples: self.data.train_ids.clone(),
                 seed: config.seed,
                 batch_size: self.plan.training(plan).batch_size,
@@ -414,28 +417,28 @@ impl Worker<'_> {
             saves: SaveSchedule::new(&config.checkpoint, &self.last_save),
             checks: &config.checks,
         };
-        let peers = Peers { group, session: self.session, generation, files: &self.files };
+        let context = StageContext { group, session: self.session, generation, files: &self.files };
         tch::manual_seed(init_key(config.seed, key) as i64);
-        let judge = Judge { data: self.data, group: group.clone(), stop: self.session.stop_flag() };
+        let judge = Evaluator { data: self.data, group: group.clone(), stop: self.session.stop_flag() };
         let mut stage: Box<dyn Stage + '_> = match plan {
             StagePlan::Backbone(backbone) => Box::new(Backbone::new(self.plan, &backbone.objective, judge)),
             StagePlan::Transfer(transfer) => match self.transfer(transfer, judge) {
-                // What it has been trained so far is in a checkpoint, or in nobody's.
+                // What it has been trained so far is in a checkpoint, or lost.
                 Err(error) if error.is::<StopAsked>() => {
-                    return Ok(Ending::Stopped { step: resume.map_or(0, Committed::step) });
+                    return Ok(StageOutcome::Stopped { step: resume.map_or(0, Committed::step) });
                 }
                 stage => stage?,
             },
         };
         if let Some(request) = self.bench {
-            return bench(stage.as_mut(), (self.data, &recipe, &peers), request);
+            return bench(stage.as_mut(), (self.data, &spec, &context), request);
         }
         let from = match (source, resume) {
-            (Some(source), _) => Origin::Memory { own: self.memory.as_deref(), source },
-            (None, Some(checkpoint)) => Origin::Checkpoint(checkpoint),
-            (None, None) => Origin::Start,
+            (Some(source), _) => ResumeFrom::ReplicaState { own: self.memory.as_deref(), source },
+            (None, Some(checkpoint)) => ResumeFrom::Checkpoint(checkpoint),
+            (None, None) => ResumeFrom::Start,
         };
-        let ending = train(stage.as_mut(), self.data, &recipe, &peers, &from);
+        let ending = train(stage.as_mut(), self.data, &spec, &context, &from);
         drop(stage);
         ending.map_err(|Interrupted { error, memory }| {
             self.memory = memory.or_else(|| self.memory.take());
@@ -443,7 +446,7 @@ impl Worker<'_> {
         })
     }
 
-    fn transfer<'a>(&'a self, transfer: &TransferPlan, judge: Judge<'a>) -> Result<Box<dyn Stage + 'a>> {
+    fn transfer<'a>(&'a self, transfer: &TransferPlan, judge: Evaluator<'a>) -> Result<Box<dyn Stage + 'a>> {
         let frozen = |name: &String| self.frozen(name, &judge.group);
         let backbones = transfer.backbones.iter().map(frozen).collect::<Result<Vec<_>>>()?;
         // Making the backbones drew from the generator: the head's weights must not depend on how many there are.

@@ -69,7 +69,7 @@ impl RunFiles for Disk {
     }
 }
 
-/// What a rank 0 was writing when it died: nobody else writes, and what was told to the coordinator is committed before
+/// What a rank 0 was writing when it died: no other rank writes, and what was reported to the coordinator is committed before
 /// another generation begins.
 fn remove_unfinished(stage: &Path) -> Result<()> {
     let entries = match fs::read_dir(stage) {

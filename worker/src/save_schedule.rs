@@ -17,7 +17,7 @@ pub(crate) struct SaveSchedule<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Due {
     Steps,
-    /// Only if no other save is under way: no step waits for a clock.
+    /// Only if no other save is under way: a timed save never blocks a step.
     Time,
 }
 
@@ -37,7 +37,7 @@ impl<'a> SaveSchedule<'a> {
         }
     }
 
-    /// A save was started, or the stage begins with what a checkpoint has: the interval begins anew.
+    /// A save was started, or the stage begins with what a checkpoint has: the interval starts again.
     pub(crate) fn restart(&self, now: Instant) {
         self.last_start.set(now);
     }

@@ -1,11 +1,11 @@
 //! Saves that do not make a step wait: a copy of the state, then a thread that writes it and tells the coordinator, who
-//! commits it. One save is under way at most; a save that fails is given up, and training goes on, unless several fail
+//! commits it. One save is under way at most; a save that fails is abandoned, and training continues, unless several fail
 //! in a row. What is in a checkpoint is the caller's.
 
 use crate::checkpoint::{self, NotSaved};
 use crate::run_files::{RunFiles, Unfinished};
 use crate::session::{GenerationOver, Session};
-use crate::tensors::Named;
+use crate::tensors::StateDict;
 use anyhow::{Context, Result, anyhow};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -29,14 +29,14 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// A checkpoint to be written.
 pub(crate) struct Save {
     pub(crate) place: Arc<dyn RunFiles>,
-    /// Names of files and their tensors, which nobody else changes.
-    pub(crate) files: Vec<(&'static str, Named)>,
+    /// Names of files and their tensors, owned by the save.
+    pub(crate) files: Vec<(&'static str, StateDict)>,
     /// What describes the network in files of weights.
     pub(crate) record: Arc<str>,
     /// On a GPU: reached when these tensors are copies of the state. The thread that writes them may be on another stream.
     pub(crate) copied: Option<DeviceEvent>,
-    /// What the coordinator is told; folder and files are filled in.
-    pub(crate) told: CheckpointWritten,
+    /// The report to the coordinator; folder and files are filled in.
+    pub(crate) reported: CheckpointWritten,
 }
 
 pub(crate) struct Saver<'a> {
@@ -99,10 +99,10 @@ impl<'a> Saver<'a> {
         Ok(is_idle)
     }
 
-    /// Starts a save, behind the one that is under way.
+    /// Starts a save, after the one that is under way.
     ///
     /// # Errors
-    /// If several saves in a row have failed; a single one is told and counted.
+    /// If several saves in a row have failed; a single one is reported and counted.
     pub(crate) fn start(&mut self, save: Save) -> Result<()> {
         if let Err(failure) = self.wait()? {
             self.report(&failure, "")?;
@@ -114,7 +114,7 @@ impl<'a> Saver<'a> {
     /// Starts a save when none is under way.
     fn spawn(&mut self, save: Save) -> Result<()> {
         let events = self.session.events();
-        let (stage, step) = (save.told.stage.clone(), save.told.step);
+        let (stage, step) = (save.reported.stage.clone(), save.reported.step);
         let body = move || {
             let outcome = write(&save, &events);
             Attempt { save: Some(save), outcome }
@@ -228,7 +228,7 @@ impl<'a> Saver<'a> {
         Ok(())
     }
 
-    /// Lets what is under way be written and told, since the group is lost and the coordinator waits for it.
+    /// Lets what is under way be written and reported, since the group is lost and the coordinator waits for it.
     pub(crate) fn leave(&mut self) {
         if let Some(UnderWay { progress: Progress::Writing(thread), .. }) = self.under_way.take() {
             _ = thread.join();
@@ -238,13 +238,13 @@ impl<'a> Saver<'a> {
 
 /// Writes the files, and reports them to the coordinator, which commits them.
 fn write(save: &Save, events: &mpsc::Sender<WorkerEvent>) -> Result<()> {
-    let Save { place, files, record, copied, told } = save;
+    let Save { place, files, record, copied, reported } = save;
     copied.as_ref().map_or(Ok(()), DeviceEvent::wait)?;
-    let named: Vec<(&str, &Named)> = files.iter().map(|(name, tensors)| (*name, tensors)).collect();
-    let unfinished = Unfinished { stage: &told.stage, step: told.step, generation: told.generation };
+    let named: Vec<(&str, &StateDict)> = files.iter().map(|(name, tensors)| (*name, tensors)).collect();
+    let unfinished = Unfinished { stage: &reported.stage, step: reported.step, generation: reported.generation };
     let written = checkpoint::write(place.as_ref(), unfinished, &named, record)?;
-    let told = CheckpointWritten { folder: written.folder, files: written.files, ..told.clone() };
-    events.blocking_send(WorkerEvent::Checkpoint(told)).context("the session with the coordinator has ended")
+    let reported = CheckpointWritten { folder: written.folder, files: written.files, ..reported.clone() };
+    events.blocking_send(WorkerEvent::Checkpoint(reported)).context("the session with the coordinator has ended")
 }
 
 /// Until when a save that first failed then is retried.

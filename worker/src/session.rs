@@ -1,10 +1,10 @@
 //! The worker's session with its coordinator: one gRPC stream on a thread of its own, so that a stalled step still
 //! heartbeats and a run that is over ends a worker that hangs in a collective. A stream that breaks is opened again;
-//! the training thread hears of it as [`LineLost`]. It decides nothing about training.
+//! the training thread hears of it as [`Disconnected`]. It decides nothing about training.
 
 mod admission;
+mod connection;
 mod files;
-mod line;
 mod packs;
 mod signals;
 mod store;
@@ -16,7 +16,7 @@ use admission::Admission;
 use anyhow::{Context, Result, bail};
 use axum::Router;
 use axum::routing::get;
-use line::{Line, LineLost};
+use connection::{Connection, Disconnected};
 use signals::StopRequest;
 use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeMap;
@@ -36,15 +36,15 @@ use tokio::sync::mpsc;
 
 /// How long a coordinator may take to answer a `Hello`.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(120);
-/// Steps that are told and not yet known to be in the ledger: with more, a step waits. Every rank keeps as many, so that
-/// a coordinator that starts again can be told all that it lacks.
+/// Reported steps that are not yet known to be in the ledger: with more, a step waits. Every rank keeps as many, so that
+/// a coordinator that starts again can be reported all that it lacks.
 pub(crate) const MAX_UNRECORDED: usize = 64;
 
 /// The run, as one worker talks to it.
 pub(crate) struct Session {
     /// The stream in use, and those that were opened in its stead since.
-    line: RefCell<Line>,
-    lines: Receiver<Line>,
+    connection: RefCell<Connection>,
+    lines: Receiver<Connection>,
     shared: Arc<Shared>,
     client: stream::Client,
     runtime: Runtime,
@@ -169,17 +169,17 @@ impl Session {
             signals::handle(shared.stop_request.clone(), hello.worker_id.clone())?;
         }
         let (opened, lines) = std::sync::mpsc::channel();
-        let keeper = stream::Keeper::new(coordinator, admission, hello, (shared.clone(), opened));
-        let (keeper, client, line) = runtime.block_on(keeper.open_first(wait))?;
-        let kept = runtime.spawn(keeper.keep());
+        let reconnector = stream::Reconnector::new(coordinator, admission, hello, (shared.clone(), opened));
+        let (reconnector, client, connection) = runtime.block_on(reconnector.open_first(wait))?;
+        let kept = runtime.spawn(reconnector.keep());
         // Without its session a worker would be an orphan that no coordinator knows of.
         runtime.spawn(async move {
             if kept.await.is_err_and(|error| error.is_panic()) {
                 exit_now(EXIT_SOFTWARE);
             }
         });
-        let line = RefCell::new(line);
-        let session = Self { line, lines, shared, client, runtime, timeouts: OnceCell::new() };
+        let connection = RefCell::new(connection);
+        let session = Self { connection, lines, shared, client, runtime, timeouts: OnceCell::new() };
         match session.answer("the coordinator's welcome", WELCOME_TIMEOUT)? {
             Command::Welcome(welcome) => Ok((session, welcome)),
             other => bail!("expected a welcome, got {other:?}"),
@@ -189,22 +189,22 @@ impl Session {
     /// Tells the coordinator; it is sent in order, and waits only when the queue is full.
     ///
     /// # Errors
-    /// [`LineLost`].
+    /// [`Disconnected`].
     pub(crate) fn send(&self, event: WorkerEvent) -> Result<()> {
-        Ok(self.line.borrow().send(event)?)
+        Ok(self.connection.borrow().send(event)?)
     }
 
     /// Tells a step, once no more than [`MAX_UNRECORDED`] are on their way to the ledger.
     ///
     /// # Errors
-    /// [`LineLost`].
+    /// [`Disconnected`].
     pub(crate) fn send_step(&self, step: StepDone) -> Result<()> {
-        Ok(self.line.borrow().send_step(step)?)
+        Ok(self.connection.borrow().send_step(step)?)
     }
 
     /// Tells what this worker is ready with, on a stream that lives.
     pub(crate) fn announce(&self, event: &WorkerEvent) -> Result<()> {
-        while self.line.borrow().send(event.clone()).is_err() {
+        while self.connection.borrow().send(event.clone()).is_err() {
             self.next_line()?;
         }
         Ok(())
@@ -221,22 +221,22 @@ impl Session {
 
     /// Waits for the stream that is opened in a lost one's stead; the session's thread ends the process if none is.
     fn next_line(&self) -> Result<()> {
-        *self.line.borrow_mut() = self.lines.recv().context("the session's thread has ended")?;
+        *self.connection.borrow_mut() = self.lines.recv().context("the session's thread has ended")?;
         Ok(())
     }
 
     /// The way to the coordinator, for another thread.
     pub(crate) fn events(&self) -> mpsc::Sender<WorkerEvent> {
-        self.line.borrow().events()
+        self.connection.borrow().events()
     }
 
     /// Waits, as long as it takes, for a generation to be complete, or to be asked to save what this worker holds.
     ///
     /// # Errors
-    /// [`LineLost`].
+    /// [`Disconnected`].
     pub(crate) fn next(&self) -> Result<Next> {
         loop {
-            match self.line.borrow().wait()? {
+            match self.connection.borrow().wait()? {
                 Command::Begin(begin) => return Ok(Next::Begin(begin)),
                 Command::Save => return Ok(Next::Save),
                 // Of a generation that is over: its commit is what this one may begin from.
@@ -279,7 +279,7 @@ impl Session {
         self.shared.abandoned.load(Ordering::Relaxed)
     }
 
-    /// The same, for whoever has no session.
+    /// The same, for a test without a session.
     pub(crate) fn stop_flag(&self) -> StopFlag {
         StopFlag(self.shared.clone())
     }
@@ -417,7 +417,7 @@ impl Session {
         self.announce(last_word)?;
         loop {
             let limit = Duration::from_secs_f64(self.timeouts().commit_seconds);
-            let answer = self.line.borrow().wait_for(limit);
+            let answer = self.connection.borrow().wait_for(limit);
             match answer {
                 Ok(Command::Leave { .. } | Command::Refused { .. }) => break,
                 Ok(_) => {}
@@ -437,13 +437,13 @@ impl Session {
     /// The coordinator's next answer; `None`: none came within `limit`.
     fn answer_within(&self, limit: Duration) -> Result<Option<Command>> {
         loop {
-            match self.line.borrow().wait_for(limit) {
+            match self.connection.borrow().wait_for(limit) {
                 Ok(Command::Refused { reason, exit_code }) => return Err(Refused { reason, exit_code }.into()),
-                // Asked for a stop: the flag is set, the training loop agrees on the step.
+                // Requests for a stop: the flag is set, the training loop agrees on the step.
                 Ok(Command::Stop { .. }) => {}
                 Ok(command) => return Ok(Some(command)),
                 Err(RecvTimeoutError::Timeout) => return Ok(None),
-                Err(RecvTimeoutError::Disconnected) => return Err(LineLost.into()),
+                Err(RecvTimeoutError::Disconnected) => return Err(Disconnected.into()),
             }
         }
     }
@@ -474,7 +474,7 @@ impl StopFlag {
 
 /// Whether a generation is over and this worker's state is not: a peer is gone, or the coordinator.
 pub(crate) fn ends_generation(error: &anyhow::Error) -> bool {
-    error.is::<GroupError>() || error.is::<LineLost>() || error.is::<GenerationOver>()
+    error.is::<GroupError>() || error.is::<Disconnected>() || error.is::<GenerationOver>()
 }
 
 /// The generation ended while this rank was in no collective.

@@ -1,9 +1,9 @@
 //! What a stage is to the one who trains it: what a batch becomes (the terms of a loss), and how the result is judged.
 //! `backbone.rs` and `transfer.rs` are the two kinds; how they are trained is `train.rs`'s.
 
-use crate::evaluate::Measures;
+use crate::evaluate::EvalMetrics;
 use crate::feed::Batch;
-use crate::tensors::{Named, upload};
+use crate::tensors::{StateDict, upload};
 use anyhow::{Result, bail};
 use std::ops::Range;
 use tch::{Device, Kind, Tensor};
@@ -139,12 +139,12 @@ impl Inputs {
     }
 }
 
-/// What is trained, and how it is judged.
+/// What is trained, and how it is evaluated.
 pub(crate) trait Stage {
     /// What the optimiser moves, sorted by name.
-    fn parameters(&self) -> Named;
+    fn parameters(&self) -> StateDict;
     /// Parameters and buffers: what a checkpoint holds.
-    fn state(&self) -> Named;
+    fn state(&self) -> StateDict;
     /// Views of each image that a batch must have.
     fn views(&self) -> u64;
     /// Labels that the losses need, of all training samples.
@@ -153,6 +153,6 @@ pub(crate) trait Stage {
     fn losses(&mut self, inputs: &Inputs) -> Result<Losses>;
     /// Share of the validation images, over all ranks.
     fn validation_accuracy(&mut self) -> Result<f64>;
-    /// Measures on the test images and, for a transfer, the fine accuracy.
-    fn measure(&mut self) -> Result<(Measures, Option<f64>)>;
+    /// EvalMetrics on the test images and, for a transfer, the fine accuracy.
+    fn measure(&mut self) -> Result<(EvalMetrics, Option<f64>)>;
 }

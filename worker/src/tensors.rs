@@ -1,4 +1,4 @@
-//! Named tensors: how weights and optimiser state are held, compared, flattened and kept in safetensors files.
+//! Tensors by name: how weights and optimiser state are held, compared, flattened and kept in safetensors files.
 //! The map is sorted, as tch's own order of variables differs between processes.
 
 use anyhow::{Context, Result, bail};
@@ -11,10 +11,10 @@ use thanos_c10d::ProcessGroup;
 use thanos_configs::{WEIGHTS_METADATA_KEY, hex};
 
 /// Tensors by name, in sorted order.
-pub type Named = BTreeMap<String, Tensor>;
+pub type StateDict = BTreeMap<String, Tensor>;
 
 /// Serialises tensors, copied to the CPU, as one safetensors file, with a record of their network in its metadata.
-pub fn to_safetensors(tensors: &Named, record: Option<&str>) -> Result<Vec<u8>> {
+pub fn to_safetensors(tensors: &StateDict, record: Option<&str>) -> Result<Vec<u8>> {
     let mut stored = Vec::with_capacity(tensors.len());
     for (name, tensor) in tensors {
         let (dtype, bytes) = bytes(tensor).with_context(|| format!("tensor {name}"))?;
@@ -30,7 +30,7 @@ pub fn to_safetensors(tensors: &Named, record: Option<&str>) -> Result<Vec<u8>> 
 }
 
 /// Reads a safetensors file; every tensor is copied out of `bytes`.
-pub fn from_safetensors(bytes: &[u8]) -> Result<Named> {
+pub fn from_safetensors(bytes: &[u8]) -> Result<StateDict> {
     let file = SafeTensors::deserialize(bytes).context("not a safetensors file")?;
     file.tensors()
         .into_iter()
@@ -40,8 +40,8 @@ pub fn from_safetensors(bytes: &[u8]) -> Result<Named> {
 
 /// The floating-point tensors of a file that any program may have written, each copied out of it; those in half precision
 /// as float32. Others are skipped.
-pub(crate) fn read_floats(file: &SafeTensors<'_>) -> Result<Named> {
-    let mut read = Named::new();
+pub(crate) fn read_floats(file: &SafeTensors<'_>) -> Result<StateDict> {
+    let mut read = StateDict::new();
     for (name, view) in file.tensors() {
         let kind = match view.dtype() {
             Dtype::F16 => Kind::Half,
@@ -59,7 +59,7 @@ pub(crate) fn read_floats(file: &SafeTensors<'_>) -> Result<Named> {
 }
 
 /// SHA-256 over names, shapes and bytes, in hexadecimal: equal exactly if the tensors are, bit by bit.
-pub fn sha256(tensors: &Named) -> Result<String> {
+pub fn sha256(tensors: &StateDict) -> Result<String> {
     let mut hash = Sha256::new();
     for (name, tensor) in tensors {
         hash.update(format!("{name} {:?}\n", tensor.size()));
@@ -71,7 +71,7 @@ pub fn sha256(tensors: &Named) -> Result<String> {
 /// Copies `source` into the tensors of `target`, by name.
 ///
 /// Every tensor of the target must be there with its shape; names that only the source has are returned.
-pub fn copy_into(target: &Named, source: &Named) -> Result<Vec<String>> {
+pub fn copy_into(target: &StateDict, source: &StateDict) -> Result<Vec<String>> {
     for (name, tensor) in target {
         let Some(from) = source.get(name) else { bail!("it has no tensor `{name}`") };
         if from.size() != tensor.size() {
@@ -92,7 +92,7 @@ pub(crate) fn upload<T: Element>(numbers: &[T], device: Device) -> Tensor {
 }
 
 /// Deep copies.
-pub fn snapshot(tensors: &Named) -> Named {
+pub fn snapshot(tensors: &StateDict) -> StateDict {
     tensors.iter().map(|(name, tensor)| (name.clone(), tensor.detach().copy())).collect()
 }
 
@@ -122,7 +122,7 @@ pub(crate) fn common_device<'a>(
 }
 
 /// The devices of tensors, for [`common_device`].
-pub(crate) fn devices(tensors: &Named) -> impl Iterator<Item = (&String, Device)> {
+pub(crate) fn devices(tensors: &StateDict) -> impl Iterator<Item = (&String, Device)> {
     tensors.iter().map(|(name, tensor)| (name, tensor.device()))
 }
 
@@ -130,7 +130,7 @@ pub(crate) fn devices(tensors: &Named) -> impl Iterator<Item = (&String, Device)
 ///
 /// # Errors
 /// If a peer is lost; [`MixedDevices`].
-pub(crate) fn broadcast(tensors: &Named, group: &ProcessGroup, root: usize) -> Result<()> {
+pub(crate) fn broadcast(tensors: &StateDict, group: &ProcessGroup, root: usize) -> Result<()> {
     common_device(devices(tensors))?;
     for kind in [Kind::Float, Kind::Double, Kind::Int64] {
         let of_kind: Vec<&Tensor> = tensors.values().filter(|tensor| tensor.kind() == kind).collect();

@@ -1,4 +1,4 @@
-//! The river of one stage: batch, losses, gradients, reduction, update, commit. There is no branch on the number of
+//! The training loop of one stage: batch, losses, gradients, reduction, update, commit. There is no branch on the number of
 //! ranks: one rank is a group of size one. What a batch becomes is the stage's (`stage.rs`).
 
 pub(crate) mod bench;
@@ -10,8 +10,8 @@ use crate::checkpoint::{self, Committed};
 use crate::data::Data;
 use crate::evaluate::StopAsked;
 use crate::failpoints;
-use crate::feed::{Batch, Feed, Schedule};
-use crate::memory::{Memory, Recent};
+use crate::feed::{Batch, BatchLoader, SampleSchedule};
+use crate::memory::{ReplicaState, UnackedSteps};
 use crate::metrics;
 use crate::optimizer::AdamW;
 use crate::run_files::RunFiles;
@@ -19,7 +19,7 @@ use crate::save_schedule::{Due, SaveSchedule};
 use crate::saver::{Save, Saver};
 use crate::session::Session;
 use crate::stage::{Inputs, Losses, Stage};
-use crate::tensors::{Named, copy_into, snapshot};
+use crate::tensors::{StateDict, copy_into, snapshot};
 use anyhow::{Context, Result, bail};
 use gpu_clock::GpuClock;
 use graph::{Graphs, StepGraph};
@@ -34,7 +34,7 @@ use thanos_configs::{
 use thanos_proto::{Best, CheckpointWritten, Evaluated, StageResult, StepDone, WorkerEvent};
 
 /// A stage's place in the run, and its numbers.
-pub(crate) struct Recipe<'a> {
+pub(crate) struct StageSpec<'a> {
     pub(crate) name: &'a str,
     /// Distinguishes this stage's dropout masks from those of other stages.
     pub(crate) key: u64,
@@ -44,13 +44,13 @@ pub(crate) struct Recipe<'a> {
     pub(crate) measure: ValidationMeasure,
     /// Describes the network in files of weights.
     pub(crate) record: Arc<str>,
-    pub(crate) schedule: Schedule,
+    pub(crate) schedule: SampleSchedule,
     pub(crate) saves: SaveSchedule<'a>,
     pub(crate) checks: &'a ChecksConfig,
 }
 
 /// The others of a generation: what a stage needs to act in common.
-pub(crate) struct Peers<'a> {
+pub(crate) struct StageContext<'a> {
     pub(crate) group: &'a ProcessGroup,
     pub(crate) session: &'a Session,
     pub(crate) generation: u64,
@@ -58,44 +58,44 @@ pub(crate) struct Peers<'a> {
 }
 
 /// How a stage ended.
-pub(crate) enum Ending {
+pub(crate) enum StageOutcome {
     /// With the weights of the best validation epoch.
-    Complete(Named),
-    /// All ranks stopped behind this many updates; a checkpoint holds them.
+    Complete(StateDict),
+    /// All ranks stopped after this many updates; a checkpoint holds them.
     Stopped { step: u64 },
 }
 
 /// What a stage begins from.
-pub(crate) enum Origin<'a> {
+pub(crate) enum ResumeFrom<'a> {
     Start,
     Checkpoint(&'a Committed),
     /// Everyone takes over what rank `source` holds; `own` is this rank's, if it has any.
-    Memory {
-        own: Option<&'a Memory>,
+    ReplicaState {
+        own: Option<&'a ReplicaState>,
         source: usize,
     },
 }
 
-/// All ranks leave their generation behind the same step, for one with more workers.
+/// All ranks leave their generation after the same step, for one with more workers.
 #[derive(Debug, thiserror::Error)]
-#[error("more workers are here")]
+#[error("more workers have joined")]
 pub(crate) struct Regroup;
 
 /// Why a stage ended before its end; `memory` is what the rank holds, once it has begun.
 pub(crate) struct Interrupted {
     pub(crate) error: anyhow::Error,
-    pub(crate) memory: Option<Box<Memory>>,
+    pub(crate) memory: Option<Box<ReplicaState>>,
 }
 
 /// Trains a stage to its end, or to a stop that all ranks agree on.
 pub(crate) fn train(
     stage: &mut dyn Stage,
     data: &Data,
-    recipe: &Recipe<'_>,
-    peers: &Peers<'_>,
-    from: &Origin<'_>,
-) -> Result<Ending, Interrupted> {
-    let mut trainer = Trainer::new(stage, recipe, peers);
+    spec: &StageSpec<'_>,
+    context: &StageContext<'_>,
+    from: &ResumeFrom<'_>,
+) -> Result<StageOutcome, Interrupted> {
+    let mut trainer = Trainer::new(stage, spec, context);
     // Until all have begun, what a rank held before is still its best: it is not touched.
     trainer.begin(from).map_err(|error| Interrupted { error, memory: None })?;
     trainer.run(data).map_err(|error| {
@@ -109,21 +109,21 @@ pub(crate) fn train(
 /// A stage under way.
 struct Trainer<'a> {
     stage: &'a mut dyn Stage,
-    recipe: &'a Recipe<'a>,
-    peers: &'a Peers<'a>,
+    spec: &'a StageSpec<'a>,
+    context: &'a StageContext<'a>,
     device: Device,
     optimizer: AdamW,
     saver: Saver<'a>,
     /// Updates made.
     step: u64,
-    settled: bool,
-    recent: Recent,
-    best: Option<(Best, Named)>,
+    post_step_done: bool,
+    recent: UnackedSteps,
+    best: Option<(Best, StateDict)>,
     /// The model's buffers, and as they were before the step in flight, which changes them in its forward pass; the
     /// latter is empty between steps.
-    buffers: Named,
-    buffers_before: Named,
-    /// Updates that were left out since the last one that was not.
+    buffers: StateDict,
+    buffers_before: StateDict,
+    /// Updates skipped since the last one that was made.
     skipped: u32,
     /// In the forward pass of the step in flight.
     exchanged: Exchanged,
@@ -137,28 +137,28 @@ struct Trainer<'a> {
 }
 
 impl<'a> Trainer<'a> {
-    fn new(stage: &'a mut dyn Stage, recipe: &'a Recipe<'a>, peers: &'a Peers<'a>) -> Self {
+    fn new(stage: &'a mut dyn Stage, spec: &'a StageSpec<'a>, context: &'a StageContext<'a>) -> Self {
         let parameters = stage.parameters();
         let buffers = stage.state().into_iter().filter(|(name, _)| !parameters.contains_key(name)).collect();
         let device = parameters.values().next().map_or(Device::Cpu, Tensor::device);
-        let optimizer = AdamW::new(parameters, recipe.train.weight_decay);
+        let optimizer = AdamW::new(parameters, spec.train.weight_decay);
         Self {
             stage,
-            recipe,
-            peers,
+            spec,
+            context,
             device,
             optimizer,
-            saver: Saver::new(peers.session),
+            saver: Saver::new(context.session),
             step: 0,
-            settled: true,
-            recent: Recent::default(),
+            post_step_done: true,
+            recent: UnackedSteps::default(),
             best: None,
             buffers,
-            buffers_before: Named::new(),
+            buffers_before: StateDict::new(),
             skipped: 0,
             exchanged: Exchanged::default(),
             clock: GpuClock::new(device),
-            graphs: Graphs::new(device, peers.group.size()),
+            graphs: Graphs::new(device, context.group.size()),
             seconds_before: 0.0,
             waited: 0.0,
             saving: 0.0,
@@ -166,28 +166,28 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    fn begin(&mut self, from: &Origin<'_>) -> Result<()> {
+    fn begin(&mut self, from: &ResumeFrom<'_>) -> Result<()> {
         // In all other cases what is trained is newer than the last save.
-        if !matches!(from, Origin::Memory { .. }) {
-            self.recipe.saves.restart(Instant::now());
+        if !matches!(from, ResumeFrom::ReplicaState { .. }) {
+            self.spec.saves.restart(Instant::now());
         }
         match from {
-            Origin::Start => Ok(()),
+            ResumeFrom::Start => Ok(()),
             // One rank reads it: the others may be a thousand, or see no disk.
-            Origin::Checkpoint(checkpoint) => {
-                if self.peers.group.rank() == 0 {
+            ResumeFrom::Checkpoint(checkpoint) => {
+                if self.context.group.rank() == 0 {
                     self.load(checkpoint)?;
                 }
                 let mut memory = self.memory();
-                memory.take_over(self.peers.group, 0)?;
+                memory.take_over(self.context.group, 0)?;
                 self.recall(memory)
             }
-            Origin::Memory { own, source } => {
+            ResumeFrom::ReplicaState { own, source } => {
                 let mut memory = match own {
-                    Some(own) if self.peers.group.rank() == *source => own.copy(),
+                    Some(own) if self.context.group.rank() == *source => own.copy(),
                     _ => self.memory(),
                 };
-                memory.take_over(self.peers.group, *source)?;
+                memory.take_over(self.context.group, *source)?;
                 if let Some(own) = own.filter(|own| own.step == memory.step) {
                     memory.recent = own.recent.clone();
                 }
@@ -200,7 +200,7 @@ impl<'a> Trainer<'a> {
         let model = self.with_buffers(checkpoint.tensors(checkpoint::MODEL)?, checkpoint);
         copy_into(&self.stage.state(), &model)?;
         self.optimizer.load(&checkpoint.tensors(checkpoint::OPTIMIZER)?)?;
-        (self.step, self.settled) = (checkpoint.step(), checkpoint.settled());
+        (self.step, self.post_step_done) = (checkpoint.step(), checkpoint.post_step_done());
         self.seconds_before = checkpoint.seconds();
         if let Some(best) = checkpoint.best() {
             self.best = Some((best, self.with_buffers(checkpoint.best_state()?, checkpoint)));
@@ -209,8 +209,8 @@ impl<'a> Trainer<'a> {
     }
 
     /// A checkpoint's tensors, with this rank's buffers where an earlier version did not save them.
-    fn with_buffers(&self, mut saved: Named, checkpoint: &Committed) -> Named {
-        let missing: Named =
+    fn with_buffers(&self, mut saved: StateDict, checkpoint: &Committed) -> StateDict {
+        let missing: StateDict =
             snapshot(&self.buffers).into_iter().filter(|(name, _)| !saved.contains_key(name)).collect();
         if let Some(name) = missing.keys().next() {
             let step = checkpoint.step();
@@ -220,25 +220,25 @@ impl<'a> Trainer<'a> {
         saved
     }
 
-    fn recall(&mut self, memory: Memory) -> Result<()> {
+    fn recall(&mut self, memory: ReplicaState) -> Result<()> {
         copy_into(&self.stage.state(), &memory.model)?;
         self.optimizer.load(&memory.optimizer)?;
-        (self.step, self.settled, self.seconds_before) = (memory.step, memory.settled, memory.seconds);
+        (self.step, self.post_step_done, self.seconds_before) = (memory.step, memory.post_step_done, memory.seconds);
         (self.best, self.recent) = (memory.best, memory.recent);
         self.started = Instant::now();
         Ok(())
     }
 
-    /// What this rank holds: the state behind its last update, whatever it was doing when its group was lost.
-    fn memory(&self) -> Memory {
+    /// What this rank holds: the state after its last update, whatever it was doing when its group was lost.
+    fn memory(&self) -> ReplicaState {
         let mut model = snapshot(&self.stage.state());
         model.extend(snapshot(&self.buffers_before));
-        let steps_per_epoch = self.recipe.schedule.steps_per_epoch();
-        Memory {
+        let steps_per_epoch = self.spec.schedule.steps_per_epoch();
+        ReplicaState {
             step: self.step,
             epoch: Position::at(self.step.saturating_sub(1), steps_per_epoch).epoch,
-            world_size: self.peers.group.size() as u32,
-            settled: self.settled,
+            world_size: self.context.group.size() as u32,
+            post_step_done: self.post_step_done,
             recent: self.recent.clone(),
             model,
             optimizer: snapshot(&self.optimizer.state()),
@@ -247,25 +247,27 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    fn run(&mut self, data: &Data) -> Result<Ending> {
-        let recipe = self.recipe;
-        let steps_per_epoch = recipe.schedule.steps_per_epoch();
-        let total_steps = recipe.train.max_steps.unwrap_or(u64::MAX).min(recipe.train.epochs * steps_per_epoch);
+    fn run(&mut self, data: &Data) -> Result<StageOutcome> {
+        let spec = self.spec;
+        let steps_per_epoch = spec.schedule.steps_per_epoch();
+        let total_steps = spec.train.max_steps.unwrap_or(u64::MAX).min(spec.train.epochs * steps_per_epoch);
         if self.step > 0 {
             let at = Position::at(self.step - 1, steps_per_epoch);
             // A resume with fewer epochs may end after a step that was not the last one when it was made.
             let never_evaluated = self.step == total_steps && !self.is_evaluated_after(at, steps_per_epoch);
-            if (!self.settled || never_evaluated) && !self.settle(at, (steps_per_epoch, total_steps), false)? {
+            if (!self.post_step_done || never_evaluated)
+                && !self.run_post_step(at, (steps_per_epoch, total_steps), false)?
+            {
                 return self.stop(at.epoch);
             }
         }
-        let mut feed = Feed::new(data, &recipe.schedule, self.step..total_steps, self.stage.views())?;
+        let mut feed = BatchLoader::new(data, &spec.schedule, self.step..total_steps, self.stage.views())?;
         self.phase("data");
         while let Some(batch) = feed.next()? {
-            let Asked { stop, regroup } = self.update(&batch, total_steps, &mut feed)?;
+            let Requests { stop, regroup } = self.update(&batch, total_steps, &mut feed)?;
             self.waited = feed.waited.as_secs_f64();
-            let settled = self.settle(batch.at, (steps_per_epoch, total_steps), stop)?;
-            if !settled || stop && self.step < total_steps {
+            let post_step_done = self.run_post_step(batch.at, (steps_per_epoch, total_steps), stop)?;
+            if !post_step_done || stop && self.step < total_steps {
                 return self.stop(batch.at.epoch);
             }
             if regroup {
@@ -276,14 +278,14 @@ impl<'a> Trainer<'a> {
         self.finish()
     }
 
-    /// What is due behind the update `at`: an evaluation, a checkpoint. `false`: a stop was requested meanwhile.
-    fn settle(&mut self, at: Position, (steps_per_epoch, total_steps): (u64, u64), stop: bool) -> Result<bool> {
+    /// What is due after the update `at`: an evaluation, a checkpoint. `false`: a stop was requested meanwhile.
+    fn run_post_step(&mut self, at: Position, (steps_per_epoch, total_steps): (u64, u64), stop: bool) -> Result<bool> {
         let last = self.step == total_steps;
         let evaluated = last || self.is_evaluated_after(at, steps_per_epoch);
         if evaluated && !self.evaluate(at.epoch)? {
             return Ok(false);
         }
-        self.settled = true;
+        self.post_step_done = true;
         if !last && !stop {
             self.save_if_due(at.epoch)?;
         }
@@ -293,7 +295,7 @@ impl<'a> Trainer<'a> {
     /// Starts a save beside the steps that follow, if one is due.
     fn save_if_due(&mut self, epoch: u64) -> Result<()> {
         let began = Instant::now();
-        let starts = match self.recipe.saves.due(self.step, began) {
+        let starts = match self.spec.saves.due(self.step, began) {
             Some(Due::Steps) => true,
             Some(Due::Time) => self.saver.is_idle()?,
             None => false,
@@ -302,7 +304,7 @@ impl<'a> Trainer<'a> {
             if let Some(save) = self.checkpoint(epoch, None)? {
                 self.saver.start(save)?;
             }
-            self.recipe.saves.restart(Instant::now());
+            self.spec.saves.restart(Instant::now());
             self.saving += began.elapsed().as_secs_f64();
         }
         Ok(())
@@ -311,17 +313,17 @@ impl<'a> Trainer<'a> {
     /// Whether an evaluation is due after this update, whether or not it is the last one.
     fn is_evaluated_after(&self, at: Position, steps_per_epoch: u64) -> bool {
         let epoch_ends = at.step_in_epoch + 1 == steps_per_epoch;
-        epoch_ends && (at.epoch + 1).is_multiple_of(self.recipe.train.evaluate_every)
+        epoch_ends && (at.epoch + 1).is_multiple_of(self.spec.train.evaluate_every)
     }
 
-    /// All ranks stop behind the same update. Nobody leaves before it is committed.
-    fn stop(&mut self, epoch: u64) -> Result<Ending> {
+    /// All ranks stop after the same update. No rank leaves before it is committed.
+    fn stop(&mut self, epoch: u64) -> Result<StageOutcome> {
         self.save_for_all(epoch, None)?;
-        Ok(Ending::Stopped { step: self.step })
+        Ok(StageOutcome::Stopped { step: self.step })
     }
 
     fn phase(&self, phase: &str) {
-        self.peers.session.at(self.recipe.name, self.step, phase);
+        self.context.session.at(self.spec.name, self.step, phase);
     }
 
     /// A phase that the GPU's time is measured of.
@@ -331,15 +333,15 @@ impl<'a> Trainer<'a> {
     }
 
     /// One optimiser update, during which `feed` prepares the next batch.
-    fn update(&mut self, batch: &Batch, total_steps: u64, feed: &mut Feed<'_>) -> Result<Asked> {
-        let rank = self.peers.group.rank();
-        let key = step_key(self.recipe.seed, self.recipe.key, self.step);
+    fn update(&mut self, batch: &Batch, total_steps: u64, feed: &mut BatchLoader<'_>) -> Result<Requests> {
+        let rank = self.context.group.rank();
+        let key = step_key(self.spec.seed, self.spec.key, self.step);
         let labels = (self.stage.labels(), self.stage.views());
         let inputs = Inputs::new(batch, labels, key, self.device);
-        let lr = learning_rate(&self.recipe.train, batch.at.epoch);
+        let lr = learning_rate(&self.spec.train, batch.at.epoch);
         let mut graph = self.graph_for(&inputs)?;
         self.clock.reset();
-        self.peers.group.forget_exchanged();
+        self.context.group.forget_exchanged();
         let computed = match &mut graph {
             Some(graph) => self.replay(graph, &inputs, lr)?,
             None => self.compute(&inputs)?,
@@ -350,8 +352,8 @@ impl<'a> Trainer<'a> {
         // A group that is aborted from here on changes nothing any more: this waits until the sums are there, and fails if
         // they are not to be used.
         let reduced = self.reduce(&computed)?;
-        self.exchanged = self.peers.group.take_exchanged()?;
-        let problem = self.non_number(&computed, &reduced)?;
+        self.exchanged = self.context.group.take_exchanged()?;
+        let problem = self.non_finite(&computed, &reduced)?;
         self.phase("update");
         let on_gpu = self.clock.begin_update()?;
         match (&problem, &mut graph) {
@@ -366,7 +368,7 @@ impl<'a> Trainer<'a> {
         if let Some(graph) = graph {
             self.graphs.give_back(inputs.sizes(), graph);
         }
-        let phase_seconds = self.peers.session.take_phase_seconds(on_gpu, self.exchanged.time);
+        let phase_seconds = self.context.session.take_phase_seconds(on_gpu, self.exchanged.time);
         self.skipped = if problem.is_some() { self.skipped + 1 } else { 0 };
         self.buffers_before.clear();
         let done = self.describe(batch, &computed, &reduced, (lr, total_steps));
@@ -378,7 +380,7 @@ impl<'a> Trainer<'a> {
 
     /// The forward and the backward pass of this rank's images.
     fn compute(&mut self, inputs: &Inputs) -> Result<Computed> {
-        let rank = self.peers.group.rank();
+        let rank = self.context.group.rank();
         self.buffers_before = snapshot(&self.buffers);
         self.step_phase("forward")?;
         failpoints::hang(rank, self.step);
@@ -402,16 +404,16 @@ impl<'a> Trainer<'a> {
     /// Sums gradients, shares of the loss and what was asked for over the ranks: all ranks see the same from here on.
     fn reduce(&self, computed: &Computed) -> Result<Reduced> {
         let mut gradient = computed.gradient.shallow_clone(); // [parameters]
-        self.peers.group.all_reduce(&mut gradient)?;
-        failpoints::abort_collective(&mut gradient, self.peers.group, self.step);
+        self.context.group.all_reduce(&mut gradient)?;
+        failpoints::abort_collective(&mut gradient, self.context.group, self.step);
         let norm = computed.norm.as_ref().map_or_else(|| norm_of(&gradient), Tensor::shallow_clone);
-        let asked = [self.peers.session.stop_requested(), self.peers.session.regroup_requested()];
+        let asked = [self.context.session.stop_requested(), self.context.session.regroup_requested()];
         let asked = asked.map(|asked| f64::from(u8::from(asked)));
-        let mut terms = self.peers.group.sum_and_read(&computed.shares, &asked, &norm)?;
+        let mut terms = self.context.group.sum_and_read(&computed.shares, &asked, &norm)?;
         let norm = terms.pop().context("the norm was read")?;
         let regroup = terms.pop().is_some_and(|asked| asked > 0.0);
         let stop = terms.pop().is_some_and(|asked| asked > 0.0);
-        Ok(Reduced { gradient, norm, terms, asked: Asked { stop, regroup } })
+        Ok(Reduced { gradient, norm, terms, asked: Requests { stop, regroup } })
     }
 
     /// The line of `steps.jsonl` of the step in flight.
@@ -424,11 +426,11 @@ impl<'a> Trainer<'a> {
     ) -> StepDone {
         let terms = || computed.terms.iter().zip(&reduced.terms);
         StepDone {
-            stage: self.recipe.name.into(),
+            stage: self.spec.name.into(),
             epoch: batch.at.epoch,
             step: self.step,
-            generation: self.peers.generation,
-            world_size: self.peers.group.size() as u32,
+            generation: self.context.generation,
+            world_size: self.context.group.size() as u32,
             loss: terms().map(|(term, value)| term.weight * value).sum(),
             losses: terms().map(|(term, value)| (term.name.into(), *value)).collect(),
             lr,
@@ -445,11 +447,11 @@ impl<'a> Trainer<'a> {
     /// lost, another rank can report it.
     fn commit(&mut self, done: StepDone) -> Result<()> {
         self.step += 1;
-        self.settled = false;
+        self.post_step_done = false;
         self.recent.push(done.clone());
-        metrics::step(self.peers.group.rank(), &done);
-        match self.peers.group.rank() {
-            0 => self.peers.session.send_step(done),
+        metrics::step(self.context.group.rank(), &done);
+        match self.context.group.rank() {
+            0 => self.context.session.send_step(done),
             _ => Ok(()),
         }
     }
@@ -461,23 +463,23 @@ impl<'a> Trainer<'a> {
             Err(error) if error.is::<StopAsked>() => return Ok(false),
             evaluated => evaluated?,
         };
-        let is_better = |(best, _): &(Best, Named)| validation_accuracy > best.validation_accuracy;
-        let better = self.recipe.train.select == Select::Last || self.best.as_ref().is_none_or(is_better);
+        let is_better = |(best, _): &(Best, StateDict)| validation_accuracy > best.validation_accuracy;
+        let better = self.spec.train.select == Select::Last || self.best.as_ref().is_none_or(is_better);
         if better {
             self.best = Some((Best { epoch, validation_accuracy }, snapshot(&self.stage.state())));
         }
-        if self.peers.group.rank() == 0 {
-            let (stage, measure) = (self.recipe.name.into(), self.recipe.measure.label().into());
+        if self.context.group.rank() == 0 {
+            let (stage, measure) = (self.spec.name.into(), self.spec.measure.label().into());
             let evaluated = Evaluated { stage, epoch, validation_accuracy, best: better, measure };
-            self.peers.session.send(WorkerEvent::Evaluated(evaluated))?;
+            self.context.session.send(WorkerEvent::Evaluated(evaluated))?;
         }
         Ok(true)
     }
 
-    /// What rank 0 saves behind this update; `None`: this is another rank.
+    /// What rank 0 saves after this update; `None`: this is another rank.
     fn checkpoint(&self, epoch: u64, result: Option<StageResult>) -> Result<Option<Save>> {
         self.phase("save");
-        if self.peers.group.rank() > 0 {
+        if self.context.group.rank() > 0 {
             return Ok(None);
         }
         let mut files = vec![
@@ -487,21 +489,21 @@ impl<'a> Trainer<'a> {
         if let Some((_, weights)) = &self.best {
             files.push((checkpoint::BEST, snapshot(weights)));
         }
-        let told = CheckpointWritten {
-            stage: self.recipe.name.into(),
+        let reported = CheckpointWritten {
+            stage: self.spec.name.into(),
             epoch,
             step: self.step,
-            generation: self.peers.generation,
-            world_size: self.peers.group.size() as u32,
+            generation: self.context.generation,
+            world_size: self.context.group.size() as u32,
             folder: String::new(),
             files: Vec::new(),
             seconds: self.seconds(),
             best: self.best.as_ref().map(|(best, _)| *best),
-            post_step_done: self.settled,
+            post_step_done: self.post_step_done,
             result,
         };
-        let (place, record) = (self.peers.files.clone(), self.recipe.record.clone());
-        Ok(Some(Save { place, files, record, copied: self.clock.event()?, told }))
+        let (place, record) = (self.context.files.clone(), self.spec.record.clone());
+        Ok(Some(Save { place, files, record, copied: self.clock.event()?, reported }))
     }
 
     /// Saves, and returns on every rank when the checkpoint is committed.
@@ -509,12 +511,12 @@ impl<'a> Trainer<'a> {
         if let Some(save) = self.checkpoint(epoch, result)? {
             self.saver.save(save)?;
         }
-        self.recipe.saves.restart(Instant::now());
-        Ok(self.peers.group.barrier()?)
+        self.spec.saves.restart(Instant::now());
+        Ok(self.context.group.barrier()?)
     }
 
-    /// Measures the best weights on the test images, and saves the stage as complete with the last weights.
-    fn finish(&mut self) -> Result<Ending> {
+    /// EvalMetrics the best weights on the test images, and saves the stage as complete with the last weights.
+    fn finish(&mut self) -> Result<StageOutcome> {
         self.phase("measure");
         let Some((best, weights)) = &self.best else { bail!("a stage's last step is always evaluated") };
         let (best, weights) = (*best, snapshot(weights));
@@ -527,7 +529,7 @@ impl<'a> Trainer<'a> {
             measured => measured?,
         };
         let result = StageResult {
-            stage: self.recipe.name.into(),
+            stage: self.spec.name.into(),
             seconds: self.seconds(),
             data_wait_seconds: self.waited,
             validation_accuracy: best.validation_accuracy,
@@ -543,10 +545,10 @@ impl<'a> Trainer<'a> {
             "stage {}: {seconds:.1} s, of them {waited:.3} s for images, {saving:.3} s for saves",
             result.stage
         );
-        // Nobody leaves a stage whose end is not committed: it could not be done again.
+        // No rank leaves a stage whose end is not committed: it could not be done again.
         self.save_for_all(best.epoch, Some(result))?;
-        self.peers.session.send(WorkerEvent::StageFinished { stage: self.recipe.name.into() })?;
-        Ok(Ending::Complete(weights))
+        self.context.session.send(WorkerEvent::StageFinished { stage: self.spec.name.into() })?;
+        Ok(StageOutcome::Complete(weights))
     }
 
     fn seconds(&self) -> f64 {
@@ -600,19 +602,19 @@ fn norm_of(gradient: &Tensor) -> Tensor {
     gradient.norm_scalaropt_dtype(2, Kind::Double).reshape([1])
 }
 
-/// What all ranks know alike about one step.
+/// The globally reduced values of one step.
 struct Reduced {
     /// The gradient of the global loss, in the optimiser's layout.
     gradient: Tensor,
     norm: f64,
     /// The global value of each term.
     terms: Vec<f64>,
-    asked: Asked,
+    asked: Requests,
 }
 
-/// What some rank has been asked to do behind this step, so that all do it.
+/// What some rank has been asked to do after this step, so that all do it.
 #[derive(Clone, Copy, Debug)]
-struct Asked {
+struct Requests {
     stop: bool,
     regroup: bool,
 }

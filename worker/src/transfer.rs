@@ -1,10 +1,10 @@
 //! A transfer stage: one linear layer on fine labels over frozen backbones, whose embeddings are concatenated.
 
-use crate::evaluate::{Embedded, Judge, Measures, embed};
+use crate::evaluate::{Embedded, EvalMetrics, Evaluator, embed};
 use crate::model::{Mode, Model, linear};
 use crate::probe_weights::{DEVIATION, MEAN};
 use crate::stage::{Inputs, Losses, Stage};
-use crate::tensors::{Named, broadcast};
+use crate::tensors::{StateDict, broadcast};
 use anyhow::Result;
 use tch::nn::{self, Module, VarStore};
 use tch::{Device, Kind, Reduction, Tensor};
@@ -16,7 +16,7 @@ pub(crate) struct Transfer<'a> {
     /// d of all backbones -> fine classes, `cls.*` in checkpoints.
     head: nn::Linear,
     source: Source,
-    judge: Judge<'a>,
+    judge: Evaluator<'a>,
 }
 
 /// Where a step's features come from.
@@ -41,7 +41,7 @@ impl Standard {
     }
 
     /// As it is in the stage's state; the tensors share memory.
-    fn named(&self) -> Named {
+    fn named(&self) -> StateDict {
         let tensors = [(MEAN, &self.mean), (DEVIATION, &self.deviation)];
         tensors.into_iter().map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())).collect()
     }
@@ -52,7 +52,7 @@ impl<'a> Transfer<'a> {
     ///
     /// # Errors
     /// [`crate::evaluate::StopAsked`] while features are cached, on all ranks alike.
-    pub(crate) fn new(config: &TransferConfig, backbones: Vec<Model>, judge: Judge<'a>) -> Result<Self> {
+    pub(crate) fn new(config: &TransferConfig, backbones: Vec<Model>, judge: Evaluator<'a>) -> Result<Self> {
         let data = judge.data;
         let width: i64 = backbones.iter().map(|model| model.encoder.width()).sum();
         let classes = data.facts.labels.fine_names.len() as i64;
@@ -83,13 +83,13 @@ impl<'a> Transfer<'a> {
 }
 
 impl Stage for Transfer<'_> {
-    fn parameters(&self) -> Named {
+    fn parameters(&self) -> StateDict {
         self.variables.variables().into_iter().collect()
     }
 
     /// Beside the head: of cached features, how they are standardised, which a resume takes over; in
     /// training mode, the encoders' moving statistics, as `encoder.N.NAME` in the order of the backbones.
-    fn state(&self) -> Named {
+    fn state(&self) -> StateDict {
         let mut state = self.parameters();
         match &self.source {
             Source::Cached { standard, .. } => state.extend(standard.named()),
@@ -150,7 +150,7 @@ impl Stage for Transfer<'_> {
         self.judge.accuracy(&scores, &pack.fine, ids)
     }
 
-    fn measure(&mut self) -> Result<(Measures, Option<f64>)> {
+    fn measure(&mut self) -> Result<(EvalMetrics, Option<f64>)> {
         let data = self.judge.data;
         let models = self.models();
         let embedded = match &self.source {
@@ -167,7 +167,7 @@ impl Stage for Transfer<'_> {
 
 /// Features of the training images, each at its row of the training pack, and of the validation images, to be standardised
 /// by those that are trained on. The standardisation is rank 0's: another machine's sums may differ in their last bits.
-fn cached(backbones: &[Model], judge: &Judge<'_>) -> Result<Source> {
+fn cached(backbones: &[Model], judge: &Evaluator<'_>) -> Result<Source> {
     let data = judge.data;
     let models: Vec<&Model> = backbones.iter().collect();
     let trained = judge.embed_all(&models, &data.train, &data.train_ids)?; // [trained, d]
@@ -186,7 +186,7 @@ fn cached(backbones: &[Model], judge: &Judge<'_>) -> Result<Source> {
 }
 
 /// Features are computed at every step. Those of the validation images change only with the encoders' moving statistics.
-fn augmented(mode: FrozenMode, backbones: &[Model], judge: &Judge<'_>) -> Result<Source> {
+fn augmented(mode: FrozenMode, backbones: &[Model], judge: &Evaluator<'_>) -> Result<Source> {
     let is_fixed = mode == FrozenMode::Eval || backbones.iter().all(|model| model.buffers().is_empty());
     let validation = is_fixed.then(|| {
         let (pack, ids) = judge.data.validation();

@@ -89,7 +89,7 @@ fn run_member(
         table(folder)?;
         return Ok(None);
     }
-    terminal::line(&format!("{place}: it begins"));
+    terminal::line(&format!("{place}: started"));
     let words: Vec<String> = arguments.iter().chain(&member.overrides).cloned().collect();
     let code = starter.run(&run_dir, &words)?;
     let resume = format!("thanos-coord launch --resume --run-dir {}", folder.display());

@@ -16,7 +16,7 @@ use thanos_transport::{needs_guard, show};
 /// Serves the page until a signal ends it.
 ///
 /// # Errors
-/// 64 if the directory holds no run or others can reach the address, 69 if it cannot be listened on.
+/// 64 if the directory is not a run directory or others can reach the address, 69 if it cannot be listened on.
 pub(crate) fn view(run_dir: &Path, address: SocketAddr) -> Result<()> {
     identity(run_dir)?;
     if needs_guard(address) {

@@ -1,5 +1,5 @@
 //! The workers of one machine or pod whose coordinator runs elsewhere: one process each, restarted when it fails, as
-//! local_workers/policy.rs decides. It may be process 1 of a container: it handles stop signals, forwards them once, reaps
+//! workers/policy.rs decides. It may be process 1 of a container: it handles stop signals, forwards them once, reaps
 //! every process, and ends when the run does. It knows nothing of a run.
 
 mod policy;

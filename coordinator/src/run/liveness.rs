@@ -22,8 +22,6 @@ const STRAGGLER_WINDOW: Duration = Duration::from_secs(5);
 const STRAGGLER_SHARE: f64 = 0.4;
 /// Phases of a step in which a rank computes or communicates; elsewhere it may wait for storage for long.
 const STEP_PHASES: [&str; 5] = ["forward", "backward", "compute", "reduce", "update"];
-/// What the duration of a step is made of.
-const TIMED_PHASES: [&str; 7] = ["data", "forward", "gather", "backward", "compute", "reduce", "update"];
 
 /// How far a rank has come in its generation, by its heartbeats.
 #[derive(Clone, Debug, Default)]
@@ -86,9 +84,8 @@ impl Pace {
         if self.stage != step.stage {
             (self.stage, self.steps) = (step.stage.clone(), VecDeque::new());
         }
-        let seconds: f64 = TIMED_PHASES.iter().filter_map(|phase| step.phase_seconds.get(*phase)).sum();
         self.in_generation += 1;
-        self.steps.push_back(Duration::try_from_secs_f64(seconds).unwrap_or_default());
+        self.steps.push_back(Duration::try_from_secs_f64(step.seconds()).unwrap_or_default());
         if self.steps.len() > RECENT_STEPS {
             self.steps.pop_front();
         }

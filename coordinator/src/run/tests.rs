@@ -482,7 +482,7 @@ fn a_worker_that_dies_before_it_joins_ends_the_run() {
     };
     let (message, _) = failure(&run.apply(exited, NOW));
     assert_eq!(message, "worker-1 ended with exit code 127 before it joined the run");
-    // One that somebody has killed is only restarted.
+    // One that was killed from outside is only restarted.
     let mut run = Run::new(start(2), Duration::ZERO);
     let killed = Event::Exited {
         worker: "worker-1".into(),

@@ -84,7 +84,7 @@ impl Observed {
         let live = Arc::new(Live::default());
         let source = Source::Run { live: live.clone(), telemetry: telemetry.clone() };
         let page = LivePage::start(Path::new(&start.welcome.run_dir), source);
-        // The run goes on without it.
+        // The run continues without it.
         let page = page.inspect_err(|error| tracing::warn!("there is no live page: {error}")).ok();
         if let Some(page) = &page {
             telemetry.show_end_on(page.clone());

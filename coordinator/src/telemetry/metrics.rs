@@ -72,13 +72,16 @@ pub const COUNTERS: [(&str, Unit, &str); 11] = [
     (CHECKPOINTS, Unit::Count, "Checkpoint saves by outcome: committed, failed"),
 ];
 
-/// Rank 0's time by phase, an observation a step.
+/// Rank 0's time of a step, from its batch to its commit.
+const STEP_SECONDS: &str = "thanos_trainer_step_seconds";
+/// Rank 0's time by phase, one observation per step.
 pub const PHASE_SECONDS: &str = "thanos_trainer_phase_seconds";
 const COMMIT_SECONDS: &str = "thanos_trainer_checkpoint_commit_seconds";
 const RECOVERY_SECONDS: &str = "thanos_trainer_recovery_seconds";
 
 /// Histograms of durations.
-pub const HISTOGRAMS: [(&str, &str); 3] = [
+pub const HISTOGRAMS: [(&str, &str); 4] = [
+    (STEP_SECONDS, "Time of rank 0 for a step: the sum of its phases"),
     (PHASE_SECONDS, "Time of rank 0 in a phase of a step"),
     (COMMIT_SECONDS, "Duration of the commit of a checkpoint: from written files to a checkpoint that can be resumed"),
     (RECOVERY_SECONDS, "From the loss of a worker to the next generation"),
@@ -106,7 +109,7 @@ pub(crate) fn describe() {
     for (name, help) in HISTOGRAMS {
         describe_histogram!(name, Unit::Seconds, help);
     }
-    _ = (histogram!(COMMIT_SECONDS), histogram!(RECOVERY_SECONDS));
+    _ = (histogram!(STEP_SECONDS), histogram!(COMMIT_SECONDS), histogram!(RECOVERY_SECONDS));
 }
 
 /// The run is served from now on.
@@ -163,6 +166,7 @@ fn recorded(step: &StepDone) {
     counter!("thanos_trainer_steps_total").increment(1);
     counter!("thanos_trainer_images_total").increment(step.images);
     counter!("thanos_trainer_gathered_bytes_total").increment(step.gathered_bytes);
+    histogram!(STEP_SECONDS).record(step.seconds());
     for (phase, seconds) in &step.phase_seconds {
         // A label is one of a few, whatever a worker sends.
         let known = PHASES.iter().find(|known| *known == phase).unwrap_or(&"other");

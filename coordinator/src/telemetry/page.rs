@@ -142,7 +142,7 @@ impl LivePage {
     }
 }
 
-/// Where a page goes on: what the browser sends by itself when it comes back, else `since`.
+/// Where a page resumes: what the browser sends by itself when it comes back, else `since`.
 fn cursor(uri: &Uri, headers: &HeaderMap) -> Option<Cursor> {
     let last = headers.get("last-event-id").and_then(|value| value.to_str().ok());
     let since = || uri.query()?.split('&').find_map(|pair| pair.strip_prefix("since="));

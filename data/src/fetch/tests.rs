@@ -1,5 +1,5 @@
 //! Downloads from a scripted server on this machine: what must end under the final name, what must not, and what the
-//! user is told. It must not know about real data sets, and needs no network.
+//! user is notified. It must not know about real data sets, and needs no network.
 
 mod resume;
 mod server;

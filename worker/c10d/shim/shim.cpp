@@ -229,7 +229,7 @@ class Group : public torch::CustomClassHolder {
     get();
   }
 
-  // From any thread. The flag is set first: whoever sees a kernel of an aborted collective return sees the flag, too.
+  // From any thread. The flag is set first: a thread that sees a kernel of an aborted collective return sees the flag, too.
   void abort() {
     c10::intrusive_ptr<c10d::Backend> held;
     {
@@ -498,7 +498,7 @@ void thanos_collectives(uint64_t* entered, uint64_t* left, uint64_t* waited_us) 
 }
 
 // glibc gives large blocks back to the kernel when they are freed, and a training step frees and takes the same
-// hundreds of megabytes again: every page is then cleared anew. Keep them.
+// hundreds of megabytes again: every page is then cleared again. Keep them.
 void thanos_keep_freed_memory() {
   mallopt(M_MMAP_THRESHOLD, 1 << 30);
   mallopt(M_TRIM_THRESHOLD, INT32_MAX);

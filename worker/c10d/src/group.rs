@@ -258,7 +258,7 @@ impl ProcessGroup {
         self.gpu.map_or(Device::Cpu, Device::Cuda)
     }
 
-    /// The `input` of every rank, one behind the other: [n, ...] -> [size * n, ...]. Shapes must be equal.
+    /// The `input` of every rank, concatenated in rank order: [n, ...] -> [size * n, ...]. Shapes must be equal.
     pub fn all_gather(&self, input: &Tensor) -> Result<Tensor, Error> {
         let input = input.detach().contiguous();
         if self.size == 1 {

@@ -83,7 +83,7 @@ pub fn count_kernels<T>(body: impl FnOnce() -> T) -> Result<(T, u64), Error> {
     Ok((done, kernels))
 }
 
-/// Begins to measure the peak of a GPU's memory anew.
+/// Resets the peak of a GPU's memory.
 ///
 /// # Errors
 /// Without the feature `cuda`, and if there is no such device.

@@ -75,7 +75,10 @@ pub(crate) fn pointer(tensor: &Tensor) -> *mut c_void {
     tensor.as_ptr().cast_mut().cast()
 }
 
-pub(crate) fn result(operation: &'static str, call: impl FnOnce(*mut *mut c_void) -> *mut c_char) -> Result<Tensor, Error> {
+pub(crate) fn result(
+    operation: &'static str,
+    call: impl FnOnce(*mut *mut c_void) -> *mut c_char,
+) -> Result<Tensor, Error> {
     let mut out: *mut c_void = ptr::null_mut();
     check(operation, call(&raw mut out))?;
     // SAFETY: on success C++ has put a new `at::Tensor` there, which tch frees.

@@ -365,7 +365,7 @@ fn gradients_are_dropped() {
     assert_eq!(x.grad().double_value(&[0]), 1.0);
 }
 
-/// What is no number reaches the result, also where it would be dropped or is far from the numbers that are exact, and no
+/// A NaN reaches the result, also where it would be dropped or is far from the numbers that are exact, and no
 /// other image.
 #[test]
 fn a_nan_is_not_lost() {

@@ -38,7 +38,7 @@ const MAX_ROWS: i64 = 1024;
 /// Attraction is the mean over p in P of log(e^s_p + Z) - s_p, Z the sum of e^s over N; spread is class-conditional
 /// InfoNCE, q - s of the own other view (arXiv 2204.07596).
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Form {
+pub struct LossForm {
     /// Weight `a` of attraction and weight `b` of class-conditional InfoNCE.
     pub attract: f64,
     pub spread: f64,
@@ -47,7 +47,7 @@ pub struct Form {
     pub positives_in_denominator: bool,
 }
 
-impl Form {
+impl LossForm {
     /// Weights of the two terms in the loss: (a, b) / (a + b), or (a, 0) without InfoNCE.
     fn weights(&self) -> (f64, f64) {
         if self.spread == 0.0 {
@@ -76,7 +76,7 @@ pub struct Contrast<'a> {
 ///
 /// # Panics
 /// If shapes do not fit: anchors [b, d], candidates [B, d], labels [B] with own + b <= B.
-pub fn contrast(rows: Contrast<'_>, form: &Form, anchors_in_all: i64, tile: Tile) -> (Tensor, Tensor, Tensor) {
+pub fn contrast(rows: Contrast<'_>, form: &LossForm, anchors_in_all: i64, tile: Tile) -> (Tensor, Tensor, Tensor) {
     let (b, d) = rows.anchors.size2().expect("anchors are [b, d]");
     let (candidates, width) = rows.candidates.size2().expect("candidates are [B, d]");
     assert!(
@@ -160,7 +160,7 @@ impl Block {
         block
     }
 
-    /// (s [r, c], whether j is in P_i [r, c]) of a tile; made anew at each pass unless there is only one.
+    /// (s [r, c], whether j is in P_i [r, c]) of a tile; recomputed at each pass unless there is only one.
     fn logits(&self, tile: usize) -> (Tensor, Tensor) {
         if let Some((s, positive)) = &self.only {
             return (s.shallow_clone(), positive.shallow_clone());
@@ -170,7 +170,7 @@ impl Block {
     }
 
     /// Passes 1 and 2.
-    fn sums(&self, form: &Form) -> RowSums {
+    fn sums(&self, form: &LossForm) -> RowSums {
         let like = (self.anchors.kind(), self.anchors.device());
         let zeros = || Tensor::zeros([self.len, 1], like);
         let nothing = || Tensor::full([self.len, 1], f64::NEG_INFINITY, like);
@@ -205,7 +205,7 @@ impl Block {
     }
 
     /// The block's part of the loss, float64.
-    fn value(&self, sums: &RowSums, form: &Form, anchors_in_all: i64) -> Tensor {
+    fn value(&self, sums: &RowSums, form: &LossForm, anchors_in_all: i64) -> Tensor {
         let (attract, spread) = form.weights();
         let mut value = Tensor::zeros([], (Kind::Double, self.anchors.device()));
         if attract > 0.0 {
@@ -222,7 +222,7 @@ impl Block {
     }
 
     /// Pass 3: adds G K to the anchors' gradient [r, d] and G^T U to the candidates' [B, d].
-    fn gradient(&self, sums: &RowSums, form: &Form, scale: f64, into: (&mut Tensor, &mut Tensor)) {
+    fn gradient(&self, sums: &RowSums, form: &LossForm, scale: f64, into: (&mut Tensor, &mut Tensor)) {
         let (attract, spread) = form.weights();
         let (anchors_gradient, candidates_gradient) = into;
         for (tile, (first, candidates, _)) in self.tiles.iter().enumerate() {
@@ -247,7 +247,7 @@ impl Block {
 
 /// dL/ds of the mean attraction of each row, [r, c], in closed form. All positives of a row meet its negatives in one
 /// scalar, r = 1 - mean of sigmoid(s - z) over P.
-fn attraction(s: &Tensor, positive: &Tensor, sums: &RowSums, form: &Form) -> Tensor {
+fn attraction(s: &Tensor, positive: &Tensor, sums: &RowSums, form: &LossForm) -> Tensor {
     let share = sums.positives.reciprocal(); // [r, 1]
     // The published gradient mask of the clamp is inclusive.
     let pulled = form.clamp_positive_logits.map_or(positive.shallow_clone(), |most| positive.logical_and(&s.le(most)));

@@ -1,13 +1,13 @@
 //! The losses as pure functions over plain tensors. They know no rank, device, group or config struct.
 //!
-//! [`contrast`] returns the value *and* the gradient of the contrastive loss in closed form, over tiles, so that no
-//! matrix of the global batch by itself is ever held; [`Similarity`] turns
+//! [`contrast`] returns the value *and* the gradient of the contrastive loss in closed form, over tiles, so that the
+//! B x B matrix of logits never exists; [`Similarity`] turns
 //! embeddings into its rows and its gradients back.
 
 mod contrast;
 mod similarity;
 
-pub use contrast::{Contrast, Form, Tile, contrast};
+pub use contrast::{Contrast, LossForm, Tile, contrast};
 pub use similarity::{Prepared, Similarity};
 
 use tch::Tensor;

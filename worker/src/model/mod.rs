@@ -15,7 +15,7 @@ pub(crate) use layers::{linear, products};
 pub use norm::{Alone, BatchSum};
 pub use vit::{Vit, VitShape};
 
-use crate::tensors::Named;
+use crate::tensors::StateDict;
 use anyhow::Result;
 use resnet::Resnet;
 use std::rc::Rc;
@@ -131,17 +131,17 @@ impl Model {
     }
 
     /// Parameters and buffers by name, sorted. The tensors share memory with the model.
-    pub fn state(&self) -> Named {
+    pub fn state(&self) -> StateDict {
         self.variables.variables().into_iter().collect()
     }
 
     /// What training mode changes in the forward pass: moving statistics, sorted by name.
-    pub(crate) fn buffers(&self) -> Named {
+    pub(crate) fn buffers(&self) -> StateDict {
         self.state().into_iter().filter(|(name, _)| self.buffers.contains(name)).collect()
     }
 
     /// Parameters alone, sorted by name.
-    pub fn parameters(&self) -> Named {
+    pub fn parameters(&self) -> StateDict {
         self.state().into_iter().filter(|(_, tensor)| tensor.requires_grad()).collect()
     }
 

@@ -22,7 +22,7 @@ impl BatchSum for ProcessGroup {
     }
 }
 
-/// A batch that nobody shares.
+/// The batch of a single rank.
 pub struct Alone;
 
 impl BatchSum for Alone {
@@ -65,7 +65,7 @@ impl BatchNorm {
         let (n, c, height, width) = x.size4()?;
         let axes = &[0_i64, 2, 3][..];
         let len = n * height * width;
-        // Moments of what is left behind this rank's own mean: a variance far below the mean's square is not lost.
+        // Moments about this rank's own mean: a variance far below the mean's square is not lost.
         let own_mean = (x.detach().sum_dim_intlist(axes, false, None) / len.max(1) as f64).to_kind(x.kind()); // [C]
         let centred = x - own_mean.view([1, c, 1, 1]);
         let sum = |x: &Tensor| x.sum_dim_intlist(axes, false, None).to_kind(Kind::Double); // [C]

@@ -59,7 +59,7 @@ impl Admission {
         }
     }
 
-    /// The coordinator, as whoever may speak to it reaches it; a token is exchanged first.
+    /// The coordinator's address for a client with credentials; a token is exchanged for them first.
     ///
     /// # Errors
     /// [`Refused`] if the coordinator is not the run's, or does not take the token; else it could not be reached.

@@ -2,7 +2,7 @@
 //! when one breaks, and ends the process when the coordinator says so or does not come back.
 
 use super::admission::{Admission, unless_refused, unless_untrusted};
-use super::line::{FarEnd, Line};
+use super::connection::{Connection, ConnectionPeer};
 use super::{NotReached, Refused, Shared, StoppedWaiting, signals};
 use crate::exit::{EXIT_CONFIG, EXIT_STOPPED, EXIT_UNREACHABLE};
 use anyhow::Result;
@@ -31,13 +31,13 @@ const PING_INTERVAL: Duration = Duration::from_secs(1);
 const MAX_SILENCE: Duration = Duration::from_secs(3);
 
 /// Keeps a stream to the coordinator.
-pub(super) struct Keeper {
+pub(super) struct Reconnector {
     coordinator: String,
     admission: Admission,
     hello: Hello,
     shared: Arc<Shared>,
     /// To the training thread: streams that were opened in a lost one's stead.
-    opened: Sender<Line>,
+    opened: Sender<Connection>,
     welcome: Option<Welcome>,
 }
 
@@ -45,21 +45,21 @@ pub(super) struct Keeper {
 struct Open {
     commands: Streaming<v1::Command>,
     answers: Sender<Command>,
-    tally: Arc<super::line::Tally>,
+    window: Arc<super::connection::AckWindow>,
 }
 
 /// A keeper with its first stream.
-pub(super) struct Keeping {
-    keeper: Keeper,
+pub(super) struct Reconnecting {
+    reconnector: Reconnector,
     open: Open,
 }
 
-impl Keeper {
+impl Reconnector {
     pub(super) fn new(
         coordinator: &str,
         admission: Admission,
         hello: Hello,
-        (shared, opened): (Arc<Shared>, Sender<Line>),
+        (shared, opened): (Arc<Shared>, Sender<Connection>),
     ) -> Self {
         Self { coordinator: coordinator.into(), admission, hello, shared, opened, welcome: None }
     }
@@ -68,20 +68,20 @@ impl Keeper {
     ///
     /// # Errors
     /// [`StoppedWaiting`] if a stop signal arrives first: there is no coordinator that could be asked to stop.
-    pub(super) async fn open_first(mut self, wait: Duration) -> Result<(Keeping, Client, Line)> {
+    pub(super) async fn open_first(mut self, wait: Duration) -> Result<(Reconnecting, Client, Connection)> {
         let mut stop_request = self.shared.stop_request.subscribe();
-        let (client, line, open) = tokio::select! {
+        let (client, connection, open) = tokio::select! {
             opened = self.open(wait) => opened?,
             _ = stop_request.wait_for(Option::is_some) => return Err(StoppedWaiting.into()),
         };
         if let Admission::Certificate { identity, .. } = &self.admission {
             _ = self.shared.identity.set(identity.clone());
         }
-        Ok((Keeping { keeper: self, open }, client, line))
+        Ok((Reconnecting { reconnector: self, open }, client, connection))
     }
 
     /// Opens a stream and introduces this worker, again and again for some time.
-    async fn open(&mut self, most: Duration) -> Result<(Client, Line, Open)> {
+    async fn open(&mut self, most: Duration) -> Result<(Client, Connection, Open)> {
         let deadline = Instant::now() + most;
         let mut reason = "it does not answer".to_owned();
         loop {
@@ -101,7 +101,7 @@ impl Keeper {
 
     /// As [`Self::open`]; the lease is of a coordinator that is not there. While its port accepts connections it is only
     /// paused, or being restarted, and what this worker holds is kept.
-    async fn reconnect(&mut self, lease: Duration) -> Result<(Client, Line, Open)> {
+    async fn reconnect(&mut self, lease: Duration) -> Result<(Client, Connection, Open)> {
         loop {
             match self.open(lease).await {
                 Err(error) if error.is::<NotReached>() && accepts(&self.coordinator).await => {
@@ -112,7 +112,7 @@ impl Keeper {
         }
     }
 
-    async fn open_once(&mut self) -> Result<(Client, Line, Open)> {
+    async fn open_once(&mut self) -> Result<(Client, Connection, Open)> {
         let endpoint = self.admission.endpoint(&self.coordinator, &self.hello.worker_id).await?;
         let endpoint = endpoint
             .tcp_nodelay(true)
@@ -121,32 +121,32 @@ impl Keeper {
             .keep_alive_timeout(MAX_SILENCE)
             .keep_alive_while_idle(true);
         let mut client = CoordinatorClient::new(endpoint.connect().await.map_err(unless_untrusted)?);
-        let (line, FarEnd { events, answers, tally }) = Line::new();
+        let (connection, ConnectionPeer { events, answers, window }) = Connection::new();
         let first = tokio_stream::once(WorkerEvent::Hello(self.hello.clone()));
         let stream = first.chain(ReceiverStream::new(events)).map(v1::WorkerEvent::from);
         let commands = client.session(stream).await.map_err(unless_refused)?.into_inner();
-        tokio::spawn(heartbeats(line.events(), self.shared.clone()));
-        tokio::spawn(signals::report(line.events(), self.shared.stop_request.subscribe()));
-        Ok((client, line, Open { commands, answers, tally }))
+        tokio::spawn(heartbeats(connection.events(), self.shared.clone()));
+        tokio::spawn(signals::report(connection.events(), self.shared.stop_request.subscribe()));
+        Ok((client, connection, Open { commands, answers, window }))
     }
 }
 
-impl Keeping {
+impl Reconnecting {
     /// Until the worker has left.
     pub(super) async fn keep(self) {
-        let Self { mut keeper, mut open } = self;
+        let Self { mut reconnector, mut open } = self;
         loop {
-            let Some(reason) = keeper.pump(&mut open).await else { return };
-            open.tally.lose();
-            // Without a coordinator nobody says who is lost: all leave the generation, and keep what they hold.
-            keeper.shared.break_group(None);
-            let lease = keeper.welcome.as_ref().map_or(Duration::ZERO, |welcome| welcome.lease);
-            keeper.hello.generation = keeper.shared.heartbeat().generation;
+            let Some(reason) = reconnector.pump(&mut open).await else { return };
+            open.window.lose();
+            // Without a coordinator it is not known who is lost: all leave the generation, and keep their state.
+            reconnector.shared.break_group(None);
+            let lease = reconnector.welcome.as_ref().map_or(Duration::ZERO, |welcome| welcome.lease);
+            reconnector.hello.generation = reconnector.shared.heartbeat().generation;
             tracing::warn!("{reason}; retrying for {lease:?}");
-            match keeper.reconnect(lease).await {
-                Ok((_, line, again)) => {
+            match reconnector.reconnect(lease).await {
+                Ok((_, connection, again)) => {
                     // Dropping the old end tells the training thread; the new one is there by then.
-                    _ = keeper.opened.send(line);
+                    _ = reconnector.opened.send(connection);
                     open = again;
                 }
                 Err(error) => {
@@ -159,8 +159,8 @@ impl Keeping {
     }
 }
 
-impl Keeper {
-    /// Hands commands on until the stream ends, and says why it did; `None`: the worker was told to leave, as it
+impl Reconnector {
+    /// Hands commands on until the stream ends, and says why it did; `None`: the worker was reported to leave, as it
     /// wanted. A worker whose run is over while it still trains ends at once: its training thread may hang in a
     /// collective with a dead peer.
     async fn pump(&mut self, open: &mut Open) -> Option<String> {
@@ -210,21 +210,21 @@ impl Keeper {
                 let grace = self.welcome.as_ref().and_then(|welcome| welcome.grace);
                 _ = shared.stop_deadline.set(grace.map(|grace| std::time::Instant::now() + grace));
                 shared.stop.store(true, Ordering::Relaxed);
-                open.tally.release(true);
+                open.window.release(true);
                 _ = open.answers.send(Command::Stop { reason });
             }
             Command::Regroup => shared.regroup.store(true, Ordering::Relaxed),
-            Command::Recorded { steps } => open.tally.recorded(steps),
+            Command::Recorded { steps } => open.window.recorded(steps),
             Command::Abandon { generation, reason } => {
                 tracing::warn!("generation {generation} has ended: {reason}");
-                open.tally.release(true);
+                open.window.release(true);
                 shared.break_group(Some(generation));
             }
             command => {
                 if matches!(command, Command::Begin(_)) {
                     // What was asked for has come; what is asked for from here on is another one.
                     shared.regroup.store(false, Ordering::Relaxed);
-                    open.tally.release(shared.stop.load(Ordering::Relaxed));
+                    open.window.release(shared.stop.load(Ordering::Relaxed));
                 }
                 _ = open.answers.send(command);
             }

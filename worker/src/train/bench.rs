@@ -1,9 +1,9 @@
-//! The first updates of a stage, one by one, for whoever measures them: each is what training does, and what is due after
+//! The first updates of a stage, one by one, for a benchmark: each is what training does, and what is due after
 //! some of them (evaluations, checkpoints) is not.
 
-use super::{Peers, Recipe, Trainer};
+use super::{StageContext, StageSpec, Trainer};
 use crate::data::Data;
-use crate::feed::Feed;
+use crate::feed::BatchLoader;
 use crate::stage::Stage;
 use anyhow::Result;
 use std::collections::BTreeMap;
@@ -20,17 +20,17 @@ pub(crate) type Update<'a> = dyn FnMut() -> Result<BTreeMap<String, f64>> + 'a;
 /// What `each` returns, and what training would end with.
 pub(crate) fn updates(
     stage: &mut dyn Stage,
-    (data, recipe, peers): (&Data, &Recipe<'_>, &Peers<'_>),
+    (data, spec, context): (&Data, &StageSpec<'_>, &StageContext<'_>),
     total: u64,
     mut each: impl FnMut(u64, &mut Update<'_>) -> Result<()>,
 ) -> Result<bool> {
-    let mut trainer = Trainer::new(stage, recipe, peers);
-    let mut feed = Feed::new(data, &recipe.schedule, 0..total, trainer.stage.views())?;
+    let mut trainer = Trainer::new(stage, spec, context);
+    let mut feed = BatchLoader::new(data, &spec.schedule, 0..total, trainer.stage.views())?;
     for step in 0..total {
         let mut stop = false;
         let mut update = || {
             // What was done since the last update is no part of this one.
-            _ = peers.session.take_phase_seconds(BTreeMap::new(), Duration::ZERO);
+            _ = context.session.take_phase_seconds(BTreeMap::new(), Duration::ZERO);
             trainer.phase("data");
             let batch = feed.next()?.expect("the feed has as many batches as updates were asked for");
             stop = trainer.update(&batch, total, &mut feed)?.stop;

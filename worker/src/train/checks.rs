@@ -1,4 +1,4 @@
-//! What is looked for in a step, and done about it by all ranks alike: numbers that are none, before the update, and ranks
+//! What is looked for in a step, and done about it by all ranks alike: non-finite numbers, before the update, and ranks
 //! whose state is not that of the others, every so many steps.
 
 use super::{Computed, Reduced, Trainer};
@@ -10,13 +10,13 @@ use tch::Tensor;
 use thanos_configs::{OnDivergence, OnNonFinite};
 use thanos_proto::WorkerEvent;
 
-/// Updates in a row that may be left out because something in them was no number.
+/// Updates in a row that may be skipped because of a non-finite value.
 const MAX_SKIPPED: u32 = 10;
 
 impl Trainer<'_> {
-    /// What in this step is no number, and on which rank: the same on all ranks, before the update. Only where
+    /// What in this step is non-finite, and on which rank: the same on all ranks, before the update. Only where
     /// something is wrong do they look for the place.
-    pub(super) fn non_number(&self, computed: &Computed, reduced: &Reduced) -> Result<Option<String>> {
+    pub(super) fn non_finite(&self, computed: &Computed, reduced: &Reduced) -> Result<Option<String>> {
         metrics::gradient(reduced.norm);
         if reduced.norm.is_finite() && reduced.terms.iter().all(|value| value.is_finite()) {
             return Ok(None);
@@ -29,7 +29,7 @@ impl Trainer<'_> {
         let own_gradient = self.optimizer.first_non_finite(&self.optimizer.flat_gradient());
         let own = own_term.or(own_gradient.map(|index| computed.terms.len() + index));
         let own = Tensor::from_slice(&[own.map_or(-1, |index| index as i64)]).to_device(reduced.gradient.device());
-        let all = Vec::<i64>::try_from(self.peers.group.all_gather(&own)?)?;
+        let all = Vec::<i64>::try_from(self.context.group.all_gather(&own)?)?;
         let first = all.iter().enumerate().find_map(|(rank, &index)| Some((rank, usize::try_from(index).ok()?)));
         Ok(Some(match first {
             Some((rank, index)) => format!("{} is non-finite on rank {rank}", names[index]),
@@ -40,9 +40,9 @@ impl Trainer<'_> {
     /// Skips an update, as if its batch had not been seen, or ends the run. In that case the state before the update,
     /// which is sound on all ranks, is saved first: a resume may choose another policy.
     pub(super) fn skip(&mut self, problem: &str, epoch: u64) -> Result<()> {
-        let place = format!("at step {} of stage {}", self.step, self.recipe.name);
+        let place = format!("at step {} of stage {}", self.step, self.spec.name);
         copy_into(&self.buffers, &self.buffers_before)?;
-        let stop = self.recipe.checks.on_non_finite == OnNonFinite::Stop;
+        let stop = self.spec.checks.on_non_finite == OnNonFinite::Stop;
         if (stop || self.skipped == MAX_SKIPPED) && self.step > 0 {
             self.save_for_all(epoch, None)?;
         }
@@ -58,24 +58,24 @@ impl Trainer<'_> {
 
     /// Every so many steps: whether all ranks hold the same, to the bit.
     pub(super) fn compare_ranks(&mut self) -> Result<()> {
-        let checks = self.recipe.checks;
+        let checks = self.spec.checks;
         if !checks.compare_ranks_every.is_some_and(|every| self.step.is_multiple_of(every)) {
             return Ok(());
         }
         self.phase("compare");
         let mut state = self.stage.state();
         state.extend(self.optimizer.state());
-        let Some(diverged) = diverged(&state, self.peers.group)? else { return Ok(()) };
-        let problem = format!("{diverged} after step {} of stage {}", self.step, self.recipe.name);
+        let Some(diverged) = diverged(&state, self.context.group)? else { return Ok(()) };
+        let problem = format!("{diverged} after step {} of stage {}", self.step, self.spec.name);
         if checks.on_divergence == OnDivergence::Stop {
             bail!("{problem} (`checks.on_divergence: repair` continues with the state of the majority)");
         }
         tracing::warn!("{problem}: repaired with the state of the majority");
         let mut memory = self.memory();
-        memory.take_over(self.peers.group, diverged.trusted)?;
+        memory.take_over(self.context.group, diverged.trusted)?;
         self.recall(memory)?;
-        match self.peers.group.rank() {
-            0 => self.peers.session.send(WorkerEvent::Repaired { problem }),
+        match self.context.group.rank() {
+            0 => self.context.session.send(WorkerEvent::Repaired { problem }),
             _ => Ok(()),
         }
     }

@@ -8,7 +8,7 @@ use super::{Computed, Trainer};
 use crate::failpoints;
 use crate::panics::without_panic;
 use crate::stage::Inputs;
-use crate::tensors::{Named, snapshot, upload};
+use crate::tensors::{StateDict, snapshot, upload};
 use anyhow::Result;
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
@@ -23,7 +23,7 @@ pub(super) struct StepGraph {
     inputs: Inputs,
     computed: Computed,
     /// The buffers as they were before the forward pass.
-    buffers_before: Named,
+    buffers_before: StateDict,
     gradient: Graph,
     update: Graph,
     /// [2] f32: the learning rate and the number of the update.
@@ -33,11 +33,12 @@ pub(super) struct StepGraph {
 impl StepGraph {
     /// Starts the forward and the backward pass: what they compute, and the buffers before them. `rates` are those of the
     /// update, which are on their way while the GPU computes.
-    pub(super) fn compute(&mut self, inputs: &Inputs, rates: [f32; 2]) -> Result<(Computed, Named)> {
+    pub(super) fn compute(&mut self, inputs: &Inputs, rates: [f32; 2]) -> Result<(Computed, StateDict)> {
         self.inputs.replace_by(inputs);
         self.gradient.replay()?;
         self.rates.copy_(&upload(&rates, self.rates.device()));
-        let shared = |named: &Named| named.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
+        let shared =
+            |named: &StateDict| named.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
         Ok((self.computed.shallow_clone(), shared(&self.buffers_before)))
     }
 

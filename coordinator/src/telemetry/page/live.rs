@@ -1,5 +1,5 @@
 //! What the page shows of a run that the ledger does not have: heartbeats, what workers wait for, the seconds of phases, the
-//! speed. The event loop feeds it under a lock that is held for microseconds; it begins anew with each coordinator.
+//! speed. The event loop feeds it under a lock that is held for microseconds; it starts again with each coordinator.
 
 use crate::run::{Effect, Event, Notice, SessionId};
 use serde_json::{Map, Value, json};
@@ -200,7 +200,7 @@ impl Beat {
         let (began, waited_ms) = self.window;
         let elapsed = now.saturating_duration_since(began);
         if self.generation != heartbeat.generation || heartbeat.waited_ms < waited_ms {
-            // It counts anew in each generation.
+            // It counts from 0 in each generation.
             (self.generation, self.window, self.wait_share) = (heartbeat.generation, (now, heartbeat.waited_ms), None);
         } else if elapsed >= WAIT_WINDOW {
             let waited = Duration::from_millis(heartbeat.waited_ms - waited_ms);

@@ -1,4 +1,4 @@
-//! A job that is queued again when its run was stopped before its end: by the program, as the job script stays a line. A job
+//! A job that is requeued when its run was stopped before its end: by the program, as the job script stays a line. A job
 //! that comes no further, or was queued too often, ends instead: it would take its turn for ever.
 
 use super::{ask, job_id};
@@ -22,7 +22,7 @@ enum Decision {
     Requeue,
     /// Ended, as this line says.
     End(String),
-    /// It may not be queued again, or Slurm ends it or has queued it already.
+    /// It may not be requeued, or Slurm ends it or has queued it already.
     Leave,
 }
 

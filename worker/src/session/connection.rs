@@ -13,38 +13,38 @@ const MAX_EVENTS: usize = 1024;
 /// The stream has broken: the generation is over, and another stream is being opened.
 #[derive(Debug, thiserror::Error)]
 #[error("the coordinator cannot be reached")]
-pub(crate) struct LineLost;
+pub(crate) struct Disconnected;
 
-pub(super) struct Line {
+pub(super) struct Connection {
     events: mpsc::Sender<WorkerEvent>,
     answers: Receiver<Command>,
-    tally: Arc<Tally>,
+    window: Arc<AckWindow>,
 }
 
-/// The other end of a [`Line`], which the session's thread holds.
-pub(super) struct FarEnd {
+/// The other end of a [`Connection`], which the session's thread holds.
+pub(super) struct ConnectionPeer {
     pub(super) events: mpsc::Receiver<WorkerEvent>,
     pub(super) answers: Sender<Command>,
-    pub(super) tally: Arc<Tally>,
+    pub(super) window: Arc<AckWindow>,
 }
 
-/// Steps that were told on a line, and how many of them the coordinator has recorded.
+/// Steps that were reported on a connection, and how many of them the coordinator has recorded.
 #[derive(Default)]
-pub(super) struct Tally {
+pub(super) struct AckWindow {
     steps: Mutex<Steps>,
     changed: Condvar,
 }
 
 #[derive(Default)]
 struct Steps {
-    told: u64,
+    reported: u64,
     recorded: u64,
     lost: bool,
     /// The generation ends: no step waits any more.
     released: bool,
 }
 
-impl Tally {
+impl AckWindow {
     /// Lets a step that waits go on, when the generation is to end: at a stop, or because a rank is lost.
     pub(super) fn release(&self, released: bool) {
         self.lock().released = released;
@@ -56,7 +56,7 @@ impl Tally {
         self.changed.notify_all();
     }
 
-    /// Nothing that is told from here on would be heard.
+    /// Nothing that is sent from here on would be received.
     pub(super) fn lose(&self) {
         self.lock().lost = true;
         self.changed.notify_all();
@@ -67,39 +67,40 @@ impl Tally {
     }
 }
 
-impl Line {
-    pub(super) fn new() -> (Self, FarEnd) {
+impl Connection {
+    pub(super) fn new() -> (Self, ConnectionPeer) {
         let (events, outbound) = mpsc::channel(MAX_EVENTS);
         let (inbound, answers) = channel();
-        let tally = Arc::new(Tally::default());
-        let far = FarEnd { events: outbound, answers: inbound, tally: tally.clone() };
-        (Self { events, answers, tally }, far)
+        let window = Arc::new(AckWindow::default());
+        let far = ConnectionPeer { events: outbound, answers: inbound, window: window.clone() };
+        (Self { events, answers, window }, far)
     }
 
     pub(super) fn events(&self) -> mpsc::Sender<WorkerEvent> {
         self.events.clone()
     }
 
-    pub(super) fn send(&self, event: WorkerEvent) -> Result<(), LineLost> {
-        if self.tally.lock().lost {
-            return Err(LineLost);
+    pub(super) fn send(&self, event: WorkerEvent) -> Result<(), Disconnected> {
+        if self.window.lock().lost {
+            return Err(Disconnected);
         }
-        self.events.blocking_send(event).map_err(|_| LineLost)
+        self.events.blocking_send(event).map_err(|_| Disconnected)
     }
 
-    pub(super) fn send_step(&self, step: StepDone) -> Result<(), LineLost> {
-        let too_many =
-            |steps: &mut Steps| !steps.lost && !steps.released && steps.told - steps.recorded >= MAX_UNRECORDED as u64;
+    pub(super) fn send_step(&self, step: StepDone) -> Result<(), Disconnected> {
+        let too_many = |steps: &mut Steps| {
+            !steps.lost && !steps.released && steps.reported - steps.recorded >= MAX_UNRECORDED as u64
+        };
         let mut steps =
-            self.tally.changed.wait_while(self.tally.lock(), too_many).unwrap_or_else(PoisonError::into_inner);
-        steps.told += 1;
+            self.window.changed.wait_while(self.window.lock(), too_many).unwrap_or_else(PoisonError::into_inner);
+        steps.reported += 1;
         drop(steps);
         self.send(WorkerEvent::Step(step))
     }
 
     /// The next answer, however long it takes.
-    pub(super) fn wait(&self) -> Result<Command, LineLost> {
-        self.answers.recv().map_err(|_| LineLost)
+    pub(super) fn wait(&self) -> Result<Command, Disconnected> {
+        self.answers.recv().map_err(|_| Disconnected)
     }
 
     pub(super) fn wait_for(&self, most: Duration) -> Result<Command, RecvTimeoutError> {
@@ -133,19 +134,19 @@ mod tests {
 
     #[test]
     fn a_step_waits_while_too_many_are_not_recorded() {
-        let (line, mut far) = Line::new();
+        let (connection, mut far) = Connection::new();
         for number in 0..MAX_UNRECORDED as u64 {
-            line.send_step(step(number)).expect("room");
+            connection.send_step(step(number)).expect("room");
         }
-        let tally = far.tally.clone();
-        let waiting = std::thread::spawn(move || line.send_step(step(64)).map(|()| line));
+        let window = far.window.clone();
+        let waiting = std::thread::spawn(move || connection.send_step(step(64)).map(|()| connection));
         assert!(!waiting.is_finished());
-        tally.recorded(1);
-        let line = waiting.join().expect("no panic").expect("one was recorded");
-        let waiting = std::thread::spawn(move || line.send_step(step(65)));
-        tally.lose();
-        assert!(waiting.join().expect("no panic").is_err(), "a lost line makes nobody wait");
-        let told = std::iter::from_fn(|| far.events.try_recv().ok()).count();
-        assert_eq!(told, 65);
+        window.recorded(1);
+        let connection = waiting.join().expect("no panic").expect("one was recorded");
+        let waiting = std::thread::spawn(move || connection.send_step(step(65)));
+        window.lose();
+        assert!(waiting.join().expect("no panic").is_err(), "no thread waits for a lost connection");
+        let reported = std::iter::from_fn(|| far.events.try_recv().ok()).count();
+        assert_eq!(reported, 65);
     }
 }

@@ -1,4 +1,4 @@
-//! A worker whose line to the coordinator is bad: slow, cut, or half-open, so that neither end is notified. Its peers reach
+//! A worker whose connection to the coordinator is bad: slow, cut, or half-open, so that neither end is notified. Its peers reach
 //! it all the while; every step is in the ledger once.
 
 use crate::print_line;

@@ -1,4 +1,4 @@
-//! Workers that stand still although their sessions live: one that hangs is named with its phase and replaced, one that
+//! Workers that hang although their sessions live: one that hangs is named with its phase and replaced, one that
 //! is slow is named and left alone.
 
 use crate::print_line;

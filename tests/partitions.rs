@@ -1,4 +1,4 @@
-//! A worker whose network is cut off: no connection is closed, nothing answers. It is out within five seconds, the others
+//! A worker whose network is cut off: no connection is closed, nothing answers. It is evicted within five seconds, the others
 //! continue, it commits nothing, and it comes back when it can. Each worker is in a network namespace of its own, whose
 //! link is taken down; that needs root, and without it this test says that it was skipped.
 
