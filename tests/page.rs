@@ -218,6 +218,22 @@ fn view(scene: &Scene, run_dir: &str) -> (Running, String) {
     (viewing, address.to_owned())
 }
 
+/// The file that a run has left, and one that is written again, hold what a server would send, and ask for nothing.
+fn check_report(scene: &Scene, left: &Path, shown: &Value) {
+    scene.coord(&["report", "run", "--html=page.html"]).expect(0);
+    for file in [left, &scene.path("page.html")] {
+        let html = std::fs::read_to_string(file).expect("a report");
+        let snapshot = html.split("id=\"snapshot\">").nth(1).and_then(|rest| rest.split("</script>").next());
+        let snapshot: Value = serde_json::from_str(&snapshot.expect("a snapshot").replace("<\\/", "</")).expect("JSON");
+        for part in ["series", "evaluations", "events", "run"] {
+            assert_eq!(snapshot[part], shown[part], "{part} of {}", file.display());
+        }
+        assert!(!html.contains("src=") && !html.contains("<link rel=\"stylesheet"), "{}", file.display());
+    }
+    let refused = scene.coord(&["report", "run", "run", "--html"]).expect(64);
+    assert!(refused.stderr.contains("name one directory"), "{}", refused.stderr);
+}
+
 #[test]
 fn a_run_that_has_ended_is_viewed() {
     let scene = Scene::new();
@@ -241,6 +257,7 @@ fn a_run_that_has_ended_is_viewed() {
     assert_eq!(state["workers"].as_array().map(Vec::len), Some(2));
     let events = lines(&run, "events.jsonl");
     assert_eq!(shown["events"].as_array().expect("a list").last(), events.last());
+    check_report(&scene, &run.join("report/index.html"), &shown);
     viewing.interrupt().expect(0);
     let refused = scene.coord(&["view", "run", "--listen", "0.0.0.0:0"]).expect(64);
     assert!(refused.stderr.contains("ssh -L"), "{}", refused.stderr);

@@ -26,6 +26,7 @@ use crate::server::{PlanNames, Service, Sessions, serve};
 use crate::signals::StopSignals;
 use crate::telemetry::http::{Observed, targets};
 use crate::telemetry::metrics;
+use crate::telemetry::page::{report_file, write_report};
 use crate::telemetry::progress::Progress;
 use crate::telemetry::tensorboard::TensorBoard;
 use crate::telemetry::trackers::{Ending, Trackers};
@@ -207,13 +208,28 @@ async fn run_to_end(
     if let Some(trackers) = trackers {
         trackers.finish(ending(&verdict, || Results::new(run_dir.identity(), plan, &results))).await;
     }
-    match verdict {
+    let launched = match verdict {
         Verdict::Done => finished(&results),
         Verdict::Stopped { at } => {
             Results::new(run_dir.identity(), plan, &results).write(run_dir.path())?;
             Ok(Launched::Stopped(at))
         }
         Verdict::Failed { message, exit_code } => Err(Fatal::new(exit_code, message).into()),
+    };
+    if launch.bench.is_none() {
+        leave_report(run_dir.path());
+    }
+    launched
+}
+
+/// A run that has ended can be looked at without a server. That it cannot be written does not change how it ended.
+fn leave_report(run_dir: &Path) {
+    let file = report_file(run_dir);
+    // A run that could not start leaves no directory.
+    if run_dir.exists()
+        && let Err(error) = write_report(run_dir, &file)
+    {
+        terminal::line(&format!("{}: {error}; `thanos-coord report RUN_DIR --html` writes it", file.display()));
     }
 }
 

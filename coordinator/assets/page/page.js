@@ -321,6 +321,13 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
 });
 setInterval(() => {
   const live = known.state && known.state.is_live && !ENDED.includes(known.state.state);
-  if (live && source.readyState === EventSource.OPEN && Date.now() - heard > MAX_SILENCE_MS) connect();
+  if (live && source && source.readyState === EventSource.OPEN && Date.now() - heard > MAX_SILENCE_MS) connect();
 }, MAX_SILENCE_MS / 4);
-connect();
+// A file that `report --html` has written contains the run; a page that is served asks for it.
+const snapshot = by("snapshot").textContent;
+if (snapshot) {
+  take(JSON.parse(snapshot));
+  redraw();
+} else {
+  connect();
+}

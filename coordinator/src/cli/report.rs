@@ -1,12 +1,14 @@
-//! `report`: the table of one run, or several runs compared.
+//! `report`: the table of one run, or several runs compared; or one run as a page.
 
 use crate::commands::series::runs_at;
-use crate::exit::Fatal;
+use crate::exit::{EXIT_IO, EXIT_USAGE, Fatal};
 use crate::run_dir::comparison::{RunResults, RunTable};
+use crate::run_dir::identity;
+use crate::telemetry::page::{report_file, write_report};
 use crate::terminal;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Args, Debug)]
 pub(super) struct ReportArguments {
@@ -16,6 +18,9 @@ pub(super) struct ReportArguments {
     /// As JSON; of a single run the content of `results.json`
     #[arg(long, conflicts_with = "format")]
     json: bool,
+    /// Write the page of a single run, with its curves, table, events and configuration, to this file [RUN/report/index.html]
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, conflicts_with_all = ["json", "format"])]
+    html: Option<Option<PathBuf>>,
     /// How to print it
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
@@ -35,6 +40,9 @@ enum Format {
 
 /// Prints what was asked for.
 pub(super) fn act_report(arguments: &ReportArguments) -> Result<()> {
+    if let Some(file) = &arguments.html {
+        return write_page(&arguments.run_dirs, file.as_deref());
+    }
     let format = if arguments.json { Format::Json } else { arguments.format };
     let mut paths = Vec::new();
     for folder in &arguments.run_dirs {
@@ -52,5 +60,16 @@ pub(super) fn act_report(arguments: &ReportArguments) -> Result<()> {
         (_, Format::Latex) => table.to_latex(),
     };
     terminal::print_line(&text)?;
+    Ok(())
+}
+
+fn write_page(run_dirs: &[PathBuf], file: Option<&Path>) -> Result<()> {
+    let [run_dir] = run_dirs else {
+        return Err(Fatal::new(EXIT_USAGE, "--html writes the page of one run: name one directory").into());
+    };
+    identity(run_dir)?;
+    let file = file.map_or_else(|| report_file(run_dir), Path::to_owned);
+    write_report(run_dir, &file).map_err(|error| Fatal::new(EXIT_IO, format!("{}: {error}", file.display())))?;
+    terminal::print_line(&file.display().to_string())?;
     Ok(())
 }

@@ -142,6 +142,21 @@ impl LivePage {
     }
 }
 
+/// Writes the page of a run directory as a file that needs no server: curves, table, events and configuration.
+///
+/// # Errors
+/// If the directory cannot be read, or the file cannot be written.
+pub(crate) fn write_report(run_dir: &Path, file: &Path) -> io::Result<()> {
+    let html = document::with_snapshot(&feed::snapshot(run_dir)?);
+    file.parent().map_or(Ok(()), fs::create_dir_all)?;
+    fs::write(file, html)
+}
+
+/// The report that every run leaves in its directory.
+pub(crate) fn report_file(run_dir: &Path) -> PathBuf {
+    run_dir.join("report").join("index.html")
+}
+
 /// Where a page resumes: what the browser sends by itself when it comes back, else `since`.
 fn cursor(uri: &Uri, headers: &HeaderMap) -> Option<Cursor> {
     let last = headers.get("last-event-id").and_then(|value| value.to_str().ok());

@@ -47,7 +47,7 @@ fn draws(n: i64) -> Draws {
 fn random(size: &[i64], kind: Kind) -> Tensor {
     thread_local!(static STATE: Cell<u64> = const { Cell::new(1) });
     let bound = if size.len() == 2 { 1.0 / (size[1] as f64).sqrt() } else { 1.0 };
-    let mut next = || {
+    let next = || {
         // Knuth's multiplier and increment of MMIX; the high bits are the good ones.
         let state = STATE.get().wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         STATE.set(state);

@@ -41,6 +41,15 @@ static DOCUMENT: LazyLock<(String, String)> = LazyLock::new(|| {
     (html, policy)
 });
 
+/// What [`with_snapshot`] fills.
+const SNAPSHOT: &str = "<script type=\"application/json\" id=\"snapshot\">";
+
+/// The document as a file of its own, which shows this update and asks no server.
+pub(super) fn with_snapshot(update: &str) -> String {
+    // Within a script nothing but its end is special.
+    DOCUMENT.0.replacen(SNAPSHOT, &format!("{SNAPSHOT}{}", update.replace("</", "<\\/")), 1)
+}
+
 pub(super) fn response() -> Response {
     let (html, policy) = &*DOCUMENT;
     let headers = [
@@ -59,6 +68,13 @@ fn hash(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_snapshot_cannot_end_its_element() {
+        let html = with_snapshot("{\"name\":\"</script><script>alert(1)\"}");
+        assert!(html.contains("id=\"snapshot\">{\"name\":\"<\\/script><script>alert(1)\"}</script>"), "{html}");
+        assert_eq!(html.matches("</script>").count(), SCRIPTS.len() + 1);
+    }
 
     #[test]
     fn every_part_is_embedded_once_between_its_tags() {

@@ -35,6 +35,17 @@ enum Request {
     Finish(oneshot::Sender<()>),
 }
 
+/// Everything that a page of this run directory would be sent, as JSON.
+///
+/// # Errors
+/// If the directory cannot be read.
+pub(super) fn snapshot(run_dir: &Path) -> io::Result<String> {
+    let mut model = Model::new(run_dir);
+    model.read()?;
+    let reader = Reader { model, source: Source::Directory(run_dir.into()), pages: Vec::new(), problem: None };
+    Ok(reader.new_since(None, Some(&reader.state())).json)
+}
+
 /// The thread's handle; it ends with the last one.
 #[derive(Clone)]
 pub(super) struct Feed {
