@@ -37,8 +37,10 @@ TESTS   := OMP_NUM_THREADS=1 cargo test --release --locked --workspace --test th
 
 .PHONY: run build cuda install test lint deny bench bench-faults chaos parity check-cuda gpu-bundle install-cuda libtorch libtorch-cuda image image-cuda image-test clean
 
+# A worker for each core, two to four of them: `make run NODES=4`.
+NODES ?= $(shell n=$$(nproc); echo $$((n < 2 ? 2 : n > 4 ? 4 : n)))
 run: build
-	$(TARGET)/thanos-coord launch --nodes 4 digits_table
+	$(TARGET)/thanos-coord launch --nodes $(NODES) digits_table
 
 build: libtorch
 	cargo build --release --locked --workspace --bins

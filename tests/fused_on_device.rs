@@ -24,13 +24,14 @@ struct Sizes {
 
 /// The network of CIFAR whole and with one query, the largest sizes of the kernels, and some that they leave to tensor
 /// operations.
-const SIZES: [Sizes; 6] = [
+const SIZES: [Sizes; 7] = [
     Sizes { n: 37, t: 65, s: 65, d: 256, h: 8, m: 512 },
     Sizes { n: 37, t: 65, s: 1, d: 256, h: 8, m: 512 },
     Sizes { n: 3, t: 80, s: 80, d: 512, h: 8, m: 128 },
     Sizes { n: 5, t: 17, s: 3, d: 128, h: 8, m: 384 },
     Sizes { n: 2, t: 90, s: 90, d: 96, h: 3, m: 40 },
     Sizes { n: 0, t: 65, s: 65, d: 256, h: 8, m: 512 },
+    Sizes { n: 0, t: 65, s: 1, d: 256, h: 8, m: 512 },
 ];
 
 /// Uniform in +-1; a matrix in +-1 / sqrt(input).

@@ -34,7 +34,10 @@ pub fn views_by_kernel(
     rows: &[i64],
     keys: &[u64],
 ) -> Result<Tensor, Error> {
-    let device = images.device();
+    let (device, count) = (images.device(), images.size()[0]);
+    if let Some(row) = rows.iter().find(|row| !(0..count).contains(*row)) {
+        return Err(Error { operation: "views", message: format!("there is no image {row} among {count}") });
+    }
     let words: Vec<i32> = keys.iter().flat_map(|&key| parameters(&augmentation.draw(key)).words()).collect();
     let (size, n) = (images.size(), keys.len() as i64);
     let mut made = Tensor::empty([n, size[3], size[1], size[2]], (Kind::Float, device));

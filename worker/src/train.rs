@@ -140,7 +140,7 @@ impl<'a> Trainer<'a> {
     fn new(stage: &'a mut dyn Stage, spec: &'a StageSpec<'a>, context: &'a StageContext<'a>) -> Self {
         let parameters = stage.parameters();
         let buffers = stage.state().into_iter().filter(|(name, _)| !parameters.contains_key(name)).collect();
-        let device = parameters.values().next().map_or(Device::Cpu, Tensor::device);
+        let (kind, device) = parameters.values().next().map_or((Kind::Float, Device::Cpu), |p| (p.kind(), p.device()));
         let optimizer = AdamW::new(parameters, spec.train.weight_decay);
         Self {
             stage,
@@ -158,7 +158,7 @@ impl<'a> Trainer<'a> {
             skipped: 0,
             exchanged: Exchanged::default(),
             clock: GpuClock::new(device),
-            graphs: Graphs::new(device, context.group.size()),
+            graphs: Graphs::new((kind, device), context.group.size()),
             seconds_before: 0.0,
             waited: 0.0,
             saving: 0.0,

@@ -4,6 +4,7 @@
 // this program would then have to be linked with and to find.
 #include <ATen/Context.h>
 #include <c10/core/CachingDeviceAllocator.h>
+#include <c10/core/DeviceGuard.h>
 #include <c10/core/Event.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
@@ -52,6 +53,10 @@ char* thanos_use_gpu(int32_t gpu) {
 void thanos_be_deterministic() {
   at::globalContext().setDeterministicCuDNN(true);
   at::globalContext().setBenchmarkCuDNN(false);
+  // Their gradients of queries are added up as blocks of keys come.
+  at::globalContext().setSDPUseFlash(false);
+  at::globalContext().setSDPUseMemEfficient(false);
+  at::globalContext().setSDPUseCuDNN(false);
 }
 
 char* thanos_gpu_memory(uint64_t* free_bytes, uint64_t* total_bytes) {
@@ -76,7 +81,11 @@ char* thanos_event_record(c10::Event** out) {
 }
 
 char* thanos_event_wait(c10::Event* event) {
-  return guard([&] { event->synchronize(); });
+  return guard([&] {
+    // The thread that saves has chosen no device: waiting would make a context on the first one.
+    const c10::DeviceGuard device(event->device());
+    event->synchronize();
+  });
 }
 
 char* thanos_event_elapsed(c10::Event* from, c10::Event* to, double* milliseconds) {

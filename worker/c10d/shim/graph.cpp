@@ -9,13 +9,52 @@
 #ifdef USE_C10D_NCCL
 
 #include <ATen/cuda/CUDAGraph.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <c10/cuda/CUDACachingAllocator.h>
 
-using Graph = at::cuda::CUDAGraph;
+namespace allocator = c10::cuda::CUDACachingAllocator;
+
+// A CUDA graph and the pool of memory that it works on.
+class Graph {
+ public:
+  void capture_begin() {
+    // What eager steps have cached would be held beside the same amount in the graph's pool.
+    allocator::emptyCache();
+    device_ = c10::impl::VirtualGuardImpl(c10::kCUDA).getDevice().index();
+    pool_ = at::cuda::graph_pool_handle();
+    // Other threads, such as the one that saves, may go on using the device.
+    release_on_error([&] { graph_.capture_begin(pool_, cudaStreamCaptureModeThreadLocal); });
+  }
+
+  void capture_end() {
+    release_on_error([&] { graph_.capture_end(); });
+  }
+
+  void replay() { graph_.replay(); }
+
+ private:
+  // libtorch leaves its allocator in the state of a capture when a capture fails.
+  template <typename F>
+  void release_on_error(F&& body) {
+    try {
+      body();
+    } catch (...) {
+      free(guard([&] { allocator::endAllocateToPool(device_, pool_); }));
+      free(guard([&] { allocator::releasePool(device_, pool_); }));
+      throw;
+    }
+  }
+
+  at::cuda::CUDAGraph graph_;
+  at::cuda::MempoolId_t pool_{};
+  c10::DeviceIndex device_ = 0;
+};
 
 #else
 
 // A build without CUDA has no graph.
 struct Graph {
+  void capture_begin() { unavailable(); }
   void capture_end() { unavailable(); }
   void replay() { unavailable(); }
   [[noreturn]] static void unavailable() { throw std::runtime_error("this program was built without CUDA"); }
@@ -29,12 +68,7 @@ extern "C" {
 char* thanos_graph_begin(Graph** out) {
   return guard([&] {
     auto graph = std::make_unique<Graph>();
-#ifdef USE_C10D_NCCL
-    // Other threads, such as the one that saves, may go on using the device.
-    graph->capture_begin({0, 0}, cudaStreamCaptureModeThreadLocal);
-#else
-    Graph::unavailable();
-#endif
+    graph->capture_begin();
     *out = graph.release();
   });
 }

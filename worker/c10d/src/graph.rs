@@ -16,7 +16,7 @@ impl Graph {
     /// for the GPU.
     ///
     /// # Errors
-    /// What `body` returns, and if something in it cannot be recorded. The stream then works as before.
+    /// What `body` returns, and if something in it cannot be recorded. Stream and allocator then work as before.
     pub fn record<T, E: From<Error>>(body: impl FnOnce() -> Result<T, E>) -> Result<(Self, T), E> {
         let mut raw = ptr::null_mut();
         // SAFETY: `raw` lives through the call.

@@ -114,7 +114,7 @@ pub(crate) fn in_groups(elements: i64) -> i64 {
 pub fn keep_mask(draws: &Draws, site: u32, elements: i64, kept: Kept, like: (Kind, Device)) -> Result<Tensor, Error> {
     let drop = raw::Drop { site: draws.site(site), output: kept.share(), ..keep_everything() };
     if gpu::takes_masks(like) {
-        return gpu::mask(draws, elements, &drop);
+        return gpu::mask(draws, elements, like.1, &drop);
     }
     if !has_kernels(like) {
         return Ok(plain_mask(draws, site, elements, kept, like));

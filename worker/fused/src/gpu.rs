@@ -26,26 +26,30 @@ pub fn is_available() -> bool {
 /// Most shared memory of a block on this process's GPU, in bytes; 0 where kernels cannot run.
 fn shared_bytes() -> i64 {
     static BYTES: OnceLock<i64> = OnceLock::new();
-    *BYTES.get_or_init(|| {
-        let mut bytes = 0;
-        // SAFETY: a number that lives through the call.
-        match check("shared_bytes", unsafe { raw::thanos_gpu_shared_bytes(&raw mut bytes) }) {
-            Ok(()) => bytes,
-            Err(error) => {
-                eprintln!("GPU kernels are not used: {error}");
-                0
-            }
+    if let Some(bytes) = BYTES.get() {
+        return *bytes;
+    }
+    let mut bytes = 0;
+    // SAFETY: a number that lives through the call.
+    match check("shared_bytes", unsafe { raw::thanos_gpu_shared_bytes(&raw mut bytes) }) {
+        Ok(()) => *BYTES.get_or_init(|| bytes),
+        Err(error) => {
+            eprintln!("GPU kernels are not used: {error}");
+            0
         }
-    })
+    }
 }
 
 pub(crate) fn takes_masks((kind, device): (Kind, Device)) -> bool {
     device.is_cuda() && kind == Kind::Float && is_available()
 }
 
+fn is_for_kernels(x: &Tensor, products: Products) -> bool {
+    x.device().is_cuda() && x.kind() == Kind::Float && products == Products::Bfloat16
+}
+
 pub(crate) fn takes_attention(x: &Tensor, branch: &Attention<'_>, queries: i64) -> bool {
-    x.device().is_cuda()
-        && branch.products == Products::Bfloat16
+    is_for_kernels(x, branch.products)
         && fits_attention(&x.size(), branch.heads, queries)
         // SAFETY: a function of three numbers.
         && unsafe { raw::thanos_gpu_attention_bytes(x.size()[1], queries, x.size()[2] / branch.heads) } <= shared_bytes()
@@ -58,8 +62,7 @@ pub(crate) fn fits_attention(x: &[i64], heads: i64, queries: i64) -> bool {
 }
 
 pub(crate) fn takes_feed_forward(x: &Tensor, branch: &FeedForward<'_>) -> bool {
-    x.device().is_cuda()
-        && branch.products == Products::Bfloat16
+    is_for_kernels(x, branch.products)
         && fits_feed_forward(&x.size(), branch.input.bias.numel() as i64)
         && is_available()
 }
@@ -83,11 +86,12 @@ fn limits() -> Limits {
     Limits { width, tokens }
 }
 
-/// A mask [n, elements] of the site and the share kept of `drop.output`.
-pub(crate) fn mask(draws: &Draws, elements: i64, drop: &raw::Drop) -> Result<Tensor, Error> {
-    let tensors = [draws.key_tensor(), draws.rows()].map(pointer);
+/// A mask [n, elements] on a device, of the site and the share kept of `drop.output`.
+pub(crate) fn mask(draws: &Draws, elements: i64, device: Device, drop: &raw::Drop) -> Result<Tensor, Error> {
+    let [key, rows] = draws_of(Some(draws), device);
+    let tensors = [&key, &rows].map(pointer);
     result("mask", |out| {
-        // SAFETY: two pointers to tensors that are borrowed for the call; `drop` and `out` live through it.
+        // SAFETY: two pointers to tensors that live through the call, as `drop` and `out` do.
         unsafe { raw::thanos_gpu_mask(tensors.as_ptr(), elements, drop, out) }
     })
 }
@@ -99,8 +103,8 @@ pub(crate) fn attention(
     eps: f64,
     (draws, drop): (Option<&Draws>, &raw::Drop),
 ) -> Result<Tensor, Error> {
-    let [key, rows] = draws_of(draws);
     let [x, weight, bias, qkv] = tensors;
+    let [key, rows] = draws_of(draws, x.device());
     let tensors = [x, weight, bias, qkv, &key, &rows].map(pointer);
     result("attention", |out| {
         // SAFETY: six pointers to tensors that live through the call, as `drop` and `out` do.
@@ -114,8 +118,8 @@ pub(crate) fn feed_forward(
     eps: f64,
     (draws, drop): (Option<&Draws>, &raw::Drop),
 ) -> Result<Tensor, Error> {
-    let [key, rows] = draws_of(draws);
     let [x, weight, bias, input, input_bias, output, output_bias] = tensors;
+    let [key, rows] = draws_of(draws, x.device());
     let tensors = [x, weight, bias, input, input_bias, output, output_bias, &key, &rows].map(pointer);
     result("feed_forward", |out| {
         // SAFETY: nine pointers to tensors that live through the call, as `drop` and `out` do.
@@ -123,10 +127,10 @@ pub(crate) fn feed_forward(
     })
 }
 
-/// Key and rows; without draws they are not read.
-fn draws_of(draws: Option<&Draws>) -> [Tensor; 2] {
+/// Key and rows where the kernel runs; without draws they are not read.
+fn draws_of(draws: Option<&Draws>, device: Device) -> [Tensor; 2] {
     match draws {
-        Some(draws) => [draws.key_tensor().shallow_clone(), draws.rows().shallow_clone()],
+        Some(draws) => [draws.key_tensor().to_device(device), draws.rows().to_device(device)],
         None => [Tensor::new(), Tensor::new()],
     }
 }
@@ -172,8 +176,10 @@ pub fn takes_views(images: &Tensor) -> bool {
 /// Writes views to `out` [n, C, S, S] f32. View i is of image `rows[i]`, [n] i64, of `images` [N, S, S, C] u8, by
 /// `parameters[i]`, [n, 14] i32 as [`ViewParameters::words`]; then pixels in [0, 1] become pixel * scale + shift, by channel.
 ///
+/// Rows and crops that are not within the images read other memory: they are the caller's to check.
+///
 /// # Errors
-/// If shapes do not fit.
+/// If shapes do not fit, or tensors are on several devices.
 pub fn views(
     images: &Tensor,
     (rows, parameters): (&Tensor, &Tensor),
@@ -182,7 +188,9 @@ pub fn views(
 ) -> Result<(), Error> {
     let (size, n) = (images.size(), rows.size()[0]);
     let [_, side, _, channels] = size[..] else { return Err(misfit(&size)) };
-    let fits = parameters.size() == [n, VIEW_WORDS as i64]
+    let fits = size[1] == size[2]
+        && [rows, parameters, out].iter().all(|tensor| tensor.device() == images.device())
+        && parameters.size() == [n, VIEW_WORDS as i64]
         && out.size() == [n, channels, side, side]
         && channels as usize <= MAX_CHANNELS
         && [scale.len(), shift.len()] == [channels as usize; 2]

@@ -200,9 +200,11 @@ fn check_input(operation: &'static str, x: &Tensor, draws: Option<&Draws>) -> Re
 
 fn check_weights(operation: &'static str, x: &Tensor, expected: &[(&str, &Tensor, Vec<i64>)]) -> Result<(), Error> {
     for (name, weight, size) in expected {
-        if weight.size() != *size || weight.kind() != x.kind() || !weight.is_contiguous() {
-            let found = (weight.size(), weight.kind());
-            let message = format!("{name} is {found:?}, expected {size:?} of {:?}, contiguous", x.kind());
+        let alike = weight.kind() == x.kind() && weight.device() == x.device();
+        if weight.size() != *size || !alike || !weight.is_contiguous() {
+            let found = (weight.size(), weight.kind(), weight.device());
+            let (kind, device) = (x.kind(), x.device());
+            let message = format!("{name} is {found:?}, expected {size:?} of {kind:?} on {device:?}, contiguous");
             return Err(Error { operation, message });
         }
     }

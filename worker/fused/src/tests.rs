@@ -85,12 +85,13 @@ enum Kernels {
 const GPU: Precision = (Kind::Float, Products::Bfloat16, Kernels::Gpu);
 
 /// Those of CIFAR, one query, rows that no tile divides, one token, no image, the widest.
-const GPU_SIZES: [Sizes; 6] = [
+const GPU_SIZES: [Sizes; 7] = [
     Sizes { n: 2, t: 65, queries: 65, d: 256, heads: 8, m: 512 },
     Sizes { n: 3, t: 65, queries: 1, d: 256, heads: 8, m: 512 },
     Sizes { n: 5, t: 17, queries: 3, d: 128, heads: 8, m: 128 },
     Sizes { n: 2, t: 1, queries: 1, d: 128, heads: 2, m: 128 },
     Sizes { n: 0, t: 9, queries: 9, d: 128, heads: 2, m: 256 },
+    Sizes { n: 0, t: 65, queries: 1, d: 256, heads: 8, m: 512 },
     Sizes { n: 1, t: 80, queries: 80, d: 512, heads: 8, m: 128 },
 ];
 
@@ -209,7 +210,7 @@ fn gpu_kernels_match_plain_operations() {
             }
         }
     }
-    assert_eq!(compared, 20, "sizes that the kernels take");
+    assert_eq!(compared, 22, "sizes that the kernels take");
 }
 
 #[test]
@@ -218,7 +219,7 @@ fn gpu_kernels_draw_the_same_masks() {
     let kept = Kept::of_rate(0.25);
     for (site, elements) in [(0, 1), (5, 128), (u32::MAX, 333), (9, 0)] {
         let drop = raw::Drop { site, output: kept.share(), ..keep_everything() };
-        let found = gpu::mask(&drawn, elements, &drop).expect("a mask");
+        let found = gpu::mask(&drawn, elements, Device::Cpu, &drop).expect("a mask");
         assert!(found.equal(&plain_mask(&drawn, site, elements, kept, (Kind::Float, Device::Cpu))));
     }
 }
@@ -349,9 +350,9 @@ fn shapes_that_do_not_fit_are_refused() {
     assert!(refused(&branch, 3, Some(&draws(3))).contains("draws of 3 rows for 2 images"));
     assert!(refused(&Attention { heads: 3, ..branch }, 3, None).contains("3 heads"));
     let narrow = random(&[16, 8], Kind::Float);
-    assert!(refused(&Attention { qkv: &narrow, ..branch }, 3, None).contains("qkv is ([16, 8], Float)"));
+    assert!(refused(&Attention { qkv: &narrow, ..branch }, 3, None).contains("qkv is ([16, 8], Float, Cpu)"));
     let double = random(&[24, 8], Kind::Double);
-    assert!(refused(&Attention { qkv: &double, ..branch }, 3, None).contains("expected [24, 8] of Float"));
+    assert!(refused(&Attention { qkv: &double, ..branch }, 3, None).contains("expected [24, 8] of Float on Cpu"));
 }
 
 #[test]

@@ -26,7 +26,13 @@ impl Trainer<'_> {
         let names: Vec<String> = terms.chain(gradients).collect();
         let shares = Vec::<f64>::try_from(&computed.shares)?;
         let own_term = shares.iter().position(|share| !share.is_finite());
-        let own_gradient = self.optimizer.first_non_finite(&self.optimizer.flat_gradient());
+        // The ranks' sum is in the place of this rank's gradient, except for the only rank, whose parameters may have that of
+        // another step: a recorded one does not set them.
+        let gradient = match self.context.group.size() {
+            1 => computed.gradient.shallow_clone(),
+            _ => self.optimizer.flat_gradient(),
+        };
+        let own_gradient = self.optimizer.first_non_finite(&gradient);
         let own = own_term.or(own_gradient.map(|index| computed.terms.len() + index));
         let own = Tensor::from_slice(&[own.map_or(-1, |index| index as i64)]).to_device(reduced.gradient.device());
         let all = Vec::<i64>::try_from(self.context.group.all_gather(&own)?)?;

@@ -11,6 +11,7 @@ use crate::stage::Inputs;
 use crate::tensors::{StateDict, snapshot, upload};
 use anyhow::Result;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tch::{Device, Kind, Tensor};
 use thanos_c10d::Graph;
 use thanos_fused::gpu;
@@ -48,6 +49,9 @@ impl StepGraph {
     }
 }
 
+/// A recording has failed: it would again.
+static HAS_FAILED: AtomicBool = AtomicBool::new(false);
+
 /// The recorded step of a stage.
 pub(super) struct Graphs {
     is_enabled: bool,
@@ -57,10 +61,12 @@ pub(super) struct Graphs {
 }
 
 impl Graphs {
-    /// For a stage on `device` with so many ranks. With several, collectives within a step would have to be recorded; what
-    /// tests break on purpose is between the kernels.
-    pub(super) fn new(device: Device, ranks: usize) -> Self {
-        let is_enabled = device.is_cuda() && ranks == 1 && gpu::is_available() && !failpoints::are_armed();
+    /// For a stage whose parameters are of this kind on this device, with so many ranks. With several, collectives within a
+    /// step would have to be recorded; masks in float64 are drawn with the host's help; what tests break on purpose is
+    /// between the kernels.
+    pub(super) fn new((kind, device): (Kind, Device), ranks: usize) -> Self {
+        let is_possible = device.is_cuda() && kind == Kind::Float && ranks == 1 && gpu::is_available();
+        let is_enabled = is_possible && !failpoints::are_armed() && !HAS_FAILED.load(Ordering::Relaxed);
         Self { is_enabled, steps: BTreeMap::new(), recorded: None }
     }
 
@@ -99,6 +105,7 @@ impl Trainer<'_> {
             }
             Err(error) => {
                 tracing::warn!("steps are not recorded as a CUDA graph: {error:#}");
+                HAS_FAILED.store(true, Ordering::Relaxed);
                 self.graphs.is_enabled = false;
                 Ok(None)
             }

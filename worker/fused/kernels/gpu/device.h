@@ -33,6 +33,8 @@ DEVICE uint32_t high_product(uint32_t a, uint32_t b) { return __umulhi(a, b); }
 DEVICE float product(float a, float b) { return __fmul_rn(a, b); }
 DEVICE float sum(float a, float b) { return __fadd_rn(a, b); }
 DEVICE float difference(float a, float b) { return __fsub_rn(a, b); }
+DEVICE double product(double a, double b) { return __dmul_rn(a, b); }
+DEVICE double difference(double a, double b) { return __dsub_rn(a, b); }
 DEVICE float fast_exp(float x) { return __expf(x); }
 
 DEVICE float warp_sum(float x) {
@@ -95,6 +97,8 @@ DEVICE uint32_t high_product(uint32_t a, uint32_t b) {
 DEVICE float product(float a, float b) { return a * b; }
 DEVICE float sum(float a, float b) { return a + b; }
 DEVICE float difference(float a, float b) { return a - b; }
+DEVICE double product(double a, double b) { return a * b; }
+DEVICE double difference(double a, double b) { return a - b; }
 DEVICE float fast_exp(float x) { return expf(x); }
 
 DEVICE float warp_sum(float x) { return x; }

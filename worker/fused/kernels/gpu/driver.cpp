@@ -1,5 +1,6 @@
 // Kernels on a GPU, through the driver: the program neither links with CUDA's runtime nor needs to find it, as the
 // driver's library is there once libtorch uses a GPU. The kernels are in the program, for several architectures.
+#include <c10/core/DeviceGuard.h>
 #include <c10/util/Exception.h>
 
 #include "launch.h"
@@ -90,12 +91,13 @@ Function& function_of(Module& module, const char* name) {
 
 }  // namespace
 
-void launch_on_device(const char* name, const Work& work, const void* arguments) {
+void launch_on_device(const char* name, c10::Device device, const Work& work, const void* arguments) {
+  const c10::DeviceGuard guard(device);
   const auto per_block = work.unit == Unit::kThread ? work.threads : work.unit == Unit::kWarp ? work.threads / 32 : 1;
   const auto blocks = (work.count + per_block - 1) / per_block;
   TORCH_CHECK(blocks <= INT32_MAX, name, ": too many blocks");
   const std::lock_guard<std::mutex> lock(mutex);
-  auto& function = function_of(module_of(c10::cuda::current_device()), name);
+  auto& function = function_of(module_of(device.index()), name);
   if (work.shared_bytes > function.shared_bytes) {
     const auto bytes = static_cast<int>(work.shared_bytes);
     driver().check(name, driver().set_attribute(function.handle, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, bytes));
@@ -123,7 +125,7 @@ int64_t most_shared_bytes() {
 
 namespace thanos::gpu {
 
-void launch_on_device(const char* name, const Work&, const void*) {
+void launch_on_device(const char* name, c10::Device, const Work&, const void*) {
   TORCH_CHECK(false, name, ": this program was built without CUDA");
 }
 

@@ -23,10 +23,10 @@ void make_views(thanos::gpu::ViewsArguments);
 namespace thanos::gpu {
 
 template <auto kernel, typename Arguments>
-void launch(const char* name, bool on_device, const Work& work, const Arguments& arguments) {
+void launch(const char* name, const at::Tensor& like, const Work& work, const Arguments& arguments) {
   if (work.count == 0) return;
-  if (on_device) {
-    launch_on_device(name, work, &arguments);
+  if (like.is_cuda()) {
+    launch_on_device(name, like.device(), work, &arguments);
   } else {
     launch_on_host(work, [](const void* given) { kernel(*static_cast<const Arguments*>(given)); }, &arguments);
   }
@@ -36,4 +36,4 @@ void launch(const char* name, bool on_device, const Work& work, const Arguments&
 
 // Starts a kernel where `like` is.
 #define THANOS_LAUNCH(kernel, like, work, arguments) \
-  ::thanos::gpu::launch<&::kernel>(#kernel, (like).is_cuda(), work, arguments)
+  ::thanos::gpu::launch<&::kernel>(#kernel, like, work, arguments)

@@ -183,7 +183,7 @@ struct Tap {
   float weight;
 
   DEVICE Tap(int at, int from, int length, int side) {
-    double place = (at + 0.5) * (static_cast<double>(length) / side) - 0.5;
+    double place = difference(product(at + 0.5, static_cast<double>(length) / side), 0.5);
     if (place < 0) place = 0;
     int before = static_cast<int>(place);
     if (before > length - 1) before = length - 1;

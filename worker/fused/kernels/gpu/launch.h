@@ -17,8 +17,8 @@ struct Work {
   int64_t shared_bytes = 0;
 };
 
-// On the current stream of the current device.
-void launch_on_device(const char* name, const Work& work, const void* arguments);
+// On the current stream of a device.
+void launch_on_device(const char* name, c10::Device device, const Work& work, const void* arguments);
 
 // Blocks of one thread; `run` is called for each.
 void launch_on_host(const Work& work, void (*run)(const void* arguments), const void* arguments);

@@ -89,10 +89,11 @@ inline std::array<at::Tensor, 3> norm_gradients(const at::Tensor& x, const at::T
   return {dx, total.select(0, 0), total.select(0, 1)};
 }
 
-// x[:, :s] + depth(dropout(fed + bias)), [n, s, d]; the sites are that of the dropout and that of the depth.
-inline at::Tensor add_branch(const at::Tensor& x, const at::Tensor& fed, const float* bias, const Randomness& random,
-                             Site site, Site depth) {
-  const auto n = x.size(0), t = x.size(1), d = x.size(2), rows = fed.size(0), s = n == 0 ? t : rows / n;
+// x[:, :s] + depth(dropout(fed + bias)), [n, s, d]; `sites` are that of the dropout and that of the depth.
+inline at::Tensor add_branch(const at::Tensor& x, int64_t s, const at::Tensor& fed, const float* bias,
+                             const Randomness& random, std::array<Site, 2> sites) {
+  const auto n = x.size(0), t = x.size(1), d = x.size(2), rows = n * s;
+  const auto [site, depth] = sites;
   const auto out = float_like(x, {n, s, d});
   const ResidualArguments arguments{floats(x), bits(fed), bias, mutable_floats(out), random, site, depth, rows,
                                     static_cast<int>(d), static_cast<int>(s), static_cast<int>(t), rows_each(rows)};
@@ -189,8 +190,8 @@ class AttentionOperation : public torch::autograd::Function<AttentionOperation> 
     const AttentionForwardArguments arguments{attention_arguments(in, projected, draws), bits(mixed), mutable_floats(lse)};
     record("thanos::attention", projected, {n, t, d, queries});
     attend(in, arguments);
-    const auto out = add_branch(x, mixed, nullptr, draws.random(), draws.site(2, draws.drop.output),
-                                draws.site(3, draws.drop.depth));
+    const auto out = add_branch(x, queries, mixed, nullptr, draws.random(),
+                                {draws.site(2, draws.drop.output), draws.site(3, draws.drop.depth)});
     if (trains) {
       context->saved_data["heads"] = heads;
       context->saved_data["queries"] = queries;
@@ -279,8 +280,8 @@ class FeedForwardOperation : public torch::autograd::Function<FeedForwardOperati
                                          static_cast<int>(t), rows_each(rows)};
     THANOS_LAUNCH(activation_forward, x, columns_of(rows, m), activation);
     const auto fed = at::mm(active, narrow_out.t());
-    const auto result = add_branch(x, fed, floats(out_bias), draws.random(), draws.site(1, draws.drop.output),
-                                   draws.site(2, draws.drop.depth));
+    const auto result = add_branch(x, t, fed, floats(out_bias), draws.random(),
+                                   {draws.site(1, draws.drop.output), draws.site(2, draws.drop.depth)});
     if (trains) {
       AttentionOperation::save_draws(context, draws);
       context->save_for_backward({x, norm_weight, in_bias, narrow_in, narrow_out, normed.out, normed.mean, normed.rstd,
