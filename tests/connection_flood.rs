@@ -11,7 +11,7 @@ use thanos_tests::{Running, Scene, lines};
 
 /// Steps of one measurement, and pairs of measurements.
 const STEPS: usize = 40;
-const PAIRS: usize = 5;
+const PAIRS: usize = 3;
 
 /// The coordinator's address, as it was given to its workers.
 fn address(scene: &Scene) -> String {

@@ -86,7 +86,7 @@ const CYCLES: [(&str, &[&str], &str); 4] = [
         "`exit` names the errors of all, and `session` ends by `exit`",
     ),
     ("worker/c10d", &["device", "group"], "a group is made for a device, and synchronises it"),
-    ("worker/fused", &["calls", "draws"], "the mask of a draw is a kernel, whose calls are checked in one file"),
+    ("worker/fused", &["calls", "draws", "gpu"], "the mask of a draw is a kernel, whose calls are checked in one file"),
 ];
 
 /// Functions with a parameter that is a pattern of more than two values.

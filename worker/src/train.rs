@@ -3,6 +3,7 @@
 
 pub(crate) mod bench;
 mod checks;
+mod computed;
 mod gpu_clock;
 mod graph;
 
@@ -18,9 +19,10 @@ use crate::run_files::RunFiles;
 use crate::save_schedule::{Due, SaveSchedule};
 use crate::saver::{Save, Saver};
 use crate::session::Session;
-use crate::stage::{Inputs, Losses, Stage};
+use crate::stage::{Inputs, Stage};
 use crate::tensors::{StateDict, copy_into, snapshot};
 use anyhow::{Context, Result, bail};
+use computed::{Computed, Reduced, Requests, norm_of};
 use gpu_clock::GpuClock;
 use graph::{Graphs, StepGraph};
 use std::collections::BTreeMap;
@@ -554,67 +556,4 @@ impl<'a> Trainer<'a> {
     fn seconds(&self) -> f64 {
         self.seconds_before + self.started.elapsed().as_secs_f64()
     }
-}
-
-/// What one rank has computed of a step, from its own images.
-struct Computed {
-    terms: Vec<TermName>,
-    /// This rank's share of each term, [terms] f64.
-    shares: Tensor,
-    /// [parameters], in the optimiser's layout.
-    gradient: Tensor,
-    /// The gradient's norm [1] f64, where this rank's gradient is that of the global loss.
-    norm: Option<Tensor>,
-}
-
-/// A term of the loss, without its value.
-#[derive(Clone, Copy)]
-struct TermName {
-    name: &'static str,
-    weight: f64,
-}
-
-impl Computed {
-    fn new(losses: &Losses, gradient: Tensor) -> Self {
-        let terms = losses.terms().iter().map(|term| TermName { name: term.name, weight: term.weight }).collect();
-        Self { terms, shares: losses.shares(), gradient, norm: None }
-    }
-
-    /// For the only rank.
-    fn with_norm(self) -> Self {
-        let norm = Some(norm_of(&self.gradient));
-        Self { norm, ..self }
-    }
-
-    fn shallow_clone(&self) -> Self {
-        Self {
-            terms: self.terms.clone(),
-            shares: self.shares.shallow_clone(),
-            gradient: self.gradient.shallow_clone(),
-            norm: self.norm.as_ref().map(Tensor::shallow_clone),
-        }
-    }
-}
-
-/// The norm of a gradient, [1] f64. The squares of finite float32 values never overflow there: it is non-finite only if a
-/// value is.
-fn norm_of(gradient: &Tensor) -> Tensor {
-    gradient.norm_scalaropt_dtype(2, Kind::Double).reshape([1])
-}
-
-/// The globally reduced values of one step.
-struct Reduced {
-    /// The gradient of the global loss, in the optimiser's layout.
-    gradient: Tensor,
-    norm: f64,
-    /// The global value of each term.
-    terms: Vec<f64>,
-    asked: Requests,
-}
-
-/// What some rank has been asked to do after this step, so that all do it.
-#[derive(Clone, Copy, Debug)]
-struct Requests {
-    stop: bool,
-    regroup: bool,
 }

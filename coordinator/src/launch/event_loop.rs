@@ -16,7 +16,7 @@ use crate::workers::Launcher;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use thanos_proto::{Command, StageResult};
+use thanos_proto::{Command, StageResult, WorkerEvent};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
@@ -79,6 +79,9 @@ impl EventLoop {
 
     fn apply(&mut self, event: Event) -> Option<Verdict> {
         self.telemetry.on_event(&event);
+        if let Event::Received { event: WorkerEvent::Heartbeat(heartbeat), .. } = &event {
+            self.progress.heartbeat(heartbeat);
+        }
         if let Some(observed) = &self.observed {
             observed.on_event(&event);
         }

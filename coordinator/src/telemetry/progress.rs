@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use thanos_configs::DataKind;
 use thanos_data::{PackFile, Packs};
-use thanos_proto::{StageResult, StepDone};
+use thanos_proto::{Heartbeat, StageResult, StepDone};
 
 /// Without a terminal, a line is printed this often at first, then whenever a run is a twentieth older, and finally so often:
 /// a day of training is 400 lines.
@@ -112,6 +112,9 @@ enum View {
 
 struct Stage {
     name: String,
+    /// Steps done, and all of them.
+    position: u64,
+    length: u64,
     started: Instant,
     /// When a step was committed, and its images.
     recent: VecDeque<(Instant, u64)>,
@@ -136,28 +139,31 @@ impl Progress {
     pub(crate) fn step(&mut self, step: &StepDone) {
         let now = Instant::now();
         if self.stage.as_ref().is_none_or(|stage| stage.name != step.stage) {
-            self.stage = Some(Stage { name: step.stage.clone(), started: now, recent: VecDeque::new() });
+            let (name, recent) = (step.stage.clone(), VecDeque::new());
+            self.stage = Some(Stage { name, position: 0, length: 0, started: now, recent });
         }
         let Some(stage) = &mut self.stage else { return };
+        (stage.position, stage.length) = (step.step + 1, step.total_steps);
         stage.recent.push_back((now, step.images));
         while stage.recent.front().is_some_and(|(then, _)| now.duration_since(*then) > WINDOW) {
             stage.recent.pop_front();
         }
         let text = stage.describe(step, now);
         match &mut self.view {
-            View::Bar => terminal::show_bar(terminal::Bar {
-                unit: Unit::Steps,
-                name: step.stage.clone(),
-                position: step.step + 1,
-                length: step.total_steps,
-                text,
-            }),
+            View::Bar => terminal::show_bar(stage.bar(text)),
             View::Lines { began, last } if now.duration_since(*last) >= between_lines(now.duration_since(*began)) => {
                 *last = now;
                 terminal::line(&format!("{}: step {}/{}, {text}", step.stage, step.step + 1, step.total_steps));
             }
             View::Lines { .. } => {}
         }
+    }
+
+    /// A rank says what it does. Between steps the bar shows it instead of a rate that no longer holds.
+    pub(crate) fn heartbeat(&self, heartbeat: &Heartbeat) {
+        let (View::Bar, Some(stage)) = (&self.view, &self.stage) else { return };
+        let Some(activity) = activity(&heartbeat.phase).filter(|_| heartbeat.stage == stage.name) else { return };
+        terminal::show_bar(stage.bar(activity.into()));
     }
 
     /// Something happened that a person may want to read.
@@ -230,7 +236,23 @@ impl Progress {
     }
 }
 
+/// What a rank does in a phase in which it makes no step.
+fn activity(phase: &str) -> Option<&'static str> {
+    match phase {
+        "evaluate" => Some("evaluating"),
+        "measure" => Some("measuring on the test images"),
+        "save" => Some("saving"),
+        "record" => Some("recording a CUDA graph"),
+        _ => None,
+    }
+}
+
 impl Stage {
+    fn bar(&self, text: String) -> terminal::Bar {
+        let (name, position, length) = (self.name.clone(), self.position, self.length);
+        terminal::Bar { unit: Unit::Steps, name, position, length, text }
+    }
+
     /// Loss, images per second, time left.
     fn describe(&self, step: &StepDone, now: Instant) -> String {
         let (first, _) = self.recent.front().copied().unwrap_or((self.started, 0));
@@ -288,6 +310,14 @@ mod tests {
         let cases = [(193 * 60, "3:13:00"), (59, "0:00:59"), (3600, "1:00:00"), (100 * 3600 + 61, "100:01:01")];
         for (seconds, shown) in cases {
             assert_eq!(clock(Duration::from_secs(seconds)), shown);
+        }
+    }
+
+    #[test]
+    fn a_phase_without_steps_is_shown_as_an_activity() {
+        assert_eq!(activity("evaluate"), Some("evaluating"));
+        for phase in ["forward", "reduce", "anything else"] {
+            assert_eq!(activity(phase), None, "{phase}");
         }
     }
 

@@ -59,3 +59,18 @@ fn workers_that_share_a_gpu_are_hosts_of_their_own_to_nccl() {
     assert_eq!((variable("NCCL_HOSTID"), variable("NCCL_SOCKET_IFNAME")), (Some("worker-1"), Some("lo")));
     assert_eq!((variable("NCCL_IB_DISABLE"), variable("NCCL_NVLS_ENABLE")), (Some("1"), Some("0")));
 }
+
+/// Also when it is polled again, as a loop around `select!` does.
+#[tokio::test]
+async fn a_process_is_not_asked_to_end_by_a_sender_that_is_gone() {
+    let (sender, receiver) = oneshot::channel();
+    let mut killed = asked_to_end(receiver);
+    drop(sender);
+    for _ in 0..2 {
+        let polled = tokio::time::timeout(Duration::from_millis(1), &mut killed).await;
+        assert!(polled.is_err(), "it resolved");
+    }
+    let (sender, receiver) = oneshot::channel();
+    sender.send(()).expect("the receiver is there");
+    asked_to_end(receiver).await;
+}

@@ -13,10 +13,11 @@ use std::time::Duration;
 /// If there is no such GPU.
 pub fn use_gpu(index: usize) -> Result<(), Error> {
     let gpu = i32::try_from(index).unwrap_or(i32::MAX);
+    // SAFETY: it sets a number of this thread.
+    check("use_gpu", unsafe { raw::thanos_use_gpu(gpu) })?;
     // SAFETY: it sets flags of libtorch's context.
     unsafe { raw::thanos_be_deterministic() };
-    // SAFETY: it sets a number of this thread.
-    check("use_gpu", unsafe { raw::thanos_use_gpu(gpu) })
+    Ok(())
 }
 
 /// Whether float32 products and convolutions on GPUs may use TensorFloat-32 (10 bits of mantissa). libtorch allows it in

@@ -3,7 +3,6 @@
 
 use crate::calls::{check, pointer, result};
 use crate::draws::Draws;
-use crate::operations::{Attention, FeedForward};
 use crate::products::Products;
 use crate::{Error, raw};
 use std::sync::OnceLock;
@@ -48,11 +47,11 @@ fn is_for_kernels(x: &Tensor, products: Products) -> bool {
     x.device().is_cuda() && x.kind() == Kind::Float && products == Products::Bfloat16
 }
 
-pub(crate) fn takes_attention(x: &Tensor, branch: &Attention<'_>, queries: i64) -> bool {
-    is_for_kernels(x, branch.products)
-        && fits_attention(&x.size(), branch.heads, queries)
+pub(crate) fn takes_attention(x: &Tensor, heads: i64, queries: i64, products: Products) -> bool {
+    is_for_kernels(x, products)
+        && fits_attention(&x.size(), heads, queries)
         // SAFETY: a function of three numbers.
-        && unsafe { raw::thanos_gpu_attention_bytes(x.size()[1], queries, x.size()[2] / branch.heads) } <= shared_bytes()
+        && unsafe { raw::thanos_gpu_attention_bytes(x.size()[1], queries, x.size()[2] / heads) } <= shared_bytes()
 }
 
 /// Whether the sizes are those of the kernels.
@@ -61,10 +60,9 @@ pub(crate) fn fits_attention(x: &[i64], heads: i64, queries: i64) -> bool {
     d % GROUP == 0 && d <= limits.width && t <= limits.tokens && queries <= t && HEAD_WIDTHS.contains(&(d / heads))
 }
 
-pub(crate) fn takes_feed_forward(x: &Tensor, branch: &FeedForward<'_>) -> bool {
-    is_for_kernels(x, branch.products)
-        && fits_feed_forward(&x.size(), branch.input.bias.numel() as i64)
-        && is_available()
+/// `m`: hidden features.
+pub(crate) fn takes_feed_forward(x: &Tensor, m: i64, products: Products) -> bool {
+    is_for_kernels(x, products) && fits_feed_forward(&x.size(), m) && is_available()
 }
 
 /// Whether the sizes are those of the kernels.

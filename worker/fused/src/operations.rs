@@ -82,7 +82,7 @@ impl Attention<'_> {
             let message = format!("{} heads and {queries} queries do not fit tokens [{n}, {t}, {d}]", self.heads);
             return Err(Error { operation: "attention", message });
         }
-        if gpu::takes_attention(x, self, queries) {
+        if gpu::takes_attention(x, self.heads, queries, self.products) {
             return self.on_gpu(x, queries, draws);
         }
         if !takes(x) || t > MAX_TOKENS || d / self.heads > MAX_HEAD_WIDTH {
@@ -130,7 +130,7 @@ impl FeedForward<'_> {
             ("output's bias", self.output.bias, vec![d]),
         ];
         check_weights("feed_forward", x, &expected)?;
-        if gpu::takes_feed_forward(x, self) {
+        if gpu::takes_feed_forward(x, m, self.products) {
             return self.on_gpu(x, draws);
         }
         if !takes(x) {

@@ -74,7 +74,12 @@ fn gradients(output: &Tensor, inputs: &[&Tensor], cotangent: &Tensor) -> Vec<Ten
 }
 
 /// The kind of tensors, the factors of their products, and whose kernels.
-type Precision = (Kind, Products, Kernels);
+#[derive(Clone, Copy, Debug)]
+struct Precision {
+    kind: Kind,
+    products: Products,
+    kernels: Kernels,
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kernels {
@@ -82,7 +87,7 @@ enum Kernels {
     Gpu,
 }
 
-const GPU: Precision = (Kind::Float, Products::Bfloat16, Kernels::Gpu);
+const GPU: Precision = Precision { kind: Kind::Float, products: Products::Bfloat16, kernels: Kernels::Gpu };
 
 /// Those of CIFAR, one query, rows that no tile divides, one token, no image, the widest.
 const GPU_SIZES: [Sizes; 7] = [
@@ -98,11 +103,12 @@ const GPU_SIZES: [Sizes; 7] = [
 /// `branch` by kernels, in this precision, against `plain` in float64.
 fn compare(
     what: &str,
-    (kind, products, kernels): Precision,
+    precision: Precision,
     inputs: &[&Tensor],
     branch: &dyn Fn(&[&Tensor]) -> Tensor,
     plain: &dyn Fn(&[&Tensor]) -> Tensor,
 ) {
+    let Precision { kind, products, .. } = precision;
     let exact: Vec<Tensor> =
         inputs.iter().map(|input| input.detach().to_kind(Kind::Double).set_requires_grad(true)).collect();
     let exact: Vec<&Tensor> = exact.iter().collect();
@@ -118,7 +124,7 @@ fn compare(
         _ => FLOAT32,
     };
     for (at, (found, expected)) in found.iter().zip(&expected).enumerate() {
-        close(&format!("{what} in {kind:?}, {products:?}, {kernels:?}, result {at}"), found, expected, tolerance);
+        close(&format!("{what} in {precision:?}, result {at}"), found, expected, tolerance);
     }
 }
 
@@ -131,7 +137,8 @@ fn norm<'a>(weight: &'a Tensor, bias: &'a Tensor) -> Norm<'a> {
     Norm { weight, bias, eps: 1e-5 }
 }
 
-fn check_attention(sizes: &Sizes, (kind, products, kernels): Precision, with: bool) {
+fn check_attention(sizes: &Sizes, precision: Precision, with: bool) {
+    let Precision { kind, products, kernels } = precision;
     let Sizes { n, t, queries, d, heads, .. } = *sizes;
     let draws = draws(n);
     let [query, weights, output, depth] = rates(with);
@@ -148,10 +155,11 @@ fn check_attention(sizes: &Sizes, (kind, products, kernels): Precision, with: bo
         }
     };
     let what = format!("attention of [{n}, {t}, {d}], {heads} heads, {queries} queries, dropout {with}");
-    compare(&what, (kind, products, kernels), &inputs, &|inputs| run(inputs, true), &|inputs| run(inputs, false));
+    compare(&what, precision, &inputs, &|inputs| run(inputs, true), &|inputs| run(inputs, false));
 }
 
-fn check_feed_forward(sizes: &Sizes, (kind, products, kernels): Precision, with: bool) {
+fn check_feed_forward(sizes: &Sizes, precision: Precision, with: bool) {
+    let Precision { kind, products, kernels } = precision;
     let Sizes { n, t, d, m, .. } = *sizes;
     let draws = draws(n);
     let [hidden, _, output, depth] = rates(with);
@@ -175,7 +183,7 @@ fn check_feed_forward(sizes: &Sizes, (kind, products, kernels): Precision, with:
         }
     };
     let what = format!("feed-forward of [{n}, {t}, {d}], {m} features, dropout {with}");
-    compare(&what, (kind, products, kernels), &inputs, &|inputs| run(inputs, true), &|inputs| run(inputs, false));
+    compare(&what, precision, &inputs, &|inputs| run(inputs, true), &|inputs| run(inputs, false));
 }
 
 #[test]
@@ -184,7 +192,7 @@ fn kernels_match_plain_operations() {
         for (kind, products) in
             [(Kind::Double, Products::Full), (Kind::Float, Products::Full), (Kind::Float, Products::Bfloat16)]
         {
-            let precision = (kind, products, Kernels::Cpu);
+            let precision = Precision { kind, products, kernels: Kernels::Cpu };
             for with in [false, true] {
                 check_attention(sizes, precision, with);
                 check_feed_forward(sizes, precision, with);

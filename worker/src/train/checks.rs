@@ -1,7 +1,8 @@
 //! What is looked for in a step, and done about it by all ranks alike: non-finite numbers, before the update, and ranks
 //! whose state is not that of the others, every so many steps.
 
-use super::{Computed, Reduced, Trainer};
+use super::Trainer;
+use super::computed::{Computed, Reduced};
 use crate::metrics;
 use crate::replicas::diverged;
 use crate::tensors::copy_into;

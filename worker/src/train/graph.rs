@@ -4,7 +4,8 @@
 //! A step is recorded once its sizes have come a few times; a batch of other sizes, such as an epoch's last, runs as
 //! before. Both ways run the same kernels on the same numbers: it cannot be seen from the result which one it was.
 
-use super::{Computed, Trainer};
+use super::Trainer;
+use super::computed::Computed;
 use crate::failpoints;
 use crate::panics::without_panic;
 use crate::stage::Inputs;

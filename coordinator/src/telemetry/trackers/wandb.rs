@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn each_coordinator_writes_a_file_and_goes_on_after_the_last_row_of_the_others() {
+    fn each_coordinator_writes_a_file_and_continues_after_the_last_row_of_the_others() {
         let folder = tempfile::tempdir().expect("a folder");
         let mut first = open(folder.path());
         assert_eq!(first.next_row(), 0);
