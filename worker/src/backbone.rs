@@ -15,16 +15,16 @@ use thanos_configs::{Contrastive, Objective, Plan, ValidationMeasure};
 pub(crate) struct Backbone<'a> {
     model: Model,
     objective: Objective,
-    judge: Evaluator<'a>,
+    evaluator: Evaluator<'a>,
 }
 
 impl<'a> Backbone<'a> {
     /// Initial weights come from torch's generator: seed it first, equally on all ranks.
-    pub(crate) fn new(plan: &Plan, objective: &Objective, judge: Evaluator<'a>) -> Self {
-        let (data, sum): (_, Rc<dyn BatchSum>) = (judge.data, judge.group.clone());
+    pub(crate) fn new(plan: &Plan, objective: &Objective, evaluator: Evaluator<'a>) -> Self {
+        let (data, sum): (_, Rc<dyn BatchSum>) = (evaluator.data, evaluator.group.clone());
         let decoder = objective.reconstruction.is_some();
         let model = Model::new(&plan.config().model, &data.facts, decoder, data.device(), &sum);
-        Self { model, objective: objective.clone(), judge }
+        Self { model, objective: objective.clone(), evaluator }
     }
 }
 
@@ -42,7 +42,7 @@ impl Stage for Backbone<'_> {
     }
 
     fn labels(&self) -> &[i64] {
-        &self.judge.data.train.coarse
+        &self.evaluator.data.train.coarse
     }
 
     fn losses(&mut self, inputs: &Inputs) -> Result<Losses> {
@@ -64,7 +64,7 @@ impl Stage for Backbone<'_> {
             let pairs = z.detach().reshape([b, 2, z.size()[1]]); // [b, view, d]
             let (view0, view1) = (pairs.select(1, 0), pairs.select(1, 1));
             let contrasted = contrast_globally(
-                self.judge.group.as_ref(),
+                self.evaluator.group.as_ref(),
                 &view0,
                 &view1,
                 &labels,
@@ -86,18 +86,18 @@ impl Stage for Backbone<'_> {
     }
 
     fn validation_accuracy(&mut self) -> Result<f64> {
-        let data = self.judge.data;
+        let data = self.evaluator.data;
         if ValidationMeasure::of_backbone(&self.objective) == ValidationMeasure::CoarseNeighbours {
-            return self.judge.validation_knn(&[&self.model]);
+            return self.evaluator.validation_knn(&[&self.model]);
         }
         let (pack, ids) = data.validation();
-        let z = self.judge.embed_own(&[&self.model], pack, ids)?;
-        self.judge.accuracy(&tch::no_grad(|| self.model.logits(&z)), &pack.coarse, ids)
+        let z = self.evaluator.embed_own(&[&self.model], pack, ids)?;
+        self.evaluator.accuracy(&tch::no_grad(|| self.model.logits(&z)), &pack.coarse, ids)
     }
 
     fn measure(&mut self) -> Result<(EvalMetrics, Option<f64>)> {
         let models = [&self.model];
-        Ok((self.judge.measure(&models, &self.judge.embed_both(&models)?)?, None))
+        Ok((self.evaluator.measure(&models, &self.evaluator.embed_both(&models)?)?, None))
     }
 }
 

@@ -24,7 +24,7 @@ const MAX_PRODUCTS: f64 = 64.0;
 /// Measurements of the ceiling, of which the best counts.
 const CEILING_TRIES: usize = 3;
 
-/// EvalMetrics a stage's first updates and reports them to the coordinator. Nothing is evaluated or saved.
+/// Measures a stage's first updates and reports them to the coordinator. Nothing is evaluated or saved.
 ///
 /// # Errors
 /// What training would end with, and if the device does not give its numbers.

@@ -76,7 +76,7 @@ pub enum Outcome {
 /// Takes part in a run until it is over.
 ///
 /// # Errors
-/// After the coordinator has been reported; [`exit_code`] names the process's exit code.
+/// After the coordinator has been notified; [`exit_code`] names the process's exit code.
 pub fn work(options: &Options) -> Result<Outcome> {
     if let Some(address) = &options.address {
         check_address(address)?;
@@ -122,7 +122,7 @@ pub fn work(options: &Options) -> Result<Outcome> {
     }
 }
 
-/// StageContext could not reach this worker at an address that is not this machine's: better said now than by their silence.
+/// Other ranks could not reach this worker at an address that is not this machine's: an error now instead of their timeouts.
 fn check_address(address: &Address) -> Result<(), NotHere> {
     match address {
         Address::Host(host) => match TcpListener::bind((host.as_str(), 0)) {
@@ -419,10 +419,10 @@ impl Worker<'_> {
         };
         let context = StageContext { group, session: self.session, generation, files: &self.files };
         tch::manual_seed(init_key(config.seed, key) as i64);
-        let judge = Evaluator { data: self.data, group: group.clone(), stop: self.session.stop_flag() };
+        let evaluator = Evaluator { data: self.data, group: group.clone(), stop: self.session.stop_flag() };
         let mut stage: Box<dyn Stage + '_> = match plan {
-            StagePlan::Backbone(backbone) => Box::new(Backbone::new(self.plan, &backbone.objective, judge)),
-            StagePlan::Transfer(transfer) => match self.transfer(transfer, judge) {
+            StagePlan::Backbone(backbone) => Box::new(Backbone::new(self.plan, &backbone.objective, evaluator)),
+            StagePlan::Transfer(transfer) => match self.transfer(transfer, evaluator) {
                 // What it has been trained so far is in a checkpoint, or lost.
                 Err(error) if error.is::<StopAsked>() => {
                     return Ok(StageOutcome::Stopped { step: resume.map_or(0, Committed::step) });
@@ -446,13 +446,13 @@ impl Worker<'_> {
         })
     }
 
-    fn transfer<'a>(&'a self, transfer: &TransferPlan, judge: Evaluator<'a>) -> Result<Box<dyn Stage + 'a>> {
-        let frozen = |name: &String| self.frozen(name, &judge.group);
+    fn transfer<'a>(&'a self, transfer: &TransferPlan, evaluator: Evaluator<'a>) -> Result<Box<dyn Stage + 'a>> {
+        let frozen = |name: &String| self.frozen(name, &evaluator.group);
         let backbones = transfer.backbones.iter().map(frozen).collect::<Result<Vec<_>>>()?;
         // Making the backbones drew from the generator: the head's weights must not depend on how many there are.
         let config = self.plan.config();
         tch::manual_seed(init_key(config.seed, stage_key(&transfer.name)) as i64);
-        Ok(Box::new(Transfer::new(&config.transfer, backbones, judge)?))
+        Ok(Box::new(Transfer::new(&config.transfer, backbones, evaluator)?))
     }
 
     /// A backbone with the weights of this run, or of the file that the user named.

@@ -37,7 +37,7 @@ use tokio::sync::mpsc;
 /// How long a coordinator may take to answer a `Hello`.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(120);
 /// Reported steps that are not yet known to be in the ledger: with more, a step waits. Every rank keeps as many, so that
-/// a coordinator that starts again can be reported all that it lacks.
+/// a restarted coordinator can be sent all that it lacks.
 pub(crate) const MAX_UNRECORDED: usize = 64;
 
 /// The run, as one worker talks to it.
@@ -439,7 +439,7 @@ impl Session {
         loop {
             match self.connection.borrow().wait_for(limit) {
                 Ok(Command::Refused { reason, exit_code }) => return Err(Refused { reason, exit_code }.into()),
-                // Requests for a stop: the flag is set, the training loop agrees on the step.
+                // A stop is requested: the flag is set, the training loop agrees on the step.
                 Ok(Command::Stop { .. }) => {}
                 Ok(command) => return Ok(Some(command)),
                 Err(RecvTimeoutError::Timeout) => return Ok(None),

@@ -153,6 +153,6 @@ pub(crate) trait Stage {
     fn losses(&mut self, inputs: &Inputs) -> Result<Losses>;
     /// Share of the validation images, over all ranks.
     fn validation_accuracy(&mut self) -> Result<f64>;
-    /// EvalMetrics on the test images and, for a transfer, the fine accuracy.
+    /// Metrics on the test images and, for a transfer, the fine accuracy.
     fn measure(&mut self) -> Result<(EvalMetrics, Option<f64>)>;
 }

@@ -517,7 +517,7 @@ impl<'a> Trainer<'a> {
         Ok(self.context.group.barrier()?)
     }
 
-    /// EvalMetrics the best weights on the test images, and saves the stage as complete with the last weights.
+    /// Evaluates the best weights on the test images, and saves the stage as complete with the last weights.
     fn finish(&mut self) -> Result<StageOutcome> {
         self.phase("measure");
         let Some((best, weights)) = &self.best else { bail!("a stage's last step is always evaluated") };

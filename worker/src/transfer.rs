@@ -16,7 +16,7 @@ pub(crate) struct Transfer<'a> {
     /// d of all backbones -> fine classes, `cls.*` in checkpoints.
     head: nn::Linear,
     source: Source,
-    judge: Evaluator<'a>,
+    evaluator: Evaluator<'a>,
 }
 
 /// Where a step's features come from.
@@ -52,8 +52,8 @@ impl<'a> Transfer<'a> {
     ///
     /// # Errors
     /// [`crate::evaluate::StopAsked`] while features are cached, on all ranks alike.
-    pub(crate) fn new(config: &TransferConfig, backbones: Vec<Model>, judge: Evaluator<'a>) -> Result<Self> {
-        let data = judge.data;
+    pub(crate) fn new(config: &TransferConfig, backbones: Vec<Model>, evaluator: Evaluator<'a>) -> Result<Self> {
+        let data = evaluator.data;
         let width: i64 = backbones.iter().map(|model| model.encoder.width()).sum();
         let classes = data.facts.labels.fine_names.len() as i64;
         let mut variables = VarStore::new(Device::Cpu);
@@ -63,10 +63,10 @@ impl<'a> Transfer<'a> {
             variables.double();
         }
         let source = match config.features {
-            Features::Cached => cached(&backbones, &judge)?,
-            Features::Augmented => augmented(config.frozen_mode, &backbones, &judge)?,
+            Features::Cached => cached(&backbones, &evaluator)?,
+            Features::Augmented => augmented(config.frozen_mode, &backbones, &evaluator)?,
         };
-        Ok(Self { backbones, variables, head, source, judge })
+        Ok(Self { backbones, variables, head, source, evaluator })
     }
 
     fn models(&self) -> Vec<&Model> {
@@ -112,7 +112,7 @@ impl Stage for Transfer<'_> {
     }
 
     fn labels(&self) -> &[i64] {
-        &self.judge.data.train.fine
+        &self.evaluator.data.train.fine
     }
 
     fn losses(&mut self, inputs: &Inputs) -> Result<Losses> {
@@ -137,7 +137,7 @@ impl Stage for Transfer<'_> {
     }
 
     fn validation_accuracy(&mut self) -> Result<f64> {
-        let data = self.judge.data;
+        let data = self.evaluator.data;
         let (pack, ids) = data.validation();
         let once = match &self.source {
             Source::Cached { validation, .. } => Some(validation),
@@ -145,39 +145,40 @@ impl Stage for Transfer<'_> {
         };
         let scores = match once {
             Some(features) => self.scores(features),
-            None => self.scores(&self.judge.embed_own(&self.models(), pack, ids)?),
+            None => self.scores(&self.evaluator.embed_own(&self.models(), pack, ids)?),
         };
-        self.judge.accuracy(&scores, &pack.fine, ids)
+        self.evaluator.accuracy(&scores, &pack.fine, ids)
     }
 
     fn measure(&mut self) -> Result<(EvalMetrics, Option<f64>)> {
-        let data = self.judge.data;
+        let data = self.evaluator.data;
         let models = self.models();
         let embedded = match &self.source {
             Source::Cached { features, .. } => Embedded {
-                test: self.judge.embed_own(&models, &data.test, &data.test_ids)?,
-                train: features.index_select(0, &rows(self.judge.own_ids(&data.train_ids)).to_device(data.device())),
+                test: self.evaluator.embed_own(&models, &data.test, &data.test_ids)?,
+                train: features
+                    .index_select(0, &rows(self.evaluator.own_ids(&data.train_ids)).to_device(data.device())),
             },
-            Source::Augmented { .. } => self.judge.embed_both(&models)?,
+            Source::Augmented { .. } => self.evaluator.embed_both(&models)?,
         };
-        let fine = self.judge.accuracy(&self.scores(&embedded.test), &data.test.fine, &data.test_ids)?;
-        Ok((self.judge.measure(&models, &embedded)?, Some(fine)))
+        let fine = self.evaluator.accuracy(&self.scores(&embedded.test), &data.test.fine, &data.test_ids)?;
+        Ok((self.evaluator.measure(&models, &embedded)?, Some(fine)))
     }
 }
 
 /// Features of the training images, each at its row of the training pack, and of the validation images, to be standardised
 /// by those that are trained on. The standardisation is rank 0's: another machine's sums may differ in their last bits.
-fn cached(backbones: &[Model], judge: &Evaluator<'_>) -> Result<Source> {
-    let data = judge.data;
+fn cached(backbones: &[Model], evaluator: &Evaluator<'_>) -> Result<Source> {
+    let data = evaluator.data;
     let models: Vec<&Model> = backbones.iter().collect();
-    let trained = judge.embed_all(&models, &data.train, &data.train_ids)?; // [trained, d]
+    let trained = evaluator.embed_all(&models, &data.train, &data.train_ids)?; // [trained, d]
     let standard = Standard {
         mean: trained.mean_dim(&[0_i64][..], true, None::<Kind>),
         deviation: trained.std_dim(&[0_i64][..], false, true).clamp_min(1e-6),
     };
-    broadcast(&standard.named(), judge.group.as_ref(), 0)?;
+    broadcast(&standard.named(), evaluator.group.as_ref(), 0)?;
     let (pack, ids) = data.validation();
-    let validation = judge.embed_own(&models, pack, ids)?;
+    let validation = evaluator.embed_own(&models, pack, ids)?;
     // Rows of images that are not trained on stay 0, and are not read.
     let like = (trained.kind(), trained.device());
     let features = Tensor::zeros([data.train.len() as i64, trained.size()[1]], like); // [N, d]
@@ -186,11 +187,11 @@ fn cached(backbones: &[Model], judge: &Evaluator<'_>) -> Result<Source> {
 }
 
 /// Features are computed at every step. Those of the validation images change only with the encoders' moving statistics.
-fn augmented(mode: FrozenMode, backbones: &[Model], judge: &Evaluator<'_>) -> Result<Source> {
+fn augmented(mode: FrozenMode, backbones: &[Model], evaluator: &Evaluator<'_>) -> Result<Source> {
     let is_fixed = mode == FrozenMode::Eval || backbones.iter().all(|model| model.buffers().is_empty());
     let validation = is_fixed.then(|| {
-        let (pack, ids) = judge.data.validation();
-        judge.embed_own(&backbones.iter().collect::<Vec<_>>(), pack, ids)
+        let (pack, ids) = evaluator.data.validation();
+        evaluator.embed_own(&backbones.iter().collect::<Vec<_>>(), pack, ids)
     });
     Ok(Source::Augmented { mode, validation: validation.transpose()? })
 }

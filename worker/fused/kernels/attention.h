@@ -9,9 +9,6 @@
 
 namespace thanos {
 
-// Sites of the branch, from `Drop::site` on.
-enum AttentionSite : uint32_t { kQuery, kWeights, kAttended, kAttentionDepth };
-
 struct AttentionCall {
   int64_t heads, queries;
   double eps;

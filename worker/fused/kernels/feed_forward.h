@@ -9,9 +9,6 @@
 
 namespace thanos {
 
-// Sites of the branch, from `Drop::site` on.
-enum FeedForwardSite : uint32_t { kHidden, kFed, kFeedForwardDepth };
-
 struct FeedForwardCall {
   double eps;
   // Whether the factors of matrix products are rounded to bfloat16.

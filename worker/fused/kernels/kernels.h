@@ -9,6 +9,8 @@ namespace thanos {
 
 // Elements that are drawn together. A site's random numbers of an image are 16 bits an element, in such groups.
 constexpr int64_t kGroup = 128;
+// A rate of which nothing is dropped: rates are shares of it.
+constexpr uint32_t kEverything = 65536;
 // Elements that may be read after the last one of a buffer of random numbers, for whole vectors.
 constexpr int64_t kSlack = 64;
 

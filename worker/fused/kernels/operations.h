@@ -42,7 +42,9 @@ struct Drop {
   uint32_t query, weights, output, hidden, depth;
 };
 
-constexpr uint32_t kEverything = 65536;
+// Sites of the branches, from `Drop::site` on.
+enum AttentionSite : uint32_t { kQuery, kWeights, kAttended, kAttentionDepth };
+enum FeedForwardSite : uint32_t { kHidden, kFed, kFeedForwardDepth };
 
 inline Keep keep_of(uint32_t kept) { return {kept, static_cast<double>(kEverything) / kept}; }
 

@@ -2,14 +2,12 @@
 //! memory for; [`is_available`] says whether there are any. The same kernels run on the CPU, slowly, for tests.
 
 use crate::calls::{check, pointer, result};
-use crate::draws::Draws;
+use crate::draws::{Draws, GROUP};
 use crate::products::Products;
 use crate::{Error, raw};
-use std::sync::OnceLock;
+use std::sync::{Once, OnceLock};
 use tch::{Device, Kind, Tensor};
 
-/// Elements that a site draws together: rows of activations must be multiples of it.
-const GROUP: i64 = 128;
 /// Widths of a head that the kernels are compiled for.
 const HEAD_WIDTHS: [i64; 3] = [16, 32, 64];
 /// Channels of an image that a view can have.
@@ -33,7 +31,8 @@ fn shared_bytes() -> i64 {
     match check("shared_bytes", unsafe { raw::thanos_gpu_shared_bytes(&raw mut bytes) }) {
         Ok(()) => *BYTES.get_or_init(|| bytes),
         Err(error) => {
-            eprintln!("GPU kernels are not used: {error}");
+            static REPORTED: Once = Once::new();
+            REPORTED.call_once(|| eprintln!("GPU kernels are not used: {error}"));
             0
         }
     }
@@ -54,7 +53,7 @@ pub(crate) fn takes_attention(x: &Tensor, heads: i64, queries: i64, products: Pr
         && unsafe { raw::thanos_gpu_attention_bytes(x.size()[1], queries, x.size()[2] / heads) } <= shared_bytes()
 }
 
-/// Whether the sizes are those of the kernels.
+/// Whether the sizes are those of the kernels: rows are whole groups of random numbers.
 pub(crate) fn fits_attention(x: &[i64], heads: i64, queries: i64) -> bool {
     let (t, d, limits) = (x[1], x[2], limits());
     d % GROUP == 0 && d <= limits.width && t <= limits.tokens && queries <= t && HEAD_WIDTHS.contains(&(d / heads))
@@ -134,7 +133,6 @@ fn draws_of(draws: Option<&Draws>, device: Device) -> [Tensor; 2] {
 }
 
 /// What chance decided about a view, as the kernel reads it.
-#[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct ViewParameters {
     pub top: i32,
@@ -158,17 +156,13 @@ impl ViewParameters {
     }
 }
 
-/// Shared memory that a view of this many pixels, of all channels, takes.
-fn fits_views(pixels: i64) -> bool {
-    const FLOAT_BYTES: i64 = 4;
-    const SUMS: i64 = 16;
-    (pixels + SUMS) * FLOAT_BYTES <= shared_bytes()
-}
-
 /// Whether [`views`] makes views of these images, [N, S, S, C].
 pub fn takes_views(images: &Tensor) -> bool {
     let size = images.size();
-    images.device().is_cuda() && size[3] <= MAX_CHANNELS as i64 && fits_views(size[1] * size[2] * size[3])
+    images.device().is_cuda()
+        && size[3] <= MAX_CHANNELS as i64
+        // SAFETY: a function of a number.
+        && unsafe { raw::thanos_gpu_view_bytes(size[1] * size[2] * size[3]) } <= shared_bytes()
 }
 
 /// Writes views to `out` [n, C, S, S] f32. View i is of image `rows[i]`, [n] i64, of `images` [N, S, S, C] u8, by

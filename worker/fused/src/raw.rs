@@ -43,6 +43,7 @@ unsafe extern "C" {
     ) -> *mut c_char;
     pub(crate) fn thanos_gpu_shared_bytes(bytes: *mut i64) -> *mut c_char;
     pub(crate) fn thanos_gpu_attention_bytes(tokens: i64, queries: i64, head: i64) -> i64;
+    pub(crate) fn thanos_gpu_view_bytes(pixels: i64) -> i64;
     pub(crate) fn thanos_gpu_limits(limits: *mut [i64; 2]);
     pub(crate) fn thanos_gpu_mask(
         tensors: *const *mut c_void,

@@ -138,7 +138,7 @@ impl Reconnecting {
         loop {
             let Some(reason) = reconnector.pump(&mut open).await else { return };
             open.window.lose();
-            // Without a coordinator it is not known who is lost: all leave the generation, and keep their state.
+            // Without a coordinator a rank cannot learn which workers are lost: all leave the generation, and keep their state.
             reconnector.shared.break_group(None);
             let lease = reconnector.welcome.as_ref().map_or(Duration::ZERO, |welcome| welcome.lease);
             reconnector.hello.generation = reconnector.shared.heartbeat().generation;
@@ -160,7 +160,7 @@ impl Reconnecting {
 }
 
 impl Reconnector {
-    /// Hands commands on until the stream ends, and says why it did; `None`: the worker was reported to leave, as it
+    /// Hands commands on until the stream ends, and says why it did; `None`: the worker was asked to leave, as it
     /// wanted. A worker whose run is over while it still trains ends at once: its training thread may hang in a
     /// collective with a dead peer.
     async fn pump(&mut self, open: &mut Open) -> Option<String> {

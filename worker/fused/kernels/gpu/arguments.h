@@ -2,13 +2,12 @@
 // is named. Legend: n images, t tokens, s <= t queries (the first tokens), d width, m hidden features, h heads.
 #pragma once
 
-#include <cstdint>
+#include "../kernels.h"
 
 namespace thanos::gpu {
 
-constexpr uint32_t kEverything = 65536;
-// Elements of a site that are drawn together, from kCounters counters.
-constexpr int64_t kGroup = 128, kCounters = 16;
+// Counters that a group is drawn from.
+constexpr int64_t kCounters = 16;
 
 // A place in the network: what share of 65536 is kept there, and the inverse of that probability.
 struct Site {
@@ -133,7 +132,7 @@ struct View {
   float amount[4];
 };
 
-constexpr int kMostChannels = 3;
+constexpr int kMaxChannels = 3;
 
 // Views [n, C, S, S] of images [N, S, S, C]: view i is of the image `rows[i]`. A block for each view.
 struct ViewsArguments {
@@ -142,14 +141,20 @@ struct ViewsArguments {
   const View* views;
   float* out;
   int channels, side;
-  float scale[kMostChannels], shift[kMostChannels];
+  float scale[kMaxChannels], shift[kMaxChannels];
 };
+
+// Sums of a view's grey values that are kept apart.
+constexpr int kGreySums = 16;
+
+// Shared memory of a view of so many pixels, of all channels: they, and the sums.
+constexpr int64_t view_bytes(int64_t pixels) { return (pixels + kGreySums) * static_cast<int64_t>(sizeof(float)); }
 
 // Rows of a block that sums over rows, and most columns of a norm, for the registers of a warp.
 constexpr int kNormRows = 32;
-constexpr int kMostWidth = 512;
+constexpr int kMaxWidth = 512;
 // Most tokens, for the registers of a warp.
-constexpr int kMostTokens = 80;
+constexpr int kMaxTokens = 80;
 
 constexpr int in_tiles(int size) { return (size + 15) / 16 * 16; }
 

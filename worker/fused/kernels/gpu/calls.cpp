@@ -18,17 +18,20 @@ extern "C" {
 
 // Most shared memory of a block on the current GPU, in bytes, and what attention of this shape needs.
 char* thanos_gpu_shared_bytes(int64_t* bytes) {
-  return guard([&] { *bytes = most_shared_bytes(); });
+  return guard([&] { *bytes = max_shared_bytes(); });
 }
 
 int64_t thanos_gpu_attention_bytes(int64_t tokens, int64_t queries, int64_t head) {
   return AttentionMemory(static_cast<int>(tokens), static_cast<int>(queries), static_cast<int>(head)).bytes(true);
 }
 
+// What a view of so many pixels, of all channels, needs.
+int64_t thanos_gpu_view_bytes(int64_t pixels) { return view_bytes(pixels); }
+
 // Most columns of a norm, and most tokens.
 void thanos_gpu_limits(int64_t* limits) {
-  limits[0] = kMostWidth;
-  limits[1] = kMostTokens;
+  limits[0] = kMaxWidth;
+  limits[1] = kMaxTokens;
 }
 
 // Factors of a mask [n, elements], float32, where `rows` are. `tensors`: key [1], rows [n].
@@ -39,7 +42,7 @@ char* thanos_gpu_mask(at::Tensor* const* tensors, int64_t elements, const thanos
     const auto n = draws.rows.size(0);
     auto mask = float_like(draws.rows, {n, elements});
     const MaskArguments arguments{draws.random(), draws.site(0, drop->output), n, elements, mutable_floats(mask)};
-    const auto counters = (elements + kGroup - 1) / kGroup * kCounters;
+    const auto counters = thanos::in_groups(elements) / thanos::kGroup * kCounters;
     THANOS_LAUNCH(draw_mask, mask, (Work{Unit::kThread, n * counters}), arguments);
     *out = new at::Tensor(mask);
   });
@@ -75,9 +78,9 @@ char* thanos_gpu_views(at::Tensor* const* tensors, const float* scale, const flo
                              static_cast<int>(channels), static_cast<int>(side), {}, {}};
     std::copy_n(scale, channels, arguments.scale);
     std::copy_n(shift, channels, arguments.shift);
-    constexpr int kThreads = 256, kSums = 16;
-    const auto bytes = (side * side * channels + kSums) * static_cast<int64_t>(sizeof(float));
-    THANOS_LAUNCH(make_views, out, (Work{Unit::kBlock, rows.size(0), kThreads, bytes}), arguments);
+    constexpr int kThreads = 256;
+    const Work work{Unit::kBlock, rows.size(0), kThreads, view_bytes(side * side * channels)};
+    THANOS_LAUNCH(make_views, out, work, arguments);
   });
 }
 

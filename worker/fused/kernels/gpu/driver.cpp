@@ -61,7 +61,7 @@ const Driver& driver() {
 
 struct Function {
   CUfunction handle;
-  int64_t shared_bytes = 48 << 10;  // what a kernel may use unless it is told otherwise
+  int64_t shared_bytes = 48 << 10;  // the default limit of a kernel
 };
 
 // The functions of one GPU. A module belongs to the context of its device.
@@ -109,7 +109,7 @@ void launch_on_device(const char* name, c10::Device device, const Work& work, co
                                        static_cast<unsigned>(work.shared_bytes), stream, parameters, nullptr));
 }
 
-int64_t most_shared_bytes() {
+int64_t max_shared_bytes() {
   int bytes = 0;
   const auto device = static_cast<CUdevice>(c10::cuda::current_device());
   const auto attribute = CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
@@ -129,7 +129,7 @@ void launch_on_device(const char* name, c10::Device, const Work&, const void*) {
   TORCH_CHECK(false, name, ": this program was built without CUDA");
 }
 
-int64_t most_shared_bytes() { return 0; }
+int64_t max_shared_bytes() { return 0; }
 
 }  // namespace thanos::gpu
 

@@ -6,6 +6,7 @@
 
 namespace {
 
+using namespace thanos;
 using namespace thanos::gpu;
 
 DEVICE const Bf16* in(const void* x) { return static_cast<const Bf16*>(x); }
@@ -14,9 +15,7 @@ DEVICE Bf16* out(void* x) { return static_cast<Bf16*>(x); }
 // Columns that a lane has of a row, in steps of eight: those from (lane + k x kLanes) x 8 on. `widths` is the most columns
 // in units of 32 lanes.
 template <int widths>
-struct OfLane {
-  static constexpr int kSteps = widths * 32 / kLanes;
-};
+constexpr int kStepsOfLane = widths * 32 / kLanes;
 
 // Calls `body(column, k)` for each step of a lane. Unrolled, so that arrays with an index k stay in registers.
 template <int steps, typename F>
@@ -32,7 +31,7 @@ struct Columns {
   int64_t first_row, block;
   int column, group, place;
 
-  DEVICE Columns(int64_t rows, int width, int rows_each) {
+  DEVICE Columns(int width, int rows_each) {
     const int slots = width / 8;
     const int64_t index = ::block() * threads() + thread();
     const int slot = static_cast<int>(index % slots);
@@ -65,7 +64,7 @@ struct Normal {
   }
 };
 
-constexpr int kMostTiles = kMostTokens / kTileColumns;
+constexpr int kMaxTiles = kMaxTokens / kTileColumns;
 
 // What an attention block knows, and its shared memory. Heads are `width` wide.
 template <int width>
@@ -108,20 +107,14 @@ struct AttentionBlock {
     load_rows(in(a.k) + image * a.t * a.kv_row + first, a.kv_row, a.t, memory.tokens, k);
     load_rows(in(a.v) + image * a.t * a.kv_row + first, a.kv_row, a.t, memory.tokens, v);
     const float root = 1 / sqrtf(static_cast<float>(width));
-    for (int i = thread(); i < memory.queries; i += threads()) factors[i] = root * query_factor(i);
+    for (int i = thread(); i < memory.queries; i += threads()) {
+      // 0 of a query that is dropped, so that it attends to all tokens alike.
+      factors[i] = root * element_factor(a.random, image, a.query, i);
+    }
     if (a.weights.kept != kEverything) {
       // A head begins a new group.
       draw_words(a.random, image, a.weights, static_cast<uint32_t>(head * memory.word_groups), memory.word_groups, words);
     }
-  }
-
-  // 0 of a query that is dropped, so that it attends to all tokens alike.
-  DEVICE float query_factor(int query) const {
-    if (a.query.kept == kEverything) return 1;
-    const int group = query / static_cast<int>(kGroup), within = query % static_cast<int>(kGroup);
-    const uint32_t counter = group * kCountersOfGroup + within % kCountersOfGroup;
-    const Numbers numbers = draw(*a.random.key, static_cast<uint64_t>(a.random.rows[image]), a.query.site, counter);
-    return numbers.at(within / kCountersOfGroup) < a.query.kept ? a.query.scale : 0;
   }
 
   DEVICE float weight_factor(int query, int token) const {
@@ -171,7 +164,7 @@ DEVICE void add_product(Sums* sums, const Left& left, const Bf16* right, int ld)
 // Calls `body(tile, i)` for each element of this lane in a strip of tiles.
 template <typename F>
 DEVICE void for_elements(int tiles, const F& body) {
-  UNROLL for (int tile = 0; tile < kMostTiles; tile++) {
+  UNROLL for (int tile = 0; tile < kMaxTiles; tile++) {
     if (tile >= tiles) continue;
     UNROLL for (int i = 0; i < kElements; i++) body(tile, i);
   }
@@ -222,10 +215,6 @@ DEVICE void turn_hue(float& r, float& g, float& b, float turns) {
 
 // One view, made in shared memory, [C, S x S]: each thread has pixels of its own.
 struct ViewBlock {
-  // Sums that are kept apart.
-  static constexpr int kSums = 16;
-
-
   const ViewsArguments& a;
   const View& view;
   float *pixels, *sums;
@@ -235,18 +224,18 @@ struct ViewBlock {
     return a.channels == 3 ? grey(pixels[p], pixels[area + p], pixels[2 * area + p]) : pixels[p];
   }
 
-  // Of all pixels, in the order of thanos-views: every kSums-th one after the other, then what is left, then the sums.
+  // Of all pixels, in the order of thanos-views: every kGreySums-th one after the other, then what is left, then the sums.
   DEVICE float mean_grey() const {
-    const int whole = area / kSums * kSums;
-    for (int i = thread(); i < kSums; i += threads()) {
+    const int whole = area / kGreySums * kGreySums;
+    for (int i = thread(); i < kGreySums; i += threads()) {
       float own = 0;
-      for (int p = i; p < whole; p += kSums) own = sum(own, grey_of(p));
+      for (int p = i; p < whole; p += kGreySums) own = sum(own, grey_of(p));
       sums[i] = own;
     }
     wait_for_block();
     float rest = 0, total = 0;
     for (int p = whole; p < area; p++) rest = sum(rest, grey_of(p));
-    for (int i = 0; i < kSums; i++) total = sum(total, sums[i]);
+    for (int i = 0; i < kGreySums; i++) total = sum(total, sums[i]);
     wait_for_block();
     return sum(total, rest) / area;
   }
@@ -298,7 +287,7 @@ struct ViewBlock {
 
 template <int widths>
 DEVICE void normalise(const NormArguments& a) {
-  constexpr int kSteps = OfLane<widths>::kSteps;
+  constexpr int kSteps = kStepsOfLane<widths>;
   const int64_t row = block() * warps() + warp();
   if (row >= a.rows) return;
   const float* x = a.x + row * a.d;
@@ -328,7 +317,7 @@ DEVICE void normalise(const NormArguments& a) {
 
 template <int widths>
 DEVICE void normalise_backward(const NormBackwardArguments& a) {
-  constexpr int kSteps = OfLane<widths>::kSteps;
+  constexpr int kSteps = kStepsOfLane<widths>;
   const int64_t first_row = block() * kNormRows;
   const int64_t last = first_row + kNormRows < a.rows ? first_row + kNormRows : a.rows;
   float dweight[kSteps][8] = {}, dbias[kSteps][8] = {};
@@ -391,7 +380,7 @@ KERNEL make_views(ViewsArguments a) {
 }
 
 KERNEL draw_mask(MaskArguments a) {
-  const int64_t counters = (a.elements + kGroup - 1) / kGroup * kCounters;
+  const int64_t counters = in_groups(a.elements) / kGroup * kCounters;
   const int64_t index = block() * threads() + thread();
   if (index >= a.n * counters) return;
   const int64_t image = index / counters, counter = index % counters;
@@ -409,7 +398,7 @@ KERNEL norm_backward_256(NormBackwardArguments a) { normalise_backward<1>(a); }
 KERNEL norm_backward_512(NormBackwardArguments a) { normalise_backward<2>(a); }
 
 KERNEL activation_forward(ActivationArguments a) {
-  const Columns columns(a.rows, a.m, a.rows_each);
+  const Columns columns(a.m, a.rows_each);
   float bias[8];
   load_eight(a.bias + columns.column, bias);
   for (int i = 0; i < a.rows_each; i++) {
@@ -429,7 +418,7 @@ KERNEL activation_forward(ActivationArguments a) {
 }
 
 KERNEL activation_backward(ActivationBackwardArguments a) {
-  const Columns columns(a.rows, a.m, a.rows_each);
+  const Columns columns(a.m, a.rows_each);
   float bias[8], sums[8] = {};
   load_eight(a.bias + columns.column, bias);
   for (int i = 0; i < a.rows_each; i++) {
@@ -452,7 +441,7 @@ KERNEL activation_backward(ActivationBackwardArguments a) {
 }
 
 KERNEL residual_forward(ResidualArguments a) {
-  const Columns columns(a.rows, a.d, a.rows_each);
+  const Columns columns(a.d, a.rows_each);
   float bias[8] = {};
   if (a.bias) load_eight(a.bias + columns.column, bias);
   for (int i = 0; i < a.rows_each; i++) {
@@ -460,12 +449,12 @@ KERNEL residual_forward(ResidualArguments a) {
     const bool is_row = row < a.rows;
     const uint32_t kept = columns.kept(a.random, a.site, is_row ? row : 0, a.t, a.d);
     if (!is_row) continue;
-    const float factor = branch_factor(a.random, row / a.t, a.depth) * a.site.scale;
+    const float factor = element_factor(a.random, row / a.t, a.depth, 0) * a.site.scale;
     float values[8], fed[8];
     load_eight(a.x + (row / a.t * a.x_t + row % a.t) * a.d + columns.column, values);
     load_eight(in(a.fed) + row * a.d + columns.column, fed);
     for (int k = 0; k < 8; k++) {
-      // A branch that is skipped adds nothing, not even what is no number.
+      // A branch that is skipped adds nothing, not even a NaN.
       if (factor != 0) values[k] += (fed[k] + bias[k]) * (kept >> k & 1 ? factor : 0);
     }
     store_eight(a.out + row * a.d + columns.column, values);
@@ -473,14 +462,14 @@ KERNEL residual_forward(ResidualArguments a) {
 }
 
 KERNEL residual_backward(ResidualBackwardArguments a) {
-  const Columns columns(a.rows, a.d, a.rows_each);
+  const Columns columns(a.d, a.rows_each);
   float sums[8] = {};
   for (int i = 0; i < a.rows_each; i++) {
     const int64_t row = columns.first_row + i;
     const bool is_row = row < a.rows;
     const uint32_t kept = columns.kept(a.random, a.site, is_row ? row : 0, a.t, a.d);
     if (!is_row) continue;
-    const float factor = branch_factor(a.random, row / a.t, a.depth) * a.site.scale;
+    const float factor = element_factor(a.random, row / a.t, a.depth, 0) * a.site.scale;
     float grad[8];
     load_eight(a.grad + row * a.d + columns.column, grad);
     for (int k = 0; k < 8; k++) {
@@ -504,8 +493,8 @@ DEVICE void attend(const AttentionForwardArguments& arguments, uint8_t* shared) 
   for (int strip = warp(); strip < here.memory.queries / kTileRows; strip += warps()) {
     const int first = strip * kTileRows;
     const Strip<width> queries(here.q + first * ld, ld);
-    Sums pairs[kMostTiles] = {}, mixed[width / kTileColumns] = {};
-    UNROLL for (int tile = 0; tile < kMostTiles; tile++) {
+    Sums pairs[kMaxTiles] = {}, mixed[width / kTileColumns] = {};
+    UNROLL for (int tile = 0; tile < kMaxTiles; tile++) {
       if (tile < tiles) pairs[tile] = queries.times(here.k + tile * kTileColumns * ld, ld);
     }
     float factor[kRowsOfLane], most[kRowsOfLane], total[kRowsOfLane];
@@ -540,7 +529,7 @@ DEVICE void attend(const AttentionForwardArguments& arguments, uint8_t* shared) 
       const bool is_pair = query < a.s && token < a.t;
       pairs[tile].of[i] *= is_pair ? total[i / kInRow] * here.weight_factor(query, token) : 0;
     });
-    UNROLL for (int tile = 0; tile < kMostTiles; tile += 2) {
+    UNROLL for (int tile = 0; tile < kMaxTiles; tile += 2) {
       if (tile < tiles) {
         add_product<width>(mixed, left_of(pairs[tile], pairs[tile + 1]), here.v + tile * kTileColumns * ld, ld);
       }
@@ -630,32 +619,17 @@ DEVICE void attend_backward(const AttentionBackwardArguments& arguments, uint8_t
 
 }  // namespace
 
-KERNEL attention_forward_16(AttentionForwardArguments a) {
-  SHARED(shared);
-  attend<16>(a, shared);
-}
+// For heads of one width.
+#define ATTENTION_KERNELS(width)                                             \
+  KERNEL attention_forward_##width(AttentionForwardArguments a) {            \
+    SHARED(shared);                                                          \
+    attend<width>(a, shared);                                                \
+  }                                                                          \
+  KERNEL attention_backward_##width(AttentionBackwardArguments a) {          \
+    SHARED(shared);                                                          \
+    attend_backward<width>(a, shared);                                       \
+  }
 
-KERNEL attention_backward_16(AttentionBackwardArguments a) {
-  SHARED(shared);
-  attend_backward<16>(a, shared);
-}
-
-KERNEL attention_forward_32(AttentionForwardArguments a) {
-  SHARED(shared);
-  attend<32>(a, shared);
-}
-
-KERNEL attention_backward_32(AttentionBackwardArguments a) {
-  SHARED(shared);
-  attend_backward<32>(a, shared);
-}
-
-KERNEL attention_forward_64(AttentionForwardArguments a) {
-  SHARED(shared);
-  attend<64>(a, shared);
-}
-
-KERNEL attention_backward_64(AttentionBackwardArguments a) {
-  SHARED(shared);
-  attend_backward<64>(a, shared);
-}
+ATTENTION_KERNELS(16)
+ATTENTION_KERNELS(32)
+ATTENTION_KERNELS(64)

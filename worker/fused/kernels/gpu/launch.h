@@ -24,6 +24,6 @@ void launch_on_device(const char* name, c10::Device device, const Work& work, co
 void launch_on_host(const Work& work, void (*run)(const void* arguments), const void* arguments);
 
 // Most shared memory of a block, in bytes; 0 if the kernels cannot run on the current device.
-int64_t most_shared_bytes();
+int64_t max_shared_bytes();
 
 }  // namespace thanos::gpu

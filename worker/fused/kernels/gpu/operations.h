@@ -23,7 +23,19 @@ struct Draws {
   }
 
   Site site(uint32_t offset, uint32_t kept) const {
-    return {drop.site + offset, kept, static_cast<float>(static_cast<double>(kEverything) / kept)};
+    return {drop.site + offset, kept, static_cast<float>(keep_of(kept).scale)};
+  }
+
+  // Beside the tensors, in what autograd keeps for the backward pass. The key is read on the device alone.
+  void save(torch::autograd::AutogradContext* context) const {
+    context->saved_data["drop"] = std::vector<int64_t>{drop.site,   drop.query,  drop.weights,
+                                                       drop.output, drop.hidden, drop.depth};
+  }
+
+  static Draws saved(torch::autograd::AutogradContext* context, const at::Tensor& key, const at::Tensor& rows) {
+    const auto drop = context->saved_data["drop"].toIntVector();
+    const auto at = [&](size_t index) { return static_cast<uint32_t>(drop[index]); };
+    return {{0, at(0), at(1), at(2), at(3), at(4), at(5)}, key, rows};
   }
 };
 
@@ -112,19 +124,14 @@ inline at::Tensor branch_gradient(const at::Tensor& grad, float* sums, const Ran
   return dfed;
 }
 
-struct AttentionInputs {
-  at::Tensor x, norm_weight, norm_bias, weight;
-  int64_t heads, queries;
-  double eps;
-};
-
 // Queries, keys and values in one tensor [n x t, 3d] where all tokens are queries, else in two, [n x s, d] and [n x t, 2d].
 struct Projected {
   at::Tensor all, q, kv;
 };
 
-inline AttentionArguments attention_arguments(const AttentionInputs& in, const Projected& projected, const Draws& draws) {
-  const auto t = in.x.size(1), d = in.x.size(2);
+inline AttentionArguments attention_arguments(const AttentionShape& shape, const Projected& projected,
+                                              const Draws& draws) {
+  const auto d = shape.width;
   AttentionArguments a{};
   if (projected.all.defined()) {
     const auto* first = static_cast<const at::BFloat16*>(bits(projected.all));
@@ -136,47 +143,37 @@ inline AttentionArguments attention_arguments(const AttentionInputs& in, const P
     a.q_row = d, a.kv_row = 2 * d;
   }
   a.random = draws.random();
-  a.query = draws.site(0, draws.drop.query);
-  a.weights = draws.site(1, draws.drop.weights);
-  a.t = static_cast<int>(t), a.s = static_cast<int>(in.queries);
-  a.d = static_cast<int>(d), a.heads = static_cast<int>(in.heads);
+  a.query = draws.site(kQuery, draws.drop.query);
+  a.weights = draws.site(kWeights, draws.drop.weights);
+  a.t = static_cast<int>(shape.tokens), a.s = static_cast<int>(shape.queries);
+  a.d = static_cast<int>(d), a.heads = static_cast<int>(shape.heads);
   return a;
 }
 
-// A block for each head of each image, and in it a warp for each 16 queries, or keys.
-inline Work attention_work(const AttentionInputs& in, bool backward) {
-  const auto t = static_cast<int>(in.x.size(1)), s = static_cast<int>(in.queries);
-  const AttentionMemory memory(t, s, static_cast<int>(in.x.size(2) / in.heads));
+// A block for each head of each of n images, and in it a warp for each 16 queries, or keys.
+inline Work attention_work(int64_t n, const AttentionShape& shape, bool backward) {
+  const AttentionMemory memory(static_cast<int>(shape.tokens), static_cast<int>(shape.queries),
+                               static_cast<int>(shape.head()));
   const auto strips = (backward ? std::max(memory.queries, memory.tokens) : memory.queries) / 16;
-  return {Unit::kBlock, in.x.size(0) * in.heads, strips * 32, memory.bytes(backward)};
+  return {Unit::kBlock, n * shape.heads, strips * 32, memory.bytes(backward)};
 }
 
-// Heads are 16, 32 or 64 wide.
-inline void attend(const AttentionInputs& in, const AttentionForwardArguments& arguments) {
-  const auto work = attention_work(in, false);
-  switch (in.x.size(2) / in.heads) {
-    case 16: THANOS_LAUNCH(attention_forward_16, in.x, work, arguments); break;
-    case 32: THANOS_LAUNCH(attention_forward_32, in.x, work, arguments); break;
-    default: THANOS_LAUNCH(attention_forward_64, in.x, work, arguments);
+// Starts the kernel of a head's width: 16, 32 or 64.
+#define THANOS_LAUNCH_OF_HEAD(kernel, head, like, work, arguments)      \
+  switch (head) {                                                       \
+    case 16: THANOS_LAUNCH(kernel##_16, like, work, arguments); break;  \
+    case 32: THANOS_LAUNCH(kernel##_32, like, work, arguments); break;  \
+    case 64: THANOS_LAUNCH(kernel##_64, like, work, arguments); break;  \
+    default: TORCH_CHECK(false, "no kernel for heads of width ", head); \
   }
-}
-
-inline void attend_backward(const AttentionInputs& in, const AttentionBackwardArguments& arguments) {
-  const auto work = attention_work(in, true);
-  switch (in.x.size(2) / in.heads) {
-    case 16: THANOS_LAUNCH(attention_backward_16, in.x, work, arguments); break;
-    case 32: THANOS_LAUNCH(attention_backward_32, in.x, work, arguments); break;
-    default: THANOS_LAUNCH(attention_backward_64, in.x, work, arguments);
-  }
-}
 
 class AttentionOperation : public torch::autograd::Function<AttentionOperation> {
  public:
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& x,
                             const at::Tensor& norm_weight, const at::Tensor& norm_bias, const at::Tensor& weight,
                             int64_t heads, int64_t queries, double eps, Draws draws, bool trains) {
-    const AttentionInputs in{x, norm_weight, norm_bias, weight, heads, queries, eps};
     const auto n = x.size(0), t = x.size(1), d = x.size(2);
+    const AttentionShape shape{t, queries, d, heads};
     const auto normed = normalise(x, norm_weight, norm_bias, eps);
     const auto narrow_weight = factor(weight);
     Projected projected;
@@ -187,15 +184,15 @@ class AttentionOperation : public torch::autograd::Function<AttentionOperation> 
       projected.kv = at::mm(normed.out, narrow_weight.narrow(0, d, 2 * d).t());
     }
     const auto mixed = narrow_like(x, {n * queries, d}), lse = float_like(x, {n, heads, queries});
-    const AttentionForwardArguments arguments{attention_arguments(in, projected, draws), bits(mixed), mutable_floats(lse)};
-    record("thanos::attention", projected, {n, t, d, queries});
-    attend(in, arguments);
+    const AttentionForwardArguments arguments{attention_arguments(shape, projected, draws), bits(mixed),
+                                              mutable_floats(lse)};
+    record("thanos::attention", n, shape, projected);
+    THANOS_LAUNCH_OF_HEAD(attention_forward, shape.head(), x, attention_work(n, shape, false), arguments);
     const auto out = add_branch(x, queries, mixed, nullptr, draws.random(),
-                                {draws.site(2, draws.drop.output), draws.site(3, draws.drop.depth)});
+                                {draws.site(kAttended, draws.drop.output), draws.site(kAttentionDepth, draws.drop.depth)});
     if (trains) {
       context->saved_data["heads"] = heads;
-      context->saved_data["queries"] = queries;
-      save_draws(context, draws);
+      draws.save(context);
       context->save_for_backward({x, norm_weight, narrow_weight, normed.out, normed.mean, normed.rstd, projected.all,
                                   projected.q, projected.kv, lse, draws.key, draws.rows, mixed});
     }
@@ -209,28 +206,28 @@ class AttentionOperation : public torch::autograd::Function<AttentionOperation> 
     const auto &x = saved[0], &norm_weight = saved[1], &weight = saved[2], &lse = saved[9];
     const Normed normed{saved[3], saved[4], saved[5]};
     const Projected projected{saved[6], saved[7], saved[8]};
-    const AttentionInputs in{x, norm_weight, {}, {}, context->saved_data["heads"].toInt(),
-                             context->saved_data["queries"].toInt(), 0};
-    const auto draws = saved_draws(context, saved[10], saved[11]);
-    const auto n = x.size(0), t = x.size(1), d = x.size(2), s = in.queries;
-    const auto dmixed = branch_gradient(grad, nullptr, draws.random(), draws.site(2, draws.drop.output),
-                                        draws.site(3, draws.drop.depth));
-    AttentionBackwardArguments arguments{attention_arguments(in, projected, draws), bits(dmixed), bits(saved[12]), floats(lse),
-                                         {}, {}, {}};
-    record("thanos::attention_backward", projected, {n, t, d, s});
+    const auto draws = Draws::saved(context, saved[10], saved[11]);
+    const auto n = x.size(0), t = x.size(1), d = x.size(2), s = grad.size(1);
+    const AttentionShape shape{t, s, d, context->saved_data["heads"].toInt()};
+    const auto dmixed = branch_gradient(grad, nullptr, draws.random(), draws.site(kAttended, draws.drop.output),
+                                        draws.site(kAttentionDepth, draws.drop.depth));
+    AttentionBackwardArguments arguments{attention_arguments(shape, projected, draws), bits(dmixed), bits(saved[12]),
+                                         floats(lse), {}, {}, {}};
+    record("thanos::attention_backward", n, shape, projected);
+    const auto work = attention_work(n, shape, true);
     at::Tensor dnormed, dweight;
     if (s == t) {
       const auto dall = narrow_like(x, {n * t, 3 * d});
       auto* first = static_cast<at::BFloat16*>(bits(dall));
       arguments.dq = first, arguments.dk = first + d, arguments.dv = first + 2 * d;
-      attend_backward(in, arguments);
+      THANOS_LAUNCH_OF_HEAD(attention_backward, shape.head(), x, work, arguments);
       dweight = weight_gradient(dall, normed.out);
       dnormed = at::mm(dall, weight);
     } else {
       const auto dq = narrow_like(x, {n * s, d}), dkv = narrow_like(x, {n * t, 2 * d});
       auto* first = static_cast<at::BFloat16*>(bits(dkv));
       arguments.dq = bits(dq), arguments.dk = first, arguments.dv = first + d;
-      attend_backward(in, arguments);
+      THANOS_LAUNCH_OF_HEAD(attention_backward, shape.head(), x, work, arguments);
       const auto first_normed = first_rows(normed.out.view({n, t, d}), s);
       dweight = at::cat({weight_gradient(dq, first_normed), weight_gradient(dkv, normed.out)}, 0);
       dnormed = at::mm(dkv, weight.narrow(0, d, 2 * d));
@@ -241,8 +238,8 @@ class AttentionOperation : public torch::autograd::Function<AttentionOperation> 
     return {dx, dnorm_weight, dnorm_bias, dweight, none, none, none, none, none};
   }
 
-  static void record(const char* name, const Projected& projected, std::array<int64_t, 4> shape) {
-    const auto [n, t, d, s] = shape;
+  static void record(const char* name, int64_t n, const AttentionShape& shape, const Projected& projected) {
+    const auto t = shape.tokens, s = shape.queries, d = shape.width;
     if (projected.all.defined()) {
       const auto all = projected.all.view({n, t, 3 * d});
       record_attention(name, all.narrow(2, 0, d), all.narrow(2, d, 2 * d));
@@ -250,21 +247,8 @@ class AttentionOperation : public torch::autograd::Function<AttentionOperation> 
       record_attention(name, projected.q.view({n, s, d}), projected.kv.view({n, t, 2 * d}));
     }
   }
-
-  static void save_draws(torch::autograd::AutogradContext* context, const Draws& draws) {
-    const auto& drop = draws.drop;
-    context->saved_data["drop"] = std::vector<int64_t>{drop.site,   drop.query,  drop.weights,
-                                                       drop.output, drop.hidden, drop.depth};
-  }
-
-  static Draws saved_draws(torch::autograd::AutogradContext* context, const at::Tensor& key, const at::Tensor& rows) {
-    const auto saved = context->saved_data["drop"].toIntVector();
-    const auto at = [&](size_t index) { return static_cast<uint32_t>(saved[index]); };
-    return {{0, at(0), at(1), at(2), at(3), at(4), at(5)}, key, rows};
-  }
 };
 
-// Sites of the feed-forward branch are those of ../feed_forward.h.
 class FeedForwardOperation : public torch::autograd::Function<FeedForwardOperation> {
  public:
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& x,
@@ -276,14 +260,14 @@ class FeedForwardOperation : public torch::autograd::Function<FeedForwardOperati
     const auto narrow_in = factor(in), narrow_out = factor(out);
     const auto hidden = at::mm(normed.out, narrow_in.t()), active = narrow_like(x, {rows, m});
     const ActivationArguments activation{bits(hidden), floats(in_bias), bits(active), draws.random(),
-                                         draws.site(0, draws.drop.hidden), rows, static_cast<int>(m),
+                                         draws.site(kHidden, draws.drop.hidden), rows, static_cast<int>(m),
                                          static_cast<int>(t), rows_each(rows)};
     THANOS_LAUNCH(activation_forward, x, columns_of(rows, m), activation);
     const auto fed = at::mm(active, narrow_out.t());
     const auto result = add_branch(x, t, fed, floats(out_bias), draws.random(),
-                                   {draws.site(1, draws.drop.output), draws.site(2, draws.drop.depth)});
+                                   {draws.site(kFed, draws.drop.output), draws.site(kFeedForwardDepth, draws.drop.depth)});
     if (trains) {
-      AttentionOperation::save_draws(context, draws);
+      draws.save(context);
       context->save_for_backward({x, norm_weight, in_bias, narrow_in, narrow_out, normed.out, normed.mean, normed.rstd,
                                   hidden, active, draws.key, draws.rows});
     }
@@ -297,16 +281,16 @@ class FeedForwardOperation : public torch::autograd::Function<FeedForwardOperati
     const auto &x = saved[0], &norm_weight = saved[1], &in_bias = saved[2], &in = saved[3], &out = saved[4];
     const Normed normed{saved[5], saved[6], saved[7]};
     const auto &hidden = saved[8], &active = saved[9];
-    const auto draws = AttentionOperation::saved_draws(context, saved[10], saved[11]);
+    const auto draws = Draws::saved(context, saved[10], saved[11]);
     const auto t = x.size(1), d = x.size(2), m = in.size(0), rows = x.size(0) * t;
     const auto parts = parts_of(rows, rows_each(rows));
     const auto fed_sums = float_like(x, {parts, d});
-    const auto dfed = branch_gradient(grad, mutable_floats(fed_sums), draws.random(), draws.site(1, draws.drop.output),
-                                      draws.site(2, draws.drop.depth));
+    const auto dfed = branch_gradient(grad, mutable_floats(fed_sums), draws.random(), draws.site(kFed, draws.drop.output),
+                                      draws.site(kFeedForwardDepth, draws.drop.depth));
     const auto dhidden = at::mm(dfed, out), hidden_sums = float_like(x, {parts, m});
     const ActivationBackwardArguments activation{bits(hidden), floats(in_bias), bits(dhidden),
                                                  mutable_floats(hidden_sums), draws.random(),
-                                                 draws.site(0, draws.drop.hidden), rows, static_cast<int>(m),
+                                                 draws.site(kHidden, draws.drop.hidden), rows, static_cast<int>(m),
                                                  static_cast<int>(t), rows_each(rows)};
     THANOS_LAUNCH(activation_backward, x, columns_of(rows, m), activation);
     const auto dnormed = at::mm(dhidden, in);

@@ -31,25 +31,26 @@ DEVICE Numbers draw(uint64_t key, uint64_t row, uint32_t site, uint32_t counter)
   return {{a, b, c, d}};
 }
 
-// The factor of a branch of an image: 0 or the inverse of the probability.
-DEVICE float branch_factor(const thanos::gpu::Randomness& random, int64_t image, thanos::gpu::Site site) {
-  if (site.kept == thanos::gpu::kEverything) return 1;
-  const Numbers numbers = draw(*random.key, static_cast<uint64_t>(random.rows[image]), site.site, 0);
-  return numbers.at(0) < site.kept ? site.scale : 0;
+// The factor of one element of a site of an image: 0 or the inverse of the probability.
+DEVICE float element_factor(const thanos::gpu::Randomness& random, int64_t image, thanos::gpu::Site site, int element) {
+  if (site.kept == thanos::kEverything) return 1;
+  const int group = element / static_cast<int>(thanos::kGroup), within = element % static_cast<int>(thanos::kGroup);
+  const uint32_t counter = group * kCountersOfGroup + within % kCountersOfGroup;
+  const Numbers numbers = draw(*random.key, static_cast<uint64_t>(random.rows[image]), site.site, counter);
+  return numbers.at(within / kCountersOfGroup) < site.kept ? site.scale : 0;
 }
 
 // Which of eight neighbours are kept, elements 8 x place to 8 x place + 7 of a group of a site, as bits. The 16 threads of
 // half a warp call it for one group, each with its number as the place: each draws one counter, and reads eight.
 DEVICE uint32_t kept_of_eight(const thanos::gpu::Randomness& random, int64_t image, thanos::gpu::Site site,
                               int64_t group, int place) {
-  if (site.kept == thanos::gpu::kEverything) return 0xff;
+  if (site.kept == thanos::kEverything) return 0xff;
   const uint32_t first = static_cast<uint32_t>(group) * kCountersOfGroup;
   const uint64_t row = static_cast<uint64_t>(random.rows[image]);
 #ifdef __CUDACC__
   const Numbers numbers = draw(*random.key, row, site.site, first + lane() % kCountersOfGroup);
   uint32_t found = 0;
-#pragma unroll
-  for (int number = 0; number < kNumbers; number++) {
+  UNROLL for (int number = 0; number < kNumbers; number++) {
     const uint32_t kept = __ballot_sync(0xffffffff, numbers.at(number) < site.kept);
     if (place / 2 == number) found = kept;
   }
@@ -73,8 +74,7 @@ DEVICE void draw_words(const thanos::gpu::Randomness& random, int64_t image, tha
   for (int from = warp() * 2; from < groups; from += warps() * 2) {
     const int group = from + lane() / kCountersOfGroup, number_here = lane() % kCountersOfGroup;
     const Numbers numbers = draw(*random.key, row, site.site, (first + group) * kCountersOfGroup + number_here);
-#pragma unroll
-    for (int number = 0; number < kNumbers; number++) {
+    UNROLL for (int number = 0; number < kNumbers; number++) {
       const uint32_t kept = __ballot_sync(0xffffffff, numbers.at(number) < site.kept);
       if (number_here == number && group < groups) words[group * kNumbers + number] = kept >> (lane() & 16) & 0xffff;
     }
