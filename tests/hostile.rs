@@ -11,7 +11,7 @@ use thanos_proto::v1::coordinator_client::CoordinatorClient;
 use thanos_proto::v1::file_part::Part;
 use thanos_proto::v1::store_request::Operation;
 use thanos_proto::v1::{self, CheckpointFile, EnrolRequest, FileHead, FilePart, StoreRequest, StoreSet};
-use thanos_proto::{COORDINATOR_NAME, Command, Device, Evaluated, Heartbeat, Hello, StepDone, WorkerEvent};
+use thanos_proto::{COORDINATOR_NAME, Command, Device, Evaluated, Heartbeat, Hello, RankPhase, StepDone, WorkerEvent};
 use thanos_tests::proxy::{Mode, Proxy};
 use thanos_tests::{Invitation, Running, Scene, lines};
 use tokio::net::{TcpSocket, TcpStream};
@@ -240,7 +240,7 @@ fn a_worker_that_names_what_the_plan_does_not_have_ends_its_session_and_no_run()
         generation: 1,
         stage: "cae".into(),
         step: 0,
-        phase: "p".repeat(1000),
+        phase: RankPhase::Other("p".repeat(1000)),
         collectives: 0,
         waited_ms: 0,
         progress: 0,

@@ -298,7 +298,7 @@ impl Run {
             WorkerEvent::Heartbeat(heartbeat) => {
                 if heartbeat.generation == self.generation {
                     member.last_position =
-                        format!("{} of step {} of stage {}", heartbeat.phase, heartbeat.step, heartbeat.stage);
+                        format!("{} of step {} of stage {}", heartbeat.phase.label(), heartbeat.step, heartbeat.stage);
                     member.progress.beat(heartbeat, self.awake);
                 }
                 Vec::new()

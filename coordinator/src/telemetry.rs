@@ -29,7 +29,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 pub use text::Described;
 use text::Sample;
-use thanos_proto::{Command, Heartbeat, StepDone, WorkerEvent};
+use thanos_proto::{Command, Heartbeat, RankPhase, StepDone, WorkerEvent};
 use thanos_transport::{Recorder, run_name};
 use tokio::sync::Notify;
 use worker_series::{COLLECTIVE, HEARTBEAT, WorkerSeries};
@@ -106,7 +106,7 @@ struct Live {
     /// Steps of each stage that were made at least once.
     made: BTreeMap<String, u64>,
     /// What rank 0 last reported, without what grows while it is stuck.
-    progress: Option<(String, u64, String, u64, u64)>,
+    progress: Option<(String, u64, RankPhase, u64, u64)>,
     /// When the commit that is in progress began, and the bytes of its checkpoint.
     committing: Option<(Instant, u64)>,
 }

@@ -6,7 +6,9 @@ use crate::message::{
     Begin, BenchReport, BenchRequest, Best, CheckpointRef, CheckpointWritten, Command, Evaluated, Failed, Fetching,
     GroupFailure, Heartbeat, Held, PackRef, Rejoin, StageResult, StepDone, Welcome, WorkerEvent, WrittenFile,
 };
+use crate::phase::RankPhase;
 use crate::{limits, v1};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 fn malformed(message: &'static str, problem: impl Into<String>) -> Malformed {
@@ -17,18 +19,53 @@ fn exit_code(message: &'static str, code: u32) -> Result<u8, Malformed> {
     u8::try_from(code).map_err(|_| malformed(message, format!("{code} is not an exit code")))
 }
 
-/// Both ways between messages whose fields are the same.
+/// A field of a message as the other side has it. Phases are labels on the wire; all others are the same.
+trait Field<T> {
+    fn converted(self) -> T;
+}
+
+impl<T> Field<T> for T {
+    fn converted(self) -> T {
+        self
+    }
+}
+
+impl Field<String> for RankPhase {
+    fn converted(self) -> String {
+        self.label().to_owned()
+    }
+}
+
+impl Field<RankPhase> for String {
+    fn converted(self) -> RankPhase {
+        RankPhase::from(self.as_str())
+    }
+}
+
+impl Field<BTreeMap<String, f64>> for BTreeMap<RankPhase, f64> {
+    fn converted(self) -> BTreeMap<String, f64> {
+        self.into_iter().map(|(phase, seconds)| (phase.converted(), seconds)).collect()
+    }
+}
+
+impl Field<BTreeMap<RankPhase, f64>> for BTreeMap<String, f64> {
+    fn converted(self) -> BTreeMap<RankPhase, f64> {
+        self.into_iter().map(|(label, seconds)| (label.converted(), seconds)).collect()
+    }
+}
+
+/// Both ways between messages whose fields have the same names.
 macro_rules! same_fields {
     ($($name:ident { $($field:ident),* })*) => { $(
         impl From<$name> for v1::$name {
             fn from(from: $name) -> Self {
-                Self { $($field: from.$field),* }
+                Self { $($field: from.$field.converted()),* }
             }
         }
 
         impl From<v1::$name> for $name {
             fn from(from: v1::$name) -> Self {
-                Self { $($field: from.$field),* }
+                Self { $($field: from.$field.converted()),* }
             }
         }
     )* };

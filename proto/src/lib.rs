@@ -6,6 +6,7 @@ mod convert;
 mod limits;
 mod malformed;
 mod message;
+mod phase;
 
 /// Generated from `thanos/v1/thanos.proto`.
 #[allow(clippy::all, clippy::too_many_lines, unreachable_pub, missing_docs)]
@@ -13,13 +14,14 @@ pub mod v1 {
     tonic::include_proto!("thanos.v1");
 }
 
-pub use limits::{MAX_BENCH_STEPS, PHASES};
+pub use limits::MAX_BENCH_STEPS;
 pub use malformed::Malformed;
 pub use message::{
     Begin, BenchReport, BenchRequest, Best, CheckpointRef, CheckpointWritten, Collectives, Command, Device, DeviceKind,
     Evaluated, Failed, Fetching, GroupFailure, Heartbeat, Held, Hello, PackRef, Rejoin, StageResult, StepDone, Welcome,
     WorkerEvent, WrittenFile,
 };
+pub use phase::{BEFORE_STAGES, RankPhase};
 
 /// The name that the coordinator's certificate has, wherever it listens: clients that trust the run's authority need no other.
 pub const COORDINATOR_NAME: &str = "thanos-coordinator";

@@ -14,25 +14,6 @@ const MAX_ENTRIES: usize = 32;
 const MAX_RECENT_STEPS: usize = 256;
 /// Steps that a benchmark may measure.
 pub const MAX_BENCH_STEPS: u64 = 100_000;
-/// The phases that a step's time is divided into; a label of metrics is one of these or "other".
-pub const PHASES: [&str; 16] = [
-    "start",
-    "rendezvous",
-    "connect",
-    "set up",
-    "data",
-    "forward",
-    "gather",
-    "backward",
-    "compute",
-    "record",
-    "reduce",
-    "update",
-    "compare",
-    "evaluate",
-    "measure",
-    "save",
-];
 
 fn malformed(message: &'static str, problem: String) -> Malformed {
     Malformed { message, problem }

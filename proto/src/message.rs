@@ -1,5 +1,6 @@
 //! The domain types of the session. They own their data, know no prost, and have no empty-string sentinels.
 
+use crate::phase::RankPhase;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -169,7 +170,7 @@ pub struct Heartbeat {
     pub generation: u64,
     pub stage: String,
     pub step: u64,
-    pub phase: String,
+    pub phase: RankPhase,
     /// Collectives entered in this generation, and time spent in them.
     pub collectives: u64,
     pub waited_ms: u64,
@@ -196,7 +197,7 @@ pub struct StepDone {
     /// There if the update was skipped, and why.
     pub skipped: Option<String>,
     /// The reporting rank's time since the step before it, by phase; no two ranks, and no two runs, agree on it.
-    pub phase_seconds: BTreeMap<String, f64>,
+    pub phase_seconds: BTreeMap<RankPhase, f64>,
     /// Candidates that rank 0 received from the others, and their gradients that it sent.
     pub gathered_bytes: u64,
 }
@@ -204,12 +205,9 @@ pub struct StepDone {
 impl StepDone {
     /// The duration of the step: evaluations and saves between steps are not part of it.
     pub fn seconds(&self) -> f64 {
-        STEP_PHASES.iter().filter_map(|phase| self.phase_seconds.get(*phase)).sum()
+        self.phase_seconds.iter().filter(|(phase, _)| phase.is_part_of_step()).map(|(_, seconds)| seconds).sum()
     }
 }
-
-/// Phases that make up a step. `compute` is the forward and the backward pass where they are one CUDA graph.
-const STEP_PHASES: [&str; 7] = ["data", "forward", "gather", "backward", "compute", "reduce", "update"];
 
 /// Accuracy on the validation images, a share in 0..1.
 #[derive(Clone, Debug, PartialEq)]
@@ -357,7 +355,7 @@ pub struct BenchReport {
     /// Wall-clock time of each measured step.
     pub step_seconds: Vec<f64>,
     /// Mean time of each phase of the measured steps.
-    pub phase_seconds: BTreeMap<String, f64>,
+    pub phase_seconds: BTreeMap<RankPhase, f64>,
     /// Floating point operations of this rank's part of one step.
     pub flops: u64,
     /// Operators that a step dispatches.

@@ -13,7 +13,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 use tch::{Cuda, Device, Kind, Tensor};
 use thanos_c10d::{Counted, ProcessGroup, count, count_kernels, cuda_name, cuda_peak_bytes, reset_cuda_peak};
-use thanos_proto::{BenchReport, BenchRequest, Collectives, WorkerEvent};
+use thanos_proto::{BenchReport, BenchRequest, Collectives, RankPhase, WorkerEvent};
 
 /// Rows and columns of the product by which the machine's ceiling is measured.
 const PRODUCT_SIDE_CPU: i64 = 2048;
@@ -103,7 +103,7 @@ struct Measured {
     kernels: Option<u64>,
     step_seconds: Vec<f64>,
     /// Sums over the measured steps.
-    phase_seconds: BTreeMap<String, f64>,
+    phase_seconds: BTreeMap<RankPhase, f64>,
 }
 
 impl Measured {
@@ -153,7 +153,7 @@ impl Measured {
         Ok(())
     }
 
-    fn mean_phases(&self) -> BTreeMap<String, f64> {
+    fn mean_phases(&self) -> BTreeMap<RankPhase, f64> {
         let steps = self.step_seconds.len().max(1) as f64;
         self.phase_seconds.iter().map(|(phase, sum)| (phase.clone(), sum / steps)).collect()
     }
@@ -207,7 +207,7 @@ mod tests {
             let mut update = || {
                 // As a recorded graph: only the first step dispatches a product.
                 _ = if step == 0 { a.mm(&a) } else { a.relu() };
-                Ok(BTreeMap::from([("forward".to_owned(), step as f64)]))
+                Ok(BTreeMap::from([(RankPhase::Forward, step as f64)]))
             };
             measured.update(step, &mut update).expect("measured");
         }
@@ -219,7 +219,7 @@ mod tests {
         let two = measured(2, 3);
         assert_eq!((two.flops, two.operators, two.kernels), (2 * 4 * 4 * 4, 1, None));
         assert_eq!(two.step_seconds.len(), 3);
-        assert_eq!(two.mean_phases(), BTreeMap::from([("forward".to_owned(), 3.0)]));
+        assert_eq!(two.mean_phases(), BTreeMap::from([(RankPhase::Forward, 3.0)]));
     }
 
     #[test]

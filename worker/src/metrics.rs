@@ -81,6 +81,6 @@ pub(crate) fn step(rank: usize, step: &StepDone) {
     counter!("thanos_trainer_worker_gathered_bytes_total").increment(step.gathered_bytes);
     counter!("thanos_trainer_worker_collectives_total").absolute(collectives().entered);
     for (phase, seconds) in &step.phase_seconds {
-        histogram!(WORKER_PHASE_SECONDS, "phase" => phase.clone()).record(*seconds);
+        histogram!(WORKER_PHASE_SECONDS, "phase" => phase.label().to_owned()).record(*seconds);
     }
 }

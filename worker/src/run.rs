@@ -36,8 +36,8 @@ use thanos_configs::{
     Architecture, DataSet, Plan, Precision, StagePlan, TransferPlan, ValidationMeasure, init_key, stage_key,
 };
 use thanos_proto::{
-    Begin, BenchRequest, CheckpointRef, CheckpointWritten, Collectives, Failed, GroupFailure, Held, Hello, PackRef,
-    Rejoin, Welcome, WorkerEvent,
+    BEFORE_STAGES, Begin, BenchRequest, CheckpointRef, CheckpointWritten, Collectives, Failed, GroupFailure, Held,
+    Hello, PackRef, RankPhase, Rejoin, Welcome, WorkerEvent,
 };
 use thanos_transport::{DeviceChoice, address_towards, check_interface, interface_of, raise_descriptor_limit};
 
@@ -115,7 +115,7 @@ pub fn work(options: &Options) -> Result<Outcome> {
         // The coordinator has refused this worker: there is nothing to report.
         Err(error) if error.downcast_ref::<Refused>().is_some() => Err(error),
         Err(error) => {
-            let failed = Failed { phase: session.phase(), message: format!("{error:#}"), exit_code: exit_code(&error) };
+            let failed = Failed { phase: session.position(), message: format!("{error:#}"), exit_code: exit_code(&error) };
             session.leave(&WorkerEvent::Failed(failed)).context("and the coordinator could not be notified")?;
             Err(error)
         }
@@ -178,7 +178,7 @@ fn take_part(options: &Options, session: &Session, welcome: &Welcome, device: De
             Err(error) if ends_generation(&error) => continue,
             begin => begin?,
         };
-        session.at("start", 0, "rendezvous");
+        session.at(BEFORE_STAGES, 0, RankPhase::Rendezvous);
         let ending = join(&address, session, &begin, (device, collective))
             .and_then(|group| worker.train_stages(&begin, &Rc::new(group)));
         session.leave_group();
@@ -255,7 +255,7 @@ fn join(
         (Collectives::Nccl, other) => bail!("the coordinator asks for NCCL, and this worker is on {other:?}"),
         (Collectives::Gloo, _) => ProcessGroup::gloo(store, rank, size, address, timeout)?,
     };
-    session.at("start", 0, "connect");
+    session.at(BEFORE_STAGES, 0, RankPhase::Connect);
     group.connect()?;
     session.connected(&group)?;
     Ok(group)
@@ -294,7 +294,7 @@ impl Worker<'_> {
     fn save_memory(&self) -> WorkerEvent {
         let stage = self.plan.stages()[self.stage].name();
         let step = self.memory.as_ref().map_or(0, |memory| memory.step);
-        self.session.at(stage, step, "save");
+        self.session.at(stage, step, RankPhase::Save);
         match self.memory.as_deref().map(|memory| self.write_memory(stage, memory)) {
             Some(Ok(written)) => WorkerEvent::Checkpoint(written),
             Some(Err(error)) => WorkerEvent::NotSaved { stage: stage.into(), step, reason: format!("{error:#}") },
@@ -375,7 +375,7 @@ impl Worker<'_> {
             let first = index == begin.stage as usize;
             let resume = resume.as_ref().filter(|_| first);
             let source = begin.source.filter(|_| first).map(|rank| rank as usize);
-            self.session.at(stage.name(), 0, "set up");
+            self.session.at(stage.name(), 0, RankPhase::SetUp);
             match self.train_stage(stage, (begin.generation, group), (resume, source))? {
                 StageOutcome::Complete(weights) => self.finished.insert(stage.name().into(), weights),
                 StageOutcome::Stopped { step } => {

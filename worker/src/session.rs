@@ -28,7 +28,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use thanos_c10d::{Collectives, Error as GroupError, GroupAborter, KeyValueStore, ProcessGroup, collectives, exit_now};
 use thanos_configs::TimeoutsConfig;
-use thanos_proto::{Begin, CheckpointRef, Command, Heartbeat, Hello, StepDone, Welcome, WorkerEvent};
+use thanos_proto::{
+    BEFORE_STAGES, Begin, CheckpointRef, Command, Heartbeat, Hello, RankPhase, StepDone, Welcome, WorkerEvent,
+};
 use thanos_transport::{Guard, needs_guard, show};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -81,7 +83,7 @@ struct Place {
     aborter: Option<GroupAborter>,
     /// When the phase began, and the time of earlier ones since they were asked for.
     phase_began: Instant,
-    phase_seconds: BTreeMap<String, f64>,
+    phase_seconds: BTreeMap<RankPhase, f64>,
 }
 
 impl Place {
@@ -139,9 +141,9 @@ impl Session {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let heartbeat = Heartbeat {
             generation: 0,
-            stage: "start".into(),
+            stage: BEFORE_STAGES.into(),
             step: 0,
-            phase: "start".into(),
+            phase: RankPhase::Start,
             collectives: 0,
             waited_ms: 0,
             progress: 0,
@@ -295,34 +297,31 @@ impl Session {
     }
 
     /// Says in the next heartbeat where this rank is.
-    pub(crate) fn at(&self, stage: &str, step: u64, phase: &str) {
+    pub(crate) fn at(&self, stage: &str, step: u64, phase: RankPhase) {
         let mut place = self.shared.place();
         place.end_phase();
         let heartbeat = &mut place.heartbeat;
         if heartbeat.stage != stage {
             heartbeat.stage = stage.into();
         }
-        if heartbeat.phase != phase {
-            heartbeat.phase = phase.into();
-        }
-        heartbeat.step = step;
+        (heartbeat.phase, heartbeat.step) = (phase, step);
     }
 
     /// Seconds that were spent in each phase since this was asked for the last time; those that a GPU has measured are
     /// its own. So long of the forward pass was the exchange of candidates.
     pub(crate) fn take_phase_seconds(
         &self,
-        on_gpu: BTreeMap<String, f64>,
+        on_gpu: BTreeMap<RankPhase, f64>,
         gathering: Duration,
-    ) -> BTreeMap<String, f64> {
+    ) -> BTreeMap<RankPhase, f64> {
         let mut place = self.shared.place();
         place.end_phase();
         let mut seconds = std::mem::take(&mut place.phase_seconds);
         seconds.extend(on_gpu);
-        if let Some(forward) = seconds.get_mut("forward") {
+        if let Some(forward) = seconds.get_mut(&RankPhase::Forward) {
             *forward -= gathering.as_secs_f64();
         }
-        seconds.insert("gather".into(), gathering.as_secs_f64());
+        seconds.insert(RankPhase::Gather, gathering.as_secs_f64());
         seconds
     }
 
@@ -402,12 +401,12 @@ impl Session {
     }
 
     /// Where this rank last said it was.
-    pub(crate) fn phase(&self) -> String {
+    pub(crate) fn position(&self) -> String {
         let place = self.shared.place();
-        let heartbeat = &place.heartbeat;
-        match heartbeat.phase.as_str() {
-            "start" => "start".into(),
-            phase => format!("{phase} of step {} of stage {}", heartbeat.step, heartbeat.stage),
+        let Heartbeat { phase, step, stage, .. } = &place.heartbeat;
+        match phase {
+            RankPhase::Start => phase.label().into(),
+            _ => format!("{} of step {step} of stage {stage}", phase.label()),
         }
     }
 

@@ -33,7 +33,7 @@ use thanos_c10d::{Exchanged, ProcessGroup};
 use thanos_configs::{
     ChecksConfig, Position, Select, TrainConfig, ValidationMeasure, learning_rate, samples_sha256, step_key,
 };
-use thanos_proto::{Best, CheckpointWritten, Evaluated, StageResult, StepDone, WorkerEvent};
+use thanos_proto::{Best, CheckpointWritten, Evaluated, RankPhase, StageResult, StepDone, WorkerEvent};
 
 /// A stage's place in the run, and its numbers.
 pub(crate) struct StageSpec<'a> {
@@ -102,7 +102,7 @@ pub(crate) fn train(
     trainer.begin(from).map_err(|error| Interrupted { error, memory: None })?;
     trainer.run(data).map_err(|error| {
         // The save in progress is finished first, however long it takes: another generation begins from it, or after it.
-        trainer.phase("save");
+        trainer.phase(RankPhase::Save);
         trainer.saver.leave();
         Interrupted { error, memory: Some(Box::new(trainer.memory())) }
     })
@@ -264,7 +264,7 @@ impl<'a> Trainer<'a> {
             }
         }
         let mut feed = BatchLoader::new(data, &spec.schedule, self.step..total_steps, self.stage.views())?;
-        self.phase("data");
+        self.phase(RankPhase::Data);
         while let Some(batch) = feed.next()? {
             let Requests { stop, regroup } = self.update(&batch, total_steps, &mut feed)?;
             self.waited = feed.waited.as_secs_f64();
@@ -275,7 +275,7 @@ impl<'a> Trainer<'a> {
             if regroup {
                 return Err(Regroup.into());
             }
-            self.phase("data");
+            self.phase(RankPhase::Data);
         }
         self.finish()
     }
@@ -324,13 +324,13 @@ impl<'a> Trainer<'a> {
         Ok(StageOutcome::Stopped { step: self.step })
     }
 
-    fn phase(&self, phase: &str) {
+    fn phase(&self, phase: RankPhase) {
         self.context.session.at(self.spec.name, self.step, phase);
     }
 
     /// A phase that the GPU's time is measured of.
-    fn step_phase(&mut self, phase: &'static str) -> Result<()> {
-        self.phase(phase);
+    fn step_phase(&mut self, phase: RankPhase) -> Result<()> {
+        self.phase(phase.clone());
         self.clock.mark(phase)
     }
 
@@ -349,14 +349,14 @@ impl<'a> Trainer<'a> {
             None => self.compute(&inputs)?,
         };
         feed.prepare()?;
-        self.step_phase("reduce")?;
+        self.step_phase(RankPhase::Reduce)?;
         failpoints::broken_collective(rank, self.step)?;
         // A group that is aborted from here on changes nothing any more: this waits until the sums are there, and fails if
         // they are not to be used.
         let reduced = self.reduce(&computed)?;
         self.exchanged = self.context.group.take_exchanged()?;
         let problem = self.non_finite(&computed, &reduced)?;
-        self.phase("update");
+        self.phase(RankPhase::Update);
         let on_gpu = self.clock.begin_update()?;
         match (&problem, &mut graph) {
             (None, Some(graph)) => {
@@ -384,11 +384,11 @@ impl<'a> Trainer<'a> {
     fn compute(&mut self, inputs: &Inputs) -> Result<Computed> {
         let rank = self.context.group.rank();
         self.buffers_before = snapshot(&self.buffers);
-        self.step_phase("forward")?;
+        self.step_phase(RankPhase::Forward)?;
         failpoints::hang(rank, self.step);
         failpoints::pass("step");
         let losses = self.stage.losses(inputs)?;
-        self.step_phase("backward")?;
+        self.step_phase(RankPhase::Backward)?;
         self.optimizer.zero_grad()?;
         losses.backward()?;
         failpoints::poison_gradient(self.optimizer.parameters(), rank, self.step);
@@ -397,7 +397,7 @@ impl<'a> Trainer<'a> {
 
     /// The same as a CUDA graph, which does not say when the backward pass begins.
     fn replay(&mut self, graph: &mut StepGraph, inputs: &Inputs, lr: f64) -> Result<Computed> {
-        self.step_phase("compute")?;
+        self.step_phase(RankPhase::Compute)?;
         let (computed, buffers_before) = graph.compute(inputs, self.optimizer.next_rates(lr))?;
         self.buffers_before = buffers_before;
         Ok(computed)
@@ -460,7 +460,7 @@ impl<'a> Trainer<'a> {
 
     /// Keeps the weights of the first of the best epochs, or of the last one. `false`: a stop was requested meanwhile.
     fn evaluate(&mut self, epoch: u64) -> Result<bool> {
-        self.phase("evaluate");
+        self.phase(RankPhase::Evaluate);
         let validation_accuracy = match self.stage.validation_accuracy() {
             Err(error) if error.is::<StopAsked>() => return Ok(false),
             evaluated => evaluated?,
@@ -480,7 +480,7 @@ impl<'a> Trainer<'a> {
 
     /// What rank 0 saves after this update; `None`: this is another rank.
     fn checkpoint(&self, epoch: u64, result: Option<StageResult>) -> Result<Option<Save>> {
-        self.phase("save");
+        self.phase(RankPhase::Save);
         if self.context.group.rank() > 0 {
             return Ok(None);
         }
@@ -519,7 +519,7 @@ impl<'a> Trainer<'a> {
 
     /// Evaluates the best weights on the test images, and saves the stage as complete with the last weights.
     fn finish(&mut self) -> Result<StageOutcome> {
-        self.phase("measure");
+        self.phase(RankPhase::Measure);
         let Some((best, weights)) = &self.best else { bail!("a stage's last step is always evaluated") };
         let (best, weights) = (*best, snapshot(weights));
         let last = snapshot(&self.stage.state());

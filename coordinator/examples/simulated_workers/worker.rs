@@ -10,7 +10,7 @@ use std::time::Duration;
 use thanos_proto::v1::coordinator_client::CoordinatorClient;
 use thanos_proto::v1::store_request::Operation;
 use thanos_proto::v1::{self, EnrolRequest, StoreGet, StoreRequest, StoreSet};
-use thanos_proto::{Begin, COORDINATOR_NAME, Command, Device, Heartbeat, Hello, Rejoin, WorkerEvent};
+use thanos_proto::{Begin, COORDINATOR_NAME, Command, Device, Heartbeat, Hello, RankPhase, Rejoin, WorkerEvent};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
@@ -172,7 +172,7 @@ async fn heartbeats(events: mpsc::Sender<WorkerEvent>, generation: watch::Receiv
     let mut ticks = tokio::time::interval(HEARTBEAT);
     for step in 1.. {
         ticks.tick().await;
-        let (generation, stage, phase) = (*generation.borrow(), "cae".to_owned(), "forward".to_owned());
+        let (generation, stage, phase) = (*generation.borrow(), "cae".to_owned(), RankPhase::Forward);
         let heartbeat = Heartbeat {
             generation,
             stage,

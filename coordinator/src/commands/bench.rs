@@ -4,14 +4,14 @@
 use crate::exit::{EXIT_CONFIG, EXIT_IO, EXIT_UNREACHABLE, EXIT_USAGE, Fatal};
 use crate::run_dir::ledger::{events, read_steps};
 use crate::signals::remove_at_exit;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 use thanos_configs::{DataKind, LogConfig, Plan, RunConfig, Validation};
 use thanos_data::{Packs, pack_synthetic};
-use thanos_proto::{BenchReport, BenchRequest};
+use thanos_proto::{BenchReport, BenchRequest, RankPhase};
 
 /// Synthetic images for training, at least, in whole batches.
 const MIN_IMAGES: u64 = 4096;
@@ -208,8 +208,8 @@ impl Spread {
 }
 
 /// Milliseconds of each phase.
-fn phases(seconds: &BTreeMap<String, f64>) -> BTreeMap<&str, f64> {
-    seconds.iter().map(|(phase, seconds)| (phase.as_str(), seconds * 1e3)).collect()
+fn phases(seconds: &BTreeMap<RankPhase, f64>) -> BTreeMap<&str, f64> {
+    seconds.iter().map(|(phase, seconds)| (phase.label(), seconds * 1e3)).collect()
 }
 
 /// A report as the fields of an event.
@@ -226,6 +226,17 @@ fn reports(events: &[Value]) -> Vec<BenchReport> {
     reports
 }
 
+/// Phases by their labels.
+fn write_phases<S: Serializer>(seconds: &BTreeMap<RankPhase, f64>, serializer: S) -> Result<S::Ok, S::Error> {
+    let labelled: BTreeMap<&str, f64> = seconds.iter().map(|(phase, seconds)| (phase.label(), *seconds)).collect();
+    labelled.serialize(serializer)
+}
+
+fn read_phases<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<RankPhase, f64>, D::Error> {
+    let labelled = BTreeMap::<String, f64>::deserialize(deserializer)?;
+    Ok(labelled.into_iter().map(|(label, seconds)| (RankPhase::from(label.as_str()), seconds)).collect())
+}
+
 #[derive(Serialize, Deserialize)]
 struct Reported(#[serde(with = "Fields")] BenchReport);
 
@@ -237,7 +248,8 @@ struct Fields {
     precision: String,
     collectives: String,
     step_seconds: Vec<f64>,
-    phase_seconds: BTreeMap<String, f64>,
+    #[serde(serialize_with = "write_phases", deserialize_with = "read_phases")]
+    phase_seconds: BTreeMap<RankPhase, f64>,
     flops: u64,
     operators: u64,
     kernels: Option<u64>,

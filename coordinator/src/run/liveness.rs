@@ -7,7 +7,7 @@ use super::{Effect, Member, Notice, Phase, Run, SessionId};
 use crate::exit::EXIT_STOPPED;
 use std::collections::VecDeque;
 use std::time::Duration;
-use thanos_proto::{Command, Heartbeat, StepDone};
+use thanos_proto::{Command, Heartbeat, RankPhase, StepDone};
 
 /// A hung worker has not progressed for as many of the stage's longest recent steps.
 const HANG_STEPS: u32 = 5;
@@ -20,15 +20,14 @@ const MIN_GENERATION_STEPS: u32 = 2;
 /// Time over which waiting is compared, and the difference in waiting that makes a straggler, twice in a row.
 const STRAGGLER_WINDOW: Duration = Duration::from_secs(5);
 const STRAGGLER_SHARE: f64 = 0.4;
-/// Phases of a step in which a rank computes or communicates; elsewhere it may wait for storage for long.
-const STEP_PHASES: [&str; 5] = ["forward", "backward", "compute", "reduce", "update"];
 
 /// How far a rank has come in its generation, by its heartbeats.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Progress {
     collectives: u64,
     step: u64,
-    phase: String,
+    /// `None`: there was no heartbeat yet.
+    phase: Option<RankPhase>,
     /// What it counts outside of collectives and steps.
     other: u64,
     in_collective: bool,
@@ -50,6 +49,7 @@ impl Progress {
 
     pub(super) fn beat(&mut self, heartbeat: Heartbeat, now: Duration) {
         let Heartbeat { collectives, step, phase, waited_ms, progress, in_collective, .. } = heartbeat;
+        let phase = Some(phase);
         let at = (collectives, step, &phase, progress, in_collective);
         if at != (self.collectives, self.step, &self.phase, self.other, self.in_collective) {
             *self = Self { collectives, step, phase, other: progress, in_collective, since: now, ..*self };
@@ -57,8 +57,10 @@ impl Progress {
         self.waited_ms = waited_ms;
     }
 
+    /// Whether it computes or communicates; elsewhere it may wait for storage for long.
     fn is_in_step(&self) -> bool {
-        STEP_PHASES.contains(&self.phase.as_str())
+        use RankPhase::{Backward, Compute, Forward, Reduce, Update};
+        matches!(self.phase, Some(Forward | Backward | Compute | Reduce | Update))
     }
 }
 

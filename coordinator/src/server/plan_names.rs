@@ -3,10 +3,7 @@
 
 use std::collections::BTreeMap;
 use thanos_configs::{Plan, StagePlan};
-use thanos_proto::{StepDone, WorkerEvent};
-
-/// What a heartbeat names before its first stage has begun.
-const BEFORE_STAGES: &str = "start";
+use thanos_proto::{BEFORE_STAGES, StepDone, WorkerEvent};
 
 /// Stages by name, each with the terms that its loss has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -2,6 +2,7 @@
 //! parameter. The seconds of all states add up to the time since the coordinator began to serve.
 
 use std::time::Duration;
+use thanos_proto::RankPhase;
 
 /// What the time of a run goes into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,12 +45,21 @@ impl State {
     }
 
     /// The state that a phase of rank 0 belongs to.
-    fn of_phase(phase: &str) -> Self {
+    fn of_phase(phase: &RankPhase) -> Self {
         match phase {
-            "start" | "rendezvous" | "connect" | "set up" => Self::Starting,
-            "evaluate" | "measure" => Self::Evaluating,
-            "save" => Self::Saving,
-            _ => Self::Training,
+            RankPhase::Start | RankPhase::Rendezvous | RankPhase::Connect | RankPhase::SetUp => Self::Starting,
+            RankPhase::Evaluate | RankPhase::Measure => Self::Evaluating,
+            RankPhase::Save => Self::Saving,
+            RankPhase::Data
+            | RankPhase::Forward
+            | RankPhase::Gather
+            | RankPhase::Backward
+            | RankPhase::Compute
+            | RankPhase::Record
+            | RankPhase::Reduce
+            | RankPhase::Update
+            | RankPhase::Compare
+            | RankPhase::Other(_) => Self::Training,
         }
     }
 }
@@ -100,7 +110,7 @@ impl Goodput {
     }
 
     /// Rank 0 of this generation is in this phase. Recovering ends with a step, or with the evaluation that is due.
-    pub(crate) fn phase(&mut self, generation: u64, phase: &str, now: Duration) {
+    pub(crate) fn phase(&mut self, generation: u64, phase: &RankPhase, now: Duration) {
         let state = State::of_phase(phase);
         let recovers = self.state == State::Recovering && state != State::Evaluating;
         if self.is_live(generation) && !recovers {
@@ -145,15 +155,15 @@ mod tests {
     fn every_second_is_counted_in_one_state() {
         let mut run = Goodput::new(State::WaitingForWorkers, 0);
         run.began(1, at(10));
-        run.phase(1, "set up", at(11));
+        run.phase(1, &RankPhase::SetUp, at(11));
         run.step(1, at(14));
-        run.phase(1, "evaluate", at(20));
-        run.phase(1, "forward", at(50));
-        run.phase(1, "save", at(60));
-        run.phase(1, "forward", at(62));
+        run.phase(1, &RankPhase::Evaluate, at(20));
+        run.phase(1, &RankPhase::Forward, at(50));
+        run.phase(1, &RankPhase::Save, at(60));
+        run.phase(1, &RankPhase::Forward, at(62));
         run.interrupted(at(70));
         run.began(2, at(75));
-        run.phase(2, "set up", at(76));
+        run.phase(2, &RankPhase::SetUp, at(76));
         run.step(2, at(80));
         run.end(at(100));
         let expected = [
@@ -177,13 +187,13 @@ mod tests {
         run.step(1, at(1));
         run.interrupted(at(2));
         run.step(1, at(3));
-        run.phase(1, "evaluate", at(4));
+        run.phase(1, &RankPhase::Evaluate, at(4));
         assert_eq!(run.state(), State::Recovering);
         run.began(2, at(5));
-        run.phase(1, "evaluate", at(6));
-        run.phase(2, "forward", at(7));
+        run.phase(1, &RankPhase::Evaluate, at(6));
+        run.phase(2, &RankPhase::Forward, at(7));
         assert_eq!(run.state(), State::Recovering, "the step in flight is made again");
-        run.phase(2, "evaluate", at(8));
+        run.phase(2, &RankPhase::Evaluate, at(8));
         assert_eq!(run.state(), State::Evaluating, "the evaluation was interrupted and is made again");
     }
 

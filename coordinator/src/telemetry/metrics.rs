@@ -6,7 +6,7 @@ use crate::run::{Effect, ExitCause, Notice};
 use crate::server::REFUSED_ENROLMENTS;
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use thanos_proto::{PHASES, StageResult, StepDone};
+use thanos_proto::{StageResult, StepDone};
 
 /// Gauges, their units and help.
 pub const GAUGES: [(&str, Unit, &str); 20] = [
@@ -169,8 +169,7 @@ fn recorded(step: &StepDone) {
     histogram!(STEP_SECONDS).record(step.seconds());
     for (phase, seconds) in &step.phase_seconds {
         // A label is one of a few, whatever a worker sends.
-        let known = PHASES.iter().find(|known| *known == phase).unwrap_or(&"other");
-        histogram!(PHASE_SECONDS, "phase" => *known).record(*seconds);
+        histogram!(PHASE_SECONDS, "phase" => phase.known_label().unwrap_or("other")).record(*seconds);
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use thanos_configs::DataKind;
 use thanos_data::{PackFile, Packs};
-use thanos_proto::{Heartbeat, StageResult, StepDone};
+use thanos_proto::{Heartbeat, RankPhase, StageResult, StepDone};
 
 /// Without a terminal, a line is printed this often at first, then whenever a run is a twentieth older, and finally so often:
 /// a day of training is 400 lines.
@@ -237,12 +237,12 @@ impl Progress {
 }
 
 /// What a rank does in a phase in which it makes no step.
-fn activity(phase: &str) -> Option<&'static str> {
+fn activity(phase: &RankPhase) -> Option<&'static str> {
     match phase {
-        "evaluate" => Some("evaluating"),
-        "measure" => Some("measuring on the test images"),
-        "save" => Some("saving"),
-        "record" => Some("recording a CUDA graph"),
+        RankPhase::Evaluate => Some("evaluating"),
+        RankPhase::Measure => Some("measuring on the test images"),
+        RankPhase::Save => Some("saving"),
+        RankPhase::Record => Some("recording a CUDA graph"),
         _ => None,
     }
 }
@@ -315,9 +315,9 @@ mod tests {
 
     #[test]
     fn a_phase_without_steps_is_shown_as_an_activity() {
-        assert_eq!(activity("evaluate"), Some("evaluating"));
-        for phase in ["forward", "reduce", "anything else"] {
-            assert_eq!(activity(phase), None, "{phase}");
+        assert_eq!(activity(&RankPhase::Evaluate), Some("evaluating"));
+        for phase in [RankPhase::Forward, RankPhase::Reduce, RankPhase::Other("anything else".into())] {
+            assert_eq!(activity(&phase), None, "{phase:?}");
         }
     }
 

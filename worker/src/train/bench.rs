@@ -8,10 +8,11 @@ use crate::stage::Stage;
 use anyhow::Result;
 use std::collections::BTreeMap;
 use std::time::Duration;
+use thanos_proto::RankPhase;
 
 /// One update, which runs when it is called; its result is the rank's time by phase until the update is committed, in
 /// seconds.
-pub(crate) type Update<'a> = dyn FnMut() -> Result<BTreeMap<String, f64>> + 'a;
+pub(crate) type Update<'a> = dyn FnMut() -> Result<BTreeMap<RankPhase, f64>> + 'a;
 
 /// Hands the first `total` updates of a stage to `each`, with their numbers. `false`: a stop was requested, and all ranks
 /// end after the same update.
@@ -31,7 +32,7 @@ pub(crate) fn updates(
         let mut update = || {
             // What was done since the last update is no part of this one.
             _ = context.session.take_phase_seconds(BTreeMap::new(), Duration::ZERO);
-            trainer.phase("data");
+            trainer.phase(RankPhase::Data);
             let batch = feed.next()?.expect("the feed has as many batches as updates were asked for");
             stop = trainer.update(&batch, total, &mut feed)?.stop;
             Ok(trainer.recent.last().map(|done| done.phase_seconds.clone()).unwrap_or_default())

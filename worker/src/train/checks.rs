@@ -9,7 +9,7 @@ use crate::tensors::copy_into;
 use anyhow::{Result, bail};
 use tch::Tensor;
 use thanos_configs::{OnDivergence, OnNonFinite};
-use thanos_proto::WorkerEvent;
+use thanos_proto::{RankPhase, WorkerEvent};
 
 /// Updates in a row that may be skipped because of a non-finite value.
 const MAX_SKIPPED: u32 = 10;
@@ -69,7 +69,7 @@ impl Trainer<'_> {
         if !checks.compare_ranks_every.is_some_and(|every| self.step.is_multiple_of(every)) {
             return Ok(());
         }
-        self.phase("compare");
+        self.phase(RankPhase::Compare);
         let mut state = self.stage.state();
         state.extend(self.optimizer.state());
         let Some(diverged) = diverged(&state, self.context.group)? else { return Ok(()) };

@@ -5,11 +5,12 @@ use anyhow::Result;
 use std::collections::BTreeMap;
 use tch::Device;
 use thanos_c10d::DeviceEvent;
+use thanos_proto::RankPhase;
 
 /// Points on the GPU's stream where the phases of the step in flight began.
 pub(super) struct GpuClock {
     is_gpu: bool,
-    marks: Vec<(&'static str, DeviceEvent)>,
+    marks: Vec<(RankPhase, DeviceEvent)>,
     /// Begin and end of the last update, which the host does not wait for: read in the step after it.
     update: Option<(DeviceEvent, DeviceEvent)>,
 }
@@ -30,7 +31,7 @@ impl GpuClock {
     }
 
     /// A phase of the step begins.
-    pub(super) fn mark(&mut self, phase: &'static str) -> Result<()> {
+    pub(super) fn mark(&mut self, phase: RankPhase) -> Result<()> {
         if self.is_gpu {
             self.marks.push((phase, DeviceEvent::record()?));
         }
@@ -39,17 +40,17 @@ impl GpuClock {
 
     /// The update begins, the sums having been read: seconds of the phases before it, and of the update before this one.
     /// Empty on the CPU.
-    pub(super) fn begin_update(&mut self) -> Result<BTreeMap<String, f64>> {
+    pub(super) fn begin_update(&mut self) -> Result<BTreeMap<RankPhase, f64>> {
         let mut seconds = BTreeMap::new();
-        self.mark("update")?;
+        self.mark(RankPhase::Update)?;
         let Some((_, last)) = self.marks.last() else { return Ok(seconds) };
         last.wait()?;
         for pair in self.marks.windows(2) {
             let [(phase, begin), (_, end)] = pair else { continue };
-            seconds.insert((*phase).to_owned(), begin.until(end)?.as_secs_f64());
+            seconds.insert(phase.clone(), begin.until(end)?.as_secs_f64());
         }
         if let Some((begin, end)) = self.update.take() {
-            seconds.insert("update".into(), begin.until(&end)?.as_secs_f64());
+            seconds.insert(RankPhase::Update, begin.until(&end)?.as_secs_f64());
         }
         Ok(seconds)
     }

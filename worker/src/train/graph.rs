@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tch::{Device, Kind, Tensor};
 use thanos_c10d::Graph;
 use thanos_fused::gpu;
+use thanos_proto::RankPhase;
 
 /// Steps of the same sizes before one is recorded: libraries allocate and choose their algorithms in the first ones.
 const STEPS_BEFORE: u32 = 3;
@@ -98,7 +99,7 @@ impl Trainer<'_> {
         if graph.is_some() || !self.graphs.is_due(inputs.sizes()) {
             return Ok(graph);
         }
-        self.phase("record");
+        self.phase(RankPhase::Record);
         match without_panic(|| self.record(inputs)) {
             Ok(graph) => {
                 tracing::debug!("steps of {:?} images are a CUDA graph", inputs.sizes());

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use thanos_proto::{Command, Heartbeat, PHASES, StepDone, WorkerEvent};
+use thanos_proto::{Command, Heartbeat, RankPhase, StepDone, WorkerEvent};
 
 /// The speed is that of the last seconds, and so is the share of its time that a worker waits.
 const SPEED_WINDOW: Duration = Duration::from_secs(10);
@@ -34,7 +34,7 @@ struct Facts {
     /// When steps were committed, and of how many images.
     times: VecDeque<(Instant, u64)>,
     /// Mean seconds of a recent step by phase, and of how many steps.
-    phases: BTreeMap<&'static str, f64>,
+    phases: BTreeMap<RankPhase, f64>,
     steps: u64,
     stage: String,
     storage_problem: Option<String>,
@@ -46,7 +46,8 @@ struct Beat {
     heard: Instant,
     stage: String,
     step: u64,
-    phase: String,
+    /// `None`: there was no heartbeat yet.
+    phase: Option<RankPhase>,
     generation: u64,
     /// The beginning of the window in which waiting is measured, and the time that it had waited then.
     window: (Instant, u64),
@@ -58,7 +59,7 @@ struct Beat {
 pub(super) struct LiveWorker {
     stage: String,
     step: u64,
-    phase: String,
+    phase: Option<RankPhase>,
     heartbeat_age: Duration,
     wait_share: Option<f64>,
 }
@@ -70,7 +71,7 @@ impl LiveWorker {
         let fields = [
             ("stage", Value::from(self.stage.as_str())),
             ("step", self.step.into()),
-            ("phase", self.phase.as_str().into()),
+            ("phase", self.phase.as_ref().map_or("", RankPhase::label).into()),
             ("heartbeat_age_seconds", age_seconds.into()),
             ("wait_share", self.wait_share.into()),
         ];
@@ -83,7 +84,7 @@ impl LiveWorker {
 pub(super) struct LiveView {
     pub(super) workers: HashMap<String, LiveWorker>,
     pub(super) totals: BTreeMap<String, u64>,
-    pub(super) phases: BTreeMap<&'static str, f64>,
+    pub(super) phases: BTreeMap<RankPhase, f64>,
     /// `None`: no step was made for a while.
     pub(super) steps_per_second: Option<f64>,
     pub(super) images_per_second: Option<f64>,
@@ -151,9 +152,9 @@ impl Facts {
         self.steps += 1;
         let weight = (1.0 / self.steps as f64).max(STEP_WEIGHT);
         // A worker cannot make the list longer. A phase that this step did not have took no time.
-        for phase in PHASES {
-            let seconds = step.phase_seconds.get(phase).copied();
-            if seconds.is_some() || self.phases.contains_key(phase) {
+        for phase in RankPhase::KNOWN {
+            let seconds = step.phase_seconds.get(&phase).copied();
+            if seconds.is_some() || self.phases.contains_key(&phase) {
                 let mean = self.phases.entry(phase).or_default();
                 *mean += (seconds.unwrap_or_default() - *mean) * weight;
             }
@@ -188,14 +189,14 @@ impl Facts {
 
 impl Beat {
     fn new(now: Instant) -> Self {
-        let (stage, phase) = (String::new(), String::new());
-        Self { heard: now, stage, step: 0, phase, generation: 0, window: (now, 0), wait_share: None }
+        let (stage, window) = (String::new(), (now, 0));
+        Self { heard: now, stage, step: 0, phase: None, generation: 0, window, wait_share: None }
     }
 
     fn take(&mut self, heartbeat: &Heartbeat, now: Instant) {
         self.heard = now;
         self.stage.clone_from(&heartbeat.stage);
-        self.phase.clone_from(&heartbeat.phase);
+        self.phase = Some(heartbeat.phase.clone());
         self.step = heartbeat.step;
         let (began, waited_ms) = self.window;
         let elapsed = now.saturating_duration_since(began);
@@ -212,11 +213,10 @@ impl Beat {
 
 /// Phases as the page has them, in the order in which a step goes through them, without those of the start of a stage once
 /// they count for nothing.
-pub(super) fn phases_json(phases: &BTreeMap<&'static str, f64>) -> Vec<Value> {
+pub(super) fn phases_json(phases: &BTreeMap<RankPhase, f64>) -> Vec<Value> {
     let least = phases.values().sum::<f64>() * MIN_PHASE_SHARE;
-    let of =
-        |phase: &&'static str| phases.get(phase).filter(|seconds| **seconds > least).map(|seconds| (*phase, *seconds));
-    PHASES.iter().filter_map(of).map(|(phase, seconds)| json!({"phase": phase, "seconds": seconds})).collect()
+    let listed = phases.iter().filter(|(_, seconds)| **seconds > least);
+    listed.map(|(phase, seconds)| json!({"phase": phase.label(), "seconds": seconds})).collect()
 }
 
 #[cfg(test)]
@@ -261,11 +261,11 @@ mod tests {
         let view = facts.view(at(1000));
         assert_eq!((view.steps_per_second, view.images_per_second), (Some(10.0), Some(80.0)));
         assert_eq!(view.totals["a"], 90);
-        assert_eq!(view.phases.keys().copied().collect::<Vec<_>>(), ["forward"]);
-        let mean = view.phases["forward"];
+        assert_eq!(view.phases.keys().collect::<Vec<_>>(), [&RankPhase::Forward]);
+        let mean = view.phases[&RankPhase::Forward];
         assert!((mean - (0.5 + 0.25 * 10.0) / 11.0).abs() < 1e-12, "{mean}");
         assert_eq!(facts.view(at(60_000)).steps_per_second, None, "it stands still");
         facts.step(&step("b", 0, 2.0), at(61_000));
-        assert_eq!(facts.view(at(61_000)).phases["forward"], 2.0);
+        assert_eq!(facts.view(at(61_000)).phases[&RankPhase::Forward], 2.0);
     }
 }
