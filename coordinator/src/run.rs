@@ -6,17 +6,19 @@ mod devices;
 mod effect;
 mod ending;
 mod liveness;
+mod member;
 mod recovery;
 mod repeated_failures;
 mod termination;
 mod timeouts;
 
 use ending::Ending;
-use liveness::{Pace, Progress};
+use liveness::Pace;
+use member::{Member, MemberState, Seat};
 use repeated_failures::RepeatedFailures;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
-use thanos_proto::{CheckpointRef, Command, DeviceKind, Fetching, Held, Hello, Welcome, WorkerEvent};
+use thanos_proto::{CheckpointRef, Command, DeviceKind, Fetching, Hello, Welcome, WorkerEvent};
 
 pub(crate) use devices::CollectivesChoice;
 pub(crate) use effect::{Effect, Event, ExitCause, Notice, RecoveredFrom, SessionId, Verdict, is_stop_signal};
@@ -136,55 +138,6 @@ struct Growth {
     not_before: Duration,
 }
 
-#[derive(Clone, Debug)]
-struct Member {
-    hello: Hello,
-    ready: bool,
-    /// In the newest generation.
-    rank: Option<u32>,
-    /// It took over the state of others when the generation began, which has made no step yet.
-    newcomer: bool,
-    progress: Progress,
-    /// Steps that it reported in this session.
-    steps_reported: u64,
-    /// What it holds in memory, while it is ready again.
-    held: Option<Held>,
-    /// Where it last reported to be.
-    last_position: String,
-    /// When its last message was read (of `awake`).
-    last_message: Duration,
-    /// How its process ended, if the launcher was quicker than the end of its session.
-    exited: Option<(String, ExitCause)>,
-    /// When it reported that it received SIGTERM (of `awake`).
-    terminating: Option<Duration>,
-    /// It has finished or stopped with its generation, and was sent `Leave`.
-    left: bool,
-}
-
-impl Member {
-    fn new(hello: Hello, now: Duration) -> Self {
-        Self {
-            hello,
-            ready: false,
-            rank: None,
-            newcomer: false,
-            progress: Progress::new(now),
-            steps_reported: 0,
-            held: None,
-            last_position: "start".into(),
-            last_message: now,
-            exited: None,
-            terminating: None,
-            left: false,
-        }
-    }
-
-    /// It may hold state of the newest generation, and has not reported yet what.
-    fn may_hold_state(&self) -> bool {
-        !self.ready && !self.left && (self.rank.is_some() || self.hello.generation > 0)
-    }
-}
-
 impl Run {
     /// A run that waits for its workers; `now` is the time since some fixed moment, as in [`Run::apply`].
     pub(crate) fn new(start: Start, now: Duration) -> Self {
@@ -288,7 +241,7 @@ impl Run {
 
     fn received(&mut self, session: SessionId, event: WorkerEvent, now: Duration) -> Vec<Effect> {
         // What an unknown session sends, or one that was sent `Leave`, is ignored.
-        let Some(member) = self.members.get_mut(&session).filter(|member| !member.left) else { return Vec::new() };
+        let Some(member) = self.members.get_mut(&session).filter(|member| !member.has_left()) else { return Vec::new() };
         member.last_message = self.awake;
         match event {
             WorkerEvent::Hello(_) => self.protocol_violation(session, "a second Hello", now),
@@ -336,7 +289,7 @@ impl Run {
     }
 
     fn ready(&mut self, session: SessionId, digest: &str, now: Duration) -> Vec<Effect> {
-        if self.members.get(&session).is_some_and(|member| member.ready || member.rank.is_some()) {
+        if self.members.get(&session).is_some_and(|member| !matches!(member.state, MemberState::Joining)) {
             return self.protocol_violation(session, "a second Ready", now);
         }
         if digest != self.start.welcome.config_digest {
@@ -345,7 +298,7 @@ impl Run {
             return self.evict_newcomer(session, &reason, EXIT_CONFIG, now);
         }
         if let Some(member) = self.members.get_mut(&session) {
-            member.ready = true;
+            member.becomes_ready(None);
         }
         self.begin_if_ready(now)
     }
@@ -372,7 +325,7 @@ impl Run {
 
     fn closed(&mut self, session: SessionId, now: Duration) -> Vec<Effect> {
         match self.members.get(&session) {
-            Some(member) if !member.left => self.lost(session, "disconnected unexpectedly", now),
+            Some(member) if !member.has_left() => self.lost(session, "disconnected unexpectedly", now),
             _ => Vec::new(),
         }
     }
@@ -438,7 +391,7 @@ impl Run {
         let limit = if self.is_first_rendezvous() { timeouts.first_rendezvous } else { Some(timeouts.rendezvous) };
         let over = |limit: &Duration| self.awake.saturating_sub(self.missing_since) >= *limit;
         let Some(limit) = limit.filter(over) else { return Vec::new() };
-        let ready = self.members.values().filter(|member| member.ready).map(|member| &member.hello.worker_id);
+        let ready = self.members.values().filter(|member| member.is_ready()).map(|member| &member.hello.worker_id);
         let ready: Vec<String> = ready.cloned().collect();
         if ready.len() >= self.start.min_workers || self.ending.is_some() {
             return Vec::new();
@@ -461,7 +414,7 @@ impl Run {
     /// A worker as a message names it.
     fn name(&self, session: SessionId) -> String {
         let Some(member) = self.members.get(&session) else { return format!("session {session}") };
-        let rank = member.rank.map_or_else(String::new, |rank| format!("rank {rank}, "));
+        let rank = member.rank().map_or_else(String::new, |rank| format!("rank {rank}, "));
         format!("{} ({rank}pid {} on {})", member.hello.worker_id, member.hello.pid, member.hello.host)
     }
 }

@@ -1,7 +1,7 @@
 //! The rules of what rank 0 reports: steps, which the ledger has once and in order, and checkpoints, which are committed.
 //! Every message is fenced: only rank 0 of the newest generation may send it, and only about the stage in training.
 
-use super::{Effect, Notice, Phase, RECORDED_INTERVAL, Run, SessionId};
+use super::{Effect, Member, Notice, Phase, RECORDED_INTERVAL, Run, SessionId};
 use std::time::Duration;
 use thanos_proto::{CheckpointRef, CheckpointWritten, Command, StageResult, StepDone};
 
@@ -34,8 +34,8 @@ impl Run {
     /// What went wrong before is forgiven to those that took part.
     fn generation_made_a_step(&mut self) {
         self.idle_generations = 0;
-        for member in self.members.values_mut().filter(|member| member.rank.is_some()) {
-            member.newcomer = false;
+        for member in self.members.values_mut().filter(|member| member.seat().is_some()) {
+            member.made_a_step();
             self.restarts.remove(&member.hello.worker_id);
             self.growth.remove(&member.hello.worker_id);
         }
@@ -116,7 +116,7 @@ impl Run {
     }
 
     pub(super) fn fence_rank_0(&self, session: SessionId) -> Option<String> {
-        let rank = self.members.get(&session).and_then(|member| member.rank);
+        let rank = self.members.get(&session).and_then(Member::rank);
         (rank != Some(0)).then(|| "a message that only rank 0 of a generation may send".into())
     }
 

@@ -54,7 +54,7 @@ impl Run {
 
     /// A rank of a benchmark has measured what it was asked to; it commits nothing.
     pub(super) fn benched(&mut self, session: SessionId, report: BenchReport, now: Duration) -> Vec<Effect> {
-        let rank = self.members.get(&session).and_then(|member| member.rank);
+        let rank = self.members.get(&session).and_then(Member::rank);
         if self.start.welcome.bench.is_none() || rank != Some(report.rank) {
             return self.protocol_violation(session, "a benchmark report that was not requested", now);
         }
@@ -75,7 +75,7 @@ impl Run {
 
     fn leaves(&mut self, session: SessionId) -> Vec<Effect> {
         if let Some(member) = self.members.get_mut(&session) {
-            member.left = true;
+            member.leaves();
         }
         let reason = "this worker's part is done".into();
         let mut effects = vec![Effect::Send { session, command: Command::Leave { reason } }];
@@ -89,7 +89,7 @@ impl Run {
 
     /// Workers that wait while the generation trains are not needed any more.
     pub(super) fn all_ranks_have_left(&self) -> bool {
-        self.members.values().all(|member| member.left || member.rank.is_none())
+        self.members.values().all(|member| member.has_left() || member.seat().is_none())
     }
 
     /// Everything that there was to do is committed, or the stop is.
@@ -103,7 +103,7 @@ impl Run {
 
     /// A rank has finished or stopped: what the others wait for is committed.
     pub(super) fn is_draining(&self) -> bool {
-        self.members.values().any(|member| member.left)
+        self.members.values().any(Member::has_left)
     }
 
     /// A worker reports that it cannot continue. A newcomer ends alone; a rank's failure is the run's, as its peers would fail
@@ -112,11 +112,12 @@ impl Run {
         let Failed { phase, message, exit_code } = failed;
         let message = format!("{} failed in {phase}: {message}", self.name(session));
         let leave = Effect::Send { session, command: Command::Leave { reason: "the failure is recorded".into() } };
-        let Some(Member { rank, newcomer, .. }) = self.members.get(&session) else { return Vec::new() };
+        let Some(member) = self.members.get(&session) else { return Vec::new() };
+        let trains = member.seat().is_some_and(|seat| !seat.newcomer);
         let is_required =
             self.is_first_rendezvous() && self.start.launched && self.start.min_workers == self.start.workers;
         let mut effects = vec![leave];
-        if rank.is_some() && !newcomer || is_required {
+        if trains || is_required {
             self.members.remove(&session);
             effects.extend(self.abandon(message, *exit_code, now));
         } else {
@@ -134,8 +135,7 @@ impl Run {
         // Workers are asked before anything is printed.
         let mut effects: Vec<Effect> = match self.phase {
             Phase::Training => {
-                let ranks = self.members.iter().filter(|(_, member)| !member.left && member.rank.is_some());
-                ranks.map(|(session, _)| stop(*session, &reason)).collect()
+                self.ranks().map(|(session, _)| stop(session, &reason)).collect()
             }
             _ => Vec::new(),
         };
@@ -180,8 +180,7 @@ impl Run {
     /// The waiting worker whose state is the newest, if no checkpoint has it.
     fn holds_unsaved(&self) -> Option<(SessionId, Held)> {
         let saved = self.start.resume.as_ref().map_or(0, |checkpoint| checkpoint.step);
-        let ready = self.members.iter().filter(|(_, member)| member.ready && !member.left);
-        let held = ready.filter_map(|(session, member)| Some((*session, member.held?)));
+        let held = self.members.iter().filter_map(|(session, member)| Some((*session, member.held()?)));
         held.filter(|(_, held)| held.step > saved).max_by_key(|(_, held)| *held)
     }
 
@@ -254,8 +253,8 @@ impl Run {
 
     fn end(&mut self, reason: &str, verdict: Verdict) -> Vec<Effect> {
         let mut effects = Vec::new();
-        for (session, member) in self.members.iter_mut().filter(|(_, member)| !member.left) {
-            member.left = true;
+        for (session, member) in self.members.iter_mut().filter(|(_, member)| !member.has_left()) {
+            member.leaves();
             let reason = reason.into();
             let command = match verdict {
                 // A worker that waits when a run is stopped has been stopped, too.

@@ -151,7 +151,7 @@ impl Run {
             return self.evict_all(&last, &how, now);
         }
         // A generation that a newcomer kept from its first step continues without it.
-        let newcomers: Vec<SessionId> = last.iter().copied().filter(|session| self.members[session].newcomer).collect();
+        let newcomers: Vec<SessionId> = last.iter().copied().filter(|session| self.members[session].is_newcomer()).collect();
         if !newcomers.is_empty() && newcomers.len() < last.len() {
             let how = format!("joined a generation that made no progress for {limit:.1?} and is terminated");
             return self.evict_all(&newcomers, &how, now);
@@ -164,7 +164,7 @@ impl Run {
     /// one in ten that wait to send when all of a group's connections are closed at once.) The last holder of a state
     /// is left alone for longer: it may still come.
     fn evict_not_draining(&mut self, since: Duration, now: Duration) -> Vec<Effect> {
-        let is_held = self.members.values().any(|member| member.ready && member.held.is_some());
+        let is_held = self.members.values().any(|member| member.held().is_some());
         let stuck = |member: &Member| {
             let progress = &member.progress;
             let limit = match progress.in_collective && is_held {
@@ -209,7 +209,7 @@ impl Run {
 
     /// Ranks of the newest generation that have not finished or stopped.
     pub(super) fn ranks(&self) -> impl Iterator<Item = (SessionId, &Member)> {
-        self.members.iter().filter(|(_, m)| m.rank.is_some() && !m.left).map(|(session, member)| (*session, member))
+        self.members.iter().filter(|(_, m)| m.seat().is_some() && !m.has_left()).map(|(session, member)| (*session, member))
     }
 
     pub(super) fn evict_all(&mut self, sessions: &[SessionId], how: &str, now: Duration) -> Vec<Effect> {

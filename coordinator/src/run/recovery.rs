@@ -2,9 +2,10 @@
 //! run is abandoned. Beginning a generation is here, as the first one only differs by having nothing to continue from.
 
 use super::{
-    Effect, ExitCause, MAX_IDLE_GENERATIONS, Member, Notice, Phase, Progress, RESTART_BACKOFF, RecoveredFrom, Run,
-    SessionId,
+    Effect, ExitCause, MAX_IDLE_GENERATIONS, Member, MemberState, Notice, Phase, RESTART_BACKOFF, RecoveredFrom, Run,
+    Seat, SessionId,
 };
+use super::liveness::Progress;
 use crate::exit::{EXIT_CONFIG, EXIT_UNREACHABLE};
 use std::time::Duration;
 use thanos_proto::{Begin, Command, Held, Rejoin};
@@ -18,9 +19,9 @@ impl Run {
     /// or that has begun another generation without it. Only what is of the newest generation counts.
     pub(super) fn rejoin(&mut self, session: SessionId, rejoin: Rejoin, now: Duration) -> Vec<Effect> {
         let Rejoin { generation, held, recent, failure } = rejoin;
-        let Some(Member { rank, ready, .. }) = self.members.get(&session) else { return Vec::new() };
-        let (in_generation, newest) = (rank.is_some(), generation == self.generation);
-        if *ready || in_generation && !newest || generation > self.generation {
+        let Some(member) = self.members.get(&session) else { return Vec::new() };
+        let (in_generation, newest) = (member.seat().is_some(), generation == self.generation);
+        if member.is_ready() || in_generation && !newest || generation > self.generation {
             return self.protocol_violation(session, "it left a generation that it was not part of", now);
         }
         if self.is_draining() {
@@ -37,7 +38,7 @@ impl Run {
         // A state without the lines of its steps cannot be used; the last checkpoint has them.
         let held = held.filter(|held| held.step <= self.recorded_of_stage());
         if let Some(member) = self.members.get_mut(&session) {
-            (member.ready, member.held) = (true, held);
+            member.becomes_ready(held);
         }
         let has_failed = failure.is_some();
         let (reason, notice) = self.group_failed(session, failure.filter(|_| in_generation));
@@ -70,7 +71,7 @@ impl Run {
         {
             return effects;
         }
-        let ready = self.members.iter().filter(|(_, member)| member.ready && self.may_grow(member));
+        let ready = self.members.iter().filter(|(_, member)| member.is_ready() && self.may_grow(member));
         let sessions: Vec<SessionId> = ready.map(|(session, _)| *session).collect();
         if self.awaits_survivors() || sessions.len() < self.start.min_workers || self.committing > 0 {
             return Vec::new();
@@ -83,7 +84,7 @@ impl Run {
 
     /// Workers are ready while a generation trains: its ranks are asked to leave it at a common step.
     fn request_regroup(&mut self) -> Vec<Effect> {
-        let waits = self.members.values().any(|member| member.ready && self.may_grow(member));
+        let waits = self.members.values().any(|member| member.is_ready() && self.may_grow(member));
         if self.growing || !waits || self.ending.is_some() {
             return Vec::new();
         }
@@ -124,9 +125,9 @@ impl Run {
         effects.extend(self.recovered(source.map(|(rank, _)| sessions[rank as usize]), now));
         for (rank, session) in sessions.iter().enumerate() {
             let Some(member) = self.members.get_mut(session) else { continue };
-            member.newcomer = source.is_some() && member.held.is_none();
-            (member.rank, member.ready, member.held, member.last_message) =
-                (Some(rank as u32), false, None, self.awake);
+            let newcomer = source.is_some() && member.held().is_none();
+            member.state = MemberState::Training(Seat { rank: rank as u32, newcomer });
+            member.last_message = self.awake;
             member.progress = Progress::new(self.awake);
             let begin = Begin {
                 generation,
@@ -146,7 +147,7 @@ impl Run {
     /// The rank whose state of the stage to continue with is the newest, and what it holds; `None`: no rank holds any.
     fn most_advanced_rank(&self, sessions: &[SessionId]) -> Option<(u32, Held)> {
         let stage = self.start.stage as u32;
-        let held = |rank: usize| self.members[&sessions[rank]].held.filter(|held| held.stage == stage);
+        let held = |rank: usize| self.members[&sessions[rank]].held().filter(|held| held.stage == stage);
         let all = (0..sessions.len()).rev().filter_map(|rank| Some((rank as u32, held(rank)?)));
         // Of equals the lowest rank.
         all.max_by_key(|(_, held)| *held)
@@ -160,7 +161,7 @@ impl Run {
             (None, Some(_)) => RecoveredFrom::Checkpoint,
             (None, None) => RecoveredFrom::Start,
         };
-        let held = source.and_then(|session| self.members[&session].held).map(|held| held.step);
+        let held = source.and_then(|session| self.members[&session].held()).map(|held| held.step);
         let resumed = self.start.resume.as_ref().map(|checkpoint| checkpoint.step);
         Some(Effect::Notify(Notice::Recovered {
             generation: self.generation,
@@ -184,11 +185,11 @@ impl Run {
             let Some((member, reason)) = self.remove(*session, how) else { continue };
             let worker = member.hello.worker_id.clone();
             effects.push(Effect::Notify(Notice::Lost { worker: worker.clone(), reason: reason.clone() }));
-            if member.rank.is_some() {
+            if member.seat().is_some() {
                 self.failures.member_lost();
                 broken.get_or_insert(reason);
             }
-            if member.newcomer || member.rank.is_none() && !self.is_first_rendezvous() {
+            if member.is_newcomer() || member.seat().is_none() && !self.is_first_rendezvous() {
                 self.growth_failed(&worker);
             }
             if matches!(self.phase, Phase::Saving { session: saver, .. } if saver == *session) {
@@ -253,7 +254,7 @@ impl Run {
     pub(super) fn break_generation(&mut self, reason: &str) -> Vec<Effect> {
         let mut effects = vec![self.rendezvous(self.awake + self.start.rendezvous_timeout)];
         let generation = self.generation;
-        let in_generation = self.ranks().filter(|(_, member)| !member.ready);
+        let in_generation = self.ranks().filter(|(_, member)| !member.is_ready());
         effects.extend(in_generation.map(|(session, _)| {
             let command = Command::Abandon { generation, reason: reason.into() };
             Effect::Send { session, command }
