@@ -4,10 +4,12 @@ mod bench;
 mod data;
 mod kubernetes;
 mod launch;
+mod launcher_name;
 mod paths;
 mod quick;
 mod report;
 mod series;
+mod series_arguments;
 mod slurm_arguments;
 mod workers;
 
@@ -28,8 +30,10 @@ use bench::{BenchArguments, act_bench};
 use clap::{Args, Parser, Subcommand};
 use data::{DataVerb, act_data};
 use kubernetes::KubernetesArguments;
-use launch::{LaunchArguments, LauncherName, act_launch};
+use launch::{LaunchArguments, act_launch};
+use launcher_name::LauncherName;
 use report::{ReportArguments, act_report};
+use series::act_series;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -258,10 +262,18 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     crate::exit::EXIT_IO
 }
 
+/// Launches one run, or a series of them, with the launcher that was typed or, for `serve`, `none`.
+fn act_runs(arguments: &LaunchArguments, forced: Option<LauncherName>) -> Result<u8> {
+    match arguments.series.are_given(arguments.run_dir.as_deref()) {
+        true => act_series(arguments, forced),
+        false => act_launch(arguments, forced),
+    }
+}
+
 fn act(verb: Verb) -> Result<u8> {
     match verb {
-        Verb::Launch(arguments) => act_launch(&arguments, None),
-        Verb::Serve(arguments) => act_launch(&arguments, Some(LauncherName::None)),
+        Verb::Launch(arguments) => act_runs(&arguments, None),
+        Verb::Serve(arguments) => act_runs(&arguments, Some(LauncherName::None)),
         Verb::Workers(arguments) => act_workers(&arguments),
         Verb::Bench(arguments) => act_bench(&arguments),
         Verb::Presets => {

@@ -1,6 +1,7 @@
 //! `launch`: from a plan to a result table. What can be refused before a worker is started is in `prepare.rs`; here the
 //! workers are started, and the event loop runs.
 
+mod event_lines;
 pub(crate) mod event_loop;
 pub(crate) mod given_weights;
 pub(crate) mod journal;
@@ -348,7 +349,7 @@ async fn conduct(
         started: Instant::now(),
         results: Vec::new(),
     };
-    let outcome = event_loop.conduct(happened).await;
+    let outcome = event_loop.run_to_end(happened).await;
     _ = stop_serving.send(());
     if let Some(launcher) = launcher {
         launcher.finish().await;

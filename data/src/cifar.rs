@@ -2,9 +2,9 @@
 //! one plane per channel) and the Python version (pickles of the same); cs.toronto.edu/~kriz/cifar.html. It decodes bytes
 //! and knows neither files nor archives.
 
-use super::Samples;
 use super::error::RawFault;
 use super::pickle::{self, Value};
+use super::samples::Samples;
 use thanos_configs::Labels;
 
 const PLANE: usize = 32 * 32;

@@ -2,7 +2,7 @@
 //! It decodes text and knows neither files nor gzip. The division into two splits is ours.
 
 use super::error::RawFault;
-use super::{Samples, Split};
+use super::samples::{Samples, Split};
 use std::collections::BTreeSet;
 use thanos_configs::split_train_validation;
 

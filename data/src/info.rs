@@ -1,10 +1,10 @@
 //! What a pack holds, measured, as a person reads it: counts of labels, mean and std of the pixels.
 //! It must not know where packs come from.
 
-use super::Skipped;
 use super::error::PackFault;
 use super::moments::Moments;
 use super::pack_file::{self, Images};
+use super::samples::Skipped;
 use std::fmt;
 use std::path::Path;
 
@@ -26,7 +26,7 @@ pub struct PackInfo {
     pub mean: Vec<f64>,
     pub std: Vec<f64>,
     /// Number of images that could not be decoded and were skipped, and the first of them.
-    pub left_out: u64,
+    pub skipped_images: u64,
     pub skipped: Vec<Skipped>,
     /// What is unusual about its images, a sentence each.
     pub warnings: Vec<String>,
@@ -56,8 +56,8 @@ impl PackInfo {
             coarse_names: header.coarse_names,
             mean,
             std,
-            left_out: header.left_out.images,
-            skipped: header.left_out.named,
+            skipped_images: header.skipped_images.images,
+            skipped: header.skipped_images.named,
             warnings: header.notes.warnings,
             fingerprint: header.fingerprint,
             bytes: header.bytes,
@@ -84,8 +84,8 @@ impl fmt::Display for PackInfo {
         for warning in &self.warnings {
             write!(out, "\nwarning      {warning}")?;
         }
-        if self.left_out > 0 {
-            write!(out, "\nskipped      {} that could not be decoded", self.left_out)?;
+        if self.skipped_images > 0 {
+            write!(out, "\nskipped      {} that could not be decoded", self.skipped_images)?;
         }
         for Skipped { name, reason } in &self.skipped {
             write!(out, "\n  {name}: {reason}")?;

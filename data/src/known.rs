@@ -1,13 +1,15 @@
 //! Packs of data that was packed before: found by what is in them, without reading raw files, and the cheap sign by which
 //! raw files are known not to have changed. It decodes nothing.
 
-use super::pack_header::{Header, LeftOut};
-use super::{DataError, PackFile, Packs, Split, pack_file, sources};
+use super::error::DataError;
+use super::pack_header::Header;
+use super::packs::{PackFile, Packs};
+use super::samples::Split;
+use super::stamp::stamp_file;
+use super::{pack_file, sources};
 use sha2::{Digest, Sha256};
-use std::fs::{self, Metadata};
-use std::io;
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
 use thanos_configs::{DataConfig, DataKind, DataSet, hex};
 
 /// The packs with these fingerprints, of the training and of the test images; `None` if `packs_dir` does not have both,
@@ -27,7 +29,7 @@ pub(super) fn with_pixels(facts: &DataSet, split: Split, pixels: &str, packs_dir
     packs_of(&facts.name, split, packs_dir).find(|(path, header)| {
         let is_same = header.notes.pixels == pixels && header.fine_names == facts.labels.fine_names;
         // More may have been skipped than there was room to name.
-        let all_named = header.left_out.images == header.left_out.named.len() as u64;
+        let all_named = header.skipped_images.images == header.skipped_images.named.len() as u64;
         // What is copied gets a new fingerprint: damage must not get a good one.
         is_same && all_named && pack_file::verify(path).is_ok()
     })
@@ -40,15 +42,6 @@ fn packs_of(data_set: &str, split: Split, packs_dir: &Path) -> impl Iterator<Ite
     let paths = fs::read_dir(packs_dir).into_iter().flatten().flatten().map(|entry| entry.path()).filter(named);
     let packs = paths.filter_map(|path| Header::read(&path).ok().map(|header| (path, header)));
     packs.filter(move |(_, header)| header.split == split.name())
-}
-
-impl PackFile {
-    pub(super) fn of(split: Split, path: PathBuf, header: Header) -> Self {
-        let images = header.images();
-        let Header { fingerprint, left_out: LeftOut { images: left_out, named: skipped }, notes, .. } = header;
-        let warnings = notes.warnings;
-        Self { split: split.name().into(), path, images, fingerprint, left_out, skipped, warnings }
-    }
 }
 
 /// SHA-256 over names, lengths and times of the last change of a data set's raw files, none of which is read; `None` for
@@ -66,20 +59,6 @@ pub fn raw_stamp(config: &DataConfig) -> Result<Option<String>, DataError> {
         stamp_file(map, &mut hash)?;
     }
     Ok(Some(hex(&hash.finalize())))
-}
-
-/// The length of a file, and the time of its last change in nanoseconds since 1970.
-pub(super) fn length_and_change(found: &Metadata) -> io::Result<(u64, u128)> {
-    Ok((found.len(), found.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos()))
-}
-
-/// Adds name, length and time of the last change of one file.
-pub(super) fn stamp_file(path: &Path, hash: &mut Sha256) -> Result<(), DataError> {
-    let found = fs::metadata(path).and_then(|found| length_and_change(&found));
-    let (bytes, changed) = found.map_err(|error| DataError::raw(path, error.into()))?;
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    hash.update(format!("{name}\0{bytes} {changed}\n"));
-    Ok(())
 }
 
 #[cfg(test)]

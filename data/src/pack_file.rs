@@ -3,8 +3,8 @@
 
 use super::error::{DataError, PackFault};
 use super::moments::Moments;
-use super::pack_header::{self, Header, LeftOut, Notes};
-use super::{Decoded, Split};
+use super::pack_header::{self, Header, Notes, SkippedImages};
+use super::samples::{Decoded, Split};
 use sha2::{Digest, Sha256};
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -30,7 +30,7 @@ fn fingerprint(mut hash: Sha256, header: &Header, labels: [&[i64]; 2]) -> String
     let header = pack_header::to_bytes(
         &header.facts(),
         &header.split,
-        &header.left_out,
+        &header.skipped_images,
         (labels[0].len(), ""),
         &Notes::default(),
     );
@@ -66,9 +66,9 @@ impl<'a> Sink<'a> {
     ///
     /// # Errors
     /// If the folder or the file cannot be made.
-    pub(super) fn expect(&mut self, most_images: usize, names: bool) -> Result<(), DataError> {
+    pub(super) fn expect(&mut self, max_images: usize, names: bool) -> Result<(), DataError> {
         let room = if names { ROOM + ROOM_FOR_NAMES } else { ROOM };
-        let begun = begin(self.path, self.data, self.split, (most_images, room)).map_err(|error| self.cannot(error))?;
+        let begun = begin(self.path, self.data, self.split, (max_images, room)).map_err(|error| self.cannot(error))?;
         self.begun = Some(begun);
         Ok(())
     }
@@ -107,7 +107,7 @@ impl<'a> Sink<'a> {
     }
 }
 
-fn begin(path: &Path, data: &DataSet, split: Split, (most_images, room): (usize, usize)) -> io::Result<Begun> {
+fn begin(path: &Path, data: &DataSet, split: Split, (max_images, room): (usize, usize)) -> io::Result<Begun> {
     let folder = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder)?;
     let mut file = tempfile::Builder::new()
@@ -116,9 +116,10 @@ fn begin(path: &Path, data: &DataSet, split: Split, (most_images, room): (usize,
         // Less the umask, as for any file: a temporary one is its owner's alone, but workers may be another user's.
         .permissions(Permissions::from_mode(0o666))
         .tempfile_in(folder)?;
-    let begun = (most_images, "");
-    let header = pack_header::to_bytes(data, split.name(), &LeftOut::default(), begun, &Notes::default()).len() + room;
-    let images_at = header.next_multiple_of(8) as u64 + LABELS_OF_AN_IMAGE * most_images as u64;
+    let begun = (max_images, "");
+    let header =
+        pack_header::to_bytes(data, split.name(), &SkippedImages::default(), begun, &Notes::default()).len() + room;
+    let images_at = header.next_multiple_of(8) as u64 + LABELS_OF_AN_IMAGE * max_images as u64;
     file.seek(SeekFrom::Start(images_at))?;
     let moments = data.mean.is_empty().then(|| Moments::new(data.channels));
     Ok(Begun { file, images_at, hash: Sha256::new(), moments })
@@ -130,20 +131,24 @@ fn finish(begun: Begun, path: &Path, (data, split): (&DataSet, Split), decoded: 
     let coarse: Vec<i64> = fine.iter().map(|fine| data.labels.coarse_of[*fine as usize]).collect();
     let labels_at = images_at - LABELS_OF_AN_IMAGE * fine.len() as u64;
     // As many names of images that were skipped as there is room for; all are counted.
-    let mut left_out = LeftOut { images: skipped.len() as u64, named: skipped };
-    let bytes = |left_out: &LeftOut, print: &str, notes: &Notes| {
-        pack_header::to_bytes(data, split.name(), left_out, (fine.len(), print), notes)
+    let mut skipped_images = SkippedImages { images: skipped.len() as u64, named: skipped };
+    let bytes = |skipped_images: &SkippedImages, print: &str, notes: &Notes| {
+        pack_header::to_bytes(data, split.name(), skipped_images, (fine.len(), print), notes)
     };
     let print_bytes = 2 * Sha256::output_size();
     let mut notes = Notes { pixels, ..Notes::default() };
-    while bytes(&left_out, "", &notes).len() + print_bytes > labels_at as usize && !left_out.named.is_empty() {
-        left_out.named.truncate(left_out.named.len() / 2);
+    while bytes(&skipped_images, "", &notes).len() + print_bytes > labels_at as usize
+        && !skipped_images.named.is_empty()
+    {
+        skipped_images.named.truncate(skipped_images.named.len() / 2);
     }
     notes.warnings = warnings;
-    while bytes(&left_out, "", &notes).len() + print_bytes > labels_at as usize && notes.warnings.pop().is_some() {}
-    let header = Header::of(data, split.name(), left_out, &fine);
+    while bytes(&skipped_images, "", &notes).len() + print_bytes > labels_at as usize && notes.warnings.pop().is_some()
+    {
+    }
+    let header = Header::of(data, split.name(), skipped_images, &fine);
     let print = fingerprint(hash, &header, [&fine, &coarse]);
-    let header = pack_header::padded(bytes(&header.left_out, &print, &notes), labels_at)
+    let header = pack_header::padded(bytes(&header.skipped_images, &print, &notes), labels_at)
         .ok_or_else(|| io::Error::other(format!("its header needs more than the {labels_at} bytes left for it")))?;
     file.seek(SeekFrom::Start(0))?;
     file.write_all(&header)?;

@@ -1,8 +1,8 @@
 //! A pack's header: what it records about the images and labels after it, as safetensors JSON and back.
 //! It knows lengths and offsets, and reads no pixel.
 
-use super::Skipped;
 use super::error::PackFault;
+use super::samples::Skipped;
 use safetensors::tensor::{Dtype, Metadata};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -23,7 +23,7 @@ const LENGTH_BYTES: u64 = 8;
 
 /// Images that could not be decoded and are not in the pack.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct LeftOut {
+pub(super) struct SkippedImages {
     pub(super) images: u64,
     /// The first of them.
     pub(super) named: Vec<Skipped>,
@@ -48,7 +48,7 @@ pub(super) struct Header {
     /// Per channel, of pixels in [0, 1].
     pub(super) mean: Vec<f64>,
     pub(super) std: Vec<f64>,
-    pub(super) left_out: LeftOut,
+    pub(super) skipped_images: SkippedImages,
     pub(super) notes: Notes,
     pub(super) fingerprint: String,
     /// N, H, W, C.
@@ -63,7 +63,7 @@ pub(super) struct Header {
 
 impl Header {
     /// That of a pack which is not written yet: it has no fingerprint and no place for its tensors.
-    pub(super) fn of(data: &DataSet, split: &str, left_out: LeftOut, fine: &[i64]) -> Self {
+    pub(super) fn of(data: &DataSet, split: &str, skipped_images: SkippedImages, fine: &[i64]) -> Self {
         Self {
             name: data.name.clone(),
             split: split.into(),
@@ -71,7 +71,7 @@ impl Header {
             coarse_names: data.labels.coarse_names.clone(),
             mean: data.mean.clone(),
             std: data.std.clone(),
-            left_out,
+            skipped_images,
             notes: Notes::default(),
             fingerprint: String::new(),
             shape: [fine.len(), data.side, data.side, data.channels],
@@ -169,7 +169,7 @@ impl Header {
             coarse_names: words.json("coarse_names")?,
             mean: words.json("mean")?,
             std: words.json("std")?,
-            left_out: LeftOut { images: words.json("left_out")?, named: words.json("left_out_names")? },
+            skipped_images: SkippedImages { images: words.json("left_out")?, named: words.json("left_out_names")? },
             notes: Notes {
                 warnings: if words.get("warnings").is_ok() { words.json("warnings")? } else { Vec::new() },
                 pixels: words.get("pixels").unwrap_or_default().to_owned(),
@@ -220,7 +220,7 @@ fn tensor<'a>(
 pub(super) fn to_bytes(
     data: &DataSet,
     split: &str,
-    left_out: &LeftOut,
+    skipped_images: &SkippedImages,
     (images, fingerprint): (usize, &str),
     notes: &Notes,
 ) -> Vec<u8> {
@@ -237,8 +237,8 @@ pub(super) fn to_bytes(
             "coarse_names": text(json!(data.labels.coarse_names)),
             "mean": text(json!(data.mean)),
             "std": text(json!(data.std)),
-            "left_out": left_out.images.to_string(),
-            "left_out_names": text(json!(left_out.named)),
+            "left_out": skipped_images.images.to_string(),
+            "left_out_names": text(json!(skipped_images.named)),
             "fingerprint": fingerprint,
         },
         "coarse": {"dtype": "I64", "shape": [images], "data_offsets": [0, labels]},

@@ -5,9 +5,11 @@
 
 mod input;
 mod machine;
+mod node;
 
 use input::Input;
-use machine::{Id, Machine, Node};
+use machine::Machine;
+use node::{Id, Node};
 
 /// Containers within containers, and marks within marks.
 const MAX_NESTED: usize = 64;

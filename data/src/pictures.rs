@@ -4,8 +4,8 @@
 use super::error::{DataError, RawFault};
 use super::pack_file::Sink;
 use super::picture::{Oddity, Rules, decode};
+use super::samples::{Decoded, OnProgress, Skipped};
 use super::tree::{Tree, TreeFile};
-use super::{Decoded, OnProgress, Skipped};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;

@@ -1,12 +1,14 @@
 //! The data sets that come as a handful of files, from their raw bytes to samples: the embedded digits, IDX, CIFAR.
-//! Which files those are is `sources`'; how they are written is the decoders'.
+//! Which files those are is `layouts`'; how they are written is the decoders'.
 
 use super::cifar::Cifar;
 use super::error::{DataError, RawFault};
+use super::layouts::{Form, Found};
 use super::pack_file::Sink;
 use super::raw::RawFile;
-use super::sources::{Form, Found};
-use super::{Decoded, OnProgress, RawSet, Samples, Split, digits, idx};
+use super::raw_set::RawSet;
+use super::samples::{Decoded, OnProgress, Samples, Split};
+use super::{digits, idx};
 use rayon::prelude::*;
 use sha2::Sha256;
 use thanos_configs::DataSet;

@@ -3,7 +3,10 @@
 
 use super::error::DataError;
 use super::pack_file::Sink;
-use super::{Decoded, OnProgress, Packing, Packs, RawSet, Split, pack_raw};
+use super::packing::{Packing, pack_raw};
+use super::packs::Packs;
+use super::raw_set::RawSet;
+use super::samples::{Decoded, OnProgress, Split};
 use sha2::{Digest, Sha256};
 use std::path::Path;
 use thanos_configs::{DataConfig, DataSet, SplitMix64};

@@ -96,16 +96,16 @@ fn blend(value: f32, other: f32, factor: f32) -> f32 {
 /// Into [0, 1]. Written as choices, which are one instruction each; `f32::clamp` takes care of NaN, and there is none.
 #[inline(always)]
 fn clamp(value: f32) -> f32 {
-    least_of(most_of(value, 0.0), 1.0)
+    smaller_of(larger_of(value, 0.0), 1.0)
 }
 
 #[inline(always)]
-fn most_of(a: f32, b: f32) -> f32 {
+fn larger_of(a: f32, b: f32) -> f32 {
     if a > b { a } else { b }
 }
 
 #[inline(always)]
-fn least_of(a: f32, b: f32) -> f32 {
+fn smaller_of(a: f32, b: f32) -> f32 {
     if a < b { a } else { b }
 }
 
@@ -115,7 +115,7 @@ fn least_of(a: f32, b: f32) -> f32 {
 /// green around 2, blue around 4, each for two sectors, and rises and falls in one.
 #[inline(always)]
 fn turn_hue(r: f32, g: f32, b: f32, turns: f32) -> (f32, f32, f32) {
-    let (max, min) = (most_of(most_of(r, g), b), least_of(least_of(r, g), b));
+    let (max, min) = (larger_of(larger_of(r, g), b), smaller_of(smaller_of(r, g), b));
     let range = max - min;
     // A grey pixel has no hue: whatever is computed for it is multiplied by a range of 0.
     let divisor = if range == 0.0 { 1.0 } else { range };

@@ -1,7 +1,6 @@
 //! Random resized crop, the part after the drawing: bilinear, with half-pixel centres, mirrored on the way.
 //! It knows nothing of chance or colour.
 
-use crate::Scratch;
 use crate::draw::Crop;
 
 /// One output row or column of a bilinear resize: two source positions and the weight of the second.
@@ -10,6 +9,14 @@ pub struct Tap {
     pub first: usize,
     pub second: usize,
     pub weight: f32,
+}
+
+/// Room for one view in the making; one a thread.
+#[derive(Clone, Debug, Default)]
+pub struct Scratch {
+    /// Rows of the crop, resized along their length: [height, C, S].
+    rows: Vec<f32>,
+    columns: Vec<Tap>,
 }
 
 /// Bilinear taps from `len` source pixels at `from` to `side`, with half-pixel centres.

@@ -9,7 +9,7 @@ mod crop;
 mod draw;
 
 pub use color::{LUMA, adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation, to_gray};
-pub use crop::{Image, Tap, crop, taps};
+pub use crop::{Image, Scratch, Tap, crop, taps};
 pub use draw::{Adjustment, Crop, Draw};
 
 use pulp::Arch;
@@ -25,14 +25,6 @@ pub struct Augmentation {
     scale: Vec<f32>,
     shift: Vec<f32>,
     arch: Arch,
-}
-
-/// Room for one view in the making; one a thread.
-#[derive(Clone, Debug, Default)]
-pub struct Scratch {
-    /// Rows of the crop, resized along their length: [height, C, S].
-    rows: Vec<f32>,
-    columns: Vec<Tap>,
 }
 
 impl Augmentation {

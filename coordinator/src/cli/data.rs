@@ -2,7 +2,7 @@
 
 use super::{PacksDir, config_of};
 use crate::exit::{EXIT_USAGE, Fatal};
-use crate::telemetry::progress::{Bar, tell_of};
+use crate::telemetry::progress::{Bar, report_packs};
 use crate::terminal::{self, Unit};
 use anyhow::Result;
 use clap::{Subcommand, ValueEnum};
@@ -235,7 +235,7 @@ fn act_pack(verb: DataVerb) -> Result<()> {
     let packs = thanos_data::pack(&config, &packs_dir.path()?, TestImages::Optional, &at).map_err(Fatal::from)?;
     bar.finish();
     let how = if packs.reused { "already packed" } else { "packed" };
-    tell_of(config.kind, &packs);
+    report_packs(config.kind, &packs);
     for pack in [&packs.train, &packs.test] {
         let (images, split, path) = (pack.images, &pack.split, pack.path.display());
         terminal::print_line(&format!("{how}: {images} {split} images, {path}"))?;

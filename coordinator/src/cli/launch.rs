@@ -1,6 +1,7 @@
 //! `launch` and `serve`: their options, and what a launch is by them, by the machine and by the allocation.
 
-use super::series::{SeriesArguments, act_series};
+use super::launcher_name::LauncherName;
+use super::series_arguments::SeriesArguments;
 use super::slurm_arguments::SlurmArguments;
 use super::{PacksDir, Target, duration, plan, plan_to_resume, quick, quick_plan};
 use crate::exit::{EXIT_STOPPED, EXIT_USAGE, Fatal};
@@ -135,27 +136,6 @@ pub(super) enum Resume {
     Auto,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum LauncherName {
-    /// This program, on this machine
-    Local,
-    /// This program, on the nodes of the Slurm allocation that it runs in
-    Srun,
-    /// Not this program: the coordinator waits for workers that are started separately
-    None,
-}
-
-impl LauncherName {
-    /// The command that starts a run with this launcher.
-    fn command(self) -> &'static str {
-        match self {
-            Self::Local => "launch",
-            Self::Srun => "launch --launcher srun",
-            Self::None => "serve",
-        }
-    }
-}
-
 /// How many nodes a run has at least and at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Nodes {
@@ -177,9 +157,6 @@ fn nodes(text: &str) -> Result<Nodes, String> {
 
 /// Does a launch, with the launcher that was typed or, for `serve`, `none`.
 pub(super) fn act_launch(arguments: &LaunchArguments, forced: Option<LauncherName>) -> Result<u8> {
-    if arguments.series.are_given(arguments.run_dir.as_deref()) {
-        return act_series(arguments, forced);
-    }
     if let (Some(series), None) = (arguments.series.member_of, arguments.supervised_by) {
         end_with(series)?;
     }

@@ -14,7 +14,7 @@ const QUICK: [&str; 6] = [
     "checkpoint.every_steps=2",
 ];
 
-/// The overrides of a run: those of a quick one first, so that what was typed has the last word.
+/// The overrides of a run: those of a quick one first, so that what was typed takes precedence.
 pub(super) fn overrides(quick: bool, typed: &[String]) -> Vec<String> {
     let quick = QUICK.iter().filter(|_| quick).map(|over| (*over).to_owned());
     quick.chain(typed.iter().cloned()).collect()
@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_typed_has_the_last_word() {
+    fn what_was_typed_takes_precedence() {
         let typed = ["train.max_steps=5".to_owned()];
         let plan = Plan::from_preset("digits_cae", &overrides(true, &typed)).expect("valid");
         assert_eq!((plan.config().train.max_steps, plan.config().train.batch_size), (Some(5), 8));

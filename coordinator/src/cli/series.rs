@@ -1,6 +1,8 @@
 //! `launch --seeds` and `launch --sweep`: their options, and the words with which each run of the series is launched.
 
-use super::launch::{LaunchArguments, LauncherName, Resume};
+use super::launch::{LaunchArguments, Resume};
+use super::launcher_name::LauncherName;
+use super::series_arguments::SeriesArguments;
 use super::{Arguments, Verb, plan, quick, quick_plan};
 use crate::commands::series::members::{Member, Seeds, Sweep, members};
 use crate::commands::series::{Series, Starter, runs_at};
@@ -15,29 +17,6 @@ use thanos_configs::Plan;
 
 /// Options of the series itself, which its runs are not launched with.
 const OWN: [&str; 4] = ["--seeds", "--sweep", "--run-dir", "--resume"];
-
-#[derive(Args, Debug)]
-pub(super) struct SeriesArguments {
-    /// Train with each of these seeds, one run after the other, and print one table with mean and standard deviation: N is
-    /// 0..N, the end of a range is excluded. --run-dir is then the directory of all the runs
-    #[arg(long, value_name = "N|A..B")]
-    seeds: Option<Seeds>,
-    /// Train with each of these values of a key, one run after the other, and compare them in one table; with several such
-    /// options each combination is trained, with --seeds each with all seeds
-    #[arg(long, value_name = "KEY=VALUE,VALUE")]
-    sweep: Vec<Sweep>,
-    /// The process that runs the series which this run is part of
-    #[arg(long, hide = true)]
-    pub(super) member_of: Option<i32>,
-}
-
-impl SeriesArguments {
-    /// Whether several runs are requested: by these options, or by resuming a directory of a series.
-    pub(super) fn are_given(&self, run_dir: Option<&Path>) -> bool {
-        let is_series = run_dir.is_some_and(Series::is_at);
-        self.seeds.is_some() || !self.sweep.is_empty() || is_series && self.member_of.is_none()
-    }
-}
 
 /// Launches all runs of a series, skips those that have finished, and prints the table over all of them. Returns the exit
 /// code of the first run that does not finish.

@@ -1,6 +1,6 @@
 //! Options of a launch inside a Slurm allocation.
 
-use super::launch::LauncherName;
+use super::launcher_name::LauncherName;
 use crate::exit::{EXIT_USAGE, Fatal};
 use clap::Args;
 

@@ -3,7 +3,7 @@
 //! waits for storage. Where the run directory cannot be written the journal reports it and tries again: lines wait, and
 //! with them the acknowledgements that let training continue.
 
-use crate::run::{Effect, Event, Notice, SessionId};
+use crate::run::{CommitOutcome, Effect, Event, Notice, SessionId};
 use crate::run_dir::checkpoints::Checkpoints;
 use crate::run_dir::ledger::Ledger;
 use crate::server::Sessions;
@@ -128,7 +128,7 @@ impl Writer {
 
     fn carry_out(&mut self, effect: Effect) {
         if let Some(tensorboard) = &mut self.tensorboard {
-            tensorboard.see(&effect);
+            tensorboard.on_effect(&effect);
         }
         match effect {
             Effect::Record(step) => self.until_written(|ledger| ledger.step(&step)),
@@ -149,9 +149,9 @@ impl Writer {
     }
 
     fn notify(&mut self, notice: &Notice) {
-        let (kind, fields) = crate::launch::event_loop::line(notice);
+        let (kind, fields) = crate::launch::event_lines::line(notice);
         match notice {
-            // A worker must not hear of a generation that a restarted coordinator would not know of.
+            // A worker must not be sent a generation that a restarted coordinator would not know of.
             Notice::Began { .. } => self.until_written(|ledger| ledger.event(kind, &fields)),
             _ => self.event(kind, fields),
         }
@@ -184,11 +184,11 @@ impl Writer {
     /// Commits on a thread of its own, after the lines of the checkpoint's steps are durable: they must not be fewer.
     fn commit(&mut self, session: SessionId, written: CheckpointWritten) {
         self.until_written(Ledger::sync);
-        let (stage_step, result) = ((written.stage.clone(), written.step), written.result.clone());
+        let (stage, step, result) = (written.stage.clone(), written.step, written.result.clone());
         let events = self.events.clone();
         let report = move |outcome| {
-            let (stage_step, result) = (stage_step.clone(), result.clone());
-            _ = events.blocking_send(Event::Committed { session, stage_step, outcome, result });
+            let commit = CommitOutcome { stage: stage.clone(), step, outcome, result: result.clone() };
+            _ = events.blocking_send(Event::Committed { session, commit });
         };
         let (checkpoints, report_commit) = (self.checkpoints.clone(), report.clone());
         let spawned = thread::Builder::new().name("commit".into()).spawn(move || {

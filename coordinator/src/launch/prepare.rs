@@ -11,7 +11,7 @@ use crate::run_dir::superseded::{move_aside, steps_made};
 use crate::run_dir::{Content, DataIdentity, RecordedChange, RunDir, THREADS_OPTION};
 use crate::server::check_descriptors;
 use crate::server::credentials::Credentials;
-use crate::telemetry::progress::{Bar, tell_of};
+use crate::telemetry::progress::{Bar, report_packs};
 use crate::terminal::Unit;
 use crate::workers::LaunchTarget;
 use anyhow::Result;
@@ -172,7 +172,7 @@ fn pack(plan: &Plan, packs_dir: &Path) -> Result<Data, Fatal> {
     let packs =
         thanos_data::pack(config, packs_dir, test_images(plan), &|split, done, total| bar.at(split, done, total))?;
     bar.finish();
-    tell_of(config.kind, &packs);
+    report_packs(config.kind, &packs);
     open(plan, packs, raw_stamp)
 }
 

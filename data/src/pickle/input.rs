@@ -1,7 +1,7 @@
 //! Takes numbers, lengths, texts and lines off the bytes of a pickle, and names the place of what is wrong there.
 //! It knows how one operand of an opcode is written; what an opcode does with it is the machine's.
 
-use super::machine::Node;
+use super::node::{Node, shown};
 use super::{Outcome, PickleFault};
 use std::borrow::Cow;
 
@@ -154,14 +154,4 @@ impl<'a> Input<'a> {
 
 fn hex(bytes: &mut std::slice::Iter<u8>, digits: usize) -> Option<u32> {
     (0..digits).try_fold(0, |code, _| Some(code << 4 | char::from(*bytes.next()?).to_digit(16)?))
-}
-
-/// Untrusted bytes in a message: short and in ASCII.
-pub(super) fn shortened(bytes: &[u8]) -> String {
-    let dots = if bytes.len() > 60 { "..." } else { "" };
-    format!("{}{dots}", bytes[..bytes.len().min(60)].escape_ascii())
-}
-
-pub(super) fn shown(bytes: &[u8]) -> String {
-    format!("`{}`", shortened(bytes))
 }

@@ -1,79 +1,14 @@
 //! The stack machine a pickle is a program for, with every opcode that makes more than plain data omitted.
 //! It builds nodes that point at each other and at the input; how they unfold into values it does not know.
 
-use super::input::{Input, shortened, shown};
+use super::input::Input;
+use super::node::{Global, Id, Node, shortened};
 use super::{MAX_NESTED, MAX_OPCODES, Outcome, PickleFault};
 use std::borrow::Cow;
 use std::collections::HashMap;
 
 /// Far more than images need. Arrays can share one shape in the pickle, yet each keeps its own copy.
 const MAX_DIMENSIONS: usize = 8;
-
-/// The only names a pickle may ask for. None of them is called; each stands for what it would make.
-#[derive(Clone, Copy)]
-pub(super) enum Global {
-    Reconstruct,
-    Ndarray,
-    Dtype,
-    FromBuffer,
-    Encode,
-}
-
-impl Global {
-    fn find(module: &[u8], name: &[u8]) -> Option<Global> {
-        match (module, name) {
-            (b"numpy.core.multiarray" | b"numpy._core.multiarray", b"_reconstruct") => Some(Global::Reconstruct),
-            (b"numpy.core.numeric" | b"numpy._core.numeric", b"_frombuffer") => Some(Global::FromBuffer),
-            (b"numpy", b"ndarray") => Some(Global::Ndarray),
-            (b"numpy", b"dtype") => Some(Global::Dtype),
-            (b"_codecs", b"encode") => Some(Global::Encode),
-            _ => None,
-        }
-    }
-}
-
-/// The place of a node in `Machine::nodes`. Places are only ever handed out by `Machine::push`, so each is valid.
-pub(super) type Id = usize;
-
-/// One value as the pickle builds it. Containers hold places, not values: sharing costs nothing, a list that
-/// contains itself is harmless, and dropping them all is one flat loop.
-pub(super) enum Node<'a> {
-    None,
-    Bool(bool),
-    Int(i64),
-    Float(f64),
-    Bytes(Cow<'a, [u8]>),
-    List(Vec<Id>),
-    Tuple(Vec<Id>),
-    Dict(Vec<Id>),
-    Global(Global),
-    /// The type of unsigned bytes; no other gets this far.
-    Dtype,
-    /// An array that `_reconstruct` made and BUILD is yet to fill.
-    Blank,
-    /// A shape, and the `Bytes` that fill it.
-    Array(Vec<usize>, Id),
-}
-
-impl Node<'_> {
-    pub(super) fn kind(&self) -> String {
-        let kind = match self {
-            Node::None => "None",
-            Node::Bool(_) => "a boolean",
-            Node::Int(number) => return format!("the number {number}"),
-            Node::Float(_) => "a float",
-            Node::Bytes(bytes) => return format!("the string {}", shown(bytes)),
-            Node::List(_) => "a list",
-            Node::Tuple(items) => return format!("a tuple of {}", items.len()),
-            Node::Dict(_) => "a dict",
-            Node::Global(_) => "a numpy name",
-            Node::Dtype => "a numpy dtype",
-            Node::Blank => "a numpy array without its bytes",
-            Node::Array(..) => "a numpy array",
-        };
-        kind.to_string()
-    }
-}
 
 pub(super) struct Machine<'a> {
     pub(super) input: Input<'a>,

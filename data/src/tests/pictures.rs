@@ -206,7 +206,7 @@ fn zips_that_lead_out_or_hide_a_name_are_refused() {
     let good = zip(&tinyimagenet(""));
     check(&good[..good.len() - 30], ": the .zip is damaged");
     check(b"no zip", ": the .zip is damaged");
-    // A byte of a picture's compressed data is changed: its checksum tells.
+    // A byte of a picture's compressed data is changed: its checksum shows it.
     let mut flipped = good.clone();
     let at = good.windows(6).position(|name| name == b"n000_0").unwrap() + 100;
     flipped[at] ^= 0x55;

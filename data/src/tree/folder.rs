@@ -1,7 +1,7 @@
 //! The files of a folder on disk: links are followed wherever they lead, what is not a file is noted and skipped.
 
 use super::super::error::{DataError, RawFault};
-use super::super::known::length_and_change;
+use super::super::stamp::length_and_change;
 use super::{At, MAX_DEPTH, MAX_FILES, Passed, Top, TreeFile, is_system_file};
 use std::fs;
 use std::io;

@@ -1,4 +1,4 @@
-// CUDA graphs: what a piece of code launches, recorded once and started again by one call. As in shim.cpp, every function
+// CUDA graphs: what a piece of code launches, recorded once and launched again by one call. As in shim.cpp, every function
 // returns the text of an error, or null.
 #include <cstdlib>
 #include <memory>
@@ -22,7 +22,7 @@ class Graph {
     allocator::emptyCache();
     device_ = c10::impl::VirtualGuardImpl(c10::kCUDA).getDevice().index();
     pool_ = at::cuda::graph_pool_handle();
-    // Other threads, such as the one that saves, may go on using the device.
+    // Other threads, such as the one that saves, may continue to use the device.
     release_on_error([&] { graph_.capture_begin(pool_, cudaStreamCaptureModeThreadLocal); });
   }
 

@@ -1,4 +1,4 @@
-// The C side of thanos-c10d: libtorch's process groups behind a dozen C functions.
+// The C side of thanos-c10d: libtorch's process groups as a dozen C functions.
 // It knows tensors and groups, nothing of training. Every function catches every C++ exception and returns its
 // kind and text (malloc'ed, freed by the caller), or null. See ../src/raw.rs for the other side, line by line.
 #include <malloc.h>
@@ -339,7 +339,7 @@ class AllReduceSum : public torch::autograd::Function<AllReduceSum> {
                                                const torch::autograd::tensor_list& gradients) {
     auto group = c10::static_intrusive_pointer_cast<Group>(context->saved_data["group"].toCapsule());
     auto gradient = gradients[0].contiguous().clone();
-    // It reaches Rust as an error of the whole backward pass: the mark tells it from others.
+    // It reaches Rust as an error of the whole backward pass: the mark distinguishes it from others.
     try {
       all_reduce_sum(*group, gradient);
     } catch (...) {

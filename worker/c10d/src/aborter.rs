@@ -3,8 +3,9 @@
 //! while it makes its communicator. Once that is there, its kernels wait for memory of the peer's GPU, which no socket
 //! ends: the communicator is aborted.
 
-use crate::group::check;
-use crate::{ProcessGroup, raw};
+use crate::error::check;
+use crate::group::ProcessGroup;
+use crate::raw;
 use nix::sys::socket::{Shutdown, getsockopt, shutdown, sockopt};
 use std::collections::BTreeMap;
 use std::fs::{read_dir, read_link};

@@ -1,7 +1,7 @@
 //! What a GPU needs beside its tensors, and tch does not bind. In a build without the feature `cuda` all of it fails, except
 //! for [`set_tf32`] and [`use_interface`], which then change nothing that is used.
 
-use crate::group::{Error, c_string, check};
+use crate::error::{Error, c_string, check};
 use crate::raw;
 use std::ptr;
 use std::time::Duration;

@@ -1,6 +1,6 @@
 //! CUDA graphs: what a piece of code launches is recorded once, and then started by one call.
 
-use crate::group::{Error, check};
+use crate::error::{Error, check};
 use crate::raw;
 use std::ptr;
 

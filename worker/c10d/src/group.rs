@@ -2,57 +2,15 @@
 //! Sums only: an average would hide by how many ranks it was divided.
 
 use crate::device::DeviceEvent;
+use crate::error::{Error, ErrorKind, c_string, check};
 use crate::raw;
 use crate::store::{KeyValueStore, call_store, drop_store, into_raw};
 use std::cell::RefCell;
-use std::ffi::{CStr, CString, c_char, c_void};
+use std::ffi::{c_char, c_void};
 use std::ptr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tch::{Device, TchError, Tensor};
-
-/// What libtorch said when a collective, or the making of a group, failed: a dead peer, a timeout, a wrong shape.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("{operation}: {message}")]
-pub struct Error {
-    pub operation: &'static str,
-    pub message: String,
-    pub kind: ErrorKind,
-}
-
-/// Whether another group of the same ranks may succeed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ErrorKind {
-    /// The connection to a peer, or to the rendezvous, was lost, or timed out.
-    PeerLost,
-    /// Anything else: the same call may fail again in the same way.
-    Other,
-}
-
-impl Error {
-    /// A collective that failed within a backward pass, which libtorch reports as an error of the whole pass.
-    pub fn in_backward(message: &str) -> Option<Self> {
-        let at = message.find(LOST_IN_BACKWARD)?;
-        let first_line = message[at + LOST_IN_BACKWARD.len()..].lines().next().unwrap_or_default();
-        Some(Self::parse("all_reduce", first_line))
-    }
-
-    /// An error as the shim describes it: its kind, then its message.
-    fn parse(operation: &'static str, description: &str) -> Self {
-        let (kind, message) = match description.strip_prefix(PEER_LOST) {
-            Some(message) => (ErrorKind::PeerLost, message),
-            None => (ErrorKind::Other, description.strip_prefix(OTHER_ERROR).unwrap_or(description)),
-        };
-        Self { operation, message: message.into(), kind }
-    }
-}
-
-/// As the shim begins its messages.
-const PEER_LOST: char = 'P';
-const OTHER_ERROR: char = 'O';
-
-/// As the shim begins such a message.
-const LOST_IN_BACKWARD: &str = "a collective of the backward pass failed: ";
 
 /// What Gloo binds to. It is never left to resolve the machine's own name: many resolve to 127.0.1.1.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -372,23 +330,3 @@ pub(crate) fn tensor_ptr(tensor: &Tensor) -> *mut c_void {
 fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
-
-pub(crate) fn c_string(operation: &'static str, text: &str) -> Result<CString, Error> {
-    let invalid = |error| Error { operation, message: format!("`{text}`: {error}"), kind: ErrorKind::Other };
-    CString::new(text).map_err(invalid)
-}
-
-/// Turns the shim's message, if there is one, into an error, and frees it.
-pub(crate) fn check(operation: &'static str, message: *mut c_char) -> Result<(), Error> {
-    if message.is_null() {
-        return Ok(());
-    }
-    // SAFETY: the shim returns null or a NUL-terminated string from malloc that is ours.
-    let text = unsafe { CStr::from_ptr(message) }.to_string_lossy().into_owned();
-    // SAFETY: as above; not used again.
-    unsafe { raw::free(message.cast()) };
-    Err(Error::parse(operation, &text))
-}
-
-#[cfg(test)]
-mod tests;

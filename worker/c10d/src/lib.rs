@@ -2,12 +2,13 @@
 //!
 //! A [`ProcessGroup`] is one rank's membership in a group; its peers find each other through a
 //! [`KeyValueStore`], which is the caller's. Three layers: `shim/shim.cpp` turns C++ exceptions into text,
-//! `raw.rs` declares it, `group.rs`, `store.rs`, `aborter.rs` and `device.rs` are safe; `measure.rs` with
+//! `raw.rs` declares it, `group.rs`, `store.rs`, `aborter.rs`, `device.rs` and `error.rs` are safe; `measure.rs` with
 //! `shim/measure.cpp` counts what a step computes. Beside `thanos-fused` this is the only crate of the workspace with
 //! `unsafe` code. It knows tensors and ranks, nothing of training.
 
 mod aborter;
 mod device;
+mod error;
 mod graph;
 mod group;
 mod measure;
@@ -17,8 +18,9 @@ mod store;
 
 pub use aborter::GroupAborter;
 pub use device::{DeviceEvent, GpuMemory, gpu_memory, set_tf32, use_gpu, use_interface};
+pub use error::{Error, ErrorKind};
 pub use graph::Graph;
-pub use group::{Address, Error, ErrorKind, Exchanged, ProcessGroup};
+pub use group::{Address, Exchanged, ProcessGroup};
 pub use measure::{Counted, count, count_kernels, cuda_name, cuda_peak_bytes, reset_cuda_peak};
 pub use process::{
     AdamWParameter, AdamWRates, Collectives, LearningRate, collectives, exit_now, fused_adamw, keep_freed_memory,

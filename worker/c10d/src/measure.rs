@@ -1,7 +1,7 @@
 //! What a piece of a program computes, for benchmarks: the operators that it dispatches, their floating point operations,
 //! and, in a build with CUDA, kernels and peak memory. `shim/measure.cpp` has the formulas.
 
-use crate::group::{Error, check};
+use crate::error::{Error, check};
 use crate::raw;
 use std::ffi::{CStr, c_char};
 use std::ptr;
@@ -52,7 +52,7 @@ impl Counting {
 impl Drop for Counting {
     fn drop(&mut self) {
         if self.0 != 0 {
-            // What failed before is what the caller hears of.
+            // What failed before is what the caller is sent.
             _ = self.end();
         }
     }

@@ -1,7 +1,8 @@
 //! What concerns the whole process: two things of libtorch and glibc that tch does not reach and a fast step needs, and
 //! the count of its collectives.
 
-use crate::group::{Error, check, tensor_ptr};
+use crate::error::{Error, check};
+use crate::group::tensor_ptr;
 use crate::raw;
 use std::ffi::c_void;
 use std::ptr;
@@ -36,7 +37,7 @@ pub struct AdamWParameter<'a> {
     pub step: &'a Tensor,
 }
 
-/// One AdamW update in place, by the kernel behind `torch.optim.AdamW(fused=True)`.
+/// One AdamW update in place, by the kernel of `torch.optim.AdamW(fused=True)`.
 pub fn fused_adamw(parameters: &[AdamWParameter<'_>], rates: AdamWRates<'_>) -> Result<(), Error> {
     let list = |of: fn(&AdamWParameter<'_>) -> *mut c_void| parameters.iter().map(of).collect::<Vec<_>>();
     let (weights, gradients) = (list(|p| tensor_ptr(p.parameter)), list(|p| tensor_ptr(p.gradient)));

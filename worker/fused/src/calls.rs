@@ -1,6 +1,5 @@
 //! Calls of C++, made safe: pointers of tensors, errors, results.
 
-use crate::draws::Draws;
 use crate::products::Products;
 use crate::raw;
 use std::ffi::{CStr, c_char, c_void};
@@ -25,11 +24,11 @@ pub fn drop_gradients<'a>(parameters: impl IntoIterator<Item = &'a Tensor>) -> R
     check("drop_gradients", unsafe { raw::thanos_drop_gradients(pointers.len(), pointers.as_ptr()) })
 }
 
-/// A mask [n, elements] on the CPU.
-pub(crate) fn mask(draws: &Draws, elements: i64, kind: Kind, drop: &raw::Drop) -> Result<Tensor, Error> {
+/// A mask [n, elements] on the CPU, of the key in `drop` and of `rows` [n] i64.
+pub(crate) fn mask(rows: &Tensor, elements: i64, kind: Kind, drop: &raw::Drop) -> Result<Tensor, Error> {
     result("mask", |out| {
         // SAFETY: the tensor, `drop` and `out` live through the call.
-        unsafe { raw::thanos_mask(pointer(draws.rows()), elements, kind == Kind::Double, drop, out) }
+        unsafe { raw::thanos_mask(pointer(rows), elements, kind == Kind::Double, drop, out) }
     })
 }
 

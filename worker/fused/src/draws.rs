@@ -8,7 +8,7 @@
 //! in groups of 128, from 16 counters (16 group + lane, site, row's low word, row's high word); element e of a group has
 //! 16 bits of word e / 32 of lane e % 16, from bit 16 x (e / 16 % 2) on.
 
-use crate::{Error, calls, gpu, raw};
+use crate::raw;
 use tch::{Device, Kind, Tensor};
 
 /// Elements that are drawn together.
@@ -107,21 +107,6 @@ pub(crate) fn in_groups(elements: i64) -> i64 {
     (elements + GROUP - 1) / GROUP * GROUP
 }
 
-/// The factors of a dropout mask, [n, elements]: 1 / probability with this probability, else 0.
-///
-/// # Errors
-/// If there is no memory for it.
-pub fn keep_mask(draws: &Draws, site: u32, elements: i64, kept: Kept, like: (Kind, Device)) -> Result<Tensor, Error> {
-    let drop = raw::Drop { site: draws.site(site), output: kept.share(), ..keep_everything() };
-    if gpu::takes_masks(like) {
-        return gpu::mask(draws, elements, like.1, &drop);
-    }
-    if !has_kernels(like) {
-        return Ok(plain_mask(draws, site, elements, kept, like));
-    }
-    calls::mask(draws, elements, like.0, &raw::Drop { key: draws.key(), ..drop })
-}
-
 /// Whether the kernels take tensors of this kind on this device.
 pub(crate) fn has_kernels((kind, device): (Kind, Device)) -> bool {
     device == Device::Cpu && [Kind::Float, Kind::Double].contains(&kind)
@@ -131,18 +116,6 @@ pub(crate) fn has_kernels((kind, device): (Kind, Device)) -> bool {
 pub(crate) fn keep_everything() -> raw::Drop {
     let all = Kept::EVERYTHING.share();
     raw::Drop { key: 0, site: 0, query: all, weights: all, output: all, hidden: all, depth: all }
-}
-
-/// The same by tensor operations, on any device.
-pub(crate) fn plain_mask(
-    draws: &Draws,
-    site: u32,
-    elements: i64,
-    kept: Kept,
-    (kind, device): (Kind, Device),
-) -> Tensor {
-    let numbers = numbers(draws, site, in_groups(elements), device).narrow(1, 0, elements);
-    numbers.lt(i64::from(kept.share())).to_kind(kind) / kept.probability()
 }
 
 /// The 16-bit numbers of a site, [n, elements] i64, a multiple of a group's.

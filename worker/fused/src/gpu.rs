@@ -1,10 +1,10 @@
 //! Kernels of GPUs: the branches in bfloat16, masks, and views. They take what the program was built for and the GPU has
 //! memory for; [`is_available`] says whether there are any. The same kernels run on the CPU, slowly, for tests.
 
-use crate::calls::{check, pointer, result};
+use crate::calls::{Error, check, pointer, result};
 use crate::draws::{Draws, GROUP};
 use crate::products::Products;
-use crate::{Error, raw};
+use crate::raw;
 use std::sync::{Once, OnceLock};
 use tch::{Device, Kind, Tensor};
 

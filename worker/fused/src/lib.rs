@@ -12,6 +12,7 @@
 mod calls;
 mod draws;
 pub mod gpu;
+mod masks;
 mod operations;
 mod products;
 mod raw;
@@ -20,6 +21,7 @@ mod reference;
 mod tests;
 
 pub use calls::{Error, drop_gradients};
-pub use draws::{Draws, Kept, keep_mask, rows_of};
+pub use draws::{Draws, Kept, rows_of};
+pub use masks::keep_mask;
 pub use operations::{Attention, AttentionRates, FeedForward, FeedForwardRates, Linear, Norm};
 pub use products::Products;

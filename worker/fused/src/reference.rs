@@ -1,8 +1,9 @@
 //! The branches by plain tensor operations with autograd's gradients: what the kernels are tested against, and what runs
 //! where there are none.
 
-use crate::draws::{Draws, Kept, in_groups, keep_mask, plain_mask};
+use crate::draws::{Draws, Kept, in_groups};
 use crate::gpu;
+use crate::masks::{keep_mask, plain_mask};
 use crate::operations::{Attention, FeedForward, Norm};
 use tch::{Device, Kind, Tensor};
 

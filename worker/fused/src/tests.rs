@@ -1,6 +1,7 @@
 //! The kernels against plain tensor operations, in every instruction set that this machine has.
 
-use crate::draws::{in_groups, keep_everything, numbers, philox, plain_mask};
+use crate::draws::{in_groups, keep_everything, numbers, philox};
+use crate::masks::plain_mask;
 use crate::{
     Attention, AttentionRates, Draws, FeedForward, FeedForwardRates, Kept, Linear, Norm, Products, calls,
     drop_gradients, gpu, keep_mask, raw,
