@@ -1,13 +1,13 @@
 //! A backbone stage: two views an image, embedded, contrasted with the global batch, classified and, for
 //! autoencoders, reconstructed. Each term is this rank's share of the global mean: shares are summed over the ranks.
 
+use crate::error::Result;
 use crate::evaluate::{EvalMetrics, Evaluator};
 use crate::gather::{Comparison, contrast_globally};
 use crate::loss::{LossForm, Similarity, Tile, unlabelled_apart};
 use crate::model::{BatchSum, Mode, Model};
 use crate::stage::{Inputs, Losses, Stage, Term};
 use crate::tensors::StateDict;
-use anyhow::Result;
 use std::rc::Rc;
 use tch::{Reduction, Tensor};
 use thanos_configs::{Contrastive, Objective, Plan, ValidationMeasure};

@@ -1,13 +1,13 @@
 //! A benchmark of one stage: what the machine can do at best, then the stage's own updates, counted while they warm up and
 //! timed afterwards. How an update is made is `train.rs`'s; what the numbers mean together is the coordinator's.
 
-use crate::data::Data;
 use crate::device::cpu_name;
+use crate::error::Result;
 use crate::stage::Stage;
 use crate::tensors::StateDict;
 use crate::train::bench::{Update, updates};
 use crate::train::{StageContext, StageOutcome, StageSpec};
-use anyhow::{Context, Result};
+use anyhow::Context;
 use std::collections::BTreeMap;
 use std::fs;
 use std::time::{Duration, Instant};
@@ -30,16 +30,18 @@ const CEILING_TRIES: usize = 3;
 /// What training would end with, and if the device does not give its numbers.
 pub(crate) fn bench(
     stage: &mut dyn Stage,
-    (data, spec, context): (&Data, &StageSpec<'_>, &StageContext<'_>),
+    spec: &StageSpec<'_>,
+    context: &StageContext<'_>,
     request: BenchRequest,
 ) -> Result<StageOutcome> {
+    let data = context.data;
     let device = data.device();
     let parameters = stage.parameters().values().map(|parameter| parameter.numel() as u64).sum();
     let ceiling = Ceiling::measure(context.group, device, data.product_kind())?;
     let precision = data.precision();
     let mut measured = Measured::new(device, request);
     let total = request.warmup_steps + request.steps;
-    if !updates(stage, (data, spec, context), total, |step, update| measured.update(step, update))? {
+    if !updates(stage, spec, context, total, |step, update| measured.update(step, update))? {
         // Nothing is kept of a benchmark: it has stopped where it began.
         return Ok(StageOutcome::Stopped { step: 0 });
     }

@@ -5,53 +5,12 @@ use crate::probe_weights::folded;
 use crate::run_files::{RunFiles, Unfinished};
 use crate::tensors::{StateDict, from_safetensors, to_safetensors};
 use anyhow::{Context, Result, bail, ensure};
-use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
 use thanos_configs::hex;
+pub(crate) use thanos_formats::{BEST, MODEL, OPTIMIZER};
+use thanos_formats::{BEST_STATE, MANIFEST, Manifest, unfinished_folder};
 use thanos_proto::{Best, CheckpointRef, WrittenFile};
-
-/// The last weights, those of the selected epoch, and the optimiser's state.
-pub(crate) const MODEL: &str = "model.safetensors";
-pub(crate) const BEST: &str = "best.safetensors";
-/// The selected epoch's weights as they are trained, where [`BEST`] has them in another form, for use: see
-/// `probe_weights.rs`.
-pub(crate) const BEST_STATE: &str = "best_state.safetensors";
-pub(crate) const OPTIMIZER: &str = "optimizer.safetensors";
-
-/// The part of `manifest.json` that a loader needs; the coordinator writes it.
-#[derive(Deserialize)]
-struct Manifest {
-    stage: String,
-    step: u64,
-    seconds: f64,
-    #[serde(alias = "settled")]
-    post_step_done: bool,
-    best: Option<ManifestBest>,
-    files: Vec<ManifestFile>,
-}
-
-#[derive(Deserialize)]
-struct ManifestBest {
-    epoch: u64,
-    validation_accuracy: f64,
-}
-
-#[derive(Deserialize)]
-struct ManifestFile {
-    name: String,
-    bytes: u64,
-    sha256: String,
-}
-
-/// A save that the coordinator gave up.
-#[derive(Debug, thiserror::Error)]
-#[error("checkpoint save failed: step {step} of stage {stage}: {reason}")]
-pub(crate) struct NotSaved {
-    pub(crate) stage: String,
-    pub(crate) step: u64,
-    pub(crate) reason: String,
-}
 
 /// What was written: the folder relative to the run directory, and its files.
 pub(crate) struct Written {
@@ -87,7 +46,7 @@ pub(crate) fn write(
         sha256: sha256(bytes),
     };
     let Unfinished { stage, step, .. } = checkpoint;
-    let folder = format!("checkpoints/{stage}/.tmp-step-{step:08}");
+    let folder = unfinished_folder(stage, step);
     Ok(Written { folder, files: contents.iter().map(written).collect() })
 }
 
@@ -105,7 +64,7 @@ impl Committed {
     /// Names both checksums if it is not the manifest that was committed.
     pub(crate) fn open(files: &Arc<dyn RunFiles>, checkpoint: &CheckpointRef) -> Result<Self> {
         let place = || format!("checkpoint {} of {}", checkpoint.folder, files.place());
-        let bytes = files.read(checkpoint, "manifest.json").with_context(place)?;
+        let bytes = files.read(checkpoint, MANIFEST).with_context(place)?;
         let found = sha256(&bytes);
         let expected = &checkpoint.manifest_sha256;
         ensure!(&found == expected, "{}: manifest.json has SHA-256 {found}, the coordinator's is {expected}", place());

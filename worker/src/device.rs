@@ -4,7 +4,7 @@
 use thanos_proto::{Device, DeviceKind};
 use thanos_transport::{DeviceChoice, Gpu, GpuFacts, count_gpus, cpu_model};
 
-/// A device, for libtorch and as the coordinator hears of it.
+/// A device, for libtorch and as it is reported to the coordinator.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Chosen {
     pub(crate) device: tch::Device,

@@ -2,12 +2,12 @@
 //! Also what shows how far classes have collapsed: a kNN accuracy and mean cosines.
 
 use crate::data::Data;
+use crate::error::{Result, WorkerError};
 use crate::failpoints;
 use crate::gather::gather_rows;
 use crate::model::{Mode, Model};
 use crate::pack::Pack;
 use crate::session::StopFlag;
-use anyhow::Result;
 use std::rc::Rc;
 use tch::{Kind, Tensor};
 use thanos_c10d::ProcessGroup;
@@ -31,18 +31,13 @@ pub(crate) struct EvalMetrics {
     pub cosine_between_views: f64,
 }
 
-/// A stop was asked for while images were embedded: what was to be measured is left for another time, on all ranks.
-#[derive(Debug, thiserror::Error)]
-#[error("a stop was requested")]
-pub(crate) struct StopAsked;
-
 /// Embeddings of this rank's slices of the test and training images, [own, d of all encoders together] each.
 pub(crate) struct Embedded {
     pub(crate) test: Tensor,
     pub(crate) train: Tensor,
 }
 
-/// What an evaluation needs beside models: the images, the other ranks, and whether it should go on.
+/// What an evaluation needs beside models: the images, the other ranks, and whether it should continue.
 #[derive(Clone)]
 pub(crate) struct Evaluator<'a> {
     pub(crate) data: &'a Data,
@@ -55,7 +50,7 @@ impl Evaluator<'_> {
     /// Embeddings of this rank's slice of `ids`, [own, d of all encoders together].
     ///
     /// # Errors
-    /// [`StopAsked`], on all ranks alike.
+    /// [`WorkerError::StopRequested`], on all ranks alike.
     pub(crate) fn embed_own(&self, models: &[&Model], pack: &Pack, ids: &[u64]) -> Result<Tensor> {
         let data = self.data;
         let width: i64 = models.iter().map(|model| model.encoder.width()).sum();
@@ -65,14 +60,14 @@ impl Evaluator<'_> {
             self.stop.progressed();
             parts.push(embed(models, &data.plain(pack, chunk)?, Mode::Eval)?);
         }
-        self.go_on_together()?;
+        self.continue_together()?;
         Ok(Tensor::cat(&parts, 0))
     }
 
     /// Embeddings of this rank's slices of the test and training images.
     ///
     /// # Errors
-    /// [`StopAsked`], on all ranks alike.
+    /// [`WorkerError::StopRequested`], on all ranks alike.
     pub(crate) fn embed_both(&self, models: &[&Model]) -> Result<Embedded> {
         let data = self.data;
         let test = self.embed_own(models, &data.test, &data.test_ids)?;
@@ -82,9 +77,9 @@ impl Evaluator<'_> {
     /// Embeddings of `ids` on every rank, [ids, d of all encoders together]; each rank computes its slice.
     ///
     /// # Errors
-    /// [`StopAsked`], on all ranks alike.
+    /// [`WorkerError::StopRequested`], on all ranks alike.
     pub(crate) fn embed_all(&self, models: &[&Model], pack: &Pack, ids: &[u64]) -> Result<Tensor> {
-        gather_rows(self.group.as_ref(), &self.embed_own(models, pack, ids)?, ids.len() as i64)
+        Ok(gather_rows(self.group.as_ref(), &self.embed_own(models, pack, ids)?, ids.len() as i64)?)
     }
 
     /// Share of the images `ids` whose label of `of` their scores rank first; `scores` [own, classes] are those of this
@@ -116,7 +111,7 @@ impl Evaluator<'_> {
     /// backbone whose head is not trained.
     ///
     /// # Errors
-    /// [`StopAsked`], on all ranks alike.
+    /// [`WorkerError::StopRequested`], on all ranks alike.
     pub(crate) fn validation_knn(&self, models: &[&Model]) -> Result<f64> {
         let _no_graph = tch::no_grad_guard();
         let (pack, ids) = self.data.validation();
@@ -128,17 +123,17 @@ impl Evaluator<'_> {
     /// Accuracy of a vote of the nearest training images by cosine, weighted by exp(cosine / 0.07), among so many classes
     /// of one kind of label.
     ///
-    /// Each rank judges its slice of `judged`, and holds the directions of its slice of the training images, `train` [own, d].
+    /// Each rank classifies its slice of `queries`, and holds the directions of its slice of the training images, `train` [own, d].
     /// The slices are broadcast one after the other: no rank holds all of them.
     fn knn(
         &self,
-        judged: &Labelled<'_>,
+        queries: &Labelled<'_>,
         train: &Tensor,
         labels: impl Fn(&Pack) -> &[i64],
         classes: i64,
     ) -> Result<f64> {
         let ids = &self.data.train_ids;
-        let mut nearest = Nearest::to(&judged.directions);
+        let mut nearest = Nearest::to(&queries.directions);
         let size = self.group.size();
         let slices = (0..size).map(|rank| (rank, &ids[rank_slice(ids.len(), rank, size)]));
         // Collectives need at least one row.
@@ -151,7 +146,7 @@ impl Evaluator<'_> {
             self.group.broadcast(&mut directions, rank)?;
             nearest.look_in(&directions, &self.data.labels(labels(&self.data.train), slice), || self.stop.progressed());
         }
-        self.accuracy(&nearest.votes(classes), labels(judged.pack), judged.ids)
+        self.accuracy(&nearest.votes(classes), labels(queries.pack), queries.ids)
     }
 
     /// Mean cosine over all pairs of different images of one class; `None`: there is no pair.
@@ -174,7 +169,7 @@ impl Evaluator<'_> {
             let pairs = directions.reshape([chunk.len() as i64, 2, -1]);
             sum += (pairs.select(1, 0) * pairs.select(1, 1)).sum(Kind::Double);
         }
-        self.go_on_together()?;
+        self.continue_together()?;
         Ok(self.sum(sum.double_value(&[0]))? / ids.len() as f64)
     }
 
@@ -188,10 +183,10 @@ impl Evaluator<'_> {
         Ok(self.group.sum(&[number])?.into_iter().sum())
     }
 
-    /// Whether some rank has left images out, so that all give up what they measure.
-    fn go_on_together(&self) -> Result<()> {
+    /// Whether some rank has skipped images, so that all give up what they measure.
+    fn continue_together(&self) -> Result<()> {
         let set = self.sum(f64::from(u8::from(self.stop.is_set())))?;
-        if set > 0.0 { Err(StopAsked.into()) } else { Ok(()) }
+        if set > 0.0 { Err(WorkerError::StopRequested) } else { Ok(()) }
     }
 }
 
@@ -345,10 +340,10 @@ mod tests {
             let rows = Tensor::randn([n, 5], (Kind::Double, tch::Device::Cpu));
             &rows / rows.norm_scalaropt_dim(2, &[1_i64][..], true)
         };
-        let (judged, train) = (unit(KNN_ROWS + 3), unit(100));
+        let (queries, train) = (unit(KNN_ROWS + 3), unit(100));
         let labels = Tensor::randint(4, [100], (Kind::Int64, tch::Device::Cpu));
         let votes = |slices: &[i64]| {
-            let mut nearest = Nearest::to(&judged);
+            let mut nearest = Nearest::to(&queries);
             let mut from = 0;
             for len in slices {
                 nearest.look_in(&train.narrow(0, from, *len), &labels.narrow(0, from, *len), || {});
@@ -358,7 +353,7 @@ mod tests {
         };
         let whole = votes(&[100]);
         // The same by hand: all cosines sorted, the first votes.
-        let (cosines, order) = judged.matmul(&train.tr()).sort(1, true);
+        let (cosines, order) = queries.matmul(&train.tr()).sort(1, true);
         let cast = (cosines.narrow(1, 0, NEIGHBOURS) / VOTE_TEMPERATURE).exp();
         let expected = Tensor::zeros([KNN_ROWS + 3, 4], (Kind::Double, tch::Device::Cpu)).scatter_add(
             1,

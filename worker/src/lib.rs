@@ -14,8 +14,8 @@ mod checkpoint;
 mod data;
 mod device;
 pub mod device_views;
+mod error;
 mod evaluate;
-mod exit;
 mod failpoints;
 mod feed;
 mod gather;
@@ -40,10 +40,7 @@ pub mod tensors;
 mod train;
 mod transfer;
 
-pub use exit::{
-    EXIT_CONFIG, EXIT_DATA, EXIT_IO, EXIT_NO_PERMISSION, EXIT_SOFTWARE, EXIT_STOPPED, EXIT_UNREACHABLE, EXIT_USAGE,
-    exit_code,
-};
+pub use error::WorkerError;
 pub use gather::{Comparison, Contrasted, Exchange, contrast_globally, gather_rows};
 pub use given_weights::load_weights;
 pub use metrics::{WORKER_COUNTERS, WORKER_GAUGES, WORKER_PHASE_SECONDS};
@@ -51,4 +48,5 @@ pub use optimizer::AdamW;
 pub use pack::Pack;
 pub use run::{Options, Outcome, work};
 pub use thanos_c10d::Address;
+pub use thanos_formats::{EXIT_STOPPED, EXIT_USAGE};
 pub use thanos_transport::{DeviceChoice, parse_duration};

@@ -6,7 +6,7 @@ use clap::Parser;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use thanos_proto::is_worker_id;
-use thanos_worker::{Address, DeviceChoice, Options, Outcome, exit_code, work};
+use thanos_worker::{Address, DeviceChoice, Options, Outcome, work};
 use tracing_subscriber::EnvFilter;
 
 /// One rank of a run; it joins its coordinator and trains until the run is over.
@@ -106,8 +106,8 @@ fn main() -> ExitCode {
         Ok(Outcome::Finished) => ExitCode::SUCCESS,
         Ok(Outcome::Stopped) => ExitCode::from(thanos_worker::EXIT_STOPPED),
         Err(error) => {
-            tracing::error!("{error:#}");
-            ExitCode::from(exit_code(&error))
+            tracing::error!("{error}");
+            ExitCode::from(error.exit_code())
         }
     }
 }

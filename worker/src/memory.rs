@@ -47,7 +47,7 @@ impl ReplicaState {
     /// Replaces this by what rank `source` holds, on every rank; tensors must have the same names and shapes.
     ///
     /// # Errors
-    /// If a peer is gone.
+    /// If a peer is lost.
     pub(crate) fn take_over(&mut self, group: &ProcessGroup, source: usize) -> Result<()> {
         let best = self.best.as_ref().map(|(best, _)| *best);
         let mut numbers = [
@@ -74,7 +74,7 @@ impl ReplicaState {
     }
 }
 
-/// The last steps that this rank made of a stage, as its rank 0 tells them: as many as may not be recorded yet, and the
+/// The last steps that this rank made of a stage, as its rank 0 reports them: as many as may not be recorded yet, and the
 /// one in flight.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct UnackedSteps(VecDeque<StepDone>);

@@ -2,8 +2,9 @@
 //! of the host, resumes where an earlier transfer broke off, and gets its name only when its SHA-256 is right.
 //! What is in a pack is `pack.rs`'s.
 
-use crate::session::{Session, ends_generation};
-use anyhow::{Context, Result, bail, ensure};
+use crate::error::{Result, WorkerError};
+use crate::session::{PackParts, Session};
+use anyhow::{Context, anyhow};
 use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -20,26 +21,11 @@ const MIN_PAUSE: Duration = Duration::from_millis(200);
 const MAX_BYTES: u64 = 1 << 40;
 /// No locks available; it has no [`io::ErrorKind`].
 const ENOLCK: i32 = 37;
-/// How often the coordinator hears how far a transfer is.
+/// How often a transfer is reported to the coordinator.
 const REPORT_INTERVAL: Duration = Duration::from_secs(2);
 
-/// A pack did not come.
-#[derive(Debug, thiserror::Error)]
-#[error("it could not be brought from the coordinator in {breaks} attempts")]
-pub(crate) struct NotBrought {
-    breaks: u32,
-}
-
-/// Bytes that come in, one part after the other.
-pub(crate) trait PackStream {
-    /// Length and SHA-256 of the whole file.
-    fn head(&mut self) -> Result<(u64, String)>;
-    /// The next chunk; `None` at the end.
-    fn chunk(&mut self) -> Result<Option<Vec<u8>>>;
-}
-
 /// The file of a pack on this machine: the coordinator's own, where it can be seen and no other folder is asked for;
-/// else one in `folder`, to which it is brought if need be.
+/// else one in `folder`, to which it is fetched if need be.
 pub(crate) fn local_file(session: &Session, pack: &PackRef, folder: Option<&Path>) -> Result<PathBuf> {
     if folder.is_none() && Path::new(&pack.path).is_file() {
         return Ok(pack.path.clone().into());
@@ -48,13 +34,14 @@ pub(crate) fn local_file(session: &Session, pack: &PackRef, folder: Option<&Path
         Some(folder) => folder.to_owned(),
         None => default_packs_dir(std::env::var_os).context("HOME is not set: pass --packs-dir")?,
     };
-    // A coordinator that is gone for a moment misses a report, and nothing else.
-    let told = |fetching| match session.send(WorkerEvent::Fetching(fetching)) {
-        Err(error) if ends_generation(&error) => Ok(()),
-        told => told,
+    // A coordinator that restarts misses a report, and nothing else.
+    let report = |fetching| match session.send(WorkerEvent::Fetching(fetching)) {
+        Err(error) if error.ends_generation() => Ok(()),
+        sent => sent,
     };
     let open = |offset| session.fetch_pack(&pack.fingerprint, offset);
-    bring(pack, &folder, open, told).with_context(|| format!("the {} pack in {}", pack.split, folder.display()))
+    let place = || format!("the {} pack in {}", pack.split, folder.display());
+    fetch(pack, &folder, open, report).map_err(|error| error.context(place()))
 }
 
 /// Whether this is the answer of a file system that cannot lock files (some NFS and FUSE mounts).
@@ -62,22 +49,24 @@ fn has_no_locks(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::Unsupported || error.raw_os_error() == Some(ENOLCK)
 }
 
-/// Brings a pack into `folder`, unless it is there. `open` starts a stream at an offset.
-fn bring<S: PackStream>(
+/// Fetches a pack into `folder`, unless it is there. `open` starts a stream at an offset.
+fn fetch(
     pack: &PackRef,
     folder: &Path,
-    mut open: impl FnMut(u64) -> Result<S>,
-    mut told: impl FnMut(Fetching) -> Result<()>,
+    mut open: impl FnMut(u64) -> anyhow::Result<PackParts>,
+    mut report: impl FnMut(Fetching) -> Result<()>,
 ) -> Result<PathBuf> {
     let fingerprint = &pack.fingerprint;
     let plain = fingerprint.len() == 64 && fingerprint.bytes().all(|byte| byte.is_ascii_hexdigit());
-    ensure!(plain, "`{}` is not a fingerprint", fingerprint.escape_debug());
+    if !plain {
+        return Err(anyhow!("`{}` is not a fingerprint", fingerprint.escape_debug()).into());
+    }
     let path = folder.join(format!("{fingerprint}.safetensors"));
     fs::create_dir_all(folder)?;
-    // One worker of a host brings it; the others wait here, and find it.
+    // One worker of a host fetches it; the others wait here, and find it.
     let lock = File::create(folder.join(format!("{fingerprint}.lock")))?;
     let own = match lock.lock() {
-        // Without locks each worker brings a copy of its own; the last one to finish gives it its name.
+        // Without locks each worker fetches a copy of its own; the last one to finish gives it its name.
         Err(error) if has_no_locks(&error) => format!(".{}", std::process::id()),
         locked => {
             locked?;
@@ -92,28 +81,35 @@ fn bring<S: PackStream>(
     let mut breaks = 0;
     loop {
         let from = part.seek(SeekFrom::End(0))?;
-        let report = |done, total| Fetching { split: pack.split.clone(), from, done, total };
-        match receive(&mut part, from, &mut open, |done, total| told(report(done, total))) {
+        let progress = |done, total| Fetching { split: pack.split.clone(), from, done, total };
+        match receive(&mut part, from, &mut open, |done, total| report(progress(done, total))) {
             Ok((bytes, sha256)) => {
                 part.seek(SeekFrom::Start(0))?;
                 if sha256_of(&part)?.1 == sha256 {
                     part.sync_all()?;
                     fs::rename(&part_path, &path)?;
                     File::open(folder)?.sync_all()?;
-                    told(report(bytes, bytes))?;
+                    report(progress(bytes, bytes))?;
                     return Ok(path);
                 }
                 // What an earlier transfer had left was no part of this file.
                 part.set_len(0)?;
-                ensure!(from > 0, "its SHA-256 is not the coordinator's: it was damaged on the way");
+                if from == 0 {
+                    return Err(anyhow!("its SHA-256 is not the coordinator's: it was damaged on the way").into());
+                }
                 tracing::warn!("what was left of an earlier transfer is damaged: it starts over");
             }
             Err(error) => {
                 breaks += 1;
-                if breaks == MAX_INTERRUPTIONS || error.downcast_ref::<io::Error>().is_some() {
-                    return Err(error.context(NotBrought { breaks }));
+                let failed = format!("it could not be brought from the coordinator in {breaks} attempts");
+                match error {
+                    // Of this machine's disk.
+                    WorkerError::Io(error) => return Err(WorkerError::Io(error.context(failed))),
+                    error if breaks == MAX_INTERRUPTIONS => {
+                        return Err(WorkerError::NotTransferred(anyhow::Error::from(error).context(failed)));
+                    }
+                    error => tracing::warn!("the transfer of a pack was interrupted, and continues: {error}"),
                 }
-                tracing::warn!("the transfer of a pack was interrupted, and continues: {error:#}");
                 thread::sleep(MIN_PAUSE * (1 << (breaks - 1)));
             }
         }
@@ -121,28 +117,32 @@ fn bring<S: PackStream>(
 }
 
 /// Appends what comes, up to the length that the head names. Returns the head.
-fn receive<S: PackStream>(
+fn receive(
     part: &mut File,
     from: u64,
-    open: &mut impl FnMut(u64) -> Result<S>,
+    open: &mut impl FnMut(u64) -> anyhow::Result<PackParts>,
     mut at: impl FnMut(u64, u64) -> Result<()>,
 ) -> Result<(u64, String)> {
     let mut stream = open(from)?;
     let (bytes, sha256) = stream.head()?;
-    ensure!(bytes <= MAX_BYTES, "a pack of {bytes} bytes: at most {MAX_BYTES} are allowed");
+    if bytes > MAX_BYTES {
+        return Err(anyhow!("a pack of {bytes} bytes: at most {MAX_BYTES} are allowed").into());
+    }
     let mut done = from;
-    let mut told = Instant::now();
+    let mut reported = Instant::now();
     while let Some(chunk) = stream.chunk()? {
         done += chunk.len() as u64;
-        ensure!(done <= bytes, "more than the {bytes} bytes that were announced");
+        if done > bytes {
+            return Err(anyhow!("more than the {bytes} bytes that were announced").into());
+        }
         part.write_all(&chunk)?;
-        if told.elapsed() >= REPORT_INTERVAL && done < bytes {
+        if reported.elapsed() >= REPORT_INTERVAL && done < bytes {
             at(done, bytes)?;
-            told = Instant::now();
+            reported = Instant::now();
         }
     }
     if done < bytes {
-        bail!("it ended after {done} of {bytes} bytes");
+        return Err(anyhow!("it ended after {done} of {bytes} bytes").into());
     }
     Ok((bytes, sha256))
 }

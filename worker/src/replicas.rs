@@ -40,7 +40,7 @@ pub(crate) fn diverged(state: &StateDict, group: &ProcessGroup) -> Result<Option
     }
     let sums: Vec<i64> = state.values().map(|tensor| bit_sum(&[tensor])).collect();
     let all = group.gather(&sums)?; // [ranks, tensors]
-    Ok(judge(&all).map(|(ranks, trusted, tensor)| {
+    Ok(minority(&all).map(|(ranks, trusted, tensor)| {
         let tensor = state.keys().nth(tensor).cloned().unwrap_or_default();
         Diverged { ranks, trusted, tensor }
     }))
@@ -69,7 +69,7 @@ fn bit_sum(tensors: &[&Tensor]) -> i64 {
 
 /// Which rows are not the most frequent one (of equals, the one of the lowest rank), that one's first rank, and the
 /// first column in which a row differs.
-fn judge(rows: &[Vec<i64>]) -> Option<(Vec<usize>, usize, usize)> {
+fn minority(rows: &[Vec<i64>]) -> Option<(Vec<usize>, usize, usize)> {
     let votes = |row: &Vec<i64>| rows.iter().filter(|other| *other == row).count();
     let trusted = (0..rows.len()).rev().max_by_key(|&rank| votes(&rows[rank]))?;
     let differs = |rank: &usize| rows[*rank] != rows[trusted];
@@ -86,11 +86,11 @@ mod tests {
     #[test]
     fn the_majority_is_trusted_and_of_equals_the_lowest_rank() {
         let rows = |rows: &[[i64; 2]]| rows.iter().map(|row| row.to_vec()).collect::<Vec<_>>();
-        assert_eq!(judge(&rows(&[[1, 2]])), None);
-        assert_eq!(judge(&rows(&[[1, 2], [1, 2], [1, 2]])), None);
-        assert_eq!(judge(&rows(&[[1, 3], [1, 2], [1, 2]])), Some((vec![0], 1, 1)));
-        assert_eq!(judge(&rows(&[[1, 2], [0, 2]])), Some((vec![1], 0, 0)));
-        assert_eq!(judge(&rows(&[[1, 2], [1, 4], [1, 2], [3, 2]])), Some((vec![1, 3], 0, 0)));
+        assert_eq!(minority(&rows(&[[1, 2]])), None);
+        assert_eq!(minority(&rows(&[[1, 2], [1, 2], [1, 2]])), None);
+        assert_eq!(minority(&rows(&[[1, 3], [1, 2], [1, 2]])), Some((vec![0], 1, 1)));
+        assert_eq!(minority(&rows(&[[1, 2], [0, 2]])), Some((vec![1], 0, 0)));
+        assert_eq!(minority(&rows(&[[1, 2], [1, 4], [1, 2], [3, 2]])), Some((vec![1, 3], 0, 0)));
     }
 
     #[test]

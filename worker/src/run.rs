@@ -6,8 +6,8 @@ use crate::bench::bench;
 use crate::checkpoint::{self, BEST, Committed};
 use crate::data::{Data, LocalPack};
 use crate::device::{self, Chosen};
-use crate::evaluate::{Evaluator, StopAsked};
-use crate::exit::{BadData, EXIT_CONFIG, exit_code};
+use crate::error::{Result, WorkerError};
+use crate::evaluate::Evaluator;
 use crate::feed::SampleSchedule;
 use crate::given_weights::GivenWeights;
 use crate::memory::ReplicaState;
@@ -17,12 +17,12 @@ use crate::pack_transfer::local_file;
 use crate::panics::without_panic;
 use crate::run_files::{RunFiles, Unfinished};
 use crate::save_schedule::SaveSchedule;
-use crate::session::{Next, Refused, Session, StoppedWaiting, ends_generation};
+use crate::session::{Next, Session};
 use crate::stage::Stage;
 use crate::tensors::{StateDict, copy_into};
-use crate::train::{Interrupted, Regroup, ResumeFrom, StageContext, StageOutcome, StageSpec, train};
+use crate::train::{Interrupted, ResumeFrom, StageContext, StageOutcome, StageSpec, train};
 use crate::transfer::Transfer;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, anyhow};
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::net::TcpListener;
@@ -35,6 +35,7 @@ use thanos_c10d::{Address, ErrorKind, ProcessGroup, keep_freed_memory, set_tf32,
 use thanos_configs::{
     Architecture, DataSet, Plan, Precision, StagePlan, TransferPlan, ValidationMeasure, init_key, stage_key,
 };
+use thanos_formats::EXIT_CONFIG;
 use thanos_proto::{
     BEFORE_STAGES, Begin, BenchRequest, CheckpointRef, CheckpointWritten, Collectives, Failed, GroupFailure, Held,
     Hello, PackRef, RankPhase, Rejoin, Welcome, WorkerEvent,
@@ -76,7 +77,7 @@ pub enum Outcome {
 /// Takes part in a run until it is over.
 ///
 /// # Errors
-/// After the coordinator has been notified; [`exit_code`] names the process's exit code.
+/// After the coordinator has been notified.
 pub fn work(options: &Options) -> Result<Outcome> {
     if let Some(address) = &options.address {
         check_address(address)?;
@@ -91,7 +92,7 @@ pub fn work(options: &Options) -> Result<Outcome> {
         tracing::warn!("the limit of open file descriptors is unknown: {error}");
     }
     keep_freed_memory();
-    tch::set_num_threads(i32::try_from(options.threads)?);
+    tch::set_num_threads(i32::try_from(options.threads).map_err(anyhow::Error::from)?);
     tch::set_num_interop_threads(1);
     let Chosen { device, described } = device::choose(options.device, options.local_rank)?;
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
@@ -100,46 +101,46 @@ pub fn work(options: &Options) -> Result<Outcome> {
     let connected = Session::connect((&options.coordinator, options.wait), options.credentials.as_deref(), hello);
     let (session, welcome) = match connected {
         // There is no run yet that it could have left in disorder.
-        Err(error) if error.is::<StoppedWaiting>() => {
+        Err(error @ WorkerError::StoppedWaiting) => {
             tracing::warn!("{error}");
             return Ok(Outcome::Stopped);
         }
         connected => connected?,
     };
     match without_panic(|| take_part(options, &session, &welcome, device)) {
-        Ok(last_word) => {
-            let stopped = matches!(last_word, WorkerEvent::Stopped { .. });
-            session.leave(&last_word)?;
+        Ok(last_event) => {
+            let stopped = matches!(last_event, WorkerEvent::Stopped { .. });
+            session.leave(&last_event)?;
             Ok(if stopped { Outcome::Stopped } else { Outcome::Finished })
         }
         // The coordinator has refused this worker: there is nothing to report.
-        Err(error) if error.downcast_ref::<Refused>().is_some() => Err(error),
+        Err(error @ WorkerError::Refused { .. }) => Err(error),
         Err(error) => {
-            let failed = Failed { phase: session.position(), message: format!("{error:#}"), exit_code: exit_code(&error) };
-            session.leave(&WorkerEvent::Failed(failed)).context("and the coordinator could not be notified")?;
+            let (message, exit_code) = (error.to_string(), error.exit_code());
+            let failed = WorkerEvent::Failed(Failed { phase: session.position(), message, exit_code });
+            let unreported = |error: WorkerError| error.context("and the coordinator could not be notified".into());
+            session.leave(&failed).map_err(unreported)?;
             Err(error)
         }
     }
 }
 
 /// Other ranks could not reach this worker at an address that is not this machine's: an error now instead of their timeouts.
-fn check_address(address: &Address) -> Result<(), NotHere> {
+fn check_address(address: &Address) -> Result<()> {
     match address {
         Address::Host(host) => match TcpListener::bind((host.as_str(), 0)) {
             Ok(_) => Ok(()),
-            Err(error) => Err(NotHere(format!("--host {host} is not an address of this machine: {error}"))),
+            Err(error) => {
+                Err(WorkerError::NotHere(format!("--host {host} is not an address of this machine: {error}")))
+            }
         },
-        Address::Interface(name) => check_interface(name)
-            .map_err(|names| NotHere(format!("--interface {name} is not on this machine, which has {names}"))),
+        Address::Interface(name) => check_interface(name).map_err(|names| {
+            WorkerError::NotHere(format!("--interface {name} is not on this machine, which has {names}"))
+        }),
     }
 }
 
-/// An address or interface that this machine has not.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(crate) struct NotHere(String);
-
-/// From the welcome to the last word, through as many generations as it takes.
+/// From the welcome to the last event, through as many generations as it takes.
 fn take_part(options: &Options, session: &Session, welcome: &Welcome, device: Device) -> Result<WorkerEvent> {
     let plan = plan_of(welcome)?;
     session.set_timeouts(&plan.config().timeouts);
@@ -152,10 +153,10 @@ fn take_part(options: &Options, session: &Session, welcome: &Welcome, device: De
     if let Some(port) = options.status_port {
         let page = || metrics::page(&welcome.run_dir, &options.worker_id, device);
         let shown = session.show((own, port).into(), welcome.scrape_token_sha256.as_deref(), page);
-        shown.map_err(|error| NotHere(format!("{error:#}")))?;
+        shown.map_err(|error| WorkerError::NotHere(format!("{error:#}")))?;
     }
     let packs = local_packs(options, session, &welcome.packs)?;
-    let data = Data::open(&plan, &packs, device, options.threads).map_err(BadData)?;
+    let data = Data::open(&plan, &packs, device, options.threads).map_err(WorkerError::BadData)?;
     check_given_weights(&plan, &data.facts)?;
     let files = session.run_files(Path::new(&welcome.run_dir), &welcome.run_id);
     let mut worker = Worker {
@@ -175,25 +176,27 @@ fn take_part(options: &Options, session: &Session, welcome: &Welcome, device: De
         session.announce(&ready)?;
         let begin = match worker.wait() {
             // The coordinator may not have received it.
-            Err(error) if ends_generation(&error) => continue,
+            Err(error) if error.ends_generation() => continue,
             begin => begin?,
         };
         session.at(BEFORE_STAGES, 0, RankPhase::Rendezvous);
-        let ending = join(&address, session, &begin, (device, collective))
+        let outcome = join(&address, session, &begin, (device, collective))
             .and_then(|group| worker.train_stages(&begin, &Rc::new(group)));
         session.leave_group();
-        match ending {
-            Err(error) if ends_generation(&error) || error.is::<Regroup>() => {
-                tracing::warn!("left generation {}: {error:#}", begin.generation);
-                ready = WorkerEvent::Rejoin(worker.rejoin(&begin, &error));
-            }
-            ending => return ending,
-        }
+        let (reason, failure) = match outcome {
+            Ok(GenerationOutcome::Over(last_event)) => return Ok(last_event),
+            Ok(GenerationOutcome::Regroup) => ("more workers have joined".into(), None),
+            Err(WorkerError::Group(error)) => (error.to_string(), Some(worker.failure(&begin, &error))),
+            Err(error) if error.ends_generation() => (error.to_string(), None),
+            Err(error) => return Err(error),
+        };
+        tracing::warn!("left generation {}: {reason}", begin.generation);
+        ready = WorkerEvent::Rejoin(worker.rejoin(&begin, failure));
     }
 }
 
 /// Weights that the user gives are needed by the last stages, hours from now: whether they fit is known already.
-fn check_given_weights(plan: &Plan, facts: &DataSet) -> Result<(), BadData> {
+fn check_given_weights(plan: &Plan, facts: &DataSet) -> Result<()> {
     for backbone in &plan.config().backbones {
         let Some(path) = plan.backbone_checkpoint(&backbone.name) else { continue };
         let sum: Rc<dyn BatchSum> = Rc::new(Alone);
@@ -204,14 +207,10 @@ fn check_given_weights(plan: &Plan, facts: &DataSet) -> Result<(), BadData> {
 }
 
 /// Loads weights that the user gives into a model.
-fn load_given_weights(
-    (name, path): (&str, &Path),
-    model: &Model,
-    (plan, facts): (&Plan, &DataSet),
-) -> Result<(), BadData> {
+fn load_given_weights((name, path): (&str, &Path), model: &Model, (plan, facts): (&Plan, &DataSet)) -> Result<()> {
     let architecture = Architecture::of(&plan.config().model, facts);
     let loaded = GivenWeights::read(path).and_then(|weights| weights.load_into(model, &architecture));
-    loaded.with_context(|| format!("backbone {name} from {}", path.display())).map_err(BadData)
+    loaded.with_context(|| format!("backbone {name} from {}", path.display())).map_err(WorkerError::BadData)
 }
 
 /// The packs on this machine, brought here if need be.
@@ -226,11 +225,11 @@ fn local_packs(options: &Options, session: &Session, packs: &[PackRef]) -> Resul
 /// The coordinator's configuration as this process understands it.
 fn plan_of(welcome: &Welcome) -> Result<Plan> {
     let plan = Plan::from_resolved(&welcome.config, "the coordinator's configuration", &[])
-        .map_err(|error| Refused { reason: error.to_string(), exit_code: EXIT_CONFIG })?;
+        .map_err(|error| WorkerError::Refused { reason: error.to_string(), exit_code: EXIT_CONFIG })?;
     if plan.resolved_digest() != welcome.config_digest {
         let (ours, theirs) = (plan.resolved_digest(), &welcome.config_digest);
         let reason = format!("the configuration's digest is {ours} here and {theirs} at the coordinator");
-        return Err(Refused { reason, exit_code: EXIT_CONFIG }.into());
+        return Err(WorkerError::Refused { reason, exit_code: EXIT_CONFIG });
     }
     Ok(plan)
 }
@@ -252,13 +251,31 @@ fn join(
     );
     let group = match (begin.collectives, device) {
         (Collectives::Nccl, Device::Cuda(gpu)) => ProcessGroup::nccl(store, rank, size, gpu, timeout)?,
-        (Collectives::Nccl, other) => bail!("the coordinator asks for NCCL, and this worker is on {other:?}"),
+        (Collectives::Nccl, other) => {
+            return Err(anyhow!("the coordinator asks for NCCL, and this worker is on {other:?}").into());
+        }
         (Collectives::Gloo, _) => ProcessGroup::gloo(store, rank, size, address, timeout)?,
     };
     session.at(BEFORE_STAGES, 0, RankPhase::Connect);
     group.connect()?;
     session.connected(&group)?;
     Ok(group)
+}
+
+/// Where the first stage of a generation begins; others begin at their start.
+#[derive(Clone, Copy)]
+struct StageStart<'a> {
+    resume: Option<&'a Committed>,
+    /// The rank whose memory all take over.
+    source: Option<usize>,
+}
+
+/// How a worker's part of a generation ended.
+enum GenerationOutcome {
+    /// Its part of the run is over, and this is the last message of its session.
+    Over(WorkerEvent),
+    /// All ranks leave after the same step, for a generation with more workers.
+    Regroup,
 }
 
 /// A rank, over all its generations.
@@ -302,7 +319,7 @@ impl Worker<'_> {
         }
     }
 
-    fn write_memory(&self, stage: &str, memory: &ReplicaState) -> Result<CheckpointWritten> {
+    fn write_memory(&self, stage: &str, memory: &ReplicaState) -> anyhow::Result<CheckpointWritten> {
         let generation = self.session.generation();
         let unfinished = Unfinished { stage, step: memory.step, generation };
         let record = self.record(&self.plan.stages()[self.stage]);
@@ -322,8 +339,8 @@ impl Worker<'_> {
         })
     }
 
-    /// What this worker reports after it left the generation because of `error`.
-    fn rejoin(&self, begin: &Begin, error: &anyhow::Error) -> Rejoin {
+    /// What this worker reports after it left the generation; `failure`: because of this error of its group.
+    fn rejoin(&self, begin: &Begin, failure: Option<GroupFailure>) -> Rejoin {
         let held = |memory: &ReplicaState| Held {
             stage: self.stage as u32,
             step: memory.step,
@@ -331,7 +348,6 @@ impl Worker<'_> {
         };
         let memory = self.memory.as_deref();
         let recent = memory.map(|memory| memory.recent.to_vec()).unwrap_or_default();
-        let failure = error.downcast_ref::<thanos_c10d::Error>().map(|error| self.failure(begin, error));
         Rejoin { generation: begin.generation, held: memory.map(held), recent, failure }
     }
 
@@ -359,10 +375,10 @@ impl Worker<'_> {
         Architecture::of(&self.plan.config().model, facts).record(stage.name(), facts, backbones)
     }
 
-    fn train_stages(&mut self, begin: &Begin, group: &Rc<ProcessGroup>) -> Result<WorkerEvent> {
+    fn train_stages(&mut self, begin: &Begin, group: &Rc<ProcessGroup>) -> Result<GenerationOutcome> {
         for checkpoint in &begin.complete {
             if !self.finished.contains_key(&checkpoint.stage) {
-                let weights = self.open(checkpoint)?.tensors(BEST).map_err(BadData)?;
+                let weights = self.open(checkpoint)?.tensors(BEST).map_err(WorkerError::BadData)?;
                 self.finished.insert(checkpoint.stage.clone(), weights);
             }
         }
@@ -373,29 +389,37 @@ impl Worker<'_> {
         for (index, stage) in self.plan.stages().iter().enumerate().skip(begin.stage as usize) {
             self.stage = index;
             let first = index == begin.stage as usize;
-            let resume = resume.as_ref().filter(|_| first);
-            let source = begin.source.filter(|_| first).map(|rank| rank as usize);
+            let start = StageStart {
+                resume: resume.as_ref().filter(|_| first),
+                source: begin.source.filter(|_| first).map(|rank| rank as usize),
+            };
             self.session.at(stage.name(), 0, RankPhase::SetUp);
-            match self.train_stage(stage, (begin.generation, group), (resume, source))? {
+            match self.train_stage(stage, begin.generation, group, start)? {
                 StageOutcome::Complete(weights) => self.finished.insert(stage.name().into(), weights),
                 StageOutcome::Stopped { step } => {
-                    return Ok(WorkerEvent::Stopped { stage: stage.name().into(), step });
+                    let stopped = WorkerEvent::Stopped { stage: stage.name().into(), step };
+                    return Ok(GenerationOutcome::Over(stopped));
+                }
+                StageOutcome::Regroup(memory) => {
+                    self.memory = Some(memory);
+                    return Ok(GenerationOutcome::Regroup);
                 }
             };
             self.memory = None;
         }
-        Ok(WorkerEvent::Finished)
+        Ok(GenerationOutcome::Over(WorkerEvent::Finished))
     }
 
     fn open(&self, checkpoint: &CheckpointRef) -> Result<Committed> {
-        Ok(Committed::open(&self.files, checkpoint).map_err(BadData)?)
+        Committed::open(&self.files, checkpoint).map_err(WorkerError::BadData)
     }
 
     fn train_stage(
         &mut self,
         plan: &StagePlan,
-        (generation, group): (u64, &Rc<ProcessGroup>),
-        (resume, source): (Option<&Committed>, Option<usize>),
+        generation: u64,
+        group: &Rc<ProcessGroup>,
+        start: StageStart<'_>,
     ) -> Result<StageOutcome> {
         let config = self.plan.config();
         let key = stage_key(plan.name());
@@ -417,28 +441,28 @@ impl Worker<'_> {
             saves: SaveSchedule::new(&config.checkpoint, &self.last_save),
             checks: &config.checks,
         };
-        let context = StageContext { group, session: self.session, generation, files: &self.files };
+        let context = StageContext { data: self.data, group, session: self.session, generation, files: &self.files };
         tch::manual_seed(init_key(config.seed, key) as i64);
         let evaluator = Evaluator { data: self.data, group: group.clone(), stop: self.session.stop_flag() };
         let mut stage: Box<dyn Stage + '_> = match plan {
             StagePlan::Backbone(backbone) => Box::new(Backbone::new(self.plan, &backbone.objective, evaluator)),
             StagePlan::Transfer(transfer) => match self.transfer(transfer, evaluator) {
                 // What it has been trained so far is in a checkpoint, or lost.
-                Err(error) if error.is::<StopAsked>() => {
-                    return Ok(StageOutcome::Stopped { step: resume.map_or(0, Committed::step) });
+                Err(WorkerError::StopRequested) => {
+                    return Ok(StageOutcome::Stopped { step: start.resume.map_or(0, Committed::step) });
                 }
                 stage => stage?,
             },
         };
         if let Some(request) = self.bench {
-            return bench(stage.as_mut(), (self.data, &spec, &context), request);
+            return bench(stage.as_mut(), &spec, &context, request);
         }
-        let from = match (source, resume) {
+        let from = match (start.source, start.resume) {
             (Some(source), _) => ResumeFrom::ReplicaState { own: self.memory.as_deref(), source },
             (None, Some(checkpoint)) => ResumeFrom::Checkpoint(checkpoint),
             (None, None) => ResumeFrom::Start,
         };
-        let ending = train(stage.as_mut(), self.data, &spec, &context, &from);
+        let ending = train(stage.as_mut(), &spec, &context, &from);
         drop(stage);
         ending.map_err(|Interrupted { error, memory }| {
             self.memory = memory.or_else(|| self.memory.take());
@@ -463,7 +487,9 @@ impl Worker<'_> {
         match (self.finished.get(name), self.plan.backbone_checkpoint(name)) {
             (Some(weights), _) => _ = copy_into(&state, weights)?,
             (None, Some(path)) => load_given_weights((name, path), &model, (self.plan, &self.data.facts))?,
-            (None, None) => bail!("the backbone `{name}` is neither trained yet nor given by a checkpoint"),
+            (None, None) => {
+                return Err(anyhow!("the backbone `{name}` is neither trained yet nor given by a checkpoint").into());
+            }
         };
         for tensor in state.values() {
             _ = tensor.set_requires_grad(false);

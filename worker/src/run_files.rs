@@ -7,6 +7,7 @@ use serde::Deserialize;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use thanos_formats::{CHECKPOINTS, UNFINISHED, unfinished_name};
 use thanos_proto::CheckpointRef;
 
 /// A checkpoint that is not committed yet.
@@ -54,8 +55,8 @@ impl RunFiles for Disk {
     }
 
     fn write(&self, Unfinished { stage, step, .. }: Unfinished<'_>, files: &[(&str, Vec<u8>)]) -> Result<()> {
-        let stage = self.0.join("checkpoints").join(stage);
-        let folder = stage.join(format!(".tmp-step-{step:08}"));
+        let stage = self.0.join(CHECKPOINTS).join(stage);
+        let folder = stage.join(unfinished_name(step));
         remove_unfinished(&stage)?;
         let written = write_files(&folder, files);
         if written.is_err() {
@@ -78,7 +79,7 @@ fn remove_unfinished(stage: &Path) -> Result<()> {
     };
     for entry in entries {
         let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with(".tmp-") {
+        if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
             fs::remove_dir_all(entry.path())?;
         }
     }

@@ -1,12 +1,14 @@
-//! Saves that do not make a step wait: a copy of the state, then a thread that writes it and tells the coordinator, who
+//! Saves that do not make a step wait: a copy of the state, then a thread that writes it and reports it to the coordinator, which
 //! commits it. One save is under way at most; a save that fails is abandoned, and training continues, unless several fail
 //! in a row. What is in a checkpoint is the caller's.
 
-use crate::checkpoint::{self, NotSaved};
+use crate::checkpoint;
+use crate::error::{Result, WorkerError};
 use crate::run_files::{RunFiles, Unfinished};
-use crate::session::{GenerationOver, Session};
+use crate::session::Session;
 use crate::tensors::StateDict;
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, anyhow};
+use std::fmt;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -64,6 +66,20 @@ enum Wait {
     No,
 }
 
+/// Why a save failed.
+struct NotSaved {
+    stage: String,
+    step: u64,
+    reason: String,
+}
+
+impl fmt::Display for NotSaved {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { stage, step, reason } = self;
+        write!(out, "checkpoint save failed: step {step} of stage {stage}: {reason}")
+    }
+}
+
 /// A save that failed.
 struct Failure {
     not_saved: NotSaved,
@@ -77,7 +93,7 @@ struct Failure {
 struct Attempt {
     /// `None`: it is lost.
     save: Option<Save>,
-    outcome: Result<()>,
+    outcome: anyhow::Result<()>,
 }
 
 impl<'a> Saver<'a> {
@@ -128,7 +144,7 @@ impl<'a> Saver<'a> {
     /// period, until the coordinator ends the run.
     ///
     /// # Errors
-    /// [`NotSaved`] if it failed until then; the loss of the generation.
+    /// [`WorkerError::NotSaved`] if it failed until then; the loss of the generation.
     pub(crate) fn save(&mut self, save: Save) -> Result<()> {
         if let Err(failure) = self.wait()? {
             self.report(&failure, "; a newer one follows")?;
@@ -141,7 +157,7 @@ impl<'a> Saver<'a> {
             let left = retry_deadline(first_failure, self.session.stop_deadline()).saturating_duration_since(now);
             if failure.save.is_none() || left.is_zero() {
                 self.report(&failure, "")?;
-                return Err(failure.not_saved.into());
+                return Err(WorkerError::NotSaved(failure.not_saved.to_string()));
             }
             let pause = backoff.min(left);
             self.report(&failure, &format!("; retrying in {:.0} s", pause.as_secs_f64().ceil()))?;
@@ -165,12 +181,12 @@ impl<'a> Saver<'a> {
     }
 
     /// # Errors
-    /// [`GenerationOver`] as soon as the generation is.
+    /// [`WorkerError::GenerationOver`] as soon as the generation is.
     fn pause(&self, backoff: Duration) -> Result<()> {
         let began = Instant::now();
         while began.elapsed() < backoff {
             if self.session.generation_is_over() {
-                return Err(GenerationOver.into());
+                return Err(WorkerError::GenerationOver);
             }
             thread::sleep(POLL_INTERVAL);
         }
@@ -222,7 +238,7 @@ impl<'a> Saver<'a> {
     fn give_up(&mut self, not_saved: NotSaved) -> Result<()> {
         self.failures += 1;
         if self.failures == MAX_FAILURES {
-            return Err(anyhow::Error::from(not_saved).context(format!("{MAX_FAILURES} saves in a row failed")));
+            return Err(WorkerError::NotSaved(format!("{MAX_FAILURES} saves in a row failed: {not_saved}")));
         }
         tracing::warn!("{not_saved}; training continues");
         Ok(())
@@ -237,7 +253,7 @@ impl<'a> Saver<'a> {
 }
 
 /// Writes the files, and reports them to the coordinator, which commits them.
-fn write(save: &Save, events: &mpsc::Sender<WorkerEvent>) -> Result<()> {
+fn write(save: &Save, events: &mpsc::Sender<WorkerEvent>) -> anyhow::Result<()> {
     let Save { place, files, record, copied, reported } = save;
     copied.as_ref().map_or(Ok(()), DeviceEvent::wait)?;
     let named: Vec<(&str, &StateDict)> = files.iter().map(|(name, tensors)| (*name, tensors)).collect();

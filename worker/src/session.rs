@@ -1,6 +1,6 @@
 //! The worker's session with its coordinator: one gRPC stream on a thread of its own, so that a stalled step still
 //! heartbeats and a run that is over ends a worker that hangs in a collective. A stream that breaks is opened again;
-//! the training thread hears of it as [`Disconnected`]. It decides nothing about training.
+//! the training thread sees it as [`WorkerError::Disconnected`]. It decides nothing about training.
 
 mod admission;
 mod connection;
@@ -10,13 +10,14 @@ mod signals;
 mod store;
 mod stream;
 
-use crate::exit::EXIT_SOFTWARE;
+use crate::error::{Result, WorkerError};
 use crate::run_files::{Disk, RunFiles};
 use admission::Admission;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, anyhow};
 use axum::Router;
 use axum::routing::get;
-use connection::{Connection, Disconnected};
+use connection::Connection;
+pub(crate) use packs::PackParts;
 use signals::StopRequest;
 use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeMap;
@@ -26,8 +27,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
-use thanos_c10d::{Collectives, Error as GroupError, GroupAborter, KeyValueStore, ProcessGroup, collectives, exit_now};
+use thanos_c10d::{Collectives, GroupAborter, KeyValueStore, ProcessGroup, collectives, exit_now};
 use thanos_configs::TimeoutsConfig;
+use thanos_formats::EXIT_SOFTWARE;
 use thanos_proto::{
     BEFORE_STAGES, Begin, CheckpointRef, Command, Heartbeat, Hello, RankPhase, StepDone, Welcome, WorkerEvent,
 };
@@ -65,7 +67,7 @@ struct Shared {
     regroup: AtomicBool,
     /// The generation has ended: its group is broken.
     abandoned: AtomicBool,
-    /// The worker has said its last word and waits for `Leave`.
+    /// The worker has sent its last message and waits for `Leave`.
     done: AtomicBool,
     /// Certificate and key, PEM, of a run that is no insecure one.
     identity: OnceLock<(String, String)>,
@@ -131,7 +133,8 @@ impl Session {
     /// folder; without one nothing is encrypted.
     ///
     /// # Errors
-    /// [`Refused`] if this worker may not take part, [`StoppedWaiting`] if a stop signal arrived before there was a session.
+    /// [`WorkerError::Refused`] if this worker may not take part, [`WorkerError::StoppedWaiting`] if a stop signal arrived
+    /// before there was a session.
     pub(crate) fn connect(
         (coordinator, wait): (&str, Duration),
         credentials: Option<&Path>,
@@ -173,7 +176,7 @@ impl Session {
         let (opened, lines) = std::sync::mpsc::channel();
         let reconnector = stream::Reconnector::new(coordinator, admission, hello, (shared.clone(), opened));
         let (reconnector, client, connection) = runtime.block_on(reconnector.open_first(wait))?;
-        let kept = runtime.spawn(reconnector.keep());
+        let kept = runtime.spawn(reconnector.pump_until_left());
         // Without its session a worker would be an orphan that no coordinator knows of.
         runtime.spawn(async move {
             if kept.await.is_err_and(|error| error.is_panic()) {
@@ -184,27 +187,27 @@ impl Session {
         let session = Self { connection, lines, shared, client, runtime, timeouts: OnceCell::new() };
         match session.answer("the coordinator's welcome", WELCOME_TIMEOUT)? {
             Command::Welcome(welcome) => Ok((session, welcome)),
-            other => bail!("expected a welcome, got {other:?}"),
+            other => Err(unexpected("a welcome", &other)),
         }
     }
 
-    /// Tells the coordinator; it is sent in order, and waits only when the queue is full.
+    /// Sends an event to the coordinator, in order, and waits only when the queue is full.
     ///
     /// # Errors
-    /// [`Disconnected`].
+    /// [`WorkerError::Disconnected`].
     pub(crate) fn send(&self, event: WorkerEvent) -> Result<()> {
-        Ok(self.connection.borrow().send(event)?)
+        self.connection.borrow().send(event)
     }
 
-    /// Tells a step, once no more than [`MAX_UNRECORDED`] are on their way to the ledger.
+    /// Sends a step, once no more than [`MAX_UNRECORDED`] are on their way to the ledger.
     ///
     /// # Errors
-    /// [`Disconnected`].
+    /// [`WorkerError::Disconnected`].
     pub(crate) fn send_step(&self, step: StepDone) -> Result<()> {
-        Ok(self.connection.borrow().send_step(step)?)
+        self.connection.borrow().send_step(step)
     }
 
-    /// Tells what this worker is ready with, on a stream that lives.
+    /// Sends what this worker is ready with, on a stream that lives.
     pub(crate) fn announce(&self, event: &WorkerEvent) -> Result<()> {
         while self.connection.borrow().send(event.clone()).is_err() {
             self.next_line()?;
@@ -235,7 +238,7 @@ impl Session {
     /// Waits, as long as it takes, for a generation to be complete, or to be asked to save what this worker holds.
     ///
     /// # Errors
-    /// [`Disconnected`].
+    /// [`WorkerError::Disconnected`].
     pub(crate) fn next(&self) -> Result<Next> {
         loop {
             match self.connection.borrow().wait()? {
@@ -243,7 +246,7 @@ impl Session {
                 Command::Save => return Ok(Next::Save),
                 // Of a generation that is over: its commit is what this one may begin from.
                 Command::Stop { .. } | Command::Committed(_) => {}
-                other => bail!("expected the start of a generation, got {other:?}"),
+                other => return Err(unexpected("the start of a generation", &other)),
             }
         }
     }
@@ -253,7 +256,7 @@ impl Session {
         let limit = Duration::from_secs_f64(self.timeouts().commit_seconds);
         match self.answer("the commit of a checkpoint", limit)? {
             Command::Committed(outcome) => Ok(outcome),
-            other => bail!("expected the commit of a checkpoint, got {other:?}"),
+            other => Err(unexpected("the commit of a checkpoint", &other)),
         }
     }
 
@@ -261,12 +264,12 @@ impl Session {
     pub(crate) fn try_committed(&self) -> Result<Option<Result<CheckpointRef, String>>> {
         match self.answer_within(Duration::ZERO)? {
             Some(Command::Committed(outcome)) => Ok(Some(outcome)),
-            Some(other) => bail!("expected the commit of a checkpoint, got {other:?}"),
+            Some(other) => Err(unexpected("the commit of a checkpoint", &other)),
             None => Ok(None),
         }
     }
 
-    /// Whether the coordinator has asked for a stop. Ranks hear it at different steps: agree before acting.
+    /// Whether the coordinator has asked for a stop. Ranks see it at different steps: agree before acting.
     pub(crate) fn stop_requested(&self) -> bool {
         self.shared.stop.load(Ordering::Relaxed)
     }
@@ -276,7 +279,7 @@ impl Session {
         self.shared.stop_deadline.get().copied().flatten()
     }
 
-    /// Whether the group of this generation was ended, as a peer or the coordinator is gone.
+    /// Whether the group of this generation was ended, as a peer or the coordinator is lost.
     pub(crate) fn generation_is_over(&self) -> bool {
         self.shared.abandoned.load(Ordering::Relaxed)
     }
@@ -338,14 +341,14 @@ impl Session {
     /// The generation's group is connected: from now on it is what ends with the generation.
     ///
     /// # Errors
-    /// [`GenerationOver`] if it has ended meanwhile.
+    /// [`WorkerError::GenerationOver`] if it has ended meanwhile.
     pub(crate) fn connected(&self, group: &ProcessGroup) -> Result<()> {
         match &mut self.shared.place().aborter {
             Some(aborter) => {
                 aborter.watch(group);
                 Ok(())
             }
-            None => Err(GenerationOver.into()),
+            None => Err(WorkerError::GenerationOver),
         }
     }
 
@@ -359,8 +362,8 @@ impl Session {
         &self,
         address: SocketAddr,
         scrape_token_sha256: Option<&str>,
-        page: impl FnOnce() -> Result<Router>,
-    ) -> Result<()> {
+        page: impl FnOnce() -> anyhow::Result<Router>,
+    ) -> anyhow::Result<()> {
         let _inside = self.runtime.enter();
         let listener = std::net::TcpListener::bind(address).with_context(|| format!("--status-port: {address}"))?;
         listener.set_nonblocking(true)?;
@@ -380,8 +383,8 @@ impl Session {
     }
 
     /// Starts a stream of a pack's file, from an offset on.
-    pub(crate) fn fetch_pack(&self, fingerprint: &str, offset: u64) -> Result<packs::PackParts> {
-        packs::PackParts::open(self.client.clone(), self.runtime.handle().clone(), fingerprint, offset)
+    pub(crate) fn fetch_pack(&self, fingerprint: &str, offset: u64) -> anyhow::Result<PackParts> {
+        PackParts::open(self.client.clone(), self.runtime.handle().clone(), fingerprint, offset)
     }
 
     /// Where the files of checkpoints are: in the run directory, if this machine sees it.
@@ -410,10 +413,10 @@ impl Session {
         }
     }
 
-    /// Says the last word, and waits for the coordinator to close the session.
-    pub(crate) fn leave(self, last_word: &WorkerEvent) -> Result<()> {
+    /// Sends the last message, and waits for the coordinator to close the session.
+    pub(crate) fn leave(self, last_event: &WorkerEvent) -> Result<()> {
         self.shared.done.store(true, Ordering::Relaxed);
-        self.announce(last_word)?;
+        self.announce(last_event)?;
         loop {
             let limit = Duration::from_secs_f64(self.timeouts().commit_seconds);
             let answer = self.connection.borrow().wait_for(limit);
@@ -421,8 +424,10 @@ impl Session {
                 Ok(Command::Leave { .. } | Command::Refused { .. }) => break,
                 Ok(_) => {}
                 // It may not have been heard: said again.
-                Err(RecvTimeoutError::Disconnected) => self.announce(last_word)?,
-                Err(RecvTimeoutError::Timeout) => bail!("the coordinator did not close the session within {limit:?}"),
+                Err(RecvTimeoutError::Disconnected) => self.announce(last_event)?,
+                Err(RecvTimeoutError::Timeout) => {
+                    return Err(anyhow!("the coordinator did not close the session within {limit:?}").into());
+                }
             }
         }
         self.runtime.shutdown_background();
@@ -430,19 +435,19 @@ impl Session {
     }
 
     fn answer(&self, what: &str, limit: Duration) -> Result<Command> {
-        self.answer_within(limit)?.with_context(|| format!("{what} did not come within {limit:?}"))
+        self.answer_within(limit)?.ok_or_else(|| anyhow!("{what} did not come within {limit:?}").into())
     }
 
     /// The coordinator's next answer; `None`: none came within `limit`.
     fn answer_within(&self, limit: Duration) -> Result<Option<Command>> {
         loop {
             match self.connection.borrow().wait_for(limit) {
-                Ok(Command::Refused { reason, exit_code }) => return Err(Refused { reason, exit_code }.into()),
+                Ok(Command::Refused { reason, exit_code }) => return Err(WorkerError::Refused { reason, exit_code }),
                 // A stop is requested: the flag is set, the training loop agrees on the step.
                 Ok(Command::Stop { .. }) => {}
                 Ok(command) => return Ok(Some(command)),
                 Err(RecvTimeoutError::Timeout) => return Ok(None),
-                Err(RecvTimeoutError::Disconnected) => return Err(Disconnected.into()),
+                Err(RecvTimeoutError::Disconnected) => return Err(WorkerError::Disconnected),
             }
         }
     }
@@ -471,34 +476,7 @@ impl StopFlag {
     }
 }
 
-/// Whether a generation is over and this worker's state is not: a peer is gone, or the coordinator.
-pub(crate) fn ends_generation(error: &anyhow::Error) -> bool {
-    error.is::<GroupError>() || error.is::<Disconnected>() || error.is::<GenerationOver>()
-}
-
-/// The generation ended while this rank was in no collective.
-#[derive(Debug, thiserror::Error)]
-#[error("the generation is over")]
-pub(crate) struct GenerationOver;
-
-/// The coordinator is not there, or what is there is none.
-#[derive(Debug, thiserror::Error)]
-#[error("no coordinator at {coordinator} within {within:?}: {reason}")]
-pub(crate) struct NotReached {
-    coordinator: String,
-    within: Duration,
-    reason: String,
-}
-
-/// A stop signal arrived while this worker was waiting for its coordinator.
-#[derive(Debug, thiserror::Error)]
-#[error("stopped while waiting for the coordinator")]
-pub(crate) struct StoppedWaiting;
-
-/// The coordinator does not want this worker.
-#[derive(Debug, thiserror::Error)]
-#[error("refused by the coordinator: {reason}")]
-pub(crate) struct Refused {
-    pub reason: String,
-    pub exit_code: u8,
+/// A command that is no answer to what was asked.
+fn unexpected(expected: &str, got: &Command) -> WorkerError {
+    anyhow!("expected {expected}, got {got:?}").into()
 }

@@ -1,10 +1,11 @@
-//! What a stage is to the one who trains it: what a batch becomes (the terms of a loss), and how the result is judged.
+//! What a stage is to the training loop: what a batch becomes (the terms of a loss), and how the result is evaluated.
 //! `backbone.rs` and `transfer.rs` are the two kinds; how they are trained is `train.rs`'s.
 
+use crate::error::{Result, WorkerError};
 use crate::evaluate::EvalMetrics;
 use crate::feed::Batch;
 use crate::tensors::{StateDict, upload};
-use anyhow::{Result, bail};
+use anyhow::anyhow;
 use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 use thanos_fused::{Draws, rows_of};
@@ -47,9 +48,9 @@ impl Losses {
         match &self.scalar {
             Some(scalar) => scalar.f_backward().map_err(|error| {
                 let lost = thanos_c10d::Error::in_backward(&error.to_string());
-                lost.map_or_else(|| error.into(), anyhow::Error::from)
+                lost.map_or_else(|| error.into(), WorkerError::Group)
             }),
-            None => bail!("a plan has a term to learn from, the stage computed none"),
+            None => Err(anyhow!("a plan has a term to learn from, the stage computed none").into()),
         }
     }
 

@@ -9,7 +9,7 @@ mod graph;
 
 use crate::checkpoint::{self, Committed};
 use crate::data::Data;
-use crate::evaluate::StopAsked;
+use crate::error::{Result, WorkerError};
 use crate::failpoints;
 use crate::feed::{Batch, BatchLoader, SampleSchedule};
 use crate::memory::{ReplicaState, UnackedSteps};
@@ -21,7 +21,7 @@ use crate::saver::{Save, Saver};
 use crate::session::Session;
 use crate::stage::{Inputs, Stage};
 use crate::tensors::{StateDict, copy_into, snapshot};
-use anyhow::{Context, Result, bail};
+use anyhow::Context;
 use computed::{Computed, Reduced, Requests, norm_of};
 use gpu_clock::GpuClock;
 use graph::{Graphs, StepGraph};
@@ -51,8 +51,9 @@ pub(crate) struct StageSpec<'a> {
     pub(crate) checks: &'a ChecksConfig,
 }
 
-/// The others of a generation: what a stage needs to act in common.
+/// What a stage trains with: the images, and the others of its generation.
 pub(crate) struct StageContext<'a> {
+    pub(crate) data: &'a Data,
     pub(crate) group: &'a ProcessGroup,
     pub(crate) session: &'a Session,
     pub(crate) generation: u64,
@@ -65,6 +66,8 @@ pub(crate) enum StageOutcome {
     Complete(StateDict),
     /// All ranks stopped after this many updates; a checkpoint holds them.
     Stopped { step: u64 },
+    /// All ranks leave their generation after the same step, for one with more workers; this is what the rank holds.
+    Regroup(Box<ReplicaState>),
 }
 
 /// What a stage begins from.
@@ -78,21 +81,15 @@ pub(crate) enum ResumeFrom<'a> {
     },
 }
 
-/// All ranks leave their generation after the same step, for one with more workers.
-#[derive(Debug, thiserror::Error)]
-#[error("more workers have joined")]
-pub(crate) struct Regroup;
-
 /// Why a stage ended before its end; `memory` is what the rank holds, once it has begun.
 pub(crate) struct Interrupted {
-    pub(crate) error: anyhow::Error,
+    pub(crate) error: WorkerError,
     pub(crate) memory: Option<Box<ReplicaState>>,
 }
 
-/// Trains a stage to its end, or to a stop that all ranks agree on.
+/// Trains a stage to its end, or to a stop or a regroup that all ranks agree on.
 pub(crate) fn train(
     stage: &mut dyn Stage,
-    data: &Data,
     spec: &StageSpec<'_>,
     context: &StageContext<'_>,
     from: &ResumeFrom<'_>,
@@ -100,12 +97,33 @@ pub(crate) fn train(
     let mut trainer = Trainer::new(stage, spec, context);
     // Until all have begun, what a rank held before is still its best: it is not touched.
     trainer.begin(from).map_err(|error| Interrupted { error, memory: None })?;
-    trainer.run(data).map_err(|error| {
-        // The save in progress is finished first, however long it takes: another generation begins from it, or after it.
-        trainer.phase(RankPhase::Save);
-        trainer.saver.leave();
-        Interrupted { error, memory: Some(Box::new(trainer.memory())) }
-    })
+    let left = match trainer.run() {
+        Ok(Some(outcome)) => return Ok(outcome),
+        Ok(None) => Ok(()),
+        Err(error) => Err(error),
+    };
+    // The save in progress is finished first, however long it takes: another generation begins from it, or after it.
+    trainer.phase(RankPhase::Save);
+    trainer.saver.leave();
+    let memory = Box::new(trainer.memory());
+    match left {
+        Ok(()) => Ok(StageOutcome::Regroup(memory)),
+        Err(error) => Err(Interrupted { error, memory: Some(memory) }),
+    }
+}
+
+/// How many steps a stage has.
+#[derive(Clone, Copy)]
+struct StepCounts {
+    per_epoch: u64,
+    total: u64,
+}
+
+/// The batch of the step in flight, and what it is trained with.
+struct StepInFlight<'a> {
+    batch: &'a Batch,
+    lr: f64,
+    total_steps: u64,
 }
 
 /// A stage under way.
@@ -249,41 +267,41 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    fn run(&mut self, data: &Data) -> Result<StageOutcome> {
+    /// `None`: the ranks leave their generation for another one, between two steps.
+    fn run(&mut self) -> Result<Option<StageOutcome>> {
         let spec = self.spec;
-        let steps_per_epoch = spec.schedule.steps_per_epoch();
-        let total_steps = spec.train.max_steps.unwrap_or(u64::MAX).min(spec.train.epochs * steps_per_epoch);
+        let per_epoch = spec.schedule.steps_per_epoch();
+        let total = spec.train.max_steps.unwrap_or(u64::MAX).min(spec.train.epochs * per_epoch);
+        let steps = StepCounts { per_epoch, total };
         if self.step > 0 {
-            let at = Position::at(self.step - 1, steps_per_epoch);
+            let at = Position::at(self.step - 1, per_epoch);
             // A resume with fewer epochs may end after a step that was not the last one when it was made.
-            let never_evaluated = self.step == total_steps && !self.is_evaluated_after(at, steps_per_epoch);
-            if (!self.post_step_done || never_evaluated)
-                && !self.run_post_step(at, (steps_per_epoch, total_steps), false)?
-            {
-                return self.stop(at.epoch);
+            let never_evaluated = self.step == total && !self.is_evaluated_after(at, per_epoch);
+            if (!self.post_step_done || never_evaluated) && !self.run_post_step(at, steps, false)? {
+                return self.stop(at.epoch).map(Some);
             }
         }
-        let mut feed = BatchLoader::new(data, &spec.schedule, self.step..total_steps, self.stage.views())?;
+        let mut feed = BatchLoader::new(self.context.data, &spec.schedule, self.step..total, self.stage.views())?;
         self.phase(RankPhase::Data);
         while let Some(batch) = feed.next()? {
-            let Requests { stop, regroup } = self.update(&batch, total_steps, &mut feed)?;
+            let Requests { stop, regroup } = self.update(&batch, total, &mut feed)?;
             self.waited = feed.waited.as_secs_f64();
-            let post_step_done = self.run_post_step(batch.at, (steps_per_epoch, total_steps), stop)?;
-            if !post_step_done || stop && self.step < total_steps {
-                return self.stop(batch.at.epoch);
+            let post_step_done = self.run_post_step(batch.at, steps, stop)?;
+            if !post_step_done || stop && self.step < total {
+                return self.stop(batch.at.epoch).map(Some);
             }
             if regroup {
-                return Err(Regroup.into());
+                return Ok(None);
             }
             self.phase(RankPhase::Data);
         }
-        self.finish()
+        self.finish().map(Some)
     }
 
     /// What is due after the update `at`: an evaluation, a checkpoint. `false`: a stop was requested meanwhile.
-    fn run_post_step(&mut self, at: Position, (steps_per_epoch, total_steps): (u64, u64), stop: bool) -> Result<bool> {
-        let last = self.step == total_steps;
-        let evaluated = last || self.is_evaluated_after(at, steps_per_epoch);
+    fn run_post_step(&mut self, at: Position, steps: StepCounts, stop: bool) -> Result<bool> {
+        let last = self.step == steps.total;
+        let evaluated = last || self.is_evaluated_after(at, steps.per_epoch);
         if evaluated && !self.evaluate(at.epoch)? {
             return Ok(false);
         }
@@ -373,7 +391,7 @@ impl<'a> Trainer<'a> {
         let phase_seconds = self.context.session.take_phase_seconds(on_gpu, self.exchanged.time);
         self.skipped = if problem.is_some() { self.skipped + 1 } else { 0 };
         self.buffers_before.clear();
-        let done = self.describe(batch, &computed, &reduced, (lr, total_steps));
+        let done = self.describe(&StepInFlight { batch, lr, total_steps }, &computed, &reduced);
         self.commit(StepDone { skipped: problem, phase_seconds, ..done })?;
         failpoints::change_weight(self.optimizer.parameters(), rank, self.step);
         self.compare_ranks()?;
@@ -419,13 +437,8 @@ impl<'a> Trainer<'a> {
     }
 
     /// The line of `steps.jsonl` of the step in flight.
-    fn describe(
-        &self,
-        batch: &Batch,
-        computed: &Computed,
-        reduced: &Reduced,
-        (lr, total_steps): (f64, u64),
-    ) -> StepDone {
+    fn describe(&self, step: &StepInFlight<'_>, computed: &Computed, reduced: &Reduced) -> StepDone {
+        let StepInFlight { batch, lr, total_steps } = *step;
         let terms = || computed.terms.iter().zip(&reduced.terms);
         StepDone {
             stage: self.spec.name.into(),
@@ -462,7 +475,7 @@ impl<'a> Trainer<'a> {
     fn evaluate(&mut self, epoch: u64) -> Result<bool> {
         self.phase(RankPhase::Evaluate);
         let validation_accuracy = match self.stage.validation_accuracy() {
-            Err(error) if error.is::<StopAsked>() => return Ok(false),
+            Err(WorkerError::StopRequested) => return Ok(false),
             evaluated => evaluated?,
         };
         let is_better = |(best, _): &(Best, StateDict)| validation_accuracy > best.validation_accuracy;
@@ -520,14 +533,14 @@ impl<'a> Trainer<'a> {
     /// Evaluates the best weights on the test images, and saves the stage as complete with the last weights.
     fn finish(&mut self) -> Result<StageOutcome> {
         self.phase(RankPhase::Measure);
-        let Some((best, weights)) = &self.best else { bail!("a stage's last step is always evaluated") };
+        let (best, weights) = self.best.as_ref().context("a stage's last step is always evaluated")?;
         let (best, weights) = (*best, snapshot(weights));
         let last = snapshot(&self.stage.state());
         copy_into(&self.stage.state(), &weights)?;
         let measured = self.stage.measure();
         copy_into(&self.stage.state(), &last)?;
         let (measures, fine_test_accuracy) = match measured {
-            Err(error) if error.is::<StopAsked>() => return self.stop(best.epoch),
+            Err(WorkerError::StopRequested) => return self.stop(best.epoch),
             measured => measured?,
         };
         let result = StageResult {

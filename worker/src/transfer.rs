@@ -1,11 +1,11 @@
 //! A transfer stage: one linear layer on fine labels over frozen backbones, whose embeddings are concatenated.
 
+use crate::error::Result;
 use crate::evaluate::{Embedded, EvalMetrics, Evaluator, embed};
 use crate::model::{Mode, Model, linear};
 use crate::probe_weights::{DEVIATION, MEAN};
 use crate::stage::{Inputs, Losses, Stage};
 use crate::tensors::{StateDict, broadcast};
-use anyhow::Result;
 use tch::nn::{self, Module, VarStore};
 use tch::{Device, Kind, Reduction, Tensor};
 use thanos_configs::{Features, FrozenMode, TransferConfig};
@@ -51,7 +51,7 @@ impl<'a> Transfer<'a> {
     /// The head's initial weights come from torch's generator of the CPU: seed it first, equally on all ranks.
     ///
     /// # Errors
-    /// [`crate::evaluate::StopAsked`] while features are cached, on all ranks alike.
+    /// [`crate::error::WorkerError::StopRequested`] while features are cached, on all ranks alike.
     pub(crate) fn new(config: &TransferConfig, backbones: Vec<Model>, evaluator: Evaluator<'a>) -> Result<Self> {
         let data = evaluator.data;
         let width: i64 = backbones.iter().map(|model| model.encoder.width()).sum();

@@ -1,15 +1,15 @@
 //! How a worker is admitted: it makes a key, which never leaves this process, and exchanges its join token for a
 //! certificate. The run's authority is all that it trusts.
 
-use super::Refused;
-use super::stream::Client;
-use crate::exit::EXIT_NO_PERMISSION;
+use crate::error::WorkerError;
 use anyhow::{Context, Result};
 use rcgen::{CertificateParams, KeyPair};
 use std::error::Error;
 use std::path::Path;
 use std::sync::Arc;
+use thanos_formats::EXIT_NO_PERMISSION;
 use thanos_proto::v1::EnrolRequest;
+use thanos_proto::v1::coordinator_client::CoordinatorClient;
 use thanos_proto::{CA, COORDINATOR_NAME, TOKEN};
 use tokio_rustls::rustls::crypto::ring::default_provider;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
@@ -40,7 +40,7 @@ impl Admission {
     /// What is in a worker's folder of credentials; without one it has none.
     ///
     /// # Errors
-    /// [`Refused`] with 77, naming the file.
+    /// [`WorkerError::Refused`] with 77, naming the file.
     pub(super) fn read(folder: Option<&Path>) -> Result<Self> {
         let Some(folder) = folder else { return Ok(Self::Insecure) };
         let read = |name: &str| {
@@ -62,7 +62,7 @@ impl Admission {
     /// The coordinator's address for a client with credentials; a token is exchanged for them first.
     ///
     /// # Errors
-    /// [`Refused`] if the coordinator is not the run's, or does not take the token; else it could not be reached.
+    /// [`WorkerError::Refused`] if the coordinator is not the run's, or does not take the token; else it could not be reached.
     pub(super) async fn endpoint(&mut self, coordinator: &str, worker_id: &str) -> Result<Endpoint> {
         let endpoint = |scheme: &str| {
             let endpoint = Endpoint::from_shared(format!("{scheme}://{coordinator}"));
@@ -73,7 +73,7 @@ impl Admission {
             let certificate_request = CertificateParams::default().serialize_request(key.as_ref())?.der().to_vec();
             let request = EnrolRequest { worker_id: worker_id.into(), token: token.clone(), certificate_request };
             let channel = endpoint("https")?.tls_config(tls.clone())?.connect().await.map_err(unless_untrusted)?;
-            let reply = Client::new(channel).enrol(request).await.map_err(unless_refused)?;
+            let reply = CoordinatorClient::new(channel).enrol(request).await.map_err(unless_refused)?;
             let identity = (reply.into_inner().certificate, key.serialize_pem());
             let tls = tls.identity(Identity::from_pem(&identity.0, &identity.1));
             *self = Self::Certificate { tls: Box::new(tls), identity };
@@ -95,8 +95,8 @@ pub(super) fn server(certificate: &str, key: &str) -> Result<ServerConfig> {
         .with_single_cert(vec![certificate], key)?)
 }
 
-fn refused(reason: String) -> Refused {
-    Refused { reason, exit_code: EXIT_NO_PERMISSION }
+fn refused(reason: String) -> WorkerError {
+    WorkerError::Refused { reason, exit_code: EXIT_NO_PERMISSION }
 }
 
 /// A connection that failed; for good, if what answers is not of this run.

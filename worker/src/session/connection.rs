@@ -1,6 +1,7 @@
 //! One stream to the coordinator, as the training thread holds it: events out, answers in, until it is lost.
 
 use super::MAX_UNRECORDED;
+use crate::error::{Result, WorkerError};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -9,11 +10,6 @@ use tokio::sync::mpsc;
 
 /// Events that may wait for the network; a full queue makes the step wait.
 const MAX_EVENTS: usize = 1024;
-
-/// The stream has broken: the generation is over, and another stream is being opened.
-#[derive(Debug, thiserror::Error)]
-#[error("the coordinator cannot be reached")]
-pub(crate) struct Disconnected;
 
 pub(super) struct Connection {
     events: mpsc::Sender<WorkerEvent>,
@@ -45,7 +41,7 @@ struct Steps {
 }
 
 impl AckWindow {
-    /// Lets a step that waits go on, when the generation is to end: at a stop, or because a rank is lost.
+    /// Lets a step that waits continue, when the generation is to end: at a stop, or because a rank is lost.
     pub(super) fn release(&self, released: bool) {
         self.lock().released = released;
         self.changed.notify_all();
@@ -80,14 +76,14 @@ impl Connection {
         self.events.clone()
     }
 
-    pub(super) fn send(&self, event: WorkerEvent) -> Result<(), Disconnected> {
+    pub(super) fn send(&self, event: WorkerEvent) -> Result<()> {
         if self.window.lock().lost {
-            return Err(Disconnected);
+            return Err(WorkerError::Disconnected);
         }
-        self.events.blocking_send(event).map_err(|_| Disconnected)
+        self.events.blocking_send(event).map_err(|_| WorkerError::Disconnected)
     }
 
-    pub(super) fn send_step(&self, step: StepDone) -> Result<(), Disconnected> {
+    pub(super) fn send_step(&self, step: StepDone) -> Result<()> {
         let too_many = |steps: &mut Steps| {
             !steps.lost && !steps.released && steps.reported - steps.recorded >= MAX_UNRECORDED as u64
         };
@@ -99,12 +95,12 @@ impl Connection {
     }
 
     /// The next answer, however long it takes.
-    pub(super) fn wait(&self) -> Result<Command, Disconnected> {
-        self.answers.recv().map_err(|_| Disconnected)
+    pub(super) fn wait(&self) -> Result<Command> {
+        self.answers.recv().map_err(|_| WorkerError::Disconnected)
     }
 
-    pub(super) fn wait_for(&self, most: Duration) -> Result<Command, RecvTimeoutError> {
-        self.answers.recv_timeout(most)
+    pub(super) fn wait_for(&self, limit: Duration) -> Result<Command, RecvTimeoutError> {
+        self.answers.recv_timeout(limit)
     }
 }
 

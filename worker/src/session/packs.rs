@@ -1,7 +1,6 @@
 //! A pack's stream as blocking calls, for the thread that waits for it anyway.
 
 use super::stream::Client;
-use crate::pack_transfer::PackStream;
 use anyhow::{Context, Result, bail};
 use std::time::Duration;
 use thanos_proto::v1::{PackHead, PackPart, PackRequest, pack_part::Part};
@@ -31,17 +30,17 @@ impl PackParts {
         let message = message.with_context(|| format!("no chunk was received for {MAX_SILENCE:?}"))?;
         Ok(message.map_err(|status| anyhow::anyhow!("{}", status.message()))?.and_then(|part| part.part))
     }
-}
 
-impl PackStream for PackParts {
-    fn head(&mut self) -> Result<(u64, String)> {
+    /// Length and SHA-256 of the whole file.
+    pub(crate) fn head(&mut self) -> Result<(u64, String)> {
         match self.next()? {
             Some(Part::Head(PackHead { bytes, sha256 })) => Ok((bytes, sha256)),
             _ => bail!("the coordinator sent no header of the pack"),
         }
     }
 
-    fn chunk(&mut self) -> Result<Option<Vec<u8>>> {
+    /// The next chunk; `None` at the end.
+    pub(crate) fn chunk(&mut self) -> Result<Option<Vec<u8>>> {
         match self.next()? {
             Some(Part::Chunk(chunk)) => Ok(Some(chunk)),
             Some(Part::Head(_)) => bail!("a second header in the middle of a pack"),

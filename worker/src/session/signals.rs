@@ -3,10 +3,10 @@
 //! this worker only, when its node is drained; the others as a request to stop the whole run, with a checkpoint. A later
 //! signal ends this process.
 
-use crate::exit::EXIT_STOPPED;
 use anyhow::{Context, Result};
 use std::time::{Duration, Instant};
 use thanos_c10d::exit_now;
+use thanos_formats::EXIT_STOPPED;
 use thanos_proto::WorkerEvent;
 use thanos_transport::hangup_is_ignored;
 use tokio::signal::unix::{SignalKind, signal};

@@ -3,14 +3,14 @@
 
 use super::admission::{Admission, unless_refused, unless_untrusted};
 use super::connection::{Connection, ConnectionPeer};
-use super::{NotReached, Refused, Shared, StoppedWaiting, signals};
-use crate::exit::{EXIT_CONFIG, EXIT_STOPPED, EXIT_UNREACHABLE};
-use anyhow::Result;
+use super::{Shared, signals};
+use crate::error::{Result, WorkerError};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 use thanos_c10d::exit_now;
+use thanos_formats::{EXIT_CONFIG, EXIT_STOPPED, EXIT_UNREACHABLE};
 use thanos_proto::v1::coordinator_client::CoordinatorClient;
 use thanos_proto::{Command, Hello, Welcome, WorkerEvent, v1};
 use tokio::sync::mpsc;
@@ -26,7 +26,7 @@ pub(super) type Client = CoordinatorClient<Channel>;
 const ATTEMPT_INTERVAL: Duration = Duration::from_millis(100);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const HEARTBEAT: Duration = Duration::from_millis(250);
-/// A coordinator that does not answer for this long, asked once a second, is gone: nothing may have closed the connection.
+/// A coordinator that does not answer for this long, asked once a second, is lost: nothing may have closed the connection.
 const PING_INTERVAL: Duration = Duration::from_secs(1);
 const MAX_SILENCE: Duration = Duration::from_secs(3);
 
@@ -48,7 +48,7 @@ struct Open {
     window: Arc<super::connection::AckWindow>,
 }
 
-/// A keeper with its first stream.
+/// A reconnector with its first stream.
 pub(super) struct Reconnecting {
     reconnector: Reconnector,
     open: Open,
@@ -67,12 +67,12 @@ impl Reconnector {
     /// Waits until the coordinator is up, for this long.
     ///
     /// # Errors
-    /// [`StoppedWaiting`] if a stop signal arrives first: there is no coordinator that could be asked to stop.
+    /// [`WorkerError::StoppedWaiting`] if a stop signal arrives first: there is no coordinator that could be asked to stop.
     pub(super) async fn open_first(mut self, wait: Duration) -> Result<(Reconnecting, Client, Connection)> {
         let mut stop_request = self.shared.stop_request.subscribe();
         let (client, connection, open) = tokio::select! {
             opened = self.open(wait) => opened?,
-            _ = stop_request.wait_for(Option::is_some) => return Err(StoppedWaiting.into()),
+            _ = stop_request.wait_for(Option::is_some) => return Err(WorkerError::StoppedWaiting),
         };
         if let Admission::Certificate { identity, .. } = &self.admission {
             _ = self.shared.identity.set(identity.clone());
@@ -81,19 +81,19 @@ impl Reconnector {
     }
 
     /// Opens a stream and introduces this worker, again and again for some time.
-    async fn open(&mut self, most: Duration) -> Result<(Client, Connection, Open)> {
-        let deadline = Instant::now() + most;
+    async fn open(&mut self, wait: Duration) -> Result<(Client, Connection, Open)> {
+        let deadline = Instant::now() + wait;
         let mut reason = "it does not answer".to_owned();
         loop {
             match timeout_at(deadline, self.open_once()).await {
                 Ok(Ok(opened)) => return Ok(opened),
                 // Asking again changes nothing.
-                Ok(Err(error)) if error.is::<Refused>() => return Err(error),
-                Ok(Err(error)) => reason = format!("{error:#}{}", self.admission.hint()),
+                Ok(Err(refused @ WorkerError::Refused { .. })) => return Err(refused),
+                Ok(Err(error)) => reason = format!("{error}{}", self.admission.hint()),
                 Err(_) => {}
             }
             if Instant::now() >= deadline {
-                return Err(NotReached { coordinator: self.coordinator.clone(), within: most, reason }.into());
+                return Err(WorkerError::NotReached { coordinator: self.coordinator.clone(), within: wait, reason });
             }
             sleep(ATTEMPT_INTERVAL).await;
         }
@@ -104,8 +104,8 @@ impl Reconnector {
     async fn reconnect(&mut self, lease: Duration) -> Result<(Client, Connection, Open)> {
         loop {
             match self.open(lease).await {
-                Err(error) if error.is::<NotReached>() && accepts(&self.coordinator).await => {
-                    tracing::warn!("{error:#}; its port accepts connections: retrying");
+                Err(error @ WorkerError::NotReached { .. }) if accepts(&self.coordinator).await => {
+                    tracing::warn!("{error}; its port accepts connections: retrying");
                 }
                 opened => return opened,
             }
@@ -133,7 +133,7 @@ impl Reconnector {
 
 impl Reconnecting {
     /// Until the worker has left.
-    pub(super) async fn keep(self) {
+    pub(super) async fn pump_until_left(self) {
         let Self { mut reconnector, mut open } = self;
         loop {
             let Some(reason) = reconnector.pump(&mut open).await else { return };
@@ -145,14 +145,16 @@ impl Reconnecting {
             tracing::warn!("{reason}; retrying for {lease:?}");
             match reconnector.reconnect(lease).await {
                 Ok((_, connection, again)) => {
-                    // Dropping the old end tells the training thread; the new one is there by then.
+                    // Dropping the old end notifies the training thread; the new one is there by then.
                     _ = reconnector.opened.send(connection);
                     open = again;
                 }
                 Err(error) => {
-                    let exit_code =
-                        error.downcast_ref::<Refused>().map_or(EXIT_UNREACHABLE, |refused| refused.exit_code);
-                    end(&format!("{error:#}"), exit_code)
+                    let exit_code = match error {
+                        WorkerError::Refused { exit_code, .. } => exit_code,
+                        _ => EXIT_UNREACHABLE,
+                    };
+                    end(&error.to_string(), exit_code)
                 }
             }
         }

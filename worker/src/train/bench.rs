@@ -2,10 +2,9 @@
 //! some of them (evaluations, checkpoints) is not.
 
 use super::{StageContext, StageSpec, Trainer};
-use crate::data::Data;
+use crate::error::Result;
 use crate::feed::BatchLoader;
 use crate::stage::Stage;
-use anyhow::Result;
 use std::collections::BTreeMap;
 use std::time::Duration;
 use thanos_proto::RankPhase;
@@ -21,12 +20,13 @@ pub(crate) type Update<'a> = dyn FnMut() -> Result<BTreeMap<RankPhase, f64>> + '
 /// What `each` returns, and what training would end with.
 pub(crate) fn updates(
     stage: &mut dyn Stage,
-    (data, spec, context): (&Data, &StageSpec<'_>, &StageContext<'_>),
+    spec: &StageSpec<'_>,
+    context: &StageContext<'_>,
     total: u64,
     mut each: impl FnMut(u64, &mut Update<'_>) -> Result<()>,
 ) -> Result<bool> {
     let mut trainer = Trainer::new(stage, spec, context);
-    let mut feed = BatchLoader::new(data, &spec.schedule, 0..total, trainer.stage.views())?;
+    let mut feed = BatchLoader::new(context.data, &spec.schedule, 0..total, trainer.stage.views())?;
     for step in 0..total {
         let mut stop = false;
         let mut update = || {

@@ -3,10 +3,11 @@
 
 use super::Trainer;
 use super::computed::{Computed, Reduced};
+use crate::error::Result;
 use crate::metrics;
 use crate::replicas::diverged;
 use crate::tensors::copy_into;
-use anyhow::{Result, bail};
+use anyhow::anyhow;
 use tch::Tensor;
 use thanos_configs::{OnDivergence, OnNonFinite};
 use thanos_proto::{RankPhase, WorkerEvent};
@@ -54,10 +55,10 @@ impl Trainer<'_> {
             self.save_for_all(epoch, None)?;
         }
         if stop {
-            bail!("{problem} {place} (`checks.on_non_finite: skip` skips such updates)");
+            return Err(anyhow!("{problem} {place} (`checks.on_non_finite: skip` skips such updates)").into());
         }
         if self.skipped == MAX_SKIPPED {
-            bail!("{problem} {place}, and {MAX_SKIPPED} updates before it were skipped");
+            return Err(anyhow!("{problem} {place}, and {MAX_SKIPPED} updates before it were skipped").into());
         }
         tracing::warn!("{problem} {place}: the update is skipped");
         Ok(())
@@ -75,7 +76,8 @@ impl Trainer<'_> {
         let Some(diverged) = diverged(&state, self.context.group)? else { return Ok(()) };
         let problem = format!("{diverged} after step {} of stage {}", self.step, self.spec.name);
         if checks.on_divergence == OnDivergence::Stop {
-            bail!("{problem} (`checks.on_divergence: repair` continues with the state of the majority)");
+            let advice = "`checks.on_divergence: repair` continues with the state of the majority";
+            return Err(anyhow!("{problem} ({advice})").into());
         }
         tracing::warn!("{problem}: repaired with the state of the majority");
         let mut memory = self.memory();

@@ -1,7 +1,7 @@
 //! How long the phases of a step take on a GPU. The host only launches kernels there: what it measures between two phases
 //! is how long that took. On the CPU the session's own measurements are right, and this does nothing.
 
-use anyhow::Result;
+use crate::error::Result;
 use std::collections::BTreeMap;
 use tch::Device;
 use thanos_c10d::DeviceEvent;

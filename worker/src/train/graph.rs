@@ -6,11 +6,11 @@
 
 use super::Trainer;
 use super::computed::Computed;
+use crate::error::{Result, WorkerError};
 use crate::failpoints;
 use crate::panics::without_panic;
 use crate::stage::Inputs;
 use crate::tensors::{StateDict, snapshot, upload};
-use anyhow::Result;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tch::{Device, Kind, Tensor};
@@ -106,7 +106,7 @@ impl Trainer<'_> {
                 Ok(Some(graph))
             }
             Err(error) => {
-                tracing::warn!("steps are not recorded as a CUDA graph: {error:#}");
+                tracing::warn!("steps are not recorded as a CUDA graph: {error}");
                 HAS_FAILED.store(true, Ordering::Relaxed);
                 self.graphs.is_enabled = false;
                 Ok(None)
@@ -124,7 +124,8 @@ impl Trainer<'_> {
             losses.backward()?;
             Ok((Computed::new(&losses, self.optimizer.flat_gradient()).with_norm(), before))
         })?;
-        let (update, ()) = Graph::record(|| self.optimizer.apply_on_device(&computed.gradient, &rates))?;
+        let update = || self.optimizer.apply_on_device(&computed.gradient, &rates).map_err(WorkerError::from);
+        let (update, ()) = Graph::record(update)?;
         Ok(StepGraph { inputs, computed, buffers_before, gradient, update, rates })
     }
 }
