@@ -26,9 +26,10 @@ pub use cli::{Arguments, run};
 pub use exit::{
     EXIT_CONFIG, EXIT_DATA, EXIT_IO, EXIT_NO_PERMISSION, EXIT_STOPPED, EXIT_UNREACHABLE, EXIT_USAGE, Fatal,
 };
-pub use run_dir::checkpoints::{Manifest, verify};
+pub use run_dir::checkpoints::verify;
 pub use run_dir::ledger::{StepLine, read_steps};
 pub use run_dir::results::{BackboneRow, Results, Row};
 pub use telemetry::metrics::{COUNTERS, GAUGES, HISTOGRAMS, PHASE_SECONDS};
 pub use telemetry::{Described, LIVE_METRICS};
 pub use terminal::LogWriter;
+pub use thanos_formats::Manifest;

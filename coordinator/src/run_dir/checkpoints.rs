@@ -7,117 +7,18 @@ use crate::run_dir::{DataIdentity, write_durably};
 use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
-use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use thanos_configs::hex;
+use thanos_formats::{
+    CHECKPOINTS, MANIFEST, MANIFEST_FORMAT, MANIFEST_SHA256, Manifest, ManifestBest, ManifestData, ManifestFile,
+    ManifestResult, committed_folder, unfinished_folder,
+};
 use thanos_proto::{Best, CheckpointRef, CheckpointWritten, StageResult};
 pub(crate) use transfer::CheckpointFiles;
-
-/// The version of `manifest.json`.
-const FORMAT: u32 = 3;
-
-/// `manifest.json`: what a checkpoint is, and the checksums of its files.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Manifest {
-    pub format: u32,
-    pub run: String,
-    pub config_digest: String,
-    /// Fingerprints of the packs that it was trained on; earlier versions did not record them.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub data: Option<ManifestData>,
-    pub stage: String,
-    pub generation: u64,
-    pub world_size: u32,
-    pub epoch: u64,
-    /// Updates made.
-    pub step: u64,
-    /// Training time of the stage so far.
-    pub seconds: f64,
-    /// What follows the last update (an evaluation) is done, too.
-    #[serde(alias = "settled")]
-    pub post_step_done: bool,
-    pub best: Option<ManifestBest>,
-    /// There if the stage is complete.
-    pub result: Option<ManifestResult>,
-    pub files: Vec<ManifestFile>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ManifestData {
-    pub train: String,
-    pub test: String,
-}
-
-impl ManifestData {
-    fn of(data: &DataIdentity) -> Self {
-        Self { train: data.train.clone(), test: data.test.clone() }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ManifestBest {
-    pub epoch: u64,
-    pub validation_accuracy: f64,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ManifestFile {
-    pub name: String,
-    pub bytes: u64,
-    pub sha256: String,
-}
-
-/// [`StageResult`] as it is kept.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ManifestResult {
-    pub seconds: f64,
-    pub validation_accuracy: f64,
-    pub coarse_test_accuracy: f64,
-    pub fine_test_accuracy: Option<f64>,
-    pub knn_fine_accuracy: f64,
-    pub cosine_within_coarse: Option<f64>,
-    pub cosine_within_fine: Option<f64>,
-    pub cosine_between_views: f64,
-    pub data_wait_seconds: f64,
-}
-
-impl ManifestResult {
-    fn of(result: &StageResult) -> Self {
-        Self {
-            seconds: result.seconds,
-            validation_accuracy: result.validation_accuracy,
-            coarse_test_accuracy: result.coarse_test_accuracy,
-            fine_test_accuracy: result.fine_test_accuracy,
-            knn_fine_accuracy: result.knn_fine_accuracy,
-            cosine_within_coarse: result.cosine_within_coarse,
-            cosine_within_fine: result.cosine_within_fine,
-            cosine_between_views: result.cosine_between_views,
-            data_wait_seconds: result.data_wait_seconds,
-        }
-    }
-
-    fn stage_result(&self, stage: &str) -> StageResult {
-        StageResult {
-            stage: stage.into(),
-            seconds: self.seconds,
-            validation_accuracy: self.validation_accuracy,
-            coarse_test_accuracy: self.coarse_test_accuracy,
-            fine_test_accuracy: self.fine_test_accuracy,
-            knn_fine_accuracy: self.knn_fine_accuracy,
-            cosine_within_coarse: self.cosine_within_coarse,
-            cosine_within_fine: self.cosine_within_fine,
-            cosine_between_views: self.cosine_between_views,
-            data_wait_seconds: self.data_wait_seconds,
-        }
-    }
-}
-
-/// The manifest covers every other file, and this one covers the manifest.
-const MANIFEST_SHA256: &str = "manifest.sha256";
 
 /// The checkpoints of one run.
 #[derive(Clone, Debug)]
@@ -153,7 +54,7 @@ impl Checkpoints {
     /// Makes a checkpoint of the files that rank 0 has written and synced: manifest, rename, `LATEST`; then removes
     /// the old ones. A crash at any point leaves the checkpoint before it, or this one.
     pub(crate) fn commit(&self, written: &CheckpointWritten) -> Result<CheckpointRef> {
-        let folder = format!("checkpoints/{}/.tmp-step-{:08}", written.stage, written.step);
+        let folder = unfinished_folder(&written.stage, written.step);
         ensure!(written.folder == folder, "rank 0 wrote {}, expected {folder}", written.folder);
         let temporary = self.run_dir.join(&folder);
         for file in &written.files {
@@ -164,7 +65,7 @@ impl Checkpoints {
             ensure!(bytes == file.bytes, "{}: {bytes} bytes, rank 0 wrote {}", path.display(), file.bytes);
         }
         let manifest = serde_json::to_vec_pretty(&self.manifest(written))?;
-        let mut file = File::create(temporary.join("manifest.json"))?;
+        let mut file = File::create(temporary.join(MANIFEST))?;
         file.write_all(&manifest)?;
         file.sync_all()?;
         crash("commit-manifest");
@@ -172,12 +73,12 @@ impl Checkpoints {
         file.write_all(format!("{}\n", sha256(&manifest)).as_bytes())?;
         file.sync_all()?;
         File::open(&temporary)?.sync_all()?;
-        let name = format!("checkpoints/{}/step-{:08}", written.stage, written.step);
+        let name = committed_folder(&written.stage, written.step);
         let place = self.run_dir.join(&name);
         crash("commit-rename");
         rename_over(&temporary, &place)?;
         crash("commit-renamed");
-        let stage = self.run_dir.join("checkpoints").join(&written.stage);
+        let stage = self.run_dir.join(CHECKPOINTS).join(&written.stage);
         File::open(&stage)?.sync_all()?;
         crash("commit-latest");
         write_durably(&self.run_dir.join("LATEST"), format!("{name}\n").as_bytes())?;
@@ -200,10 +101,10 @@ impl Checkpoints {
             sha256: file.sha256.clone(),
         };
         Manifest {
-            format: FORMAT,
+            format: MANIFEST_FORMAT,
             run: self.run.clone(),
             config_digest: self.config_digest.clone(),
-            data: self.data.as_ref().map(ManifestData::of),
+            data: self.data.as_ref().map(manifest_data),
             stage: written.stage.clone(),
             generation: written.generation,
             world_size: written.world_size,
@@ -212,7 +113,7 @@ impl Checkpoints {
             seconds: written.seconds,
             post_step_done: written.post_step_done,
             best: written.best.map(best),
-            result: written.result.as_ref().map(ManifestResult::of),
+            result: written.result.as_ref().map(manifest_result),
             files: written.files.iter().map(file).collect(),
         }
     }
@@ -232,7 +133,7 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// How far the run has come, judged by checkpoints that verify.
+    /// How far the run has come, by the checkpoints that verify.
     pub(crate) fn find(&self, stages: &[&str]) -> Result<Found> {
         let mut found = Found::default();
         for stage in stages {
@@ -259,7 +160,7 @@ impl Checkpoints {
 
     /// The newest good checkpoint of a stage, and its result if the stage is complete.
     fn newest(&self, stage: &str, warnings: &mut Vec<String>) -> Result<Option<(CheckpointRef, Option<StageResult>)>> {
-        let folder = self.run_dir.join("checkpoints").join(stage);
+        let folder = self.run_dir.join(CHECKPOINTS).join(stage);
         restore_set_aside(&folder).with_context(|| format!("{}", folder.display()))?;
         for place in committed(&folder)?.into_iter().rev() {
             match self.usable(&place, stage) {
@@ -274,26 +175,60 @@ impl Checkpoints {
         let (manifest, manifest_sha256) = verify(place)?;
         ensure!(manifest.run == self.run, "it belongs to run {}, not to {}", manifest.run, self.run);
         ensure!(manifest.config_digest == self.config_digest, "it belongs to another configuration");
-        if let (Some(data), Some(trained_on)) = (self.data.as_ref().map(ManifestData::of), &manifest.data) {
+        if let (Some(data), Some(trained_on)) = (self.data.as_ref().map(manifest_data), &manifest.data) {
             ensure!(*trained_on == data, "it was trained on other data");
         }
         ensure!(manifest.stage == stage, "it belongs to stage {}", manifest.stage);
-        let folder = format!("checkpoints/{stage}/step-{:08}", manifest.step);
+        let folder = committed_folder(stage, manifest.step);
         ensure!(place == self.run_dir.join(&folder), "it belongs to step {}", manifest.step);
-        let result = manifest.result.as_ref().map(|result| result.stage_result(stage));
+        let result = manifest.result.as_ref().map(|result| stage_result(result, stage));
         Ok((CheckpointRef { stage: stage.into(), folder, manifest_sha256, step: manifest.step }, result))
+    }
+}
+
+fn manifest_data(data: &DataIdentity) -> ManifestData {
+    ManifestData { train: data.train.clone(), test: data.test.clone() }
+}
+
+fn manifest_result(result: &StageResult) -> ManifestResult {
+    ManifestResult {
+        seconds: result.seconds,
+        validation_accuracy: result.validation_accuracy,
+        coarse_test_accuracy: result.coarse_test_accuracy,
+        fine_test_accuracy: result.fine_test_accuracy,
+        knn_fine_accuracy: result.knn_fine_accuracy,
+        cosine_within_coarse: result.cosine_within_coarse,
+        cosine_within_fine: result.cosine_within_fine,
+        cosine_between_views: result.cosine_between_views,
+        data_wait_seconds: result.data_wait_seconds,
+    }
+}
+
+fn stage_result(kept: &ManifestResult, stage: &str) -> StageResult {
+    StageResult {
+        stage: stage.into(),
+        seconds: kept.seconds,
+        validation_accuracy: kept.validation_accuracy,
+        coarse_test_accuracy: kept.coarse_test_accuracy,
+        fine_test_accuracy: kept.fine_test_accuracy,
+        knn_fine_accuracy: kept.knn_fine_accuracy,
+        cosine_within_coarse: kept.cosine_within_coarse,
+        cosine_within_fine: kept.cosine_within_fine,
+        cosine_between_views: kept.cosine_between_views,
+        data_wait_seconds: kept.data_wait_seconds,
     }
 }
 
 /// Reads a committed checkpoint and checks every file's length and checksum, the manifest's among them, which is
 /// returned.
 pub fn verify(folder: &Path) -> Result<(Manifest, String)> {
-    let bytes = fs::read(folder.join("manifest.json")).context("manifest.json")?;
+    let bytes = fs::read(folder.join(MANIFEST)).context(MANIFEST)?;
     let expected = fs::read_to_string(folder.join(MANIFEST_SHA256)).context(MANIFEST_SHA256)?;
     let (found_manifest, expected) = (sha256(&bytes), expected.trim_end());
     ensure!(expected == found_manifest, "manifest.json: its SHA-256 is {found_manifest}, expected {expected}");
-    let manifest: Manifest = serde_json::from_slice(&bytes).context("manifest.json")?;
-    ensure!(manifest.format == FORMAT, "its format is {}, this program reads {FORMAT}", manifest.format);
+    let manifest: Manifest = serde_json::from_slice(&bytes).context(MANIFEST)?;
+    let format = manifest.format;
+    ensure!(format == MANIFEST_FORMAT, "its format is {format}, this program reads {MANIFEST_FORMAT}");
     for file in &manifest.files {
         let content = fs::read(folder.join(&file.name)).with_context(|| file.name.clone())?;
         let found = content.len() as u64;

@@ -6,6 +6,9 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use thanos_formats::{
+    BEST, BEST_STATE, CHECKPOINTS, MANIFEST, MODEL, OPTIMIZER, UNFINISHED, committed_name, unfinished_name,
+};
 use thanos_proto::v1::file_part::Part;
 use thanos_proto::v1::{CheckpointFile, FileChunk, FileHead, FilePart};
 use tokio::sync::mpsc;
@@ -17,8 +20,7 @@ const CHUNK: usize = 1 << 20;
 /// Chunks that may wait for the network; a slow worker makes its own stream wait.
 const MAX_WAITING: usize = 4;
 /// Files of a checkpoint; the first one is the coordinator's own.
-const NAMES: [&str; 5] =
-    ["manifest.json", "model.safetensors", "best.safetensors", "best_state.safetensors", "optimizer.safetensors"];
+const NAMES: [&str; 5] = [MANIFEST, MODEL, BEST, BEST_STATE, OPTIMIZER];
 
 /// The checkpoints of a run, as files.
 pub(crate) struct CheckpointFiles {
@@ -34,7 +36,7 @@ impl CheckpointFiles {
     /// The folder of a stage, if there is one of this name.
     fn stage(&self, file: &CheckpointFile) -> Result<PathBuf, Status> {
         let known = self.stages.contains(&file.stage) && NAMES.contains(&file.name.as_str());
-        let path = self.run_dir.join("checkpoints").join(&file.stage);
+        let path = self.run_dir.join(CHECKPOINTS).join(&file.stage);
         known.then_some(path).ok_or_else(|| Status::invalid_argument("no such stage, or no such file of a checkpoint"))
     }
 
@@ -43,7 +45,7 @@ impl CheckpointFiles {
     /// # Errors
     /// If a checkpoint has no such file. One that cannot be read ends the stream with the reason.
     pub(crate) fn send(&self, file: &CheckpointFile) -> Result<mpsc::Receiver<Result<FileChunk, Status>>, Status> {
-        let path = self.stage(file)?.join(format!("step-{:08}", file.step)).join(&file.name);
+        let path = self.stage(file)?.join(committed_name(file.step)).join(&file.name);
         let (chunks, receiver) = mpsc::channel(MAX_WAITING);
         tokio::task::spawn_blocking(move || {
             if let Err(error) = read(&path, &chunks) {
@@ -113,7 +115,7 @@ fn write(stage: &Path, file: &CheckpointFile, first: bool, mut chunks: mpsc::Rec
     if first {
         remove_unfinished(stage)?;
     }
-    let folder = stage.join(format!(".tmp-step-{:08}", file.step));
+    let folder = stage.join(unfinished_name(file.step));
     fs::create_dir_all(&folder)?;
     let mut written = File::create(folder.join(&file.name))?;
     loop {
@@ -135,7 +137,7 @@ fn remove_unfinished(stage: &Path) -> io::Result<()> {
     };
     for entry in entries {
         let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with(".tmp-") {
+        if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
             fs::remove_dir_all(entry.path())?;
         }
     }
