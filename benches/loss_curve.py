@@ -20,7 +20,7 @@ def losses(run_dir: Path, stage: str) -> list[float]:
 
 
 def recoveries(run_dir: Path, stage: str) -> list[int]:
-    """The steps behind which training went on."""
+    """The steps after which training continued."""
     events = lines(run_dir, "events.jsonl")
     return [event["step"] for event in events if event["event"] == "recovered" and event["stage"] == stage]
 

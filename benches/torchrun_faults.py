@@ -1,4 +1,4 @@
-"""The same kills against this trainer and against torchrun with DDP, in turn: how long each takes to go on, and what it
+"""The same kills against this trainer and against torchrun with DDP, in turn: how long each takes to resume, and what it
 loses. `torchrun_train.py` is the other side's script: the same layers, global batch, loss and number of steps.
 
     PYTHON benches/torchrun_faults.py --coord target/release/thanos-coord --results faults.jsonl
@@ -28,7 +28,7 @@ HERE = Path(__file__).resolve().parent
 WORKERS = 4
 POLL_S = 0.005
 # A side that has made no new step for so long after a kill does not come back.
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 # Every process of a run carries the run's folder under this name in its environment: so they are all found at the end.
 MARK = "FAULTS_FOLDER"
 
@@ -70,7 +70,7 @@ class Side:
 def ours(coord: Path) -> Side:
     def command(folder: Path, size: Size) -> list[str]:
         launch = [str(coord), "launch", "--nodes", str(WORKERS), "--threads-per-worker", "1", "--run-dir", str(folder)]
-        # No probe, and no evaluation but the one behind the last step: the other side has neither.
+        # No probe, and no evaluation but the one after the last step: the other side has neither.
         recipe = ["rows=[]", f"train.max_steps={size.steps}", f"train.epochs={size.steps}"]
         # As often as the other side saves, and not by the clock as well.
         saves = [f"checkpoint.every_steps={size.every}", "checkpoint.every_seconds=null"]
@@ -136,7 +136,7 @@ def parent(pid: int) -> int | None:
 
 
 def end(folder: Path) -> None:
-    """Leaves no process of a run behind, in whatever state it is and whoever is its parent by now."""
+    """Ends every process of a run, in whatever state it is and whatever its parent is by now."""
     mark, left = f"{MARK}={folder}".encode(), [0]
     while left:
         left = []
@@ -195,7 +195,7 @@ class Watch:
         return [kill for kill in self.kills if kill.back_s is None]
 
     def overdue(self) -> bool:
-        return self.now_s() - min([kill.at_s for kill in self.unanswered()] or [self.newest_s]) > PATIENCE_S
+        return self.now_s() - min([kill.at_s for kill in self.unanswered()] or [self.newest_s]) > TIMEOUT_S
 
 
 def disturb(side: Side, process: subprocess.Popen[bytes], watch: Watch, steps: int, schedule: list) -> str | None:
@@ -208,9 +208,9 @@ def disturb(side: Side, process: subprocess.Popen[bytes], watch: Watch, steps: i
         if code is not None:
             return f"ended with exit code {code} at step {watch.made}"
         if watch.overdue():
-            return f"did not come back within {PATIENCE_S:.0f} s"
+            return f"did not come back within {TIMEOUT_S:.0f} s"
         if schedule and watch.first_s is not None and watch.now_s() >= watch.first_s + schedule[0][0]:
-            # Nobody there, as between two starts: the kill waits for somebody.
+            # No process is there, as between two starts: the kill waits for one.
             if victims := side.victims(watch.ledger.parent, process.pid):
                 watch.kill(victims[int(schedule.pop(0)[1] * len(victims))])
         time.sleep(POLL_S)
@@ -229,10 +229,10 @@ def run(side: Side, size: Size, schedule: list[tuple[float, float]]) -> Run:
         try:
             failed = disturb(side, process, watch, size.steps, list(schedule))
             wall_s = watch.now_s() if failed is None else None
-            if failed is None and (code := process.wait(PATIENCE_S)) != 0:
-                failed = f"exit code {code} behind the last step"
+            if failed is None and (code := process.wait(TIMEOUT_S)) != 0:
+                failed = f"exit code {code} after the last step"
         except subprocess.TimeoutExpired:
-            failed = f"did not end within {PATIENCE_S:.0f} s of its last step"
+            failed = f"did not end within {TIMEOUT_S:.0f} s of its last step"
         finally:
             end(folder)
             process.wait()
@@ -240,7 +240,7 @@ def run(side: Side, size: Size, schedule: list[tuple[float, float]]) -> Run:
             log.seek(0)
             tail = log.read().decode(errors="replace").splitlines()[-25:]
             print(f"{failed}; the end of its output:", *tail, sep="\n")
-    # A kill behind the last step, but before that was seen, disturbed nothing.
+    # A kill after the last step, but before that was seen, disturbed nothing.
     kills = [kill for kill in watch.kills if wall_s is None or kill.back_s is not None]
     return Run(wall_s, kills, failed)
 

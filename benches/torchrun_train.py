@@ -1,7 +1,7 @@
 """What `torchrun_faults.py` has torchrun start: the digits' SupCon stage as a user of PyTorch writes it, DDP on Gloo.
 
 The layers, parameters, global batch, loss and update of the preset `digits_supcon`, without evaluation and without an
-epoch's last partial batch. It makes --steps steps, saves every --every of them, goes on from what is saved, and appends
+epoch's last partial batch. It makes --steps steps, saves every --every of them, resumes from what is saved, and appends
 a line a step to --folder's steps.jsonl. Shapes: b images of this rank, B of all, t tokens, d width, h heads.
 """
 
@@ -26,7 +26,7 @@ LEARNING_RATE, WEIGHT_DECAY, TEMPERATURE, SEED = 0.002, 0.01, 0.5, 0
 
 
 class Block(nn.Module):
-    """Pre-norm, no bias in qkv, no projection behind the attention."""
+    """Pre-norm, no bias in qkv, no projection after the attention."""
 
     def __init__(self) -> None:
         super().__init__()

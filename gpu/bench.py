@@ -24,7 +24,7 @@ class Bench:
         self.arguments = arguments
         self.ends_at = time.monotonic() + arguments.seconds
         self.out = Path(arguments.out)
-        self.failed, self.left_out = [], []
+        self.failed, self.skipped = [], []
         self.drop_old_rows()
 
     def drop_old_rows(self):
@@ -36,7 +36,7 @@ class Bench:
         """The JSON line that a command prints, recorded; None if there is none."""
         left = self.ends_at - time.monotonic()
         if left < most_seconds / 4:
-            self.left_out.append(f"{name}: no time left")
+            self.skipped.append(f"{name}: no time left")
             return None
         command = [str(word) for word in command]
         print("$", *command, flush=True)
@@ -44,7 +44,7 @@ class Bench:
             limit = min(left, most_seconds)
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=limit, check=False)
         except subprocess.TimeoutExpired:
-            self.left_out.append(f"{name}: took more than {limit:.0f} s")
+            self.skipped.append(f"{name}: took more than {limit:.0f} s")
             return None
         except OSError as error:
             self.failed.append(f"{name}: {error}")
@@ -121,7 +121,7 @@ def put_ratio(bench, names, ours, theirs):
 
 def figures(bench, ratios):
     texts = [f"{ratio:.2f} x {name}" for name, ratio in ratios.items()]
-    return "; ".join(texts + bench.failed + bench.left_out) or "nothing was measured"
+    return "; ".join(texts + bench.failed + bench.skipped) or "nothing was measured"
 
 
 def main():

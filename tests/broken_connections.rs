@@ -17,8 +17,8 @@ fn a_bad_line_to_the_coordinator_costs_time_and_no_step() {
     let invitation = serving.invitation();
     let near = scene.worker(&invitation, "a", &[]);
     let proxy = Proxy::before(&invitation.address, Mode::After(Duration::from_millis(100)));
-    let behind = Invitation { address: proxy.address(), ..invitation };
-    let far = scene.worker(&behind, "b", &[]);
+    let through_proxy = Invitation { address: proxy.address(), ..invitation };
+    let far = scene.worker(&through_proxy, "b", &[]);
     let steps = || std::fs::read_to_string(scene.path("run/steps.jsonl")).unwrap_or_default().lines().count();
 
     // Slow: a fifth of a second there and back.

@@ -26,16 +26,16 @@ fn a_non_finite_gradient_is_reported_and_ends_the_run_or_is_skipped() {
     for part in ["the gradient of `", "is non-finite on rank 1 at step 7 of stage cnce", "checks.on_non_finite: skip"] {
         assert!(ran.stderr.contains(part), "no `{part}` in {}", ran.stderr);
     }
-    assert_eq!(losses(&scene.path("stop"), "cnce").len(), 7, "nothing is told of a step that was not made");
+    assert_eq!(losses(&scene.path("stop"), "cnce").len(), 7, "nothing is reported of a step that was not made");
 
     run(&scene, "skip", poison, &["checks.on_non_finite=skip"]).expect(0);
     let skipped = event(&scene, "skip", "skipped");
     assert_eq!((&skipped["stage"], &skipped["step"]), (&"cnce".into(), &7.into()));
     assert!(skipped["problem"].as_str().is_some_and(|problem| problem.ends_with("on rank 1")), "{skipped}");
     let steps = lines(&scene.path("skip"), "steps.jsonl");
-    let left_out: Vec<&Value> =
+    let skipped_steps: Vec<&Value> =
         steps.iter().filter(|line| line["skipped"].is_string()).map(|line| &line["step"]).collect();
-    assert_eq!((steps.len(), left_out), (30, vec![&7.into()]));
+    assert_eq!((steps.len(), skipped_steps), (30, vec![&7.into()]));
     let output = scene.coord(&["verify-run", "skip"]).expect(0).stdout;
     assert!(output.contains("30 steps of 1 stages"), "{output}");
     // Whatever it was, it is not in the weights.

@@ -11,9 +11,9 @@ use thanos_c10d::{Address, MemoryStore, ProcessGroup};
 use thanos_worker::Exchange;
 
 /// A rank that has no peers. It copies, as a group does.
-pub(crate) struct Solo;
+pub(crate) struct SingleRank;
 
-impl Exchange for Solo {
+impl Exchange for SingleRank {
     fn rank(&self) -> usize {
         0
     }

@@ -257,7 +257,7 @@ fn a_worker_that_names_what_the_plan_does_not_have_ends_its_session_and_no_run()
             let Some(Command::Refused { reason, exit_code }) = member.next().await else { panic!("not refused") };
             assert!(reason.contains(named) && exit_code == 77, "{exit_code}: {reason}");
         }
-        // What no worker of ours sends is malformed, and ends the session without a word.
+        // What no worker of ours sends is malformed, and ends the session without an answer.
         let mut member = target.join("a").await;
         member.events.send(WorkerEvent::Heartbeat(phase)).await.expect("room");
         assert_eq!(member.next().await, None);

@@ -25,7 +25,7 @@ fn a_worker_that_hangs_is_named_and_replaced() {
     assert_equal(&scene, &scene.path("whole"), &scene.path("run"), &["cae"]);
     let events = lines(&scene.path("run"), "events.jsonl");
     let time = |kind: &str| events.iter().find(|event| event["event"] == kind).and_then(|event| event["time"].as_f64());
-    let (lost, again) = (time("lost").expect("told"), time("recovered").expect("told"));
+    let (lost, again) = (time("lost").expect("reported"), time("recovered").expect("reported"));
     print_line(&format!(
         "a worker that hung was ended, and the others were in training again {:.2} s later",
         again - lost

@@ -1,7 +1,7 @@
 //! The contrastive loss against itself: its closed-form gradient against finite differences of its value, for every
 //! form; every size of tile; several ranks against one. The golden vectors say that the value is the right one.
 
-use crate::exchanges::{Ranks, Solo, Summing};
+use crate::exchanges::{Ranks, SingleRank, Summing};
 use crate::nearness::relative_error;
 use crate::rerun::alone;
 use std::env;
@@ -48,7 +48,7 @@ impl Batch {
     }
 
     fn contrast_alone(&self, comparison: &Comparison) -> Contrasted {
-        self.contrast(&Solo, 0..self.labels.len(), comparison)
+        self.contrast(&SingleRank, 0..self.labels.len(), comparison)
     }
 
     /// [2, B, d]: of view 0 and of view 1, by central differences.
@@ -220,7 +220,8 @@ fn single_precision_is_near_double() {
     for (name, comparison) in comparisons() {
         let comparison = Comparison { tile: Tile::square(64), ..comparison };
         let contrast = |kind| {
-            contrast_globally(&Solo, &view0.to_kind(kind), &view1.to_kind(kind), &labels, &comparison).expect("a loss")
+            contrast_globally(&SingleRank, &view0.to_kind(kind), &view1.to_kind(kind), &labels, &comparison)
+                .expect("a loss")
         };
         let off = deviation(&[&contrast(Kind::Float)], &contrast(Kind::Double));
         assert!(off < 1e-5, "{name}: off by {off:.1e}");

@@ -1,7 +1,7 @@
 //! Memory of the contrastive loss: a batch whose matrix of logits has 4 GB a copy is contrasted in a few hundred MB.
 //! The test measures a process of its own, this binary restarted, so that other tests do not blur the number.
 
-use crate::exchanges::Solo;
+use crate::exchanges::SingleRank;
 use crate::print_line;
 use crate::rerun::alone;
 use std::env;
@@ -44,7 +44,7 @@ fn measure() {
     let rows = |images: i64| Tensor::randn([images, WIDTH], (Kind::Float, Device::Cpu));
     let labels = |images: i64| Tensor::arange(images, (Kind::Int64, Device::Cpu)).remainder(10);
     let contrast = |view0: &Tensor, view1: &Tensor, labels: &Tensor| {
-        contrast_globally(&Solo, view0, view1, labels, &comparison).expect("a loss").value.double_value(&[])
+        contrast_globally(&SingleRank, view0, view1, labels, &comparison).expect("a loss").value.double_value(&[])
     };
     // Threads and libraries hold memory of their own, from the first call on.
     contrast(&rows(64), &rows(64), &labels(64));

@@ -1,4 +1,4 @@
-//! What a run shows over HTTP: its metrics are what the ledger says, and Prometheus itself accepts, scrapes and judges them,
+//! What a run shows over HTTP: its metrics are what the ledger says, and Prometheus itself accepts, scrapes and evaluates them,
 //! where it is installed.
 
 use crate::print_line;

@@ -1,4 +1,4 @@
-//! The live page of a run: what it serves and to whom, that it follows the ledger through a killed coordinator, and, where
+//! The live page of a run: what it serves and to which clients, that it follows the ledger through a killed coordinator, and, where
 //! Debian's `chromium` and PyPI's `playwright` are installed, what a browser sees (`page_browser.py`).
 
 use crate::metrics::{get, start_with};
@@ -197,10 +197,10 @@ assert ask('/series', {'Authorization': 'Bearer ' + token})[0] == 200";
     let mut serving = scene.start(&[&arguments[..], &TARGET].concat());
     serving.wait_for_line("live page, metrics and status at https://");
     serving.wait_for_line("?token=TOKEN");
-    let told = std::fs::read_to_string(scene.path(".stderr")).expect("standard error");
-    let port = told.split("https://0.0.0.0:").nth(1).and_then(|rest| rest.split(',').next()).expect("a port");
+    let printed = std::fs::read_to_string(scene.path(".stderr")).expect("standard error");
+    let port = printed.split("https://0.0.0.0:").nth(1).and_then(|rest| rest.split(',').next()).expect("a port");
     let token = std::fs::read_to_string(scene.path("run/credentials/scrape-token")).expect("a token");
-    assert!(!told.contains(token.trim()), "the token is not printed");
+    assert!(!printed.contains(token.trim()), "the token is not printed");
     let run: Value = serde_json::from_slice(&std::fs::read(scene.path("run/run.json")).expect("a run")).expect("JSON");
     let ca = scene.path("run/credentials/ca.pem").display().to_string();
     let run = run["id"].as_str().expect("an id");
@@ -213,8 +213,8 @@ assert ask('/series', {'Authorization': 'Bearer ' + token})[0] == 200";
 fn view(scene: &Scene, run_dir: &str) -> (Running, String) {
     let mut viewing = scene.spawn("thanos-coord", "view", &["view", run_dir], &[]);
     viewing.wait_for_line("live page of ");
-    let told = std::fs::read_to_string(scene.path(".viewstderr")).expect("standard error");
-    let address = told.split(" at http://").nth(1).and_then(|rest| rest.split('/').next()).expect("an address");
+    let printed = std::fs::read_to_string(scene.path(".viewstderr")).expect("standard error");
+    let address = printed.split(" at http://").nth(1).and_then(|rest| rest.split('/').next()).expect("an address");
     (viewing, address.to_owned())
 }
 

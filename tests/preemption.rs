@@ -34,7 +34,7 @@ fn stop(running: Running, most: Duration) -> String {
     output
 }
 
-/// Stopped where `until` says, and gone on with.
+/// Stopped where `until` says, and resumed.
 fn check(whole: &Scene, slow: &str, until: impl FnOnce(&mut Running), at: &str) {
     let scene = Scene::new();
     let mut running = start(&scene, slow, &[]);

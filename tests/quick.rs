@@ -94,7 +94,7 @@ fn a_quick_run_starts_new_and_resumes_without_the_option() {
     marked(&scene.path("run"));
     assert_eq!(scene.coord(&["launch", "--resume", "--run-dir", "run"]).expect(0).stdout, made);
     assert_eq!(scene.coord(&["report", "run"]).expect(0).stdout, made);
-    // What is typed has the last word.
+    // What is typed takes precedence.
     scene.launch("longer", 1, &["--quick", "digits_cae", "train.max_steps=5"]).expect(0);
     let steps = lines(&scene.path("longer"), "steps.jsonl");
     assert_eq!(steps.iter().filter(|step| step["stage"] == "cae").count(), 5);

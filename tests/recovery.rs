@@ -105,7 +105,7 @@ fn killed_workers_change_no_bit() {
 }
 
 #[test]
-fn stopped_workers_are_named_and_started_again() {
+fn stopped_workers_are_named_and_restarted() {
     let target = ["digits_thanos", "train.max_steps=30", "transfer.max_steps=30", "checkpoint.every_steps=20"];
     check_kills(2, (4.0, 5.0), &[Signal::SIGSTOP], &target);
 }
@@ -204,9 +204,9 @@ fn killed_coordinators_lose_no_step() {
     assert!(from.clone().all(|from| from["memory"].is_string()), "{:?}", from.collect::<Vec<_>>());
 }
 
-/// Somebody else starts coordinator and workers, and the coordinator again; the workers wait meanwhile.
+/// Another program starts coordinator and workers, and the coordinator again; the workers wait meanwhile.
 #[test]
-fn workers_wait_for_a_coordinator_that_somebody_starts_again() {
+fn workers_wait_for_a_coordinator_that_is_restarted() {
     let scene = Scene::new();
     let target = ["digits_supcon", "train.max_steps=120", "checkpoint.every_steps=50", "rows=[]"];
     scene.launch("whole", 2, &target).expect(0);
@@ -255,7 +255,7 @@ fn a_worker_that_returns_too_late_is_refused() {
     assert_equal(&scene, &scene.path("whole"), &scene.path("run"), &["supcon"]);
 }
 
-/// `chaos` disturbs a run that somebody else has started, and reports what it cost.
+/// `chaos` disturbs a run that another program has started, and reports what it cost.
 #[test]
 fn chaos_on_demand_is_reported() {
     let scene = Scene::new();

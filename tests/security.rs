@@ -81,11 +81,11 @@ fn a_worker_speaks_for_itself_alone() {
             let hello = Hello { worker_id, host, pid: 1, version, generation: 0, device };
             tokio_stream::once(v1::WorkerEvent::from(WorkerEvent::Hello(hello))).chain(tokio_stream::pending())
         };
-        let mut stranger = client(&address, tls.clone()).await;
+        let mut unauthenticated = client(&address, tls.clone()).await;
         let codes = [
-            stranger.session(hello("a")).await.err().map(|status| status.code()),
-            stranger.store(StoreRequest::default()).await.err().map(|status| status.code()),
-            stranger.fetch_pack(PackRequest::default()).await.err().map(|status| status.code()),
+            unauthenticated.session(hello("a")).await.err().map(|status| status.code()),
+            unauthenticated.store(StoreRequest::default()).await.err().map(|status| status.code()),
+            unauthenticated.fetch_pack(PackRequest::default()).await.err().map(|status| status.code()),
         ];
         assert_eq!(codes, [Some(Code::Unauthenticated); 3]);
 
@@ -95,7 +95,7 @@ fn a_worker_speaks_for_itself_alone() {
         params.distinguished_name.push(rcgen::DnType::CommonName, "b");
         let certificate_request = params.serialize_request(&key).expect("a request").der().to_vec();
         let request = EnrolRequest { worker_id: "a".into(), token: read("token"), certificate_request };
-        let certificate = stranger.enrol(request).await.expect("its token").into_inner().certificate;
+        let certificate = unauthenticated.enrol(request).await.expect("its token").into_inner().certificate;
         let mut worker = client(&address, tls.identity(Identity::from_pem(certificate, key.serialize_pem()))).await;
         let first = |commands: tonic::Response<tonic::Streaming<v1::Command>>| async {
             let command = commands.into_inner().message().await.expect("an answer").expect("a command");

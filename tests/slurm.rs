@@ -1,5 +1,5 @@
 //! The job scripts on a real Slurm of four nodes, all of them on this machine: a worker that is killed, a job that is
-//! preempted while one of its nodes is drained, queued again, and ended with a table; every common way to request GPUs, by an
+//! preempted while one of its nodes is drained, requeued, and ended with a table; every common way to request GPUs, by an
 //! ordinary user in a hidden partition; Slurm's default preemption, the limits of requeues, the loss of a node; and the table
 //! of an array. Without Slurm, or without root, these tests say that they were skipped.
 
@@ -38,9 +38,8 @@ fn a_job_is_preempted_drained_requeued_and_ends_with_its_table() {
     cluster.ask("scontrol", &["update", "nodename=n3", "state=drain", "reason=test"]);
     let urgent = ["--partition=urgent", "--nodes=3", "--exclusive", "--output=urgent.out", "--wrap", "true"];
     cluster.ask("sbatch", &urgent);
-    cluster.wait("the job to be queued again", || {
-        cluster.says(&job, "Restarts=1") && cluster.says(&job, "JobState=PENDING")
-    });
+    cluster
+        .wait("the job to be requeued", || cluster.says(&job, "Restarts=1") && cluster.says(&job, "JobState=PENDING"));
     assert!(printed().contains("stopping at a common step: SIGUSR1"), "{}", printed());
     assert!(printed().contains("is requeued"), "{}", printed());
     // Slurm would wait two minutes, and then for the fourth node.

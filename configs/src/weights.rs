@@ -1,5 +1,5 @@
 //! What a file of weights records about the network that it belongs to, and how that is compared with a run's network.
-//! Tensor shapes alone do not tell the number of attention heads, for one.
+//! Tensor shapes alone do not show the number of attention heads, for one.
 
 use crate::dataset::DataSet;
 use crate::run_config::ModelConfig;

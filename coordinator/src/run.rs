@@ -21,7 +21,9 @@ use std::time::Duration;
 use thanos_proto::{CheckpointRef, Command, DeviceKind, Fetching, Hello, Welcome, WorkerEvent};
 
 pub(crate) use devices::CollectivesChoice;
-pub(crate) use effect::{Effect, Event, ExitCause, Notice, RecoveredFrom, SessionId, Verdict, is_stop_signal};
+pub(crate) use effect::{
+    CommitOutcome, Effect, Event, ExitCause, Notice, RecoveredFrom, SessionId, Verdict, is_stop_signal,
+};
 pub(crate) use timeouts::{Placement, Timeouts};
 
 use crate::exit::{EXIT_CONFIG, EXIT_STOPPED, EXIT_UNREACHABLE};
@@ -183,9 +185,7 @@ impl Run {
             Event::Received { session, event } => self.received(session, event, now),
             Event::Closed { session } => self.closed(session, now),
             Event::Exited { worker, how, cause } => self.exited(&worker, (&how, cause), now),
-            Event::Committed { session, stage_step, outcome, result } => {
-                self.committed(session, stage_step, outcome, (result, now))
-            }
+            Event::Committed { session, commit } => self.committed(session, commit, now),
             Event::StopRequested { reason } => self.stop_requested(reason, now),
             Event::Storage { problem } => self.storage(problem),
             Event::Tick => self.tick(now),
@@ -241,7 +241,9 @@ impl Run {
 
     fn received(&mut self, session: SessionId, event: WorkerEvent, now: Duration) -> Vec<Effect> {
         // What an unknown session sends, or one that was sent `Leave`, is ignored.
-        let Some(member) = self.members.get_mut(&session).filter(|member| !member.has_left()) else { return Vec::new() };
+        let Some(member) = self.members.get_mut(&session).filter(|member| !member.has_left()) else {
+            return Vec::new();
+        };
         member.last_message = self.awake;
         match event {
             WorkerEvent::Hello(_) => self.protocol_violation(session, "a second Hello", now),

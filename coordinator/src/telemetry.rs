@@ -173,7 +173,7 @@ impl Telemetry {
 
     /// Something is to be done.
     pub(crate) fn on_effect(&self, effect: &Effect) {
-        metrics::see(effect);
+        metrics::on_effect(effect);
         let mut live = self.lock();
         let Some(live) = live.as_mut() else { return };
         let now = live.began.elapsed();

@@ -130,6 +130,9 @@ mod tests {
             assert_eq!(RankPhase::from(phase.label()), phase);
         }
         let other = RankPhase::from("waiting");
-        assert_eq!((&other, other.label(), other.known_label()), (&RankPhase::Other("waiting".into()), "waiting", None));
+        assert_eq!(
+            (&other, other.label(), other.known_label()),
+            (&RankPhase::Other("waiting".into()), "waiting", None)
+        );
     }
 }

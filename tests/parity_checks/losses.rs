@@ -4,7 +4,7 @@
 use super::golden::Golden;
 use super::options::LossOptions;
 use super::report::{Case, Report};
-use crate::exchanges::Solo;
+use crate::exchanges::SingleRank;
 use anyhow::{Context, Result};
 use serde_json::Value;
 use std::path::Path;
@@ -37,7 +37,7 @@ fn check_case(golden: &Golden, name: &str, case: &mut Case) -> Result<()> {
         [(Kind::Double, Tile::square(1024)), (Kind::Double, Tile::square(5)), (Kind::Float, Tile::square(1024))]
     {
         let comparison = Comparison { tile, ..options.comparison };
-        let found = contrast_globally(&Solo, &view0.to_kind(kind), &view1.to_kind(kind), &labels, &comparison)?;
+        let found = contrast_globally(&SingleRank, &view0.to_kind(kind), &view1.to_kind(kind), &labels, &comparison)?;
         let value = found.value.double_value(&[]);
         let found = [("grad_view0", found.view0_gradient), ("grad_view1", found.view1_gradient)];
         if kind == Kind::Double {

@@ -80,7 +80,7 @@ impl From<Published> for LossOptions {
         let form = LossForm {
             attract,
             spread,
-            // It clamps at 1.0 if it is told 1.0, and otherwise not at all.
+            // It clamps at 1.0 if it is given 1.0, and otherwise not at all.
             clamp_positive_logits: (options.clip_pos == 1.0).then_some(1.0),
             positives_in_denominator: options.pos_in_denom,
         };

@@ -4,7 +4,7 @@
 use super::golden::Golden;
 use super::options::LossOptions;
 use super::report::{Case, Report};
-use crate::exchanges::Solo;
+use crate::exchanges::SingleRank;
 use crate::test_device::test_device;
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
@@ -166,7 +166,7 @@ fn train(model: &Model, options: &LossOptions, images: &Tensor, labels: &Tensor)
     let cross_entropy = model.logits(&z).cross_entropy_loss::<Tensor>(&both, None, Reduction::Mean, -100, 0.0);
     let pairs = z.detach().reshape([b, 2, -1]); // [B, view, d]
     let (view0, view1) = (pairs.select(1, 0), pairs.select(1, 1));
-    let contrasted = contrast_globally(&Solo, &view0, &view1, &options.labels(labels), &options.comparison)?;
+    let contrasted = contrast_globally(&SingleRank, &view0, &view1, &options.labels(labels), &options.comparison)?;
     let dz = Tensor::stack(&[contrasted.view0_gradient, contrasted.view1_gradient], 1).reshape_as(&z);
     (&cross_entropy + (z * dz).sum(None::<Kind>)).backward();
     let (cross_entropy, contrastive) = (cross_entropy.double_value(&[]), contrasted.value.double_value(&[]));

@@ -1,4 +1,4 @@
-//! Jobs that Slurm takes away, with its default settings: tasks get SIGTERM at once. A job is queued again as long as it comes
+//! Jobs that Slurm takes away, with its default settings: tasks get SIGTERM at once. A job is requeued as long as it comes
 //! further, and no more often than it may be; the loss of a node is the loss of its workers.
 
 use super::cluster::{Cluster, steps};
@@ -66,7 +66,7 @@ fn requeue_no_more_often_than_allowed(cluster: &Cluster) {
     assert_eq!(steps(&run), 400);
 }
 
-/// A worker that never joins: a job that has done nothing is not queued again.
+/// A worker that never joins: a job that has done nothing is not requeued.
 fn requeue_only_after_progress(cluster: &Cluster) {
     let program = cluster.path("idle.sh");
     fs::write(&program, "#!/bin/sh\nexec sleep 600\n").expect("written");
@@ -81,7 +81,7 @@ fn requeue_only_after_progress(cluster: &Cluster) {
 }
 
 fn lose_a_node(cluster: &Cluster) {
-    let arguments = [&["--nodes", "2:3", "--patience", "1s"], &TARGET[..]].concat();
+    let arguments = [&["--nodes", "2:3", "--rendezvous-timeout", "1s"], &TARGET[..]].concat();
     let job = cluster.submit(&["--nodes=3", "--no-kill", "--nodelist=n0,n1,n2"], "train.sbatch", &arguments);
     let run = cluster.path(&format!("runs/slurm-{job}"));
     cluster.wait("steps", || steps(&run) > 10);

@@ -1,4 +1,4 @@
-//! Small data sets in MNIST's file format, with images that can be told apart: each class is a bar at a place of its
+//! Small data sets in MNIST's file format, with images that can be distinguished: each class is a bar at a place of its
 //! own, with noise.
 
 use std::fs;

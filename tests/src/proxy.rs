@@ -11,7 +11,7 @@ use std::time::Duration;
 pub enum Mode {
     /// So much later.
     After(Duration),
-    /// Not at all, though connections stay open: half-open ones, to who speaks.
+    /// Not at all, though connections stay open: half-open ones, to the peer that sends.
     Silent,
 }
 

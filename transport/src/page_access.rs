@@ -1,7 +1,7 @@
 //! Who may read a page: a reader with the token as a bearer (scripts, Prometheus), or a browser with a cookie that it gets
 //! once for `/?token=TOKEN`, as a browser cannot send a bearer when a user opens a page. On a loopback address there is
 //! neither, but the `Host` must name this machine: a website whose name resolves to 127.0.0.1 must not read a run
-//! (DNS rebinding). Pure functions of a request's headers; who answers it is `pages.rs`.
+//! (DNS rebinding). Pure functions of a request's headers; `pages.rs` answers it.
 
 use axum::extract::Request;
 use axum::http::HeaderMap;
@@ -49,8 +49,8 @@ pub(crate) enum Access {
     Denied,
 }
 
-/// Judges a request for a page that is shown for the token with this SHA-256.
-pub(crate) fn judge(request: &Request, token_sha256: &str, cookie: Option<&PageCookie>) -> Access {
+/// Whether a client may read a page that is shown for the token with this SHA-256.
+pub(crate) fn access_of(request: &Request, token_sha256: &str, cookie: Option<&PageCookie>) -> Access {
     let is_token = |token: &str| -> bool {
         hex(&Sha256::digest(token.trim().as_bytes())).as_bytes().ct_eq(token_sha256.as_bytes()).into()
     };
@@ -105,7 +105,7 @@ mod tests {
         let sha256 = hex(&Sha256::digest(TOKEN.as_bytes()));
         let cookie = PageCookie::new("run", TOKEN);
         let check = |uri: &str, headers: &[(&str, &str)], expected: Access| {
-            assert_eq!(judge(&request(uri, headers), &sha256, Some(&cookie)), expected, "{uri} {headers:?}");
+            assert_eq!(access_of(&request(uri, headers), &sha256, Some(&cookie)), expected, "{uri} {headers:?}");
         };
         let set = format!("thanos-run={}; Path=/; HttpOnly; Secure; SameSite=Strict", cookie.value);
         assert!(!set.contains(&sha256), "workers know the token's hash: it must not open the page");
@@ -122,7 +122,7 @@ mod tests {
         check("/events", &[("cookie", "thanos-run=")], Access::Denied);
         let other = PageCookie::new("other", TOKEN);
         check("/", &[("cookie", &format!("thanos-run={}", other.value))], Access::Denied);
-        assert_eq!(judge(&request("/?token=a%20token", &[]), &sha256, None), Access::Denied, "it has no page");
+        assert_eq!(access_of(&request("/?token=a%20token", &[]), &sha256, None), Access::Denied, "it has no page");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! this machine are answered there: `page_access.rs` has the rules.
 
 use crate::connections::{Accepted, Connection, ConnectionLimits, connections};
-use crate::page_access::{Access, PageCookie, judge, names_loopback};
+use crate::page_access::{Access, PageCookie, access_of, names_loopback};
 use axum::Router;
 use axum::extract::Request;
 use axum::http::StatusCode;
@@ -47,7 +47,7 @@ pub fn show(listener: TcpListener, guard: Option<Guard>, (open, guarded): (Route
         return Ok(());
     };
     let guarded = guarded.route_layer(from_fn(move |request: Request, next: Next| {
-        let access = judge(&request, &token_sha256, cookie.as_ref());
+        let access = access_of(&request, &token_sha256, cookie.as_ref());
         async move {
             match access {
                 Access::Granted => next.run(request).await,

@@ -143,7 +143,7 @@ fn cpu(pid: u32) -> Result<f64, Failure> {
 fn rss_mb(pid: u32) -> Result<f64, Failure> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS")?;
-    let kb: f64 = line.split_whitespace().next().ok_or("no number")?.parse()?;
+    let kb: f64 = line.split_whitespace().next().ok_or("not a number")?.parse()?;
     Ok(round(kb / 1024.0))
 }
 

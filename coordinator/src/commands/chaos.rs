@@ -134,7 +134,7 @@ fn events(run_dir: &Path) -> Result<Vec<Value>, Fatal> {
     whole.lines().map(read).collect()
 }
 
-/// How the run ended, by the last word of its events.
+/// How the run ended, by its last event.
 fn ending(events: &[Value]) -> Option<String> {
     let last = events.last().filter(|event| event["event"] == "ended")?;
     Some(last["how"].as_str().unwrap_or("somehow").into())

@@ -1,7 +1,7 @@
 //! The rules of what rank 0 reports: steps, which the ledger has once and in order, and checkpoints, which are committed.
 //! Every message is fenced: only rank 0 of the newest generation may send it, and only about the stage in training.
 
-use super::{Effect, Member, Notice, Phase, RECORDED_INTERVAL, Run, SessionId};
+use super::{CommitOutcome, Effect, Member, Notice, Phase, RECORDED_INTERVAL, Run, SessionId};
 use std::time::Duration;
 use thanos_proto::{CheckpointRef, CheckpointWritten, Command, StageResult, StepDone};
 
@@ -143,13 +143,8 @@ impl Run {
         effects
     }
 
-    pub(super) fn committed(
-        &mut self,
-        session: SessionId,
-        (stage, step): (String, u64),
-        outcome: Result<CheckpointRef, String>,
-        (result, now): (Option<StageResult>, Duration),
-    ) -> Vec<Effect> {
+    pub(super) fn committed(&mut self, session: SessionId, commit: CommitOutcome, now: Duration) -> Vec<Effect> {
+        let CommitOutcome { stage, step, outcome, result } = commit;
         self.committing = self.committing.saturating_sub(1);
         let notice = match &outcome {
             Ok(_) => Notice::Saved { stage, step },

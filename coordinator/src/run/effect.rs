@@ -34,12 +34,10 @@ pub(crate) enum Event {
         how: String,
         cause: ExitCause,
     },
-    /// The checkpoint of this stage and step was committed, or given up and why.
+    /// The checkpoint that this session has written was committed, or given up.
     Committed {
         session: SessionId,
-        stage_step: (String, u64),
-        outcome: Result<CheckpointRef, String>,
-        result: Option<StageResult>,
+        commit: CommitOutcome,
     },
     /// The user, or the machine, wants the run to stop where it can be resumed.
     StopRequested {
@@ -50,6 +48,17 @@ pub(crate) enum Event {
         problem: Option<String>,
     },
     Tick,
+}
+
+/// How the commit of a checkpoint ended.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct CommitOutcome {
+    pub(crate) stage: String,
+    pub(crate) step: u64,
+    /// Why it was given up, if so.
+    pub(crate) outcome: Result<CheckpointRef, String>,
+    /// Of a stage that is complete with it.
+    pub(crate) result: Option<StageResult>,
 }
 
 /// Why a worker's process has exited.
@@ -91,7 +100,7 @@ pub(crate) enum Effect {
         session: SessionId,
         command: Command,
     },
-    /// Give a new generation an empty rendezvous, before its ranks hear of it.
+    /// Give a new generation an empty rendezvous, before it is sent to its ranks.
     OpenStore {
         generation: u64,
     },

@@ -134,9 +134,7 @@ impl Run {
         self.ending = Some(Ending::Stop { reason: reason.clone(), since: now });
         // Workers are asked before anything is printed.
         let mut effects: Vec<Effect> = match self.phase {
-            Phase::Training => {
-                self.ranks().map(|(session, _)| stop(session, &reason)).collect()
-            }
+            Phase::Training => self.ranks().map(|(session, _)| stop(session, &reason)).collect(),
             _ => Vec::new(),
         };
         effects.push(Effect::Notify(Notice::Stopping { reason }));

@@ -151,7 +151,8 @@ impl Run {
             return self.evict_all(&last, &how, now);
         }
         // A generation that a newcomer kept from its first step continues without it.
-        let newcomers: Vec<SessionId> = last.iter().copied().filter(|session| self.members[session].is_newcomer()).collect();
+        let newcomers: Vec<SessionId> =
+            last.iter().copied().filter(|session| self.members[session].is_newcomer()).collect();
         if !newcomers.is_empty() && newcomers.len() < last.len() {
             let how = format!("joined a generation that made no progress for {limit:.1?} and is terminated");
             return self.evict_all(&newcomers, &how, now);
@@ -209,7 +210,10 @@ impl Run {
 
     /// Ranks of the newest generation that have not finished or stopped.
     pub(super) fn ranks(&self) -> impl Iterator<Item = (SessionId, &Member)> {
-        self.members.iter().filter(|(_, m)| m.seat().is_some() && !m.has_left()).map(|(session, member)| (*session, member))
+        self.members
+            .iter()
+            .filter(|(_, m)| m.seat().is_some() && !m.has_left())
+            .map(|(session, member)| (*session, member))
     }
 
     pub(super) fn evict_all(&mut self, sessions: &[SessionId], how: &str, now: Duration) -> Vec<Effect> {

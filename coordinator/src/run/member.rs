@@ -1,7 +1,7 @@
 //! A worker with an open session, and where it stands: it joins, waits for a generation, trains in one, or has left.
 
+use super::ExitCause;
 use super::liveness::Progress;
-use super::{ExitCause, SessionId};
 use std::time::Duration;
 use thanos_proto::{Held, Hello};
 

@@ -1,11 +1,11 @@
 //! The rules of a run that has lost a worker: which workers are missing or restarted, from which rank's memory all continue, and when the
 //! run is abandoned. Beginning a generation is here, as the first one only differs by having nothing to continue from.
 
+use super::liveness::Progress;
 use super::{
     Effect, ExitCause, MAX_IDLE_GENERATIONS, Member, MemberState, Notice, Phase, RESTART_BACKOFF, RecoveredFrom, Run,
     Seat, SessionId,
 };
-use super::liveness::Progress;
 use crate::exit::{EXIT_CONFIG, EXIT_UNREACHABLE};
 use std::time::Duration;
 use thanos_proto::{Begin, Command, Held, Rejoin};

@@ -79,7 +79,8 @@ pub(in crate::run) fn written(step: u64) -> CheckpointWritten {
 
 /// A commit that has succeeded.
 pub(in crate::run) fn committed(session: SessionId, stage: &str, step: u64, result: Option<StageResult>) -> Event {
-    Event::Committed { session, stage_step: (stage.into(), step), outcome: Ok(checkpoint(stage, step)), result }
+    let commit = CommitOutcome { stage: stage.into(), step, outcome: Ok(checkpoint(stage, step)), result };
+    Event::Committed { session, commit }
 }
 
 pub(in crate::run) fn hello(worker: &str) -> Hello {
@@ -333,7 +334,7 @@ pub(in crate::run) fn begins(effects: &[Effect]) -> Vec<(SessionId, Begin)> {
 
 /// Its session ends, then its process; or the other way round.
 #[test]
-fn a_lost_worker_is_named_and_started_again() {
+fn a_lost_worker_is_named_and_restarted() {
     let lost = "worker-1 (rank 1, pid 7 on h) disconnected unexpectedly, last seen in reduce of step 3 of stage a";
     let exited = || Event::Exited {
         worker: "worker-1".into(),

@@ -55,7 +55,7 @@ struct Waiter {
 impl Store {
     /// Starts an empty store for a new generation; calls that wait in an older one fail.
     pub(crate) fn open(&self, generation: u64) {
-        // Waiters that are dropped hear that their generation is over.
+        // Waiters that are dropped are notified that their generation is over.
         *self.lock() = Inner { generation, ..Inner::default() };
     }
 

@@ -111,7 +111,7 @@ impl Observed {
     }
 
     /// Something is being done.
-    pub(crate) fn see(&self, effect: &Effect) {
+    pub(crate) fn on_effect(&self, effect: &Effect) {
         self.live.on_effect(effect);
         let mut state = self.lock();
         match effect {

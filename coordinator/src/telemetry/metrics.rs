@@ -144,7 +144,7 @@ pub(crate) fn redone() {
 }
 
 /// Something is being done.
-pub(crate) fn see(effect: &Effect) {
+pub(crate) fn on_effect(effect: &Effect) {
     match effect {
         Effect::Record(step) => recorded(step),
         Effect::Notify(notice) => notified(notice),

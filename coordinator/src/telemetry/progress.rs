@@ -65,7 +65,7 @@ impl Bar {
 
 /// What people should know of packs: that there are not as many images as were published, and which were skipped. A
 /// file that was cut off between two records has no other sign.
-pub(crate) fn tell_of(kind: DataKind, packs: &Packs) {
+pub(crate) fn report_packs(kind: DataKind, packs: &Packs) {
     for (pack, published) in [&packs.train, &packs.test].into_iter().zip(kind.published_images().unwrap_or_default()) {
         if published > 0 && pack.images != published {
             terminal::line(&format!("note: {} {} images, {published} are published", pack.images, pack.split));
@@ -83,14 +83,14 @@ pub(crate) fn tell_of(kind: DataKind, packs: &Packs) {
 }
 
 fn report_skipped(pack: &PackFile) {
-    if pack.left_out == 0 {
+    if pack.skipped_images == 0 {
         return;
     }
-    terminal::line(&format!("skipped {} {} images that cannot be decoded:", pack.left_out, pack.split));
+    terminal::line(&format!("skipped {} {} images that cannot be decoded:", pack.skipped_images, pack.split));
     for image in pack.skipped.iter().take(MAX_NAMED) {
         terminal::line(&format!("  {}: {}", image.name, image.reason));
     }
-    if pack.left_out > MAX_NAMED as u64 {
+    if pack.skipped_images > MAX_NAMED as u64 {
         terminal::line(&format!("  and more, see `thanos-coord data info {}`", pack.path.display()));
     }
 }

@@ -98,14 +98,16 @@ impl TensorBoard {
     }
 
     /// Something is about to be done. A disk that is full costs the files, not the run.
-    pub(crate) fn see(&mut self, effect: &Effect) {
+    pub(crate) fn on_effect(&mut self, effect: &Effect) {
         if self.failed {
             return;
         }
         let written = match effect {
             Effect::Record(step) => self.step(step),
             Effect::Notify(Notice::Evaluated(evaluated)) => self.evaluated(evaluated),
-            Effect::Notify(Notice::StageComplete(result)) => self.behind(&result.stage, measures(result)).map(drop),
+            Effect::Notify(Notice::StageComplete(result)) => {
+                self.after_last_step(&result.stage, measures(result)).map(drop)
+            }
             _ => Ok(()),
         };
         if let Err(error) = written {
@@ -132,13 +134,13 @@ impl TensorBoard {
             return Ok(());
         }
         let accuracy = ("validation/accuracy".into(), evaluated.validation_accuracy);
-        let stage = self.behind(&evaluated.stage, vec![accuracy])?;
+        let stage = self.after_last_step(&evaluated.stage, vec![accuracy])?;
         stage.evaluated = Some(stage.steps);
         Ok(())
     }
 
     /// For the state after the last step, and at that step: a restarted coordinator begins after it.
-    fn behind(&mut self, stage: &str, values: Vec<(String, f64)>) -> io::Result<&mut Stage> {
+    fn after_last_step(&mut self, stage: &str, values: Vec<(String, f64)>) -> io::Result<&mut Stage> {
         let steps = self.stages.get(stage).map_or(0, |stage| stage.steps);
         let stage = self.stage(stage, steps)?;
         stage.write((steps - 1).max(0), summary(values))?;
@@ -304,7 +306,7 @@ mod tests {
         for (steps, evaluated, effects) in coordinators {
             let last = Stage { steps, evaluated, ..Stage::default() };
             let mut board = TensorBoard::new(folder.path(), Some(("cae".into(), last)));
-            effects.iter().for_each(|effect| board.see(effect));
+            effects.iter().for_each(|effect| board.on_effect(effect));
             assert!(!board.failed);
         }
         let seen = read(&folder.path().join("tensorboard/cae"));
@@ -334,8 +336,8 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         fs::write(folder.path().join("tensorboard"), "a file").expect("written");
         let mut board = TensorBoard::new(folder.path(), None);
-        board.see(&step(0));
+        board.on_effect(&step(0));
         assert!(board.failed);
-        board.see(&step(1));
+        board.on_effect(&step(1));
     }
 }

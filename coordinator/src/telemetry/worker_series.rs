@@ -1,5 +1,5 @@
 //! The series of each connected worker, by its heartbeats. They begin with its session and end with it, so that a worker
-//! that was replaced leaves nothing behind.
+//! that was replaced leaves no series.
 
 use super::text::{Described, Sample};
 use crate::run::SessionId;

@@ -74,7 +74,8 @@ fn a_commit_is_answered_and_a_complete_stage_reported() {
     let saved = checkpoint("a", 1);
     assert!(answer.contains(&Effect::Send { session: 1, command: Command::Committed(Ok(saved)) }));
     let refused = Err("no space left".to_string());
-    let failed = Event::Committed { session: 1, stage_step: ("a".into(), 1), outcome: refused.clone(), result: None };
+    let commit = CommitOutcome { stage: "a".into(), step: 1, outcome: refused.clone(), result: None };
+    let failed = Event::Committed { session: 1, commit };
     let answer = run.apply(failed, NOW);
     assert!(answer.contains(&Effect::Send { session: 1, command: Command::Committed(refused) }));
     let notice = Notice::NotSaved { stage: "a".into(), step: 1, reason: "no space left".into() };

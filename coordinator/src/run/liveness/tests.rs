@@ -62,7 +62,7 @@ fn a_slow_worker_is_left_alone() {
     run.start.stage = 1;
     received(&mut run, 1, WorkerEvent::Step(step("b", 0, 4)));
     assert_eq!(killed(&pass(&mut run, SECOND * 60, &waits("forward"))), [""; 0]);
-    // A lone rank, too, is judged by what is known of its stage.
+    // A lone rank, too, is measured by what is known of its stage.
     let mut run = training();
     received(&mut run, 1, WorkerEvent::Step(step("a", 0, 4)));
     assert_eq!(killed(&pass(&mut run, SECOND * 60, &waits("forward"))), [""; 0]);
@@ -172,7 +172,7 @@ fn a_worker_that_does_not_leave_a_generation_is_evicted_unless_it_computes() {
     // Its closed connections should have woken it.
     assert_eq!(killed(&draining("reduce", true, true, SECOND * 9)), [""; 0]);
     assert_eq!(killed(&draining("reduce", true, true, SECOND * 11)), ["worker-1"]);
-    // In a forward pass of eight seconds it cannot hear of it.
+    // In a forward pass of eight seconds it is not notified.
     assert_eq!(killed(&draining("forward", false, true, SECOND * 39)), [""; 0]);
     assert_eq!(killed(&draining("forward", false, true, SECOND * 41)), ["worker-1"]);
     assert_eq!(killed(&draining("save", false, true, SECOND * 500)), [""; 0]);

@@ -8,7 +8,7 @@ use thanos_proto::{CheckpointRef, Command, Held, Hello, Rejoin, WorkerEvent};
 
 /// Two workers of a coordinator that was killed, which comes back with what is on the disk: 40 steps in the ledger, the
 /// last checkpoint after step 30.
-fn started_again() -> Run {
+fn restarted() -> Run {
     let checkpoint = CheckpointRef { stage: "a".into(), folder: "f".into(), manifest_sha256: "0".into(), step: 30 };
     let adopted = vec!["worker-0".into(), "worker-1".into()];
     let start = Start { resume: Some(checkpoint), next_step: Some(("a".into(), 40)), adopted, ..start(2) };
@@ -28,9 +28,9 @@ fn come_back(run: &mut Run, session: SessionId, generation: u64, made: u64) -> V
 
 #[test]
 fn a_coordinator_that_starts_again_loses_no_step() {
-    let mut run = started_again();
+    let mut run = restarted();
     let effects = come_back(&mut run, 1, 4, 42);
-    // Told to the coordinator that was killed, or not; made in any case.
+    // Sent to the coordinator that was killed, or not; made in any case.
     for number in [40, 41] {
         assert!(effects.contains(&Effect::Record(step("a", number, 4))), "{effects:?}");
     }
@@ -43,7 +43,7 @@ fn a_coordinator_that_starts_again_loses_no_step() {
 
 #[test]
 fn missing_workers_are_respawned_and_the_ledger_goes_back_with_the_state() {
-    let mut run = started_again();
+    let mut run = restarted();
     // Its generation was over already when the coordinator was killed: what it holds does not count.
     assert!(!come_back(&mut run, 1, 3, 45).iter().any(|effect| matches!(effect, Effect::Record(_))));
     assert_eq!(pass(&mut run, NOW * 59, &[]), [], "its process runs: it is waited for");
@@ -61,7 +61,7 @@ fn missing_workers_are_respawned_and_the_ledger_goes_back_with_the_state() {
 
 #[test]
 fn a_state_whose_steps_the_ledger_lacks_is_not_taken() {
-    let mut run = started_again();
+    let mut run = restarted();
     come_back(&mut run, 1, 4, 120);
     let begun = begins(&come_back(&mut run, 2, 4, 120));
     assert!(begun.iter().all(|(_, begin)| begin.source.is_none() && begin.resume.is_some()), "{begun:?}");
@@ -131,7 +131,7 @@ fn a_worker_that_received_a_stop_signal_stops_every_rank() {
 
 /// The coordinator killed it, whatever the signal was.
 #[test]
-fn a_hung_worker_is_started_again_as_one_that_was_hung() {
+fn a_hung_worker_is_restarted_as_one_that_was_hung() {
     let mut run = training();
     run.apply(Event::Closed { session: 2 }, NOW);
     let exited = Event::Exited { worker: "worker-1".into(), how: "did not respond".into(), cause: ExitCause::Hung };

@@ -6,7 +6,7 @@ mod worker;
 
 use crate::run::termination::TERMINATION_LIMIT;
 use crate::run::tests::{hello, start, step};
-use crate::run::{Effect, Event, ExitCause, Run, SessionId, Start, Verdict};
+use crate::run::{CommitOutcome, Effect, Event, ExitCause, Run, SessionId, Start, Verdict};
 use fault::Fault;
 pub(super) use fault::REPEATED;
 use group::Group;
@@ -389,9 +389,8 @@ impl World {
         let due = self.commits.iter().position(|(due, _, _)| *due <= self.now);
         let Some((_, session, written)) = due.map(|index| self.commits.remove(index)) else { return };
         let CheckpointWritten { stage, step, folder, result, .. } = written;
-        let stage_step = (stage.clone(), step);
-        let outcome = Ok(CheckpointRef { stage, folder, manifest_sha256: "0".into(), step });
-        self.send(Event::Committed { session, stage_step, outcome, result });
+        let committed = CheckpointRef { stage: stage.clone(), folder, manifest_sha256: "0".into(), step };
+        self.send(Event::Committed { session, commit: CommitOutcome { stage, step, outcome: Ok(committed), result } });
     }
 
     /// A message that a correct worker would not send now, or one from a session that never was.

@@ -63,7 +63,7 @@ fn one_worker_that_received_sigterm_trains_on_until_it_is_killed() {
 }
 
 #[test]
-fn a_worker_that_is_not_killed_is_terminated_and_the_others_go_on() {
+fn a_worker_that_is_not_killed_is_terminated_and_the_others_continue() {
     let mut run = running(3, 2);
     notice(&mut run, 3);
     let beats = |number: u64| [1, 2, 3].map(|session| (session, heartbeat(number, "forward", number)));

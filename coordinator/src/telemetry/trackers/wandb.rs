@@ -57,7 +57,7 @@ impl Wandb {
                 continue;
             }
             if len < bytes.len() {
-                // The client would not go on after a record that is cut off.
+                // The client would not continue after a record that is cut off.
                 File::options().write(true).open(&file)?.set_len(len as u64)?;
             }
             for record in records {

@@ -42,11 +42,11 @@ impl Client {
             let live = ["beta", "sync", "--yes", "--live"].map(str::to_owned);
             self.waiting.push_back(live.into_iter().chain([file.display().to_string()]).collect());
         }
-        self.go_on();
+        self.resume();
     }
 
     /// Starts the next call when the last one has ended.
-    fn go_on(&mut self) {
+    fn resume(&mut self) {
         if let Some(child) = &mut self.running {
             match child.try_wait() {
                 Ok(None) => return,
@@ -88,7 +88,7 @@ impl Client {
     pub(super) fn finish(&mut self) -> io::Result<()> {
         let started = Instant::now();
         while !self.has_failed && started.elapsed() < EXIT_TIMEOUT {
-            self.go_on();
+            self.resume();
             if self.running.is_none() && self.waiting.is_empty() {
                 return Ok(());
             }

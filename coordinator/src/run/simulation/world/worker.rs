@@ -249,7 +249,7 @@ impl World {
         }
     }
 
-    /// Told to leave, it does.
+    /// Sent `Leave`, it leaves.
     pub(super) fn leave(&mut self, index: usize) {
         if self.workers[index].health == Health::Stopped {
             return;
