@@ -1,4 +1,5 @@
-//! The image, as far as it can be checked without building it (`make image-test` trains in a built one): what changes least is
+//! The image, as far as it can be checked without building it (`make image-test` trains in a built
+//! one): what changes least is
 //! copied first, every manifest is there before the sources, nothing runs as root, and licences come along.
 
 use std::fs;

@@ -1,4 +1,5 @@
-//! `data fetch` against a server on 127.0.0.1 that has something else than what is published: reported, with the right
+//! `data fetch` against a server on 127.0.0.1 that has something else than what is published:
+//! reported, with the right
 //! exit code, and nothing is left. What a good server gives is tested next to `data/src/fetch.rs`, with files
 //! small enough to have.
 

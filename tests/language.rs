@@ -55,7 +55,8 @@ const DENIED: [(&str, &str); 40] = [
     ("at hand", "available"),
 ];
 
-/// Former names that programs still accept, keys of files that users have, and a user of every Unix.
+/// Former names that programs still accept, keys of files that users have, and a user of every
+/// Unix.
 const ALIASES: [&str; 5] = ["patience", "--patience", "left_out", "left_out_names", "nobody"];
 
 /// The folders of the workspace's crates.
@@ -65,8 +66,26 @@ fn crates() -> Vec<String> {
     members.split(',').map(|member| member.trim().trim_matches('"').to_owned()).collect()
 }
 
-/// Functions with a parameter that is a pattern of more than two values.
-const TUPLES: [&str; 2] = ["worker/src/bench.rs: bench", "worker/src/train/bench.rs: updates"];
+/// Values of a function's parameters, as clippy limits the parameters themselves, and of one tuple
+/// among them.
+const MAX_VALUES: usize = 5;
+const MAX_TUPLE: usize = 2;
+
+/// Functions with more values, as their tuples are of what belongs together. Smaller sets only.
+const WIDE: [&str; 12] = [
+    "coordinator/src/cli/launch.rs: workers",
+    "coordinator/src/cli/series.rs: run_member",
+    "coordinator/src/launch.rs: observe",
+    "coordinator/src/run/commits.rs: not_saved",
+    "data/src/pack_header.rs: to_bytes",
+    "data/src/pictures.rs: keep_good",
+    "worker/fused/src/calls.rs: attention",
+    "worker/fused/src/gpu.rs: attention",
+    "worker/fused/src/gpu.rs: views",
+    "worker/fused/src/masks.rs: plain_mask",
+    "worker/src/data.rs: views",
+    "worker/src/model/resnet.rs: new",
+];
 
 /// The files below a folder with this extension, except generated and third-party ones.
 fn files(folder: &Path, extension: &str, found: &mut Vec<PathBuf>) {
@@ -117,7 +136,8 @@ fn denied_phrases_are_found_as_whole_words() {
     assert_eq!(denied("nobodys, renew, a new one"), [] as [String; 0]);
 }
 
-/// String literals, comments and names of all crates, of their examples and of the tests; and the pages.
+/// String literals, comments and names of all crates, of their examples and of the tests; and the
+/// pages.
 #[test]
 fn what_users_read_is_in_standard_terms() {
     let mut wrong = Vec::new();
@@ -170,10 +190,11 @@ fn parameters_are_no_tuples_of_many_values() {
     for crate_name in crates() {
         for (path, text) in sources(&format!("{crate_name}/src")) {
             let name = path.strip_prefix(root()).expect("below the root").display().to_string();
-            let found = rust_text::tuple_parameters(&text).into_iter().filter(|(_, values)| *values > 2);
-            wrong.extend(found.map(|(function, _)| format!("{name}: {function}")));
+            let found = rust_text::tuple_parameters(&text).into_iter();
+            let found = found.filter(|tuples| tuples.longest > MAX_TUPLE || tuples.values > MAX_VALUES);
+            wrong.extend(found.map(|tuples| format!("{name}: {}", tuples.function)));
         }
     }
-    wrong.retain(|found| !TUPLES.contains(&found.as_str()));
+    wrong.retain(|found| !WIDE.contains(&found.as_str()));
     assert!(wrong.is_empty(), "{wrong:?}");
 }

@@ -1,5 +1,5 @@
-//! What a run shows over HTTP: its metrics are what the ledger says, and Prometheus itself accepts, scrapes and evaluates them,
-//! where it is installed.
+//! What a run shows over HTTP: its metrics are what the ledger says, and Prometheus itself accepts,
+//! scrapes and evaluates them, where it is installed.
 
 use crate::print_line;
 use std::io::{Read, Write};

@@ -1,4 +1,5 @@
-//! The live page of a run: what it serves and to which clients, that it follows the ledger through a killed coordinator, and, where
+//! The live page of a run: what it serves and to which clients, that it follows the ledger through
+//! a killed coordinator, and, where
 //! Debian's `chromium` and PyPI's `playwright` are installed, what a browser sees (`page_browser.py`).
 
 use crate::metrics::{get, start_with};

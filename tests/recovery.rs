@@ -204,7 +204,8 @@ fn killed_coordinators_lose_no_step() {
     assert!(from.clone().all(|from| from["memory"].is_string()), "{:?}", from.collect::<Vec<_>>());
 }
 
-/// Another program starts coordinator and workers, and the coordinator again; the workers wait meanwhile.
+/// Another program starts coordinator and workers, and the coordinator again; the workers wait
+/// meanwhile.
 #[test]
 fn workers_wait_for_a_coordinator_that_is_restarted() {
     let scene = Scene::new();

@@ -3,7 +3,8 @@
 use std::env;
 use std::process::Command;
 
-/// What this binary prints when it runs `test` alone, with an environment variable that shows that it is there.
+/// What this binary prints when it runs `test` alone, with an environment variable that shows that
+/// it is there.
 ///
 /// # Panics
 /// With all that it printed, if the test fails.

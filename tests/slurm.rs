@@ -1,5 +1,6 @@
 //! The job scripts on a real Slurm of four nodes, all of them on this machine: a worker that is killed, a job that is
-//! preempted while one of its nodes is drained, requeued, and ended with a table; every common way to request GPUs, by an
+//! preempted while one of its nodes is drained, requeued, and ended with a table; every common way
+//! to request GPUs, by an
 //! ordinary user in a hidden partition; Slurm's default preemption, the limits of requeues, the loss of a node; and the table
 //! of an array. Without Slurm, or without root, these tests say that they were skipped.
 

@@ -1,4 +1,5 @@
-//! Experiment trackers: `log.csv` and the files of Weights & Biases hold every step of the ledger once, whatever was
+//! Experiment trackers: `log.csv` and the files of Weights & Biases hold every step of the ledger
+//! once, whatever was
 //! killed. Where W&B's own client is installed (PyPI), it uploads them to a small server of this test.
 
 use crate::print_line;

@@ -3,7 +3,7 @@
 
 use crate::effect::{Layer, settle};
 use crate::error::{ConfigError, ConfigErrors, Mistake};
-use crate::layers::{self, EXTENDS};
+use crate::overlays::{self, EXTENDS};
 use crate::plan::Plan;
 use crate::presets::{preset_value, unknown_preset};
 use crate::run_config::RunConfig;
@@ -143,7 +143,7 @@ impl Layered {
             return Err(ConfigError { source, line: None, key: String::new(), message: unknown_preset(name) }.into());
         };
         let mut value = defaults();
-        layers::merge(&mut value, preset);
+        overlays::merge(&mut value, preset);
         let origin = Origin { source, lines: Lines::new(), overrides: Vec::new() };
         Ok(Self { value, origin, mistakes: Vec::new(), refused: Vec::new() })
     }
@@ -165,12 +165,12 @@ impl Layered {
                     match extended(&preset) {
                         Ok(preset) => {
                             mistakes.extend(shared_objective::of_file(&preset, &entries));
-                            layers::merge(&mut value, preset);
+                            overlays::merge(&mut value, preset);
                         }
                         Err(message) => mistakes.push(Mistake { line: None, key: EXTENDS.into(), message }),
                     }
                 }
-                layers::merge(&mut value, Value::Object(entries));
+                overlays::merge(&mut value, Value::Object(entries));
             }
             other => value = other,
         }
@@ -208,10 +208,10 @@ impl Layered {
         if key == EXTENDS {
             return Err((key.to_owned(), "only a file can extend a preset: write it in the file".into()));
         }
-        let path = layers::numbered(&self.value, &path);
+        let path = overlays::numbered(&self.value, &path);
         let value = text_value(&path, value).map_or_else(|| yaml_value(key, value), Ok)?;
         own.check(&path, &value)?;
-        layers::set(&mut self.value, &path, value.clone()).map_err(|message| (key.to_owned(), message))?;
+        overlays::set(&mut self.value, &path, value.clone()).map_err(|message| (key.to_owned(), message))?;
         self.origin.overrides.push(Override { typed: typed.to_owned(), path, value });
         Ok(())
     }

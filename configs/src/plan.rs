@@ -4,11 +4,11 @@
 mod rules;
 
 use crate::dataset::{DataSet, images_kept_of_cifar100_u};
-use crate::order::{Split, first_of_each_class, permutation, split_train_validation, steps_per_epoch};
 use crate::recipe::{recipe_digest, resolved_digest};
 use crate::run_config::{
     BackboneConfig, DataKind, ObjectiveConfig, RunConfig, Schedule, Similarity, TrainConfig, Validation,
 };
+use crate::sample_order::{Split, first_of_each_class, permutation, split_train_validation, steps_per_epoch};
 use rules::Rules;
 #[cfg(test)]
 pub(crate) use rules::is_separator;

@@ -2,7 +2,7 @@
 //! It must not know how they are run.
 
 use crate::error::nearest;
-use crate::layers::merge;
+use crate::overlays::merge;
 use crate::yaml;
 use serde_json::Value;
 

@@ -2,7 +2,7 @@
 //! its place, read again. It must not know where the value came from.
 
 use crate::error::{Mistake, nearest};
-use crate::layers::{CHOICE, EXTENDS};
+use crate::overlays::{CHOICE, EXTENDS};
 use crate::run_config::{BackboneConfig, RowConfig, RunConfig};
 use serde_json::Value;
 use serde_path_to_error::Segment;

@@ -27,7 +27,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use thanos_proto::v1::coordinator_server::{Coordinator, CoordinatorServer};
 use thanos_proto::{Command, WorkerEvent, v1};
-use thanos_transport::{Accepted, Connection, ConnectionLimits, Identity, Peer, connections};
+use thanos_transport::{Accepted, Connection, ConnectionLimits, Peer, PeerIdentity, connections};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio_rustls::TlsAcceptor;
@@ -97,9 +97,9 @@ impl Sessions {
     fn is_rank_0(&self, peer: &Peer, generation: u64) -> bool {
         let (newest, rank_0) = &*self.rank_0.lock().unwrap_or_else(PoisonError::into_inner);
         let is_its_name = match &peer.identity {
-            Identity::Worker(worker) => worker == rank_0,
-            Identity::Unchecked => true,
-            Identity::Unknown => false,
+            PeerIdentity::Worker(worker) => worker == rank_0,
+            PeerIdentity::Unchecked => true,
+            PeerIdentity::Unknown => false,
         };
         is_its_name && generation == *newest
     }
@@ -112,9 +112,9 @@ impl Sessions {
     fn is_saver(&self, peer: &Peer) -> bool {
         let saver = self.saver.lock().unwrap_or_else(PoisonError::into_inner);
         match &peer.identity {
-            Identity::Worker(worker) => saver.as_ref() == Some(worker),
-            Identity::Unchecked => saver.is_some(),
-            Identity::Unknown => false,
+            PeerIdentity::Worker(worker) => saver.as_ref() == Some(worker),
+            PeerIdentity::Unchecked => saver.is_some(),
+            PeerIdentity::Unknown => false,
         }
     }
 
@@ -214,8 +214,8 @@ pub(crate) fn max_pending(workers: usize) -> usize {
 fn admitted<T>(request: &Request<T>) -> Result<Peer, Status> {
     let peer = request.extensions().get::<Peer>().ok_or_else(|| Status::internal("a connection without a peer"))?;
     match peer.identity {
-        Identity::Unknown => Err(Status::unauthenticated("present the certificate that Enrol issues")),
-        Identity::Unchecked | Identity::Worker(_) => Ok(peer.clone()),
+        PeerIdentity::Unknown => Err(Status::unauthenticated("present the certificate that Enrol issues")),
+        PeerIdentity::Unchecked | PeerIdentity::Worker(_) => Ok(peer.clone()),
     }
 }
 
@@ -318,7 +318,7 @@ impl Listener {
             sessions.lock().remove(&session);
             return;
         };
-        if let Identity::Worker(worker) = &self.peer.identity
+        if let PeerIdentity::Worker(worker) = &self.peer.identity
             && *worker != hello.worker_id
         {
             return self.refuse(format!(

@@ -1,5 +1,7 @@
-//! Which raw files a published data set has, in which forms, and where they are in `data.dir`: in a folder, or in an
-//! archive, as published, as torchvision and Kaggle lay them out, or repacked. It knows nothing of what is in the files.
+//! Which raw files a published data set has, in which forms, and where they are in `data.dir`: in a
+//! folder, or in an
+//! archive, as published, as torchvision and Kaggle lay them out, or repacked. It knows nothing of
+//! what is in the files.
 
 use super::archive::{self, is_archive};
 use super::error::DataError;
@@ -150,9 +152,9 @@ impl Layout {
     }
 
     /// All files in a folder.
-    fn all_in(&'static self, folder: &Path) -> Option<Place> {
+    fn all_in(&'static self, folder: &Path) -> Option<FoundFiles> {
         let paths: Vec<PathBuf> = self.names().map_while(|names| find_file(folder, names)).collect();
-        (paths.len() == self.names().count()).then_some(Place::Files(self, paths))
+        (paths.len() == self.names().count()).then_some(FoundFiles::Files(self, paths))
     }
 
     fn of(&self, split: Split) -> &'static [Spellings] {
@@ -166,10 +168,10 @@ impl Layout {
 /// The raw files of a data set, found.
 pub(super) struct Found {
     layouts: &'static Layouts,
-    pub(super) place: Place,
+    pub(super) place: FoundFiles,
 }
 
-pub(super) enum Place {
+pub(super) enum FoundFiles {
     /// Every file of the layout, training files first.
     Files(&'static Layout, Vec<PathBuf>),
     /// Which of the forms is in it is known when it is read.
@@ -180,8 +182,8 @@ impl Found {
     /// What a split's raw bytes are known by: its files, or the archive.
     pub(super) fn originals(&self, split: Split) -> Result<Vec<RawFile>, DataError> {
         match &self.place {
-            Place::Archive(path) => Ok(vec![RawFile::read(path)?]),
-            Place::Files(layout, paths) => {
+            FoundFiles::Archive(path) => Ok(vec![RawFile::read(path)?]),
+            FoundFiles::Files(layout, paths) => {
                 let (train, test) = paths.split_at(layout.train.len());
                 let paths = if split == Split::Train { train } else { test };
                 paths.iter().map(|path| RawFile::read(path)).collect()
@@ -192,8 +194,8 @@ impl Found {
     /// The files of a split in the order of the layout, and how they are written.
     pub(super) fn files(&self, split: Split) -> Result<(Form, Vec<RawFile>), DataError> {
         let path = match &self.place {
-            Place::Files(layout, _) => return Ok((layout.form, self.originals(split)?)),
-            Place::Archive(path) => path,
+            FoundFiles::Files(layout, _) => return Ok((layout.form, self.originals(split)?)),
+            FoundFiles::Archive(path) => path,
         };
         let forms = self.layouts.forms;
         // Every spelling of every file of every form has a place of its own.
@@ -237,7 +239,7 @@ pub(super) fn find(config: &DataConfig, layouts: &'static Layouts) -> Result<Fou
     let given = dir(config, &files.join(", "), &archive::ENDINGS)?;
     let found = |place| Ok(Found { layouts, place });
     if given.is_file() {
-        return found(Place::Archive(given));
+        return found(FoundFiles::Archive(given));
     }
     let mut search = Search { layouts, missing: files, places: vec![given.components().collect()] };
     for layout in layouts.forms {
@@ -245,17 +247,17 @@ pub(super) fn find(config: &DataConfig, layouts: &'static Layouts) -> Result<Fou
             return found(files);
         }
         if let Some(archive) = layout.archive.map(|name| given.join(name)).filter(|path| path.is_file()) {
-            return found(Place::Archive(archive));
+            return found(FoundFiles::Archive(archive));
         }
     }
     let (folders, names) = directly_in(&given);
-    let mut others: Vec<Place> = Vec::new();
+    let mut others: Vec<FoundFiles> = Vec::new();
     if layouts.is_self_describing {
         let inside = folders.iter().map(|folder| given.join(folder));
         others = inside.filter_map(|folder| layouts.forms.iter().find_map(|form| form.all_in(&folder))).collect();
     }
     if others.is_empty() {
-        others = search.archives(&names).into_iter().map(|name| Place::Archive(given.join(name))).collect();
+        others = search.archives(&names).into_iter().map(|name| FoundFiles::Archive(given.join(name))).collect();
     }
     match others.len() {
         0 => Err(search.missing(config, (folders, names))),
@@ -277,7 +279,7 @@ struct Search {
 
 impl Search {
     /// A form's files in one of its own folders.
-    fn files(&mut self, layout: &'static Layout, given: &Path) -> Option<Place> {
+    fn files(&mut self, layout: &'static Layout, given: &Path) -> Option<FoundFiles> {
         for folder in [""].iter().chain(layout.folders) {
             let place: PathBuf = given.join(folder).components().collect();
             if let Some(files) = layout.all_in(&place) {
@@ -325,7 +327,7 @@ impl Search {
     }
 }
 
-impl Place {
+impl FoundFiles {
     fn path(&self) -> &Path {
         match self {
             Self::Archive(path) => path,

@@ -1,6 +1,19 @@
 //! Data ingestion: raw files are read, checked and decoded once into a pack a split, which every worker reads by position.
 //! A pack is a safetensors file: `images` u8 [N, H, W, C], `fine` and `coarse` i64 [N], and a header that describes
-//! them. Pixels are stored as they are: mean, std and views are the worker's. This module knows no run and no network.
+//! them. Pixels are stored as they are: mean, std and views are the worker's. This crate knows no
+//! run.
+//!
+//! - `sources` chooses the reader of `data.dir`; `layouts` has the published files of a data set,
+//!   and where they are looked for.
+//! - `sets` (by `cifar`, `idx`, `digits`), `tinyimagenet` and `image_folder` are the readers;
+//!   `raw_set` is their trait.
+//! - `packing` makes packs of what they read, or reuses those that are there (`known`, `kept`,
+//!   `stamp`).
+//! - `pack_file` and `pack_header` are the format of packs; `info` and `sheet` show what is in one.
+//! - `picture` and `pictures` decode; `tree`, `archive`, `raw` and `pickle` open what raw files are
+//!   in.
+//! - `synthetic` makes random images for benchmarks; `fetch`, alone with the network, downloads
+//!   published files.
 
 mod archive;
 mod cifar;

@@ -1,7 +1,7 @@
 //! Which reader reads `data.dir`. Where the files of a published data set are in it is `layouts`'.
 
 use super::error::DataError;
-use super::layouts::{Place, dir, directly_in, find, layouts};
+use super::layouts::{FoundFiles, dir, directly_in, find, layouts};
 use super::raw_set::{RawSet, TestImages};
 use super::samples::Split;
 use super::sets::{Digits, Files};
@@ -46,8 +46,8 @@ pub(super) fn stamp_into(config: &DataConfig, hash: &mut Sha256) -> Result<(), D
         return [Split::Train, Split::Test].into_iter().try_for_each(|split| set.hash_into(split, hash));
     };
     match find(config, layouts)?.place {
-        Place::Archive(path) => stamp_file(&path, hash),
-        Place::Files(_, paths) => paths.iter().try_for_each(|path| stamp_file(path, hash)),
+        FoundFiles::Archive(path) => stamp_file(&path, hash),
+        FoundFiles::Files(_, paths) => paths.iter().try_for_each(|path| stamp_file(path, hash)),
     }
 }
 

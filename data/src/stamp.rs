@@ -1,4 +1,5 @@
-//! The cheap sign by which raw files are known not to have changed: names, lengths and times, without reading any.
+//! The cheap sign by which raw files are known not to have changed: names, lengths and times,
+//! without reading any.
 
 use super::error::DataError;
 use sha2::{Digest, Sha256};

@@ -1,5 +1,5 @@
-//! Checkpoints in a run directory: the names of their folders and files, and `manifest.json`. The coordinator writes the
-//! manifest; it and the workers read it.
+//! Checkpoints in a run directory: the names of their folders and files, and `manifest.json`. The
+//! coordinator writes the manifest; it and the workers read it.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,7 +12,8 @@ pub const MANIFEST_SHA256: &str = "manifest.sha256";
 /// The last weights, those of the selected epoch, and the optimiser's state.
 pub const MODEL: &str = "model.safetensors";
 pub const BEST: &str = "best.safetensors";
-/// The selected epoch's weights as they are trained, where [`BEST`] has them in another form, for use.
+/// The selected epoch's weights as they are trained, where [`BEST`] has them in another form, for
+/// use.
 pub const BEST_STATE: &str = "best_state.safetensors";
 pub const OPTIMIZER: &str = "optimizer.safetensors";
 
@@ -90,7 +91,8 @@ pub struct ManifestFile {
     pub sha256: String,
 }
 
-/// What a complete stage measured, as it is kept: accuracies as shares in 0..1, cosines of test embeddings.
+/// What a complete stage measured, as it is kept: accuracies as shares in 0..1, cosines of test
+/// embeddings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ManifestResult {
     pub seconds: f64,

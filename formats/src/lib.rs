@@ -1,5 +1,5 @@
-//! What several programs of this workspace read and write, each declared once: exit codes, checkpoints. A leaf crate,
-//! without libtorch and without an asynchronous runtime.
+//! What several programs of this workspace read and write, each declared once: exit codes,
+//! checkpoints. A leaf crate, without libtorch and without an asynchronous runtime.
 
 mod checkpoint;
 mod exit_code;

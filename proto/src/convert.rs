@@ -19,7 +19,8 @@ fn exit_code(message: &'static str, code: u32) -> Result<u8, Malformed> {
     u8::try_from(code).map_err(|_| malformed(message, format!("{code} is not an exit code")))
 }
 
-/// A field of a message as the other side has it. Phases are labels on the wire; all others are the same.
+/// A field of a message as the other side has it. Phases are labels on the wire; all others are the
+/// same.
 trait Field<T> {
     fn converted(self) -> T;
 }

@@ -1,6 +1,9 @@
-//! The wire between coordinator and workers: generated messages in [`v1`], domain types in [`message`].
+//! The wire between coordinator and workers. Wire types stop here: everything above uses the domain
+//! types.
 //!
-//! Wire types stop here: everything above speaks the domain types, converted both ways by hand.
+//! - [`v1`]: the generated messages.
+//! - `message`: the domain types; `phase`: what a rank is doing.
+//! - `convert`: from one to the other and back, by hand; `limits`: how much a message may hold.
 
 mod convert;
 mod limits;

@@ -1,5 +1,5 @@
-//! The phases of a rank: what its heartbeats report, and what the time of a step is divided into. On the wire a phase is
-//! its label, as it is on status pages and in metrics.
+//! The phases of a rank: what its heartbeats report, and what the time of a step is divided into.
+//! On the wire a phase is its label, as it is on status pages and in metrics.
 
 /// The stage that a worker reports before it begins the first one.
 pub const BEFORE_STAGES: &str = "start";

@@ -69,8 +69,18 @@ fn joined(literal: &str) -> String {
     text
 }
 
-/// Functions with parameters that are tuple patterns, and how many values each has.
-pub(super) fn tuple_parameters(source: &str) -> Vec<(String, usize)> {
+/// A function with parameters that are tuple patterns.
+#[derive(Debug, PartialEq)]
+pub(super) struct TupleParameters {
+    pub(super) function: String,
+    /// Values of its longest pattern.
+    pub(super) longest: usize,
+    /// Values of all its parameters, each pattern taken apart.
+    pub(super) values: usize,
+}
+
+/// Functions with parameters that are tuple patterns.
+pub(super) fn tuple_parameters(source: &str) -> Vec<TupleParameters> {
     let code: String = tokens(source)
         .into_iter()
         .map(|token| match token {
@@ -85,10 +95,15 @@ pub(super) fn tuple_parameters(source: &str) -> Vec<(String, usize)> {
             continue;
         }
         let name = name.split('<').next().unwrap_or_default();
-        for parameter in parameters(rest) {
-            if let Some(values) = parameter.trim().strip_prefix('(').and_then(|rest| rest.split(')').next()) {
-                found.push((name.to_owned(), values.split(',').filter(|value| !value.trim().is_empty()).count()));
-            }
+        let parameters = parameters(rest).into_iter().map(str::trim).filter(|parameter| !parameter.is_empty());
+        let values = |parameter: &str| {
+            let pattern = parameter.strip_prefix('(').and_then(|rest| rest.split(')').next());
+            pattern.map(|values| values.split(',').filter(|value| !value.trim().is_empty()).count())
+        };
+        let values: Vec<Option<usize>> = parameters.map(values).collect();
+        if let Some(longest) = values.iter().flatten().copied().max() {
+            let all = values.iter().map(|values| values.unwrap_or(1)).sum();
+            found.push(TupleParameters { function: name.to_owned(), longest, values: all });
         }
     }
     found
@@ -128,5 +143,6 @@ fn a_source_is_code_comments_and_texts() {
 #[test]
 fn tuple_patterns_are_counted() {
     let source = "fn a<T>((x, y, z): (T, T, T), b: &dyn Fn(u8, u8) -> u8) {}\nfn c(d: (u8, u8), (e, f): (u8, u8)) {}";
-    assert_eq!(tuple_parameters(source), [("a".to_owned(), 3), ("c".to_owned(), 2)]);
+    let function = |name: &str, longest, values| TupleParameters { function: name.into(), longest, values };
+    assert_eq!(tuple_parameters(source), [function("a", 3, 4), function("c", 2, 3)]);
 }

@@ -1,4 +1,5 @@
-//! Jobs that Slurm takes away, with its default settings: tasks get SIGTERM at once. A job is requeued as long as it comes
+//! Jobs that Slurm takes away, with its default settings: tasks get SIGTERM at once. A job is
+//! requeued as long as it comes
 //! further, and no more often than it may be; the loss of a node is the loss of its workers.
 
 use super::cluster::{Cluster, steps};

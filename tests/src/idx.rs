@@ -1,5 +1,5 @@
-//! Small data sets in MNIST's file format, with images that can be distinguished: each class is a bar at a place of its
-//! own, with noise.
+//! Small data sets in MNIST's file format, with images that can be distinguished: each class is a
+//! bar at a place of its own, with noise.
 
 use std::fs;
 use std::path::Path;

@@ -123,7 +123,8 @@ impl Scene {
         self.spawn("thanos-coord", "", arguments, variables)
     }
 
-    /// Starts `thanos-worker` with this id in the test's folder, as another program than the coordinator does.
+    /// Starts `thanos-worker` with this id in the test's folder, as another program than the
+    /// coordinator does.
     ///
     /// # Panics
     /// As [`Scene::start`].
@@ -137,7 +138,8 @@ impl Scene {
         self.spawn("thanos-worker", id, &arguments, &[])
     }
 
-    /// Starts a program of this workspace. `log` distinguishes the files of its output from those of others in the folder.
+    /// Starts a program of this workspace. `log` distinguishes the files of its output from those
+    /// of others in the folder.
     ///
     /// # Panics
     /// As [`Scene::start`].

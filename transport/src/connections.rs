@@ -57,12 +57,12 @@ pub struct Accepted {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
     pub address: SocketAddr,
-    pub identity: Identity,
+    pub identity: PeerIdentity,
 }
 
 /// The identity of the peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Identity {
+pub enum PeerIdentity {
     /// Not authenticated: the run is insecure.
     Unchecked,
     /// It showed no certificate; it may enrol.
@@ -153,14 +153,14 @@ impl Entrance {
             Err(_) => return tracing::debug!(%from, "closed: handshake timed out"),
         };
         let owner = match &peer.identity {
-            Identity::Unknown => {
+            PeerIdentity::Unknown => {
                 let closing = Closing { evicted, at: Some(Box::pin(sleep(ENROLMENT_TIMEOUT))) };
                 let connection = Connection { stream, peer, closing, _permit: AnyPermit::Pending(permit) };
                 _ = self.unknown.send(Ok(connection)).await;
                 return;
             }
-            Identity::Worker(worker) => Owner::Worker(worker.clone()),
-            Identity::Unchecked => Owner::Unchecked(number),
+            PeerIdentity::Worker(worker) => Owner::Worker(worker.clone()),
+            PeerIdentity::Unchecked => Owner::Unchecked(number),
         };
         let (open, evicted) = self.open.admit(owner);
         let closing = Closing { evicted, at: None };
@@ -187,17 +187,17 @@ async fn begin(stream: TcpStream, address: SocketAddr, tls: Option<TlsAcceptor>)
         let mut bytes = [0; PREFACE.len()];
         let len = stream.peek(&mut bytes).await?;
         return match len > 0 && bytes[..len] == PREFACE[..len] {
-            true => Ok((Either::Left(stream), Peer { address, identity: Identity::Unchecked })),
+            true => Ok((Either::Left(stream), Peer { address, identity: PeerIdentity::Unchecked })),
             false => Err(io::Error::other("it does not speak HTTP/2")),
         };
     };
     let mut stream = tls.accept(Metered { stream, left: Some(MAX_UNKNOWN_BYTES) }).await?;
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let identity = match certificate {
-        None => Identity::Unknown,
-        Some(certificate) => Identity::Worker(name_of(certificate).ok_or(io::ErrorKind::InvalidData)?),
+        None => PeerIdentity::Unknown,
+        Some(certificate) => PeerIdentity::Worker(name_of(certificate).ok_or(io::ErrorKind::InvalidData)?),
     };
-    if identity != Identity::Unknown {
+    if identity != PeerIdentity::Unknown {
         stream.get_mut().0.left = None;
     }
     Ok((Either::Right(Box::new(stream)), Peer { address, identity }))

@@ -1,5 +1,5 @@
-//! Why a worker ends, or leaves its generation. Code that computes or reads files reports `anyhow` errors; code that acts on
-//! an error matches on [`WorkerError`].
+//! Why a worker ends, or leaves its generation. Code that computes or reads files reports `anyhow`
+//! errors; code that acts on an error matches on [`WorkerError`].
 
 use crate::device::Unusable;
 use std::io;
@@ -70,12 +70,14 @@ impl WorkerError {
         }
     }
 
-    /// Whether a generation is over and this worker's state is not: a peer or the coordinator is lost.
+    /// Whether a generation is over and this worker's state is not: a peer or the coordinator is
+    /// lost.
     pub(crate) fn ends_generation(&self) -> bool {
         matches!(self, Self::Group(_) | Self::Disconnected | Self::GenerationOver)
     }
 
-    /// The same kind of error, with what was being done before its message, unless the message says it already.
+    /// The same kind of error, with what was being done before its message, unless the message says
+    /// it already.
     #[must_use]
     pub(crate) fn context(self, doing: String) -> Self {
         match self {
@@ -89,8 +91,8 @@ impl WorkerError {
 }
 
 impl From<anyhow::Error> for WorkerError {
-    /// The one place where the kind of an error is found out afterwards: what computes with a group or reads files
-    /// reports several kinds by `anyhow`.
+    /// The one place where the kind of an error is found out afterwards: what computes with a group
+    /// or reads files reports several kinds by `anyhow`.
     fn from(error: anyhow::Error) -> Self {
         let error = match error.downcast::<Self>() {
             Ok(own) => return own,

@@ -37,7 +37,8 @@ pub(crate) struct Embedded {
     pub(crate) train: Tensor,
 }
 
-/// What an evaluation needs beside models: the images, the other ranks, and whether it should continue.
+/// What an evaluation needs beside models: the images, the other ranks, and whether it should
+/// continue.
 #[derive(Clone)]
 pub(crate) struct Evaluator<'a> {
     pub(crate) data: &'a Data,
@@ -123,7 +124,8 @@ impl Evaluator<'_> {
     /// Accuracy of a vote of the nearest training images by cosine, weighted by exp(cosine / 0.07), among so many classes
     /// of one kind of label.
     ///
-    /// Each rank classifies its slice of `queries`, and holds the directions of its slice of the training images, `train` [own, d].
+    /// Each rank classifies its slice of `queries`, and holds the directions of its slice of the
+    /// training images, `train` [own, d].
     /// The slices are broadcast one after the other: no rank holds all of them.
     fn knn(
         &self,

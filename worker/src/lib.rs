@@ -1,27 +1,43 @@
 //! One rank of a run: it joins its coordinator, opens the packs, and trains the plan's stages with its peers.
 //!
-//! Reading order: `run.rs` (a worker's life), `train.rs` (the training loop of one stage: batch, losses, gradients, update,
-//! commit), `stage.rs`, `backbone.rs` and `transfer.rs` (what a batch becomes in either kind of stage), `gather.rs` and `loss`
-//! (the contrastive loss over all ranks), `model`, `feed.rs` and `data.rs` (which views come next).
+//! In reading order:
+//!
+//! - `run`: a worker from its start to its end, through all generations; `error`: why it ends, and
+//!   its exit code.
+//! - `train`: the training loop of one stage: batch, losses, gradients, update, commit.
+//! - `stage`: what a batch becomes; `backbone` and `transfer` are the two kinds. `bench` measures
+//!   one instead.
+//! - `gather` and `loss`: the contrastive loss, over all ranks. `model`: the networks. `optimizer`:
+//!   AdamW.
+//! - `data`, `pack`, `pack_transfer`, `batch_loader`, `device_views`: images, and which views come
+//!   next.
+//! - `evaluate`: accuracies, kNN and collapse measures.
+//! - `checkpoint`, `saver`, `save_schedule`, `run_files`, `given_weights`, `probe_weights`: what is
+//!   saved, and read.
+//! - `replica_state`, `divergence`, `tensors`: state in memory, and whether all ranks have the
+//!   same.
+//! - `session`: the connection to the coordinator. `metrics`: the page of this process. `device`:
+//!   what it trains on.
+//! - `failpoints`: where tests break the program. `panics`: those of tch as errors.
 //!
 //! Shapes, everywhere: n images or rows, b rows of this rank, B rows of the global batch, d width of an embedding,
 //! C channels, S side in pixels, N images of a data set. Images are [n, C, S, S] f32, normalised; embeddings [n, d];
 //! labels [n] i64. A batch of two views is flattened as (image, view): an image's views are neighbours.
 
 mod backbone;
+mod batch_loader;
 mod bench;
 mod checkpoint;
 mod data;
 mod device;
 pub mod device_views;
+mod divergence;
 mod error;
 mod evaluate;
 mod failpoints;
-mod feed;
 mod gather;
 mod given_weights;
 pub mod loss;
-mod memory;
 mod metrics;
 pub mod model;
 mod optimizer;
@@ -29,7 +45,7 @@ mod pack;
 mod pack_transfer;
 mod panics;
 mod probe_weights;
-mod replicas;
+mod replica_state;
 mod run;
 mod run_files;
 mod save_schedule;

@@ -66,7 +66,8 @@ fn fetch(
     // One worker of a host fetches it; the others wait here, and find it.
     let lock = File::create(folder.join(format!("{fingerprint}.lock")))?;
     let own = match lock.lock() {
-        // Without locks each worker fetches a copy of its own; the last one to finish gives it its name.
+        // Without locks each worker fetches a copy of its own; the last one to finish gives it its
+        // name.
         Err(error) if has_no_locks(&error) => format!(".{}", std::process::id()),
         locked => {
             locked?;

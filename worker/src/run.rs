@@ -2,19 +2,19 @@
 //! What a stage does is not known here.
 
 use crate::backbone::Backbone;
+use crate::batch_loader::SampleSchedule;
 use crate::bench::bench;
 use crate::checkpoint::{self, BEST, Committed};
 use crate::data::{Data, LocalPack};
 use crate::device::{self, Chosen};
 use crate::error::{Result, WorkerError};
 use crate::evaluate::Evaluator;
-use crate::feed::SampleSchedule;
 use crate::given_weights::GivenWeights;
-use crate::memory::ReplicaState;
 use crate::metrics;
 use crate::model::{Alone, BatchSum, Model};
 use crate::pack_transfer::local_file;
 use crate::panics::without_panic;
+use crate::replica_state::ReplicaState;
 use crate::run_files::{RunFiles, Unfinished};
 use crate::save_schedule::SaveSchedule;
 use crate::session::{Next, Session};
@@ -179,7 +179,7 @@ fn take_part(options: &Options, session: &Session, welcome: &Welcome, device: De
             Err(error) if error.ends_generation() => continue,
             begin => begin?,
         };
-        session.at(BEFORE_STAGES, 0, RankPhase::Rendezvous);
+        session.enter_phase(BEFORE_STAGES, 0, RankPhase::Rendezvous);
         let outcome = join(&address, session, &begin, (device, collective))
             .and_then(|group| worker.train_stages(&begin, &Rc::new(group)));
         session.leave_group();
@@ -256,7 +256,7 @@ fn join(
         }
         (Collectives::Gloo, _) => ProcessGroup::gloo(store, rank, size, address, timeout)?,
     };
-    session.at(BEFORE_STAGES, 0, RankPhase::Connect);
+    session.enter_phase(BEFORE_STAGES, 0, RankPhase::Connect);
     group.connect()?;
     session.connected(&group)?;
     Ok(group)
@@ -311,7 +311,7 @@ impl Worker<'_> {
     fn save_memory(&self) -> WorkerEvent {
         let stage = self.plan.stages()[self.stage].name();
         let step = self.memory.as_ref().map_or(0, |memory| memory.step);
-        self.session.at(stage, step, RankPhase::Save);
+        self.session.enter_phase(stage, step, RankPhase::Save);
         match self.memory.as_deref().map(|memory| self.write_memory(stage, memory)) {
             Some(Ok(written)) => WorkerEvent::Checkpoint(written),
             Some(Err(error)) => WorkerEvent::NotSaved { stage: stage.into(), step, reason: format!("{error:#}") },
@@ -339,7 +339,8 @@ impl Worker<'_> {
         })
     }
 
-    /// What this worker reports after it left the generation; `failure`: because of this error of its group.
+    /// What this worker reports after it left the generation; `failure`: because of this error of
+    /// its group.
     fn rejoin(&self, begin: &Begin, failure: Option<GroupFailure>) -> Rejoin {
         let held = |memory: &ReplicaState| Held {
             stage: self.stage as u32,
@@ -393,7 +394,7 @@ impl Worker<'_> {
                 resume: resume.as_ref().filter(|_| first),
                 source: begin.source.filter(|_| first).map(|rank| rank as usize),
             };
-            self.session.at(stage.name(), 0, RankPhase::SetUp);
+            self.session.enter_phase(stage.name(), 0, RankPhase::SetUp);
             match self.train_stage(stage, begin.generation, group, start)? {
                 StageOutcome::Complete(weights) => self.finished.insert(stage.name().into(), weights),
                 StageOutcome::Stopped { step } => {

@@ -1,4 +1,5 @@
-//! Saves that do not make a step wait: a copy of the state, then a thread that writes it and reports it to the coordinator, which
+//! Saves that do not make a step wait: a copy of the state, then a thread that writes it and
+//! reports it to the coordinator, which
 //! commits it. One save is under way at most; a save that fails is abandoned, and training continues, unless several fail
 //! in a row. What is in a checkpoint is the caller's.
 

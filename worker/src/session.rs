@@ -73,11 +73,11 @@ struct Shared {
     identity: OnceLock<(String, String)>,
     /// Where this worker shows its metrics.
     shows: OnceLock<SocketAddr>,
-    place: Mutex<Place>,
+    position: Mutex<TrainingPosition>,
 }
 
 /// Where the training thread is.
-struct Place {
+struct TrainingPosition {
     heartbeat: Heartbeat,
     /// What had been counted when the generation began.
     before: Collectives,
@@ -88,7 +88,7 @@ struct Place {
     phase_seconds: BTreeMap<RankPhase, f64>,
 }
 
-impl Place {
+impl TrainingPosition {
     fn end_phase(&mut self) {
         let now = Instant::now();
         let seconds = now.duration_since(std::mem::replace(&mut self.phase_began, now)).as_secs_f64();
@@ -100,15 +100,15 @@ impl Place {
 }
 
 impl Shared {
-    fn place(&self) -> MutexGuard<'_, Place> {
-        self.place.lock().unwrap_or_else(PoisonError::into_inner)
+    fn position(&self) -> MutexGuard<'_, TrainingPosition> {
+        self.position.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Frees the training thread from a group that has lost a member; `generation`: only from that of this one.
     fn break_group(&self, generation: Option<u64>) {
-        let mut place = self.place();
-        if generation.is_none_or(|generation| generation == place.heartbeat.generation)
-            && let Some(aborter) = place.aborter.take()
+        let mut position = self.position();
+        if generation.is_none_or(|generation| generation == position.heartbeat.generation)
+            && let Some(aborter) = position.aborter.take()
         {
             self.abandoned.store(true, Ordering::Relaxed);
             aborter.abort();
@@ -116,14 +116,14 @@ impl Shared {
     }
 
     fn heartbeat(&self) -> Heartbeat {
-        let place = self.place();
+        let position = self.position();
         let Collectives { entered, left, waited } = collectives();
-        let waited = waited.saturating_sub(place.before.waited);
+        let waited = waited.saturating_sub(position.before.waited);
         Heartbeat {
-            collectives: entered - place.before.entered,
+            collectives: entered - position.before.entered,
             in_collective: entered > left,
             waited_ms: u64::try_from(waited.as_millis()).unwrap_or(u64::MAX),
-            ..place.heartbeat.clone()
+            ..position.heartbeat.clone()
         }
     }
 }
@@ -133,8 +133,8 @@ impl Session {
     /// folder; without one nothing is encrypted.
     ///
     /// # Errors
-    /// [`WorkerError::Refused`] if this worker may not take part, [`WorkerError::StoppedWaiting`] if a stop signal arrived
-    /// before there was a session.
+    /// [`WorkerError::Refused`] if this worker may not take part, [`WorkerError::StoppedWaiting`]
+    /// if a stop signal arrived before there was a session.
     pub(crate) fn connect(
         (coordinator, wait): (&str, Duration),
         credentials: Option<&Path>,
@@ -161,7 +161,7 @@ impl Session {
             done: AtomicBool::new(false),
             identity: OnceLock::new(),
             shows: OnceLock::new(),
-            place: Mutex::new(Place {
+            position: Mutex::new(TrainingPosition {
                 heartbeat,
                 before: collectives(),
                 aborter: None,
@@ -269,7 +269,8 @@ impl Session {
         }
     }
 
-    /// Whether the coordinator has asked for a stop. Ranks see it at different steps: agree before acting.
+    /// Whether the coordinator has asked for a stop. Ranks see it at different steps: agree before
+    /// acting.
     pub(crate) fn stop_requested(&self) -> bool {
         self.shared.stop.load(Ordering::Relaxed)
     }
@@ -296,14 +297,14 @@ impl Session {
 
     /// The newest generation that this worker was in.
     pub(crate) fn generation(&self) -> u64 {
-        self.shared.place().heartbeat.generation
+        self.shared.position().heartbeat.generation
     }
 
     /// Says in the next heartbeat where this rank is.
-    pub(crate) fn at(&self, stage: &str, step: u64, phase: RankPhase) {
-        let mut place = self.shared.place();
-        place.end_phase();
-        let heartbeat = &mut place.heartbeat;
+    pub(crate) fn enter_phase(&self, stage: &str, step: u64, phase: RankPhase) {
+        let mut position = self.shared.position();
+        position.end_phase();
+        let heartbeat = &mut position.heartbeat;
         if heartbeat.stage != stage {
             heartbeat.stage = stage.into();
         }
@@ -317,9 +318,9 @@ impl Session {
         on_gpu: BTreeMap<RankPhase, f64>,
         gathering: Duration,
     ) -> BTreeMap<RankPhase, f64> {
-        let mut place = self.shared.place();
-        place.end_phase();
-        let mut seconds = std::mem::take(&mut place.phase_seconds);
+        let mut position = self.shared.position();
+        position.end_phase();
+        let mut seconds = std::mem::take(&mut position.phase_seconds);
         seconds.extend(on_gpu);
         if let Some(forward) = seconds.get_mut(&RankPhase::Forward) {
             *forward -= gathering.as_secs_f64();
@@ -330,9 +331,9 @@ impl Session {
 
     /// Stamps heartbeats with a new generation, whose group is made next, and returns its rendezvous.
     pub(crate) fn enter(&self, generation: u64, world_size: usize) -> Arc<dyn KeyValueStore> {
-        let mut place = self.shared.place();
-        place.heartbeat.generation = generation;
-        (place.before, place.aborter) = (collectives(), Some(GroupAborter::new()));
+        let mut position = self.shared.position();
+        position.heartbeat.generation = generation;
+        (position.before, position.aborter) = (collectives(), Some(GroupAborter::new()));
         self.shared.abandoned.store(false, Ordering::Relaxed);
         let (client, runtime) = (self.client.clone(), self.runtime.handle().clone());
         Arc::new(store::CoordinatorStore::new(client, runtime, (generation, world_size)))
@@ -343,7 +344,7 @@ impl Session {
     /// # Errors
     /// [`WorkerError::GenerationOver`] if it has ended meanwhile.
     pub(crate) fn connected(&self, group: &ProcessGroup) -> Result<()> {
-        match &mut self.shared.place().aborter {
+        match &mut self.shared.position().aborter {
             Some(aborter) => {
                 aborter.watch(group);
                 Ok(())
@@ -354,7 +355,7 @@ impl Session {
 
     /// The group of the generation is closed: nothing is left to be aborted.
     pub(crate) fn leave_group(&self) {
-        self.shared.place().aborter = None;
+        self.shared.position().aborter = None;
     }
 
     /// Serves this process's metrics; where other machines can reach them, for the scrape token alone.
@@ -405,8 +406,8 @@ impl Session {
 
     /// Where this rank last said it was.
     pub(crate) fn position(&self) -> String {
-        let place = self.shared.place();
-        let Heartbeat { phase, step, stage, .. } = &place.heartbeat;
+        let position = self.shared.position();
+        let Heartbeat { phase, step, stage, .. } = &position.heartbeat;
         match phase {
             RankPhase::Start => phase.label().into(),
             _ => format!("{} of step {step} of stage {stage}", phase.label()),
@@ -472,7 +473,7 @@ impl StopFlag {
 
     /// Reports progress that no collective or step shows.
     pub(crate) fn progressed(&self) {
-        self.0.place().heartbeat.progress += 1;
+        self.0.position().heartbeat.progress += 1;
     }
 }
 

@@ -1,9 +1,10 @@
-//! What a stage is to the training loop: what a batch becomes (the terms of a loss), and how the result is evaluated.
+//! What a stage is to the training loop: what a batch becomes (the terms of a loss), and how the
+//! result is evaluated.
 //! `backbone.rs` and `transfer.rs` are the two kinds; how they are trained is `train.rs`'s.
 
+use crate::batch_loader::Batch;
 use crate::error::{Result, WorkerError};
 use crate::evaluate::EvalMetrics;
-use crate::feed::Batch;
 use crate::tensors::{StateDict, upload};
 use anyhow::anyhow;
 use std::ops::Range;

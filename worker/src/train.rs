@@ -7,14 +7,14 @@ mod computed;
 mod gpu_clock;
 mod graph;
 
+use crate::batch_loader::{Batch, BatchLoader, SampleSchedule};
 use crate::checkpoint::{self, Committed};
 use crate::data::Data;
 use crate::error::{Result, WorkerError};
 use crate::failpoints;
-use crate::feed::{Batch, BatchLoader, SampleSchedule};
-use crate::memory::{ReplicaState, UnackedSteps};
 use crate::metrics;
 use crate::optimizer::AdamW;
+use crate::replica_state::{ReplicaState, UnackedSteps};
 use crate::run_files::RunFiles;
 use crate::save_schedule::{Due, SaveSchedule};
 use crate::saver::{Save, Saver};
@@ -66,7 +66,8 @@ pub(crate) enum StageOutcome {
     Complete(StateDict),
     /// All ranks stopped after this many updates; a checkpoint holds them.
     Stopped { step: u64 },
-    /// All ranks leave their generation after the same step, for one with more workers; this is what the rank holds.
+    /// All ranks leave their generation after the same step, for one with more workers; this is
+    /// what the rank holds.
     Regroup(Box<ReplicaState>),
 }
 
@@ -343,7 +344,7 @@ impl<'a> Trainer<'a> {
     }
 
     fn phase(&self, phase: RankPhase) {
-        self.context.session.at(self.spec.name, self.step, phase);
+        self.context.session.enter_phase(self.spec.name, self.step, phase);
     }
 
     /// A phase that the GPU's time is measured of.

@@ -1,4 +1,5 @@
-//! What users are notified of, as lines of `events.jsonl`: kind and fields. Kinds and keys are a format.
+//! What users are notified of, as lines of `events.jsonl`: kind and fields. Kinds and keys are a
+//! format.
 
 use crate::commands::bench;
 use crate::run::{Notice, RecoveredFrom, Verdict};

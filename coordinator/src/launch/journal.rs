@@ -151,7 +151,8 @@ impl Writer {
     fn notify(&mut self, notice: &Notice) {
         let (kind, fields) = crate::launch::event_lines::line(notice);
         match notice {
-            // A worker must not be sent a generation that a restarted coordinator would not know of.
+            // A worker must not be sent a generation that a restarted coordinator would not know
+            // of.
             Notice::Began { .. } => self.until_written(|ledger| ledger.event(kind, &fields)),
             _ => self.event(kind, fields),
         }

@@ -1,4 +1,5 @@
-//! A worker with an open session, and where it stands: it joins, waits for a generation, trains in one, or has left.
+//! A worker with an open session, and where it stands: it joins, waits for a generation, trains in
+//! one, or has left.
 
 use super::ExitCause;
 use super::liveness::Progress;
@@ -25,8 +26,8 @@ pub(super) struct Member {
 
 #[derive(Clone, Debug)]
 pub(super) enum MemberState {
-    /// It makes its plan and opens its packs; or it returns to a restarted coordinator, and has not reported yet what it
-    /// holds.
+    /// It makes its plan and opens its packs; or it returns to a restarted coordinator, and has not
+    /// reported yet what it holds.
     Joining,
     /// It waits for a generation.
     Ready {

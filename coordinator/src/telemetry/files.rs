@@ -127,7 +127,8 @@ impl Writer {
         written.into_iter().for_each(|(file, written)| self.report(&file, written));
     }
 
-    /// While this coordinator waited for a last scrape another one may have resumed the run: its targets stay.
+    /// While this coordinator waited for a last scrape another one may have resumed the run: its
+    /// targets stay.
     fn remove_targets(&mut self) {
         let files = self.contents.targets.as_ref().map_or(Vec::new(), |targets| targets.files.clone());
         for file in files {

@@ -98,7 +98,7 @@ fn report_skipped(pack: &PackFile) {
 /// The stage in training, as people see it.
 pub(crate) struct Progress {
     view: View,
-    stage: Option<Stage>,
+    stage: Option<StageProgress>,
 }
 
 enum View {
@@ -110,7 +110,7 @@ enum View {
     },
 }
 
-struct Stage {
+struct StageProgress {
     name: String,
     /// Steps done, and all of them.
     position: u64,
@@ -140,7 +140,7 @@ impl Progress {
         let now = Instant::now();
         if self.stage.as_ref().is_none_or(|stage| stage.name != step.stage) {
             let (name, recent) = (step.stage.clone(), VecDeque::new());
-            self.stage = Some(Stage { name, position: 0, length: 0, started: now, recent });
+            self.stage = Some(StageProgress { name, position: 0, length: 0, started: now, recent });
         }
         let Some(stage) = &mut self.stage else { return };
         (stage.position, stage.length) = (step.step + 1, step.total_steps);
@@ -247,7 +247,7 @@ fn activity(phase: &RankPhase) -> Option<&'static str> {
     }
 }
 
-impl Stage {
+impl StageProgress {
     fn bar(&self, text: String) -> terminal::Bar {
         let (name, position, length) = (self.name.clone(), self.position, self.length);
         terminal::Bar { unit: Unit::Steps, name, position, length, text }

@@ -66,13 +66,13 @@ const START: i32 = 1;
 pub(crate) struct TensorBoard {
     run_dir: PathBuf,
     folder: PathBuf,
-    stages: HashMap<String, Stage>,
+    stages: HashMap<String, StageCurves>,
     /// Nothing could be written: reported once, then given up.
     failed: bool,
 }
 
 #[derive(Default)]
-struct Stage {
+struct StageCurves {
     /// That this coordinator has begun.
     file: Option<File>,
     /// Steps that the files have, and after how many of them there is an evaluation.
@@ -89,10 +89,10 @@ impl TensorBoard {
         let Some(last) = read_steps(run_dir)?.pop() else { return Ok(Self::new(run_dir, None)) };
         let steps = last.step as i64 + 1;
         let evaluated = was_evaluated(run_dir, &last.stage, last.epoch)?.then_some(steps);
-        Ok(Self::new(run_dir, Some((last.stage, Stage { steps, evaluated, ..Stage::default() }))))
+        Ok(Self::new(run_dir, Some((last.stage, StageCurves { steps, evaluated, ..StageCurves::default() }))))
     }
 
-    fn new(run_dir: &Path, last: Option<(String, Stage)>) -> Self {
+    fn new(run_dir: &Path, last: Option<(String, StageCurves)>) -> Self {
         let (run_dir, folder) = (run_dir.into(), run_dir.join("tensorboard"));
         Self { run_dir, folder, stages: last.into_iter().collect(), failed: false }
     }
@@ -140,7 +140,7 @@ impl TensorBoard {
     }
 
     /// For the state after the last step, and at that step: a restarted coordinator begins after it.
-    fn after_last_step(&mut self, stage: &str, values: Vec<(String, f64)>) -> io::Result<&mut Stage> {
+    fn after_last_step(&mut self, stage: &str, values: Vec<(String, f64)>) -> io::Result<&mut StageCurves> {
         let steps = self.stages.get(stage).map_or(0, |stage| stage.steps);
         let stage = self.stage(stage, steps)?;
         stage.write((steps - 1).max(0), summary(values))?;
@@ -148,7 +148,7 @@ impl TensorBoard {
     }
 
     /// The file of a stage; a new one begins at this step.
-    fn stage(&mut self, name: &str, step: i64) -> io::Result<&mut Stage> {
+    fn stage(&mut self, name: &str, step: i64) -> io::Result<&mut StageCurves> {
         let stage = self.stages.entry(name.into()).or_default();
         if stage.file.is_none() {
             let folder = self.folder.join(name);
@@ -173,7 +173,7 @@ impl TensorBoard {
     }
 }
 
-impl Stage {
+impl StageCurves {
     /// What is known of this step and of later ones is over.
     fn begin_again(&mut self, step: i64) -> io::Result<()> {
         self.evaluated = None;
@@ -304,7 +304,7 @@ mod tests {
             (5, None, &[step(5)]),
         ];
         for (steps, evaluated, effects) in coordinators {
-            let last = Stage { steps, evaluated, ..Stage::default() };
+            let last = StageCurves { steps, evaluated, ..StageCurves::default() };
             let mut board = TensorBoard::new(folder.path(), Some(("cae".into(), last)));
             effects.iter().for_each(|effect| board.on_effect(effect));
             assert!(!board.failed);

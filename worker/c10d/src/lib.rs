@@ -2,7 +2,8 @@
 //!
 //! A [`ProcessGroup`] is one rank's membership in a group; its peers find each other through a
 //! [`KeyValueStore`], which is the caller's. Three layers: `shim/shim.cpp` turns C++ exceptions into text,
-//! `raw.rs` declares it, `group.rs`, `store.rs`, `aborter.rs`, `device.rs` and `error.rs` are safe; `measure.rs` with
+//! `raw.rs` declares it, `group.rs`, `store.rs`, `aborter.rs`, `device.rs` and `error.rs` are safe;
+//! `measure.rs` with
 //! `shim/measure.cpp` counts what a step computes. Beside `thanos-fused` this is the only crate of the workspace with
 //! `unsafe` code. It knows tensors and ranks, nothing of training.
 

@@ -62,7 +62,8 @@ impl Admission {
     /// The coordinator's address for a client with credentials; a token is exchanged for them first.
     ///
     /// # Errors
-    /// [`WorkerError::Refused`] if the coordinator is not the run's, or does not take the token; else it could not be reached.
+    /// [`WorkerError::Refused`] if the coordinator is not the run's, or does not take the token;
+    /// else it could not be reached.
     pub(super) async fn endpoint(&mut self, coordinator: &str, worker_id: &str) -> Result<Endpoint> {
         let endpoint = |scheme: &str| {
             let endpoint = Endpoint::from_shared(format!("{scheme}://{coordinator}"));

@@ -41,7 +41,8 @@ struct Steps {
 }
 
 impl AckWindow {
-    /// Lets a step that waits continue, when the generation is to end: at a stop, or because a rank is lost.
+    /// Lets a step that waits continue, when the generation is to end: at a stop, or because a rank
+    /// is lost.
     pub(super) fn release(&self, released: bool) {
         self.lock().released = released;
         self.changed.notify_all();

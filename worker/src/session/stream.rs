@@ -26,7 +26,8 @@ pub(super) type Client = CoordinatorClient<Channel>;
 const ATTEMPT_INTERVAL: Duration = Duration::from_millis(100);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const HEARTBEAT: Duration = Duration::from_millis(250);
-/// A coordinator that does not answer for this long, asked once a second, is lost: nothing may have closed the connection.
+/// A coordinator that does not answer for this long, asked once a second, is lost: nothing may have
+/// closed the connection.
 const PING_INTERVAL: Duration = Duration::from_secs(1);
 const MAX_SILENCE: Duration = Duration::from_secs(3);
 
@@ -67,7 +68,8 @@ impl Reconnector {
     /// Waits until the coordinator is up, for this long.
     ///
     /// # Errors
-    /// [`WorkerError::StoppedWaiting`] if a stop signal arrives first: there is no coordinator that could be asked to stop.
+    /// [`WorkerError::StoppedWaiting`] if a stop signal arrives first: there is no coordinator that
+    /// could be asked to stop.
     pub(super) async fn open_first(mut self, wait: Duration) -> Result<(Reconnecting, Client, Connection)> {
         let mut stop_request = self.shared.stop_request.subscribe();
         let (client, connection, open) = tokio::select! {
@@ -145,7 +147,8 @@ impl Reconnecting {
             tracing::warn!("{reason}; retrying for {lease:?}");
             match reconnector.reconnect(lease).await {
                 Ok((_, connection, again)) => {
-                    // Dropping the old end notifies the training thread; the new one is there by then.
+                    // Dropping the old end notifies the training thread; the new one is there by
+                    // then.
                     _ = reconnector.opened.send(connection);
                     open = again;
                 }

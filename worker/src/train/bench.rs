@@ -2,8 +2,8 @@
 //! some of them (evaluations, checkpoints) is not.
 
 use super::{StageContext, StageSpec, Trainer};
+use crate::batch_loader::BatchLoader;
 use crate::error::Result;
-use crate::feed::BatchLoader;
 use crate::stage::Stage;
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -3,9 +3,9 @@
 
 use super::Trainer;
 use super::computed::{Computed, Reduced};
+use crate::divergence::diverged;
 use crate::error::Result;
 use crate::metrics;
-use crate::replicas::diverged;
 use crate::tensors::copy_into;
 use anyhow::anyhow;
 use tch::Tensor;

@@ -28,7 +28,7 @@ const STAGES: [(&str, u64); 2] = [("a", 9), ("b", 8)];
 
 /// Updates made of a stage; after the last stage there is one more without any.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Place {
+struct StagePoint {
     stage: usize,
     made: u64,
 }
@@ -36,7 +36,7 @@ struct Place {
 /// What a worker holds in memory.
 #[derive(Clone, Debug)]
 struct State {
-    at: Place,
+    at: StagePoint,
     generation: u64,
     recent: Vec<StepDone>,
 }
@@ -58,9 +58,9 @@ pub(super) struct World {
     workers: Vec<Worker>,
     group: Option<Group>,
     /// What sessions have reported to hold; the worker may have died since.
-    reported: BTreeMap<SessionId, Place>,
+    reported: BTreeMap<SessionId, StagePoint>,
     /// Where the newest generation's source was when it began.
-    source: Option<Place>,
+    source: Option<StagePoint>,
     next_session: SessionId,
     /// What workers have sent, in order; the coordinator reads it when it is not paused.
     inbox: VecDeque<Event>,
@@ -261,9 +261,9 @@ impl World {
     }
 
     /// The last checkpoint.
-    fn saved(&self) -> Place {
+    fn saved(&self) -> StagePoint {
         let made = self.run.start.resume.as_ref().map_or(0, |checkpoint| checkpoint.step);
-        Place { stage: self.run.start.stage, made }
+        StagePoint { stage: self.run.start.stage, made }
     }
 
     pub(super) fn assert_ended_well(&self) {
@@ -307,7 +307,7 @@ impl World {
             Some(_) => self.source.expect("among the same effects"),
             None => {
                 let made = begin.resume.as_ref().map_or(0, |checkpoint| checkpoint.step);
-                Place { stage: begin.stage as usize, made }
+                StagePoint { stage: begin.stage as usize, made }
             }
         };
         assert_eq!(at.stage, begin.stage as usize, "a stage that is committed is not made again");
@@ -327,7 +327,7 @@ impl World {
     }
 
     /// What the source of a generation holds, before its ranks begin.
-    fn source_of(&self, effects: &[Effect]) -> Option<Place> {
+    fn source_of(&self, effects: &[Effect]) -> Option<StagePoint> {
         let session = effects.iter().find_map(|effect| match effect {
             Effect::Send { session, command: Command::Begin(begin) } if begin.source == Some(begin.rank) => {
                 Some(*session)
@@ -411,7 +411,7 @@ impl World {
         self.send(Event::Received { session, event });
     }
 
-    fn written(&self, at: Place, generation: u64, is_end: bool) -> CheckpointWritten {
+    fn written(&self, at: StagePoint, generation: u64, is_end: bool) -> CheckpointWritten {
         let stage = STAGES[at.stage].0;
         CheckpointWritten {
             stage: stage.into(),

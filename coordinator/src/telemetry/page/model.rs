@@ -62,7 +62,7 @@ pub(super) struct Model {
     /// Lines that could not be read.
     damaged: u64,
     about: Value,
-    stages: Vec<Stage>,
+    stages: Vec<StageView>,
     /// The last step, and the newest events with their numbers.
     last: Option<StepLine>,
     log: VecDeque<(u64, Value)>,
@@ -78,7 +78,7 @@ pub(super) struct Model {
 }
 
 /// A stage that is planned, in training or complete.
-struct Stage {
+struct StageView {
     name: String,
     kind: &'static str,
     epochs: Option<u64>,
@@ -95,7 +95,7 @@ struct Stage {
     result: Option<Value>,
 }
 
-impl Stage {
+impl StageView {
     fn new(name: &str, plan: Option<(&Plan, &StagePlan)>) -> Self {
         let training = plan.map(|(plan, stage)| plan.training(stage));
         let kind = match plan {
@@ -197,7 +197,7 @@ impl Model {
             let growth = self.steps.read()?;
             if growth.replaced {
                 (self.step_lines, self.last) = (0, None);
-                self.stages.iter_mut().for_each(Stage::forget_steps);
+                self.stages.iter_mut().for_each(StageView::forget_steps);
             }
             growth.text.lines().for_each(|line| self.step(line));
             if !growth.more {
@@ -236,11 +236,11 @@ impl Model {
     fn take_plan(&mut self, plan: &Plan) {
         let mut known = std::mem::take(&mut self.stages);
         for stage in plan.stages().iter().take(MAX_STAGES) {
-            let new = Stage::new(stage.name(), Some((plan, stage)));
+            let new = StageView::new(stage.name(), Some((plan, stage)));
             let stage = match known.iter().position(|known| known.name == new.name) {
                 Some(index) => {
-                    let Stage { kind, epochs, max_steps, .. } = new;
-                    Stage { kind, epochs, max_steps, ..known.remove(index) }
+                    let StageView { kind, epochs, max_steps, .. } = new;
+                    StageView { kind, epochs, max_steps, ..known.remove(index) }
                 }
                 None => new,
             };
@@ -249,10 +249,10 @@ impl Model {
         self.stages.extend(known);
     }
 
-    fn stage(&mut self, name: &str) -> Option<&mut Stage> {
+    fn stage(&mut self, name: &str) -> Option<&mut StageView> {
         let known = self.stages.iter().position(|stage| stage.name == name);
         if known.is_none() && self.stages.len() < MAX_STAGES {
-            self.stages.push(Stage::new(name, None));
+            self.stages.push(StageView::new(name, None));
         }
         let index = known.unwrap_or(self.stages.len() - 1);
         self.stages.get_mut(index).filter(|stage| stage.name == name)
@@ -387,7 +387,7 @@ impl Model {
         let active =
             active.filter(|name| self.stages.iter().any(|stage| stage.name == *name && stage.result.is_none()));
         let active = active.or(first);
-        let is_active = |stage: &Stage| active == Some(stage.name.as_str());
+        let is_active = |stage: &StageView| active == Some(stage.name.as_str());
         let stages: Vec<Value> = self.stages.iter().map(|stage| stage.json(live, is_active(stage))).collect();
         let left = self.stages.iter().find(|stage| is_active(stage));
         let left = left.and_then(|stage| stage.total(live)?.checked_sub(stage.steps));

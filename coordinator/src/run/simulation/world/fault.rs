@@ -1,6 +1,6 @@
 //! A step whose collectives fail on every rank, although no connection is lost: once, or each time that it is made.
 
-use super::{Activity, Place, STAGES, World};
+use super::{Activity, STAGES, StagePoint, World};
 use thanos_configs::SplitMix64;
 use thanos_proto::GroupFailure;
 
@@ -11,7 +11,7 @@ pub(in crate::run::simulation) const REPEATED: &str = "failed twice in the same 
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Fault {
-    at: Place,
+    at: StagePoint,
     repeats: bool,
     /// How often it has occurred.
     occurred: u64,
@@ -22,7 +22,7 @@ impl Fault {
     pub(super) fn of(seed: u64) -> Option<Self> {
         let mut chance = SplitMix64::new(!seed);
         let stage = chance.below(STAGES.len() as u64) as usize;
-        let at = Place { stage, made: chance.below(STAGES[stage].1) };
+        let at = StagePoint { stage, made: chance.below(STAGES[stage].1) };
         match chance.below(WORLDS) {
             kind @ 0..2 => Some(Self { at, repeats: kind == 0, occurred: 0 }),
             _ => None,
@@ -35,12 +35,12 @@ impl World {
         self.fault.is_some_and(|fault| fault.repeats)
     }
 
-    pub(super) fn is_faulty(&self, at: Place) -> bool {
+    pub(super) fn is_faulty(&self, at: StagePoint) -> bool {
         self.fault.is_some_and(|fault| fault.at == at && (fault.repeats || fault.occurred == 0))
     }
 
     /// All ranks leave the group: the first one because of the error, others because of it or because that one left.
-    pub(super) fn fail_step(&mut self, ranks: &[usize], at: Place) {
+    pub(super) fn fail_step(&mut self, ranks: &[usize], at: StagePoint) {
         let limit = 2 * (1 + self.losses);
         if let Some(fault) = &mut self.fault {
             fault.occurred += 1;

@@ -1,6 +1,6 @@
 //! A simulated generation: its ranks make steps in lockstep, evaluate, save, and leave together or when it is broken.
 
-use super::{Activity, Health, Place, STAGES, State, World};
+use super::{Activity, Health, STAGES, StagePoint, State, World};
 use crate::run::Event;
 use crate::run::tests::step;
 use std::collections::BTreeMap;
@@ -28,14 +28,14 @@ pub(super) struct Group {
     pub(super) generation: u64,
     /// Indices of the workers, by rank, as they join.
     pub(super) ranks: Vec<Option<usize>>,
-    pub(super) at: Place,
+    pub(super) at: StagePoint,
     pub(super) operation: Operation,
     /// A rank was lost, or the coordinator sent `Abandon`: all leave at their next collective.
     pub(super) broken: bool,
 }
 
 impl Group {
-    pub(super) fn new(generation: u64, size: usize, at: Place) -> Self {
+    pub(super) fn new(generation: u64, size: usize, at: StagePoint) -> Self {
         Self { generation, ranks: vec![None; size], at, operation: Operation::Join, broken: false }
     }
 }
@@ -143,7 +143,7 @@ impl World {
         }
     }
 
-    fn step_done(&self, at: Place) -> StepDone {
+    fn step_done(&self, at: StagePoint) -> StepDone {
         let generation = self.group.as_ref().map_or(0, |group| group.generation);
         let phase_seconds = BTreeMap::from([("forward".into(), self.pace.step[at.stage])]);
         StepDone { phase_seconds, ..step(STAGES[at.stage].0, at.made, generation) }
@@ -171,7 +171,7 @@ impl World {
 
     /// The end of a stage is saved, else a step is made; now and then rank 0 begins to save in the background.
     fn next_operation(&mut self, ranks: &[usize]) {
-        let Place { stage, made } = self.group_mut().at;
+        let StagePoint { stage, made } = self.group_mut().at;
         if stage == STAGES.len() {
             return self.send_final_event(ranks, &WorkerEvent::Finished);
         }
@@ -224,7 +224,7 @@ impl World {
             let (stage, step) = (STAGES[group.at.stage].0.into(), group.at.made);
             return self.send_final_event(&ranks, &WorkerEvent::Stopped { stage, step });
         }
-        let next = Place { stage: group.at.stage + 1, made: 0 };
+        let next = StagePoint { stage: group.at.stage + 1, made: 0 };
         self.group_mut().at = next;
         // Some may be through the barrier and others not, if one dies in it.
         let torn = self.is_once_in(8);

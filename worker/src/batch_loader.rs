@@ -126,7 +126,8 @@ impl<'a> BatchLoader<'a> {
     }
 }
 
-/// A thread's life: its share of the views of every batch, until the last one, or until the receiver is dropped.
+/// A thread's life: its share of the views of every batch, until the last one, or until the
+/// receiver is dropped.
 fn make_ahead(
     maker: &ViewMaker,
     steps: impl Iterator<Item = (Position, Vec<u64>, Range<usize>)>,

@@ -74,8 +74,8 @@ impl ReplicaState {
     }
 }
 
-/// The last steps that this rank made of a stage, as its rank 0 reports them: as many as may not be recorded yet, and the
-/// one in flight.
+/// The last steps that this rank made of a stage, as its rank 0 reports them: as many as may not be
+/// recorded yet, and the one in flight.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct UnackedSteps(VecDeque<StepDone>);
 
