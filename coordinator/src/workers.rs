@@ -105,14 +105,14 @@ impl Launcher {
     pub(crate) fn start(&self) -> Result<()> {
         for worker in self.command.place.worker_ids() {
             let child = self.command.spawn(&worker)?;
-            self.watch(worker, Some(child), Duration::ZERO);
+            self.spawn_after(worker, Some(child), Duration::ZERO);
         }
         Ok(())
     }
 
     /// Starts a worker's process again; one that cannot be started has ended.
     pub(crate) fn restart(&self, worker: &str, after: Duration) {
-        self.watch(worker.into(), None, after);
+        self.spawn_after(worker.into(), None, after);
     }
 
     /// A worker has opened its session.
@@ -135,7 +135,7 @@ impl Launcher {
         let mut found = Adopted::find(&workers, &self.command.coordinator, is_local);
         for worker in workers {
             let process = found.remove(&worker);
-            self.until(worker, |killed| async move {
+            self.report_end(worker, |killed| async move {
                 match process {
                     Some(process) => process.wait(killed).await,
                     None => ("ended while no coordinator was running".into(), ExitCause::Vanished),
@@ -145,9 +145,9 @@ impl Launcher {
     }
 
     /// Starts a process unless there is one, waits for it, and reports how it ended.
-    fn watch(&self, worker: String, child: Option<Started>, after: Duration) {
+    fn spawn_after(&self, worker: String, child: Option<Started>, after: Duration) {
         let (command, id) = (self.command.clone(), worker.clone());
-        self.until(worker, |mut killed| async move {
+        self.report_end(worker, |mut killed| async move {
             tokio::select! {
                 () = tokio::time::sleep(after) => {}
                 () = &mut killed => return ("was not restarted".into(), ExitCause::Hung),
@@ -160,7 +160,7 @@ impl Launcher {
     }
 
     /// Reports how a worker's process ended, when it has, and why; it is to end when `killed` resolves.
-    fn until<F>(&self, worker: String, ending: impl FnOnce(Killed) -> F)
+    fn report_end<F>(&self, worker: String, ending: impl FnOnce(Killed) -> F)
     where
         F: Future<Output = (String, ExitCause)> + Send + 'static,
     {
@@ -264,7 +264,7 @@ impl WorkerCommand {
     }
 
     /// What starts a worker.
-    fn start(&self, worker: &str) -> Result<Command> {
+    fn build(&self, worker: &str) -> Result<Command> {
         let log = self.log(worker);
         let file =
             File::options().create(true).append(true).open(&log).with_context(|| format!("{}", log.display()))?;
@@ -306,12 +306,12 @@ impl WorkerCommand {
     }
 
     fn spawn(&self, worker: &str) -> Result<Started> {
-        self.spawned(self.start(worker)?, worker)
+        self.spawned(self.build(worker)?, worker)
     }
 
     /// As [`Self::spawn`]; a failpoint of a test breaks the first process only.
     fn spawn_again(&self, worker: &str) -> Result<Started> {
-        let mut command = self.start(worker)?;
+        let mut command = self.build(worker)?;
         command.env_remove("FAILPOINTS");
         self.spawned(command, worker)
     }

@@ -22,7 +22,7 @@ fn started(
         shows: false,
         logs: logs.path().into(),
     };
-    let command = command.start("worker-1").expect("a log");
+    let command = command.build("worker-1").expect("a log");
     let command = command.as_std();
     let text = |text: &std::ffi::OsStr| text.to_string_lossy().into_owned();
     let program = std::iter::once(command.get_program());
