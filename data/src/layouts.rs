@@ -1,7 +1,6 @@
 //! Which raw files a published data set has, in which forms, and where they are in `data.dir`: in a
-//! folder, or in an
-//! archive, as published, as torchvision and Kaggle lay them out, or repacked. It knows nothing of
-//! what is in the files.
+//! folder, or in an archive, as published, as torchvision and Kaggle lay them out, or repacked. It
+//! knows nothing of what is in the files.
 
 use super::archive::{self, is_archive};
 use super::error::DataError;

@@ -1,8 +1,7 @@
 //! Which modules of a crate import which, at every level of its tree, read from the paths `crate::`
-//! and `super::` in its
-//! sources. A name that the root of the crate re-exports counts as the module that it comes from;
-//! what the root defines
-//! counts as the module `lib`. A module and its own submodules may use each other.
+//! and `super::` in its sources. A name that the root of the crate re-exports counts as the module
+//! that it comes from; what the root defines counts as the module `lib`. A module and its own
+//! submodules may use each other.
 
 use super::rust_text::{Token, tokens};
 use std::collections::{BTreeMap, BTreeSet};

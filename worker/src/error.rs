@@ -76,8 +76,8 @@ impl WorkerError {
         matches!(self, Self::Group(_) | Self::Disconnected | Self::GenerationOver)
     }
 
-    /// The same kind of error, with what was being done before its message, unless the message says
-    /// it already.
+    /// The same kind of error, with what was being done before its message. Kinds whose message is
+    /// fixed stay as they are.
     #[must_use]
     pub(crate) fn context(self, doing: String) -> Self {
         match self {
@@ -91,8 +91,8 @@ impl WorkerError {
 }
 
 impl From<anyhow::Error> for WorkerError {
-    /// The one place where the kind of an error is found out afterwards: what computes with a group
-    /// or reads files reports several kinds by `anyhow`.
+    /// The one place where the kind of an error is read from its type: code that computes with a
+    /// group, or reads files, reports several kinds by `anyhow`.
     fn from(error: anyhow::Error) -> Self {
         let error = match error.downcast::<Self>() {
             Ok(own) => return own,

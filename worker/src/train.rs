@@ -4,89 +4,32 @@
 pub(crate) mod bench;
 mod checks;
 mod computed;
+mod finish;
 mod gpu_clock;
 mod graph;
+mod spec;
+mod state;
 
-use crate::batch_loader::{Batch, BatchLoader, SampleSchedule};
-use crate::checkpoint::{self, Committed};
-use crate::data::Data;
-use crate::error::{Result, WorkerError};
+use crate::batch_loader::{Batch, BatchLoader};
+use crate::error::Result;
 use crate::failpoints;
 use crate::metrics;
 use crate::optimizer::AdamW;
-use crate::replica_state::{ReplicaState, UnackedSteps};
-use crate::run_files::RunFiles;
-use crate::save_schedule::{Due, SaveSchedule};
-use crate::saver::{Save, Saver};
-use crate::session::Session;
+use crate::replica_state::UnackedSteps;
+use crate::saver::Saver;
 use crate::stage::{Inputs, Stage};
-use crate::tensors::{StateDict, copy_into, snapshot};
+use crate::tensors::{StateDict, snapshot};
 use anyhow::Context;
 use computed::{Computed, Reduced, Requests, norm_of};
 use gpu_clock::GpuClock;
 use graph::{Graphs, StepGraph};
+pub(crate) use spec::{Interrupted, ResumeFrom, StageContext, StageOutcome, StageSpec};
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
-use thanos_c10d::{Exchanged, ProcessGroup};
-use thanos_configs::{
-    ChecksConfig, Position, Select, TrainConfig, ValidationMeasure, learning_rate, samples_sha256, step_key,
-};
-use thanos_proto::{Best, CheckpointWritten, Evaluated, RankPhase, StageResult, StepDone, WorkerEvent};
-
-/// A stage's place in the run, and its numbers.
-pub(crate) struct StageSpec<'a> {
-    pub(crate) name: &'a str,
-    /// Distinguishes this stage's dropout masks from those of other stages.
-    pub(crate) key: u64,
-    pub(crate) seed: u64,
-    pub(crate) train: TrainConfig,
-    /// What the stage's validation accuracy is of.
-    pub(crate) measure: ValidationMeasure,
-    /// Describes the network in files of weights.
-    pub(crate) record: Arc<str>,
-    pub(crate) schedule: SampleSchedule,
-    pub(crate) saves: SaveSchedule<'a>,
-    pub(crate) checks: &'a ChecksConfig,
-}
-
-/// What a stage trains with: the images, and the others of its generation.
-pub(crate) struct StageContext<'a> {
-    pub(crate) data: &'a Data,
-    pub(crate) group: &'a ProcessGroup,
-    pub(crate) session: &'a Session,
-    pub(crate) generation: u64,
-    pub(crate) files: &'a Arc<dyn RunFiles>,
-}
-
-/// How a stage ended.
-pub(crate) enum StageOutcome {
-    /// With the weights of the best validation epoch.
-    Complete(StateDict),
-    /// All ranks stopped after this many updates; a checkpoint holds them.
-    Stopped { step: u64 },
-    /// All ranks leave their generation after the same step, for one with more workers; this is
-    /// what the rank holds.
-    Regroup(Box<ReplicaState>),
-}
-
-/// What a stage begins from.
-pub(crate) enum ResumeFrom<'a> {
-    Start,
-    Checkpoint(&'a Committed),
-    /// Everyone takes over what rank `source` holds; `own` is this rank's, if it has any.
-    ReplicaState {
-        own: Option<&'a ReplicaState>,
-        source: usize,
-    },
-}
-
-/// Why a stage ended before its end; `memory` is what the rank holds, once it has begun.
-pub(crate) struct Interrupted {
-    pub(crate) error: WorkerError,
-    pub(crate) memory: Option<Box<ReplicaState>>,
-}
+use thanos_c10d::Exchanged;
+use thanos_configs::{Position, learning_rate, samples_sha256, step_key};
+use thanos_proto::{Best, RankPhase, StepDone};
 
 /// Trains a stage to its end, or to a stop or a regroup that all ranks agree on.
 pub(crate) fn train(
@@ -113,161 +56,7 @@ pub(crate) fn train(
     }
 }
 
-/// How many steps a stage has.
-#[derive(Clone, Copy)]
-struct StepCounts {
-    per_epoch: u64,
-    total: u64,
-}
-
-/// The batch of the step in flight, and what it is trained with.
-struct StepInFlight<'a> {
-    batch: &'a Batch,
-    lr: f64,
-    total_steps: u64,
-}
-
-/// A stage under way.
-struct Trainer<'a> {
-    stage: &'a mut dyn Stage,
-    spec: &'a StageSpec<'a>,
-    context: &'a StageContext<'a>,
-    device: Device,
-    optimizer: AdamW,
-    saver: Saver<'a>,
-    /// Updates made.
-    step: u64,
-    post_step_done: bool,
-    recent: UnackedSteps,
-    best: Option<(Best, StateDict)>,
-    /// The model's buffers, and as they were before the step in flight, which changes them in its forward pass; the
-    /// latter is empty between steps.
-    buffers: StateDict,
-    buffers_before: StateDict,
-    /// Updates skipped since the last one that was made.
-    skipped: u32,
-    /// In the forward pass of the step in flight.
-    exchanged: Exchanged,
-    clock: GpuClock,
-    graphs: Graphs,
-    seconds_before: f64,
-    /// Seconds that steps waited for their images, and for saves, since this rank started the stage.
-    waited: f64,
-    saving: f64,
-    started: Instant,
-}
-
-impl<'a> Trainer<'a> {
-    fn new(stage: &'a mut dyn Stage, spec: &'a StageSpec<'a>, context: &'a StageContext<'a>) -> Self {
-        let parameters = stage.parameters();
-        let buffers = stage.state().into_iter().filter(|(name, _)| !parameters.contains_key(name)).collect();
-        let (kind, device) = parameters.values().next().map_or((Kind::Float, Device::Cpu), |p| (p.kind(), p.device()));
-        let optimizer = AdamW::new(parameters, spec.train.weight_decay);
-        Self {
-            stage,
-            spec,
-            context,
-            device,
-            optimizer,
-            saver: Saver::new(context.session),
-            step: 0,
-            post_step_done: true,
-            recent: UnackedSteps::default(),
-            best: None,
-            buffers,
-            buffers_before: StateDict::new(),
-            skipped: 0,
-            exchanged: Exchanged::default(),
-            clock: GpuClock::new(device),
-            graphs: Graphs::new((kind, device), context.group.size()),
-            seconds_before: 0.0,
-            waited: 0.0,
-            saving: 0.0,
-            started: Instant::now(),
-        }
-    }
-
-    fn begin(&mut self, from: &ResumeFrom<'_>) -> Result<()> {
-        // In all other cases what is trained is newer than the last save.
-        if !matches!(from, ResumeFrom::ReplicaState { .. }) {
-            self.spec.saves.restart(Instant::now());
-        }
-        match from {
-            ResumeFrom::Start => Ok(()),
-            // One rank reads it: the others may be a thousand, or see no disk.
-            ResumeFrom::Checkpoint(checkpoint) => {
-                if self.context.group.rank() == 0 {
-                    self.load(checkpoint)?;
-                }
-                let mut memory = self.memory();
-                memory.take_over(self.context.group, 0)?;
-                self.recall(memory)
-            }
-            ResumeFrom::ReplicaState { own, source } => {
-                let mut memory = match own {
-                    Some(own) if self.context.group.rank() == *source => own.copy(),
-                    _ => self.memory(),
-                };
-                memory.take_over(self.context.group, *source)?;
-                if let Some(own) = own.filter(|own| own.step == memory.step) {
-                    memory.recent = own.recent.clone();
-                }
-                self.recall(memory)
-            }
-        }
-    }
-
-    fn load(&mut self, checkpoint: &Committed) -> Result<()> {
-        let model = self.with_buffers(checkpoint.tensors(checkpoint::MODEL)?, checkpoint);
-        copy_into(&self.stage.state(), &model)?;
-        self.optimizer.load(&checkpoint.tensors(checkpoint::OPTIMIZER)?)?;
-        (self.step, self.post_step_done) = (checkpoint.step(), checkpoint.post_step_done());
-        self.seconds_before = checkpoint.seconds();
-        if let Some(best) = checkpoint.best() {
-            self.best = Some((best, self.with_buffers(checkpoint.best_state()?, checkpoint)));
-        }
-        Ok(())
-    }
-
-    /// A checkpoint's tensors, with this rank's buffers where an earlier version did not save them.
-    fn with_buffers(&self, mut saved: StateDict, checkpoint: &Committed) -> StateDict {
-        let missing: StateDict =
-            snapshot(&self.buffers).into_iter().filter(|(name, _)| !saved.contains_key(name)).collect();
-        if let Some(name) = missing.keys().next() {
-            let step = checkpoint.step();
-            tracing::warn!("the checkpoint of step {step} was saved without `{name}`: it is as at the stage's start");
-        }
-        saved.extend(missing);
-        saved
-    }
-
-    fn recall(&mut self, memory: ReplicaState) -> Result<()> {
-        copy_into(&self.stage.state(), &memory.model)?;
-        self.optimizer.load(&memory.optimizer)?;
-        (self.step, self.post_step_done, self.seconds_before) = (memory.step, memory.post_step_done, memory.seconds);
-        (self.best, self.recent) = (memory.best, memory.recent);
-        self.started = Instant::now();
-        Ok(())
-    }
-
-    /// What this rank holds: the state after its last update, whatever it was doing when its group was lost.
-    fn memory(&self) -> ReplicaState {
-        let mut model = snapshot(&self.stage.state());
-        model.extend(snapshot(&self.buffers_before));
-        let steps_per_epoch = self.spec.schedule.steps_per_epoch();
-        ReplicaState {
-            step: self.step,
-            epoch: Position::at(self.step.saturating_sub(1), steps_per_epoch).epoch,
-            world_size: self.context.group.size() as u32,
-            post_step_done: self.post_step_done,
-            recent: self.recent.clone(),
-            model,
-            optimizer: snapshot(&self.optimizer.state()),
-            best: self.best.as_ref().map(|(best, weights)| (*best, snapshot(weights))),
-            seconds: self.seconds(),
-        }
-    }
-
+impl Trainer<'_> {
     /// `None`: the ranks leave their generation for another one, between two steps.
     fn run(&mut self) -> Result<Option<StageOutcome>> {
         let spec = self.spec;
@@ -297,60 +86,6 @@ impl<'a> Trainer<'a> {
             self.phase(RankPhase::Data);
         }
         self.finish().map(Some)
-    }
-
-    /// What is due after the update `at`: an evaluation, a checkpoint. `false`: a stop was requested meanwhile.
-    fn run_post_step(&mut self, at: Position, steps: StepCounts, stop: bool) -> Result<bool> {
-        let last = self.step == steps.total;
-        let evaluated = last || self.is_evaluated_after(at, steps.per_epoch);
-        if evaluated && !self.evaluate(at.epoch)? {
-            return Ok(false);
-        }
-        self.post_step_done = true;
-        if !last && !stop {
-            self.save_if_due(at.epoch)?;
-        }
-        Ok(true)
-    }
-
-    /// Starts a save beside the steps that follow, if one is due.
-    fn save_if_due(&mut self, epoch: u64) -> Result<()> {
-        let began = Instant::now();
-        let starts = match self.spec.saves.due(self.step, began) {
-            Some(Due::Steps) => true,
-            Some(Due::Time) => self.saver.is_idle()?,
-            None => false,
-        };
-        if starts {
-            if let Some(save) = self.checkpoint(epoch, None)? {
-                self.saver.start(save)?;
-            }
-            self.spec.saves.restart(Instant::now());
-            self.saving += began.elapsed().as_secs_f64();
-        }
-        Ok(())
-    }
-
-    /// Whether an evaluation is due after this update, whether or not it is the last one.
-    fn is_evaluated_after(&self, at: Position, steps_per_epoch: u64) -> bool {
-        let epoch_ends = at.step_in_epoch + 1 == steps_per_epoch;
-        epoch_ends && (at.epoch + 1).is_multiple_of(self.spec.train.evaluate_every)
-    }
-
-    /// All ranks stop after the same update. No rank leaves before it is committed.
-    fn stop(&mut self, epoch: u64) -> Result<StageOutcome> {
-        self.save_for_all(epoch, None)?;
-        Ok(StageOutcome::Stopped { step: self.step })
-    }
-
-    fn phase(&self, phase: RankPhase) {
-        self.context.session.enter_phase(self.spec.name, self.step, phase);
-    }
-
-    /// A phase that the GPU's time is measured of.
-    fn step_phase(&mut self, phase: RankPhase) -> Result<()> {
-        self.phase(phase.clone());
-        self.clock.mark(phase)
     }
 
     /// One optimiser update, during which `feed` prepares the next batch.
@@ -397,6 +132,81 @@ impl<'a> Trainer<'a> {
         failpoints::change_weight(self.optimizer.parameters(), rank, self.step);
         self.compare_ranks()?;
         Ok(reduced.asked)
+    }
+}
+
+/// A stage under way.
+struct Trainer<'a> {
+    stage: &'a mut dyn Stage,
+    spec: &'a StageSpec<'a>,
+    context: &'a StageContext<'a>,
+    device: Device,
+    optimizer: AdamW,
+    saver: Saver<'a>,
+    /// Updates made.
+    step: u64,
+    post_step_done: bool,
+    recent: UnackedSteps,
+    best: Option<(Best, StateDict)>,
+    /// The model's buffers, and as they were before the step in flight, which changes them in its forward pass; the
+    /// latter is empty between steps.
+    buffers: StateDict,
+    buffers_before: StateDict,
+    /// Updates skipped since the last one that was made.
+    skipped: u32,
+    /// In the forward pass of the step in flight.
+    exchanged: Exchanged,
+    clock: GpuClock,
+    graphs: Graphs,
+    seconds_before: f64,
+    /// Seconds that steps waited for their images, and for saves, since this rank started the stage.
+    waited: f64,
+    saving: f64,
+    started: Instant,
+}
+
+/// How many steps a stage has.
+#[derive(Clone, Copy)]
+struct StepCounts {
+    per_epoch: u64,
+    total: u64,
+}
+
+/// The batch of the step in flight, and what it is trained with.
+struct StepInFlight<'a> {
+    batch: &'a Batch,
+    lr: f64,
+    total_steps: u64,
+}
+
+impl<'a> Trainer<'a> {
+    fn new(stage: &'a mut dyn Stage, spec: &'a StageSpec<'a>, context: &'a StageContext<'a>) -> Self {
+        let parameters = stage.parameters();
+        let buffers = stage.state().into_iter().filter(|(name, _)| !parameters.contains_key(name)).collect();
+        let (kind, device) = parameters.values().next().map_or((Kind::Float, Device::Cpu), |p| (p.kind(), p.device()));
+        let optimizer = AdamW::new(parameters, spec.train.weight_decay);
+        Self {
+            stage,
+            spec,
+            context,
+            device,
+            optimizer,
+            saver: Saver::new(context.session),
+            step: 0,
+            post_step_done: true,
+            recent: UnackedSteps::default(),
+            best: None,
+            buffers,
+            buffers_before: StateDict::new(),
+            skipped: 0,
+            exchanged: Exchanged::default(),
+            clock: GpuClock::new(device),
+            graphs: Graphs::new((kind, device), context.group.size()),
+            seconds_before: 0.0,
+            waited: 0.0,
+            saving: 0.0,
+            started: Instant::now(),
+        }
     }
 
     /// The forward and the backward pass of this rank's images.
@@ -472,102 +282,13 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    /// Keeps the weights of the first of the best epochs, or of the last one. `false`: a stop was requested meanwhile.
-    fn evaluate(&mut self, epoch: u64) -> Result<bool> {
-        self.phase(RankPhase::Evaluate);
-        let validation_accuracy = match self.stage.validation_accuracy() {
-            Err(WorkerError::StopRequested) => return Ok(false),
-            evaluated => evaluated?,
-        };
-        let is_better = |(best, _): &(Best, StateDict)| validation_accuracy > best.validation_accuracy;
-        let better = self.spec.train.select == Select::Last || self.best.as_ref().is_none_or(is_better);
-        if better {
-            self.best = Some((Best { epoch, validation_accuracy }, snapshot(&self.stage.state())));
-        }
-        if self.context.group.rank() == 0 {
-            let (stage, measure) = (self.spec.name.into(), self.spec.measure.label().into());
-            let evaluated = Evaluated { stage, epoch, validation_accuracy, best: better, measure };
-            self.context.session.send(WorkerEvent::Evaluated(evaluated))?;
-        }
-        Ok(true)
+    fn phase(&self, phase: RankPhase) {
+        self.context.session.enter_phase(self.spec.name, self.step, phase);
     }
 
-    /// What rank 0 saves after this update; `None`: this is another rank.
-    fn checkpoint(&self, epoch: u64, result: Option<StageResult>) -> Result<Option<Save>> {
-        self.phase(RankPhase::Save);
-        if self.context.group.rank() > 0 {
-            return Ok(None);
-        }
-        let mut files = vec![
-            (checkpoint::MODEL, snapshot(&self.stage.state())),
-            (checkpoint::OPTIMIZER, snapshot(&self.optimizer.state())),
-        ];
-        if let Some((_, weights)) = &self.best {
-            files.push((checkpoint::BEST, snapshot(weights)));
-        }
-        let reported = CheckpointWritten {
-            stage: self.spec.name.into(),
-            epoch,
-            step: self.step,
-            generation: self.context.generation,
-            world_size: self.context.group.size() as u32,
-            folder: String::new(),
-            files: Vec::new(),
-            seconds: self.seconds(),
-            best: self.best.as_ref().map(|(best, _)| *best),
-            post_step_done: self.post_step_done,
-            result,
-        };
-        let (place, record) = (self.context.files.clone(), self.spec.record.clone());
-        Ok(Some(Save { place, files, record, copied: self.clock.event()?, reported }))
-    }
-
-    /// Saves, and returns on every rank when the checkpoint is committed.
-    fn save_for_all(&mut self, epoch: u64, result: Option<StageResult>) -> Result<()> {
-        if let Some(save) = self.checkpoint(epoch, result)? {
-            self.saver.save(save)?;
-        }
-        self.spec.saves.restart(Instant::now());
-        Ok(self.context.group.barrier()?)
-    }
-
-    /// Evaluates the best weights on the test images, and saves the stage as complete with the last weights.
-    fn finish(&mut self) -> Result<StageOutcome> {
-        self.phase(RankPhase::Measure);
-        let (best, weights) = self.best.as_ref().context("a stage's last step is always evaluated")?;
-        let (best, weights) = (*best, snapshot(weights));
-        let last = snapshot(&self.stage.state());
-        copy_into(&self.stage.state(), &weights)?;
-        let measured = self.stage.measure();
-        copy_into(&self.stage.state(), &last)?;
-        let (measures, fine_test_accuracy) = match measured {
-            Err(WorkerError::StopRequested) => return self.stop(best.epoch),
-            measured => measured?,
-        };
-        let result = StageResult {
-            stage: self.spec.name.into(),
-            seconds: self.seconds(),
-            data_wait_seconds: self.waited,
-            validation_accuracy: best.validation_accuracy,
-            coarse_test_accuracy: measures.coarse_accuracy,
-            fine_test_accuracy,
-            knn_fine_accuracy: measures.knn_fine_accuracy,
-            cosine_within_coarse: measures.cosine_within_coarse,
-            cosine_within_fine: measures.cosine_within_fine,
-            cosine_between_views: measures.cosine_between_views,
-        };
-        let (seconds, waited, saving) = (self.seconds(), self.waited, self.saving);
-        tracing::info!(
-            "stage {}: {seconds:.1} s, of them {waited:.3} s for images, {saving:.3} s for saves",
-            result.stage
-        );
-        // No rank leaves a stage whose end is not committed: it could not be done again.
-        self.save_for_all(best.epoch, Some(result))?;
-        self.context.session.send(WorkerEvent::StageFinished { stage: self.spec.name.into() })?;
-        Ok(StageOutcome::Complete(weights))
-    }
-
-    fn seconds(&self) -> f64 {
-        self.seconds_before + self.started.elapsed().as_secs_f64()
+    /// A phase that the GPU's time is measured of.
+    fn step_phase(&mut self, phase: RankPhase) -> Result<()> {
+        self.phase(phase.clone());
+        self.clock.mark(phase)
     }
 }
