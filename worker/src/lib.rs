@@ -64,5 +64,5 @@ pub use optimizer::AdamW;
 pub use pack::Pack;
 pub use run::{Options, Outcome, work};
 pub use thanos_c10d::Address;
-pub use thanos_formats::{EXIT_STOPPED, EXIT_USAGE};
+pub use thanos_formats::{EXIT_SOFTWARE, EXIT_STOPPED, EXIT_USAGE};
 pub use thanos_transport::{DeviceChoice, parse_duration};
