@@ -1,5 +1,6 @@
 // The kernels of one instruction set: compiled once for each, with THANOS_KERNELS as the name of the set.
 #include "kernels.h"
+#include "maps.h"
 #include "products.h"
 #include "random.h"
 #include "vectors.h"
@@ -372,7 +373,8 @@ static void widen(int64_t elements, const uint16_t* x, float* out) {
 template <typename T>
 constexpr thanos::Kernels<T> kernels() {
   return {attention_scratch<T>, norm<T>,       norm_again<T>,          norm_backward<T>, attention<T>,
-          attention_backward<T>, activation<T>, activation_backward<T>, residual<T>,      residual_backward<T>};
+          attention_backward<T>, activation<T>, activation_backward<T>, residual<T>,      residual_backward<T>,
+          moments<T>,            moments_backward<T>, standardise<T>,   standardise_backward<T>};
 }
 
 }  // namespace

@@ -36,6 +36,12 @@ struct AttentionShape {
   int64_t drawn_by_head() const { return in_groups(queries * tokens); }
 };
 
+// Feature maps [images, channels, pixels], and the channels that a call works on.
+struct Maps {
+  int64_t images, channels, pixels;
+  int64_t from, to;
+};
+
 template <typename T>
 struct Kernels {
   // Elements of the scratch memory of an attention kernel.
@@ -74,6 +80,21 @@ struct Kernels {
   // The gradient of `fed` of that, and `sums` [d], of the bias.
   void (*residual_backward)(int64_t rows, int64_t d, const T* grad, T factor, const uint16_t* random, Keep keep,
                             T* dfed, T* sums);
+
+  // The following work on feature maps; what belongs to channels has an element for each, whichever are worked on.
+
+  // Sums of x and of its squares over images and pixels, to `sums` [2, channels].
+  void (*moments)(const Maps& maps, const T* x, double* sums);
+  // dx = grad + slope x (x - centre) + offset.
+  void (*moments_backward)(const Maps& maps, const T* x, const T* grad, const T* centre, const T* slope,
+                           const T* offset, T* dx);
+  // out = (x - centre) x scale + shift + residual, and what is negative becomes zero if `relu`. `residual` may be null.
+  void (*standardise)(const Maps& maps, const T* x, const T* centre, const T* scale, const T* shift,
+                      const T* residual, bool relu, T* out);
+  // `grad` of that is zero where `out` is not positive, unless `out` is null; as that it goes to `masked` unless this is
+  // null. dx = grad x scale; `sums` [2, channels]: of grad, and of grad x (x - centre).
+  void (*standardise_backward)(const Maps& maps, const T* x, const T* out, const T* grad, const T* centre,
+                               const T* scale, T* dx, T* masked, double* sums);
 };
 
 struct KernelSet {

@@ -3,6 +3,7 @@
 #include <ATen/Dispatch.h>
 
 #include "attention.h"
+#include "batch_norm.h"
 #include "feed_forward.h"
 #include "guard.h"
 
@@ -66,6 +67,29 @@ char* thanos_feed_forward(at::Tensor* const* tensors, double eps, bool bfloat16,
     *out = new at::Tensor(thanos::FeedForward::apply(
         at(0).contiguous(), at(1), at(2), at(3), at(4), at(5), at(6), at(7), thanos::FeedForwardCall{eps, bfloat16, *drop},
         trains({tensors[0], tensors[1], tensors[2], tensors[3], tensors[4], tensors[5], tensors[6]})));
+  });
+}
+
+// x [n, C, H, W] to `out`: x again, for the norm, and its moments [2 C + 1] in float64.
+char* thanos_batch_moments(at::Tensor* x, at::Tensor** out) {
+  return guard([&] {
+    const auto found = thanos::BatchMoments::apply(x->contiguous());
+    out[0] = new at::Tensor(found[0]);
+    out[1] = new at::Tensor(found[1]);
+  });
+}
+
+// `tensors`: x [n, C, H, W] and its moments over all ranks, weight, bias, running mean and variance [C], and unless null
+// a residual of the shape of x. The running statistics are moved.
+char* thanos_batch_norm(at::Tensor* const* tensors, double eps, double momentum, bool relu, at::Tensor** out) {
+  return guard([&] {
+    const auto &x = *tensors[0], moments = tensors[1]->contiguous();
+    const auto residual = tensors[6] ? std::optional(tensors[6]->contiguous()) : std::nullopt;
+    AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "batch_norm", [&] {
+      thanos::track<scalar_t>(thanos::Moments(moments), momentum, *tensors[4], *tensors[5]);
+    });
+    *out = new at::Tensor(thanos::BatchNorm::apply(x, moments, *tensors[2], *tensors[3], residual,
+                                                   thanos::BatchNormCall{eps, relu}));
   });
 }
 

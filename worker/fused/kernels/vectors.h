@@ -24,6 +24,8 @@ struct Lanes<float> {
   typedef float V __attribute__((vector_size(kBytes)));
   typedef int32_t I __attribute__((vector_size(kBytes)));
   typedef uint16_t U __attribute__((vector_size(kBytes / 2)));
+  // As many as a vector of float64 has.
+  typedef float D __attribute__((vector_size(kBytes / 2)));
   static constexpr int64_t W = kBytes / 4;
 };
 template <>
@@ -31,6 +33,7 @@ struct Lanes<double> {
   typedef double V __attribute__((vector_size(kBytes)));
   typedef int64_t I __attribute__((vector_size(kBytes)));
   typedef uint16_t U __attribute__((vector_size(kBytes / 4)));
+  typedef V D;
   static constexpr int64_t W = kBytes / 8;
 };
 
@@ -58,6 +61,14 @@ INLINE V<T> load(const T* from) {
   V<T> vector;
   __builtin_memcpy(&vector, from, sizeof(vector));
   return vector;
+}
+
+// A vector of float64.
+template <typename T>
+INLINE V<double> load_wide(const T* from) {
+  typename Lanes<T>::D vector;
+  __builtin_memcpy(&vector, from, sizeof(vector));
+  return __builtin_convertvector(vector, V<double>);
 }
 
 template <typename T>

@@ -70,6 +70,31 @@ pub(crate) fn feed_forward(
     })
 }
 
+/// x [n, C, H, W] again, for the norm, and its moments.
+pub(crate) fn batch_moments(x: &Tensor) -> Result<(Tensor, Tensor), Error> {
+    let mut out: [*mut c_void; 2] = [ptr::null_mut(); 2];
+    // SAFETY: the tensor and `out` live through the call.
+    check("batch_moments", unsafe { raw::thanos_batch_moments(pointer(x), out.as_mut_ptr()) })?;
+    // SAFETY: on success C++ has put two new `at::Tensor` there, which tch frees.
+    Ok(unsafe { (Tensor::from_ptr(out[0].cast()), Tensor::from_ptr(out[1].cast())) })
+}
+
+/// `tensors`: x and its moments over all ranks, weight, bias, running mean and variance.
+pub(crate) fn batch_norm(
+    tensors: [&Tensor; 6],
+    residual: Option<&Tensor>,
+    (eps, momentum): (f64, f64),
+    relu: bool,
+) -> Result<Tensor, Error> {
+    let [x, moments, weight, bias, mean, variance] = tensors.map(pointer);
+    let tensors = [x, moments, weight, bias, mean, variance, residual.map_or(ptr::null_mut(), pointer)];
+    result("batch_norm", |out| {
+        // SAFETY: seven pointers to tensors that are borrowed for the call, the last of which may be null; `out` lives
+        // through it.
+        unsafe { raw::thanos_batch_norm(tensors.as_ptr(), eps, momentum, relu, out) }
+    })
+}
+
 pub(crate) fn pointer(tensor: &Tensor) -> *mut c_void {
     tensor.as_ptr().cast_mut().cast()
 }

@@ -41,6 +41,14 @@ unsafe extern "C" {
         drop: *const Drop,
         out: *mut *mut c_void,
     ) -> *mut c_char;
+    pub(crate) fn thanos_batch_moments(x: *mut c_void, out: *mut *mut c_void) -> *mut c_char;
+    pub(crate) fn thanos_batch_norm(
+        tensors: *const *mut c_void,
+        eps: f64,
+        momentum: f64,
+        relu: bool,
+        out: *mut *mut c_void,
+    ) -> *mut c_char;
     pub(crate) fn thanos_gpu_shared_bytes(bytes: *mut i64) -> *mut c_char;
     pub(crate) fn thanos_gpu_attention_bytes(tokens: i64, queries: i64, head: i64) -> i64;
     pub(crate) fn thanos_gpu_view_bytes(pixels: i64) -> i64;

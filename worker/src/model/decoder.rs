@@ -8,7 +8,7 @@ use anyhow::Result;
 use std::rc::Rc;
 use tch::nn::{self, Linear};
 use tch::{Kind, Tensor};
-use thanos_fused::Products;
+use thanos_fused::{Epilogue, Products};
 
 #[derive(Debug)]
 pub struct Decoder {
@@ -99,16 +99,16 @@ impl Block {
     }
 
     fn forward(&self, x: &Tensor, mode: Mode<'_>) -> Result<Tensor> {
-        let mut out = self.bn1.forward(&self.conv1.forward(x), mode)?.relu();
+        let mut out = self.bn1.forward(&self.conv1.forward(x), Epilogue::Relu, mode)?;
         let identity = match &self.shortcut {
             Some((conv, norm)) => {
                 let side = 2 * x.size()[3];
                 out = resize(&out, side);
-                norm.forward(&conv.forward(&resize(x, side)), mode)?
+                norm.forward(&conv.forward(&resize(x, side)), Epilogue::None, mode)?
             }
             None => x.shallow_clone(),
         };
-        Ok((self.bn2.forward(&self.conv2.forward(&out), mode)? + identity).relu())
+        self.bn2.forward(&self.conv2.forward(&out), Epilogue::AddRelu(&identity), mode)
     }
 }
 

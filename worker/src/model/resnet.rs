@@ -10,7 +10,7 @@ use tch::Tensor;
 use tch::nn::init::{FanInOut, NonLinearity, NormalOrUniform};
 use tch::nn::{self, Init};
 use thanos_configs::Stem;
-use thanos_fused::Products;
+use thanos_fused::{Epilogue, Products};
 
 #[derive(Debug)]
 pub struct Resnet {
@@ -89,7 +89,7 @@ impl Resnet {
 
     /// Images [n, C, S, S] to embeddings [n, d], the mean over the last feature map.
     pub(crate) fn forward(&self, images: &Tensor, mode: Mode<'_>) -> Result<Tensor> {
-        let mut x = self.bn1.forward(&self.conv1.forward(images), mode)?.relu();
+        let mut x = self.bn1.forward(&self.conv1.forward(images), Epilogue::Relu, mode)?;
         if self.stem == Stem::Imagenet {
             x = x.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false);
         }
@@ -132,18 +132,17 @@ impl Block {
     }
 
     fn forward(&self, x: &Tensor, mode: Mode<'_>) -> Result<Tensor> {
-        let mut out = x.shallow_clone();
-        for (i, (conv, norm)) in self.layers.iter().enumerate() {
-            if i > 0 {
-                out = out.relu();
-            }
-            out = norm.forward(&conv.forward(&out), mode)?;
-        }
         let identity = match &self.shortcut {
-            Some((conv, norm)) => norm.forward(&conv.forward(x), mode)?,
+            Some((conv, norm)) => norm.forward(&conv.forward(x), Epilogue::None, mode)?,
             None => x.shallow_clone(),
         };
-        Ok((out + identity).relu())
+        let mut out = x.shallow_clone();
+        for (i, (conv, norm)) in self.layers.iter().enumerate() {
+            let is_last = i + 1 == self.layers.len();
+            let epilogue = if is_last { Epilogue::AddRelu(&identity) } else { Epilogue::Relu };
+            out = norm.forward(&conv.forward(&out), epilogue, mode)?;
+        }
+        Ok(out)
     }
 }
 

@@ -86,6 +86,7 @@ pub(crate) fn kubernetes(plan: &Plan, setting: &Setting<'_>) -> Result<String, F
     }
     if setting.site.pod_monitors {
         documents.extend(parse(POD_MONITORS)?);
+        scrape_workers(&mut documents, setting.numbers.gpus)?;
     }
     // Before anything that the user gives is in them: that keeps its names.
     documents.iter_mut().for_each(|document| setting.name.replace_in(document));
@@ -165,6 +166,41 @@ fn job<'a>(documents: &'a mut [Value], component: &str) -> Result<&'a mut Value,
     found.ok_or(Unknown("Job for coordinator and workers"))
 }
 
+/// A PodMonitor sees the ports that it lists: one for each worker of a pod.
+fn scrape_workers(documents: &mut [Value], gpus: usize) -> Result<(), Unknown> {
+    let is_workers =
+        |one: &&mut Value| one["kind"] == "PodMonitor" && one["spec"]["selector"]["matchLabels"][COMPONENT] == WORKER;
+    let monitor = documents.iter_mut().find(is_workers).ok_or(Unknown("PodMonitor of workers"))?;
+    let endpoints = monitor["spec"]["podMetricsEndpoints"].as_sequence_mut();
+    repeat(endpoints.ok_or(Unknown("podMetricsEndpoints"))?, gpus, |endpoint, worker| {
+        endpoint["port"] = port_name(worker).into();
+    })
+}
+
+/// Ports of a pod's workers, which have one after the other: `thanos-worker --status-port`.
+fn set_ports(container: &mut Value, gpus: usize) -> Result<(), Unknown> {
+    let ports = container["ports"].as_sequence_mut().ok_or(Unknown("ports"))?;
+    repeat(ports, gpus, |port, worker| {
+        port["name"] = port_name(worker).into();
+        port["containerPort"] = (port["containerPort"].as_u64().unwrap_or_default() + worker as u64).into();
+    })
+}
+
+fn port_name(worker: usize) -> String {
+    format!("metrics-{worker}")
+}
+
+/// The only entry of a list is that of a pod's first worker: adds one for each of the others.
+fn repeat(entries: &mut Vec<Value>, workers: usize, change: impl Fn(&mut Value, usize)) -> Result<(), Unknown> {
+    let first = entries.first().ok_or(Unknown("port of a worker"))?.clone();
+    entries.extend((1..workers).map(|worker| {
+        let mut entry = first.clone();
+        change(&mut entry, worker);
+        entry
+    }));
+    Ok(())
+}
+
 /// Puts the Jobs into the JobSet that is there already.
 fn replace_jobs(documents: &mut Vec<Value>) -> Result<(), Unknown> {
     for (component, replicated) in [(COORDINATOR, "coordinator"), (WORKER, "workers")] {
@@ -212,6 +248,7 @@ fn set_numbers(job: &mut Value, is_worker: bool, setting: &Setting<'_>) -> Resul
     }
     if is_worker {
         setting.site.resources.put_into(container, gpus)?;
+        set_ports(container, gpus)?;
         if gpus > 0 {
             set_shm(pod, gpus)?;
         }

@@ -88,6 +88,29 @@ fn every_object_and_selector_has_the_name_of_the_run() {
     }
 }
 
+/// Prometheus asks every worker of a pod, at the port that the worker serves.
+#[test]
+fn pod_monitors_list_every_worker() {
+    for gpus in [0, 1, 3] {
+        let site = Site { pod_monitors: true, ..Site::default() };
+        let documents = rendered("digits_cae", &[], &Setting { site, ..setting(2, gpus) });
+        let [coordinator, workers] = jobs(&documents).map(|job| {
+            let ports = job["spec"]["template"]["spec"]["containers"][0]["ports"].as_sequence().expect("ports").clone();
+            let named =
+                ports.iter().filter(|port| port["name"].as_str().is_some_and(|name| name.starts_with("metrics")));
+            named
+                .map(|port| (port["name"].clone(), port["containerPort"].as_u64().expect("a port")))
+                .collect::<Vec<_>>()
+        });
+        assert_eq!(workers.iter().map(|port| port.1).collect::<Vec<_>>(), &[9465, 9466, 9467][..gpus.max(1)]);
+        for (monitor, ports) in documents.iter().filter(|one| one["kind"] == "PodMonitor").zip([coordinator, workers]) {
+            let endpoints = monitor["spec"]["podMetricsEndpoints"].as_sequence().expect("endpoints");
+            let listed: Vec<&Value> = endpoints.iter().map(|endpoint| &endpoint["port"]).collect();
+            assert_eq!(listed, ports.iter().map(|port| &port.0).collect::<Vec<_>>());
+        }
+    }
+}
+
 fn check_labels(value: &Value, object: &str) {
     match value {
         Value::Mapping(map) => {
