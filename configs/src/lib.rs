@@ -39,7 +39,7 @@ pub use dataset::{DataSet, Labels};
 pub use digest::{hex, sha256_of};
 pub use error::{ConfigError, ConfigErrors};
 pub use load::{load_file, load_preset, to_yaml};
-pub use log_config::{LogConfig, WandbConfig, WandbMode};
+pub use log_config::{LogConfig, MlflowConfig, TrackioConfig, WandbConfig, WandbMode};
 pub use order::{
     EpochOrder, Position, Split, SplitMix64, init_key, rank_slice, samples_sha256, split_train_validation, stage_key,
     stage_steps, step_key, view_key,
