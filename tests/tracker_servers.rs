@@ -79,9 +79,9 @@ fn free_port() -> u16 {
 /// The interpreter of a tool's own environment, where the tool is installed.
 fn python(tool: &str) -> Option<String> {
     let python = std::env::var("HOME").unwrap_or_default() + &format!("/.cache/thanos/{tool}/bin/python");
-    let found =
-        Command::new(&python).args(["-c", &format!("import importlib.util as u; assert u.find_spec('{tool}')")]);
-    let is_there = { found }.stderr(Stdio::null()).status().is_ok_and(|status| status.success());
+    let find = format!("import importlib.util as u; assert u.find_spec('{tool}')");
+    let found = Command::new(&python).args(["-c", &find]).stderr(Stdio::null()).status();
+    let is_there = found.is_ok_and(|status| status.success());
     if !is_there {
         print_line(&format!("skipped: {tool} (PyPI) is not installed, its server was not sent a run"));
     }
@@ -191,14 +191,13 @@ fn mlflow_has_the_ledger_whatever_was_killed() {
     let Some(python) = python("mlflow") else { return };
     let (scene, mlflow) = (Scene::new(), Mlflow { python, port: free_port() });
     let keys = [format!("log.mlflow.uri={}/", mlflow.url()), "log.mlflow.experiment=digits".into()];
-    let mut server = mlflow.serve(&scene);
-    // It takes seconds until it listens.
     let mut running = start(&scene, &[], &keys);
     running.wait_for_line("MLflow: cannot reach http://127.0.0.1:");
     running.wait_for_steps("run", 20);
     let ran = running.interrupt().expect(75);
     assert_eq!(ran.stderr.matches("MLflow: ").count(), 1, "{}", ran.stderr);
     assert!(ran.stderr.contains("incomplete: MLflow; the ledger has every step, and `thanos-coord launch --resume"));
+    let mut server = mlflow.serve(&scene);
     server.wait(mlflow.port);
     let mut running = start(&scene, &["--resume"], &keys);
     running.wait_until("a batch", || position(&scene, "mlflow")["first"].as_u64() > Some(0));

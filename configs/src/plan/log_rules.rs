@@ -19,7 +19,7 @@ impl Rules {
                 Some(Problem::Malformed(reason)) => {
                     self.refuse(key, format!("{reason}: write an address such as {example}, got `{address}`"));
                 }
-                // Its value is a secret: it is not repeated.
+                // It holds a secret: the rule does not repeat it.
                 Some(Problem::Credentials(what)) => self.refuse(
                     key,
                     format!("must not contain {what}, as it is written to the run directory: set {variables} instead"),
@@ -118,8 +118,6 @@ mod tests {
                       MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead";
         check("log.mlflow.uri=http://me:secret@host", Some(secret));
         check("log.trackio.url=http://a/?write_token=abc", Some("must not contain a write token"));
-        let shown = Plan::from_preset("digits_cae", &["log.mlflow.uri=http://me:hunter2@host".into()]);
-        assert!(!shown.expect_err("refused").to_string().contains("hunter2"));
     }
 
     #[test]

@@ -138,6 +138,10 @@ impl Sink for TensorBoard {
             let Some(last) = rows.last() else { continue };
             let name = last.step.stage.clone();
             if let Err(error) = self.append(&name, &rows.iter().collect::<Vec<_>>()) {
+                if self.stage.as_ref().is_some_and(Stage::is_torn) {
+                    // Another file begins where this one is whole.
+                    self.stage = None;
+                }
                 let folder = self.folder.join(name);
                 return Err(io::Error::new(error.kind(), format!("{}: {error}", folder.display())));
             }
@@ -152,6 +156,12 @@ impl Sink for TensorBoard {
 }
 
 impl Stage {
+    /// Whether a part of an event is left in the file.
+    fn is_torn(&self) -> bool {
+        let whole = |file: &EventFile| file.file.metadata().is_ok_and(|found| found.len() == file.bytes);
+        self.file.as_ref().is_some_and(|file| !whole(file))
+    }
+
     /// Whether the files lack this row, or a part of it.
     fn lacks(&self, step: i64, row: &Row) -> bool {
         self.last.as_ref().is_none_or(|last| match step.cmp(&last.step) {
