@@ -65,7 +65,7 @@ fn steps_of_a_full_disk_are_written_when_there_is_space() {
     let ran = running.wait().expect(0);
     assert!(ran.stderr.contains("No space left on device"), "{}", ran.stderr);
     assert!(ran.stderr.contains("TensorBoard: it has everything again"), "{}", ran.stderr);
-    assert_eq!(fs::read_dir(place.join("supcon")).expect("a folder").count(), 1, "the file goes on");
+    assert_eq!(fs::read_dir(place.join("supcon")).expect("a folder").count(), 1, "the file continues");
     assert_shows_ledger(&run);
 }
 

@@ -36,7 +36,7 @@ use wandb::Wandb;
 
 /// How often a tracker looks for new lines of the ledger.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
-/// The longest pause after a failure; the first is [`POLL_INTERVAL`], and each is twice the last.
+/// The longest pause after a failure; each is twice the last.
 const MAX_RETRY_INTERVAL: Duration = Duration::from_secs(8);
 /// How long a tracker that fails at the end of a run is retried, if it had everything before.
 const FINAL_RETRY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -212,11 +212,11 @@ impl Tracker {
 
     fn finish(mut self, ending: &Ending) -> bool {
         let started = Instant::now();
-        let patience = if self.has_failed { Duration::ZERO } else { FINAL_RETRY_TIMEOUT };
+        let timeout = if self.has_failed { Duration::ZERO } else { FINAL_RETRY_TIMEOUT };
         loop {
             let delivered = self.deliver(true).and_then(|()| self.sink.finish(ending));
             let is_complete = delivered.is_ok();
-            if is_complete || started.elapsed() >= patience {
+            if is_complete || started.elapsed() >= timeout {
                 self.report(delivered);
                 return is_complete;
             }

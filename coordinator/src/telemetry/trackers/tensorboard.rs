@@ -3,7 +3,7 @@
 //! Each coordinator of a run writes files of its own. TensorBoard puts them together: a file that
 //! begins again at an earlier step says so (`SessionLog::START`), and what was at that step and after
 //! it is dropped. So a new file begins at the last step of the newest one, unless that is complete,
-//! and no step is missing or there twice. After a full disk the file goes on where it was. The format
+//! and no step is missing or there twice. After a full disk the file continues where it was. The format
 //! is that of TensorFlow's `core/util/event.proto` and `core/lib/io/record_writer.h`.
 
 use super::feed::Row;
