@@ -58,6 +58,7 @@ fn steps_of_a_full_disk_are_written_when_there_is_space() {
     let mut file = fs::File::create(&filler).expect("a file");
     let error = std::io::copy(&mut std::io::repeat(7), &mut file).expect_err("it is small");
     assert_eq!(error.kind(), std::io::ErrorKind::StorageFull);
+    drop(file);
     running.wait_for_line("TensorBoard: ");
     let steps = losses(&run, "supcon").len();
     running.wait_for_steps("run", steps + 20);

@@ -103,6 +103,8 @@ impl Mlflow {
         let variables = [
             ("_MLFLOW_SERVER_FILE_STORE", database.as_str()),
             ("_MLFLOW_SERVER_REGISTRY_STORE", &database),
+            ("_MLFLOW_SERVER_ARTIFACT_ROOT", "mlflow-artifacts:/"),
+            ("_MLFLOW_SERVER_SERVE_ARTIFACTS", "true"),
             ("MLFLOW_DISABLE_TELEMETRY", "true"),
             ("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false"),
         ];
@@ -249,8 +251,8 @@ fn trackio_has_the_ledger_whatever_was_killed() {
     let (scene, trackio) = (Scene::new(), Trackio { python, port: free_port() });
     let keys = [format!("log.trackio.url={}", trackio.url()), "log.trackio.project=digits".into()];
     let mut server = trackio.serve(&scene);
-    let mut running = start(&scene, &[], &keys);
     server.wait(trackio.port);
+    let mut running = start(&scene, &[], &keys);
     let (run, mut killed) = (scene.path("run"), None);
     for steps in [0, 40] {
         let next_row = || position(&scene, "trackio")["next_row"].as_u64();
