@@ -130,7 +130,7 @@ const NAMES: [Case; 7] = [
     ("rows.0.backbones.1", &[], "cnce", Run),
 ];
 
-const RUNNING: [Case; 24] = [
+const RUNNING: [Case; 28] = [
     ("checkpoint.every_seconds", &[], "0.001", Run),
     ("checkpoint.every_steps", &[], "2", Run),
     ("checkpoint.keep_last", &["checkpoint.every_steps=1"], "3", Run),
@@ -155,6 +155,10 @@ const RUNNING: [Case; 24] = [
     ("log.wandb.entity", &["wandb.mode=offline"], "x", In("tests/trackers.rs")),
     ("log.wandb.group", &["wandb.mode=offline"], "x", In("tests/trackers.rs")),
     ("log.wandb.tags", &["wandb.mode=offline"], "[x]", In("tests/trackers.rs")),
+    ("log.mlflow.uri", &[], "http://127.0.0.1:1", In("tests/tracker_servers.rs")),
+    ("log.mlflow.experiment", &["log.mlflow.uri=http://127.0.0.1:1"], "x", In("tests/tracker_servers.rs")),
+    ("log.trackio.url", &[], "http://127.0.0.1:1", In("tests/tracker_servers.rs")),
+    ("log.trackio.project", &["log.trackio.url=http://127.0.0.1:1"], "x", In("tests/tracker_servers.rs")),
 ];
 
 fn cases() -> Vec<Case> {

@@ -10,7 +10,7 @@
 //! images come to workers, `device_views` how a GPU makes views of them, `fused_on_device` a transformer block on a GPU,
 //! `devices` on what workers train,
 //! `gpu_rehearsal` the script of half an hour on a GPU, on the CPU; `bad_input`, `command_line`, `metrics`,
-//! `tensorboard`, `page`, `trackers` and `documents` what people type and read; `every_key` what each key of the configuration changes,
+//! `tensorboard`, `page`, `trackers`, `tracker_servers` and `documents` what people type and read; `every_key` what each key of the configuration changes,
 //! `quick` a first look at every preset; `seeds` several runs by one command, and their comparison; `monitoring` what alerts, panels and a site's Prometheus rely on, `container` the image; `bench` what a benchmark prints and leaves, `output` terminals, pipes and
 //! files that take no output, `signals` how a stop request arrives. `slurm` runs the job scripts on a real one,
 //! `kubernetes` checks the manifests, `pods` runs their commands in namespaces, as `job_controller`, a model of Kubernetes,
@@ -75,6 +75,7 @@ mod slow;
 mod slurm;
 mod tensorboard;
 mod test_device;
+mod tracker_servers;
 mod trackers;
 mod world_sizes;
 

@@ -1,9 +1,13 @@
-//! TensorBoard's event files of a run whose coordinator is killed: its own reader, where it is installed, has every step of
-//! the ledger once. What is in the files is tested next to their writer.
+//! TensorBoard's event files of a run whose coordinator is killed, or whose disk is full for a while:
+//! its own reader, where it is installed, has every step of the ledger once. What is in the files is
+//! tested next to their writer.
 
+use crate::disks::BadDisk;
 use crate::print_line;
 use crate::recovery::launch;
 use nix::sys::signal::Signal;
+use std::fs;
+use std::path::Path;
 use std::process::Command;
 use thanos_tests::processes::{coordinator, send};
 use thanos_tests::{Scene, losses};
@@ -33,8 +37,42 @@ fn the_ledger_is_what_tensorboard_shows() {
     }
     running.wait().expect(0);
     let folder = run.join("tensorboard/supcon");
-    let files = std::fs::read_dir(&folder).expect("a folder of the stage").count();
+    let files = fs::read_dir(&folder).expect("a folder of the stage").count();
     assert_eq!(files, 3, "one a coordinator");
+    assert_shows_ledger(&run);
+}
+
+/// The disk of the event files alone: the run continues meanwhile.
+#[test]
+fn steps_of_a_full_disk_are_written_when_there_is_space() {
+    let scene = Scene::new();
+    let (run, place) = (scene.path("run"), scene.path("run/tensorboard"));
+    fs::create_dir_all(&place).expect("a folder");
+    let Some(_disk) = BadDisk::mount(&place, "size=256k") else {
+        print_line("skipped: no tmpfs can be mounted here (it needs root)");
+        return;
+    };
+    let mut running = launch(&scene, "run", "2", &["digits_supcon", "rows=[]", "train.epochs=24"]);
+    running.wait_until("an event file", || place.join("supcon").exists());
+    let filler = place.join("filler");
+    let mut file = fs::File::create(&filler).expect("a file");
+    let error = std::io::copy(&mut std::io::repeat(7), &mut file).expect_err("it is small");
+    assert_eq!(error.kind(), std::io::ErrorKind::StorageFull);
+    drop(file);
+    running.wait_for_line("TensorBoard: ");
+    let steps = losses(&run, "supcon").len();
+    running.wait_for_steps("run", steps + 20);
+    fs::remove_file(filler).expect("removed");
+    let ran = running.wait().expect(0);
+    assert!(ran.stderr.contains("No space left on device"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("TensorBoard: it has everything again"), "{}", ran.stderr);
+    assert_eq!(fs::read_dir(place.join("supcon")).expect("a folder").count(), 1, "the file continues");
+    assert_shows_ledger(&run);
+}
+
+/// Asks TensorBoard's reader, where it is installed.
+fn assert_shows_ledger(run: &Path) {
+    let folder = run.join("tensorboard/supcon");
     let cache = std::env::var("HOME").unwrap_or_default() + "/.cache/thanos/tensorboard/bin/python";
     let installed = |python: &&str| {
         let printed = Command::new(python).args(["-c", "import tensorboard"]).output();
@@ -52,6 +90,6 @@ fn the_ledger_is_what_tensorboard_shows() {
         .map(|line| line.split_once(' ').expect("two numbers"))
         .map(|(step, loss)| (step.parse().expect("a step"), loss.parse::<f64>().expect("a loss") as f32))
         .collect();
-    let ledger: Vec<(usize, f32)> = losses(&run, "supcon").into_iter().map(|loss| loss as f32).enumerate().collect();
+    let ledger: Vec<(usize, f32)> = losses(run, "supcon").into_iter().map(|loss| loss as f32).enumerate().collect();
     assert_eq!(shown, ledger);
 }

@@ -1,6 +1,6 @@
 //! Experiment trackers: `log.csv` and the files of Weights & Biases hold every step of the ledger
-//! once, whatever was
-//! killed. Where W&B's own client is installed (PyPI), it uploads them to a small server of this test.
+//! once, whatever was killed. Where W&B's own client is installed (PyPI), it uploads them to a small
+//! server of this test. Other trackers are in `tracker_servers.rs`.
 
 use crate::print_line;
 use crate::recovery::launch;
@@ -52,6 +52,23 @@ fn log_csv_is_the_ledger() {
     assert_eq!(accuracies, 12, "one an epoch");
 }
 
+/// The last step of a run that fails and is never resumed.
+#[test]
+fn the_last_row_of_a_failed_run_is_there() {
+    let scene = Scene::new();
+    let arguments = ["launch", "--nodes", "2", "--threads-per-worker", "1", "--run-dir", "run", "digits_cnce"];
+    let keys = ["rows=[]", "train.max_steps=30", "log.csv=true", "wandb.mode=offline"];
+    let failing = [("FAILPOINTS", "poison-gradient=return(1:7)")];
+    scene.start_with(&[&arguments[..], &keys].concat(), &failing).wait().expect(70);
+    let run = scene.path("run");
+    assert_eq!(lines(&run, "steps.jsonl").len(), 7);
+    let table = fs::read_to_string(run.join("log.csv")).expect("log.csv");
+    assert_eq!(table.lines().count(), 8, "{table}");
+    let Some((histories, _)) = synced(&scene) else { return };
+    let history = histories.values().next().expect("a run");
+    assert_eq!(history.iter().map(|line| &line["_step"]).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5, 6]);
+}
+
 /// A file that cannot be written is reported once, and the run ends as without it.
 #[test]
 fn a_tracker_that_fails_is_reported_once_and_ends_nothing() {
@@ -83,9 +100,29 @@ fn wandb_sync_delivers_the_ledger() {
     let folders = fs::read_dir(run.join("wandb")).expect("a folder").count();
     // One a coordinator; one that was killed at once may have delivered nothing.
     assert!((2..=4).contains(&folders), "{folders}");
+    let Some((histories, requests)) = synced(&scene) else { return };
+    let id: Value = serde_json::from_str(&fs::read_to_string(run.join("run.json")).expect("run.json")).expect("JSON");
+    let history = &histories[id["id"].as_str().expect("text")];
+    let ledger = lines(&run, "steps.jsonl");
+    let steps: Vec<&Value> = history.iter().map(|line| &line["_step"]).collect();
+    assert_eq!(history.len(), ledger.len(), "{steps:?}");
+    for (index, (sent, line)) in history.iter().zip(&ledger).enumerate() {
+        assert_eq!((&sent["_step"], &sent["step"], &sent["stage"]), (&json!(index), &line["step"], &line["stage"]));
+        assert_eq!(sent["supcon/loss/total"].as_f64(), line["loss"].as_f64());
+    }
+    let evaluated = history.iter().filter(|sent| sent["supcon/validation/accuracy"].is_f64()).count();
+    assert_eq!(evaluated, 12, "one an epoch");
+    for part in ["\"groupName\":\"g\"", "\"project\":\"p\"", "\"entity\":\"e\"", "\"tags\":[\"a\",\"b\"]"] {
+        assert!(requests.contains(part), "no {part} in {requests}");
+    }
+}
+
+/// What W&B's client uploads of the run: the histories of each run, and what it asked for. `None`: there is no client.
+fn synced(scene: &Scene) -> Option<(BTreeMap<String, Vec<Value>>, String)> {
+    let run = scene.path("run");
     let Some(client) = client() else {
         print_line("skipped: wandb (PyPI) is not installed, its client has not read the files");
-        return;
+        return None;
     };
     let server = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = format!("http://{}", server.local_addr().expect("an address"));
@@ -105,22 +142,9 @@ fn wandb_sync_delivers_the_ledger() {
         let names: Vec<String> = names.map(|name| name.to_string_lossy().into_owned()).collect();
         assert!(names.iter().any(|name| name.ends_with(".wandb.synced")), "{}: {names:?}", folder.display());
     }
-    let id: Value = serde_json::from_str(&fs::read_to_string(run.join("run.json")).expect("run.json")).expect("JSON");
-    let histories = histories.lock().expect("no thread panicked");
-    let history = &histories[id["id"].as_str().expect("text")];
-    let ledger = lines(&run, "steps.jsonl");
-    let steps: Vec<&Value> = history.iter().map(|line| &line["_step"]).collect();
-    assert_eq!(history.len(), ledger.len(), "{steps:?}");
-    for (index, (sent, line)) in history.iter().zip(&ledger).enumerate() {
-        assert_eq!((&sent["_step"], &sent["step"], &sent["stage"]), (&json!(index), &line["step"], &line["stage"]));
-        assert_eq!(sent["supcon/loss/total"].as_f64(), line["loss"].as_f64());
-    }
-    let evaluated = history.iter().filter(|sent| sent["supcon/validation/accuracy"].is_f64()).count();
-    assert_eq!(evaluated, 12, "one an epoch");
-    let requests = requests.lock().expect("no thread panicked");
-    for part in ["\"groupName\":\"g\"", "\"project\":\"p\"", "\"entity\":\"e\"", "\"tags\":[\"a\",\"b\"]"] {
-        assert!(requests.contains(part), "no {part} in {requests}");
-    }
+    let histories = histories.lock().expect("no thread panicked").clone();
+    let requests = requests.lock().expect("no thread panicked").clone();
+    Some((histories, requests))
 }
 
 /// W&B's client, where it is installed.

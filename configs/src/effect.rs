@@ -3,7 +3,7 @@
 
 use crate::dataset::DataSet;
 use crate::error::Mistake;
-use crate::log_config::WandbMode;
+use crate::log_config::{LogConfig, WandbMode};
 use crate::run_config::{BackboneConfig, DataKind, EncoderConfig, RunConfig, Schedule, Validation};
 use serde_json::{Value, json};
 use std::borrow::Cow;
@@ -151,23 +151,32 @@ fn for_nothing(config: &RunConfig) -> Vec<Idle> {
             add(key, "objective.contrastive", neutral, "no backbone has a contrastive loss".into());
         }
     }
-    if config.log.wandb.mode == WandbMode::Disabled {
-        found.extend(of_disabled_wandb());
-    }
+    found.extend(of_unused_trackers(&config.log));
     found.extend(of_given_weights(config));
     found
 }
 
 /// How a run appears where it is not recorded.
-fn of_disabled_wandb() -> impl Iterator<Item = Idle> {
+fn of_unused_trackers(log: &LogConfig) -> Vec<Idle> {
+    let wandb: &[&'static str] = &["log.wandb.project", "log.wandb.entity", "log.wandb.group", "log.wandb.tags"];
+    let trackers = [
+        (log.wandb.mode == WandbMode::Disabled, "log.wandb.mode", wandb, "Weights & Biases"),
+        (log.mlflow.uri.is_none(), "log.mlflow.uri", &["log.mlflow.experiment"], "MLflow"),
+        (log.trackio.url.is_none(), "log.trackio.url", &["log.trackio.project"], "trackio"),
+    ];
     let default = to_value(&RunConfig::default());
-    ["log.wandb.project", "log.wandb.entity", "log.wandb.group", "log.wandb.tags"].into_iter().map(move |key| Idle {
-        key: key.into(),
-        by: "log.wandb.mode",
-        neutral: default.pointer(&pointer(key)).cloned().unwrap_or_default(),
-        why: "nothing is recorded for Weights & Biases".into(),
-        scope: Scope::OverrideOnly,
-    })
+    let unused = trackers.into_iter().filter(|(is_unused, ..)| *is_unused);
+    let idle = unused.flat_map(|(_, by, keys, tracker)| {
+        let neutral = |key: &str| default.pointer(&pointer(key)).cloned().unwrap_or_default();
+        keys.iter().map(move |&key| Idle {
+            key: key.into(),
+            by,
+            neutral: neutral(key),
+            why: format!("nothing is recorded for {tracker}"),
+            scope: Scope::OverrideOnly,
+        })
+    });
+    idle.collect()
 }
 
 /// Objectives of backbones that are not trained.
@@ -234,6 +243,8 @@ mod tests {
         let given = ["backbones.cnce.checkpoint=/w", "backbones.cnce.objective.spread=2"];
         refused("cifar10_thanos", &given, &["backbones.0.objective: ", "has no effect: cnce is not trained"]);
         refused("digits_cae", &["log.wandb.tags=[a]"], &["log.wandb.tags", "`log.wandb.mode`"]);
+        refused("digits_cae", &["log.mlflow.experiment=a"], &["log.mlflow.experiment", "`log.mlflow.uri`"]);
+        refused("digits_cae", &["log.trackio.project=a"], &["log.trackio.project", "`log.trackio.url`"]);
         assert_eq!(resolved("digits_cae", &["wandb.mode=online", "wandb.group=7"]).log.wandb.group, Some("7".into()));
         resolved("cifar10_thanos", &["backbones.cae.checkpoint=/w"]);
         resolved("cifar10_cae", &["model.decoder.width=64"]);

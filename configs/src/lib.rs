@@ -40,7 +40,7 @@ pub use dataset::{DataSet, Labels};
 pub use digest::{hex, sha256_of};
 pub use error::{ConfigError, ConfigErrors};
 pub use load::{load_file, load_preset, to_yaml};
-pub use log_config::{LogConfig, WandbConfig, WandbMode};
+pub use log_config::{LogConfig, MlflowConfig, TrackioConfig, WandbConfig, WandbMode};
 pub use packs_dir::default_packs_dir;
 pub use plan::{BackbonePlan, Contrastive, Objective, Plan, PlanError, StagePlan, TransferPlan};
 pub use presets::{preset_names, preset_summary};

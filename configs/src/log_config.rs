@@ -1,5 +1,6 @@
-//! `log`: what is written of a run in addition to its ledger, and for which experiment trackers. It is not part of the recipe: it
-//! may change at a resume.
+//! `log`: what is written of a run in addition to its ledger, and for which experiment trackers.
+//! It is not part of the recipe: it may change at a resume. It holds no credentials: these are
+//! variables of the environment, since a configuration is written to the run directory.
 
 use serde::{Deserialize, Serialize};
 
@@ -14,11 +15,16 @@ pub struct LogConfig {
     pub csv: bool,
     /// Weights & Biases. As an override, `wandb.KEY` is the same as `log.wandb.KEY`.
     pub wandb: WandbConfig,
+    /// A server of MLflow.
+    pub mlflow: MlflowConfig,
+    /// A server of trackio.
+    pub trackio: TrackioConfig,
 }
 
 impl Default for LogConfig {
     fn default() -> Self {
-        Self { tensorboard: true, csv: false, wandb: WandbConfig::default() }
+        let (wandb, mlflow, trackio) = Default::default();
+        Self { tensorboard: true, csv: false, wandb, mlflow, trackio }
     }
 }
 
@@ -55,6 +61,42 @@ impl Default for WandbConfig {
             group: None,
             tags: Vec::new(),
         }
+    }
+}
+
+/// How a run appears in MLflow.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct MlflowConfig {
+    /// Address of a tracking server, such as `http://127.0.0.1:5000`; null: none. Credentials are
+    /// taken from `MLFLOW_TRACKING_USERNAME` and `MLFLOW_TRACKING_PASSWORD`, or `MLFLOW_TRACKING_TOKEN`.
+    pub uri: Option<String>,
+    /// The experiment that the run belongs to; created if it does not exist.
+    pub experiment: String,
+}
+
+impl Default for MlflowConfig {
+    fn default() -> Self {
+        Self { uri: None, experiment: "thanos-trainer".into() }
+    }
+}
+
+/// How a run appears in trackio.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct TrackioConfig {
+    /// Address of a trackio server (0.43 or newer), such as `http://127.0.0.1:7860`; null: none. The
+    /// write token is taken from `TRACKIO_WRITE_TOKEN`; of a Hugging Face Space, from `HF_TOKEN`.
+    pub url: Option<String>,
+    /// The project that the run belongs to: letters, digits, `-` and `_`.
+    pub project: String,
+}
+
+impl Default for TrackioConfig {
+    fn default() -> Self {
+        Self { url: None, project: "thanos-trainer".into() }
     }
 }
 

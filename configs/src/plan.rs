@@ -1,6 +1,7 @@
 //! `Plan`: the validated form of a `RunConfig`, built once. Every rule that spans keys lives here, and a plan's
 //! digest must be equal on every process of a run. It must not know how many workers there are.
 
+mod log_rules;
 mod rules;
 
 use crate::dataset::{DataSet, images_kept_of_cifar100_u};
@@ -103,6 +104,7 @@ impl Plan {
         rules.timeouts(&config);
         rules.objective(&config.objective);
         rules.names(&config);
+        rules.log(&config.log);
         let mut stages = Vec::new();
         for (index, backbone) in config.backbones.iter().enumerate() {
             let patched = patch(&config.objective, backbone);

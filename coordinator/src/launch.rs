@@ -9,7 +9,7 @@ pub(crate) mod prepare;
 pub(crate) mod status_listener;
 pub(crate) mod supervisor;
 
-use crate::exit::{EXIT_CONFIG, EXIT_DATA, EXIT_NO_PERMISSION, EXIT_UNREACHABLE, EXIT_USAGE, Fatal};
+use crate::exit::{EXIT_CONFIG, EXIT_DATA, EXIT_NO_PERMISSION, EXIT_SOFTWARE, EXIT_UNREACHABLE, EXIT_USAGE, Fatal};
 use crate::launch::event_loop::EventLoop;
 use crate::launch::journal::Journal;
 use crate::launch::prepare::{Prepared, prepare};
@@ -29,7 +29,6 @@ use crate::telemetry::http::{Observed, targets};
 use crate::telemetry::metrics;
 use crate::telemetry::page::{report_file, write_report};
 use crate::telemetry::progress::Progress;
-use crate::telemetry::tensorboard::TensorBoard;
 use crate::telemetry::trackers::{Ending, Trackers};
 use crate::telemetry::{Beginning, Outcome, State, Targets, Telemetry};
 use crate::terminal;
@@ -44,7 +43,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 use thanos_configs::{Plan, to_yaml};
 use thanos_data::{PackFile, Packs};
-use thanos_proto::{BenchRequest, PackRef, Welcome};
+use thanos_proto::{BenchRequest, PackRef, StageResult, Welcome};
 use thanos_transport::DeviceChoice;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
@@ -106,8 +105,6 @@ pub(crate) struct Launch {
     pub stop_requested: bool,
     /// Started by `--quick`: the run is marked as one that only shows that every stage works.
     pub quick: bool,
-    /// Event files for TensorBoard in the run directory.
-    pub tensorboard: bool,
     /// Where the live page, metrics and the run's state are served; `None`: nowhere.
     pub status: Option<StatusListener>,
     /// How long the end waits for a last scrape; zero: not at all.
@@ -166,7 +163,13 @@ async fn run_to_end(
         results.write(run_dir.path())?;
         Ok(Launched::Done(results))
     };
+    // A benchmark's directory is removed at its end.
+    let mut trackers =
+        launch.bench.is_none().then(|| Trackers::start(run_dir.path(), plan.config(), run_dir.identity()));
+    let results_of = |results: &[_]| Results::new(run_dir.identity(), plan, results);
     if found.complete.len() == stages.len() {
+        // They may lack what could not be delivered when the run ended.
+        end_trackers(trackers, launch, Ending::Done(results_of(&found.results))).await;
         return finished(&found.results);
     }
     let start = Start {
@@ -197,22 +200,21 @@ async fn run_to_end(
     let (pack_server, names) = (PackServer::new([&packs.train, &packs.test]), PlanNames::new(plan));
     let files = CheckpointFiles::new(run_dir.path(), stages.iter().copied());
     let serving = Serving { telemetry, listener, status, checkpoints, packs: pack_server, files, names };
-    // A benchmark's directory is removed at its end.
-    let trackers = launch.bench.is_none().then(|| Trackers::start(run_dir.path(), plan.config(), run_dir.identity()));
     let conducted = conduct(start, (launch, stop_signals), credentials, serving).await;
     if !launch.resume && could_not_start(&conducted) && read_steps(run_dir.path())?.is_empty() {
         run_dir.withdraw()?;
+        // It has no step, and no tracker needs to know of it.
+        trackers = None;
     }
-    let (verdict, mut new) = conducted?;
     let mut results = found.results;
+    let ending = ending(&conducted, |new| results_of(&[&results[..], new].concat()));
+    end_trackers(trackers, launch, ending).await;
+    let (verdict, mut new) = conducted?;
     results.append(&mut new);
-    if let Some(trackers) = trackers {
-        trackers.finish(ending(&verdict, || Results::new(run_dir.identity(), plan, &results))).await;
-    }
     let launched = match verdict {
         Verdict::Done => finished(&results),
         Verdict::Stopped { at } => {
-            Results::new(run_dir.identity(), plan, &results).write(run_dir.path())?;
+            results_of(&results).write(run_dir.path())?;
             Ok(Launched::Stopped(at))
         }
         Verdict::Failed { message, exit_code } => Err(Fatal::new(exit_code, message).into()),
@@ -234,12 +236,23 @@ fn leave_report(run_dir: &Path) {
     }
 }
 
+/// Lets the trackers take what is left: for a short time where the whole stop has a limit.
+async fn end_trackers(trackers: Option<Trackers>, launch: &Launch, ending: Ending) {
+    if let Some(trackers) = trackers {
+        trackers.finish(ending, launch.grace.is_some()).await;
+    }
+}
+
 /// How a run ended, for its trackers.
-fn ending(verdict: &Verdict, results: impl FnOnce() -> Results) -> Ending {
-    match verdict {
-        Verdict::Done => Ending::Done(results()),
-        Verdict::Stopped { .. } => Ending::Stopped,
-        Verdict::Failed { exit_code, .. } => Ending::Failed(*exit_code),
+fn ending(conducted: &Result<Conducted>, results: impl FnOnce(&[StageResult]) -> Results) -> Ending {
+    match conducted {
+        Ok((Verdict::Done, new)) => Ending::Done(results(new)),
+        Ok((Verdict::Stopped { .. }, _)) => Ending::Stopped,
+        Ok((Verdict::Failed { exit_code, .. }, _)) => Ending::Failed(*exit_code),
+        Err(error) => {
+            let fatal = error.downcast_ref::<Fatal>();
+            Ending::Failed(fatal.map_or(EXIT_SOFTWARE, |fatal| fatal.exit_code))
+        }
     }
 }
 
@@ -291,7 +304,7 @@ struct Serving<'a> {
 }
 
 /// How a run ended, and what its stages measured.
-type Conducted = (Verdict, Vec<thanos_proto::StageResult>);
+type Conducted = (Verdict, Vec<StageResult>);
 
 /// Serves, starts the workers and conducts the run.
 async fn conduct(
@@ -331,9 +344,8 @@ async fn conduct(
         invite(launch.workers, address, credentials.as_deref())?;
     }
     let observed = observe((launch, telemetry), status, credentials.as_deref(), (&sessions, &start))?;
-    let tensorboard = launch.tensorboard.then(|| TensorBoard::open(&launch.run_dir)).transpose()?;
     let ledger = Ledger::open(&launch.run_dir)?;
-    let journal = Journal::start(ledger, checkpoints, tensorboard, (sessions.clone(), events))?;
+    let journal = Journal::start(ledger, checkpoints, (sessions.clone(), events))?;
     let about = json!({"pid": std::process::id(), "again": launch.again, "command": launch.command});
     journal.event("coordinator", about);
     let event_loop = EventLoop {

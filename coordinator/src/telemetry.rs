@@ -9,7 +9,6 @@ pub(crate) mod metrics;
 pub(crate) mod page;
 pub(crate) mod progress;
 mod tail;
-pub(crate) mod tensorboard;
 mod text;
 pub(crate) mod trackers;
 mod worker_series;

@@ -116,7 +116,6 @@ impl BenchArguments {
             again: false,
             stop_requested: false,
             quick: false,
-            tensorboard: false,
             status: None,
             linger: Duration::ZERO,
             scrape_token_file: None,

@@ -372,7 +372,6 @@ impl LaunchArguments {
             again: self.again,
             stop_requested: self.stop_requested,
             quick: self.quick,
-            tensorboard: requested.plan.config().log.tensorboard,
             status,
             linger: self.linger.unwrap_or_default(),
             scrape_token_file: self.scrape_token_file.clone(),

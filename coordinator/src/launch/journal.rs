@@ -1,5 +1,5 @@
 //! The journal: one thread that carries out, in order, every effect that touches the run directory: lines of the ledger,
-//! commits, event files, and the commands that may only be sent once what precedes them is durable. The event loop never
+//! commits, and the commands that may only be sent once what precedes them is durable. The event loop never
 //! waits for storage. Where the run directory cannot be written the journal reports it and tries again: lines wait, and
 //! with them the acknowledgements that let training continue.
 
@@ -7,7 +7,6 @@ use crate::run::{CommitOutcome, Effect, Event, Notice, SessionId};
 use crate::run_dir::checkpoints::Checkpoints;
 use crate::run_dir::ledger::Ledger;
 use crate::server::Sessions;
-use crate::telemetry::tensorboard::TensorBoard;
 use serde_json::Value;
 use std::collections::VecDeque;
 use std::io;
@@ -45,7 +44,6 @@ impl Journal {
     pub(crate) fn start(
         ledger: Ledger,
         checkpoints: Checkpoints,
-        tensorboard: Option<TensorBoard>,
         (sessions, events): (Sessions, mpsc::Sender<Event>),
     ) -> io::Result<Self> {
         let (jobs, receiver) = channel();
@@ -53,7 +51,6 @@ impl Journal {
         let writer = Writer {
             ledger,
             checkpoints: Arc::new(checkpoints),
-            tensorboard,
             sessions,
             events,
             closing: closing.clone(),
@@ -92,7 +89,6 @@ impl Journal {
 struct Writer {
     ledger: Ledger,
     checkpoints: Arc<Checkpoints>,
-    tensorboard: Option<TensorBoard>,
     sessions: Sessions,
     events: mpsc::Sender<Event>,
     closing: Arc<AtomicBool>,
@@ -127,9 +123,6 @@ impl Writer {
     }
 
     fn carry_out(&mut self, effect: Effect) {
-        if let Some(tensorboard) = &mut self.tensorboard {
-            tensorboard.on_effect(&effect);
-        }
         match effect {
             Effect::Record(step) => self.until_written(|ledger| ledger.step(&step)),
             Effect::CutSteps { stages, first } => self.until_written(|ledger| {
@@ -160,13 +153,17 @@ impl Writer {
 
     fn event(&mut self, kind: &'static str, fields: Value) {
         self.late.push_back((kind, fields));
+        self.write_late();
+        while self.late.len() > MAX_LATE_EVENTS {
+            self.late.pop_front();
+        }
+    }
+
+    fn write_late(&mut self) {
         while let Some((kind, fields)) = self.late.front() {
             if self.ledger.event(kind, fields).is_err() {
                 break;
             }
-            self.late.pop_front();
-        }
-        while self.late.len() > MAX_LATE_EVENTS {
             self.late.pop_front();
         }
     }
@@ -203,6 +200,8 @@ impl Writer {
     /// Tries until it succeeds or the run has ended; the first failure and the recovery are reported.
     fn until_written(&mut self, mut write: impl FnMut(&mut Ledger) -> io::Result<()>) {
         loop {
+            // An evaluation precedes the step that was made after it.
+            self.write_late();
             match write(&mut self.ledger) {
                 Ok(()) => {
                     if self.problem.take().is_some() {

@@ -174,15 +174,6 @@ pub(crate) fn workers_of_last_generation(run_dir: &Path) -> Result<Vec<String>, 
     Ok(workers)
 }
 
-/// Whether an evaluation after this epoch was reported.
-///
-/// # Errors
-/// As [`last_generation`].
-pub(crate) fn was_evaluated(run_dir: &Path, stage: &str, epoch: u64) -> Result<bool, Fatal> {
-    let is_it = |event: &Value| event["event"] == "evaluated" && event["stage"] == stage && event["epoch"] == epoch;
-    Ok(events(run_dir)?.iter().any(is_it))
-}
-
 /// The whole lines of `events.jsonl`.
 pub(crate) fn events(run_dir: &Path) -> Result<Vec<Value>, Fatal> {
     let path = run_dir.join("events.jsonl");

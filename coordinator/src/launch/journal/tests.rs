@@ -17,7 +17,7 @@ fn journal(run_dir: &Path) -> (Journal, mpsc::Receiver<Event>) {
         total_steps: BTreeMap::new(),
     };
     let ledger = Ledger::open(run_dir).expect("new");
-    (Journal::start(ledger, checkpoints, None, (Sessions::default(), events)).expect("a thread"), happened)
+    (Journal::start(ledger, checkpoints, (Sessions::default(), events)).expect("a thread"), happened)
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,7 @@
-//! The rows of a run, read from its ledger while it is written: each committed step once, with the evaluation after it. A
-//! ledger that was cut for a resume is read again; rows that were delivered are skipped, since their steps are made again
-//! to the bit.
+//! The rows of a run, read from its ledger while it is written: each committed step once, with the
+//! evaluation after it and, at the end of a stage, what its model shows on the test images. A ledger
+//! that was cut for a resume is read again; rows that were delivered are skipped, since their steps
+//! are made again to the bit.
 
 use crate::run_dir::ledger::StepLine;
 use crate::telemetry::tail::Tail;
@@ -9,6 +10,16 @@ use std::collections::HashMap;
 use std::io;
 use std::path::Path;
 
+const VALIDATION_ACCURACY: &str = "validation/accuracy";
+/// Fields of the event `stage_complete`, and the names of their values.
+const MEASURES: [(&str, &str); 6] = [
+    ("coarse_test_accuracy", "test/coarse_accuracy"),
+    ("knn_fine_accuracy", "test/knn_fine_accuracy"),
+    ("fine_test_accuracy", "test/fine_accuracy"),
+    ("cosine_between_views", "collapse/views"),
+    ("cosine_within_coarse", "collapse/coarse"),
+    ("cosine_within_fine", "collapse/fine"),
+];
 /// Bytes of a file that are read at a time.
 const MAX_READ_BYTES: u64 = 1 << 20;
 
@@ -20,16 +31,29 @@ pub(super) struct Row {
     pub(super) step: StepLine,
     /// A share, if the stage was evaluated after this step.
     pub(super) validation_accuracy: Option<f64>,
+    /// Of the complete stage, if this is its last step.
+    pub(super) measures: Vec<(String, f64)>,
 }
 
 impl Row {
-    /// Its numbers, named as in TensorBoard's files.
+    /// Its numbers, without the name of its stage.
     pub(super) fn values(&self) -> Vec<(String, f64)> {
+        [self.step_values(), self.later_values()].concat()
+    }
+
+    /// Those that are known with the step.
+    pub(super) fn step_values(&self) -> Vec<(String, f64)> {
         let StepLine { loss, losses, lr, .. } = &self.step;
         let total = loss.map(|loss| ("loss/total".to_owned(), loss));
         let terms = losses.iter().map(|(term, loss)| (format!("loss/{term}"), *loss));
-        let accuracy = self.validation_accuracy.map(|accuracy| ("validation/accuracy".to_owned(), accuracy));
-        total.into_iter().chain([("learning_rate".to_owned(), *lr)]).chain(terms).chain(accuracy).collect()
+        total.into_iter().chain([("learning_rate".to_owned(), *lr)]).chain(terms).collect()
+    }
+
+    /// Those that are measured after it. A run that ends before may have them after its resume: then
+    /// its last row is offered again.
+    pub(super) fn later_values(&self) -> Vec<(String, f64)> {
+        let accuracy = self.validation_accuracy.map(|accuracy| (VALIDATION_ACCURACY.to_owned(), accuracy));
+        accuracy.into_iter().chain(self.measures.iter().cloned()).collect()
     }
 }
 
@@ -39,6 +63,8 @@ pub(super) struct Feed {
     events: Tail,
     /// Validation accuracy by stage and epoch.
     evaluated: HashMap<(String, u64), f64>,
+    /// What complete stages measured.
+    measured: HashMap<String, Vec<(String, f64)>>,
     /// The last step that was read: whether it is evaluated is known from what follows.
     held: Option<StepLine>,
     /// Of the row that it will be.
@@ -52,17 +78,18 @@ impl Feed {
             steps: tail("steps.jsonl"),
             events: tail("events.jsonl"),
             evaluated: HashMap::new(),
+            measured: HashMap::new(),
             held: None,
             index: 0,
         }
     }
 
-    /// The next rows from `first` on, at most so many and those of one more read; none if the ledger has no more. The last
-    /// step of the ledger is among them only if the run is done.
+    /// The next rows from `first` on, at most so many and those of one more read; none if the ledger
+    /// has no more. The last step of the ledger is among them only if the run has ended.
     ///
     /// # Errors
     /// If the ledger cannot be read.
-    pub(super) fn rows(&mut self, first: u64, limit: usize, is_done: bool) -> io::Result<Vec<Row>> {
+    pub(super) fn rows(&mut self, first: u64, limit: usize, has_ended: bool) -> io::Result<Vec<Row>> {
         let mut rows = Vec::new();
         while rows.len() < limit {
             let growth = self.steps.read()?;
@@ -76,24 +103,28 @@ impl Feed {
             }
             for line in growth.text.lines() {
                 let step: StepLine = serde_json::from_str(line)?;
-                let follows = |held: &StepLine| held.stage == step.stage && held.epoch == step.epoch;
-                let is_last_of_epoch = self.held.as_ref().is_some_and(|held| !follows(held));
-                let row = self.held.replace(step).map(|held| self.row(held, is_last_of_epoch));
+                let next = (step.stage.clone(), step.epoch);
+                let row = self.held.replace(step).map(|held| self.row(held, Some(&next)));
                 rows.extend(row.filter(|row| row.index >= first));
             }
         }
-        if is_done && rows.len() < limit {
-            let row = self.held.take().map(|held| self.row(held, true));
+        if has_ended && rows.len() < limit {
+            let row = self.held.take().map(|held| self.row(held, None));
             rows.extend(row.filter(|row| row.index >= first));
         }
         Ok(rows)
     }
 
-    fn row(&mut self, step: StepLine, is_last_of_epoch: bool) -> Row {
-        let accuracy = self.evaluated.get(&(step.stage.clone(), step.epoch)).copied();
-        let index = self.index;
+    /// `next`: stage and epoch of the step after it, if there is one.
+    fn row(&mut self, step: StepLine, next: Option<&(String, u64)>) -> Row {
+        let place = (step.stage.clone(), step.epoch);
+        let accuracy = self.evaluated.get(&place).copied();
+        let validation_accuracy = accuracy.filter(|_| next.is_none_or(|next| *next != place));
+        let measures = self.measured.get(&step.stage);
+        let measures = measures.filter(|_| next.is_none_or(|(stage, _)| *stage != step.stage));
+        let (index, measures) = (self.index, measures.cloned().unwrap_or_default());
         self.index += 1;
-        Row { index, step, validation_accuracy: accuracy.filter(|_| is_last_of_epoch) }
+        Row { index, step, validation_accuracy, measures }
     }
 
     fn read_evaluations(&mut self) -> io::Result<()> {
@@ -104,11 +135,19 @@ impl Feed {
             }
             for line in growth.text.lines() {
                 let event: Value = serde_json::from_str(line)?;
-                let (stage, epoch) = (event["stage"].as_str(), event["epoch"].as_u64());
-                if let ("evaluated", Some(stage), Some(epoch), Some(accuracy)) =
-                    (event["event"].as_str().unwrap_or(""), stage, epoch, event["validation_accuracy"].as_f64())
-                {
-                    self.evaluated.insert((stage.into(), epoch), accuracy);
+                let Some(stage) = event["stage"].as_str().map(str::to_owned) else { continue };
+                match (event["event"].as_str(), event["epoch"].as_u64(), event["validation_accuracy"].as_f64()) {
+                    (Some("evaluated"), Some(epoch), Some(accuracy)) => {
+                        // If the stage was complete, it makes more steps now.
+                        self.measured.remove(&stage);
+                        self.evaluated.insert((stage, epoch), accuracy);
+                    }
+                    (Some("stage_complete"), ..) => {
+                        let measure = |(field, name): (&str, &str)| Some((name.to_owned(), event[field].as_f64()?));
+                        let measures = MEASURES.into_iter().filter_map(measure);
+                        self.measured.insert(stage, measures.collect());
+                    }
+                    _ => {}
                 }
             }
         }
@@ -152,8 +191,12 @@ mod tests {
             ledger.step(&step("a", number)).expect("written");
         }
         assert_eq!(shown(&feed.rows(3, 9, false).expect("read")), [(3, 3, Some(0.5))]);
+        let complete = json!({"stage": "a", "coarse_test_accuracy": 0.75, "fine_test_accuracy": null});
+        ledger.event("stage_complete", &complete).expect("written");
         ledger.step(&step("b", 0)).expect("written");
-        assert_eq!(shown(&feed.rows(4, 9, true).expect("read")), [(4, 4, None), (5, 0, None)]);
+        let rows = feed.rows(4, 9, true).expect("read");
+        assert_eq!(shown(&rows), [(4, 4, None), (5, 0, None)]);
+        assert_eq!(rows[0].later_values(), [("test/coarse_accuracy".to_owned(), 0.75)]);
         assert_eq!(feed.rows(6, 9, true).expect("read"), []);
         // Another coordinator begins at the start, and skips what the tracker has.
         assert_eq!(shown(&Feed::new(folder.path()).rows(5, 9, true).expect("read")), [(5, 0, None)]);

@@ -9,7 +9,7 @@ use super::wandb_file::{
     Config, Content, Decoded, Encoder, Exit, Header, History, HistoryStep, Item, Run, Summary, Timestamp, VersionInfo,
     decode,
 };
-use super::{Ending, Sink};
+use super::{Ending, Sink, result_values, run_name};
 use crate::exit::EXIT_STOPPED;
 use crate::run_dir::Identity;
 use crate::run_dir::results::Results;
@@ -29,7 +29,17 @@ pub(super) struct Wandb {
     run: Run,
     file: Option<RunFile>,
     next_row: u64,
+    /// The last row of earlier coordinators: it may have been delivered before its evaluation.
+    last: Option<Delivered>,
+    /// The files say that the run is done.
+    is_done: bool,
     client: Option<Client>,
+}
+
+/// A row that an earlier file has.
+struct Delivered {
+    index: u64,
+    keys: Vec<String>,
 }
 
 /// The file of this coordinator.
@@ -40,14 +50,16 @@ struct RunFile {
 }
 
 impl Wandb {
-    /// Continues after the last row of the files that are there. Its own is made with its first row.
+    /// Continues with the last row of the files that are there: only what it lacks is added. Its own
+    /// file is made with its first row.
     ///
     /// # Errors
     /// If those cannot be read.
     pub(super) fn open(run_dir: &Path, config: &RunConfig, identity: &Identity) -> io::Result<Self> {
         let folder = run_dir.join("wandb");
         let mut run = run_record(config, identity);
-        let (mut next_row, mut start_seconds, mut earlier) = (0, now() as i64, Vec::new());
+        let (mut last, mut is_done): (Option<Delivered>, bool) = (None, false);
+        let (mut start_seconds, mut earlier) = (now() as i64, Vec::new());
         for file in files(&folder, &identity.id)? {
             let bytes = fs::read(&file)?;
             let Decoded { records, len } = decode(&bytes);
@@ -63,9 +75,15 @@ impl Wandb {
             for record in records {
                 match record.content {
                     Some(Content::History(history)) => {
-                        let step = history.step.map_or(0, |step| step.num);
-                        next_row = next_row.max(u64::try_from(step).unwrap_or(0) + 1);
+                        is_done = false;
+                        let index = u64::try_from(history.step.map_or(0, |step| step.num)).unwrap_or(0);
+                        let mut keys: Vec<String> = history.item.into_iter().map(|item| item.key).collect();
+                        if let Some(last) = last.filter(|last| last.index == index) {
+                            keys.extend(last.keys);
+                        }
+                        last = Some(Delivered { index, keys });
                     }
+                    Some(Content::Exit(exit)) => is_done = exit.exit_code == 0,
                     // They are put together in the order of their starts.
                     Some(Content::Run(run)) => {
                         let start = run.start_time.map_or(0, |time| time.seconds);
@@ -76,10 +94,12 @@ impl Wandb {
             }
             earlier.push(file);
         }
-        run.starting_step = i64::try_from(next_row).map_err(io::Error::other)?;
+        let starting_step = last.as_ref().map_or(0, |last| last.index + 1);
+        run.starting_step = i64::try_from(starting_step).map_err(io::Error::other)?;
         run.start_time = Some(Timestamp { seconds: start_seconds, nanos: 0 });
         let client = (config.log.wandb.mode == WandbMode::Online).then(|| Client::new(&folder, earlier));
-        Ok(Self { folder, run, file: None, next_row, client })
+        let next_row = last.as_ref().map_or(0, |last| last.index);
+        Ok(Self { folder, run, file: None, next_row, last, is_done, client })
     }
 
     fn append(&mut self, contents: Vec<Content>) -> io::Result<()> {
@@ -118,9 +138,16 @@ impl Wandb {
         (now() - self.start_seconds() as f64).max(0.0)
     }
 
-    fn history(&self, row: &Row) -> Content {
+    /// A row, or what an earlier file lacks of it.
+    fn history(&self, row: &Row) -> Option<Content> {
         let stage = &row.step.stage;
-        let values = row.values().into_iter().map(|(name, value)| item(&format!("{stage}/{name}"), &value));
+        let last = self.last.as_ref().filter(|last| last.index == row.index);
+        let is_new = |key: &String| last.is_none_or(|last| !last.keys.contains(key));
+        let values = row.values().into_iter().map(|(name, value)| (format!("{stage}/{name}"), value));
+        let values: Vec<Item> = values.filter(|(key, _)| is_new(key)).map(|(key, value)| item(&key, &value)).collect();
+        if values.is_empty() {
+            return None;
+        }
         let place = [
             item("_step", &row.index),
             item("_timestamp", &now()),
@@ -130,7 +157,7 @@ impl Wandb {
             item("step", &row.step.step),
         ];
         let step = HistoryStep { num: i64::try_from(row.index).unwrap_or(i64::MAX) };
-        Content::History(History { item: place.into_iter().chain(values).collect(), step: Some(step) })
+        Some(Content::History(History { item: place.into_iter().chain(values).collect(), step: Some(step) }))
     }
 }
 
@@ -144,7 +171,11 @@ impl Sink for Wandb {
     }
 
     fn write(&mut self, rows: &[Row]) -> io::Result<()> {
-        self.append(rows.iter().map(|row| self.history(row)).collect())?;
+        let contents: Vec<Content> = rows.iter().filter_map(|row| self.history(row)).collect();
+        if !contents.is_empty() {
+            self.append(contents)?;
+            self.is_done = false;
+        }
         self.next_row = rows.last().map_or(self.next_row, |row| row.index + 1);
         Ok(())
     }
@@ -153,6 +184,7 @@ impl Sink for Wandb {
         let runtime = self.runtime_seconds() as i32;
         let exit = |exit_code| Content::Exit(Exit { exit_code, runtime });
         match ending {
+            Ending::Done(_) if self.is_done => {}
             Ending::Done(results) => self.append(vec![summary(results), exit(0)])?,
             Ending::Failed(code) => self.append(vec![exit(i32::from(*code))])?,
             // It continues in the file of the next coordinator. Without this record a client would wait for more in this one.
@@ -212,7 +244,7 @@ fn run_record(config: &RunConfig, identity: &Identity) -> Run {
         project: wandb.project.clone(),
         config: Some(Config { update: items.collect() }),
         run_group: wandb.group.clone().unwrap_or_default(),
-        display_name: format!("{} seed {}", identity.preset, identity.seed),
+        display_name: run_name(identity),
         tags: wandb.tags.clone(),
         host: crate::run_dir::host(),
         ..Run::default()
@@ -221,21 +253,8 @@ fn run_record(config: &RunConfig, identity: &Identity) -> Run {
 
 /// The result table.
 fn summary(results: &Results) -> Content {
-    let rows = results.rows.iter().flat_map(|row| {
-        [
-            item(&format!("{}/fine_test_accuracy", row.method), &row.fine_test_accuracy),
-            item(&format!("{}/coarse_test_accuracy", row.method), &row.coarse_test_accuracy),
-            item(&format!("{}/knn_fine_accuracy", row.method), &row.knn_fine_accuracy),
-        ]
-    });
-    let backbones = results.backbones.iter().flat_map(|row| {
-        [
-            item(&format!("{}/coarse_test_accuracy", row.name), &row.coarse_test_accuracy),
-            item(&format!("{}/knn_fine_accuracy", row.name), &row.knn_fine_accuracy),
-        ]
-    });
-    // A backbone may be called as a method: the method's numbers are the last.
-    Content::Summary(Summary { update: backbones.chain(rows).collect() })
+    let values = result_values(results);
+    Content::Summary(Summary { update: values.iter().map(|(key, value)| item(key, value)).collect() })
 }
 
 fn item(key: &str, value: &impl Serialize) -> Item {
@@ -253,26 +272,8 @@ fn date_and_time(seconds: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::run_dir::ledger::StepLine;
-    use std::collections::BTreeMap;
+    use crate::telemetry::trackers::tests::row;
     use thanos_configs::Plan;
-
-    fn row(index: u64) -> Row {
-        let step = StepLine {
-            stage: "cae".into(),
-            epoch: 0,
-            step: index,
-            generation: 1,
-            world_size: 1,
-            loss: Some(0.25),
-            losses: BTreeMap::new(),
-            lr: 0.1,
-            images: 8,
-            samples_sha256: String::new(),
-            skipped: None,
-        };
-        Row { index, step, validation_accuracy: None }
-    }
 
     fn open(run_dir: &Path) -> Wandb {
         let overrides = ["wandb.mode=offline", "log.wandb.group=g", "log.wandb.tags=[a, b]"].map(str::to_owned);
@@ -292,8 +293,8 @@ mod tests {
         let length = fs::metadata(&file).expect("there").len();
         File::options().write(true).open(&file).and_then(|file| file.set_len(length - 3)).expect("cut");
         let mut second = open(folder.path());
-        assert_eq!(second.next_row(), 2);
-        second.write(&[row(2)]).expect("written");
+        assert_eq!(second.next_row(), 1, "the last one may have been evaluated since");
+        second.write(&[row(1), row(2)]).expect("written");
         second.finish(&Ending::Failed(70)).expect("written");
         let files = files(&folder.path().join("wandb"), "0a1b").expect("listed");
         let steps = |file: &PathBuf| -> Vec<i64> {
@@ -314,6 +315,34 @@ mod tests {
             ("g", &["a".to_owned(), "b".into()][..], 2)
         );
         assert!(matches!(&records[3].content, Some(Content::Exit(exit)) if exit.exit_code == 70));
+    }
+
+    fn histories(folder: &Path) -> Vec<Vec<String>> {
+        let files = files(&folder.join("wandb"), "0a1b").expect("listed");
+        let records = files.iter().flat_map(|file| decode(&fs::read(file).expect("read")).records);
+        let keys = records.filter_map(|record| match record.content {
+            Some(Content::History(history)) => Some(history.item.into_iter().map(|item| item.key).collect()),
+            _ => None,
+        });
+        keys.collect()
+    }
+
+    /// The run was stopped before the evaluation after its last step.
+    #[test]
+    fn an_evaluation_of_the_last_row_is_added_by_the_next_coordinator() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut first = open(folder.path());
+        first.write(&[row(0)]).expect("written");
+        first.finish(&Ending::Stopped).expect("written");
+        for _ in 0..2 {
+            let mut next = open(folder.path());
+            next.write(&[Row { validation_accuracy: Some(0.5), ..row(0) }]).expect("written");
+        }
+        let histories = histories(folder.path());
+        assert_eq!(histories.len(), 2, "the second has nothing to add: {histories:?}");
+        assert!(histories[0].contains(&"cae/loss/total".into()));
+        assert_eq!(histories[1].last().map(String::as_str), Some("cae/validation/accuracy"));
+        assert!(!histories[1].contains(&"cae/loss/total".into()));
     }
 
     #[test]
