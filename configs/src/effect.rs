@@ -151,6 +151,9 @@ fn for_nothing(config: &RunConfig) -> Vec<Idle> {
             add(key, "objective.contrastive", neutral, "no backbone has a contrastive loss".into());
         }
     }
+    if config.rows.is_empty() {
+        add("log.embedding_images", "rows", json!(1000), "there is no row to map".into());
+    }
     if config.log.wandb.mode == WandbMode::Disabled {
         found.extend(of_disabled_wandb());
     }
@@ -233,6 +236,8 @@ mod tests {
         refused("cifar10_cae", &["objective.temperature=.1"], &["objective.temperature", "contrastive loss"]);
         let given = ["backbones.cnce.checkpoint=/w", "backbones.cnce.objective.spread=2"];
         refused("cifar10_thanos", &given, &["backbones.0.objective: ", "has no effect: cnce is not trained"]);
+        let map = ["rows=[]", "log.embedding_images=9"];
+        refused("digits_cae", &map, &["log.embedding_images: 9", "no row to map", "`rows`"]);
         refused("digits_cae", &["log.wandb.tags=[a]"], &["log.wandb.tags", "`log.wandb.mode`"]);
         assert_eq!(resolved("digits_cae", &["wandb.mode=online", "wandb.group=7"]).log.wandb.group, Some("7".into()));
         resolved("cifar10_thanos", &["backbones.cae.checkpoint=/w"]);

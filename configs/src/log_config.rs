@@ -12,20 +12,23 @@ pub struct LogConfig {
     pub tensorboard: bool,
     /// The committed steps as a table, `log.csv` in the run directory.
     pub csv: bool,
+    /// Test images in the embedding map of each row, at most 2000, the same ones for every row;
+    /// 0: no map. Unit: images.
+    pub embedding_images: u64,
     /// Weights & Biases. As an override, `wandb.KEY` is the same as `log.wandb.KEY`.
     pub wandb: WandbConfig,
 }
 
 impl Default for LogConfig {
     fn default() -> Self {
-        Self { tensorboard: true, csv: false, wandb: WandbConfig::default() }
+        Self { tensorboard: true, csv: false, embedding_images: 1000, wandb: WandbConfig::default() }
     }
 }
 
 impl LogConfig {
     /// Nothing but the ledger.
     pub fn nothing() -> Self {
-        Self { tensorboard: false, ..Self::default() }
+        Self { tensorboard: false, embedding_images: 0, ..Self::default() }
     }
 }
 

@@ -32,7 +32,7 @@ pub use error::{DataError, PackFault, RawFault};
 pub use info::PackInfo;
 pub use kept::{KeptPack, kept_packs, prune};
 pub use known::{find_packs, raw_stamp};
-pub use sheet::contact_sheet;
+pub use sheet::{contact_sheet, report_sheet};
 pub use synthetic::pack_synthetic;
 
 use pack_file::Sink;

@@ -18,6 +18,10 @@ pub(crate) const BEST: &str = "best.safetensors";
 /// `probe_weights.rs`.
 pub(crate) const BEST_STATE: &str = "best_state.safetensors";
 pub(crate) const OPTIMIZER: &str = "optimizer.safetensors";
+/// Of a complete transfer: the test images with their labels and what the probe predicts, and the
+/// embedding map. Both are for the report; no stage reads them.
+pub(crate) const PREDICTIONS: &str = "predictions.safetensors";
+pub(crate) const EMBEDDINGS: &str = "embeddings.safetensors";
 
 /// The part of `manifest.json` that a loader needs; the coordinator writes it.
 #[derive(Deserialize)]
@@ -71,7 +75,7 @@ pub(crate) fn write(
 ) -> Result<Written> {
     let mut contents = Vec::with_capacity(files.len() + 1);
     for (name, tensors) in files {
-        let record = (*name != OPTIMIZER).then_some(record);
+        let record = [MODEL, BEST].contains(name).then_some(record);
         match (*name == BEST).then(|| folded(tensors)).flatten() {
             Some(used) => {
                 contents.push((BEST, to_safetensors(&used, record)?));

@@ -14,6 +14,7 @@ mod checkpoint;
 mod data;
 mod device;
 pub mod device_views;
+mod embedding_map;
 mod evaluate;
 mod exit;
 mod failpoints;
@@ -39,6 +40,7 @@ mod stage;
 pub mod tensors;
 mod train;
 mod transfer;
+mod tsne;
 
 pub use exit::{
     EXIT_CONFIG, EXIT_DATA, EXIT_IO, EXIT_NO_PERMISSION, EXIT_SOFTWARE, EXIT_STOPPED, EXIT_UNREACHABLE, EXIT_USAGE,

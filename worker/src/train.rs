@@ -19,7 +19,7 @@ use crate::run_files::RunFiles;
 use crate::save_schedule::{Due, SaveSchedule};
 use crate::saver::{Save, Saver};
 use crate::session::Session;
-use crate::stage::{Inputs, Stage};
+use crate::stage::{Inputs, Measured, Stage};
 use crate::tensors::{StateDict, copy_into, snapshot};
 use anyhow::{Context, Result, bail};
 use computed::{Computed, Reduced, Requests, norm_of};
@@ -50,6 +50,9 @@ pub(crate) struct StageSpec<'a> {
     pub(crate) saves: SaveSchedule<'a>,
     pub(crate) checks: &'a ChecksConfig,
 }
+
+/// The result of a complete stage, and files of its last checkpoint beside the state.
+type Finished = (StageResult, Vec<(&'static str, StateDict)>);
 
 /// The others of a generation: what a stage needs to act in common.
 pub(crate) struct StageContext<'a> {
@@ -479,7 +482,7 @@ impl<'a> Trainer<'a> {
     }
 
     /// What rank 0 saves after this update; `None`: this is another rank.
-    fn checkpoint(&self, epoch: u64, result: Option<StageResult>) -> Result<Option<Save>> {
+    fn checkpoint(&self, epoch: u64, result: Option<Finished>) -> Result<Option<Save>> {
         self.phase("save");
         if self.context.group.rank() > 0 {
             return Ok(None);
@@ -491,6 +494,8 @@ impl<'a> Trainer<'a> {
         if let Some((_, weights)) = &self.best {
             files.push((checkpoint::BEST, snapshot(weights)));
         }
+        let (result, more) = result.map_or((None, Vec::new()), |(result, more)| (Some(result), more));
+        files.extend(more);
         let reported = CheckpointWritten {
             stage: self.spec.name.into(),
             epoch,
@@ -509,7 +514,7 @@ impl<'a> Trainer<'a> {
     }
 
     /// Saves, and returns on every rank when the checkpoint is committed.
-    fn save_for_all(&mut self, epoch: u64, result: Option<StageResult>) -> Result<()> {
+    fn save_for_all(&mut self, epoch: u64, result: Option<Finished>) -> Result<()> {
         if let Some(save) = self.checkpoint(epoch, result)? {
             self.saver.save(save)?;
         }
@@ -526,7 +531,7 @@ impl<'a> Trainer<'a> {
         copy_into(&self.stage.state(), &weights)?;
         let measured = self.stage.measure();
         copy_into(&self.stage.state(), &last)?;
-        let (measures, fine_test_accuracy) = match measured {
+        let Measured { metrics: measures, fine_test_accuracy, files } = match measured {
             Err(error) if error.is::<StopAsked>() => return self.stop(best.epoch),
             measured => measured?,
         };
@@ -548,7 +553,7 @@ impl<'a> Trainer<'a> {
             result.stage
         );
         // No rank leaves a stage whose end is not committed: it could not be done again.
-        self.save_for_all(best.epoch, Some(result))?;
+        self.save_for_all(best.epoch, Some((result, files)))?;
         self.context.session.send(WorkerEvent::StageFinished { stage: self.spec.name.into() })?;
         Ok(StageOutcome::Complete(weights))
     }

@@ -17,8 +17,15 @@ const CHUNK: usize = 1 << 20;
 /// Chunks that may wait for the network; a slow worker makes its own stream wait.
 const MAX_WAITING: usize = 4;
 /// Files of a checkpoint; the first one is the coordinator's own.
-const NAMES: [&str; 5] =
-    ["manifest.json", "model.safetensors", "best.safetensors", "best_state.safetensors", "optimizer.safetensors"];
+const NAMES: [&str; 7] = [
+    "manifest.json",
+    "model.safetensors",
+    "best.safetensors",
+    "best_state.safetensors",
+    "optimizer.safetensors",
+    "predictions.safetensors",
+    "embeddings.safetensors",
+];
 
 /// The checkpoints of a run, as files.
 pub(crate) struct CheckpointFiles {
