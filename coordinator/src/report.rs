@@ -1,6 +1,7 @@
-//! The report of a run: its page as one file, and figures of what it has trained, as SVG files next to
-//! the page and within it. A figure whose data is not there is not drawn: a run that was stopped, or
-//! that an earlier version has made, has a report all the same. It changes nothing of the run.
+//! The report of a run: its page as one file, and figures of what it has trained, as SVG files next
+//! to the page and within it. A figure whose data is not there is not drawn: a run that was
+//! stopped, or that an earlier version has made, has a report all the same. It changes nothing of
+//! the run.
 
 mod accuracy;
 mod collapse;
@@ -22,8 +23,8 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use thanos_configs::{Plan, StagePlan};
 
-/// Files of a report beside its figures. The counts are a line for each row of the table and pair of
-/// true and predicted class that has images.
+/// Files of a report beside its figures. The counts are a line for each row of the table and pair
+/// of true and predicted class that has images.
 const PAGE: &str = "index.html";
 const COUNTS: &str = "confusion.csv";
 /// Images with their views; it stays when the packs of a run are no longer there.
@@ -92,7 +93,8 @@ impl TestedRow {
     /// Its name and its accuracy.
     fn title(&self) -> String {
         let classes = self.predictions.of_classes();
-        let (images, right) = classes.iter().fold((0, 0), |sum, class| (sum.0 + class.0, sum.1 + class.1));
+        let (images, right) =
+            classes.iter().fold((0, 0), |sum, class| (sum.0 + class.0, sum.1 + class.1));
         format!("{}: {:.1} %", self.method, 100.0 * right as f64 / images.max(1) as f64)
     }
 }

@@ -1,5 +1,5 @@
-//! Contact sheets: some images of a pack and augmented views of each, as the trainer sees them, as one
-//! PNG file, so that the augmentation can be checked at a glance.
+//! Contact sheets: some images of a pack and augmented views of each, as the trainer sees them, as
+//! one PNG file, so that the augmentation can be checked at a glance.
 
 use super::error::{DataError, PackFault};
 use super::pack_file::{self, Images};
@@ -21,18 +21,21 @@ const MIN_SIDE: usize = 64;
 const MAX_REPORT_WIDTH: u32 = 900;
 const PAPER: Rgb<u8> = Rgb([255, 255, 255]);
 
-/// Where pictures are on a sheet: an image with its views is a group, and so many groups are next to
-/// each other.
+/// Where pictures are on a sheet: an image with its views is a group, and so many groups are next
+/// to each other.
 #[derive(Clone, Copy)]
 struct Layout {
     views: usize,
     across: usize,
+    /// Pixels between two groups.
+    apart: usize,
 }
-const ONE_A_ROW: Layout = Layout { views: 9, across: 1 };
-const IN_A_REPORT: Layout = Layout { views: 2, across: 4 };
+const ONE_A_ROW: Layout = Layout { views: 9, across: 1, apart: 0 };
+const IN_A_REPORT: Layout = Layout { views: 2, across: 4, apart: 12 };
 
-/// Draws a sheet of a pack to `out`: the images in the first column, as they are; views of the first
-/// epoch of `seed` after each. Every row is of another fine class, as far as there are that many.
+/// Draws a sheet of a pack to `out`: the images in the first column, as they are; views of the
+/// first epoch of `seed` after each. Every row is of another fine class, as far as there are that
+/// many.
 ///
 /// # Errors
 /// If the pack cannot be read, or the sheet not written.
@@ -89,7 +92,8 @@ fn draw(header: &Header, rows: &[Row], (views, seed): (&ViewsConfig, u64), layou
     let extent = |cells: usize| (cells * cell + GAP) as u32;
     let group = 1 + layout.views;
     let lines = rows.len().div_ceil(layout.across);
-    let mut sheet = RgbImage::from_pixel(extent(group * layout.across), extent(lines), PAPER);
+    let width = extent(group * layout.across) + ((layout.across - 1) * layout.apart) as u32;
+    let mut sheet = RgbImage::from_pixel(width, extent(lines), PAPER);
     let (mut scratch, mut view) = (Scratch::default(), vec![0.0; augmentation.pixels()]);
     for (at, Row { id, image }) in rows.iter().enumerate() {
         for picture in 0..group {
@@ -100,8 +104,9 @@ fn draw(header: &Header, rows: &[Row], (views, seed): (&ViewsConfig, u64), layou
                     augmentation.view(image, key, &mut scratch, &mut view);
                 }
             }
-            let column = at % layout.across * group + picture;
-            let corner = (column * cell + GAP, at / layout.across * cell + GAP);
+            let column = at % layout.across;
+            let left = (column * group + picture) * cell + column * layout.apart + GAP;
+            let corner = (left, at / layout.across * cell + GAP);
             paint(&mut sheet, corner, &view, Tile { side, channels, scale });
         }
     }

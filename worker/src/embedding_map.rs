@@ -1,11 +1,12 @@
-//! The embedding map of a row: some of its test images, the same ones for every row of a run, in two
-//! dimensions by PCA and by exact t-SNE. Rank 0 computes it, in float64 on the CPU, as a function of
-//! the vectors and the seed; what is drawn of it is the coordinator's.
+//! The embedding map of a row: some of its test images, the same ones for every row of a run, in
+//! two dimensions by PCA and by exact t-SNE. Rank 0 computes it, in float64 on the CPU, as a
+//! function of the vectors and the seed; what is drawn of it is the coordinator's.
 
 use crate::data::Data;
 use crate::tensors::StateDict;
 use crate::tsne::tsne;
 use anyhow::{Context, Result};
+use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 use thanos_c10d::ProcessGroup;
 use thanos_configs::{SplitMix64, init_key, rank_slice, stage_key};
@@ -32,10 +33,13 @@ pub(crate) fn embedding_map(
     if group.rank() > 0 {
         return Ok(None);
     }
+    let began = Instant::now();
     let vectors = vectors.to_device(Device::Cpu).to_kind(Kind::Float);
     let exact = vectors.to_kind(Kind::Double);
     let pca = pca(&exact)?;
     let Some(tsne) = tsne(&exact, &pca, seed, go_on)? else { return Ok(None) };
+    let (images, seconds) = (chosen.len(), began.elapsed().as_secs_f64());
+    tracing::info!("embedding map of {images} images: {seconds:.2} s");
     let ids: Vec<i64> = chosen.iter().map(|&at| data.test_ids[at] as i64).collect();
     let labels = |of: &[i64]| {
         let labels: Vec<i64> = ids.iter().map(|&id| of[id as usize]).collect();
@@ -70,7 +74,8 @@ fn sample(len: usize, images: usize, seed: u64) -> Vec<usize> {
 fn rows_at(places: &[usize], own: &Tensor, first: usize) -> Tensor {
     let range = first..first + own.size()[0] as usize;
     let here = places.iter().enumerate().filter(|(_, place)| range.contains(place));
-    let (to, from): (Vec<i64>, Vec<i64>) = here.map(|(row, place)| (row as i64, (place - first) as i64)).unzip();
+    let (to, from): (Vec<i64>, Vec<i64>) =
+        here.map(|(row, place)| (row as i64, (place - first) as i64)).unzip();
     let index = |rows: &[i64]| Tensor::from_slice(rows).to_device(own.device());
     let all = Tensor::zeros([places.len() as i64, own.size()[1]], (own.kind(), own.device()));
     all.index_copy(0, &index(&to), &own.index_select(0, &index(&from)))
@@ -90,7 +95,8 @@ fn pca(rows: &Tensor) -> Result<Tensor> {
     let centred = rows - rows.mean_dim(&[0_i64][..], true, None::<Kind>);
     let axes = AXES.min(n).min(d);
     let largest = |symmetric: &Tensor| -> Result<(Tensor, Tensor)> {
-        let (values, vectors) = symmetric.f_linalg_eigh("L").context("eigenvectors of embeddings")?;
+        let (values, vectors) =
+            symmetric.f_linalg_eigh("L").context("eigenvectors of embeddings")?;
         let last = values.size()[0] - axes;
         // In ascending order.
         Ok((values.narrow(0, last, axes).flip([0]), vectors.narrow(1, last, axes).flip([1])))

@@ -8,7 +8,6 @@ use crate::probe_weights::{DEVIATION, MEAN};
 use crate::stage::{Inputs, Losses, Measured, Stage};
 use crate::tensors::{StateDict, broadcast};
 use anyhow::Result;
-use std::time::Instant;
 use tch::nn::{self, Module, VarStore};
 use tch::{Device, Kind, Reduction, Tensor};
 use thanos_configs::{Features, FrozenMode, RunConfig};
@@ -86,7 +85,6 @@ impl<'a> Transfer<'a> {
         let predictions = predictions(evaluator, scores)?;
         let mut files = vec![(PREDICTIONS, predictions)];
         if self.map.0 > 0 {
-            let began = Instant::now();
             let go_on = || {
                 evaluator.stop.progressed();
                 !evaluator.stop.is_set()
@@ -95,8 +93,6 @@ impl<'a> Transfer<'a> {
             let map = embedding_map(of, directions, self.map, go_on)?;
             // Rank 0 may have left it unfinished.
             evaluator.go_on_together()?;
-            let seconds = began.elapsed().as_secs_f64();
-            tracing::info!("embedding map of at most {} images: {seconds:.2} s", self.map.0);
             files.extend(map.map(|map| (EMBEDDINGS, map)));
         }
         Ok(if evaluator.group.rank() == 0 { files } else { Vec::new() })
@@ -200,8 +196,8 @@ impl Stage for Transfer<'_> {
     }
 }
 
-/// Every test image with its fine label and the one that its scores rank first, and the names of the
-/// labels as JSON.
+/// Every test image with its fine label and the one that its scores rank first, and the names of
+/// the labels as JSON.
 fn predictions(evaluator: &Evaluator<'_>, scores: &Tensor) -> Result<StateDict> {
     let data = evaluator.data;
     let fine: Vec<i64> = data.test_ids.iter().map(|&id| data.test.fine[id as usize]).collect();

@@ -1,6 +1,7 @@
-//! Exact t-SNE (van der Maaten and Hinton, JMLR 9, 2008) of rows in float64, on one thread and in one
-//! order of sums: its bits depend on nothing but the rows and the seed. It begins at the principal
-//! components, which keep the large distances (Kobak and Berens, Nature Communications 10, 2019).
+//! Exact t-SNE (van der Maaten and Hinton, JMLR 9, 2008) of rows in float64, on one thread and in
+//! one order of sums: its bits depend on nothing but the rows and the seed. It begins at the
+//! principal components, which keep the large distances (Kobak and Berens, Nature Communications
+//! 10, 2019).
 
 use anyhow::{Result, bail};
 use tch::{Kind, Tensor};
@@ -258,7 +259,10 @@ mod tests {
     fn equal_rows_few_rows_and_a_stop_are_no_problem() {
         let kind = (Kind::Double, tch::Device::Cpu);
         for n in [1, 2, 3, 7] {
-            assert!(map(&Tensor::ones([n, 4], kind), 0).iter().all(|place| place.is_finite()), "{n}");
+            assert!(
+                map(&Tensor::ones([n, 4], kind), 0).iter().all(|place| place.is_finite()),
+                "{n}"
+            );
         }
         let (rows, _) = clusters(3, 11);
         let mut asked = 0;

@@ -19,8 +19,8 @@ pub(super) struct ReportArguments {
     /// As JSON; of a single run the content of `results.json`
     #[arg(long, conflicts_with = "format")]
     json: bool,
-    /// Write the page of a single run, with its figures, table, events and configuration, to this file [RUN/report/index.html,
-    /// and the figures as SVG files next to it]
+    /// Write the page of a single run, with its figures, table, events and configuration, to this
+    /// file [RUN/report/index.html, and the figures as SVG files next to it]
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, conflicts_with_all = ["json", "format"])]
     html: Option<Option<PathBuf>>,
     /// How to print it

@@ -6,7 +6,7 @@ use serde_json::Value;
 use std::fmt::Write;
 
 const WIDTH: f64 = 640.0;
-const LEFT: f64 = 150.0;
+const LEFT: f64 = 165.0;
 const STEP: f64 = 28.0;
 const COSINES: [(&str, &str); 3] = [
     ("cosine_within_coarse", "within coarse classes"),
@@ -30,7 +30,12 @@ pub(super) fn figure(update: &Value) -> Option<Figure> {
     let lowest = rows.iter().flat_map(|(_, cosines)| cosines.iter().flatten().copied());
     let low = lowest.fold(0.0, f64::min);
     let height = rows.len() as f64 * STEP;
-    let frame = Frame { corner: (LEFT, 8.0), size: (WIDTH - LEFT - 24.0, height), x: (low, 1.0), y: (0.0, 1.0) };
+    let frame = Frame {
+        corner: (LEFT, 8.0),
+        size: (WIDTH - LEFT - 24.0, height),
+        x: (low, 1.0),
+        y: (0.0, 1.0),
+    };
     let mut canvas = Canvas::default();
     for tick in ticks(low, 1.0) {
         let (x, bottom) = frame.at(tick, 0.0);
@@ -66,7 +71,8 @@ mod tests {
 
     #[test]
     fn a_cosine_that_does_not_exist_has_no_mark() {
-        let cosines = json!({"cosine_within_coarse": null, "cosine_within_fine": -0.25, "cosine_between_views": 1.0});
+        let [coarse, fine, views] = COSINES.map(|(key, _)| key);
+        let cosines = json!({coarse: null, fine: -0.25, views: 1.0});
         let stages = json!([{"name": "cae", "result": cosines}, {"name": "later", "result": null}]);
         let figure = figure(&json!({"state": {"stages": stages}})).expect("a complete stage");
         let said = "cae: within fine classes -0.25. cae: between views of an image 1.";

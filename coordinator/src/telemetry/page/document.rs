@@ -57,8 +57,8 @@ pub(super) fn with_snapshot(update: &str, figures: &[String]) -> String {
             figures.concat()
         ),
     };
-    // Neither the end of a script nor the beginning of a comment is in it. In JSON only strings have
-    // this character.
+    // Neither the end of a script nor the beginning of a comment is in it. In JSON only strings
+    // have this character.
     let update = format!("{SNAPSHOT}{}", update.replace('<', "\\u003c"));
     DOCUMENT.0.replacen(SNAPSHOT, &update, 1).replacen(FIGURES, &section, 1)
 }
