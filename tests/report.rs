@@ -69,9 +69,9 @@ fn counted(scene: &Scene, run_dir: &Path) -> BTreeMap<(String, String), u64> {
     let head =
         load_weights(&checkpoints(run_dir, STAGE).pop().expect("a checkpoint")).expect("weights");
     let _no_graph = tch::no_grad_guard();
+    let images = images.to_kind(head["cls.weight"].kind());
     let z = model.encoder.forward(&images, Mode::Eval).expect("embeddings");
-    let of = |name: &str| head[name].to_kind(z.kind());
-    let predicted = (z.matmul(&of("cls.weight").tr()) + of("cls.bias")).argmax(1, false);
+    let predicted = (z.matmul(&head["cls.weight"].tr()) + &head["cls.bias"]).argmax(1, false);
     let mut counts = BTreeMap::new();
     let pairs = [labels, predicted].map(|of| Vec::<i64>::try_from(of).expect("labels"));
     for (fine, predicted) in pairs[0].iter().zip(&pairs[1]) {
