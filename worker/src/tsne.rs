@@ -194,14 +194,15 @@ fn forces((xs, ys): (&[f64], &[f64]), at: usize, row: &[f64]) -> Forces {
         lanes[3][lane] += repels * dy;
         lanes[4][lane] += q;
     };
-    let chunks = (xs.chunks_exact(LANES), ys.chunks_exact(LANES), row.chunks_exact(LANES));
-    let rest = chunks.0.remainder().iter().zip(chunks.1.remainder()).zip(chunks.2.remainder());
-    for ((px, py), p) in chunks.0.zip(chunks.1).zip(chunks.2) {
-        for lane in 0..LANES {
-            add(&mut lanes, lane, (px[lane], py[lane]), p[lane]);
+    let (x_chunks, x_rest) = xs.as_chunks::<LANES>();
+    let (y_chunks, y_rest) = ys.as_chunks::<LANES>();
+    let (p_chunks, p_rest) = row.as_chunks::<LANES>();
+    for ((px, py), p) in x_chunks.iter().zip(y_chunks).zip(p_chunks) {
+        for (lane, ((px, py), p)) in px.iter().zip(py).zip(p).enumerate() {
+            add(&mut lanes, lane, (*px, *py), *p);
         }
     }
-    for (lane, ((px, py), p)) in rest.enumerate() {
+    for (lane, ((px, py), p)) in x_rest.iter().zip(y_rest).zip(p_rest).enumerate() {
         add(&mut lanes, lane, (*px, *py), *p);
     }
     let [ax, ay, rx, ry, sum] = lanes.map(|lane| lane.iter().sum());
