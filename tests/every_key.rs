@@ -130,7 +130,7 @@ const NAMES: [Case; 7] = [
     ("rows.0.backbones.1", &[], "cnce", Run),
 ];
 
-const RUNNING: [Case; 28] = [
+const RUNNING: [Case; 29] = [
     ("checkpoint.every_seconds", &[], "0.001", Run),
     ("checkpoint.every_steps", &[], "2", Run),
     ("checkpoint.keep_last", &["checkpoint.every_steps=1"], "3", Run),
@@ -150,6 +150,7 @@ const RUNNING: [Case; 28] = [
     ("timeouts.max_restarts", &[], "1", In("coordinator/src/run/timeouts.rs")),
     ("log.tensorboard", &[], "false", Run),
     ("log.csv", &[], "true", Run),
+    ("log.embedding_images", &[], "0", Run),
     ("log.wandb.mode", &[], "offline", Run),
     ("log.wandb.project", &["wandb.mode=offline"], "x", In("tests/trackers.rs")),
     ("log.wandb.entity", &["wandb.mode=offline"], "x", In("tests/trackers.rs")),
@@ -214,6 +215,7 @@ fn observed(ran: &Ran, run_dir: &Path) -> Value {
         "checkpoints": kept,
         "evaluated": evaluated,
         "files": names(run_dir),
+        "report": names(&run_dir.join("report")),
     })
 }
 

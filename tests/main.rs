@@ -65,6 +65,7 @@ mod quick;
 mod recovery;
 mod rendezvous;
 mod repeated_failures;
+mod report;
 mod rerun;
 mod resume;
 mod security;

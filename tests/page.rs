@@ -287,7 +287,7 @@ fn the_page_is_on_by_default_on_a_terminal_and_off_elsewhere() {
 }
 
 /// Python with playwright, where chromium is installed, too.
-fn playwright() -> Option<PathBuf> {
+pub(crate) fn playwright() -> Option<PathBuf> {
     let home = PathBuf::from(std::env::var("HOME").unwrap_or_default());
     let cached = home.join(".cache/thanos/playwright/bin/python");
     let has = |python: &PathBuf| {
@@ -299,7 +299,7 @@ fn playwright() -> Option<PathBuf> {
 }
 
 /// Where axe-core is kept, or `-`.
-fn axe() -> String {
+pub(crate) fn axe() -> String {
     let home = std::env::var("HOME").unwrap_or_default();
     let axe = format!("{home}/.cache/thanos/axe-core/package/axe.min.js");
     if Path::new(&axe).exists() { axe } else { "-".into() }

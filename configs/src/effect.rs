@@ -152,6 +152,9 @@ fn for_nothing(config: &RunConfig) -> Vec<Idle> {
         }
     }
     found.extend(of_unused_trackers(&config.log));
+    if config.rows.is_empty() {
+        add("log.embedding_images", "rows", json!(1000), "there is no row to map".into());
+    }
     found.extend(of_given_weights(config));
     found
 }
@@ -242,6 +245,8 @@ mod tests {
         refused("cifar10_cae", &["objective.temperature=.1"], &["objective.temperature", "contrastive loss"]);
         let given = ["backbones.cnce.checkpoint=/w", "backbones.cnce.objective.spread=2"];
         refused("cifar10_thanos", &given, &["backbones.0.objective: ", "has no effect: cnce is not trained"]);
+        let map = ["rows=[]", "log.embedding_images=9"];
+        refused("digits_cae", &map, &["log.embedding_images: 9", "no row to map", "`rows`"]);
         refused("digits_cae", &["log.wandb.tags=[a]"], &["log.wandb.tags", "`log.wandb.mode`"]);
         refused("digits_cae", &["log.mlflow.experiment=a"], &["log.mlflow.experiment", "`log.mlflow.uri`"]);
         refused("digits_cae", &["log.trackio.project=a"], &["log.trackio.project", "`log.trackio.url`"]);

@@ -13,6 +13,9 @@ pub struct LogConfig {
     pub tensorboard: bool,
     /// The committed steps as a table, `log.csv` in the run directory.
     pub csv: bool,
+    /// Test images in the embedding map of each row, at most 2000, the same ones for every row;
+    /// 0: no map. Unit: images.
+    pub embedding_images: u64,
     /// Weights & Biases. As an override, `wandb.KEY` is the same as `log.wandb.KEY`.
     pub wandb: WandbConfig,
     /// A server of MLflow.
@@ -24,14 +27,14 @@ pub struct LogConfig {
 impl Default for LogConfig {
     fn default() -> Self {
         let (wandb, mlflow, trackio) = Default::default();
-        Self { tensorboard: true, csv: false, wandb, mlflow, trackio }
+        Self { tensorboard: true, csv: false, embedding_images: 1000, wandb, mlflow, trackio }
     }
 }
 
 impl LogConfig {
     /// Nothing but the ledger.
     pub fn nothing() -> Self {
-        Self { tensorboard: false, ..Self::default() }
+        Self { tensorboard: false, embedding_images: 0, ..Self::default() }
     }
 }
 

@@ -42,7 +42,7 @@ const MAY_CHANGE: [(&str, Condition); 15] = [
     ("log", Condition::Nothing),
 ];
 
-/// Sections that no worker computes by: they are in no digest.
+/// Sections by which no worker trains: they are in no digest.
 const NOT_FOR_WORKERS: [&str; 2] = ["log", "timeouts"];
 
 /// A key whose value is not what the run has; null: it has none.

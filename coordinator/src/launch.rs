@@ -14,6 +14,7 @@ use crate::launch::event_loop::EventLoop;
 use crate::launch::journal::Journal;
 use crate::launch::prepare::{Prepared, prepare};
 use crate::launch::status_listener::StatusListener;
+use crate::report::{report_file, write_report};
 use crate::run::CollectivesChoice;
 use crate::run::{Event, Placement, Run, Start, Timeouts, Verdict};
 use crate::run_dir::checkpoints::{CheckpointFiles, Checkpoints};
@@ -27,7 +28,6 @@ use crate::server::{PlanNames, Service, Sessions, serve};
 use crate::signals::StopSignals;
 use crate::telemetry::http::{Observed, targets};
 use crate::telemetry::metrics;
-use crate::telemetry::page::{report_file, write_report};
 use crate::telemetry::progress::Progress;
 use crate::telemetry::trackers::{Ending, Trackers};
 use crate::telemetry::{Beginning, Outcome, State, Targets, Telemetry};
@@ -220,19 +220,20 @@ async fn run_to_end(
         Verdict::Failed { message, exit_code } => Err(Fatal::new(exit_code, message).into()),
     };
     if launch.bench.is_none() {
-        leave_report(run_dir.path());
+        leave_report(run_dir.path(), &launch.packs_dir);
     }
     launched
 }
 
 /// A run that has ended can be looked at without a server. That it cannot be written does not change how it ended.
-fn leave_report(run_dir: &Path) {
-    let file = report_file(run_dir);
+fn leave_report(run_dir: &Path, packs_dir: &Path) {
     // A run that could not start leaves no directory.
     if run_dir.exists()
-        && let Err(error) = write_report(run_dir, &file)
+        && let Err(error) = write_report(run_dir, None, Some(packs_dir))
     {
-        terminal::line(&format!("{}: {error}; `thanos-coord report RUN_DIR --html` writes it", file.display()));
+        let file = report_file(run_dir).display().to_string();
+        let again = "`thanos-coord report RUN_DIR --html` writes it";
+        terminal::line(&format!("the report {file} could not be written: {error:#}; {again}"));
     }
 }
 

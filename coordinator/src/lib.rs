@@ -6,6 +6,7 @@
 //! - `server`: gRPC sessions, the rendezvous of process groups, credentials, packs for workers that do not see them.
 //! - `workers`: worker processes on this machine, by Slurm, or adopted from an earlier coordinator; their devices.
 //! - `run_dir`: what a run leaves: its identity, ledger, checkpoints and results.
+//! - `report`: the page of a run as a file, with figures.
 //! - `telemetry`: metrics, status pages, progress, experiment trackers. It changes nothing.
 //! - `commands`: what `bench`, `chaos`, `render`, `status`, `verify-run` and `workers` do.
 //! - `cli`: what is typed. `terminal`: all output. `signals`: stop requests. `exit`: errors with their exit codes.
@@ -14,6 +15,7 @@ mod cli;
 mod commands;
 mod exit;
 mod launch;
+mod report;
 mod run;
 mod run_dir;
 mod server;

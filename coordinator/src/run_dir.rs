@@ -8,6 +8,7 @@ pub(crate) mod ledger;
 mod lock;
 pub(crate) mod results;
 pub(crate) mod superseded;
+pub(crate) mod test_images;
 
 use crate::exit::{EXIT_CONFIG, EXIT_DATA, EXIT_IO, EXIT_USAGE, Fatal};
 use nix::errno::Errno;

@@ -55,7 +55,7 @@ pub use packing::{OnSplit, pack};
 pub use packs::{PackFile, Packs};
 pub use raw_set::TestImages;
 pub use samples::Skipped;
-pub use sheet::contact_sheet;
+pub use sheet::{contact_sheet, report_sheet};
 pub use synthetic::pack_synthetic;
 
 use std::path::Path;

@@ -16,6 +16,10 @@ pub const BEST: &str = "best.safetensors";
 /// use.
 pub const BEST_STATE: &str = "best_state.safetensors";
 pub const OPTIMIZER: &str = "optimizer.safetensors";
+/// Of a complete transfer: the test images with their labels and what the probe predicts, and the
+/// embedding map. Both are for the report; no stage reads them.
+pub const PREDICTIONS: &str = "predictions.safetensors";
+pub const EMBEDDINGS: &str = "embeddings.safetensors";
 
 /// The version of `manifest.json`.
 pub const MANIFEST_FORMAT: u32 = 3;

@@ -2,11 +2,11 @@
 //! autoencoders, reconstructed. Each term is this rank's share of the global mean: shares are summed over the ranks.
 
 use crate::error::Result;
-use crate::evaluate::{EvalMetrics, Evaluator};
+use crate::evaluate::Evaluator;
 use crate::gather::{Comparison, contrast_globally};
 use crate::loss::{LossForm, Similarity, Tile, unlabelled_apart};
 use crate::model::{BatchSum, Mode, Model};
-use crate::stage::{Inputs, Losses, Stage, Term};
+use crate::stage::{Inputs, Losses, Measured, Stage, Term};
 use crate::tensors::StateDict;
 use std::rc::Rc;
 use tch::{Reduction, Tensor};
@@ -95,9 +95,10 @@ impl Stage for Backbone<'_> {
         self.evaluator.accuracy(&tch::no_grad(|| self.model.logits(&z)), &pack.coarse, ids)
     }
 
-    fn measure(&mut self) -> Result<(EvalMetrics, Option<f64>)> {
+    fn measure(&mut self) -> Result<Measured> {
         let models = [&self.model];
-        Ok((self.evaluator.measure(&models, &self.evaluator.embed_both(&models)?)?, None))
+        let metrics = self.evaluator.measure(&models, &self.evaluator.embed_both(&models)?)?;
+        Ok(Measured { metrics, fine_test_accuracy: None, files: Vec::new() })
     }
 }
 

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
 use thanos_configs::hex;
-pub(crate) use thanos_formats::{BEST, MODEL, OPTIMIZER};
+pub(crate) use thanos_formats::{BEST, EMBEDDINGS, MODEL, OPTIMIZER, PREDICTIONS};
 use thanos_formats::{BEST_STATE, MANIFEST, Manifest, unfinished_folder};
 use thanos_proto::{Best, CheckpointRef, WrittenFile};
 
@@ -30,7 +30,7 @@ pub(crate) fn write(
 ) -> Result<Written> {
     let mut contents = Vec::with_capacity(files.len() + 1);
     for (name, tensors) in files {
-        let record = (*name != OPTIMIZER).then_some(record);
+        let record = [MODEL, BEST].contains(name).then_some(record);
         match (*name == BEST).then(|| folded(tensors)).flatten() {
             Some(used) => {
                 contents.push((BEST, to_safetensors(&used, record)?));

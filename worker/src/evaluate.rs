@@ -180,13 +180,20 @@ impl Evaluator<'_> {
         &ids[rank_slice(ids.len(), self.group.rank(), self.group.size())]
     }
 
+    /// The label that their scores rank first of each of the test images, on every rank, [ids];
+    /// `scores` [own, classes] are those of this rank's slice.
+    pub(crate) fn predictions(&self, scores: &Tensor) -> Result<Tensor> {
+        let own = scores.argmax(1, false);
+        gather_rows(self.group.as_ref(), &own, self.data.test_ids.len() as i64)
+    }
+
     /// The sum of a number over the ranks; of counts it is exact.
     fn sum(&self, number: f64) -> Result<f64> {
         Ok(self.group.sum(&[number])?.into_iter().sum())
     }
 
     /// Whether some rank has skipped images, so that all give up what they measure.
-    fn continue_together(&self) -> Result<()> {
+    pub(crate) fn continue_together(&self) -> Result<()> {
         let set = self.sum(f64::from(u8::from(self.stop.is_set())))?;
         if set > 0.0 { Err(WorkerError::StopRequested) } else { Ok(()) }
     }
@@ -273,7 +280,7 @@ fn coarse_scores(models: &[&Model], embeddings: &Tensor) -> Tensor {
 }
 
 /// Rows of length 1, each encoder's part of length 1 / sqrt(encoders): a cosine is the mean of theirs.
-fn unit(models: &[&Model], embeddings: &Tensor) -> Tensor {
+pub(crate) fn unit(models: &[&Model], embeddings: &Tensor) -> Tensor {
     let mut from = 0;
     let share = 1.0 / (models.len() as f64).sqrt();
     let parts: Vec<Tensor> = models

@@ -32,6 +32,7 @@ mod data;
 mod device;
 pub mod device_views;
 mod divergence;
+mod embedding_map;
 mod error;
 mod evaluate;
 mod failpoints;
@@ -55,6 +56,7 @@ mod stage;
 pub mod tensors;
 mod train;
 mod transfer;
+mod tsne;
 
 pub use error::WorkerError;
 pub use gather::{Comparison, Contrasted, Exchange, contrast_globally, gather_rows};

@@ -477,7 +477,7 @@ impl Worker<'_> {
         // Making the backbones drew from the generator: the head's weights must not depend on how many there are.
         let config = self.plan.config();
         tch::manual_seed(init_key(config.seed, stage_key(&transfer.name)) as i64);
-        Ok(Box::new(Transfer::new(&config.transfer, backbones, evaluator)?))
+        Ok(Box::new(Transfer::new(config, backbones, evaluator)?))
     }
 
     /// A backbone with the weights of this run, or of the file that the user named.

@@ -141,6 +141,15 @@ impl Inputs {
     }
 }
 
+/// What is measured at the end of a stage.
+pub(crate) struct Measured {
+    pub(crate) metrics: EvalMetrics,
+    /// Of a transfer.
+    pub(crate) fine_test_accuracy: Option<f64>,
+    /// On rank 0: files of the stage's last checkpoint beside its weights.
+    pub(crate) files: Vec<(&'static str, StateDict)>,
+}
+
 /// What is trained, and how it is evaluated.
 pub(crate) trait Stage {
     /// What the optimiser moves, sorted by name.
@@ -155,6 +164,6 @@ pub(crate) trait Stage {
     fn losses(&mut self, inputs: &Inputs) -> Result<Losses>;
     /// Share of the validation images, over all ranks.
     fn validation_accuracy(&mut self) -> Result<f64>;
-    /// Metrics on the test images and, for a transfer, the fine accuracy.
-    fn measure(&mut self) -> Result<(EvalMetrics, Option<f64>)>;
+    /// Metrics on the test images, by the weights as they are.
+    fn measure(&mut self) -> Result<Measured>;
 }

@@ -1,14 +1,16 @@
 //! A transfer stage: one linear layer on fine labels over frozen backbones, whose embeddings are concatenated.
 
+use crate::checkpoint::{EMBEDDINGS, PREDICTIONS};
+use crate::embedding_map::embedding_map;
 use crate::error::Result;
-use crate::evaluate::{Embedded, EvalMetrics, Evaluator, embed};
+use crate::evaluate::{Embedded, Evaluator, embed, unit};
 use crate::model::{Mode, Model, linear};
 use crate::probe_weights::{DEVIATION, MEAN};
-use crate::stage::{Inputs, Losses, Stage};
+use crate::stage::{Inputs, Losses, Measured, Stage};
 use crate::tensors::{StateDict, broadcast};
 use tch::nn::{self, Module, VarStore};
 use tch::{Device, Kind, Reduction, Tensor};
-use thanos_configs::{Features, FrozenMode, TransferConfig};
+use thanos_configs::{Features, FrozenMode, RunConfig};
 
 pub(crate) struct Transfer<'a> {
     backbones: Vec<Model>,
@@ -17,6 +19,8 @@ pub(crate) struct Transfer<'a> {
     head: nn::Linear,
     source: Source,
     evaluator: Evaluator<'a>,
+    /// Images of the embedding map, and the seed that chooses them.
+    map: (u64, u64),
 }
 
 /// Where a step's features come from.
@@ -52,8 +56,8 @@ impl<'a> Transfer<'a> {
     ///
     /// # Errors
     /// [`crate::error::WorkerError::StopRequested`] while features are cached, on all ranks alike.
-    pub(crate) fn new(config: &TransferConfig, backbones: Vec<Model>, evaluator: Evaluator<'a>) -> Result<Self> {
-        let data = evaluator.data;
+    pub(crate) fn new(run: &RunConfig, backbones: Vec<Model>, evaluator: Evaluator<'a>) -> Result<Self> {
+        let (config, data) = (&run.transfer, evaluator.data);
         let width: i64 = backbones.iter().map(|model| model.encoder.width()).sum();
         let classes = data.facts.labels.fine_names.len() as i64;
         let mut variables = VarStore::new(Device::Cpu);
@@ -66,11 +70,32 @@ impl<'a> Transfer<'a> {
             Features::Cached => cached(&backbones, &evaluator)?,
             Features::Augmented => augmented(config.frozen_mode, &backbones, &evaluator)?,
         };
-        Ok(Self { backbones, variables, head, source, evaluator })
+        let map = (run.log.embedding_images, run.seed);
+        Ok(Self { backbones, variables, head, source, evaluator, map })
     }
 
     fn models(&self) -> Vec<&Model> {
         self.backbones.iter().collect()
+    }
+
+    /// What a report shows of the test images: files of the last checkpoint, on rank 0. Directions
+    /// [own, d] and scores [own, classes] are those of this rank's slice.
+    fn test_files(&self, directions: &Tensor, scores: &Tensor) -> Result<Vec<(&'static str, StateDict)>> {
+        let evaluator = &self.evaluator;
+        let predictions = predictions(evaluator, scores)?;
+        let mut files = vec![(PREDICTIONS, predictions)];
+        if self.map.0 > 0 {
+            let go_on = || {
+                evaluator.stop.progressed();
+                !evaluator.stop.is_set()
+            };
+            let of = (evaluator.data, evaluator.group.as_ref());
+            let map = embedding_map(of, directions, self.map, go_on)?;
+            // Rank 0 may have left it unfinished.
+            evaluator.continue_together()?;
+            files.extend(map.map(|map| (EMBEDDINGS, map)));
+        }
+        Ok(if evaluator.group.rank() == 0 { files } else { Vec::new() })
     }
 
     /// Fine scores of features as the encoders make them, [n, d] to [n, classes].
@@ -150,7 +175,7 @@ impl Stage for Transfer<'_> {
         self.evaluator.accuracy(&scores, &pack.fine, ids)
     }
 
-    fn measure(&mut self) -> Result<(EvalMetrics, Option<f64>)> {
+    fn measure(&mut self) -> Result<Measured> {
         let data = self.evaluator.data;
         let models = self.models();
         let embedded = match &self.source {
@@ -161,9 +186,31 @@ impl Stage for Transfer<'_> {
             },
             Source::Augmented { .. } => self.evaluator.embed_both(&models)?,
         };
-        let fine = self.evaluator.accuracy(&self.scores(&embedded.test), &data.test.fine, &data.test_ids)?;
-        Ok((self.evaluator.measure(&models, &embedded)?, Some(fine)))
+        let scores = self.scores(&embedded.test);
+        let fine = self.evaluator.accuracy(&scores, &data.test.fine, &data.test_ids)?;
+        Ok(Measured {
+            metrics: self.evaluator.measure(&models, &embedded)?,
+            fine_test_accuracy: Some(fine),
+            files: self.test_files(&unit(&models, &embedded.test), &scores)?,
+        })
     }
+}
+
+/// Every test image with its fine label and the one that its scores rank first, and the names of
+/// the labels as JSON.
+fn predictions(evaluator: &Evaluator<'_>, scores: &Tensor) -> Result<StateDict> {
+    let data = evaluator.data;
+    let fine: Vec<i64> = data.test_ids.iter().map(|&id| data.test.fine[id as usize]).collect();
+    let names = |names: &[String]| -> Result<Tensor> { Ok(Tensor::from_slice(&serde_json::to_vec(names)?)) };
+    let labels = &data.facts.labels;
+    let named = [
+        ("ids", rows(&data.test_ids)),
+        ("fine", Tensor::from_slice(&fine)),
+        ("predicted", evaluator.predictions(scores)?.to_device(Device::Cpu)),
+        ("fine_names", names(&labels.fine_names)?),
+        ("coarse_names", names(&labels.coarse_names)?),
+    ];
+    Ok(named.into_iter().map(|(name, tensor)| (name.to_owned(), tensor)).collect())
 }
 
 /// Features of the training images, each at its row of the training pack, and of the validation images, to be standardised

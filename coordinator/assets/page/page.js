@@ -326,6 +326,8 @@ setInterval(() => {
 // A file that `report --html` has written contains the run; a page that is served asks for it.
 const snapshot = by("snapshot").textContent;
 if (snapshot) {
+  // The figures of a file have it.
+  by("cosines-chart").hidden = Boolean(by("figures-title"));
   take(JSON.parse(snapshot));
   redraw();
 } else {

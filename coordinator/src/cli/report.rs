@@ -2,13 +2,14 @@
 
 use crate::commands::series::runs_at;
 use crate::exit::{EXIT_IO, EXIT_USAGE, Fatal};
+use crate::report::write_report;
 use crate::run_dir::comparison::{RunResults, RunTable};
 use crate::run_dir::identity;
-use crate::telemetry::page::{report_file, write_report};
 use crate::terminal;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use std::path::{Path, PathBuf};
+use thanos_configs::default_packs_dir;
 
 #[derive(Args, Debug)]
 pub(super) struct ReportArguments {
@@ -18,7 +19,8 @@ pub(super) struct ReportArguments {
     /// As JSON; of a single run the content of `results.json`
     #[arg(long, conflicts_with = "format")]
     json: bool,
-    /// Write the page of a single run, with its curves, table, events and configuration, to this file [RUN/report/index.html]
+    /// Write the page of a single run, with its figures, table, events and configuration, to this
+    /// file [RUN/report/index.html, and the figures as SVG files next to it]
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, conflicts_with_all = ["json", "format"])]
     html: Option<Option<PathBuf>>,
     /// How to print it
@@ -68,8 +70,9 @@ fn write_page(run_dirs: &[PathBuf], file: Option<&Path>) -> Result<()> {
         return Err(Fatal::new(EXIT_USAGE, "--html writes the page of one run: name one directory").into());
     };
     identity(run_dir)?;
-    let file = file.map_or_else(|| report_file(run_dir), Path::to_owned);
-    write_report(run_dir, &file).map_err(|error| Fatal::new(EXIT_IO, format!("{}: {error}", file.display())))?;
-    terminal::print_line(&file.display().to_string())?;
+    let packs_dir = default_packs_dir(std::env::var_os);
+    let written = write_report(run_dir, file, packs_dir.as_deref());
+    let page = written.map_err(|error| Fatal::new(EXIT_IO, format!("{error:#}")))?;
+    terminal::print_line(&page.display().to_string())?;
     Ok(())
 }

@@ -239,6 +239,26 @@ pub fn verify(folder: &Path) -> Result<(Manifest, String)> {
     Ok((manifest, found_manifest))
 }
 
+/// A file of the newest checkpoint of a stage that is complete, as it was committed; `None` if the
+/// stage is not complete, or its version of the program wrote no such file.
+///
+/// # Errors
+/// If it cannot be read, or is not what was committed.
+pub(super) fn file_of_complete(run_dir: &Path, stage: &str, name: &str) -> Result<Option<Vec<u8>>> {
+    let Some(folder) = committed(&run_dir.join("checkpoints").join(stage))?.pop() else {
+        return Ok(None);
+    };
+    let place = || format!("{}", folder.join(name).display());
+    let manifest = fs::read(folder.join("manifest.json")).with_context(place)?;
+    let manifest: Manifest = serde_json::from_slice(&manifest).with_context(place)?;
+    let entry = manifest.files.iter().find(|file| file.name == name);
+    let Some(entry) = entry.filter(|_| manifest.result.is_some()) else { return Ok(None) };
+    let content = fs::read(folder.join(name)).with_context(place)?;
+    let (found, expected) = (sha256(&content), &entry.sha256);
+    ensure!(&found == expected, "{}: its SHA-256 is {found}, expected {expected}", place());
+    Ok(Some(content))
+}
+
 /// Folders `step-N` of a stage, oldest first; none if the stage has no folder.
 fn committed(stage: &Path) -> Result<Vec<PathBuf>> {
     let entries = match fs::read_dir(stage) {

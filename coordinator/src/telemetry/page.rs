@@ -142,19 +142,18 @@ impl LivePage {
     }
 }
 
-/// Writes the page of a run directory as a file that needs no server: curves, table, events and configuration.
+/// Everything that a page of this run directory would be sent, as JSON.
 ///
 /// # Errors
-/// If the directory cannot be read, or the file cannot be written.
-pub(crate) fn write_report(run_dir: &Path, file: &Path) -> io::Result<()> {
-    let html = document::with_snapshot(&feed::snapshot(run_dir)?);
-    file.parent().map_or(Ok(()), fs::create_dir_all)?;
-    fs::write(file, html)
+/// If the directory cannot be read.
+pub(crate) fn snapshot(run_dir: &Path) -> io::Result<String> {
+    feed::snapshot(run_dir)
 }
 
-/// The report that every run leaves in its directory.
-pub(crate) fn report_file(run_dir: &Path) -> PathBuf {
-    run_dir.join("report").join("index.html")
+/// The page as a file that needs no server: it shows this update, and has these figures, which are
+/// HTML.
+pub(crate) fn with_figures(update: &str, figures: &[String]) -> String {
+    document::with_snapshot(update, figures)
 }
 
 /// Where a page resumes: what the browser sends by itself when it comes back, else `since`.

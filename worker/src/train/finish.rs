@@ -5,11 +5,15 @@ use crate::checkpoint;
 use crate::error::{Result, WorkerError};
 use crate::save_schedule::Due;
 use crate::saver::Save;
+use crate::stage::Measured;
 use crate::tensors::{StateDict, copy_into, snapshot};
 use anyhow::Context;
 use std::time::Instant;
 use thanos_configs::{Position, Select};
 use thanos_proto::{Best, CheckpointWritten, Evaluated, RankPhase, StageResult, WorkerEvent};
+
+/// The result of a complete stage, and files of its last checkpoint beside the state.
+type Finished = (StageResult, Vec<(&'static str, StateDict)>);
 
 impl Trainer<'_> {
     /// What is due after the update `at`: an evaluation, a checkpoint. `false`: a stop was requested meanwhile.
@@ -77,7 +81,7 @@ impl Trainer<'_> {
     }
 
     /// What rank 0 saves after this update; `None`: this is another rank.
-    fn checkpoint(&self, epoch: u64, result: Option<StageResult>) -> Result<Option<Save>> {
+    fn checkpoint(&self, epoch: u64, result: Option<Finished>) -> Result<Option<Save>> {
         self.phase(RankPhase::Save);
         if self.context.group.rank() > 0 {
             return Ok(None);
@@ -89,6 +93,8 @@ impl Trainer<'_> {
         if let Some((_, weights)) = &self.best {
             files.push((checkpoint::BEST, snapshot(weights)));
         }
+        let (result, more) = result.map_or((None, Vec::new()), |(result, more)| (Some(result), more));
+        files.extend(more);
         let reported = CheckpointWritten {
             stage: self.spec.name.into(),
             epoch,
@@ -107,7 +113,7 @@ impl Trainer<'_> {
     }
 
     /// Saves, and returns on every rank when the checkpoint is committed.
-    pub(super) fn save_for_all(&mut self, epoch: u64, result: Option<StageResult>) -> Result<()> {
+    pub(super) fn save_for_all(&mut self, epoch: u64, result: Option<Finished>) -> Result<()> {
         if let Some(save) = self.checkpoint(epoch, result)? {
             self.saver.save(save)?;
         }
@@ -124,7 +130,7 @@ impl Trainer<'_> {
         copy_into(&self.stage.state(), &weights)?;
         let measured = self.stage.measure();
         copy_into(&self.stage.state(), &last)?;
-        let (measures, fine_test_accuracy) = match measured {
+        let Measured { metrics: measures, fine_test_accuracy, files } = match measured {
             Err(WorkerError::StopRequested) => return self.stop(best.epoch),
             measured => measured?,
         };
@@ -146,7 +152,7 @@ impl Trainer<'_> {
             result.stage
         );
         // No rank leaves a stage whose end is not committed: it could not be done again.
-        self.save_for_all(best.epoch, Some(result))?;
+        self.save_for_all(best.epoch, Some((result, files)))?;
         self.context.session.send(WorkerEvent::StageFinished { stage: self.spec.name.into() })?;
         Ok(StageOutcome::Complete(weights))
     }

@@ -7,7 +7,8 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use thanos_formats::{
-    BEST, BEST_STATE, CHECKPOINTS, MANIFEST, MODEL, OPTIMIZER, UNFINISHED, committed_name, unfinished_name,
+    BEST, BEST_STATE, CHECKPOINTS, EMBEDDINGS, MANIFEST, MODEL, OPTIMIZER, PREDICTIONS, UNFINISHED, committed_name,
+    unfinished_name,
 };
 use thanos_proto::v1::file_part::Part;
 use thanos_proto::v1::{CheckpointFile, FileChunk, FileHead, FilePart};
@@ -20,7 +21,7 @@ const CHUNK: usize = 1 << 20;
 /// Chunks that may wait for the network; a slow worker makes its own stream wait.
 const MAX_WAITING: usize = 4;
 /// Files of a checkpoint; the first one is the coordinator's own.
-const NAMES: [&str; 5] = [MANIFEST, MODEL, BEST, BEST_STATE, OPTIMIZER];
+const NAMES: [&str; 7] = [MANIFEST, MODEL, BEST, BEST_STATE, OPTIMIZER, PREDICTIONS, EMBEDDINGS];
 
 /// The checkpoints of a run, as files.
 pub(crate) struct CheckpointFiles {

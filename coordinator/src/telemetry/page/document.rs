@@ -44,10 +44,23 @@ static DOCUMENT: LazyLock<(String, String)> = LazyLock::new(|| {
 /// What [`with_snapshot`] fills.
 const SNAPSHOT: &str = "<script type=\"application/json\" id=\"snapshot\">";
 
-/// The document as a file of its own, which shows this update and asks no server.
-pub(super) fn with_snapshot(update: &str) -> String {
-    // Within a script nothing but its end is special.
-    DOCUMENT.0.replacen(SNAPSHOT, &format!("{SNAPSHOT}{}", update.replace("</", "<\\/")), 1)
+/// Where [`with_snapshot`] puts figures.
+const FIGURES: &str = "<!-- figures -->";
+
+/// The document as a file of its own, which shows this update and asks no server, with figures.
+pub(super) fn with_snapshot(update: &str, figures: &[String]) -> String {
+    let section = match figures {
+        [] => String::new(),
+        figures => format!(
+            "<section aria-labelledby=\"figures-title\">\n<h2 id=\"figures-title\">Figures</h2>\n{}\
+             </section>",
+            figures.concat()
+        ),
+    };
+    // Neither the end of a script nor the beginning of a comment is in it. In JSON only strings
+    // have this character.
+    let update = format!("{SNAPSHOT}{}", update.replace('<', "\\u003c"));
+    DOCUMENT.0.replacen(SNAPSHOT, &update, 1).replacen(FIGURES, &section, 1)
 }
 
 pub(super) fn response() -> Response {
@@ -70,10 +83,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_snapshot_cannot_end_its_element() {
-        let html = with_snapshot("{\"name\":\"</script><script>alert(1)\"}");
-        assert!(html.contains("id=\"snapshot\">{\"name\":\"<\\/script><script>alert(1)\"}</script>"), "{html}");
+    fn a_snapshot_cannot_end_its_element_and_figures_are_before_it() {
+        let update = "{\"name\":\"</script><!-- <script> <!-- figures -->\"}";
+        let html = with_snapshot(update, &["<svg></svg>".into()]);
+        let escaped = "{\"name\":\"\\u003c/script>\\u003c!-- \\u003cscript> \\u003c!-- figures -->\"}";
+        assert!(html.contains(&format!("id=\"snapshot\">{escaped}</script>")), "{html}");
         assert_eq!(html.matches("</script>").count(), SCRIPTS.len() + 1);
+        assert_eq!(html.matches("Figures</h2>\n<svg></svg></section>").count(), 1);
+        assert!(!with_snapshot("{}", &[]).contains("figures-title\">"));
     }
 
     #[test]
