@@ -151,10 +151,10 @@ fn for_nothing(config: &RunConfig) -> Vec<Idle> {
             add(key, "objective.contrastive", neutral, "no backbone has a contrastive loss".into());
         }
     }
-    found.extend(of_unused_trackers(&config.log));
     if config.rows.is_empty() {
         add("log.embedding_images", "rows", json!(1000), "there is no row to map".into());
     }
+    found.extend(of_unused_trackers(&config.log));
     found.extend(of_given_weights(config));
     found
 }

@@ -97,7 +97,6 @@ impl Plan {
         let mut rules = Rules::default();
         rules.texts(&config);
         rules.data(&config);
-        rules.log(&config);
         rules.views(&config);
         rules.model(&config, &data);
         rules.training(&config);

@@ -15,7 +15,7 @@ use thanos_configs::{SplitMix64, init_key, rank_slice, stage_key};
 const AXES: i64 = 2;
 
 /// The map of unit rows of which this rank holds its slice, `directions` [own, d]; `None` on other
-/// ranks than 0, and if `go_on`, which is asked again and again, answers no.
+/// ranks than 0, and if `may_continue`, which is asked again and again, answers no.
 ///
 /// # Errors
 /// If a peer is lost.
@@ -23,7 +23,7 @@ pub(crate) fn embedding_map(
     (data, group): (&Data, &ProcessGroup),
     directions: &Tensor,
     (images, seed): (u64, u64),
-    go_on: impl FnMut() -> bool,
+    may_continue: impl FnMut() -> bool,
 ) -> Result<Option<StateDict>> {
     let _no_graph = tch::no_grad_guard();
     let chosen = sample(data.test_ids.len(), images as usize, seed);
@@ -37,7 +37,7 @@ pub(crate) fn embedding_map(
     let vectors = vectors.to_device(Device::Cpu).to_kind(Kind::Float);
     let exact = vectors.to_kind(Kind::Double);
     let pca = pca(&exact)?;
-    let Some(tsne) = tsne(&exact, &pca, seed, go_on)? else { return Ok(None) };
+    let Some(tsne) = tsne(&exact, &pca, seed, may_continue)? else { return Ok(None) };
     let (images, seconds) = (chosen.len(), began.elapsed().as_secs_f64());
     tracing::info!("embedding map of {images} images: {seconds:.2} s");
     let ids: Vec<i64> = chosen.iter().map(|&at| data.test_ids[at] as i64).collect();

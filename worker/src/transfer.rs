@@ -85,12 +85,12 @@ impl<'a> Transfer<'a> {
         let predictions = predictions(evaluator, scores)?;
         let mut files = vec![(PREDICTIONS, predictions)];
         if self.map.0 > 0 {
-            let go_on = || {
+            let may_continue = || {
                 evaluator.stop.progressed();
                 !evaluator.stop.is_set()
             };
             let of = (evaluator.data, evaluator.group.as_ref());
-            let map = embedding_map(of, directions, self.map, go_on)?;
+            let map = embedding_map(of, directions, self.map, may_continue)?;
             // Rank 0 may have left it unfinished.
             evaluator.continue_together()?;
             files.extend(map.map(|map| (EMBEDDINGS, map)));

@@ -27,20 +27,20 @@ const START_NOISE: f64 = 1e-6;
 /// Sums that are taken next to each other, and added in one order.
 const LANES: usize = 4;
 
-/// The map of rows [n, d] float64 that begins at `start` [n, 2]: [n, 2]. `go_on` is asked before
+/// The map of rows [n, d] float64 that begins at `start` [n, 2]: [n, 2]. `may_continue` is asked before
 /// every iteration; `None`: it answered no.
 pub(crate) fn tsne(
     rows: &Tensor,
     start: &Tensor,
     seed: u64,
-    mut go_on: impl FnMut() -> bool,
+    mut may_continue: impl FnMut() -> bool,
 ) -> Result<Option<Tensor>> {
     let n = rows.size()[0] as usize;
     let (distances, start) = (squared_distances(rows)?, floats(start)?);
-    let Some(affinities) = affinities(&distances, n, &mut go_on) else { return Ok(None) };
+    let Some(affinities) = affinities(&distances, n, &mut may_continue) else { return Ok(None) };
     let mut layout = Layout::at(&start, seed);
     for iteration in 0..ITERATIONS {
-        if !go_on() {
+        if !may_continue() {
             return Ok(None);
         }
         let early = iteration < EXAGGERATED_ITERATIONS;
@@ -67,11 +67,11 @@ fn floats(tensor: &Tensor) -> Result<Vec<f64>> {
 
 /// Symmetric affinities of all pairs, [n * n] with a sum of 1: of each row a Gaussian of its own
 /// width, by which its neighbours have the perplexity.
-fn affinities(distances: &[f64], n: usize, go_on: &mut impl FnMut() -> bool) -> Option<Vec<f64>> {
+fn affinities(distances: &[f64], n: usize, may_continue: &mut impl FnMut() -> bool) -> Option<Vec<f64>> {
     let entropy = PERPLEXITY.min((n.saturating_sub(1)) as f64 / 3.0).max(1.0).ln();
     let mut of_rows = vec![0.0; n * n];
     for (at, (row, own)) in distances.chunks(n).zip(of_rows.chunks_mut(n)).enumerate() {
-        if !go_on() {
+        if !may_continue() {
             return None;
         }
         conditional(row, at, entropy, own);

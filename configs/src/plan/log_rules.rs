@@ -1,5 +1,5 @@
-//! The rules of `log`: where trackers are, and the names of runs there. Nothing is reached: an
-//! address may be right and its server down.
+//! The rules of `log`: how large embedding maps are, where trackers are, and the names of runs
+//! there. Nothing is reached: an address may be right and its server down.
 
 use super::rules::Rules;
 use crate::log_config::LogConfig;
@@ -7,9 +7,15 @@ use crate::log_config::LogConfig;
 /// The longest name of an experiment that MLflow takes.
 const MAX_EXPERIMENT_BYTES: usize = 500;
 const MAX_PROJECT_BYTES: usize = 128;
+/// An exact t-SNE takes time and memory by the square of its images.
+const MAX_EMBEDDING_IMAGES: u64 = 2000;
 
 impl Rules {
     pub(super) fn log(&mut self, log: &LogConfig) {
+        let images = log.embedding_images;
+        self.require(images <= MAX_EMBEDDING_IMAGES, "log.embedding_images", || {
+            format!("must be between 0 and {MAX_EMBEDDING_IMAGES}, got {images}")
+        });
         let mlflow = ("MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD", "http://127.0.0.1:5000");
         let trackio = ("TRACKIO_WRITE_TOKEN", "http://127.0.0.1:7860");
         let addresses = [("log.mlflow.uri", &log.mlflow.uri, mlflow), ("log.trackio.url", &log.trackio.url, trackio)];

@@ -18,8 +18,6 @@ const MAX_ROWS: usize = 256;
 const MAX_WEIGHT: f64 = 1e6;
 const MAX_TIMEOUT_SECONDS: f64 = 1e7;
 const MAX_RESTARTS: f64 = 16.0;
-/// An exact t-SNE takes time and memory by the square of its images.
-const MAX_EMBEDDING_IMAGES: u64 = 2000;
 
 /// A character that ends a line in YAML, or that no YAML file holds.
 pub(crate) fn is_separator(character: char) -> bool {
@@ -37,7 +35,7 @@ impl Rules {
         self.broken.push(PlanError { key: key.into(), message: message.into() });
     }
 
-    fn require(&mut self, holds: bool, key: &str, message: impl FnOnce() -> String) {
+    pub(super) fn require(&mut self, holds: bool, key: &str, message: impl FnOnce() -> String) {
         if !holds {
             self.refuse(key, message());
         }
@@ -209,13 +207,6 @@ impl Rules {
             self.between(key, seconds.unwrap_or(1.0), 0.1, MAX_TIMEOUT_SECONDS);
         }
         self.between("timeouts.max_restarts", config.timeouts.max_restarts.into(), 0.0, MAX_RESTARTS);
-    }
-
-    pub(super) fn log(&mut self, config: &RunConfig) {
-        let images = config.log.embedding_images;
-        self.require(images <= MAX_EMBEDDING_IMAGES, "log.embedding_images", || {
-            format!("must be between 0 and {MAX_EMBEDDING_IMAGES}, got {images}")
-        });
     }
 
     pub(super) fn transfer(&mut self, config: &RunConfig) {

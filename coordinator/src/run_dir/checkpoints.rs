@@ -245,11 +245,11 @@ pub fn verify(folder: &Path) -> Result<(Manifest, String)> {
 /// # Errors
 /// If it cannot be read, or is not what was committed.
 pub(super) fn file_of_complete(run_dir: &Path, stage: &str, name: &str) -> Result<Option<Vec<u8>>> {
-    let Some(folder) = committed(&run_dir.join("checkpoints").join(stage))?.pop() else {
+    let Some(folder) = committed(&run_dir.join(CHECKPOINTS).join(stage))?.pop() else {
         return Ok(None);
     };
     let place = || format!("{}", folder.join(name).display());
-    let manifest = fs::read(folder.join("manifest.json")).with_context(place)?;
+    let manifest = fs::read(folder.join(MANIFEST)).with_context(place)?;
     let manifest: Manifest = serde_json::from_slice(&manifest).with_context(place)?;
     let entry = manifest.files.iter().find(|file| file.name == name);
     let Some(entry) = entry.filter(|_| manifest.result.is_some()) else { return Ok(None) };
