@@ -1,6 +1,6 @@
-//! Bad input, as a user types it: each mistake ends the real `thanos-coord` with its documented exit code and one
-//! message that names what, where and what to do. 64 is the command line's, 78 the configuration's, 65 the data's,
-//! 69 an address's, 74 the disk's.
+//! Bad input, as a user types it: each mistake ends the real `thanos-coord` with its documented
+//! exit code and one message that names what, where and what to do. 64 is the command line's, 78
+//! the configuration's, 65 the data's, 69 an address's, 74 the disk's.
 
 use std::fs;
 use std::net::TcpListener;
@@ -12,7 +12,8 @@ const RECORD_OF_CIFAR10: usize = 1 + 3 * 32 * 32;
 /// As little training as a run can have.
 const SHORT: [&str; 3] = ["digits_cnce", "train.max_steps=2", "rows=[]"];
 
-/// Runs the program; it must end so, and say all of these parts on standard error, and nothing on standard output.
+/// Runs the program; it must end so, and say all of these parts on standard error, and nothing on
+/// standard output.
 #[track_caller]
 fn check(scene: &Scene, arguments: &[&str], exit_code: i32, parts: &[&str]) {
     let ran = scene.coord(arguments);
@@ -21,7 +22,12 @@ fn check(scene: &Scene, arguments: &[&str], exit_code: i32, parts: &[&str]) {
         assert!(ran.stderr.contains(part), "{arguments:?}: no `{part}` in\n{}", ran.stderr);
     }
     assert_eq!(ran.stdout, "", "{arguments:?}");
-    assert_eq!(ran.stderr.matches("error: ").count(), 1, "{arguments:?}: one message, not\n{}", ran.stderr);
+    assert_eq!(
+        ran.stderr.matches("error: ").count(),
+        1,
+        "{arguments:?}: one message, not\n{}",
+        ran.stderr
+    );
     for word in ["panicked", "unwrap()", "backtrace", "\x1b"] {
         assert!(!ran.stderr.contains(word), "{arguments:?}: `{word}` in\n{}", ran.stderr);
     }
@@ -43,16 +49,51 @@ fn change(path: &Path, what: impl FnOnce(&mut Vec<u8>)) {
 fn verbs_flags_and_their_values() {
     let scene = Scene::new();
     check(&scene, &["lanch", "digits_cnce"], 64, &["unrecognized subcommand 'lanch'", "'launch'"]);
-    check(&scene, &["data", "pack", "cifar"], 64, &["'cifar'", "digits, mnist, fashion_mnist, cifar10"]);
+    check(
+        &scene,
+        &["data", "pack", "cifar"],
+        64,
+        &["'cifar'", "digits, mnist, fashion_mnist, cifar10"],
+    );
     check_launch(&scene, &["--bogus", "digits_cnce"], 64, &["unexpected argument '--bogus'"]);
     check_launch(&scene, &[], 64, &["name a preset or a YAML file", "`thanos-coord presets`"]);
-    check_launch(&scene, &["--nodes", "0", "digits_cnce"], 64, &["--nodes", "0 is not in 1..=4096"]);
-    check_launch(&scene, &["--nodes", "5000", "digits_cnce"], 64, &["--nodes", "5000 is not in 1..=4096"]);
+    check_launch(
+        &scene,
+        &["--nodes", "0", "digits_cnce"],
+        64,
+        &["--nodes", "0 is not in 1..=4096"],
+    );
+    check_launch(
+        &scene,
+        &["--nodes", "5000", "digits_cnce"],
+        64,
+        &["--nodes", "5000 is not in 1..=4096"],
+    );
     check_launch(&scene, &["--nodes", "two", "digits_cnce"], 64, &["--nodes", "'two'"]);
-    check_launch(&scene, &["--workers-per-node", "65", "digits_cnce"], 64, &["65 is not in 1..=64"]);
-    check(&scene, &["launch", "--threads-per-worker", "0", "digits_cnce"], 64, &["0 is not in 1..=1024"]);
-    check_launch(&scene, &["--launcher", "loc", "digits_cnce"], 64, &["--launcher", "local, srun, none"]);
-    check_launch(&scene, &["--listen", "localhost", "digits_cnce"], 64, &["--listen", "invalid socket address"]);
+    check_launch(
+        &scene,
+        &["--workers-per-node", "65", "digits_cnce"],
+        64,
+        &["65 is not in 1..=64"],
+    );
+    check(
+        &scene,
+        &["launch", "--threads-per-worker", "0", "digits_cnce"],
+        64,
+        &["0 is not in 1..=1024"],
+    );
+    check_launch(
+        &scene,
+        &["--launcher", "loc", "digits_cnce"],
+        64,
+        &["--launcher", "local, srun, none"],
+    );
+    check_launch(
+        &scene,
+        &["--listen", "localhost", "digits_cnce"],
+        64,
+        &["--listen", "invalid socket address"],
+    );
     check_launch(&scene, &["--resume", "digits_cnce"], 64, &["--run-dir <RUN_DIR>"]);
     assert!(!scene.path("runs").exists(), "a wrong command line leaves no file");
 }
@@ -65,7 +106,11 @@ fn keys_and_values() {
         check(&scene, &[&["show", name], overrides].concat(), 78, parts);
     };
     check("digit_table", &[], &["unknown preset `digit_table`", "did you mean `digits_table`?"]);
-    check("digits_cnce", &["train.bach_size=3"], &["train.bach_size: unknown key; did you mean `batch_size`?"]);
+    check(
+        "digits_cnce",
+        &["train.bach_size=3"],
+        &["train.bach_size: unknown key; did you mean `batch_size`?"],
+    );
     check("digits_cnce", &["epochs=3"], &["epochs: unknown key; did you mean `train.epochs`?"]);
     check("digits_cnce", &["train.epochs"], &["'train.epochs'", "missing `=`", "train.epochs=10"]);
     check(
@@ -74,28 +119,80 @@ fn keys_and_values() {
         &["train.epochs: expected a non-negative integer", "got the string `many`"],
     );
     check("digits_cnce", &["data.drop_last=1"], &["data.drop_last: expected true or false, got 1"]);
-    check("digits_cnce", &["train.schedule=cosin"], &["one of cosine, constant", "did you mean `cosine`?"]);
+    check(
+        "digits_cnce",
+        &["train.schedule=cosin"],
+        &["one of cosine, constant", "did you mean `cosine`?"],
+    );
     check("digits_cnce", &["seed=-1"], &["seed: expected a non-negative integer, got -1"]);
-    check("digits_cnce", &["train.learning_rate=.nan"], &["train.learning_rate: expected a number"]);
-    check("digits_cnce", &["train.batch_size=0"], &["train.batch_size: must be between 1 and 1048576, got 0"]);
-    check("digits_cnce", &["train.epochs=99999999"], &["train.epochs: must be between 1 and 1000000, got 99999999"]);
+    check(
+        "digits_cnce",
+        &["train.learning_rate=.nan"],
+        &["train.learning_rate: expected a number"],
+    );
+    check(
+        "digits_cnce",
+        &["train.batch_size=0"],
+        &["train.batch_size: must be between 1 and 1048576, got 0"],
+    );
+    check(
+        "digits_cnce",
+        &["train.epochs=99999999"],
+        &["train.epochs: must be between 1 and 1000000, got 99999999"],
+    );
     check("digits_cnce", &["objective.temperature=0"], &["objective.temperature: must be between"]);
-    check("digits_cnce", &["model.encoder.vit.width=1000000000"], &["model.encoder.vit.width: must be between"]);
-    check("digits_cnce", &["model.encoder.vit.patch=3"], &["3 does not divide the 8 pixels of digits"]);
+    check(
+        "digits_cnce",
+        &["model.encoder.vit.width=1000000000"],
+        &["model.encoder.vit.width: must be between"],
+    );
+    check(
+        "digits_cnce",
+        &["model.encoder.vit.patch=3"],
+        &["3 does not divide the 8 pixels of digits"],
+    );
     let contradictory = ["transfer.features=cached", "transfer.frozen_mode=train"];
-    check("digits_cnce", &contradictory, &["transfer.frozen_mode: `train` contradicts `transfer.features: cached`"]);
+    check(
+        "digits_cnce",
+        &contradictory,
+        &["transfer.frozen_mode: `train` contradicts `transfer.features: cached`"],
+    );
     check("digits_cnce", &["rows=[]", "backbones=[]"], &["backbones: nothing to train"]);
-    check("digits_cnce", &["rows.0.backbones=[cae]"], &["no backbone is called `cae`; there are: cnce"]);
+    check(
+        "digits_cnce",
+        &["rows.0.backbones=[cae]"],
+        &["no backbone is called `cae`; there are: cnce"],
+    );
     check("digits_cnce", &["backbones.0.name=../x"], &["backbones.0.name", "it names a folder"]);
     let constant = ["train.schedule=constant", "train.cosine_period=7"];
-    check("digits_cnce", &constant, &["train.cosine_period: 7 has no effect", "(`train.schedule`)"]);
+    check(
+        "digits_cnce",
+        &constant,
+        &["train.cosine_period: 7 has no effect", "(`train.schedule`)"],
+    );
     let dropout = ["model.embedding_dropout=.4"];
-    check("digits_cnce", &dropout, &["model.embedding_dropout: 0.4 has no effect", "(`model.dropout`)"]);
+    check(
+        "digits_cnce",
+        &dropout,
+        &["model.embedding_dropout: 0.4 has no effect", "(`model.dropout`)"],
+    );
     let shared = ["objective.reconstruction=0.5"];
-    check("digits_thanos", &shared, &["would change only cnce", "backbones.cae.objective.reconstruction"]);
-    check("digits_table", &["backbones.cea.name=x"], &["its items are 0 to 2, or supcon, cnce, cae, got `cea`"]);
+    check(
+        "digits_thanos",
+        &shared,
+        &["would change only cnce", "backbones.cae.objective.reconstruction"],
+    );
+    check(
+        "digits_table",
+        &["backbones.cea.name=x"],
+        &["its items are 0 to 2, or supcon, cnce, cae, got `cea`"],
+    );
     let three = ["train.batch_size=0", "views.hue=2", "transfer.epochs=0"];
-    check("digits_cnce", &three, &["override 'train.batch_size=0'", "override 'views.hue=2'", "'transfer.epochs=0'"]);
+    check(
+        "digits_cnce",
+        &three,
+        &["override 'train.batch_size=0'", "override 'views.hue=2'", "'transfer.epochs=0'"],
+    );
     assert!(!scene.path("runs").exists(), "a wrong configuration leaves no file");
 }
 
@@ -113,7 +210,10 @@ fn files_of_configuration() {
     write(b"extends: digit_cnce\n");
     check(&["my.yaml:1: extends: unknown preset `digit_cnce`; did you mean `digits_cnce`?"]);
     // Every mistake at once, each with its line.
-    write(b"extends: digits_cnce\ntrain:\n  epochs: many\n  bach_size: 64\nviews:\n  hue: 0.1\n  hue: 0.2\nrows: {}\n");
+    write(
+        b"extends: digits_cnce\ntrain:\n  epochs: many\n  bach_size: 64\nviews:\n  hue: 0.1\n  \
+        hue: 0.2\nrows: {}\n",
+    );
     check(&[
         "my.yaml:3: train.epochs: expected a non-negative integer, got the string `many`",
         "my.yaml:4: train.bach_size: unknown key; did you mean `batch_size`?",
@@ -121,7 +221,10 @@ fn files_of_configuration() {
         "my.yaml:8: rows: expected a list, got an empty map",
     ]);
     // And every broken rule, once keys and types are right.
-    write(b"extends: digits_cnce\ntrain:\n  epochs: 0\n  batch_size: 0\ntransfer:\n  frozen_mode: train\n");
+    write(
+        b"extends: digits_cnce\ntrain:\n  epochs: 0\n  batch_size: 0\ntransfer:\n  frozen_mode: \
+        train\n",
+    );
     check(&[
         "my.yaml:3: train.epochs: must be between 1 and 1000000, got 0",
         "my.yaml:4: train.batch_size: must be between 1 and 1048576, got 0",
@@ -133,7 +236,10 @@ fn files_of_configuration() {
 fn folders_without_the_data() {
     let scene = Scene::new();
     let check = |overrides: &[&str], parts: &[&str]| check_launch(&scene, overrides, 65, parts);
-    check(&["mnist_cnce"], &["mnist needs a folder, but none is given: set data.dir=DIR", "t10k-images"]);
+    check(
+        &["mnist_cnce"],
+        &["mnist needs a folder, but none is given: set data.dir=DIR", "t10k-images"],
+    );
     let none = format!("data.dir={}", scene.path("none").display());
     check(&["mnist_cnce", "data.dir=none"], &[&none, "No such file", "set data.dir=DIR"]);
     fs::write(scene.path("file"), "").expect("a file");
@@ -142,9 +248,16 @@ fn folders_without_the_data() {
     fs::remove_file(scene.path("idx/t10k-labels-idx1-ubyte")).expect("it was written");
     fs::remove_file(scene.path("idx/train-images-idx3-ubyte")).expect("it was written");
     let both = "missing train-images-idx3-ubyte, t10k-labels-idx1-ubyte; looked in ";
-    check(&["fashion_mnist_cnce", "data.dir=idx"], &["data set fashion_mnist", both, "get the four IDX files"]);
-    let six = "missing data_batch_1.bin, data_batch_2.bin, data_batch_3.bin, data_batch_4.bin, data_batch_5.bin, test_batch.bin";
-    check(&["cifar10_cnce", "data.dir=idx"], &[six, "idx/cifar-10-batches-bin", "cifar-10-binary.tar.gz"]);
+    check(
+        &["fashion_mnist_cnce", "data.dir=idx"],
+        &["data set fashion_mnist", both, "get the four IDX files"],
+    );
+    let six = "missing data_batch_1.bin, data_batch_2.bin, data_batch_3.bin, data_batch_4.bin, \
+        data_batch_5.bin, test_batch.bin";
+    check(
+        &["cifar10_cnce", "data.dir=idx"],
+        &[six, "idx/cifar-10-batches-bin", "cifar-10-binary.tar.gz"],
+    );
     // A whole epoch's images are less than a batch, and short batches are to be skipped.
     let short = ["digits_cnce", "data.drop_last=true", "train.batch_size=2000"];
     check(&short, &["data.drop_last: no step is left", "2000, of 1293 training images"]);
@@ -160,10 +273,19 @@ fn paths_are_taken_as_typed() {
         let shown = scene.coord(&["show", "mnist_cnce", &dir]).expect(0).stdout;
         let shown: serde_yaml::Value = serde_yaml::from_str(&shown).expect("YAML");
         assert_eq!(shown["data"]["dir"], scene.path(name).display().to_string().as_str());
-        check_launch(&scene, &["mnist_cnce", &dir, "data.drop_last=true"], 65, &["no step is left"]);
+        check_launch(
+            &scene,
+            &["mnist_cnce", &dir, "data.drop_last=true"],
+            65,
+            &["no step is left"],
+        );
     }
     let home = scene.path("home").display().to_string();
-    let shown = scene.start_with(&["show", "mnist_cnce", "data.dir=~/x y"], &[("HOME", &home)]).wait().expect(0).stdout;
+    let shown = scene
+        .start_with(&["show", "mnist_cnce", "data.dir=~/x y"], &[("HOME", &home)])
+        .wait()
+        .expect(0)
+        .stdout;
     assert!(shown.contains(&format!("{home}/x y")), "{shown}");
 }
 
@@ -179,9 +301,15 @@ fn rendered_jobs_find_their_data() {
     let target = ["mnist_cnce", "data.dir=/data"];
     let parts = ["data.dir=/data is in no volume of the pods", "--data"];
     check(&scene, &[&kubernetes[..], &target].concat(), 64, &parts);
-    check(&scene, &[&kubernetes[..], &["--data", "./x"], &target].concat(), 64, &["--data", "PersistentVolumeClaim"]);
+    check(
+        &scene,
+        &[&kubernetes[..], &["--data", "./x"], &target].concat(),
+        64,
+        &["--data", "PersistentVolumeClaim"],
+    );
     for (volume, part) in [("mnist", "claimName: mnist"), ("/mnt/mnist", "path: /mnt/mnist")] {
-        let text = scene.coord(&[&kubernetes[..], &["--data", volume], &target].concat()).expect(0).stdout;
+        let text =
+            scene.coord(&[&kubernetes[..], &["--data", volume], &target].concat()).expect(0).stdout;
         assert!(text.contains(part) && text.contains("mountPath: /data"), "{volume}: {text}");
     }
     scene.coord(&[&["render", "slurm"], &target[..]].concat()).expect(0);
@@ -204,13 +332,33 @@ fn idx_files() {
         );
     };
     let (images, labels) = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte");
-    check(images, &|bytes| bytes[3] = 1, &["expected magic number 0x00000803 (IDX images), got 0x00000801"]);
-    check(labels, &|bytes| bytes[..4].fill(0), &["expected magic number 0x00000801 (IDX labels), got 0x00000000"]);
-    check(labels, &|bytes| bytes[8 + 3] = 10, &["record 3 at offset 11: expected a label in 0..=9, got 10"]);
-    check("t10k-labels-idx1-ubyte", &|bytes| bytes[8] = 255, &["record 0 at offset 8: expected a label in 0..=9"]);
+    check(
+        images,
+        &|bytes| bytes[3] = 1,
+        &["expected magic number 0x00000803 (IDX images), got 0x00000801"],
+    );
+    check(
+        labels,
+        &|bytes| bytes[..4].fill(0),
+        &["expected magic number 0x00000801 (IDX labels), got 0x00000000"],
+    );
+    check(
+        labels,
+        &|bytes| bytes[8 + 3] = 10,
+        &["record 3 at offset 11: expected a label in 0..=9, got 10"],
+    );
+    check(
+        "t10k-labels-idx1-ubyte",
+        &|bytes| bytes[8] = 255,
+        &["record 0 at offset 8: expected a label in 0..=9"],
+    );
     let cut = "its header declares 30 records, which is 23536 bytes in all, got 23535 bytes";
     check(images, &|bytes| _ = bytes.pop(), &[cut]);
-    check(images, &|bytes| bytes.truncate(10), &["its header is cut off: expected 16 bytes, got 10"]);
+    check(
+        images,
+        &|bytes| bytes.truncate(10),
+        &["its header is cut off: expected 16 bytes, got 10"],
+    );
     check(images, &|bytes| bytes[11] = 32, &["expected images of 28 x 28 pixels, got 32 x 28"]);
     check(images, &|bytes| bytes[4..8].fill(255), &["its header declares 4294967295 records"]);
     let one_less = |bytes: &mut Vec<u8>| {
@@ -219,7 +367,11 @@ fn idx_files() {
     };
     check(labels, &one_less, &["29 labels", "has 30 images"]);
     // The start of a gzip stream, and no more of it.
-    check(images, &|bytes| *bytes = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3], &["the gzip stream is cut off"]);
+    check(
+        images,
+        &|bytes| *bytes = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3],
+        &["the gzip stream is cut off"],
+    );
 }
 
 #[test]
@@ -228,7 +380,9 @@ fn cifar_files() {
     let check = |file: &str, content: &[u8], parts: &[&str]| {
         let folder = scene.path("cifar");
         fs::create_dir_all(&folder).expect("a folder");
-        let names = (1..=5).map(|number| format!("data_batch_{number}.bin")).chain(["test_batch.bin".into()]);
+        let names = (1..=5)
+            .map(|number| format!("data_batch_{number}.bin"))
+            .chain(["test_batch.bin".into()]);
         for (label, batch) in names.enumerate() {
             let mut content = [0; 2 * RECORD_OF_CIFAR10];
             content[0] = label as u8;
@@ -236,16 +390,30 @@ fn cifar_files() {
         }
         fs::write(folder.join(file), content).expect("a file");
         let path = folder.join(file).display().to_string();
-        check_launch(&scene, &["cifar10_cnce", "data.dir=cifar"], 65, &[&[path.as_str()], parts].concat());
+        check_launch(
+            &scene,
+            &["cifar10_cnce", "data.dir=cifar"],
+            65,
+            &[&[path.as_str()], parts].concat(),
+        );
     };
-    let cut = "expected a whole number of records of 3073 bytes, got 6145 bytes: record 1 is cut off";
+    let cut =
+        "expected a whole number of records of 3073 bytes, got 6145 bytes: record 1 is cut off";
     check("data_batch_3.bin", &[0; 2 * RECORD_OF_CIFAR10 - 1], &[cut]);
     check("test_batch.bin", &[0; 100], &["got 100 bytes: record 0 is cut off"]);
     check("data_batch_5.bin", &[], &["it holds no records"]);
-    check("data_batch_1.bin", &[0; 2 * (RECORD_OF_CIFAR10 + 1)], &["this is CIFAR-100, expected CIFAR-10"]);
+    check(
+        "data_batch_1.bin",
+        &[0; 2 * (RECORD_OF_CIFAR10 + 1)],
+        &["this is CIFAR-100, expected CIFAR-10"],
+    );
     let mut labels = [0; 2 * RECORD_OF_CIFAR10];
     labels[RECORD_OF_CIFAR10] = 10;
-    check("data_batch_2.bin", &labels, &["record 1 at offset 3073: expected a label in 0..=9, got 10"]);
+    check(
+        "data_batch_2.bin",
+        &labels,
+        &["record 1 at offset 3073: expected a label in 0..=9, got 10"],
+    );
     check(
         "data_batch_2.bin",
         &[0; 2 * RECORD_OF_CIFAR10],
@@ -256,24 +424,48 @@ fn cifar_files() {
 #[test]
 fn run_directories() {
     let scene = Scene::new();
-    for arguments in [&["launch", "--resume", "--run-dir", "none"][..], &["status", "none"], &["report", "none"]] {
+    for arguments in
+        [&["launch", "--resume", "--run-dir", "none"][..], &["status", "none"], &["report", "none"]]
+    {
         check(&scene, arguments, 64, &["none is not a run directory", "none/run.json"]);
     }
     fs::write(scene.path("file"), "").expect("a file");
     check_launch(&scene, &["--run-dir", "file", "digits_cnce"], 74, &["cannot make file"]);
-    check_launch(&scene, &["--run-dir", "x", "--packs-dir", "file", "digits_cnce"], 74, &["cannot write pack file/"]);
+    check_launch(
+        &scene,
+        &["--run-dir", "x", "--packs-dir", "file", "digits_cnce"],
+        74,
+        &["cannot write pack file/"],
+    );
 
     scene.launch("run", 1, &SHORT).expect(0);
-    check_launch(&scene, &["--run-dir", "run", "digits_cnce"], 64, &["run already contains a run: add --resume"]);
+    check_launch(
+        &scene,
+        &["--run-dir", "run", "digits_cnce"],
+        64,
+        &["run already contains a run: add --resume"],
+    );
     let other = ["--resume", "--run-dir", "run", "digits_cnce", "seed=1"];
-    check_launch(&scene, &other, 78, &["seed: the run has 0, this command 1", "without naming a preset"]);
+    check_launch(
+        &scene,
+        &other,
+        78,
+        &["seed: the run has 0, this command 1", "without naming a preset"],
+    );
     fs::remove_file(scene.path("run/results.json")).expect("it was written");
     check(&scene, &["report", "run"], 65, &["there are no results yet", "run/results.json"]);
     fs::write(scene.path("run/results.json"), "{").expect("a file");
     check(&scene, &["report", "run"], 65, &["run/results.json"]);
-    change(&scene.path("run/steps.jsonl"), |bytes| bytes.splice(..0, *b"not a step\n").for_each(drop));
+    change(&scene.path("run/steps.jsonl"), |bytes| {
+        bytes.splice(..0, *b"not a step\n").for_each(drop)
+    });
     check(&scene, &["status", "run"], 65, &["run/steps.jsonl, line 1: not a step"]);
-    check_launch(&scene, &["--resume", "--run-dir", "run"], 65, &["run/steps.jsonl, line 1: not a step"]);
+    check_launch(
+        &scene,
+        &["--resume", "--run-dir", "run"],
+        65,
+        &["run/steps.jsonl, line 1: not a step"],
+    );
     fs::write(scene.path("run/run.json"), "{}").expect("a file");
     check(&scene, &["status", "run"], 64, &["run/run.json is damaged"]);
 }
@@ -281,7 +473,15 @@ fn run_directories() {
 #[test]
 fn a_run_directory_in_use_names_its_holder() {
     let busy = Scene::new();
-    let arguments = ["launch", "--threads-per-worker", "1", "--run-dir", "run", "digits_supcon", "train.epochs=100000"];
+    let arguments = [
+        "launch",
+        "--threads-per-worker",
+        "1",
+        "--run-dir",
+        "run",
+        "digits_supcon",
+        "train.epochs=100000",
+    ];
     let mut running = busy.start(&arguments);
     running.wait_for_steps("run", 1);
     let run_dir = busy.path("run").display().to_string();
@@ -292,7 +492,8 @@ fn a_run_directory_in_use_names_its_holder() {
     check_launch(&scene, &["--resume", "--run-dir", &run_dir], 64, &[&run_dir, &holder]);
 }
 
-/// Checked by the worker that loads it: the exit code and the message come back through the coordinator.
+/// Checked by the worker that loads it: the exit code and the message come back through the
+/// coordinator.
 #[test]
 fn checkpoints_of_backbones() {
     let scene = Scene::new();
@@ -310,11 +511,18 @@ fn checkpoints_of_backbones() {
     fs::write(scene.path("text.safetensors"), "not weights").expect("a file");
     check("text.safetensors", &["not a safetensors file"]);
     // A header that promises more than there is: 2^63 bytes.
-    fs::write(scene.path("absurd.safetensors"), [0, 0, 0, 0, 0, 0, 0, 0x80, b'{', b'}']).expect("a file");
+    fs::write(scene.path("absurd.safetensors"), [0, 0, 0, 0, 0, 0, 0, 0x80, b'{', b'}'])
+        .expect("a file");
     check("absurd.safetensors", &["not a safetensors file"]);
     fs::create_dir(scene.path("empty")).expect("a folder");
     check("empty", &["No such file"]);
-    scene.launch("other", 1, &["digits_cae", "train.max_steps=2", "rows=[]", "model.encoder.vit.depth=1"]).expect(0);
+    scene
+        .launch(
+            "other",
+            1,
+            &["digits_cae", "train.max_steps=2", "rows=[]", "model.encoder.vit.depth=1"],
+        )
+        .expect(0);
     let other = fs::read_to_string(scene.path("other/LATEST")).expect("LATEST");
     check(&format!("other/{}", other.trim()), &["tensor"]);
 }
@@ -325,7 +533,10 @@ fn an_address_that_is_not_this_machines() {
     let nowhere = Invitation { address: "127.0.0.1:1".into(), credentials: None };
     for (arguments, parts) in [
         (["--interface", "nope0"], ["--interface nope0 is not on this machine, which has ", "lo"]),
-        (["--host", "192.0.2.1"], ["--host 192.0.2.1 is not an address of this machine: ", "(os error 99)"]),
+        (
+            ["--host", "192.0.2.1"],
+            ["--host 192.0.2.1 is not an address of this machine: ", "(os error 99)"],
+        ),
         (
             ["--host", "no.such.name.invalid"],
             ["--host no.such.name.invalid is not an address of this machine", "lookup"],
@@ -351,14 +562,21 @@ fn an_address_that_is_taken() {
 fn packs() {
     let scene = Scene::new();
     check(&scene, &["data", "pack", "mnist"], 65, &["mnist needs a folder, but none is given"]);
-    fs::write(scene.path("text"), "not a pack, but longer than the eight bytes of a length").expect("a file");
+    fs::write(scene.path("text"), "not a pack, but longer than the eight bytes of a length")
+        .expect("a file");
     for verb in ["info", "verify"] {
         check(&scene, &["data", verb, "none"], 65, &["pack none: cannot be read: No such file"]);
-        check(&scene, &["data", verb, "text"], 65, &["pack text: ", "`thanos-coord data pack` writes a good one"]);
+        check(
+            &scene,
+            &["data", verb, "text"],
+            65,
+            &["pack text: ", "`thanos-coord data pack` writes a good one"],
+        );
     }
 }
 
-/// What a launch could not do leaves the directory free: the same command with the mistake put right runs in it.
+/// What a launch could not do leaves the directory free: the same command with the mistake put
+/// right runs in it.
 #[test]
 fn a_launch_that_was_refused_can_be_typed_again() {
     let scene = Scene::new();
@@ -370,5 +588,7 @@ fn a_launch_that_was_refused_can_be_typed_again() {
         &["set data.dir=DIR"],
     );
     let small = "model.encoder.vit={patch: 7, width: 16, depth: 1, heads: 2, mlp: 16}";
-    scene.launch("run", 1, &["mnist_cnce", "data.dir=idx", "train.max_steps=1", "rows=[]", small]).expect(0);
+    scene
+        .launch("run", 1, &["mnist_cnce", "data.dir=idx", "train.max_steps=1", "rows=[]", small])
+        .expect(0);
 }

@@ -1,5 +1,5 @@
-//! `bench`: one line of JSON whose numbers belong together, for data that is not here, too; and no files left, however
-//! it ends.
+//! `bench`: one line of JSON whose numbers belong together, for data that is not here, too; and no
+//! files left, however it ends.
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -10,8 +10,11 @@ use thanos_tests::processes::{exit_within, send, workers};
 use thanos_tests::{Ran, Running, Scene};
 
 /// A model of CIFAR's shape that takes milliseconds.
-const SMALL_CIFAR: [&str; 3] =
-    ["cifar10_cnce", "train.batch_size=8", "model.encoder={vit: {patch: 8, width: 32, depth: 1, heads: 2, mlp: 32}}"];
+const SMALL_CIFAR: [&str; 3] = [
+    "cifar10_cnce",
+    "train.batch_size=8",
+    "model.encoder={vit: {patch: 8, width: 32, depth: 1, heads: 2, mlp: 32}}",
+];
 
 /// Starts a benchmark whose temporary files go into a folder of the scene.
 fn start(scene: &Scene, arguments: &[&str], failpoints: &str) -> Running {
@@ -64,22 +67,31 @@ fn numbers_belong_together(result: &Value, (batch, workers, steps): (f64, u64, u
         assert_eq!(result[key], expected, "{key} of {result}");
     }
     for (rate, time) in [("median", "median"), ("min", "max"), ("max", "min")] {
-        let (rate, ms) =
-            (number(result, &format!("/images_per_s/{rate}")), number(result, &format!("/ms_per_step/{time}")));
-        assert!((rate * ms / 1e3 / batch - 1.0).abs() < 1e-9, "{rate} images/s and {ms} ms are not {batch} images");
+        let (rate, ms) = (
+            number(result, &format!("/images_per_s/{rate}")),
+            number(result, &format!("/ms_per_step/{time}")),
+        );
+        assert!(
+            (rate * ms / 1e3 / batch - 1.0).abs() < 1e-9,
+            "{rate} images/s and {ms} ms are not {batch} images"
+        );
     }
     let (ms, mean) = (number(result, "/ms_per_step/median"), number(result, "/ms_per_step/mean"));
-    let (flops, ceiling) = (number(result, "/flops_per_step"), number(result, "/ceiling_flops_per_s"));
+    let (flops, ceiling) =
+        (number(result, "/flops_per_step"), number(result, "/ceiling_flops_per_s"));
     let mfu = flops / (workers as f64 * ceiling * ms / 1e3);
     assert!((number(result, "/mfu") / mfu - 1.0).abs() < 1e-9, "{result}");
     // Phases are all of a step until it is committed.
     let phases = ["data", "forward", "gather", "backward", "reduce", "update"];
-    let sum: f64 = phases.iter().map(|phase| result["phase_ms"][phase].as_f64().expect("a phase")).sum();
+    let sum: f64 =
+        phases.iter().map(|phase| result["phase_ms"][phase].as_f64().expect("a phase")).sum();
     assert!(sum > 0.5 * mean && sum <= mean, "{sum} ms in phases of {mean} ms: {result}");
     for pointer in ["/peak_memory_bytes", "/operators_per_step", "/parameters"] {
         number(result, pointer);
     }
-    for (key, expected) in [("program", "thanos"), ("precision", "float32"), ("collectives", "gloo")] {
+    for (key, expected) in
+        [("program", "thanos"), ("precision", "float32"), ("collectives", "gloo")]
+    {
         assert_eq!(result[key], expected, "{result}");
     }
     assert!(result["kernels_per_step"].is_null(), "{result}");
@@ -91,11 +103,15 @@ fn a_benchmark_prints_one_line_and_leaves_nothing() {
     let mut flops = Vec::new();
     for workers in [1_u64, 2] {
         let count = workers.to_string();
-        let arguments = ["digits_cnce", "seed=3", "--workers", &count, "--warmup", "2", "--steps", "6"];
+        let arguments =
+            ["digits_cnce", "seed=3", "--workers", &count, "--warmup", "2", "--steps", "6"];
         let ran = start(&scene, &arguments, "").wait().expect(0);
         let result = result(&ran);
         numbers_belong_together(&result, (64.0, workers, 6));
-        assert_eq!((&result["preset"], &result["overrides"]), (&"digits_cnce".into(), &serde_json::json!(["seed=3"])));
+        assert_eq!(
+            (&result["preset"], &result["overrides"]),
+            (&"digits_cnce".into(), &serde_json::json!(["seed=3"]))
+        );
         flops.push(number(&result, "/flops_per_step"));
         nothing_is_left(&scene);
     }
@@ -120,7 +136,9 @@ fn a_worker_that_dies_ends_the_benchmark_with_its_cause() {
     running.wait_for_line("generation 1: 2 workers");
     let pids = workers(&run_dir(&scene));
     let ledger = run_dir(&scene).join("steps.jsonl");
-    running.wait_until("steps", || fs::read_to_string(&ledger).is_ok_and(|text| text.lines().count() > 20));
+    running.wait_until("steps", || {
+        fs::read_to_string(&ledger).is_ok_and(|text| text.lines().count() > 20)
+    });
     send(pids["worker-1"], Signal::SIGKILL);
     let ran = running.wait().expect(69);
     assert!(ran.stdout.is_empty(), "{}", ran.stdout);
@@ -180,7 +198,11 @@ fn what_cannot_be_measured_is_refused() {
         (vec!["digits_cnce", "train.batch=3"], 78, "train.batch"),
     ] {
         let ran = start(&scene, &arguments, "").wait().expect(code);
-        assert!(ran.stdout.is_empty() && ran.stderr.contains(part), "{arguments:?}: {}", ran.stderr);
+        assert!(
+            ran.stdout.is_empty() && ran.stderr.contains(part),
+            "{arguments:?}: {}",
+            ran.stderr
+        );
     }
     nothing_is_left(&scene);
 }

@@ -30,7 +30,8 @@ fn a_save_starts_after_so_many_seconds() {
     assert!(saved.len() >= 3 && saved.is_sorted() && saved.last() == Some(&60), "{saved:?}");
 }
 
-/// Writing takes longer than the interval: the next save starts when that one is committed, and no step waits for it.
+/// Writing takes longer than the interval: the next save starts when that one is committed, and no
+/// step waits for it.
 #[test]
 fn no_step_waits_for_a_save_that_is_due_by_time() {
     let slow = ("FAILPOINTS", "step=sleep(50);save-written=1*sleep(2500)->off");

@@ -1,5 +1,5 @@
-//! What the program prints when all is well: its help and its presets, held by snapshots; what a finished run shows.
-//! `UPDATE_SNAPSHOTS=1 make test` writes the snapshots again.
+//! What the program prints when all is well: its help and its presets, held by snapshots; what a
+//! finished run shows. `UPDATE_SNAPSHOTS=1 make test` writes the snapshots again.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -51,7 +51,8 @@ fn help_and_presets_are_as_they_were() {
 #[test]
 fn former_names_of_options_are_accepted() {
     let scene = Scene::new();
-    for arguments in [["launch", "--patience", "2s", "--help"], ["chaos", "--most", "3", "--help"]] {
+    for arguments in [["launch", "--patience", "2s", "--help"], ["chaos", "--most", "3", "--help"]]
+    {
         let help = scene.coord(&arguments).expect(0).stdout;
         assert!(!help.contains(arguments[1]), "{help}");
         scene.coord(&[arguments[0], arguments[1], "never", "--help"]).expect(64);
@@ -70,7 +71,9 @@ fn what_show_prints_loads_again() {
 #[test]
 fn a_finished_run_has_its_files_and_its_table() {
     let scene = Scene::new();
-    let ran = scene.launch("run", 2, &["digits_cnce", "train.max_steps=2", "transfer.epochs=1"]).expect(0);
+    let ran = scene
+        .launch("run", 2, &["digits_cnce", "train.max_steps=2", "transfer.epochs=1"])
+        .expect(0);
     for text in [&ran.stdout, &ran.stderr] {
         assert!(!text.contains('\u{1b}'), "escape codes, and no terminal: {text}");
     }
@@ -82,7 +85,10 @@ fn a_finished_run_has_its_files_and_its_table() {
     let row = &results["rows"][0];
     assert_eq!((&row["method"], &row["backbones"]), (&"cnce".into(), &serde_json::json!(["cnce"])));
     for key in ["fine_test_accuracy", "coarse_test_accuracy", "knn_fine_accuracy"] {
-        assert!(row[key].as_f64().is_some_and(|percent| (0.0..=100.0).contains(&percent)), "{key}: {row}");
+        assert!(
+            row[key].as_f64().is_some_and(|percent| (0.0..=100.0).contains(&percent)),
+            "{key}: {row}"
+        );
     }
     assert!(row["seconds"].as_f64().is_some_and(|seconds| seconds > 0.0), "{row}");
 
@@ -94,18 +100,26 @@ fn a_finished_run_has_its_files_and_its_table() {
         assert_eq!(line["world_size"], 2);
     }
     let status = scene.coord(&["status", "run"]).expect(0).stdout;
-    for part in ["digits_cnce, seed 0", "11 steps of stage transfer_cnce", "ended        done", "method"] {
+    for part in
+        ["digits_cnce, seed 0", "11 steps of stage transfer_cnce", "ended        done", "method"]
+    {
         assert!(status.contains(part), "no `{part}` in {status}");
     }
     // A run that is done is done: resuming prints its table.
-    assert_eq!(scene.coord(&["launch", "--resume", "--run-dir", "run"]).expect(0).stdout, ran.stdout);
+    assert_eq!(
+        scene.coord(&["launch", "--resume", "--run-dir", "run"]).expect(0).stdout,
+        ran.stdout
+    );
 }
 
 #[test]
 fn packs_are_made_described_and_verified() {
     let scene = Scene::new();
     let packed = scene.coord(&["data", "pack", "digits", "--packs-dir", "packs"]).expect(0).stdout;
-    assert!(packed.contains("packed: 1437 train images, ") && packed.contains("360 test images, "), "{packed}");
+    assert!(
+        packed.contains("packed: 1437 train images, ") && packed.contains("360 test images, "),
+        "{packed}"
+    );
     let again = scene.coord(&["data", "pack", "digits", "--packs-dir", "packs"]).expect(0).stdout;
     assert!(again.starts_with("already packed: 1437 train images, "), "{again}");
     let pack = packed.lines().next().and_then(|line| line.rsplit(", ").next()).expect("a path");

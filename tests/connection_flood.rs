@@ -1,5 +1,6 @@
-//! Unauthenticated clients at the coordinator's port: hundreds of connections that send nothing, nonsense, or too much. They are turned
-//! away, the run continues, and its steps take as long as before.
+//! Unauthenticated clients at the coordinator's port: hundreds of connections that send nothing,
+//! nonsense, or too much. They are turned away, the run continues, and its steps take as long as
+//! before.
 
 use crate::print_line;
 use crate::recovery::launch;
@@ -51,7 +52,8 @@ fn unauthenticated_connections_do_not_slow_a_run_down() {
     let mut ratios: Vec<f64> = (0..PAIRS)
         .map(|_| {
             let alone = time_steps(&mut running, &scene);
-            let idle: Vec<_> = (0..2000).map(|number| knock(&address, words[number % words.len()])).collect();
+            let idle: Vec<_> =
+                (0..2000).map(|number| knock(&address, words[number % words.len()])).collect();
             let beset = time_steps(&mut running, &scene);
             drop(idle);
             beset / alone

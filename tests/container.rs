@@ -1,6 +1,6 @@
 //! The image, as far as it can be checked without building it (`make image-test` trains in a built
-//! one): what changes least is
-//! copied first, every manifest is there before the sources, nothing runs as root, and licences come along.
+//! one): what changes least is copied first, every manifest is there before the sources, nothing
+//! runs as root, and licences come along.
 
 use std::fs;
 use std::path::Path;
@@ -13,7 +13,8 @@ fn read(name: &str) -> String {
 
 /// The instructions of a Containerfile, each on a line, by stage.
 fn stages(text: &str) -> Vec<(String, Vec<String>)> {
-    let lines: Vec<&str> = text.lines().filter(|line| !line.trim_start().starts_with('#')).collect();
+    let lines: Vec<&str> =
+        text.lines().filter(|line| !line.trim_start().starts_with('#')).collect();
     let instructions = lines.join("\n").replace("\\\n", " ");
     let mut stages: Vec<(String, Vec<String>)> = Vec::new();
     for line in instructions.lines().map(str::trim).filter(|line| !line.is_empty()) {
@@ -38,14 +39,21 @@ fn with_bases(stages: &[(String, Vec<String>)], name: &str) -> Vec<String> {
 fn what_changes_least_is_copied_first() {
     let stages = stages(&read("deploy/container/Containerfile"));
     let manifest = read("Cargo.toml");
-    let members = manifest.split("members = [").nth(1).and_then(|rest| rest.split(']').next()).expect("members");
-    let members: Vec<&str> = members.split(',').map(|member| member.trim().trim_matches('"')).collect();
+    let members = manifest
+        .split("members = [")
+        .nth(1)
+        .and_then(|rest| rest.split(']').next())
+        .expect("members");
+    let members: Vec<&str> =
+        members.split(',').map(|member| member.trim().trim_matches('"')).collect();
     assert!(members.len() >= 8, "{members:?}");
     for build in ["build-cpu", "build-cuda"] {
         let instructions = with_bases(&stages, build);
         let position = |wanted: &str| instructions.iter().position(|line| line == wanted);
-        let at =
-            |wanted: &str| position(wanted).unwrap_or_else(|| panic!("{build} lacks `{wanted}`: {instructions:#?}"));
+        let at = |wanted: &str| {
+            position(wanted)
+                .unwrap_or_else(|| panic!("{build} lacks `{wanted}`: {instructions:#?}"))
+        };
         let sources = at("COPY . .");
         assert!(
             at("RUN make libtorch") < at("COPY Cargo.toml Cargo.lock ./"),
@@ -59,12 +67,19 @@ fn what_changes_least_is_copied_first() {
             1,
             "the sources, once, last"
         );
-        assert_eq!(instructions.len(), sources + 2, "one step depends on the sources: {instructions:#?}");
+        assert_eq!(
+            instructions.len(),
+            sources + 2,
+            "one step depends on the sources: {instructions:#?}"
+        );
         assert!(instructions[sources + 1].contains("licenses.sh"), "{instructions:#?}");
     }
     let cuda = with_bases(&stages, "build-cuda");
     let position = |wanted: &str| cuda.iter().position(|line| line == wanted);
-    assert!(position("RUN make libtorch-cuda").is_some() && position("RUN make libtorch-cuda") < position("COPY . ."));
+    assert!(
+        position("RUN make libtorch-cuda").is_some()
+            && position("RUN make libtorch-cuda") < position("COPY . .")
+    );
 }
 
 #[test]
@@ -72,24 +87,36 @@ fn images_run_as_an_ordinary_user_without_a_shell() {
     let stages = stages(&read("deploy/container/Containerfile"));
     for image in ["cpu", "cuda"] {
         let instructions = with_bases(&stages, image);
-        let last = |start: &str| instructions.iter().rfind(|line| line.starts_with(start)).map(String::as_str);
+        let last = |start: &str| {
+            instructions.iter().rfind(|line| line.starts_with(start)).map(String::as_str)
+        };
         assert_eq!(last("USER "), Some("USER 10001:10001"), "{image}");
         assert_eq!(last("ENTRYPOINT "), Some("ENTRYPOINT []"), "{image}");
         assert_eq!(last("CMD "), Some("CMD [\"thanos-coord\", \"--help\"]"), "{image}: no shell");
         assert_eq!(last("STOPSIGNAL "), Some("STOPSIGNAL SIGTERM"), "{image}");
-        assert!(last("LABEL ").is_some_and(|label| label.contains("org.opencontainers.image.licenses")), "{image}");
-        assert!(instructions.iter().any(|line| line == &format!("COPY --from=build-{image} /image/ /")), "{image}");
+        assert!(
+            last("LABEL ").is_some_and(|label| label.contains("org.opencontainers.image.licenses")),
+            "{image}"
+        );
+        assert!(
+            instructions.iter().any(|line| line == &format!("COPY --from=build-{image} /image/ /")),
+            "{image}"
+        );
     }
     let cuda = with_bases(&stages, "cuda").join("\n");
     for package in ["libibverbs1", "librdmacm1", "ibverbs-providers"] {
         assert!(cuda.contains(package), "NCCL needs {package} for InfiniBand");
     }
     for base in ["BASE", "RUST_BASE"] {
-        assert!(read("deploy/container/Containerfile").contains(&format!("\nARG {base}=")), "{base} can be replaced");
+        assert!(
+            read("deploy/container/Containerfile").contains(&format!("\nARG {base}=")),
+            "{base} can be replaced"
+        );
     }
 }
 
-/// The script gives the workspace sources that cargo takes: it reads the whole workspace as it does that of the image.
+/// The script gives the workspace sources that cargo takes: it reads the whole workspace as it does
+/// that of the image.
 #[test]
 fn empty_crates_are_a_workspace() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -99,19 +126,27 @@ fn empty_crates_are_a_workspace() {
         fs::copy(root().join(name), target).unwrap_or_else(|error| panic!("{name}: {error}"));
     };
     let containerfile = read("deploy/container/Containerfile");
-    let copied =
-        containerfile.lines().filter_map(|line| line.strip_prefix("COPY ")).filter(|line| line.contains("Cargo"));
+    let copied = containerfile
+        .lines()
+        .filter_map(|line| line.strip_prefix("COPY "))
+        .filter(|line| line.contains("Cargo"));
     for line in copied {
         line.split(' ').filter(|word| word.contains("Cargo.")).for_each(copy);
     }
     let script = root().join("deploy/container/empty_crates.sh");
     let run = |program: &str, arguments: &[&str]| {
-        let output = Command::new(program).args(arguments).current_dir(folder.path()).output().expect(program);
+        let output = Command::new(program)
+            .args(arguments)
+            .current_dir(folder.path())
+            .output()
+            .expect(program);
         assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
     };
     run("sh", &[script.to_str().expect("UTF-8")]);
     run("cargo", &["metadata", "--offline", "--locked", "--no-deps", "--format-version=1"]);
-    for built in ["coordinator/src/main.rs", "worker/src/main.rs", "worker/c10d/build.rs", "proto/build.rs"] {
+    for built in
+        ["coordinator/src/main.rs", "worker/src/main.rs", "worker/c10d/build.rs", "proto/build.rs"]
+    {
         assert!(folder.path().join(built).is_file(), "{built}");
     }
 }

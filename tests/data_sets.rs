@@ -1,5 +1,5 @@
-//! Every data set of the paper, on small files in its published format, from raw files to a result: each preset's
-//! sides, decoder, labels and split fit its images. Two workers, two steps a stage.
+//! Every data set of the paper, on small files in its published format, from raw files to a result:
+//! each preset's sides, decoder, labels and split fit its images. Two workers, two steps a stage.
 
 use std::fs;
 use std::path::Path;
@@ -19,9 +19,15 @@ const SMALL: [&str; 7] = [
 
 fn launch(scene: &Scene, preset: &str, dir: &Path, extra: &[&str]) {
     let dir = format!("data.dir={}", dir.display());
-    let target = [&[preset, &dir, "train.batch_size=20", "transfer.batch_size=20"][..], &SMALL, extra].concat();
+    let target =
+        [&[preset, &dir, "train.batch_size=20", "transfer.batch_size=20"][..], &SMALL, extra]
+            .concat();
     let output = scene.launch(preset, 2, &target).expect(0).stderr;
-    assert_eq!(output.contains("note: 200 train images, "), !preset.starts_with("image_folder"), "{output}");
+    assert_eq!(
+        output.contains("note: 200 train images, "),
+        !preset.starts_with("image_folder"),
+        "{output}"
+    );
     let fine = &results(&scene.path(preset))["rows"][0]["fine_test_accuracy"];
     assert!(fine.as_f64().is_some_and(|fine| (0.0..=100.0).contains(&fine)), "{preset}: {fine}");
 }
@@ -36,19 +42,27 @@ fn each_trains_and_is_probed() {
     launch(&scene, "tinyimagenet_thanos", &scene.path("tiny"), &[]);
     image_folder(&scene.path("mine"));
     fs::write(scene.path("map.yaml"), "red: warm\nyellow: warm\nblue: cold\n").expect("a file");
-    launch(&scene, "image_folder_thanos", &scene.path("mine"), &["data.coarse_map=map.yaml", "data.side=32"]);
+    launch(
+        &scene,
+        "image_folder_thanos",
+        &scene.path("mine"),
+        &["data.coarse_map=map.yaml", "data.side=32"],
+    );
 }
 
-/// The last batch of the only epoch has what is left: its ids are all below the number of training images, and with
-/// selection on the test images no image is held out.
+/// The last batch of the only epoch has what is left: its ids are all below the number of training
+/// images, and with selection on the test images no image is held out.
 #[test]
 fn selection_on_the_test_images_trains_on_all_others() {
     let scene = Scene::new();
     image_folder(&scene.path("mine"));
     let images = |validation: &str, run: &str| {
-        let (validation, dir) =
-            (format!("data.validation={validation}"), format!("data.dir={}", scene.path("mine").display()));
-        let target = ["image_folder_supcon", &dir, &validation, "data.side=32", "train.epochs=1", "rows=[]"];
+        let (validation, dir) = (
+            format!("data.validation={validation}"),
+            format!("data.dir={}", scene.path("mine").display()),
+        );
+        let target =
+            ["image_folder_supcon", &dir, &validation, "data.side=32", "train.epochs=1", "rows=[]"];
         scene.launch(run, 1, &[&target[..], &SMALL[..4]].concat()).expect(0);
         lines(&scene.path(run), "steps.jsonl")
             .iter()
@@ -59,12 +73,16 @@ fn selection_on_the_test_images_trains_on_all_others() {
     assert_eq!(images("test", "b"), 30);
 }
 
-/// The sheet has a row for each of twelve images: the image itself as it is in the file, and nine views.
+/// The sheet has a row for each of twelve images: the image itself as it is in the file, and nine
+/// views.
 #[test]
 fn a_contact_sheet_shows_images_and_views() {
     let scene = Scene::new();
     image_folder(&scene.path("mine"));
-    let packed = scene.coord(&["data", "pack", "image_folder", "--dir", "mine", "--side", "32"]).expect(0).stdout;
+    let packed = scene
+        .coord(&["data", "pack", "image_folder", "--dir", "mine", "--side", "32"])
+        .expect(0)
+        .stdout;
     let pack = packed.lines().next().and_then(|line| line.rsplit(", ").next()).expect("a path");
     let output = scene.coord(&["data", "info", pack, "--images", "sheet.png"]).expect(0).stdout;
     assert!(output.contains("image_folder train: 30 images of 32 x 32 x 3"), "{output}");
@@ -78,7 +96,13 @@ fn a_contact_sheet_shows_images_and_views() {
     assert!(coloured >= 4, "{coloured} of 9 views of a blue image are blue: one in five is grey");
     let again = scene.coord(&["data", "info", pack, "--images", "again.png"]).expect(0);
     assert_eq!(again.stdout.replace("again.png", "sheet.png"), output);
-    assert_eq!(fs::read(scene.path("again.png")).expect("a file"), fs::read(scene.path("sheet.png")).expect("a file"));
+    assert_eq!(
+        fs::read(scene.path("again.png")).expect("a file"),
+        fs::read(scene.path("sheet.png")).expect("a file")
+    );
     scene.coord(&["data", "info", pack, "--images", "other.png", "--seed", "1"]).expect(0);
-    assert_ne!(fs::read(scene.path("other.png")).expect("a file"), fs::read(scene.path("sheet.png")).expect("a file"));
+    assert_ne!(
+        fs::read(scene.path("other.png")).expect("a file"),
+        fs::read(scene.path("sheet.png")).expect("a file")
+    );
 }

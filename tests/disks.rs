@@ -1,7 +1,7 @@
-//! A disk that is full or read-only costs checkpoints, not the run: a save that fails is reported and given up, the last good
-//! checkpoint stays, and only several in a row end the run, with exit code 74. A slow one costs nothing. The disk is a
-//! small tmpfs, mounted over a stage's folder in the middle of a run, which needs root; without it these tests say that
-//! they were skipped.
+//! A disk that is full or read-only costs checkpoints, not the run: a save that fails is reported
+//! and given up, the last good checkpoint stays, and only several in a row end the run, with exit
+//! code 74. A slow one costs nothing. The disk is a small tmpfs, mounted over a stage's folder in
+//! the middle of a run, which needs root; without it these tests say that they were skipped.
 
 use crate::print_line;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 use thanos_tests::{Running, Scene, checkpoints, lines, weights_sha256};
 
-const TARGET: [&str; 4] = ["digits_supcon", "train.max_steps=400", "checkpoint.every_steps=40", "rows=[]"];
+const TARGET: [&str; 4] =
+    ["digits_supcon", "train.max_steps=400", "checkpoint.every_steps=40", "rows=[]"];
 
 /// A disk with room for nothing, and one that takes nothing.
 pub(crate) const FULL: &str = "size=8k";
@@ -20,7 +21,8 @@ pub(crate) struct BadDisk(PathBuf);
 
 impl BadDisk {
     pub(crate) fn mount(over: &Path, options: &str) -> Option<Self> {
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(over).output();
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(over).output();
         mounted.is_ok_and(|output| output.status.success()).then(|| Self(over.into()))
     }
 }
@@ -46,7 +48,10 @@ fn start(scene: &Scene, options: &str, more: &[&str]) -> Option<(Running, BadDis
 }
 
 fn failed_saves(scene: &Scene) -> usize {
-    lines(&scene.path("run"), "events.jsonl").iter().filter(|event| event["event"] == "checkpoint_failed").count()
+    lines(&scene.path("run"), "events.jsonl")
+        .iter()
+        .filter(|event| event["event"] == "checkpoint_failed")
+        .count()
 }
 
 fn a_save_that_fails_is_given_up(options: &str, reason: &str) {
@@ -62,10 +67,14 @@ fn a_save_that_fails_is_given_up(options: &str, reason: &str) {
     let ran = running.wait().expect(0);
     assert!(ran.stderr.contains("checkpoint save failed: step "), "{}", ran.stderr);
     assert!(ran.stderr.contains(reason), "{}", ran.stderr);
-    assert_eq!(weights_sha256(&scene.path("whole"), "supcon"), weights_sha256(&scene.path("run"), "supcon"));
+    assert_eq!(
+        weights_sha256(&scene.path("whole"), "supcon"),
+        weights_sha256(&scene.path("run"), "supcon")
+    );
     let unfinished = std::fs::read_dir(scene.path("run/checkpoints/supcon")).expect("a folder");
-    let unfinished = unfinished
-        .filter(|entry| entry.as_ref().is_ok_and(|entry| entry.file_name().to_string_lossy().starts_with('.')));
+    let unfinished = unfinished.filter(|entry| {
+        entry.as_ref().is_ok_and(|entry| entry.file_name().to_string_lossy().starts_with('.'))
+    });
     assert_eq!(unfinished.count(), 0);
 }
 
@@ -101,7 +110,9 @@ fn a_slow_disk_makes_no_step_wait() {
 #[test]
 fn a_disk_that_stays_full_ends_the_run_with_the_last_good_checkpoint() {
     let scene = Scene::new();
-    let Some((running, disk)) = start(&scene, FULL, &["timeouts.storage_seconds=2"]) else { return };
+    let Some((running, disk)) = start(&scene, FULL, &["timeouts.storage_seconds=2"]) else {
+        return;
+    };
     let ran = running.wait().expect(74);
     assert!(ran.stderr.contains("3 saves in a row failed"), "{}", ran.stderr);
     // And the last one, of what the other worker held when the first gave up.
@@ -112,7 +123,8 @@ fn a_disk_that_stays_full_ends_the_run_with_the_last_good_checkpoint() {
     scene.coord(&["launch", "--resume", "--nodes", "2", "--run-dir", "run"]).expect(0);
 }
 
-/// A run whose whole run directory is on a small disk of its own; `None`: nothing can be mounted here.
+/// A run whose whole run directory is on a small disk of its own; `None`: nothing can be mounted
+/// here.
 fn start_on_small_disk(scene: &Scene, target: &[&str]) -> Option<(Running, BadDisk)> {
     let place = scene.path("small");
     std::fs::create_dir(&place).expect("a folder");
@@ -120,7 +132,8 @@ fn start_on_small_disk(scene: &Scene, target: &[&str]) -> Option<(Running, BadDi
         print_line("skipped: no tmpfs can be mounted here (it needs root)");
         return None;
     };
-    let arguments = ["launch", "--nodes", "2", "--threads-per-worker", "1", "--run-dir", "small/run"];
+    let arguments =
+        ["launch", "--nodes", "2", "--threads-per-worker", "1", "--run-dir", "small/run"];
     let mut running = scene.start(&[&arguments[..], target].concat());
     running.wait_for_steps("small/run", 50);
     Some((running, disk))
@@ -135,7 +148,8 @@ fn fill(scene: &Scene) -> PathBuf {
     filler
 }
 
-const SMALL: [&str; 4] = ["digits_supcon", "train.max_steps=300", "checkpoint.every_steps=1000", "rows=[]"];
+const SMALL: [&str; 4] =
+    ["digits_supcon", "train.max_steps=300", "checkpoint.every_steps=1000", "rows=[]"];
 
 /// The ledger itself cannot be written: training pauses until it can, and nothing is lost.
 #[test]
@@ -154,12 +168,21 @@ fn a_full_run_directory_pauses_the_run() {
     std::fs::remove_file(filler).expect("removed");
     let ran = running.wait().expect(0);
     assert!(ran.stderr.contains("the run directory can be written again"), "{}", ran.stderr);
-    crate::recovery::assert_equal(&scene, &scene.path("whole"), &scene.path("small/run"), &["supcon"]);
-    let lost = lines(&scene.path("small/run"), "events.jsonl").iter().filter(|event| event["event"] == "lost").count();
+    crate::recovery::assert_equal(
+        &scene,
+        &scene.path("whole"),
+        &scene.path("small/run"),
+        &["supcon"],
+    );
+    let lost = lines(&scene.path("small/run"), "events.jsonl")
+        .iter()
+        .filter(|event| event["event"] == "lost")
+        .count();
     assert_eq!(lost, 0, "no worker was terminated meanwhile");
 }
 
-/// It stays full: the run ends with 74, its workers leave, and a resume continues from what is there.
+/// It stays full: the run ends with 74, its workers leave, and a resume continues from what is
+/// there.
 #[test]
 fn a_run_directory_that_stays_full_ends_the_run() {
     let scene = Scene::new();
@@ -168,7 +191,11 @@ fn a_run_directory_that_stays_full_ends_the_run() {
     running.wait_until("a step", || lines(&scene.path("small/run"), "steps.jsonl").len() > 60);
     let filler = fill(&scene);
     let ran = running.wait().expect(74);
-    assert!(ran.stderr.contains("the run directory could not be written for 3s: cannot write "), "{}", ran.stderr);
+    assert!(
+        ran.stderr.contains("the run directory could not be written for 3s: cannot write "),
+        "{}",
+        ran.stderr
+    );
     std::fs::remove_file(filler).expect("removed");
     scene.coord(&["launch", "--resume", "--nodes", "2", "--run-dir", "small/run"]).expect(0);
 }
@@ -181,6 +208,9 @@ fn a_slow_sync_makes_no_worker_hang() {
     let variables = [("FAILPOINTS", "ledger-sync=sleep(1500)")];
     let target = ["digits_supcon", "train.max_steps=120", "checkpoint.every_steps=40", "rows=[]"];
     let ran = scene.start_with(&[&arguments[..], &target].concat(), &variables).wait().expect(0);
-    let lost = lines(&scene.path("run"), "events.jsonl").iter().filter(|event| event["event"] == "lost").count();
+    let lost = lines(&scene.path("run"), "events.jsonl")
+        .iter()
+        .filter(|event| event["event"] == "lost")
+        .count();
     assert_eq!(lost, 0, "{}", ran.stderr);
 }

@@ -1,5 +1,5 @@
-//! The documents are true: the tour and every path exist, every command of README.md works, every code is in its table,
-//! every link leads to a file, and every fence is closed.
+//! The documents are true: the tour and every path exist, every command of README.md works, every
+//! code is in its table, every link leads to a file, and every fence is closed.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -18,15 +18,18 @@ fn quoted(text: &str) -> Vec<&str> {
 /// Lines of the fenced blocks of shell commands, without comments.
 fn commands(text: &str) -> Vec<&str> {
     let blocks = text.split("```sh\n").skip(1).filter_map(|rest| rest.split("```").next());
-    let lines = blocks.flat_map(str::lines).map(|line| line.split(" #").next().unwrap_or(line).trim());
+    let lines =
+        blocks.flat_map(str::lines).map(|line| line.split(" #").next().unwrap_or(line).trim());
     lines.filter(|line| !line.is_empty() && !line.starts_with('#')).collect()
 }
 
 #[test]
 fn the_tour_has_six_files_that_exist() {
     let readme = read("README.md");
-    let tour = readme.split("## A tour in six files").nth(1).and_then(|rest| rest.split("\n## ").next());
-    let stops: Vec<&str> = tour.expect("a tour").lines().filter(|line| line.starts_with(char::is_numeric)).collect();
+    let tour =
+        readme.split("## A tour in six files").nth(1).and_then(|rest| rest.split("\n## ").next());
+    let stops: Vec<&str> =
+        tour.expect("a tour").lines().filter(|line| line.starts_with(char::is_numeric)).collect();
     assert_eq!(stops.len(), 6, "{stops:?}");
     for stop in stops {
         let path = quoted(stop).first().copied().unwrap_or_default();
@@ -39,7 +42,9 @@ fn every_path_exists() {
     let architecture = read("ARCHITECTURE.md");
     let is_path = |word: &&str| {
         let ends = [".rs", ".cpp", ".proto", ".yaml", ".md", "/"];
-        word.contains('/') && !word.contains(char::is_whitespace) && ends.iter().any(|end| word.ends_with(end))
+        word.contains('/')
+            && !word.contains(char::is_whitespace)
+            && ends.iter().any(|end| word.ends_with(end))
     };
     let documents = [architecture, read("docs/guarantees.md")].join("\n");
     let paths: Vec<&str> = quoted(&documents).into_iter().filter(is_path).collect();
@@ -62,9 +67,17 @@ fn every_preset_that_is_named_exists() {
     let text = read("README.md");
     let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
     let looks_like = |word: &&str| {
-        ["digits_", "mnist_", "fashion_mnist_", "cifar10_", "cifar100_", "tinyimagenet_", "image_folder_"]
-            .iter()
-            .any(|start| word.starts_with(start))
+        [
+            "digits_",
+            "mnist_",
+            "fashion_mnist_",
+            "cifar10_",
+            "cifar100_",
+            "tinyimagenet_",
+            "image_folder_",
+        ]
+        .iter()
+        .any(|start| word.starts_with(start))
             && word
                 .split('_')
                 .next_back()
@@ -77,8 +90,9 @@ fn every_preset_that_is_named_exists() {
     }
 }
 
-/// In a folder of their own, in order. Launches on the embedded digits are cut to four steps a backbone and one epoch
-/// a probe, and run; those that need data are resolved; a `make` line must name a target.
+/// In a folder of their own, in order. Launches on the embedded digits are cut to four steps a
+/// backbone and one epoch a probe, and run; those that need data are resolved; a `make` line must
+/// name a target.
 #[test]
 fn every_command_of_the_readme_works() {
     let readme = read("README.md");
@@ -89,18 +103,35 @@ fn every_command_of_the_readme_works() {
         let words: Vec<&str> = line.split_whitespace().collect();
         match words[..] {
             // Nothing is downloaded here: a folder that cannot be made comes before the network.
-            ["target/release/thanos-coord", "data", "fetch", dataset, "--dir", _, ref rest @ ..] => {
-                scene.coord(&[&["data", "fetch", dataset, "--dir", "/dev/null/x"], rest].concat()).expect(74);
+            [
+                "target/release/thanos-coord",
+                "data",
+                "fetch",
+                dataset,
+                "--dir",
+                _,
+                ref rest @ ..,
+            ] => {
+                scene
+                    .coord(&[&["data", "fetch", dataset, "--dir", "/dev/null/x"], rest].concat())
+                    .expect(74);
             }
             // PACK is for the reader to name.
             ["target/release/thanos-coord", "data", verb, "PACK", ref rest @ ..] => {
                 let packed = scene.coord(&["data", "pack", "digits"]).expect(0).stdout;
-                let pack = packed.lines().next().and_then(|line| line.rsplit(", ").next()).expect("a path");
+                let pack = packed
+                    .lines()
+                    .next()
+                    .and_then(|line| line.rsplit(", ").next())
+                    .expect("a path");
                 scene.coord(&[&["data", verb, pack], rest].concat()).expect(0);
             }
             ["make", target] => assert!(makefile.contains(&format!("\n{target}:")), "{line}"),
-            ["target/release/thanos-coord", "launch", ref rest @ ..] if line.contains("data.dir=") => {
-                let target: Vec<&str> = rest.iter().copied().skip_while(|word| !word.contains('_')).collect();
+            ["target/release/thanos-coord", "launch", ref rest @ ..]
+                if line.contains("data.dir=") =>
+            {
+                let target: Vec<&str> =
+                    rest.iter().copied().skip_while(|word| !word.contains('_')).collect();
                 scene.coord(&[&["show"], &target[..]].concat()).expect(0);
             }
             ["target/release/thanos-coord", "launch", ref rest @ ..] => {
@@ -136,7 +167,8 @@ fn every_timeout_is_documented() {
     }
 }
 
-/// docs/data.md: every launch resolves, every verb is there, and every key that says where images are is explained.
+/// docs/data.md: every launch resolves, every verb is there, and every key that says where images
+/// are is explained.
 #[test]
 fn the_page_on_data_is_true() {
     let document = read("docs/data.md");
@@ -145,14 +177,19 @@ fn the_page_on_data_is_true() {
     for line in commands(&document) {
         let words: Vec<&str> = line.split_whitespace().collect();
         match words[..] {
-            ["thanos-coord", "launch", ref rest @ ..] => _ = scene.coord(&[&["show"], rest].concat()).expect(0),
-            ["thanos-coord", "data", verb, ..] => assert!(help.contains(&format!("\n  {verb} ")), "{line}"),
+            ["thanos-coord", "launch", ref rest @ ..] => {
+                _ = scene.coord(&[&["show"], rest].concat()).expect(0)
+            }
+            ["thanos-coord", "data", verb, ..] => {
+                assert!(help.contains(&format!("\n  {verb} ")), "{line}")
+            }
             _ => panic!("docs/data.md has a command that this test does not know: {line}"),
         }
     }
     let plan = Plan::from_preset("digits_supcon", &[]).expect("a preset");
     let data = serde_json::to_value(&plan.config().data).expect("plain data");
-    let is_about_files = |key: &&String| !["drop_last", "validation", "validation_fraction"].contains(&key.as_str());
+    let is_about_files =
+        |key: &&String| !["drop_last", "validation", "validation_fraction"].contains(&key.as_str());
     for key in data.as_object().expect("a map").keys().filter(is_about_files) {
         assert!(document.contains(&format!("`data.{key}")), "`data.{key}` is not explained");
     }
@@ -161,7 +198,9 @@ fn the_page_on_data_is_true() {
 /// Pages that are read by people, with their folder.
 fn pages() -> Vec<(String, String)> {
     let mut found = Vec::new();
-    for folder in ["", "docs/", "deploy/", "deploy/slurm/", "deploy/kubernetes/", "deploy/container/"] {
+    for folder in
+        ["", "docs/", "deploy/", "deploy/slurm/", "deploy/kubernetes/", "deploy/container/"]
+    {
         for entry in fs::read_dir(root().join(folder)).expect("a folder") {
             let name = entry.expect("an entry").file_name().to_string_lossy().into_owned();
             if name.ends_with(".md") {
@@ -177,7 +216,9 @@ fn pages() -> Vec<(String, String)> {
 fn every_link_leads_to_a_file() {
     for (folder, page) in pages() {
         let targets = page.split("](").skip(1).filter_map(|rest| rest.split(')').next());
-        for target in targets.filter(|target| !target.starts_with("http") && !target.starts_with('#')) {
+        for target in
+            targets.filter(|target| !target.starts_with("http") && !target.starts_with('#'))
+        {
             let file = target.split('#').next().unwrap_or_default();
             assert!(root().join(&folder).join(file).exists(), "{folder}: {target}");
         }
@@ -189,6 +230,10 @@ fn every_link_leads_to_a_file() {
 fn every_fence_is_closed() {
     for (folder, page) in pages() {
         let fences = page.lines().filter(|line| line.trim_start().starts_with("```")).count();
-        assert!(fences.is_multiple_of(2), "{folder}: {fences} fences in {}", page.lines().next().unwrap_or_default());
+        assert!(
+            fences.is_multiple_of(2),
+            "{folder}: {fences} fences in {}",
+            page.lines().next().unwrap_or_default()
+        );
     }
 }

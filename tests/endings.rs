@@ -1,5 +1,5 @@
-//! How runs end when they do not end by themselves: a killed worker is reported and replaced, a killed launch leaves no
-//! process, a second signal ends at once. And how fast a run begins.
+//! How runs end when they do not end by themselves: a killed worker is reported and replaced, a
+//! killed launch leaves no process, a second signal ends at once. And how fast a run begins.
 
 use crate::print_line;
 use nix::sys::signal::Signal;
@@ -16,7 +16,9 @@ fn start(scene: &Scene, workers: &str) -> Running {
 
 /// Process ids of all workers that have joined.
 fn joined(scene: &Scene) -> Vec<i32> {
-    let joined = lines(&scene.path("run"), "events.jsonl").into_iter().filter(|line| line["event"] == "joined");
+    let joined = lines(&scene.path("run"), "events.jsonl")
+        .into_iter()
+        .filter(|line| line["event"] == "joined");
     joined.map(|line| line["pid"].as_i64().expect("a pid") as i32).collect()
 }
 
@@ -30,7 +32,9 @@ fn a_killed_worker_is_reported_and_the_run_continues() {
     running.wait_for_line("generation 2 continues after step");
     let ran = running.interrupt().expect(75);
     let named = format!("pid {killed}");
-    for part in [named.as_str(), "disconnected unexpectedly", "was killed by signal 9", "of stage supcon"] {
+    for part in
+        [named.as_str(), "disconnected unexpectedly", "was killed by signal 9", "of stage supcon"]
+    {
         assert!(ran.stderr.contains(part), "no `{part}` in {}", ran.stderr);
     }
     let pids = joined(&scene);
@@ -80,6 +84,8 @@ fn a_run_of_four_workers_begins_within_three_seconds() {
     let mut running = start(&scene, "4");
     running.wait_for_steps("run", 1);
     let took = started.elapsed();
-    print_line(&format!("the first step of four workers was committed {took:.2?} after the launch"));
+    print_line(&format!(
+        "the first step of four workers was committed {took:.2?} after the launch"
+    ));
     assert!(took < Duration::from_secs(3), "{took:?}");
 }

@@ -1,6 +1,7 @@
-//! Every evaluation image is counted once, whatever the number of workers and the batch: the accuracies of a run are
-//! those of one forward pass over all images here, as shares of exactly N. The images are IDX files of 28 x 28 made
-//! for the test: 211 for training and 101 for the test, which neither 2 nor 3 nor a batch divides.
+//! Every evaluation image is counted once, whatever the number of workers and the batch: the
+//! accuracies of a run are those of one forward pass over all images here, as shares of exactly N.
+//! The images are IDX files of 28 x 28 made for the test: 211 for training and 101 for the test,
+//! which neither 2 nor 3 nor a batch divides.
 
 use safetensors::SafeTensors;
 use std::fs;
@@ -32,10 +33,15 @@ pub(crate) fn read(pack: &Path, plan: &Plan, label: &str) -> (Tensor, Tensor) {
     let images = file.tensor("images").expect("images");
     let [n, h, w, c] = images.shape() else { panic!("{:?}", images.shape()) };
     let shape = [*n as i64, *h as i64, *w as i64, *c as i64];
-    let pixels = Tensor::from_slice(images.data()).reshape(shape).permute([0, 3, 1, 2]).to_kind(Kind::Float) / 255.0;
+    let pixels =
+        Tensor::from_slice(images.data()).reshape(shape).permute([0, 3, 1, 2]).to_kind(Kind::Float)
+            / 255.0;
     let normalised = (pixels - plan.data().mean[0]) / plan.data().std[0];
     let labels = file.tensor(label).expect("labels");
-    (normalised, Tensor::f_from_data_size(labels.data(), &[*n as i64], Kind::Int64).expect("labels"))
+    (
+        normalised,
+        Tensor::f_from_data_size(labels.data(), &[*n as i64], Kind::Int64).expect("labels"),
+    )
 }
 
 /// A trained backbone.
@@ -50,7 +56,9 @@ pub(crate) fn backbone(plan: &Plan, weights: &Path) -> Model {
 fn count(plan: &Plan, weights: &Path, images: &Tensor, labels: &Tensor) -> i64 {
     let model = backbone(plan, weights);
     let _no_graph = tch::no_grad_guard();
-    let chosen = model.logits(&model.encoder.forward(images, Mode::Eval).expect("embeddings")).argmax(1, false);
+    let chosen = model
+        .logits(&model.encoder.forward(images, Mode::Eval).expect("embeddings"))
+        .argmax(1, false);
     chosen.eq_tensor(labels).sum(Kind::Int64).int64_value(&[])
 }
 
@@ -73,24 +81,42 @@ fn every_image_is_counted_once_at_any_number_of_workers() {
 
         let (images, labels) = read(Path::new(test), &plan, "coarse");
         let (train_images, train_labels) = read(Path::new(train), &plan, "coarse");
-        let held_out: Vec<i64> =
-            split_train_validation(TRAIN as u64, 0.1).validation.iter().map(|id| *id as i64).collect();
+        let held_out: Vec<i64> = split_train_validation(TRAIN as u64, 0.1)
+            .validation
+            .iter()
+            .map(|id| *id as i64)
+            .collect();
         let held_out = Tensor::from_slice(&held_out);
         let backbones = results(&run_dir)["backbones"].as_array().expect("rows").clone();
         for (stage, row) in ["cnce", "cae"].iter().zip(&backbones) {
             let last = checkpoints(&run_dir, stage).pop().expect("a checkpoint");
             let right = count(&plan, &last, &images, &labels);
             let percent = |right: i64, of: usize| (right as f64 / of as f64 * 1e5).round() / 1e3;
-            assert_eq!(row["coarse_test_accuracy"], percent(right, TEST), "{workers} workers, {stage}");
-            let (images, labels) = (train_images.index_select(0, &held_out), train_labels.take(&held_out));
+            assert_eq!(
+                row["coarse_test_accuracy"],
+                percent(right, TEST),
+                "{workers} workers, {stage}"
+            );
+            let (images, labels) =
+                (train_images.index_select(0, &held_out), train_labels.take(&held_out));
             let right = count(&plan, &last, &images, &labels);
-            assert_eq!(row["coarse_validation_accuracy"], percent(right, 22), "{workers} workers, {stage}");
+            assert_eq!(
+                row["coarse_validation_accuracy"],
+                percent(right, 22),
+                "{workers} workers, {stage}"
+            );
         }
         // The linear probe's share is one of exactly N images as well.
         let fine = results(&run_dir)["rows"][0]["fine_test_accuracy"].as_f64().expect("a number");
         let right = (fine / 100.0 * TEST as f64).round();
-        assert!((fine - right / TEST as f64 * 100.0).abs() < 1e-3, "{fine} % is no share of {TEST}");
-        let evaluated = lines(&run_dir, "events.jsonl").iter().filter(|line| line["event"] == "evaluated").count();
+        assert!(
+            (fine - right / TEST as f64 * 100.0).abs() < 1e-3,
+            "{fine} % is no share of {TEST}"
+        );
+        let evaluated = lines(&run_dir, "events.jsonl")
+            .iter()
+            .filter(|line| line["event"] == "evaluated")
+            .count();
         assert_eq!(evaluated, 6, "two epochs of three stages");
     }
 }

@@ -1,6 +1,6 @@
-//! Every key of the configuration acts, or is refused: for each one a change of it, and what that changes in a run of two
-//! backbones and a probe on pictures of three classes, or the message that refuses it. A key that only acts when something
-//! fails names the test that has it.
+//! Every key of the configuration acts, or is refused: for each one a change of it, and what that
+//! changes in a run of two backbones and a probe on pictures of three classes, or the message that
+//! refuses it. A key that only acts when something fails names the test that has it.
 
 use image::{Rgb, RgbImage};
 use serde_json::{Value, json};
@@ -157,9 +157,19 @@ const RUNNING: [Case; 29] = [
     ("log.wandb.group", &["wandb.mode=offline"], "x", In("tests/trackers.rs")),
     ("log.wandb.tags", &["wandb.mode=offline"], "[x]", In("tests/trackers.rs")),
     ("log.mlflow.uri", &[], "http://127.0.0.1:1", In("tests/tracker_servers.rs")),
-    ("log.mlflow.experiment", &["log.mlflow.uri=http://127.0.0.1:1"], "x", In("tests/tracker_servers.rs")),
+    (
+        "log.mlflow.experiment",
+        &["log.mlflow.uri=http://127.0.0.1:1"],
+        "x",
+        In("tests/tracker_servers.rs"),
+    ),
     ("log.trackio.url", &[], "http://127.0.0.1:1", In("tests/tracker_servers.rs")),
-    ("log.trackio.project", &["log.trackio.url=http://127.0.0.1:1"], "x", In("tests/tracker_servers.rs")),
+    (
+        "log.trackio.project",
+        &["log.trackio.url=http://127.0.0.1:1"],
+        "x",
+        In("tests/tracker_servers.rs"),
+    ),
 ];
 
 fn cases() -> Vec<Case> {
@@ -168,16 +178,21 @@ fn cases() -> Vec<Case> {
 
 /// Three classes of textured pictures: whatever a view does to one can be seen.
 fn pictures(folder: &Path, shift: u32) {
-    for (class, base) in [("red", [200, 40, 30]), ("yellow", [190, 180, 20]), ("blue", [30, 60, 210])] {
+    for (class, base) in
+        [("red", [200, 40, 30]), ("yellow", [190, 180, 20]), ("blue", [30, 60, 210])]
+    {
         for (split, pictures) in [("train", 10), ("test", 3)] {
             let folder = folder.join(split).join(class);
             fs::create_dir_all(&folder).expect("a folder");
             for picture in 0..pictures {
                 let pixel = |x: u32, y: u32| {
                     let texture = (x * 7 + y * 13 + x * y * (picture + 1) + shift) % 40;
-                    Rgb([0, 1, 2].map(|channel| base[channel] + (texture as u8) / (channel as u8 + 1)))
+                    Rgb([0, 1, 2]
+                        .map(|channel| base[channel] + (texture as u8) / (channel as u8 + 1)))
                 };
-                RgbImage::from_fn(40, 34, pixel).save(folder.join(format!("{picture}.png"))).expect("a PNG");
+                RgbImage::from_fn(40, 34, pixel)
+                    .save(folder.join(format!("{picture}.png")))
+                    .expect("a PNG");
             }
         }
     }
@@ -190,8 +205,9 @@ fn observed(ran: &Ran, run_dir: &Path) -> Value {
     }
     let names = |folder: &Path| -> Vec<String> {
         let entries = fs::read_dir(folder).expect("a folder");
-        let mut names: Vec<String> =
-            entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect();
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+            .collect();
         names.sort();
         names
     };
@@ -208,7 +224,10 @@ fn observed(ran: &Ran, run_dir: &Path) -> Value {
         .into_iter()
         .map(|stage| json!([stage, names(&run_dir.join("checkpoints").join(&stage))]))
         .collect();
-    let evaluated = lines(run_dir, "events.jsonl").into_iter().filter(|event| event["event"] == "evaluated").count();
+    let evaluated = lines(run_dir, "events.jsonl")
+        .into_iter()
+        .filter(|event| event["event"] == "evaluated")
+        .count();
     json!({
         "steps": lines(run_dir, "steps.jsonl"),
         "results": results,
@@ -224,10 +243,15 @@ fn leaves(value: &serde_yaml::Value, key: &str, found: &mut Vec<String>) {
     let below = |part: &str| if key.is_empty() { part.to_owned() } else { format!("{key}.{part}") };
     match value {
         serde_yaml::Value::Mapping(entries) => {
-            entries.iter().for_each(|(name, value)| leaves(value, &below(name.as_str().expect("text")), found));
+            entries.iter().for_each(|(name, value)| {
+                leaves(value, &below(name.as_str().expect("text")), found)
+            });
         }
         serde_yaml::Value::Sequence(items) => {
-            items.iter().enumerate().for_each(|(index, value)| leaves(value, &below(&index.to_string()), found));
+            items
+                .iter()
+                .enumerate()
+                .for_each(|(index, value)| leaves(value, &below(&index.to_string()), found));
         }
         _ => found.push(key.to_owned()),
     }
@@ -250,7 +274,9 @@ fn every_key_has_a_case() {
     leaves(&serde_yaml::from_str(&shown).expect("YAML"), "", &mut keys);
     assert!(keys.len() > 70, "{keys:?}");
     let names = [("backbones.cnce.", "backbones.0."), ("backbones.cae.", "backbones.1.")];
-    let numbered = |key: &str| names.iter().fold(key.to_owned(), |key, (name, number)| key.replace(name, number));
+    let numbered = |key: &str| {
+        names.iter().fold(key.to_owned(), |key, (name, number)| key.replace(name, number))
+    };
     let known: Vec<String> = cases().iter().map(|(key, ..)| numbered(key)).collect();
     for key in keys {
         assert!(known.contains(&key), "{key}: write a case of what it changes");

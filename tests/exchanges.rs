@@ -1,5 +1,5 @@
-//! What a contrastive loss is exchanged over in tests: nothing, or ranks that are threads and whose sums can be made
-//! wrong on purpose, or ranks of a Gloo group.
+//! What a contrastive loss is exchanged over in tests: nothing, or ranks that are threads and whose
+//! sums can be made wrong on purpose, or ranks of a Gloo group.
 
 use anyhow::Result;
 use std::sync::Arc;
@@ -37,7 +37,8 @@ pub(crate) enum Summing {
     Right,
     /// Divided by the number of ranks, as data-parallel wrappers do.
     Mean,
-    /// What the other ranks' anchors say about this rank's candidates is lost, as by a gather without backward.
+    /// What the other ranks' anchors say about this rank's candidates is lost, as by a gather
+    /// without backward.
     OwnShare,
 }
 
@@ -45,17 +46,24 @@ pub(crate) enum Summing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ranks {
     Channels(Summing),
-    /// The groups of one process share libtorch's flight recorder, which is not made for it and must be off.
+    /// The groups of one process share libtorch's flight recorder, which is not made for it and
+    /// must be off.
     Gloo,
 }
 
 impl Ranks {
-    /// What `work` returns on each of `size` ranks, in rank order. A rank that panics takes the others along.
-    pub(crate) fn run<T: Send>(self, size: usize, work: impl Fn(&dyn Exchange) -> T + Sync) -> Vec<T> {
+    /// What `work` returns on each of `size` ranks, in rank order. A rank that panics takes the
+    /// others along.
+    pub(crate) fn run<T: Send>(
+        self,
+        size: usize,
+        work: impl Fn(&dyn Exchange) -> T + Sync,
+    ) -> Vec<T> {
         let store = Arc::new(MemoryStore::default());
         let join = |rank| {
             let address = Address::Host("127.0.0.1".into());
-            ProcessGroup::gloo(store.clone(), rank, size, &address, Duration::from_secs(60)).expect("a group")
+            ProcessGroup::gloo(store.clone(), rank, size, &address, Duration::from_secs(60))
+                .expect("a group")
         };
         match self {
             Ranks::Channels(summing) => in_threads(Seat::of_all(size, summing), |seat| work(&seat)),
@@ -67,7 +75,8 @@ impl Ranks {
 fn in_threads<S: Send, T: Send>(seats: Vec<S>, work: impl Fn(S) -> T + Sync) -> Vec<T> {
     let work = &work;
     thread::scope(|scope| {
-        let threads: Vec<_> = seats.into_iter().map(|seat| scope.spawn(move || work(seat))).collect();
+        let threads: Vec<_> =
+            seats.into_iter().map(|seat| scope.spawn(move || work(seat))).collect();
         threads.into_iter().map(|thread| thread.join().expect("a rank panicked")).collect()
     })
 }
@@ -82,8 +91,9 @@ struct Seat {
 
 impl Seat {
     fn of_all(size: usize, summing: Summing) -> Vec<Self> {
-        let mut seats: Vec<Self> =
-            (0..size).map(|rank| Self { rank, to: Vec::new(), from: Vec::new(), summing }).collect();
+        let mut seats: Vec<Self> = (0..size)
+            .map(|rank| Self { rank, to: Vec::new(), from: Vec::new(), summing })
+            .collect();
         for from in 0..size {
             for to in 0..size {
                 let (sender, receiver) = channel();
@@ -118,7 +128,12 @@ impl Exchange for Seat {
 
     fn reduce_scatter(&self, input: &Tensor) -> Result<Tensor> {
         let own = |input: &Tensor| input.chunk(self.size() as i64, 0).swap_remove(self.rank);
-        let sum = self.meet(input)?.iter().map(own).reduce(|sum, part| sum + part).expect("a rank is its own peer");
+        let sum = self
+            .meet(input)?
+            .iter()
+            .map(own)
+            .reduce(|sum, part| sum + part)
+            .expect("a rank is its own peer");
         Ok(match self.summing {
             Summing::Right => sum,
             Summing::Mean => sum / self.size() as f64,

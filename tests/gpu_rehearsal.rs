@@ -1,5 +1,6 @@
-//! `gpu/run.sh`, the half hour on a GPU, rehearsed on the CPU: every section ends with its verdict and the report is
-//! complete; what fails or hangs is reported as that, and the sections after it still run.
+//! `gpu/run.sh`, the half hour on a GPU, rehearsed on the CPU: every section ends with its verdict
+//! and the report is complete; what fails or hangs is reported as that, and the sections after it
+//! still run.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -28,7 +29,8 @@ const SECTIONS: [(&str, &[&str], &str); 12] = [
 
 /// Runs the script on the CPU with its report in `out` and the programs in `programs`.
 fn rehearse(scene: &Scene, programs: &Path, more: &[&str]) -> Ran {
-    let (programs, this) = (programs.display().to_string(), env::current_exe().expect("the path of this binary"));
+    let (programs, this) =
+        (programs.display().to_string(), env::current_exe().expect("the path of this binary"));
     let this = this.display().to_string();
     let fixed = ["--device", "cpu", "--out", "out", "--bin", &programs, "--tests", &this];
     scene.spawn_program(&root().join("gpu/run.sh"), "run", &[&fixed[..], more].concat(), &[]).wait()
@@ -37,7 +39,8 @@ fn rehearse(scene: &Scene, programs: &Path, more: &[&str]) -> Ran {
 /// Verdict and figures by section, of the lines that the script printed.
 fn verdicts(ran: &Ran) -> BTreeMap<&str, (&str, &str)> {
     let verdict = |line| {
-        let (head, figures): (&str, &str) = str::split_once(line, " s  ").expect("seconds before the figures");
+        let (head, figures): (&str, &str) =
+            str::split_once(line, " s  ").expect("seconds before the figures");
         let words: Vec<&str> = head.split_whitespace().collect();
         (words[1], (words[0], figures))
     };
@@ -60,10 +63,14 @@ fn check_all_sections(extent: &[&str], device_fact: &str) {
     let found = verdicts(&ran);
     let report = fs::read_to_string(scene.path("out/report.md")).expect("a report");
     for (section, allowed, reason) in SECTIONS {
-        let (verdict, figures) = found.get(section).unwrap_or_else(|| panic!("{section}: no verdict\n{}", ran.stdout));
+        let (verdict, figures) =
+            found.get(section).unwrap_or_else(|| panic!("{section}: no verdict\n{}", ran.stdout));
         assert!(allowed.contains(verdict), "{section}: {verdict} {figures}");
         assert!(*verdict != "SKIP" || figures.contains(reason), "{section}: {figures}");
-        assert!(!figures.is_empty() && report.contains(&format!("| {section} | {verdict} |")), "{section}:\n{report}");
+        assert!(
+            !figures.is_empty() && report.contains(&format!("| {section} | {verdict} |")),
+            "{section}:\n{report}"
+        );
         assert!(scene.path(&format!("out/{section}.log")).is_file(), "{section} has no log");
     }
     assert_eq!(found.len(), SECTIONS.len(), "{}", ran.stdout);
@@ -86,8 +93,12 @@ fn every_section_ends_with_its_verdict_at_full_length() {
 #[test]
 fn a_section_that_fails_does_not_stop_the_next() {
     let scene = Scene::new();
-    let ran =
-        rehearse(&scene, &fake_programs(&scene, "exit 70"), &["--short", "--only", "digits,views,nccl"]).expect(1);
+    let ran = rehearse(
+        &scene,
+        &fake_programs(&scene, "exit 70"),
+        &["--short", "--only", "digits,views,nccl"],
+    )
+    .expect(1);
     let found = verdicts(&ran);
     assert_eq!(found["digits"], ("FAIL", "thanos-coord ended with exit code 70, expected 0"));
     assert_eq!((found["views"].0, found["nccl"].0), ("PASS", "SKIP"));
@@ -95,7 +106,8 @@ fn a_section_that_fails_does_not_stop_the_next() {
     let ran = rehearse(&scene, &scene.path("nowhere"), &["--only", "gloo"]).expect(1);
     assert!(verdicts(&ran)["gloo"].1.contains("No such file or directory"), "{}", ran.stdout);
     let report = fs::read_to_string(scene.path("out/report.md")).expect("a report");
-    for row in ["| digits | FAIL |", "| views | PASS |", "| gloo | FAIL |", "| resume | not run |"] {
+    for row in ["| digits | FAIL |", "| views | PASS |", "| gloo | FAIL |", "| resume | not run |"]
+    {
         assert!(report.contains(row), "no {row}\n{report}");
     }
 }
@@ -104,7 +116,8 @@ fn a_section_that_fails_does_not_stop_the_next() {
 fn a_section_that_hangs_is_ended_with_its_processes() {
     let scene = Scene::new();
     let pid_file = scene.path("pid");
-    let programs = fake_programs(&scene, &format!("echo $$ > {}\nexec sleep 600", pid_file.display()));
+    let programs =
+        fake_programs(&scene, &format!("echo $$ > {}\nexec sleep 600", pid_file.display()));
     let ran = rehearse(&scene, &programs, &["--only", "digits,nccl", "--limit", "2"]).expect(1);
     let found = verdicts(&ran);
     assert_eq!((found["digits"].0, found["nccl"].0), ("TIMEOUT", "SKIP"), "{}", ran.stdout);
@@ -122,7 +135,10 @@ fn what_cannot_be_meant_is_refused() {
         (&["--fast"], "unknown argument --fast"),
         (&["--out"], "--out needs a value"),
     ] {
-        let ran = scene.spawn_program(&root().join("gpu/run.sh"), "usage", arguments, &[]).wait().expect(64);
+        let ran = scene
+            .spawn_program(&root().join("gpu/run.sh"), "usage", arguments, &[])
+            .wait()
+            .expect(64);
         assert!(ran.stderr.contains(message), "{arguments:?}: {}", ran.stderr);
     }
 }

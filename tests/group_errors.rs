@@ -1,5 +1,5 @@
-//! The kind of an error of a real Gloo group: lost connections can be made again, and everything else may repeat. The
-//! groups of one process share libtorch's flight recorder, which must be off.
+//! The kind of an error of a real Gloo group: lost connections can be made again, and everything
+//! else may repeat. The groups of one process share libtorch's flight recorder, which must be off.
 
 use crate::rerun::alone;
 use std::env;
@@ -11,7 +11,11 @@ use thanos_c10d::{Address, Error, ErrorKind, KeyValueStore, MemoryStore, Process
 
 const NO_RECORDER: (&str, &str) = ("TORCH_FR_BUFFER_SIZE", "0");
 
-fn join(store: &Arc<dyn KeyValueStore>, rank: usize, timeout: Duration) -> Result<ProcessGroup, Error> {
+fn join(
+    store: &Arc<dyn KeyValueStore>,
+    rank: usize,
+    timeout: Duration,
+) -> Result<ProcessGroup, Error> {
     ProcessGroup::gloo(store.clone(), rank, 2, &Address::Host("127.0.0.1".into()), timeout)
 }
 
@@ -78,11 +82,21 @@ fn the_kind_of_an_error_says_whether_a_connection_was_lost() {
     check("a peer that left", group.all_reduce(&mut tensor), ErrorKind::PeerLost, "onnection");
 
     let lonely: Arc<dyn KeyValueStore> = Arc::new(MemoryStore::default());
-    check("a missing peer", join(&lonely, 0, Duration::from_millis(300)), ErrorKind::PeerLost, "store: ");
+    check(
+        "a missing peer",
+        join(&lonely, 0, Duration::from_millis(300)),
+        ErrorKind::PeerLost,
+        "store: ",
+    );
     let store: Arc<dyn KeyValueStore> = Arc::new(MemoryStore::default());
     let interrupted: Arc<dyn KeyValueStore> = Arc::new(Interrupted(store.clone()));
     let timeout = Duration::from_secs(2);
-    check("a failing rendezvous", join(&interrupted, 1, timeout), ErrorKind::PeerLost, "store: interrupted");
+    check(
+        "a failing rendezvous",
+        join(&interrupted, 1, timeout),
+        ErrorKind::PeerLost,
+        "store: interrupted",
+    );
     check("an unreachable peer", join(&store, 0, timeout), ErrorKind::PeerLost, "connectFullMesh");
     let nowhere = Address::Interface("none0".into());
     let nowhere = ProcessGroup::gloo(store, 0, 2, &nowhere, timeout);

@@ -1,5 +1,5 @@
-//! Clients that mean harm, with a certificate and without: what they send costs the coordinator a few KB, keeps no worker
-//! waiting, names no folder, and ends no run.
+//! Clients that mean harm, with a certificate and without: what they send costs the coordinator a
+//! few KB, keeps no worker waiting, names no folder, and ends no run.
 
 use crate::print_line;
 use rcgen::{CertificateParams, KeyPair};
@@ -10,8 +10,13 @@ use std::time::{Duration, Instant};
 use thanos_proto::v1::coordinator_client::CoordinatorClient;
 use thanos_proto::v1::file_part::Part;
 use thanos_proto::v1::store_request::Operation;
-use thanos_proto::v1::{self, CheckpointFile, EnrolRequest, FileHead, FilePart, StoreRequest, StoreSet};
-use thanos_proto::{COORDINATOR_NAME, Command, Device, Evaluated, Heartbeat, Hello, RankPhase, StepDone, WorkerEvent};
+use thanos_proto::v1::{
+    self, CheckpointFile, EnrolRequest, FileHead, FilePart, StoreRequest, StoreSet,
+};
+use thanos_proto::{
+    COORDINATOR_NAME, Command, Device, Evaluated, Heartbeat, Hello, RankPhase, StepDone,
+    WorkerEvent,
+};
 use thanos_tests::proxy::{Mode, Proxy};
 use thanos_tests::{Invitation, Running, Scene, lines};
 use tokio::net::{TcpSocket, TcpStream};
@@ -22,7 +27,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Status, Streaming};
 
-/// What a hostile client may add to the coordinator's memory: a connection's buffers, and what the allocator rounds up to.
+/// What a hostile client may add to the coordinator's memory: a connection's buffers, and what the
+/// allocator rounds up to.
 const MAX_KB_OF_A_CONNECTION: u64 = 100;
 
 /// A run that waits for two workers, as a client sees it.
@@ -36,24 +42,34 @@ fn serve(scene: &Scene) -> (Running, Target) {
     let arguments = ["serve", "--nodes", "2", "--run-dir", "run", "digits_cae", "rows=[]"];
     let mut serving = scene.spawn("thanos-coord", "serve", &arguments, &[]);
     let address = serving.invitation().address;
-    let read = |name: &str| fs::read_to_string(scene.path("run/credentials").join(name)).expect(name);
-    let target = Target { address, ca: Certificate::from_pem(read("ca.pem")), token: read("token") };
+    let read =
+        |name: &str| fs::read_to_string(scene.path("run/credentials").join(name)).expect(name);
+    let target =
+        Target { address, ca: Certificate::from_pem(read("ca.pem")), token: read("token") };
     (serving, target)
 }
 
 impl Target {
-    async fn connect(&self, identity: Option<Identity>) -> Result<CoordinatorClient<Channel>, tonic::transport::Error> {
-        let tls = ClientTlsConfig::new().ca_certificate(self.ca.clone()).domain_name(COORDINATOR_NAME);
+    async fn connect(
+        &self,
+        identity: Option<Identity>,
+    ) -> Result<CoordinatorClient<Channel>, tonic::transport::Error> {
+        let tls =
+            ClientTlsConfig::new().ca_certificate(self.ca.clone()).domain_name(COORDINATOR_NAME);
         let tls = identity.into_iter().fold(tls, ClientTlsConfig::identity);
-        let endpoint = Endpoint::from_shared(format!("https://{}", self.address)).expect("an address").tls_config(tls);
+        let endpoint = Endpoint::from_shared(format!("https://{}", self.address))
+            .expect("an address")
+            .tls_config(tls);
         Ok(CoordinatorClient::new(endpoint.expect("valid").connect().await?))
     }
 
     async fn enrol(&self, worker: &str, token: &str, key: &KeyPair) -> Result<Identity, Status> {
-        let certificate_request = CertificateParams::default().serialize_request(key).expect("a request");
+        let certificate_request =
+            CertificateParams::default().serialize_request(key).expect("a request");
         let (worker_id, certificate_request) = (worker.into(), certificate_request.der().to_vec());
         let request = EnrolRequest { worker_id, token: token.into(), certificate_request };
-        let mut client = self.connect(None).await.map_err(|error| Status::unavailable(error.to_string()))?;
+        let mut client =
+            self.connect(None).await.map_err(|error| Status::unavailable(error.to_string()))?;
         let certificate = client.enrol(request).await?.into_inner().certificate;
         Ok(Identity::from_pem(certificate, key.serialize_pem()))
     }
@@ -66,12 +82,15 @@ impl Target {
         let (events, queue) = mpsc::channel(8);
         let (host, version) = ("h".into(), env!("CARGO_PKG_VERSION").into());
         let device = Device::cpu("c");
-        let hello = Hello { worker_id: worker.into(), host, pid: 1, version, generation: 0, device };
+        let hello =
+            Hello { worker_id: worker.into(), host, pid: 1, version, generation: 0, device };
         events.send(WorkerEvent::Hello(hello)).await.expect("room");
         let stream = ReceiverStream::new(queue).map(v1::WorkerEvent::from);
         let commands = client.session(stream).await.expect("a session").into_inner();
         let mut member = Member { client, events, commands, digest: String::new() };
-        let Some(Command::Welcome(welcome)) = member.next().await else { panic!("{worker} is not welcome") };
+        let Some(Command::Welcome(welcome)) = member.next().await else {
+            panic!("{worker} is not welcome")
+        };
         member.digest = welcome.config_digest;
         member
     }
@@ -105,15 +124,21 @@ impl Member {
     }
 
     async fn store_file(&mut self, generation: u64, stage: &str) -> Result<(), Status> {
-        let file = CheckpointFile { stage: stage.into(), step: 7, name: "model.safetensors".into() };
+        let file =
+            CheckpointFile { stage: stage.into(), step: 7, name: "model.safetensors".into() };
         let head = FileHead { generation, file: Some(file), first: true };
-        let parts = [Part::Head(head), Part::Chunk(vec![1; 8])].map(|part| FilePart { part: Some(part) });
+        let parts =
+            [Part::Head(head), Part::Chunk(vec![1; 8])].map(|part| FilePart { part: Some(part) });
         self.client.store_file(tokio_stream::iter(parts)).await.map(drop)
     }
 }
 
 fn runtime() -> Runtime {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime")
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .expect("a runtime")
 }
 
 fn rss_kb(pid: i32) -> u64 {
@@ -139,7 +164,8 @@ fn a_client_without_a_certificate_costs_a_few_kb() {
                 let mut client = client.clone();
                 calls.spawn(async move {
                     let set = StoreSet { key: "k".into(), value: vec![1; 4_000_000].into() };
-                    let request = StoreRequest { generation: 1, operation: Some(Operation::Set(set)) };
+                    let request =
+                        StoreRequest { generation: 1, operation: Some(Operation::Set(set)) };
                     client.store(request).await.expect_err("without a certificate")
                 });
             }
@@ -151,7 +177,9 @@ fn a_client_without_a_certificate_costs_a_few_kb() {
             most = most.max(rss_kb(serving.pid()));
         }
         let each = (most - before) / CONNECTIONS;
-        print_line(&format!("128 streams of 4 MB without a certificate: {each} KB a connection; {codes:?}"));
+        print_line(&format!(
+            "128 streams of 4 MB without a certificate: {each} KB a connection; {codes:?}"
+        ));
         assert!(each < MAX_KB_OF_A_CONNECTION, "{before} KB before, {most} KB at most");
         // An enrolment is bounded, too.
         let mut client = target.connect(None).await.expect("it listens");
@@ -163,7 +191,8 @@ fn a_client_without_a_certificate_costs_a_few_kb() {
     serving.interrupt().expect(75);
 }
 
-/// Keeps opening connections from an address until the test ends; those that are closed are opened again.
+/// Keeps opening connections from an address until the test ends; those that are closed are opened
+/// again.
 async fn flood(from: &str, to: SocketAddr) {
     let from: SocketAddr = format!("{from}:0").parse().expect("an address");
     let mut open: Vec<TcpStream> = Vec::new();
@@ -190,7 +219,8 @@ fn two_addresses_cannot_keep_a_worker_out() {
     for from in ["127.0.0.2", "127.0.0.3"] {
         attackers.spawn(flood(from, to));
     }
-    // All places are taken by then: the coordinator has as many descriptors as it lets connections wait.
+    // All places are taken by then: the coordinator has as many descriptors as it lets connections
+    // wait.
     let started = Instant::now();
     while thanos_tests::processes::descriptors(serving.pid()) < 256 {
         assert!(started.elapsed() < Duration::from_secs(20), "the flood does not fill the places");
@@ -234,7 +264,13 @@ fn a_worker_that_names_what_the_plan_does_not_have_ends_its_session_and_no_run()
     let (mut serving, target) = serve(&scene);
     let evaluated = |stage: &str| {
         let (stage, measure) = (stage.into(), "coarse_head".into());
-        WorkerEvent::Evaluated(Evaluated { stage, epoch: 0, validation_accuracy: 1.0, best: true, measure })
+        WorkerEvent::Evaluated(Evaluated {
+            stage,
+            epoch: 0,
+            validation_accuracy: 1.0,
+            best: true,
+            measure,
+        })
     };
     let phase = Heartbeat {
         generation: 1,
@@ -254,7 +290,9 @@ fn a_worker_that_names_what_the_plan_does_not_have_ends_its_session_and_no_run()
         ] {
             let mut member = target.join("a").await;
             member.events.send(event).await.expect("room");
-            let Some(Command::Refused { reason, exit_code }) = member.next().await else { panic!("not refused") };
+            let Some(Command::Refused { reason, exit_code }) = member.next().await else {
+                panic!("not refused")
+            };
             assert!(reason.contains(named) && exit_code == 77, "{exit_code}: {reason}");
         }
         // What no worker of ours sends is malformed, and ends the session without an answer.
@@ -300,7 +338,8 @@ fn an_enrolment_whose_answer_was_lost_can_be_repeated() {
     fs::create_dir_all(&folder).expect("a folder");
     fs::write(folder.join("token"), &token).expect("written");
     runtime().block_on(async {
-        let (key, other) = (KeyPair::generate().expect("a key"), KeyPair::generate().expect("a key"));
+        let (key, other) =
+            (KeyPair::generate().expect("a key"), KeyPair::generate().expect("a key"));
         target.enrol("a", &token, &key).await.expect("its token");
         let again = target.enrol("a", &token, &key).await.expect("the same key");
         target.connect(Some(again)).await.expect("a certificate that is taken");
@@ -310,7 +349,8 @@ fn an_enrolment_whose_answer_was_lost_can_be_repeated() {
     serving.interrupt().expect(75);
 }
 
-/// The real worker, whose connection breaks when the coordinator has enrolled it and the answer is still on its way.
+/// The real worker, whose connection breaks when the coordinator has enrolled it and the answer is
+/// still on its way.
 #[test]
 fn a_worker_that_lost_the_answer_to_its_enrolment_joins() {
     let scene = Scene::new();
@@ -327,8 +367,9 @@ fn a_worker_that_lost_the_answer_to_its_enrolment_joins() {
     proxy.set(Mode::Silent);
     proxy.cut();
     proxy.set(Mode::After(Duration::ZERO));
-    serving
-        .wait_until("the worker", || lines(&scene.path("run"), "events.jsonl").iter().any(|l| l["event"] == "joined"));
+    serving.wait_until("the worker", || {
+        lines(&scene.path("run"), "events.jsonl").iter().any(|l| l["event"] == "joined")
+    });
     serving.interrupt().expect(75);
     worker.wait();
 }

@@ -1,5 +1,5 @@
-//! Workers that hang although their sessions live: one that hangs is named with its phase and replaced, one that
-//! is slow is named and left alone.
+//! Workers that hang although their sessions live: one that hangs is named with its phase and
+//! replaced, one that is slow is named and left alone.
 
 use crate::print_line;
 use crate::recovery::{assert_equal, launch};
@@ -9,7 +9,8 @@ use std::time::Duration;
 use thanos_tests::processes::{send, workers};
 use thanos_tests::{Scene, lines};
 
-const TARGET: [&str; 4] = ["digits_cae", "train.max_steps=60", "checkpoint.every_steps=20", "rows=[]"];
+const TARGET: [&str; 4] =
+    ["digits_cae", "train.max_steps=60", "checkpoint.every_steps=20", "rows=[]"];
 
 #[test]
 fn a_worker_that_hangs_is_named_and_replaced() {
@@ -19,12 +20,18 @@ fn a_worker_that_hangs_is_named_and_replaced() {
     let hangs = [("FAILPOINTS", "hang=return(1:30)")];
     let ran = scene.start_with(&[&arguments[..], &TARGET].concat(), &hangs).wait().expect(0);
     let named = "worker-1 (rank 1, pid ";
-    for part in [named, "is hung (heartbeats continue, no progress", "last seen in forward of step 30 of stage cae"] {
+    for part in [
+        named,
+        "is hung (heartbeats continue, no progress",
+        "last seen in forward of step 30 of stage cae",
+    ] {
         assert!(ran.stderr.contains(part), "no `{part}` in {}", ran.stderr);
     }
     assert_equal(&scene, &scene.path("whole"), &scene.path("run"), &["cae"]);
     let events = lines(&scene.path("run"), "events.jsonl");
-    let time = |kind: &str| events.iter().find(|event| event["event"] == kind).and_then(|event| event["time"].as_f64());
+    let time = |kind: &str| {
+        events.iter().find(|event| event["event"] == kind).and_then(|event| event["time"].as_f64())
+    };
     let (lost, again) = (time("lost").expect("reported"), time("recovered").expect("reported"));
     print_line(&format!(
         "a worker that hung was ended, and the others were in training again {:.2} s later",

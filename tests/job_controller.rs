@@ -1,6 +1,7 @@
-//! A model of Kubernetes' Job controller, and of JobSet's policies, for the fields that our manifests use: when pods are
-//! started and deleted, which failures count, and how a Job ends (kubernetes.io/docs/concepts/workloads/controllers/job).
-//! `pods` drives real processes with it. It knows no time: a Job's backoff delays are none here.
+//! A model of Kubernetes' Job controller, and of JobSet's policies, for the fields that our
+//! manifests use: when pods are started and deleted, which failures count, and how a Job ends
+//! (kubernetes.io/docs/concepts/workloads/controllers/job). `pods` drives real processes with it.
+//! It knows no time: a Job's backoff delays are none here.
 
 use serde_yaml::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,7 +20,8 @@ pub(crate) enum JobState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PodEnd {
     pub(crate) exit_code: i32,
-    /// Its condition DisruptionTarget: drained, preempted or evicted. A pod that was only deleted has none.
+    /// Its condition DisruptionTarget: drained, preempted or evicted. A pod that was only deleted
+    /// has none.
     pub(crate) disrupted: bool,
 }
 
@@ -66,7 +68,10 @@ pub(crate) struct JobController {
 impl JobController {
     /// `spec` is that of a Job.
     pub(crate) fn new(spec: &Value) -> Self {
-        assert_eq!(spec["template"]["spec"]["restartPolicy"], "Never", "a podFailurePolicy requires it");
+        assert_eq!(
+            spec["template"]["spec"]["restartPolicy"], "Never",
+            "a podFailurePolicy requires it"
+        );
         assert!(
             spec["backoffLimitPerIndex"].is_null() || spec["completionMode"] == "Indexed",
             "it is for indexed Jobs"
@@ -170,7 +175,11 @@ impl JobController {
         if self.number("maxFailedIndexes").is_some_and(|limit| failed as u64 > limit) {
             self.ended = Some(JobState::Failed("MaxFailedIndexesExceeded"));
         } else if self.succeeded.len() + failed == completions {
-            self.ended = Some(if failed > 0 { JobState::Failed("FailedIndexes") } else { JobState::Complete });
+            self.ended = Some(if failed > 0 {
+                JobState::Failed("FailedIndexes")
+            } else {
+                JobState::Complete
+            });
         }
     }
 
@@ -181,14 +190,18 @@ impl JobController {
         let matches = |rule: &&Value| {
             let codes = &rule["onExitCodes"];
             if codes.is_null() {
-                let conditions = rule["onPodConditions"].as_sequence().expect("a rule has one of both");
-                return end.disrupted && conditions.iter().any(|one| one["type"] == "DisruptionTarget");
+                let conditions =
+                    rule["onPodConditions"].as_sequence().expect("a rule has one of both");
+                return end.disrupted
+                    && conditions.iter().any(|one| one["type"] == "DisruptionTarget");
             }
-            let is_listed = codes["values"].as_sequence().expect("codes").contains(&end.exit_code.into());
+            let is_listed =
+                codes["values"].as_sequence().expect("codes").contains(&end.exit_code.into());
             let is_ours = codes["containerName"].is_null() || codes["containerName"] == *container;
             is_ours && is_listed == (codes["operator"] == "In")
         };
-        let action = rules.into_iter().find(matches).map(|rule| rule["action"].as_str().expect("an action"));
+        let action =
+            rules.into_iter().find(matches).map(|rule| rule["action"].as_str().expect("an action"));
         match action {
             Some("FailJob") => Action::FailJob,
             Some("FailIndex") => Action::FailIndex,
@@ -211,11 +224,17 @@ pub(crate) enum JobSetAction {
 }
 
 /// By the policies in `spec`, of a JobSet that was restarted so often before.
-pub(crate) fn jobset_action(spec: &Value, replicated_job: &str, state: &JobState, restarts: u64) -> JobSetAction {
+pub(crate) fn jobset_action(
+    spec: &Value,
+    replicated_job: &str,
+    state: &JobState,
+    restarts: u64,
+) -> JobSetAction {
     match state {
         JobState::Active | JobState::Suspended => JobSetAction::None,
         JobState::Complete => {
-            let targets = spec["successPolicy"]["targetReplicatedJobs"].as_sequence().expect("targets");
+            let targets =
+                spec["successPolicy"]["targetReplicatedJobs"].as_sequence().expect("targets");
             assert_eq!((targets.len(), &spec["successPolicy"]["operator"]), (1, &"All".into()));
             if targets[0] == replicated_job { JobSetAction::Complete } else { JobSetAction::None }
         }
@@ -225,10 +244,13 @@ pub(crate) fn jobset_action(spec: &Value, replicated_job: &str, state: &JobState
                 rule[field].as_sequence().is_none_or(|list| list.contains(&value.into()))
             };
             let matches = |rule: &&Value| {
-                lists(rule, "onJobFailureReasons", reason) && lists(rule, "targetReplicatedJobs", replicated_job)
+                lists(rule, "onJobFailureReasons", reason)
+                    && lists(rule, "targetReplicatedJobs", replicated_job)
             };
-            let action =
-                rules.into_iter().find(matches).map_or("RestartJobSet", |rule| rule["action"].as_str().expect("one"));
+            let action = rules
+                .into_iter()
+                .find(matches)
+                .map_or("RestartJobSet", |rule| rule["action"].as_str().expect("one"));
             let may_restart = spec["failurePolicy"]["maxRestarts"].as_u64().unwrap_or(0) > restarts;
             match action {
                 "RestartJobSet" if may_restart => JobSetAction::Restart,
@@ -241,7 +263,8 @@ pub(crate) fn jobset_action(spec: &Value, replicated_job: &str, state: &JobState
 
 fn job(fields: &str) -> JobController {
     let text = format!(
-        "{{{fields}, template: {{spec: {{restartPolicy: Never, containers: [{{name: c}}]}}}}, podFailurePolicy: {{rules: [\
+        "{{{fields}, template: {{spec: {{restartPolicy: Never, containers: [{{name: c}}]}}}}, \
+        podFailurePolicy: {{rules: [\
          {{action: FailJob, onExitCodes: {{containerName: c, operator: In, values: [78]}}}}, \
          {{action: Ignore, onExitCodes: {{containerName: c, operator: In, values: [75]}}}}, \
          {{action: Ignore, onPodConditions: [{{type: DisruptionTarget, status: 'True'}}]}}]}}}}"
@@ -296,7 +319,10 @@ fn failures_are_counted_for_all_or_for_each_index() {
     assert_eq!(end(&mut each, 1, exited(137)), JobState::Failed("MaxFailedIndexesExceeded"));
     let mut some = job(&format!("{INDEXED}, backoffLimitPerIndex: 0"));
     assert_eq!(end(&mut some, 0, exited(69)), JobState::Active);
-    assert_eq!((some.orders(), end(&mut some, 1, exited(0))), (vec![], JobState::Failed("FailedIndexes")));
+    assert_eq!(
+        (some.orders(), end(&mut some, 1, exited(0))),
+        (vec![], JobState::Failed("FailedIndexes"))
+    );
 }
 
 #[test]
@@ -320,7 +346,11 @@ fn the_jobset_of_the_manifests_ends_as_it_should() {
     let text = std::fs::read_to_string(file).expect("jobset.yaml");
     let spec = serde_yaml::from_str::<Value>(&text).expect("YAML")["spec"].clone();
     let check = |job: &str, state: JobState, restarts, expected| {
-        assert_eq!(jobset_action(&spec, job, &state, restarts), expected, "{job} {state:?}, {restarts} restarts");
+        assert_eq!(
+            jobset_action(&spec, job, &state, restarts),
+            expected,
+            "{job} {state:?}, {restarts} restarts"
+        );
     };
     check("coordinator", JobState::Complete, 0, JobSetAction::Complete);
     check("workers", JobState::Complete, 0, JobSetAction::None);

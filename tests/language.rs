@@ -1,5 +1,6 @@
-//! The language of the project, and the shape of its code where no compiler checks it: what users read is in the field's
-//! standard terms, no modules form a cycle, and no parameter is a tuple of many values.
+//! The language of the project, and the shape of its code where no compiler checks it: what users
+//! read is in the field's standard terms, no modules form a cycle, and no parameter is a tuple of
+//! many values.
 
 mod modules;
 mod rust_text;
@@ -10,8 +11,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use thanos_tests::root;
 
-/// Phrases that users of PyTorch, tokio and Kubernetes would not know, and what to write instead. In lower case; matched as
-/// whole words.
+/// Phrases that users of PyTorch, tokio and Kubernetes would not know, and what to write instead.
+/// In lower case; matched as whole words.
 const DENIED: [(&str, &str); 40] = [
     ("nobody", "name the actor"),
     ("whoever", "name the actor"),
@@ -62,7 +63,11 @@ const ALIASES: [&str; 5] = ["patience", "--patience", "left_out", "left_out_name
 /// The folders of the workspace's crates.
 fn crates() -> Vec<String> {
     let manifest = fs::read_to_string(root().join("Cargo.toml")).expect("a manifest");
-    let members = manifest.split_once("members = [").and_then(|(_, rest)| rest.split_once(']')).expect("members").0;
+    let members = manifest
+        .split_once("members = [")
+        .and_then(|(_, rest)| rest.split_once(']'))
+        .expect("members")
+        .0;
     members.split(',').map(|member| member.trim().trim_matches('"').to_owned()).collect()
 }
 
@@ -103,7 +108,10 @@ fn sources(folder: &str) -> Vec<(PathBuf, String)> {
     let mut found = Vec::new();
     files(&root().join(folder), "rs", &mut found);
     found.sort();
-    found.into_iter().map(|path| (path.clone(), fs::read_to_string(&path).expect("a source"))).collect()
+    found
+        .into_iter()
+        .map(|path| (path.clone(), fs::read_to_string(&path).expect("a source")))
+        .collect()
 }
 
 /// The sources of a crate and of its examples; all of the tests, except this file.
@@ -142,7 +150,11 @@ fn denied_phrases_are_found_as_whole_words() {
 fn what_users_read_is_in_standard_terms() {
     let mut wrong = Vec::new();
     let mut check = |place: &str, text: &str| {
-        wrong.extend(denied(text).into_iter().map(|phrase| format!("{place}: {phrase} in `{}`", text.trim())));
+        wrong.extend(
+            denied(text)
+                .into_iter()
+                .map(|phrase| format!("{place}: {phrase} in `{}`", text.trim())),
+        );
     };
     for (path, text) in crates().iter().flat_map(|crate_name| written(crate_name)) {
         let place = path.display().to_string();
@@ -164,7 +176,10 @@ fn what_users_read_is_in_standard_terms() {
             files(&root().join(folder), extension, &mut pages);
         }
     }
-    pages.extend(["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md"].map(|page| root().join(page)));
+    pages.extend(
+        ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md"]
+            .map(|page| root().join(page)),
+    );
     assert!(pages.len() > 30, "{} pages", pages.len());
     for page in pages {
         check(&page.display().to_string(), &fs::read_to_string(&page).expect("a page"));
@@ -191,7 +206,8 @@ fn parameters_are_no_tuples_of_many_values() {
         for (path, text) in sources(&format!("{crate_name}/src")) {
             let name = path.strip_prefix(root()).expect("below the root").display().to_string();
             let found = rust_text::tuple_parameters(&text).into_iter();
-            let found = found.filter(|tuples| tuples.longest > MAX_TUPLE || tuples.values > MAX_VALUES);
+            let found =
+                found.filter(|tuples| tuples.longest > MAX_TUPLE || tuples.values > MAX_VALUES);
             wrong.extend(found.map(|tuples| format!("{name}: {}", tuples.function)));
         }
     }

@@ -1,5 +1,5 @@
-//! Exactly once: the ledger has every step once, and the samples of an epoch's steps are the training images, each
-//! once, a short last batch included unless `data.drop_last` says otherwise.
+//! Exactly once: the ledger has every step once, and the samples of an epoch's steps are the
+//! training images, each once, a short last batch included unless `data.drop_last` says otherwise.
 
 use std::collections::BTreeSet;
 use thanos_configs::{EpochOrder, samples_sha256, split_train_validation};
@@ -11,7 +11,18 @@ fn check(scene: &Scene, drop_last: bool, steps_per_epoch: u64, images_per_epoch:
     let name = format!("drop-{drop_last}");
     let drop = format!("data.drop_last={drop_last}");
     scene
-        .launch(&name, 2, &["digits_supcon", "train.epochs=3", "train.batch_size=128", "seed=5", "rows=[]", &drop])
+        .launch(
+            &name,
+            2,
+            &[
+                "digits_supcon",
+                "train.epochs=3",
+                "train.batch_size=128",
+                "seed=5",
+                "rows=[]",
+                &drop,
+            ],
+        )
         .expect(0);
     let run_dir = scene.path(&name);
     assert_eq!(losses(&run_dir, "supcon").len() as u64, 3 * steps_per_epoch);
@@ -26,7 +37,10 @@ fn check(scene: &Scene, drop_last: bool, steps_per_epoch: u64, images_per_epoch:
             let batch = order.batch(step as u64);
             assert_eq!(line["images"], batch.len() as u64);
             assert_eq!(line["samples_sha256"], samples_sha256(batch), "epoch {epoch}, step {step}");
-            assert!(batch.iter().all(|sample| seen.insert(*sample)), "a sample twice in epoch {epoch}");
+            assert!(
+                batch.iter().all(|sample| seen.insert(*sample)),
+                "a sample twice in epoch {epoch}"
+            );
         }
         assert_eq!(seen.len() as u64, images_per_epoch);
         assert!(seen.is_subset(&train.iter().copied().collect()));

@@ -1,5 +1,6 @@
-//! Memory of the contrastive loss: a batch whose matrix of logits has 4 GB a copy is contrasted in a few hundred MB.
-//! The test measures a process of its own, this binary restarted, so that other tests do not blur the number.
+//! Memory of the contrastive loss: a batch whose matrix of logits has 4 GB a copy is contrasted in
+//! a few hundred MB. The test measures a process of its own, this binary restarted, so that other
+//! tests do not blur the number.
 
 use crate::exchanges::SingleRank;
 use crate::print_line;
@@ -27,15 +28,24 @@ fn a_large_batch_needs_no_square_of_itself() {
     let text = alone("memory::a_large_batch_needs_no_square_of_itself", (MEASURE, "1"));
     let answer = text.lines().find(|line| line.contains(ANSWER)).expect("the process answers");
     print_line(answer);
-    let number = answer.split(ANSWER).nth(1).and_then(|text| text.split(' ').next()).map(str::parse::<u64>);
+    let number =
+        answer.split(ANSWER).nth(1).and_then(|text| text.split(' ').next()).map(str::parse::<u64>);
     let peak_mb = number.and_then(Result::ok).expect("an answer holds a number");
-    assert!(peak_mb > 0 && peak_mb < LIMIT_MB, "{peak_mb} MB above the inputs, at most {LIMIT_MB} are allowed");
+    assert!(
+        peak_mb > 0 && peak_mb < LIMIT_MB,
+        "{peak_mb} MB above the inputs, at most {LIMIT_MB} are allowed"
+    );
 }
 
 /// Prints the peak of one loss and gradient above what the process held before.
 fn measure() {
     let comparison = Comparison {
-        form: LossForm { attract: 1.0, spread: 1.0, clamp_positive_logits: None, positives_in_denominator: false },
+        form: LossForm {
+            attract: 1.0,
+            spread: 1.0,
+            clamp_positive_logits: None,
+            positives_in_denominator: false,
+        },
         similarity: Similarity::Cosine,
         temperature: 0.5,
         both_directions: false,
@@ -44,7 +54,10 @@ fn measure() {
     let rows = |images: i64| Tensor::randn([images, WIDTH], (Kind::Float, Device::Cpu));
     let labels = |images: i64| Tensor::arange(images, (Kind::Int64, Device::Cpu)).remainder(10);
     let contrast = |view0: &Tensor, view1: &Tensor, labels: &Tensor| {
-        contrast_globally(&SingleRank, view0, view1, labels, &comparison).expect("a loss").value.double_value(&[])
+        contrast_globally(&SingleRank, view0, view1, labels, &comparison)
+            .expect("a loss")
+            .value
+            .double_value(&[])
     };
     // Threads and libraries hold memory of their own, from the first call on.
     contrast(&rows(64), &rows(64), &labels(64));

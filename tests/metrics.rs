@@ -20,14 +20,19 @@ pub(crate) fn start_with(scene: &Scene, arguments: &[&str]) -> (Running, String)
     let mut running = scene.start(&[&launch[..], arguments].concat());
     running.wait_for_line("metrics and status at http://");
     let printed = std::fs::read_to_string(scene.path(".stderr")).expect("standard error");
-    let address = printed.split("status at http://").nth(1).and_then(|rest| rest.lines().next()).expect("an address");
+    let address = printed
+        .split("status at http://")
+        .nth(1)
+        .and_then(|rest| rest.lines().next())
+        .expect("an address");
     (running, address.trim().to_owned())
 }
 
 /// Status code and body of a GET.
 pub(crate) fn get(address: &str, path: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).expect("it listens");
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").expect("sent");
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")
+        .expect("sent");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("an answer");
     let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
@@ -37,8 +42,12 @@ pub(crate) fn get(address: &str, path: &str) -> (u16, String) {
 
 /// The value of the first series with this name and these labels (`stage="cnce"`), among others.
 pub(crate) fn value(metrics: &str, name: &str, labels: &[&str]) -> Option<f64> {
-    let found = metrics.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('{')?.rsplit_once("} "));
-    let has_all = |(has, _): &(&str, &str)| labels.iter().all(|label| has.split(',').any(|one| one == *label));
+    let found = metrics
+        .lines()
+        .filter_map(|line| line.strip_prefix(name)?.strip_prefix('{')?.rsplit_once("} "));
+    let has_all = |(has, _): &(&str, &str)| {
+        labels.iter().all(|label| has.split(',').any(|one| one == *label))
+    };
     found.into_iter().find(has_all).and_then(|(_, value)| value.parse().ok())
 }
 
@@ -55,7 +64,9 @@ pub(crate) fn tool(name: &str, arguments: &[&str], stdin: &str) -> Option<(bool,
     let mut child = command.ok()?;
     child.stdin.take().expect("piped").write_all(stdin.as_bytes()).expect("it reads");
     let output = child.wait_with_output().expect("it ends");
-    let printed = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    let printed = [output.stdout, output.stderr]
+        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        .concat();
     Some((output.status.success(), printed))
 }
 
@@ -67,35 +78,55 @@ fn metrics_are_what_the_ledger_says() {
     assert_eq!(get(&address, "/healthz"), (200, "alive\n".into()));
     assert_eq!(get(&address, "/readyz"), (200, "training\n".into()));
     assert_eq!(get(&address, "/nothing").0, 404);
-    let status: serde_json::Value = serde_json::from_str(&get(&address, "/status").1).expect("JSON");
-    assert_eq!((&status["position"]["stage"], &status["generation"]), (&"cnce".into(), &1.into()), "{status}");
+    let status: serde_json::Value =
+        serde_json::from_str(&get(&address, "/status").1).expect("JSON");
+    assert_eq!(
+        (&status["position"]["stage"], &status["generation"]),
+        (&"cnce".into(), &1.into()),
+        "{status}"
+    );
     assert_eq!(status["ranks"], serde_json::json!(["worker-0", "worker-1"]));
     let devices = status["devices"].as_array().expect("a list");
-    assert!(devices.len() == 2 && devices.iter().all(|device| device["name"].is_string()), "{status}");
+    assert!(
+        devices.len() == 2 && devices.iter().all(|device| device["name"].is_string()),
+        "{status}"
+    );
     assert!(status["collectives"].is_string(), "{status}");
     let (code, metrics) = get(&address, "/metrics");
     assert_eq!(code, 200);
-    let step = value(&metrics, "thanos_trainer_step", &["stage=\"cnce\"", "run=\"run\""]).expect("a step") as usize;
+    let step = value(&metrics, "thanos_trainer_step", &["stage=\"cnce\"", "run=\"run\""])
+        .expect("a step") as usize;
     let line = lines(&scene.path("run"), "steps.jsonl").remove(step - 1);
     let loss = value(&metrics, "thanos_trainer_loss", &["stage=\"cnce\"", "term=\"total\""]);
     assert_eq!(loss, line["loss"].as_f64(), "step {step}: {metrics}");
     assert_eq!(value(&metrics, "thanos_trainer_steps_total", &[]), Some(step as f64));
     for phase in ["data", "forward", "gather", "backward", "reduce", "update"] {
-        let count = value(&metrics, &format!("{PHASE_SECONDS}_count"), &[&format!("phase=\"{phase}\"")]);
+        let count =
+            value(&metrics, &format!("{PHASE_SECONDS}_count"), &[&format!("phase=\"{phase}\"")]);
         assert_eq!(count, Some(step as f64), "{phase}: {metrics}");
     }
     let gathered = value(&metrics, "thanos_trainer_gathered_bytes_total", &[]).expect("bytes");
-    // Of 64 candidates of 48 numbers each rank has half: it receives the others, and sends their gradients.
+    // Of 64 candidates of 48 numbers each rank has half: it receives the others, and sends their
+    // gradients.
     let (most, steps) = ((2 * 32 * 48 * 4 * step) as f64, step as f64);
     assert!((0.9 * most..=most).contains(&gathered), "{gathered} bytes in {steps} steps");
     let targets: serde_json::Value = serde_json::from_str(&get(&address, "/sd").1).expect("JSON");
     let targets = targets.as_array().expect("an array");
-    assert_eq!((targets.len(), &targets[1]["labels"]["worker"]), (2, &"worker-1".into()), "{targets:?}");
+    assert_eq!(
+        (targets.len(), &targets[1]["labels"]["worker"]),
+        (2, &"worker-1".into()),
+        "{targets:?}"
+    );
     let worker = get(targets[1]["targets"][0].as_str().expect("an address"), "/metrics").1;
     let of_worker = ["run=\"run\"", "worker=\"worker-1\""];
     assert_eq!(value(&worker, "thanos_trainer_worker_rank", &of_worker), Some(1.0), "{worker}");
-    assert!(value(&worker, "thanos_trainer_worker_step", &["stage=\"cnce\""]).expect("a step") >= steps);
-    assert!(value(&worker, "thanos_trainer_worker_gradient_norm", &of_worker).expect("a norm") > 0.0, "{worker}");
+    assert!(
+        value(&worker, "thanos_trainer_worker_step", &["stage=\"cnce\""]).expect("a step") >= steps
+    );
+    assert!(
+        value(&worker, "thanos_trainer_worker_gradient_norm", &of_worker).expect("a norm") > 0.0,
+        "{worker}"
+    );
     for text in [&metrics, &worker] {
         match tool("promtool", &["check", "metrics"], text) {
             Some((accepted, printed)) => assert!(accepted, "{printed}"),
@@ -124,27 +155,43 @@ fn prometheus_scrapes_a_run_and_evaluates_the_alerts() {
     let scene = Scene::new();
     let (mut running, _) = start(&scene, "127.0.0.1:9464");
     let config = root().join("deploy/prometheus/prometheus.yml").display().to_string();
-    let flags = ["--config.file", &config, "--storage.tsdb.path", "tsdb", "--web.listen-address", "127.0.0.1:19090"];
+    let flags = [
+        "--config.file",
+        &config,
+        "--storage.tsdb.path",
+        "tsdb",
+        "--web.listen-address",
+        "127.0.0.1:19090",
+    ];
     let mut prometheus = scene.spawn_program(Path::new("prometheus"), "prometheus", &flags, &[]);
     let mut answer = String::new();
     prometheus.wait_until("a loss in Prometheus", || {
         let asked = TcpStream::connect("127.0.0.1:19090").is_ok();
-        answer =
-            if asked { get("127.0.0.1:19090", "/api/v1/query?query=thanos_trainer_loss").1 } else { String::new() };
+        answer = if asked {
+            get("127.0.0.1:19090", "/api/v1/query?query=thanos_trainer_loss").1
+        } else {
+            String::new()
+        };
         answer.contains("\"term\":\"total\"")
     });
     let mut workers = String::new();
     prometheus.wait_until("both workers in Prometheus", || {
         workers = get("127.0.0.1:19090", "/api/v1/query?query=thanos_trainer_worker_step").1;
-        ["worker-0", "worker-1"].iter().all(|worker| workers.contains(&format!("\"worker\":\"{worker}\"")))
+        ["worker-0", "worker-1"]
+            .iter()
+            .all(|worker| workers.contains(&format!("\"worker\":\"{worker}\"")))
     });
-    assert!(answer.contains("\"stage\":\"cnce\"") && answer.contains("\"job\":\"thanos_trainer\""), "{answer}");
+    assert!(
+        answer.contains("\"stage\":\"cnce\"") && answer.contains("\"job\":\"thanos_trainer\""),
+        "{answer}"
+    );
     running.wait_for_steps("run", 1);
     prometheus.interrupt().expect(0);
     running.interrupt().expect(75);
 }
 
-/// As at an address that others can reach: HTTPS, the run's authority, the scrape token, for `/metrics` and `/sd`.
+/// As at an address that others can reach: HTTPS, the run's authority, the scrape token, for
+/// `/metrics` and `/sd`.
 #[test]
 fn prometheus_brings_the_token() {
     if tool("promtool", &["--version"], "").is_none() {
@@ -152,7 +199,8 @@ fn prometheus_brings_the_token() {
         return;
     }
     let scene = Scene::new();
-    let arguments = ["launch", "--nodes", "2", "--threads-per-worker", "1", "--run-dir", "run", "--status"];
+    let arguments =
+        ["launch", "--nodes", "2", "--threads-per-worker", "1", "--run-dir", "run", "--status"];
     let target = ["0.0.0.0:9466", "digits_cnce", "train.epochs=100000"];
     let mut running = scene.start(&[&arguments[..], &target].concat());
     running.wait_for_steps("run", 1);
@@ -167,19 +215,29 @@ scrape_configs:
     static_configs: [{{targets: ['127.0.0.1:9466']}}]
   - job_name: workers
     http_sd_configs:
-      - {{url: 'https://127.0.0.1:9466/sd', refresh_interval: 1s, authorization: *token, tls_config: *tls}}
+      - {{url: 'https://127.0.0.1:9466/sd', refresh_interval: 1s, authorization: *token, \
+      tls_config: *tls}}
 "
     );
     std::fs::write(scene.path("https.yml"), config).expect("written");
     let file = scene.path("https.yml").display().to_string();
-    let flags = ["--config.file", &file, "--storage.tsdb.path", "tsdb", "--web.listen-address", "127.0.0.1:19091"];
+    let flags = [
+        "--config.file",
+        &file,
+        "--storage.tsdb.path",
+        "tsdb",
+        "--web.listen-address",
+        "127.0.0.1:19091",
+    ];
     let mut prometheus = scene.spawn_program(Path::new("prometheus"), "prometheus", &flags, &[]);
     let ask = |query: &str| match TcpStream::connect("127.0.0.1:19091") {
         Ok(_) => get("127.0.0.1:19091", &format!("/api/v1/query?query={query}")).1,
         Err(_) => String::new(),
     };
     prometheus.wait_until("a loss", || ask("thanos_trainer_loss").contains("\"term\":\"total\""));
-    prometheus.wait_until("a worker", || ask("thanos_trainer_worker_step").contains("\"worker\":\"worker-1\""));
+    prometheus.wait_until("a worker", || {
+        ask("thanos_trainer_worker_step").contains("\"worker\":\"worker-1\"")
+    });
     prometheus.interrupt().expect(0);
     running.interrupt().expect(75);
 }

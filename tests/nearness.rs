@@ -2,9 +2,11 @@
 
 use tch::{Device, Kind, Tensor};
 
-/// |found - expected| / |expected|, Euclidean norms in float64; infinite if shapes differ or a number is none.
+/// |found - expected| / |expected|, Euclidean norms in float64; infinite if shapes differ or a
+/// number is none.
 ///
-/// Below `least_norm` the expected norm counts as that: what is zero but for rounding has no relative error.
+/// Below `least_norm` the expected norm counts as that: what is zero but for rounding has no
+/// relative error.
 pub(crate) fn relative_error(found: &Tensor, expected: &Tensor, least_norm: f64) -> f64 {
     if found.size() != expected.size() {
         return f64::INFINITY;
@@ -15,8 +17,14 @@ pub(crate) fn relative_error(found: &Tensor, expected: &Tensor, least_norm: f64)
     if error.is_nan() { f64::INFINITY } else { error }
 }
 
-/// The largest |found - expected| / (absolute + relative |expected|): at most 1 if every element is near enough.
-pub(crate) fn worst_element(found: &Tensor, expected: &Tensor, absolute: f64, relative: f64) -> f64 {
+/// The largest |found - expected| / (absolute + relative |expected|): at most 1 if every element is
+/// near enough.
+pub(crate) fn worst_element(
+    found: &Tensor,
+    expected: &Tensor,
+    absolute: f64,
+    relative: f64,
+) -> f64 {
     if found.size() != expected.size() {
         return f64::INFINITY;
     }

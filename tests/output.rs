@@ -1,6 +1,7 @@
-//! A write that fails has no effect on a run: terminals that are closed or paused, pipes whose reader has exited, full
-//! disks, closed descriptors. Commands that only print end quietly when their reader has read enough, and with exit code
-//! 74 when the output is lost. The progress bar, on a real terminal.
+//! A write that fails has no effect on a run: terminals that are closed or paused, pipes whose
+//! reader has exited, full disks, closed descriptors. Commands that only print end quietly when
+//! their reader has read enough, and with exit code 74 when the output is lost. The progress bar,
+//! on a real terminal.
 
 use crate::signals::{TARGET, assert_stopped_and_resumable, undisturbed};
 use nix::sys::signal::Signal;
@@ -12,7 +13,8 @@ use thanos_tests::processes::{coordinator, send};
 use thanos_tests::terminal::{Terminal, coord, shell, start, start_into_pipe};
 use thanos_tests::{Running, Scene, lines, packs, program};
 
-const LAUNCH: [&str; 7] = ["launch", "--nodes", "2", "--threads-per-worker", "1", "--run-dir", "run"];
+const LAUNCH: [&str; 7] =
+    ["launch", "--nodes", "2", "--threads-per-worker", "1", "--run-dir", "run"];
 const SHORT: [&str; 3] = ["digits_supcon", "train.max_steps=21", "rows=[]"];
 const CTRL_C: &str = "\u{3}";
 const CTRL_S: &str = "\u{13}";
@@ -113,7 +115,8 @@ fn a_run_with_nohup_outlives_its_terminal() {
     assert_done(&scene);
 }
 
-/// `disown` and `setsid`: the terminal is not the controlling one of the run, and only its output fails.
+/// `disown` and `setsid`: the terminal is not the controlling one of the run, and only its output
+/// fails.
 #[test]
 fn a_disowned_run_outlives_its_terminal() {
     let scene = Scene::new();
@@ -154,8 +157,13 @@ fn the_progress_bar_begins_with_the_first_step_and_leaves_no_trace() {
     let (code, shown) = terminal.read_to_end(running);
     assert_eq!(code, Some(0), "{shown}");
     // Each state of the bar replaces the former one; a line that stays ends with a line feed.
-    let kept: Vec<&str> = shown.split("\r\n").map(|line| line.rsplit("\u{1b}[2K").next().unwrap_or_default()).collect();
-    let bars = kept.iter().filter(|line| line.contains('░') || line.contains('█') || line.contains("images/s"));
+    let kept: Vec<&str> = shown
+        .split("\r\n")
+        .map(|line| line.rsplit("\u{1b}[2K").next().unwrap_or_default())
+        .collect();
+    let bars = kept
+        .iter()
+        .filter(|line| line.contains('░') || line.contains('█') || line.contains("images/s"));
     assert_eq!(bars.count(), 0, "{kept:?}");
     assert!(!shown.contains("0/0"), "{shown}");
     assert!(shown.contains("/250"), "no bar in {shown}");
@@ -173,7 +181,11 @@ fn logs_in_a_file_have_no_colours() {
 fn coord_into(scene: &Scene, arguments: &[&str], stdout: Stdio) -> (Option<i32>, String) {
     let mut command = Command::new(program("thanos-coord"));
     command.args(arguments).current_dir(scene.path("")).env("THANOS_PACKS", packs()).stdout(stdout);
-    let output = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().and_then(|child| child.wait_with_output());
+    let output = command
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .and_then(|child| child.wait_with_output());
     let output = output.expect("`make build` first");
     (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
@@ -199,7 +211,11 @@ fn commands_that_print_end_quietly_without_a_reader_and_with_74_on_a_full_disk()
     for arguments in commands {
         let (reader, writer) = std::io::pipe().expect("a pipe");
         drop(reader);
-        assert_eq!(coord_into(&scene, arguments, writer.into()), (Some(0), String::new()), "{arguments:?}");
+        assert_eq!(
+            coord_into(&scene, arguments, writer.into()),
+            (Some(0), String::new()),
+            "{arguments:?}"
+        );
         let full = File::options().write(true).open("/dev/full").expect("/dev/full");
         let (code, output) = coord_into(&scene, arguments, full.into());
         assert_eq!(code, Some(74), "{arguments:?}: {output}");
@@ -212,9 +228,19 @@ fn a_stopped_serve_and_a_complete_run_get_the_right_advice() {
     let scene = Scene::new();
     scene.launch("done", 1, &SHORT).expect(0);
     let status = scene.coord(&["status", "done"]).expect(0).stdout;
-    assert!(status.contains("none: the run is complete") && !status.contains("--resume"), "{status}");
-    let mut serving: Running =
-        scene.start(&["serve", "--insecure", "--listen", "0.0.0.0:0", "--run-dir", "run", "digits_supcon"]);
+    assert!(
+        status.contains("none: the run is complete") && !status.contains("--resume"),
+        "{status}"
+    );
+    let mut serving: Running = scene.start(&[
+        "serve",
+        "--insecure",
+        "--listen",
+        "0.0.0.0:0",
+        "--run-dir",
+        "run",
+        "digits_supcon",
+    ]);
     serving.wait_for_line("stands for every address of this machine");
     let ran = serving.interrupt().expect(75);
     assert!(!ran.stderr.contains("--coordinator 0.0.0.0"), "{}", ran.stderr);

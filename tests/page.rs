@@ -1,6 +1,6 @@
 //! The live page of a run: what it serves and to which clients, that it follows the ledger through
-//! a killed coordinator, and, where
-//! Debian's `chromium` and PyPI's `playwright` are installed, what a browser sees (`page_browser.py`).
+//! a killed coordinator, and, where Debian's `chromium` and PyPI's `playwright` are installed, what
+//! a browser sees (`page_browser.py`).
 
 use crate::metrics::{get, start_with};
 use crate::print_line;
@@ -83,7 +83,13 @@ fn follow(has: &mut Vec<f64>, update: &Value) {
     let new = &update["series"]["supcon"];
     if let Some(from) = new["from"].as_u64() {
         has.truncate(from as usize);
-        has.extend(new["loss"].as_array().expect("a list").iter().map(|loss| loss.as_f64().expect("a number")));
+        has.extend(
+            new["loss"]
+                .as_array()
+                .expect("a list")
+                .iter()
+                .map(|loss| loss.as_f64().expect("a number")),
+        );
     }
 }
 
@@ -92,7 +98,8 @@ const TARGET: [&str; 3] = ["digits_supcon", "train.epochs=100000", "rows=[]"];
 #[test]
 fn a_page_follows_the_ledger_and_continues_after_the_coordinator_was_killed() {
     let scene = Scene::new();
-    let (mut running, address) = start_with(&scene, &[&["--status", "127.0.0.1:0"][..], &TARGET].concat());
+    let (mut running, address) =
+        start_with(&scene, &[&["--status", "127.0.0.1:0"][..], &TARGET].concat());
     let run = scene.path("run");
     let mut stream = Stream::open(&address, None);
     let (mut id, mut has) = (String::new(), Vec::new());
@@ -107,10 +114,15 @@ fn a_page_follows_the_ledger_and_continues_after_the_coordinator_was_killed() {
         follow(&mut has, &update);
     }
     let before = has.len();
-    // The supervisor holds the port: the page is answered by the next coordinator, at the same address.
+    // The supervisor holds the port: the page is answered by the next coordinator, at the same
+    // address.
     let mut stream = Stream::open(&address, Some(&id));
     let (_, first) = stream.update().expect("an update");
-    assert_eq!((&first["reset"], &first["run"]), (&Value::Bool(false), &Value::Null), "it continues where it was");
+    assert_eq!(
+        (&first["reset"], &first["run"]),
+        (&Value::Bool(false), &Value::Null),
+        "it continues where it was"
+    );
     follow(&mut has, &first);
     while has.len() < before + 20 {
         let (_, update) = stream.update().expect("the run continues");
@@ -138,7 +150,8 @@ fn a_page_follows_the_ledger_and_continues_after_the_coordinator_was_killed() {
 #[test]
 fn the_page_is_one_document_for_this_machine_and_a_bounded_number_of_readers() {
     let scene = Scene::new();
-    let (mut running, address) = start_with(&scene, &[&["--status", "127.0.0.1:0"][..], &TARGET].concat());
+    let (mut running, address) =
+        start_with(&scene, &[&["--status", "127.0.0.1:0"][..], &TARGET].concat());
     let host = format!("Host: {address}\r\n");
     let (head, html) = ask(&address, "/", &host);
     let head = head.to_lowercase();
@@ -160,14 +173,19 @@ fn the_page_is_one_document_for_this_machine_and_a_bounded_number_of_readers() {
         let (head, _) = ask(&address, path, "Host: attacker.example\r\n");
         assert!(head.contains(" 403 "), "{path}: {head}");
     }
-    assert_eq!(get(&address.replace("127.0.0.1", "localhost"), "/healthz").0, 200, "a tunnel's name");
+    assert_eq!(
+        get(&address.replace("127.0.0.1", "localhost"), "/healthz").0,
+        200,
+        "a tunnel's name"
+    );
     let streams: Vec<Stream> = (0..MAX_PAGES).map(|_| Stream::open(&address, None)).collect();
     let (head, body) = ask(&address, "/events", &host);
     assert!(head.contains(" 503 ") && body.contains("32 pages"), "{head}: {body}");
     // None of them reads: the run continues.
     running.wait_for_steps("run", 40);
     drop(streams);
-    running.wait_until("a place for a page", || Stream::request(&address, None).0.contains(" 200 "));
+    running
+        .wait_until("a place for a page", || Stream::request(&address, None).0.contains(" 200 "));
     running.interrupt().expect(75);
 }
 
@@ -177,7 +195,8 @@ fn a_browser_gets_a_cookie_for_the_token() {
     const ASK: &str = "import http.client, ssl, sys
 ca, port, token, run = sys.argv[1:]
 def ask(path, headers={}):
-    connection = http.client.HTTPSConnection('127.0.0.1', int(port), context=ssl._create_unverified_context(cafile=ca))
+    connection = http.client.HTTPSConnection('127.0.0.1', int(port), \
+    context=ssl._create_unverified_context(cafile=ca))
     connection.request('GET', path, headers=headers)
     answer = connection.getresponse()
     return answer.status, answer
@@ -186,7 +205,8 @@ assert ask('/?token=0')[0] == 401
 status, answer = ask('/?token=' + token)
 assert (status, answer.getheader('Location')) == (303, '/'), status
 cookie = answer.getheader('Set-Cookie')
-assert all(part in cookie for part in ['; HttpOnly', '; Secure', '; SameSite=Strict', 'thanos-' + run]), cookie
+assert all(part in cookie for part in ['; HttpOnly', '; Secure', '; SameSite=Strict', 'thanos-' + \
+run]), cookie
 assert token not in cookie and answer.getheader('Referrer-Policy') == 'no-referrer'
 pair = cookie.split(';')[0]
 for path in ['/', '/series', '/status', '/metrics']:
@@ -199,13 +219,23 @@ assert ask('/series', {'Authorization': 'Bearer ' + token})[0] == 200";
     serving.wait_for_line("live page, metrics and status at https://");
     serving.wait_for_line("?token=TOKEN");
     let printed = std::fs::read_to_string(scene.path(".stderr")).expect("standard error");
-    let port = printed.split("https://0.0.0.0:").nth(1).and_then(|rest| rest.split(',').next()).expect("a port");
-    let token = std::fs::read_to_string(scene.path("run/credentials/scrape-token")).expect("a token");
+    let port = printed
+        .split("https://0.0.0.0:")
+        .nth(1)
+        .and_then(|rest| rest.split(',').next())
+        .expect("a port");
+    let token =
+        std::fs::read_to_string(scene.path("run/credentials/scrape-token")).expect("a token");
     assert!(!printed.contains(token.trim()), "the token is not printed");
-    let run: Value = serde_json::from_slice(&std::fs::read(scene.path("run/run.json")).expect("a run")).expect("JSON");
+    let run: Value =
+        serde_json::from_slice(&std::fs::read(scene.path("run/run.json")).expect("a run"))
+            .expect("JSON");
     let ca = scene.path("run/credentials/ca.pem").display().to_string();
     let run = run["id"].as_str().expect("an id");
-    let asked = Command::new("python3").args(["-c", ASK, &ca, port, token.trim(), run]).output().expect("python3");
+    let asked = Command::new("python3")
+        .args(["-c", ASK, &ca, port, token.trim(), run])
+        .output()
+        .expect("python3");
     assert!(asked.status.success(), "{}", String::from_utf8_lossy(&asked.stderr));
     serving.interrupt().expect(75);
 }
@@ -215,21 +245,33 @@ fn view(scene: &Scene, run_dir: &str) -> (Running, String) {
     let mut viewing = scene.spawn("thanos-coord", "view", &["view", run_dir], &[]);
     viewing.wait_for_line("live page of ");
     let printed = std::fs::read_to_string(scene.path(".viewstderr")).expect("standard error");
-    let address = printed.split(" at http://").nth(1).and_then(|rest| rest.split('/').next()).expect("an address");
+    let address = printed
+        .split(" at http://")
+        .nth(1)
+        .and_then(|rest| rest.split('/').next())
+        .expect("an address");
     (viewing, address.to_owned())
 }
 
-/// The file that a run has left, and one that is written again, hold what a server would send, and ask for nothing.
+/// The file that a run has left, and one that is written again, hold what a server would send, and
+/// ask for nothing.
 fn check_report(scene: &Scene, left: &Path, shown: &Value) {
     scene.coord(&["report", "run", "--html=page.html"]).expect(0);
     for file in [left, &scene.path("page.html")] {
         let html = std::fs::read_to_string(file).expect("a report");
-        let snapshot = html.split("id=\"snapshot\">").nth(1).and_then(|rest| rest.split("</script>").next());
-        let snapshot: Value = serde_json::from_str(&snapshot.expect("a snapshot").replace("<\\/", "</")).expect("JSON");
+        let snapshot =
+            html.split("id=\"snapshot\">").nth(1).and_then(|rest| rest.split("</script>").next());
+        let snapshot: Value =
+            serde_json::from_str(&snapshot.expect("a snapshot").replace("<\\/", "</"))
+                .expect("JSON");
         for part in ["series", "evaluations", "events", "run"] {
             assert_eq!(snapshot[part], shown[part], "{part} of {}", file.display());
         }
-        assert!(!html.contains("src=") && !html.contains("<link rel=\"stylesheet"), "{}", file.display());
+        assert!(
+            !html.contains("src=") && !html.contains("<link rel=\"stylesheet"),
+            "{}",
+            file.display()
+        );
     }
     let refused = scene.coord(&["report", "run", "run", "--html"]).expect(64);
     assert!(refused.stderr.contains("name one directory"), "{}", refused.stderr);
@@ -250,7 +292,8 @@ fn a_run_that_has_ended_is_viewed() {
     for stage in stages {
         let name = stage["name"].as_str().expect("a name");
         assert_eq!((&stage["state"], &stage["steps"]), (&"complete".into(), &12.into()), "{name}");
-        let shown: Vec<f64> = serde_json::from_value(shown["series"][name]["loss"].clone()).expect("numbers");
+        let shown: Vec<f64> =
+            serde_json::from_value(shown["series"][name]["loss"].clone()).expect("numbers");
         assert_eq!(shown, losses(&run, name), "{name}");
         assert!(stage["result"]["cosine_between_views"].is_f64(), "{stage}");
     }
@@ -277,12 +320,14 @@ fn the_page_is_on_by_default_on_a_terminal_and_off_elsewhere() {
     };
     let (code, shown) = run("on", &[]);
     assert!(
-        code == Some(0) && shown.matches("live page, metrics and status at http://127.0.0.1:").count() == 1,
+        code == Some(0)
+            && shown.matches("live page, metrics and status at http://127.0.0.1:").count() == 1,
         "{shown}"
     );
     let (code, shown) = run("off", &["--status", "off"]);
     assert!(code == Some(0) && !shown.contains("live page"), "{shown}");
-    let elsewhere = scene.launch("elsewhere", 1, &["digits_supcon", "train.max_steps=2", "rows=[]"]).expect(0);
+    let elsewhere =
+        scene.launch("elsewhere", 1, &["digits_supcon", "train.max_steps=2", "rows=[]"]).expect(0);
     assert!(!elsewhere.stderr.contains("live page"), "{}", elsewhere.stderr);
 }
 
@@ -308,12 +353,16 @@ pub(crate) fn axe() -> String {
 #[test]
 fn a_browser_sees_the_run_and_a_killed_worker() {
     let Some(python) = playwright() else {
-        print_line("skipped: chromium (Debian) or playwright (PyPI) is not installed, the page was not looked at");
+        print_line(
+            "skipped: chromium (Debian) or playwright (PyPI) is not installed, the page was not \
+            looked at",
+        );
         return;
     };
     let scene = Scene::new();
     let target = ["digits_supcon", "train.epochs=100000", "train.evaluate_every=1", "rows=[]"];
-    let (mut running, address) = start_with(&scene, &[&["--status", "127.0.0.1:0"][..], &target].concat());
+    let (mut running, address) =
+        start_with(&scene, &[&["--status", "127.0.0.1:0"][..], &target].concat());
     running.wait_for_steps("run", 40);
     let kept = std::env::var_os("PAGE_SHOTS").map_or_else(|| scene.path("shots"), PathBuf::from);
     std::fs::create_dir_all(&kept).expect("a folder");

@@ -1,6 +1,7 @@
-//! A worker whose network is cut off: no connection is closed, nothing answers. It is evicted within five seconds, the others
-//! continue, it commits nothing, and it comes back when it can. Each worker is in a network namespace of its own, whose
-//! link is taken down; that needs root, and without it this test says that it was skipped.
+//! A worker whose network is cut off: no connection is closed, nothing answers. It is evicted
+//! within five seconds, the others continue, it commits nothing, and it comes back when it can.
+//! Each worker is in a network namespace of its own, whose link is taken down; that needs root, and
+//! without it this test says that it was skipped.
 
 use crate::print_line;
 use std::time::{Duration, Instant};
@@ -13,7 +14,8 @@ fn worker(scene: &Scene, invitation: &Invitation, index: usize) -> Running {
     let (id, program) = (WORKERS[index], program("thanos-worker").display().to_string());
     let space = format!("thanos-{id}");
     let credentials = invitation.credentials.as_deref().expect("it asks for some");
-    let inside = ["netns", "exec", &space, &program, "--coordinator", &invitation.address, "--id", id];
+    let inside =
+        ["netns", "exec", &space, &program, "--coordinator", &invitation.address, "--id", id];
     let inside = [&inside[..], &["--credentials", credentials]].concat();
     scene.spawn_program("ip".as_ref(), id, &inside, &[])
 }
@@ -25,9 +27,19 @@ fn a_partitioned_worker_is_evicted_within_five_seconds_and_rejoins() {
         return;
     };
     let scene = Scene::new();
-    let arguments =
-        ["serve", "--nodes", "2:3", "--rendezvous-timeout", "1s", "--listen", "10.213.87.1:0", "--run-dir", "run"];
-    let target = ["digits_supcon", "train.epochs=100000", "rows=[]", "timeouts.heartbeat_seconds=3"];
+    let arguments = [
+        "serve",
+        "--nodes",
+        "2:3",
+        "--rendezvous-timeout",
+        "1s",
+        "--listen",
+        "10.213.87.1:0",
+        "--run-dir",
+        "run",
+    ];
+    let target =
+        ["digits_supcon", "train.epochs=100000", "rows=[]", "timeouts.heartbeat_seconds=3"];
     let mut serving = scene.start(&[&arguments[..], &target].concat());
     let invitation = serving.invitation();
     let workers: Vec<Running> = (0..3).map(|index| worker(&scene, &invitation, index)).collect();
@@ -49,6 +61,8 @@ fn a_partitioned_worker_is_evicted_within_five_seconds_and_rejoins() {
     }
     let output = scene.coord(&["verify-run", "run"]).expect(0).stdout;
     assert!(output.contains("in 3 generations: every step exactly once and in order"), "{output}");
-    print_line(&format!("a worker that was cut off was out after {out:.2?}, and back {back:.2?} later"));
+    print_line(&format!(
+        "a worker that was cut off was out after {out:.2?}, and back {back:.2?} later"
+    ));
     assert!(out < Duration::from_secs(5), "{out:?}");
 }

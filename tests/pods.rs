@@ -1,5 +1,6 @@
-//! The pods' own commands, variables, files, volumes and users, in network, mount and PID namespaces, started and deleted as
-//! the model of Kubernetes' Job controller says; and their programs as process 1, which signals reach only through handlers.
+//! The pods' own commands, variables, files, volumes and users, in network, mount and PID
+//! namespaces, started and deleted as the model of Kubernetes' Job controller says; and their
+//! programs as process 1, which signals reach only through handlers.
 
 use crate::job_controller::{JobController, JobSetAction, JobState, Order, PodEnd, jobset_action};
 use crate::print_line;
@@ -47,7 +48,8 @@ fn start_as_process_1(scene: &Scene, name: &str, arguments: &[&str]) -> Running 
     scene.spawn_program(Path::new("unshare"), name, &[&unshare[..], arguments].concat(), &[])
 }
 
-/// Waits for process 1 of the namespace to have `count` children that handle SIGTERM, and to do so itself.
+/// Waits for process 1 of the namespace to have `count` children that handle SIGTERM, and to do so
+/// itself.
 fn wait_for_handlers(running: &mut Running, count: usize) -> (i32, Vec<i32>) {
     let outer = running.pid();
     let found = || {
@@ -90,7 +92,11 @@ fn process_1_forwards_sigterm_restarts_a_killed_worker_and_reaps_orphans() {
         return;
     }
     let scene = Scene::new();
-    let arguments = [&["workers"], &NOTHING[..], &["--count", "2", "--index", "3", "--wait", "10m", "--device", "cpu"]];
+    let arguments = [
+        &["workers"],
+        &NOTHING[..],
+        &["--count", "2", "--index", "3", "--wait", "10m", "--device", "cpu"],
+    ];
     let mut group = start_as_process_1(&scene, "thanos-coord", &arguments.concat());
     let (process_1, workers) = wait_for_handlers(&mut group, 2);
     send(workers[1], Signal::SIGKILL);
@@ -101,9 +107,12 @@ fn process_1_forwards_sigterm_restarts_a_killed_worker_and_reaps_orphans() {
     send(process_1, Signal::SIGTERM);
     let ran = group.wait().expect(75);
     assert!(sent.elapsed() < SOON, "{:?}", sent.elapsed());
-    for part in
-        ["SIGTERM: forwarded to the workers", "worker-6: ", "worker-7: ", "stopped while waiting for the coordinator"]
-    {
+    for part in [
+        "SIGTERM: forwarded to the workers",
+        "worker-6: ",
+        "worker-7: ",
+        "stopped while waiting for the coordinator",
+    ] {
         assert!(ran.stderr.contains(part), "no `{part}` in {}", ran.stderr);
     }
 }
@@ -112,22 +121,32 @@ fn process_1_forwards_sigterm_restarts_a_killed_worker_and_reaps_orphans() {
 #[test]
 fn workers_that_do_not_end_within_the_grace_are_killed() {
     let scene = Scene::new();
-    let arguments =
-        [&["workers"], &NOTHING[..], &["--count", "2", "--wait", "10m", "--grace", "1s", "--device", "cpu"]];
+    let arguments = [
+        &["workers"],
+        &NOTHING[..],
+        &["--count", "2", "--wait", "10m", "--grace", "1s", "--device", "cpu"],
+    ];
     let mut group = scene.start(&arguments.concat());
     let pid = group.pid();
-    group.wait_until("two workers", || children(pid).iter().filter(|pid| handles(**pid, Signal::SIGTERM)).count() == 2);
+    group.wait_until("two workers", || {
+        children(pid).iter().filter(|pid| handles(**pid, Signal::SIGTERM)).count() == 2
+    });
     send(children(pid)[0], Signal::SIGSTOP);
     send(pid, Signal::SIGTERM);
     let ran = group.wait().expect(75);
-    assert!(ran.stderr.contains("workers are still running after 1s: killing them"), "{}", ran.stderr);
+    assert!(
+        ran.stderr.contains("workers are still running after 1s: killing them"),
+        "{}",
+        ran.stderr
+    );
 }
 
 /// Kubernetes gets to know that there is no coordinator, and decides.
 #[test]
 fn workers_wait_for_a_coordinator_until_their_timeout() {
     let scene = Scene::new();
-    let arguments = [&["workers"], &NOTHING[..], &["--count", "2", "--wait", "1s", "--device", "cpu"]].concat();
+    let arguments =
+        [&["workers"], &NOTHING[..], &["--count", "2", "--wait", "1s", "--device", "cpu"]].concat();
     let started = Instant::now();
     let ran = scene.coord(&arguments).expect(69);
     assert!((Duration::from_secs(1)..SOON).contains(&started.elapsed()), "{:?}", started.elapsed());
@@ -138,7 +157,8 @@ fn workers_wait_for_a_coordinator_until_their_timeout() {
 /// Pods, and the names of their network namespaces.
 const PODS: [&str; 3] = ["coordinator", "workers-0", "workers-1"];
 
-/// Pods without a file system that two of them see, with addresses and names of their own, none of them as root.
+/// Pods without a file system that two of them see, with addresses and names of their own, none of
+/// them as root.
 struct Cluster<'a> {
     scene: &'a Scene,
     /// The specifications of the Jobs, as rendered.
@@ -165,39 +185,64 @@ fn libtorch() -> String {
 }
 
 fn strings(value: &Value) -> Vec<String> {
-    value.as_sequence().into_iter().flatten().filter_map(|one| Some(one.as_str()?.to_owned())).collect()
+    value
+        .as_sequence()
+        .into_iter()
+        .flatten()
+        .filter_map(|one| Some(one.as_str()?.to_owned()))
+        .collect()
 }
 
 impl<'a> Cluster<'a> {
-    /// Two pods with two workers each. `experiment` is the configuration; `None`: namespaces cannot be made here.
+    /// Two pods with two workers each. `experiment` is the configuration; `None`: namespaces cannot
+    /// be made here.
     fn new(scene: &'a Scene, experiment: &str) -> Option<Self> {
         let network = Network::new("thanos-pods", "10.213.88", &PODS)?;
         let make = |name: &str| fs::create_dir_all(scene.path(name)).expect("a folder");
         // Not everywhere where namespaces can be made may a root be laid over another.
         ["probe/upper", "probe/work", "probe/root"].into_iter().for_each(make);
         let probe = "mount -t overlay -o lowerdir=/,upperdir=upper,workdir=work overlay root";
-        let probe =
-            Command::new("unshare").args(["--mount", "sh", "-c", probe]).current_dir(scene.path("probe")).output();
+        let probe = Command::new("unshare")
+            .args(["--mount", "sh", "-c", probe])
+            .current_dir(scene.path("probe"))
+            .output();
         if !probe.is_ok_and(|probe| probe.status.success()) {
             return None;
         }
-        let arguments =
-            ["render", "kubernetes", "--api", "job", "--image", "x", "--name", "a", "--nodes", "2", "--gpus", "2"];
+        let arguments = [
+            "render",
+            "kubernetes",
+            "--api",
+            "job",
+            "--image",
+            "x",
+            "--name",
+            "a",
+            "--nodes",
+            "2",
+            "--gpus",
+            "2",
+        ];
         let rendered = scene.coord(&[&arguments[..], &["digits_table"]].concat()).expect(0).stdout;
         let documents = serde_yaml::Deserializer::from_str(&rendered);
-        let documents: Vec<Value> = documents.map(|one| serde::Deserialize::deserialize(one).expect("YAML")).collect();
+        let documents: Vec<Value> =
+            documents.map(|one| serde::Deserialize::deserialize(one).expect("YAML")).collect();
         let job = |name: &'static str| {
-            let is_it = |one: &&Value| one["kind"] == "Job" && one["metadata"]["name"] == format!("a-{name}");
+            let is_it = |one: &&Value| {
+                one["kind"] == "Job" && one["metadata"]["name"] == format!("a-{name}")
+            };
             (name, documents.iter().find(is_it).expect("a Job")["spec"].clone())
         };
         let jobs = BTreeMap::from(["coordinator", "workers"].map(job));
         scene.coord(&["credentials", "secret"]).expect(0);
-        fs::write(scene.path("hosts"), "127.0.0.1 localhost\n10.213.88.2 a-coordinator\n").expect("written");
+        fs::write(scene.path("hosts"), "127.0.0.1 localhost\n10.213.88.2 a-coordinator\n")
+            .expect("written");
         ["config", "runs", "worker-secret", "bin"].into_iter().for_each(make);
         PODS.iter().for_each(|pod| make(&format!("packs/{pod}")));
         fs::write(scene.path("config/experiment.yaml"), experiment).expect("written");
         for name in ["ca.pem", "token"] {
-            fs::copy(scene.path("secret").join(name), scene.path("worker-secret").join(name)).expect(name);
+            fs::copy(scene.path("secret").join(name), scene.path("worker-secret").join(name))
+                .expect(name);
         }
         for name in ["thanos-coord", "thanos-worker"] {
             fs::copy(program(name), scene.path("bin").join(name)).expect(name);
@@ -205,8 +250,16 @@ impl<'a> Cluster<'a> {
         let all = scene.path("").display().to_string();
         run("chown", &["-R", "10001:10001", &all]);
         run("chmod", &["755", &all]);
-        let controllers = jobs.iter().map(|(name, spec)| (*name, JobController::new(spec))).collect();
-        Some(Self { scene, jobs, controllers, running: BTreeMap::new(), ended: Vec::new(), _network: network })
+        let controllers =
+            jobs.iter().map(|(name, spec)| (*name, JobController::new(spec))).collect();
+        Some(Self {
+            scene,
+            jobs,
+            controllers,
+            running: BTreeMap::new(),
+            ended: Vec::new(),
+            _network: network,
+        })
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -225,10 +278,15 @@ impl<'a> Cluster<'a> {
             // The Job controller adds it.
             variables.insert("JOB_COMPLETION_INDEX".into(), index.to_string());
             // Rendered for two GPUs a pod, it would not train without them.
-            assert_eq!(variables.insert("THANOS_DEVICE".into(), "cpu".into()).as_deref(), Some("cuda"));
+            assert_eq!(
+                variables.insert("THANOS_DEVICE".into(), "cpu".into()).as_deref(),
+                Some("cuda")
+            );
         }
         let expand = |text: &str| {
-            variables.iter().fold(text.to_owned(), |text, (name, value)| text.replace(&format!("$({name})"), value))
+            variables.iter().fold(text.to_owned(), |text, (name, value)| {
+                text.replace(&format!("$({name})"), value)
+            })
         };
         let path = |name: &str| self.path(name).display().to_string();
         let packs = format!("/packs={}", path(&format!("packs/{pod_name}")));
@@ -242,7 +300,8 @@ impl<'a> Cluster<'a> {
             ],
         };
         let script = root().join("tests/pod.sh").display().to_string();
-        let mut arguments = vec![script, pod_name.clone(), path(&pod_name), path("hosts"), path("bin"), libtorch()];
+        let mut arguments =
+            vec![script, pod_name.clone(), path(&pod_name), path("hosts"), path("bin"), libtorch()];
         arguments.extend(volumes);
         arguments.push("--".into());
         arguments.extend(variables.iter().map(|(name, value)| format!("{name}={value}")));
@@ -271,13 +330,17 @@ impl<'a> Cluster<'a> {
                 }
             }
         }
-        let has_ended = |(name, running): (&String, &mut Running)| running.has_ended().then(|| name.clone());
+        let has_ended =
+            |(name, running): (&String, &mut Running)| running.has_ended().then(|| name.clone());
         let ended: Vec<String> = self.running.iter_mut().filter_map(has_ended).collect();
         for name in ended {
             let ran = self.running.remove(&name).expect("it was there").wait();
             let (job, index) = name.split_once('-').unwrap_or((&name, "0"));
             let end = PodEnd { exit_code: ran.code.unwrap_or(137), disrupted: false };
-            self.controllers.get_mut(job).expect("a Job").pod_ended(index.parse().expect("an index"), end);
+            self.controllers
+                .get_mut(job)
+                .expect("a Job")
+                .pod_ended(index.parse().expect("an index"), end);
             self.ended.push((name, ran));
         }
     }
@@ -286,7 +349,11 @@ impl<'a> Cluster<'a> {
     fn until(&mut self, what: &str, mut holds: impl FnMut(&Self) -> bool) {
         let started = Instant::now();
         while !holds(self) {
-            assert!(started.elapsed() < DEADLINE, "waited {DEADLINE:?} for {what}; ended: {:#?}", self.ended);
+            assert!(
+                started.elapsed() < DEADLINE,
+                "waited {DEADLINE:?} for {what}; ended: {:#?}",
+                self.ended
+            );
             self.reconcile();
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -331,10 +398,18 @@ fn pods_with_two_workers_each_train_without_a_shared_file_system() {
     let ends: Vec<&Ran> = cluster.ends_of("coordinator").collect();
     let (stopped, done) = (ends[0], ends[1]);
     assert!(stopped.stderr.contains("stopping at a common step: SIGTERM"), "{}", stopped.stderr);
-    assert!(done.stdout.contains("\nthanos ") && done.stdout.contains("cnce + cae"), "{}", done.stdout);
+    assert!(
+        done.stdout.contains("\nthanos ") && done.stdout.contains("cnce + cae"),
+        "{}",
+        done.stdout
+    );
     let worker = cluster.ends_of("workers-1").last().expect("it has ended");
     assert!(worker.stderr.contains("worker-3: "), "{}", worker.stderr);
-    assert!(worker.stderr.contains("/runs/a is not seen here: checkpoints go to the coordinator"), "{}", worker.stderr);
+    assert!(
+        worker.stderr.contains("/runs/a is not seen here: checkpoints go to the coordinator"),
+        "{}",
+        worker.stderr
+    );
     let joined: Vec<String> = lines(&scene.path("runs/a"), "events.jsonl")
         .iter()
         .filter(|event| event["event"] == "joined")
@@ -348,8 +423,10 @@ fn pods_with_two_workers_each_train_without_a_shared_file_system() {
 
 /// As probes and Prometheus ask.
 fn check_pages(scene: &Scene) {
-    let (ca, scrape) =
-        (scene.path("secret/ca.pem"), fs::read_to_string(scene.path("secret/scrape-token")).expect("made"));
+    let (ca, scrape) = (
+        scene.path("secret/ca.pem"),
+        fs::read_to_string(scene.path("secret/scrape-token")).expect("made"),
+    );
     let status = ("10.213.88.2:9464", thanos_proto::COORDINATOR_NAME);
     assert_eq!(https(&ca, status, "/healthz", ""), "200 alive");
     assert_eq!(https(&ca, status, "/readyz", ""), "200 training");
@@ -366,27 +443,32 @@ fn check_pages(scene: &Scene) {
     }
 }
 
-/// A configuration that no retry makes right fails the Job at once, and the JobSet with it; the workers, which are waiting,
-/// are deleted and end at once.
+/// A configuration that no retry makes right fails the Job at once, and the JobSet with it; the
+/// workers, which are waiting, are deleted and end at once.
 #[test]
 fn a_permanent_failure_ends_the_jobset_and_its_waiting_workers() {
     let scene = Scene::new();
-    let Some(mut cluster) = Cluster::new(&scene, "extends: digits_table\ntrain: {epochs: -1}\n") else {
+    let Some(mut cluster) = Cluster::new(&scene, "extends: digits_table\ntrain: {epochs: -1}\n")
+    else {
         print_line("skipped: no namespaces or overlays can be made here (it needs root)");
         return;
     };
-    cluster.until("a failed coordinator", |cluster| cluster.state("coordinator") != JobState::Active);
+    cluster
+        .until("a failed coordinator", |cluster| cluster.state("coordinator") != JobState::Active);
     let state = cluster.state("coordinator");
     assert_eq!(state, JobState::Failed("PodFailurePolicy"), "{:#?}", cluster.ended);
     let file = root().join("deploy/kubernetes/components/jobset/copy/jobset.yaml");
-    let jobset: Value = serde_yaml::from_str(&fs::read_to_string(file).expect("jobset.yaml")).expect("YAML");
+    let jobset: Value =
+        serde_yaml::from_str(&fs::read_to_string(file).expect("jobset.yaml")).expect("YAML");
     assert_eq!(jobset_action(&jobset["spec"], "coordinator", &state, 0), JobSetAction::Fail);
-    // A pod that has just been created may be deleted before its program can handle a signal: it is then killed.
+    // A pod that has just been created may be deleted before its program can handle a signal: it is
+    // then killed.
     let ready = |cluster: &Cluster<'_>| {
         let process_1 = |pod: &str| children(cluster.running[pod].pid()).first().copied();
-        PODS[1..]
-            .iter()
-            .all(|pod| process_1(pod).is_some_and(|pid| handles(pid, Signal::SIGTERM) && children(pid).len() == 2))
+        PODS[1..].iter().all(|pod| {
+            process_1(pod)
+                .is_some_and(|pid| handles(pid, Signal::SIGTERM) && children(pid).len() == 2)
+        })
     };
     cluster.until("workers that wait", ready);
     let deleted = Instant::now();
@@ -394,6 +476,11 @@ fn a_permanent_failure_ends_the_jobset_and_its_waiting_workers() {
     cluster.until("the end of the workers", |cluster| cluster.running.is_empty());
     assert!(deleted.elapsed() < SOON, "{:?}", deleted.elapsed());
     for pod in &PODS[1..] {
-        assert_eq!(cluster.ends_of(pod).map(|ran| ran.code).collect::<Vec<_>>(), [Some(75)], "{:#?}", cluster.ended);
+        assert_eq!(
+            cluster.ends_of(pod).map(|ran| ran.code).collect::<Vec<_>>(),
+            [Some(75)],
+            "{:#?}",
+            cluster.ended
+        );
     }
 }

@@ -1,6 +1,7 @@
-//! Who is asked to leave does so at a common step, wherever the run is: in an evaluation, while a transfer is set up, in a
-//! start. What was not finished is done when the run continues, and the result is the same to the bit. A stop that takes
-//! longer than its grace ends with the last checkpoint.
+//! Who is asked to leave does so at a common step, wherever the run is: in an evaluation, while a
+//! transfer is set up, in a start. What was not finished is done when the run continues, and the
+//! result is the same to the bit. A stop that takes longer than its grace ends with the last
+//! checkpoint.
 
 use crate::recovery::assert_equal;
 use nix::sys::signal::Signal;
@@ -23,7 +24,18 @@ fn start(scene: &Scene, slow: &str, more: &[&str]) -> Running {
 }
 
 fn resume(scene: &Scene) {
-    scene.coord(&["launch", "--nodes", "2", "--threads-per-worker", "1", "--resume", "--run-dir", "run"]).expect(0);
+    scene
+        .coord(&[
+            "launch",
+            "--nodes",
+            "2",
+            "--threads-per-worker",
+            "1",
+            "--resume",
+            "--run-dir",
+            "run",
+        ])
+        .expect(0);
 }
 
 fn stop(running: Running, most: Duration) -> String {
@@ -50,11 +62,32 @@ fn a_stop_is_obeyed_wherever_the_run_is() {
     let whole = Scene::new();
     whole.launch("whole", 2, &TARGET).expect(0);
     let slow = "embed=sleep(1500)";
-    check(&whole, "", |running| running.wait_for_line("run directory"), "stopped before the first step");
-    check(&whole, slow, |running| running.wait_for_steps("run", 21), "stopped after step 21 of stage cnce");
-    check(&whole, slow, |running| running.wait_for_steps("run", 42), "stopped after step 42 of stage cnce");
-    // The last evaluation, the measures on the test images, and the features of a transfer come after it.
-    check(&whole, slow, |running| running.wait_for_steps("run", 63), "stopped after step 63 of stage cnce");
+    check(
+        &whole,
+        "",
+        |running| running.wait_for_line("run directory"),
+        "stopped before the first step",
+    );
+    check(
+        &whole,
+        slow,
+        |running| running.wait_for_steps("run", 21),
+        "stopped after step 21 of stage cnce",
+    );
+    check(
+        &whole,
+        slow,
+        |running| running.wait_for_steps("run", 42),
+        "stopped after step 42 of stage cnce",
+    );
+    // The last evaluation, the measures on the test images, and the features of a transfer come
+    // after it.
+    check(
+        &whole,
+        slow,
+        |running| running.wait_for_steps("run", 63),
+        "stopped after step 63 of stage cnce",
+    );
     let set_up = |running: &mut Running| running.wait_for_line("cnce: done in");
     check(&whole, slow, set_up, "stopped after step 0 of stage transfer_cnce");
 }
@@ -65,8 +98,15 @@ fn a_stop_that_takes_longer_than_its_grace_ends_with_the_last_checkpoint() {
     let mut running = start(&scene, "embed=1*sleep(0)->sleep(30000)", &["--grace", "4s"]);
     running.wait_for_steps("run", 42);
     let output = stop(running, Duration::from_secs(5));
-    assert!(output.contains("the grace period is over: the run ends at its last checkpoint"), "{output}");
+    assert!(
+        output.contains("the grace period is over: the run ends at its last checkpoint"),
+        "{output}"
+    );
     assert!(output.contains("stopped after step 21 of stage cnce"), "{output}");
-    assert!(lines(&scene.path("run"), "events.jsonl").iter().any(|event| event["event"] == "grace_over"));
+    assert!(
+        lines(&scene.path("run"), "events.jsonl")
+            .iter()
+            .any(|event| event["event"] == "grace_over")
+    );
     resume(&scene);
 }

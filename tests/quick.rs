@@ -1,5 +1,5 @@
-//! `launch --quick`: every preset, on small files in its data set's published format, walks through all its stages in less
-//! than a minute, and says everywhere that its numbers are not results.
+//! `launch --quick`: every preset, on small files in its data set's published format, walks through
+//! all its stages in less than a minute, and says everywhere that its numbers are not results.
 
 use serde_json::Value;
 use std::fs;
@@ -32,12 +32,17 @@ fn folder(preset: &str) -> Option<&'static str> {
         ("tinyimagenet_", Some("tiny")),
         ("image_folder_", Some("mine")),
     ];
-    folders.into_iter().find(|(start, _)| preset.starts_with(start)).expect("a preset of a known data set").1
+    folders
+        .into_iter()
+        .find(|(start, _)| preset.starts_with(start))
+        .expect("a preset of a known data set")
+        .1
 }
 
 fn check(scene: &Scene, preset: &str) {
     let dir = folder(preset).map(|folder| format!("data.dir={}", scene.path(folder).display()));
-    let mut arguments = vec!["launch", "--quick", "--nodes", "1", "--threads-per-worker", "2", preset];
+    let mut arguments =
+        vec!["launch", "--quick", "--nodes", "1", "--threads-per-worker", "2", preset];
     arguments.extend(dir.as_deref());
     let started = Instant::now();
     let ran = scene.coord(&arguments).expect(0);
@@ -50,9 +55,14 @@ fn check(scene: &Scene, preset: &str) {
     let results = results(&run_dir);
     for row in results["rows"].as_array().expect("rows") {
         let stage = format!("transfer_{}", row["method"].as_str().expect("text"));
-        let backbones = row["backbones"].as_array().expect("names").iter().filter_map(Value::as_str);
+        let backbones =
+            row["backbones"].as_array().expect("names").iter().filter_map(Value::as_str);
         for stage in backbones.chain([stage.as_str()]) {
-            assert_eq!(steps.iter().filter(|step| step["stage"] == stage).count(), 3, "{preset}: {stage}");
+            assert_eq!(
+                steps.iter().filter(|step| step["stage"] == stage).count(),
+                3,
+                "{preset}: {stage}"
+            );
             checkpoints(&run_dir, stage);
         }
     }
@@ -61,7 +71,10 @@ fn check(scene: &Scene, preset: &str) {
 fn marked(run_dir: &Path) {
     for file in ["run.json", "results.json"] {
         let text = fs::read_to_string(run_dir.join(file)).expect(file);
-        assert!(serde_json::from_str::<Value>(&text).is_ok_and(|value| value["quick"] == true), "{file}: {text}");
+        assert!(
+            serde_json::from_str::<Value>(&text).is_ok_and(|value| value["quick"] == true),
+            "{file}: {text}"
+        );
     }
 }
 
@@ -80,7 +93,9 @@ fn every_table_is_trained_in_a_minute() {
 fn a_table_and_single_methods_are_trained_in_a_minute() {
     let scene = Scene::new();
     raw_files(&scene);
-    for preset in ["cifar10_table", "digits_supcon", "mnist_cnce", "image_folder_cae", "cifar100_u_thanos"] {
+    for preset in
+        ["cifar10_table", "digits_supcon", "mnist_cnce", "image_folder_cae", "cifar100_u_thanos"]
+    {
         check(&scene, preset);
     }
 }
@@ -88,7 +103,9 @@ fn a_table_and_single_methods_are_trained_in_a_minute() {
 #[test]
 fn a_quick_run_starts_new_and_resumes_without_the_option() {
     let scene = Scene::new();
-    let refused = scene.coord(&["launch", "--quick", "--resume", "--run-dir", "run", "digits_cae"]).expect(64);
+    let refused = scene
+        .coord(&["launch", "--quick", "--resume", "--run-dir", "run", "digits_cae"])
+        .expect(64);
     assert!(refused.stderr.contains("omit --resume"), "{}", refused.stderr);
     let made = scene.launch("run", 1, &["--quick", "digits_cae"]).expect(0).stdout;
     marked(&scene.path("run"));
@@ -98,6 +115,9 @@ fn a_quick_run_starts_new_and_resumes_without_the_option() {
     scene.launch("longer", 1, &["--quick", "digits_cae", "train.max_steps=5"]).expect(0);
     let steps = lines(&scene.path("longer"), "steps.jsonl");
     assert_eq!(steps.iter().filter(|step| step["stage"] == "cae").count(), 5);
-    let usual = scene.launch("usual", 1, &["digits_cae", "train.max_steps=2", "transfer.max_steps=2"]).expect(0).stdout;
+    let usual = scene
+        .launch("usual", 1, &["digits_cae", "train.max_steps=2", "transfer.max_steps=2"])
+        .expect(0)
+        .stdout;
     assert!(!usual.contains("QUICK RUN"), "{usual}");
 }

@@ -1,6 +1,7 @@
-//! Nothing stops a run: whichever worker is killed or stopped, at whatever moment, the others continue, it is
-//! restarted without any intervention, and every committed loss, the weights and the results are bit-identical to those of
-//! an uninterrupted run. Moments and victims are drawn from a seed.
+//! Nothing stops a run: whichever worker is killed or stopped, at whatever moment, the others
+//! continue, it is restarted without any intervention, and every committed loss, the weights and
+//! the results are bit-identical to those of an uninterrupted run. Moments and victims are drawn
+//! from a seed.
 
 use crate::print_line;
 use nix::sys::signal::{Signal, kill};
@@ -17,19 +18,27 @@ const MAX_OPEN: usize = 64;
 const STAGES: [&str; 3] = ["cnce", "cae", "transfer_thanos"];
 
 pub(crate) fn launch(scene: &Scene, run_dir: &str, workers: &str, target: &[&str]) -> Running {
-    let arguments = ["launch", "--nodes", workers, "--threads-per-worker", "1", "--run-dir", run_dir];
+    let arguments =
+        ["launch", "--nodes", workers, "--threads-per-worker", "1", "--run-dir", run_dir];
     scene.start(&[&arguments[..], target].concat())
 }
 
 /// Sends signals to workers at random moments until the run has ended, at most this many.
-fn disturb(mut running: Running, run_dir: &Path, most: usize, pause: (f64, f64), signals: &[Signal]) -> (Ran, usize) {
+fn disturb(
+    mut running: Running,
+    run_dir: &Path,
+    most: usize,
+    pause: (f64, f64),
+    signals: &[Signal],
+) -> (Ran, usize) {
     let mut stream = SplitMix64::new(20_261_124);
     let (mut sent, mut most_open) = (0, 0);
     let mut next = Instant::now() + Duration::from_secs_f64(1.0);
     while !running.has_ended() {
         if sent < most && Instant::now() >= next {
             let pids: Vec<i32> = workers(run_dir).into_values().collect();
-            // However many generations there were: a group that is over has closed what it had opened.
+            // However many generations there were: a group that is over has closed what it had
+            // opened.
             most_open = pids.iter().copied().map(descriptors).fold(most_open, usize::max);
             if !pids.is_empty() {
                 let pid = pids[stream.below(pids.len() as u64) as usize];
@@ -55,7 +64,12 @@ pub(crate) fn assert_equal(scene: &Scene, whole: &Path, disturbed: &Path, stages
     assert_eq!(ledger(whole), ledger(disturbed));
     let [one, other] = [whole, disturbed].map(|run_dir| run_dir.display().to_string());
     let output = scene.coord(&["verify-run", &one, &other]).expect(0).stdout;
-    assert!(output.contains("every step exactly once and in order, every sample of an epoch exactly once"), "{output}");
+    assert!(
+        output.contains(
+            "every step exactly once and in order, every sample of an epoch exactly once"
+        ),
+        "{output}"
+    );
     assert!(output.contains("\nidentical in all "), "{output}");
     for stage in stages {
         assert_eq!(weights_sha256(whole, stage), weights_sha256(disturbed, stage), "stage {stage}");
@@ -75,7 +89,8 @@ fn recoveries(run_dir: &Path) -> (Vec<f64>, usize) {
     let events = lines(run_dir, "events.jsonl");
     let lost = events.iter().filter(|event| event["event"] == "lost").count();
     let recovered = events.iter().filter(|event| event["event"] == "recovered");
-    let mut seconds: Vec<f64> = recovered.map(|event| event["seconds"].as_f64().expect("a number")).collect();
+    let mut seconds: Vec<f64> =
+        recovered.map(|event| event["seconds"].as_f64().expect("a number")).collect();
     seconds.sort_by(f64::total_cmp);
     (seconds, lost)
 }
@@ -83,14 +98,21 @@ fn recoveries(run_dir: &Path) -> (Vec<f64>, usize) {
 fn check_kills(most: usize, pause: (f64, f64), signals: &[Signal], target: &[&str]) {
     let scene = Scene::new();
     launch(&scene, "whole", "4", target).wait().expect(0);
-    let (ran, sent) = disturb(launch(&scene, "disturbed", "4", target), &scene.path("disturbed"), most, pause, signals);
+    let (ran, sent) = disturb(
+        launch(&scene, "disturbed", "4", target),
+        &scene.path("disturbed"),
+        most,
+        pause,
+        signals,
+    );
     ran.expect(0);
     assert_equal(&scene, &scene.path("whole"), &scene.path("disturbed"), &STAGES);
     let (seconds, lost) = recoveries(&scene.path("disturbed"));
     assert!(lost > 0 && !seconds.is_empty(), "nothing was disturbed");
     let at = |share: f64| seconds[((seconds.len() - 1) as f64 * share).round() as usize];
     print_line(&format!(
-        "{sent} signals, {lost} workers lost, {} recoveries: median {:.2} s, 95 % {:.2} s, max {:.2} s; bit-identical",
+        "{sent} signals, {lost} workers lost, {} recoveries: median {:.2} s, 95 % {:.2} s, max \
+        {:.2} s; bit-identical",
         seconds.len(),
         at(0.5),
         at(0.95),
@@ -100,13 +122,23 @@ fn check_kills(most: usize, pause: (f64, f64), signals: &[Signal], target: &[&st
 
 #[test]
 fn killed_workers_change_no_bit() {
-    let target = ["digits_thanos", "train.max_steps=60", "transfer.max_steps=100", "checkpoint.every_steps=20"];
+    let target = [
+        "digits_thanos",
+        "train.max_steps=60",
+        "transfer.max_steps=100",
+        "checkpoint.every_steps=20",
+    ];
     check_kills(12, (0.3, 1.2), &[Signal::SIGKILL], &target);
 }
 
 #[test]
 fn stopped_workers_are_named_and_restarted() {
-    let target = ["digits_thanos", "train.max_steps=30", "transfer.max_steps=30", "checkpoint.every_steps=20"];
+    let target = [
+        "digits_thanos",
+        "train.max_steps=30",
+        "transfer.max_steps=30",
+        "checkpoint.every_steps=20",
+    ];
     check_kills(2, (4.0, 5.0), &[Signal::SIGSTOP], &target);
 }
 
@@ -114,11 +146,17 @@ fn stopped_workers_are_named_and_restarted() {
 #[test]
 #[ignore = "takes minutes: make chaos"]
 fn a_hundred_kills_change_no_bit() {
-    let target = ["digits_thanos", "train.max_steps=1050", "transfer.max_steps=1000", "checkpoint.every_steps=100"];
+    let target = [
+        "digits_thanos",
+        "train.max_steps=1050",
+        "transfer.max_steps=1000",
+        "checkpoint.every_steps=100",
+    ];
     check_kills(100, (0.5, 2.0), &[Signal::SIGKILL], &target);
 }
 
-/// Two of four die in the same moment, a third while the others recover, and one before it has joined at all.
+/// Two of four die in the same moment, a third while the others recover, and one before it has
+/// joined at all.
 #[test]
 fn several_at_once_settle_in_one_generation() {
     let scene = Scene::new();
@@ -132,7 +170,8 @@ fn several_at_once_settle_in_one_generation() {
         started = commands_in(scene.path("").as_path());
         started.iter().any(|(_, command)| command.contains("--id worker-3"))
     });
-    let first = started.iter().find(|(_, command)| command.contains("--id worker-3")).expect("just seen");
+    let first =
+        started.iter().find(|(_, command)| command.contains("--id worker-3")).expect("just seen");
     send(first.0, Signal::SIGKILL);
     running.wait_for_steps("disturbed", 30);
     let pids: Vec<i32> = workers(&run_dir).into_values().collect();
@@ -142,7 +181,8 @@ fn several_at_once_settle_in_one_generation() {
     let ran = running.wait().expect(0);
     assert!(ran.stderr.contains("was killed by signal 9: restarting it"), "{}", ran.stderr);
     assert_equal(&scene, &scene.path("whole"), &run_dir, &["cae"]);
-    let began = lines(&run_dir, "events.jsonl").iter().filter(|event| event["event"] == "began").count();
+    let began =
+        lines(&run_dir, "events.jsonl").iter().filter(|event| event["event"] == "began").count();
     assert!((2..=4).contains(&began), "{began} generations");
 }
 
@@ -150,7 +190,8 @@ fn several_at_once_settle_in_one_generation() {
 #[test]
 fn when_all_workers_are_lost_the_last_checkpoint_is_taken() {
     let scene = Scene::new();
-    let target = ["digits_cae", "train.max_steps=60", "transfer.max_steps=30", "checkpoint.every_steps=7"];
+    let target =
+        ["digits_cae", "train.max_steps=60", "transfer.max_steps=30", "checkpoint.every_steps=7"];
     launch(&scene, "whole", "1", &target).wait().expect(0);
     let mut running = launch(&scene, "disturbed", "1", &target);
     running.wait_for_steps("disturbed", 25);
@@ -158,17 +199,26 @@ fn when_all_workers_are_lost_the_last_checkpoint_is_taken() {
     running.wait().expect(0);
     assert_equal(&scene, &scene.path("whole"), &scene.path("disturbed"), &["cae", "transfer_cae"]);
     let recovered = lines(&scene.path("disturbed"), "events.jsonl");
-    let recovered: Vec<&Value> = recovered.iter().filter(|event| event["event"] == "recovered").collect();
+    let recovered: Vec<&Value> =
+        recovered.iter().filter(|event| event["event"] == "recovered").collect();
     assert_eq!((recovered.len(), &recovered[0]["from"]), (1, &"checkpoint".into()));
-    assert!(recovered[0]["step"].as_u64().is_some_and(|step| step % 7 == 0 && step > 0), "{recovered:?}");
+    assert!(
+        recovered[0]["step"].as_u64().is_some_and(|step| step % 7 == 0 && step > 0),
+        "{recovered:?}"
+    );
 }
 
-/// The coordinator is killed five times, and so is a worker each time, a moment before or after: a process that is restarted
-/// finds the others, and what they hold.
+/// The coordinator is killed five times, and so is a worker each time, a moment before or after: a
+/// process that is restarted finds the others, and what they hold.
 #[test]
 fn killed_coordinators_lose_no_step() {
     let scene = Scene::new();
-    let target = ["digits_thanos", "train.max_steps=120", "transfer.max_steps=150", "checkpoint.every_steps=50"];
+    let target = [
+        "digits_thanos",
+        "train.max_steps=120",
+        "transfer.max_steps=150",
+        "checkpoint.every_steps=50",
+    ];
     launch(&scene, "whole", "4", &target).wait().expect(0);
     let mut running = launch(&scene, "disturbed", "4", &target);
     let run_dir = scene.path("disturbed");
@@ -184,23 +234,34 @@ fn killed_coordinators_lose_no_step() {
         let Some(pid) = coordinator(&run_dir) else { continue };
         send(pid, Signal::SIGKILL);
         let started = Instant::now();
-        running.wait_until("the coordinator to be back", || coordinator(&run_dir).is_some_and(|again| again != pid));
+        running.wait_until("the coordinator to be back", || {
+            coordinator(&run_dir).is_some_and(|again| again != pid)
+        });
         back.push(started.elapsed());
         killed += 1;
     }
     let ran = running.wait().expect(0);
-    assert_eq!((killed, ran.stderr.matches("was killed by SIGKILL: restarting it").count()), (5, 5), "{}", ran.stderr);
+    assert_eq!(
+        (killed, ran.stderr.matches("was killed by SIGKILL: restarting it").count()),
+        (5, 5),
+        "{}",
+        ran.stderr
+    );
     assert_equal(&scene, &scene.path("whole"), &run_dir, &STAGES);
     let most = back.iter().max().copied().unwrap_or_default();
     let (seconds, _) = recoveries(&run_dir);
     let slowest = seconds.last().copied().unwrap_or_default();
     print_line(&format!(
-        "five coordinators killed: each back within {most:.2?}, in training {slowest:.2} s later; bit-identical"
+        "five coordinators killed: each back within {most:.2?}, in training {slowest:.2} s later; \
+        bit-identical"
     ));
     assert!(most < Duration::from_secs(2), "{back:?}");
     // From memory, or else steps were lost.
     let events = lines(&run_dir, "events.jsonl");
-    let from = events.iter().filter(|event| event["event"] == "recovered").map(|event| event["from"].clone());
+    let from = events
+        .iter()
+        .filter(|event| event["event"] == "recovered")
+        .map(|event| event["from"].clone());
     assert!(from.clone().all(|from| from["memory"].is_string()), "{:?}", from.collect::<Vec<_>>());
 }
 
@@ -229,14 +290,16 @@ fn workers_wait_for_a_coordinator_that_is_restarted() {
     assert_equal(&scene, &scene.path("whole"), &scene.path("run"), &["supcon"]);
 }
 
-/// A worker was stopped, lost, and another started in its place: when it continues, it is refused, and has done nothing.
+/// A worker was stopped, lost, and another started in its place: when it continues, it is refused,
+/// and has done nothing.
 #[test]
 fn a_worker_that_returns_too_late_is_refused() {
     let scene = Scene::new();
     let target = ["digits_supcon", "train.max_steps=150", "checkpoint.every_steps=50", "rows=[]"];
     let target = [&target[..], &["timeouts.heartbeat_seconds=3"]].concat();
     scene.launch("whole", 2, &target).expect(0);
-    let mut serving = scene.start(&[&["serve", "--nodes", "2", "--run-dir", "run"][..], &target].concat());
+    let mut serving =
+        scene.start(&[&["serve", "--nodes", "2", "--run-dir", "run"][..], &target].concat());
     let invitation = serving.invitation();
     let (first, stale) = (scene.worker(&invitation, "a", &[]), scene.worker(&invitation, "b", &[]));
     serving.wait_for_steps("run", 30);
@@ -247,7 +310,8 @@ fn a_worker_that_returns_too_late_is_refused() {
     send(stale.pid(), Signal::SIGCONT);
     let output = stale.wait().expect(75).stderr;
     assert!(
-        output.contains("sent no heartbeat for 3s") || output.contains("a worker named b has joined already"),
+        output.contains("sent no heartbeat for 3s")
+            || output.contains("a worker named b has joined already"),
         "{output}"
     );
     serving.wait().expect(0);
@@ -272,7 +336,10 @@ fn chaos_on_demand_is_reported() {
     );
     let output = disturbing.wait().expect(0).stdout;
     assert_eq!(output.matches("  killed worker-").count(), 3, "{output}");
-    assert!(output.contains("3 kills and 0 stops in ") && output.contains("; the run continues"), "{output}");
+    assert!(
+        output.contains("3 kills and 0 stops in ") && output.contains("; the run continues"),
+        "{output}"
+    );
     running.interrupt().expect(75);
     scene.coord(&["chaos", "run"]).expect(65);
 }

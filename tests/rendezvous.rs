@@ -1,5 +1,5 @@
-//! How many calls a generation's rendezvous takes: two a rank, however many ranks there are. Each call is one message to
-//! the coordinator, which answers those of all ranks.
+//! How many calls a generation's rendezvous takes: two a rank, however many ranks there are. Each
+//! call is one message to the coordinator, which answers those of all ranks.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -63,10 +63,12 @@ fn a_gloo_group_takes_two_calls_a_rank() {
         let store = Arc::new(Counted::default());
         let join = |rank| {
             let address = Address::Host("127.0.0.1".into());
-            ProcessGroup::gloo(store.clone(), rank, world_size, &address, Duration::from_secs(60)).expect("a group")
+            ProcessGroup::gloo(store.clone(), rank, world_size, &address, Duration::from_secs(60))
+                .expect("a group")
         };
         let groups: Vec<ProcessGroup> = thread::scope(|scope| {
-            let ranks: Vec<_> = (0..world_size).map(|rank| scope.spawn(move || join(rank))).collect();
+            let ranks: Vec<_> =
+                (0..world_size).map(|rank| scope.spawn(move || join(rank))).collect();
             ranks.into_iter().map(|rank| rank.join().expect("no panic")).collect()
         });
         assert_eq!(groups.len(), world_size);

@@ -1,11 +1,12 @@
-//! A step that fails in the same way in two generations ends the run with its cause; what was made until then is saved.
-//! One that fails once is made again.
+//! A step that fails in the same way in two generations ends the run with its cause; what was made
+//! until then is saved. One that fails once is made again.
 
 use crate::recovery::assert_equal;
 use serde_json::Value;
 use thanos_tests::{Ran, Scene, checkpoints, lines, losses};
 
-const TARGET: [&str; 4] = ["digits_cnce", "train.max_steps=60", "checkpoint.every_steps=1000", "rows=[]"];
+const TARGET: [&str; 4] =
+    ["digits_cnce", "train.max_steps=60", "checkpoint.every_steps=1000", "rows=[]"];
 const CAUSE: &str = "all_reduce: Tensors must be CUDA and dense";
 
 fn launch(scene: &Scene, failpoint: &str) -> Ran {
@@ -14,7 +15,10 @@ fn launch(scene: &Scene, failpoint: &str) -> Ran {
 }
 
 fn events(scene: &Scene, kind: &str) -> Vec<Value> {
-    lines(&scene.path("run"), "events.jsonl").into_iter().filter(|event| event["event"] == kind).collect()
+    lines(&scene.path("run"), "events.jsonl")
+        .into_iter()
+        .filter(|event| event["event"] == kind)
+        .collect()
 }
 
 #[test]
@@ -35,7 +39,18 @@ fn a_step_that_always_fails_ends_the_run_with_its_cause() {
     assert!(last.ends_with("step-00000040"), "{}", last.display());
     scene.coord(&["verify-run", "run"]).expect(0);
     scene.launch("whole", 2, &TARGET).expect(0);
-    scene.coord(&["launch", "--resume", "--nodes", "2", "--threads-per-worker", "1", "--run-dir", "run"]).expect(0);
+    scene
+        .coord(&[
+            "launch",
+            "--resume",
+            "--nodes",
+            "2",
+            "--threads-per-worker",
+            "1",
+            "--run-dir",
+            "run",
+        ])
+        .expect(0);
     assert_equal(&scene, &scene.path("whole"), &scene.path("run"), &["cnce"]);
 }
 

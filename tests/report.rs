@@ -21,7 +21,8 @@ use thanos_tests::{Scene, checkpoints, idx, numbers, root};
 use thanos_worker::load_weights;
 use thanos_worker::model::Mode;
 
-const SHORT: [&str; 4] = ["digits_supcon", "train.max_steps=30", "transfer.max_steps=40", "model.precision=float64"];
+const SHORT: [&str; 4] =
+    ["digits_supcon", "train.max_steps=30", "transfer.max_steps=40", "model.precision=float64"];
 const STAGE: &str = "transfer_supcon";
 
 fn report(run_dir: &Path, name: &str) -> PathBuf {
@@ -49,7 +50,9 @@ fn integers(path: &Path, name: &str) -> Vec<i64> {
 fn counts(run_dir: &Path) -> BTreeMap<(String, String), u64> {
     let table = text(&report(run_dir, "confusion.csv"));
     let lines = table.lines().skip(1).map(|line| {
-        let [_, fine, predicted, images] = line.split(',').collect::<Vec<_>>()[..] else { panic!("{line}") };
+        let [_, fine, predicted, images] = line.split(',').collect::<Vec<_>>()[..] else {
+            panic!("{line}")
+        };
         ((fine.to_owned(), predicted.to_owned()), images.parse().expect("a count"))
     });
     lines.collect()
@@ -57,12 +60,14 @@ fn counts(run_dir: &Path) -> BTreeMap<(String, String), u64> {
 
 /// The same by one forward pass over all test images, with the weights that the run has left.
 fn counted(scene: &Scene, run_dir: &Path) -> BTreeMap<(String, String), u64> {
-    let plan = Plan::from_file(&text(&run_dir.join("config.yaml")), "config.yaml", &[]).expect("valid");
+    let plan =
+        Plan::from_file(&text(&run_dir.join("config.yaml")), "config.yaml", &[]).expect("valid");
     let packed = scene.coord(&["data", "pack", "digits"]).expect(0).stdout;
     let packs: Vec<&str> = packed.lines().filter_map(|line| line.rsplit(", ").next()).collect();
     let (images, labels) = read(Path::new(packs[1]), &plan, "fine");
     let model = backbone(&plan, &checkpoints(run_dir, "supcon").pop().expect("a checkpoint"));
-    let head = load_weights(&checkpoints(run_dir, STAGE).pop().expect("a checkpoint")).expect("weights");
+    let head =
+        load_weights(&checkpoints(run_dir, STAGE).pop().expect("a checkpoint")).expect("weights");
     let _no_graph = tch::no_grad_guard();
     let images = images.to_kind(head["cls.weight"].kind());
     let z = model.encoder.forward(&images, Mode::Eval).expect("embeddings");
@@ -100,7 +105,8 @@ fn counts_and_maps_are_the_same_at_any_number_of_workers() {
         // Of unit rows.
         for (name, tolerance) in [("vectors", 1e-6), ("pca", 1e-6)] {
             let (one, more) = (numbers(of_one, name), numbers(&map, name));
-            let apart = one.iter().zip(&more).map(|(one, more)| (one - more).abs()).fold(0.0, f64::max);
+            let apart =
+                one.iter().zip(&more).map(|(one, more)| (one - more).abs()).fold(0.0, f64::max);
             assert_eq!(one.len(), more.len());
             assert!(apart < tolerance, "{name} is {apart} apart with {workers} workers");
         }
@@ -118,11 +124,15 @@ fn a_killed_coordinator_changes_no_bit_of_them() {
     running.wait().expect(0);
     let [whole, killed] = ["whole", "killed"].map(|name| scene.path(name));
     for name in ["predictions.safetensors", "embeddings.safetensors"] {
-        let [one, other] = [&whole, &killed].map(|run_dir| fs::read(last(run_dir, STAGE, name)).expect(name));
+        let [one, other] =
+            [&whole, &killed].map(|run_dir| fs::read(last(run_dir, STAGE, name)).expect(name));
         assert!(one == other, "{name} differs");
     }
-    for name in ["confusion.csv", "confusion.svg", "embeddings.svg", "accuracy_per_class.svg", "views.png"] {
-        let [one, other] = [&whole, &killed].map(|run_dir| fs::read(report(run_dir, name)).expect(name));
+    for name in
+        ["confusion.csv", "confusion.svg", "embeddings.svg", "accuracy_per_class.svg", "views.png"]
+    {
+        let [one, other] =
+            [&whole, &killed].map(|run_dir| fs::read(report(run_dir, name)).expect(name));
         assert!(one == other, "{name} differs");
     }
 }
@@ -189,16 +199,22 @@ fn a_run_of_an_earlier_version_and_a_damaged_one_have_a_report() {
     let run_dir = scene.path("run");
     let written = fs::read(report(&run_dir, "embeddings.svg")).expect("a figure");
     scene.coord(&["report", "run", "--html"]).expect(0);
-    assert!(fs::read(report(&run_dir, "embeddings.svg")).expect("a figure") == written, "the same again");
+    assert!(
+        fs::read(report(&run_dir, "embeddings.svg")).expect("a figure") == written,
+        "the same again"
+    );
     let file = last(&run_dir, STAGE, "predictions.safetensors");
     let mut bytes = fs::read(&file).expect("predictions");
     *bytes.last_mut().expect("not empty") ^= 1;
     fs::write(&file, bytes).expect("written");
     let damaged = scene.coord(&["report", "run", "--html"]).expect(0);
-    assert!(damaged.stderr.contains("no figures of row supcon: ") && damaged.stderr.contains("SHA-256"));
+    assert!(
+        damaged.stderr.contains("no figures of row supcon: ") && damaged.stderr.contains("SHA-256")
+    );
     change_manifest(&checkpoints(&run_dir, STAGE).pop().expect("a checkpoint"), |manifest| {
         let files = manifest["files"].as_array_mut().expect("a list");
-        let is_new = |name: &str| ["predictions.safetensors", "embeddings.safetensors"].contains(&name);
+        let is_new =
+            |name: &str| ["predictions.safetensors", "embeddings.safetensors"].contains(&name);
         files.retain(|file| !is_new(file["name"].as_str().expect("a name")));
     });
     let old = scene.coord(&["report", "run", "--html"]).expect(0);
@@ -246,8 +262,8 @@ fn a_report_has_every_figure_within_its_page() {
     assert!(!report(&run_dir, "embeddings.svg").exists());
     let row = "transfer_thanos";
     assert!(!last(&run_dir, row, "embeddings.safetensors").exists());
-    let [with, without] =
-        ["with", "without"].map(|name| fs::read(report(&scene.path(name), "confusion.csv")).expect("counts"));
+    let [with, without] = ["with", "without"]
+        .map(|name| fs::read(report(&scene.path(name), "confusion.csv")).expect("counts"));
     assert!(with == without, "a map changes no result");
     look_at(&report(&scene.path("with"), "index.html"), &scene);
 }
@@ -255,7 +271,9 @@ fn a_report_has_every_figure_within_its_page() {
 /// Opens the file in a browser, on a desk and on a phone.
 fn look_at(page: &Path, scene: &Scene) {
     let Some(python) = playwright() else {
-        print_line("skipped: chromium or playwright is not installed, the report was not looked at");
+        print_line(
+            "skipped: chromium or playwright is not installed, the report was not looked at",
+        );
         return;
     };
     let kept = std::env::var_os("PAGE_SHOTS").map_or_else(|| scene.path("shots"), PathBuf::from);

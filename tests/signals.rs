@@ -1,7 +1,7 @@
-//! A stop request is honoured however it is delivered: to the whole process tree, as systemd and Slurm do, to workers
-//! only, twice at once. Each ends with a checkpoint of the last step and
-//! exit code 75, and the resumed run is the uninterrupted one to the bit. A checkpoint that cannot be written for a moment
-//! is retried, within the grace period.
+//! A stop request is honoured however it is delivered: to the whole process tree, as systemd and
+//! Slurm do, to workers only, twice at once. Each ends with a checkpoint of the last step and exit
+//! code 75, and the resumed run is the uninterrupted one to the bit. A checkpoint that cannot be
+//! written for a moment is retried, within the grace period.
 
 use crate::disks::{BadDisk, FULL};
 use crate::print_line;
@@ -23,7 +23,8 @@ pub(crate) fn undisturbed() -> Scene {
     scene
 }
 
-/// The run was stopped with a checkpoint of its last step, and continues to the end of the uninterrupted one.
+/// The run was stopped with a checkpoint of its last step, and continues to the end of the
+/// uninterrupted one.
 #[track_caller]
 pub(crate) fn assert_stopped_and_resumable(whole: &Scene, scene: &Scene) {
     let run = scene.path("run");
@@ -31,10 +32,24 @@ pub(crate) fn assert_stopped_and_resumable(whole: &Scene, scene: &Scene) {
     let ended = events.last().expect("events");
     let steps = lines(&run, "steps.jsonl").len();
     assert!((20..250).contains(&steps), "{steps} steps");
-    assert_eq!((&ended["event"], &ended["how"], &ended["step"]), (&"ended".into(), &"stopped".into(), &steps.into()));
+    assert_eq!(
+        (&ended["event"], &ended["how"], &ended["step"]),
+        (&"ended".into(), &"stopped".into(), &steps.into())
+    );
     let count = |kind: &str| events.iter().filter(|event| event["event"] == kind).count();
     assert_eq!((count("coordinator"), count("lost"), count("restarting")), (1, 0, 0), "{events:?}");
-    scene.coord(&["launch", "--nodes", "2", "--threads-per-worker", "1", "--resume", "--run-dir", "run"]).expect(0);
+    scene
+        .coord(&[
+            "launch",
+            "--nodes",
+            "2",
+            "--threads-per-worker",
+            "1",
+            "--resume",
+            "--run-dir",
+            "run",
+        ])
+        .expect(0);
     assert_equal(scene, &whole.path("whole"), &run, &["supcon"]);
 }
 
@@ -50,7 +65,11 @@ impl Tree {
         let run = scene.path("run");
         let workers: Vec<i32> = workers(&run).into_values().collect();
         assert_eq!(workers.len(), 2);
-        Self { supervisor: running.pid(), coordinator: coordinator(&run).expect("it runs"), workers }
+        Self {
+            supervisor: running.pid(),
+            coordinator: coordinator(&run).expect("it runs"),
+            workers,
+        }
     }
 
     fn all(&self) -> Vec<i32> {
@@ -95,7 +114,8 @@ fn wait_until_handled(running: &mut Running) {
     running.wait_until("a handler of SIGTERM", || {
         let status = fs::read_to_string(&status).unwrap_or_default();
         let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
-        mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & SIGTERM_BIT > 0)
+        mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+            .is_some_and(|mask| mask & SIGTERM_BIT > 0)
     });
 }
 
@@ -118,7 +138,8 @@ fn a_worker_that_is_signalled_before_it_has_joined_ends_at_once() {
 #[test]
 fn a_later_second_signal_ends_a_worker_at_once() {
     let scene = Scene::new();
-    let mut running = launch(&scene, "run", "2", &[&TARGET[..], &["train.max_steps=100000"]].concat());
+    let mut running =
+        launch(&scene, "run", "2", &[&TARGET[..], &["train.max_steps=100000"]].concat());
     running.wait_for_steps("run", 20);
     let worker = workers(&scene.path("run"))["worker-1"];
     send(worker, Signal::SIGTERM);
@@ -164,6 +185,9 @@ fn a_stop_on_a_full_disk_is_retried_within_its_grace_and_no_longer() {
     drop(disk);
     assert!(ran.stderr.contains("retrying in 2 s"), "{ran:?}");
     assert!(Duration::from_secs(2) < took && took < Duration::from_secs(7), "{took:?}: {ran:?}");
-    assert!(ran.stderr.contains("the grace period is over: the run ends at its last checkpoint"), "{ran:?}");
+    assert!(
+        ran.stderr.contains("the grace period is over: the run ends at its last checkpoint"),
+        "{ran:?}"
+    );
     ran.expect(75);
 }

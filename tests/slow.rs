@@ -1,6 +1,7 @@
-//! Where steps take seconds, checkpoints and evaluations longer, and the coordinator pauses: no healthy worker is
-//! terminated, what survivors hold is kept, and the run is that of an uninterrupted one, to the bit. The short forms are here;
-//! `make chaos` has steps of eight seconds, checkpoints of eighteen and evaluations of forty.
+//! Where steps take seconds, checkpoints and evaluations longer, and the coordinator pauses: no
+//! healthy worker is terminated, what survivors hold is kept, and the run is that of an
+//! uninterrupted one, to the bit. The short forms are here; `make chaos` has steps of eight
+//! seconds, checkpoints of eighteen and evaluations of forty.
 
 use crate::print_line;
 use crate::recovery::assert_equal;
@@ -23,7 +24,10 @@ fn whole(scene: &Scene, workers: usize, target: &[&str]) {
 
 /// Events of this kind, in order.
 fn events(scene: &Scene, kind: &str) -> Vec<Value> {
-    lines(&scene.path("run"), "events.jsonl").into_iter().filter(|event| event["event"] == kind).collect()
+    lines(&scene.path("run"), "events.jsonl")
+        .into_iter()
+        .filter(|event| event["event"] == kind)
+        .collect()
 }
 
 /// One worker was lost, the others continued from memory, and nothing else happened.
@@ -91,7 +95,8 @@ fn check_slow_evaluation(batch_ms: u32) {
     let scene = Scene::new();
     let target = ["digits_supcon", "train.max_steps=42", "rows=[]"];
     whole(&scene, 3, &target);
-    let mut running = start(&scene, "3", &format!("embed=2*off->1*sleep({batch_ms})->off"), &target);
+    let mut running =
+        start(&scene, "3", &format!("embed=2*off->1*sleep({batch_ms})->off"), &target);
     running.wait_for_steps("run", 42);
     running.wait_until("an evaluation", || events(&scene, "evaluated").len() == 1);
     send(workers(&scene.path("run"))["worker-2"], Signal::SIGKILL);
@@ -140,7 +145,8 @@ fn a_pause_of_the_coordinator_of_a_minute_terminates_no_worker() {
     check_pause(60);
 }
 
-/// Workers that were stopped when the coordinator died come back late, with steps that no checkpoint has.
+/// Workers that were stopped when the coordinator died come back late, with steps that no
+/// checkpoint has.
 #[test]
 fn workers_that_return_late_to_a_restarted_coordinator_keep_their_steps() {
     let scene = Scene::new();
@@ -159,7 +165,8 @@ fn workers_that_return_late_to_a_restarted_coordinator_keep_their_steps() {
     assert_equal(&scene, &scene.path("whole"), &scene.path("run"), &["supcon"]);
 }
 
-/// A stop that reaches a run whose only peer has just died is saved from the survivor's memory, without a replacement.
+/// A stop that reaches a run whose only peer has just died is saved from the survivor's memory,
+/// without a replacement.
 #[test]
 fn a_stop_in_the_middle_of_a_recovery_keeps_what_the_survivor_holds() {
     let scene = Scene::new();
@@ -173,12 +180,23 @@ fn a_stop_in_the_middle_of_a_recovery_keeps_what_the_survivor_holds() {
     assert!(output.contains("saving the state of worker-0"), "{output}");
     let saved = events(&scene, "checkpoint");
     assert!(saved.last().is_some_and(|last| last["step"].as_u64() >= Some(3)), "{saved:?}");
-    scene.coord(&["launch", "--resume", "--nodes", "2", "--threads-per-worker", "1", "--run-dir", "run"]).expect(0);
+    scene
+        .coord(&[
+            "launch",
+            "--resume",
+            "--nodes",
+            "2",
+            "--threads-per-worker",
+            "1",
+            "--run-dir",
+            "run",
+        ])
+        .expect(0);
     assert_equal(&scene, &scene.path("whole"), &scene.path("run"), &["cae"]);
 }
 
-/// A stop is requested, and the coordinator is killed before the step in flight is made: the one that is restarted knows of
-/// the stop, and what the workers hold is saved.
+/// A stop is requested, and the coordinator is killed before the step in flight is made: the one
+/// that is restarted knows of the stop, and what the workers hold is saved.
 #[test]
 fn a_stop_survives_the_death_of_the_coordinator() {
     let scene = Scene::new();

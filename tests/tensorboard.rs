@@ -1,6 +1,6 @@
-//! TensorBoard's event files of a run whose coordinator is killed, or whose disk is full for a while:
-//! its own reader, where it is installed, has every step of the ledger once. What is in the files is
-//! tested next to their writer.
+//! TensorBoard's event files of a run whose coordinator is killed, or whose disk is full for a
+//! while: its own reader, where it is installed, has every step of the ledger once. What is in the
+//! files is tested next to their writer.
 
 use crate::disks::BadDisk;
 use crate::print_line;
@@ -26,10 +26,12 @@ fn the_ledger_is_what_tensorboard_shows() {
     let target = ["digits_supcon", "rows=[]", "train.epochs=12"];
     let run = scene.path("run");
     // The files are switched off at first.
-    let mut running = launch(&scene, "run", "2", &[&target[..], &["log.tensorboard=false"]].concat());
+    let mut running =
+        launch(&scene, "run", "2", &[&target[..], &["log.tensorboard=false"]].concat());
     running.wait_for_steps("run", 20);
     running.interrupt().expect(75);
-    let arguments = ["launch", "--resume", "--run-dir", "run", "--nodes", "2", "--threads-per-worker", "1"];
+    let arguments =
+        ["launch", "--resume", "--run-dir", "run", "--nodes", "2", "--threads-per-worker", "1"];
     let mut running = scene.start(&[&arguments[..], &target, &["log.tensorboard=true"]].concat());
     for steps in [60, 110] {
         running.wait_for_steps("run", steps);
@@ -66,7 +68,11 @@ fn steps_of_a_full_disk_are_written_when_there_is_space() {
     let ran = running.wait().expect(0);
     assert!(ran.stderr.contains("No space left on device"), "{}", ran.stderr);
     assert!(ran.stderr.contains("TensorBoard: it has everything again"), "{}", ran.stderr);
-    assert_eq!(fs::read_dir(place.join("supcon")).expect("a folder").count(), 1, "the file continues");
+    assert_eq!(
+        fs::read_dir(place.join("supcon")).expect("a folder").count(),
+        1,
+        "the file continues"
+    );
     assert_shows_ledger(&run);
 }
 
@@ -78,7 +84,9 @@ fn assert_shows_ledger(run: &Path) {
         let printed = Command::new(python).args(["-c", "import tensorboard"]).output();
         printed.is_ok_and(|printed| printed.status.success())
     };
-    let Some(python) = [cache.as_str(), "/opt/tb/bin/python", "python3"].into_iter().find(installed) else {
+    let Some(python) =
+        [cache.as_str(), "/opt/tb/bin/python", "python3"].into_iter().find(installed)
+    else {
         print_line("skipped: tensorboard (PyPI) is not installed, its reader was not asked");
         return;
     };
@@ -88,8 +96,11 @@ fn assert_shows_ledger(run: &Path) {
     let shown: Vec<(usize, f32)> = printed
         .lines()
         .map(|line| line.split_once(' ').expect("two numbers"))
-        .map(|(step, loss)| (step.parse().expect("a step"), loss.parse::<f64>().expect("a loss") as f32))
+        .map(|(step, loss)| {
+            (step.parse().expect("a step"), loss.parse::<f64>().expect("a loss") as f32)
+        })
         .collect();
-    let ledger: Vec<(usize, f32)> = losses(run, "supcon").into_iter().map(|loss| loss as f32).enumerate().collect();
+    let ledger: Vec<(usize, f32)> =
+        losses(run, "supcon").into_iter().map(|loss| loss as f32).enumerate().collect();
     assert_eq!(shown, ledger);
 }

@@ -1,5 +1,6 @@
-//! The device of the checks that a GPU must pass as well: `THANOS_TEST_DEVICE`, `cpu` (the default) or `cuda:N`. Their
-//! tolerances are those of strict float32, so a GPU that computes in TF32 is refused before the first comparison.
+//! The device of the checks that a GPU must pass as well: `THANOS_TEST_DEVICE`, `cpu` (the default)
+//! or `cuda:N`. Their tolerances are those of strict float32, so a GPU that computes in TF32 is
+//! refused before the first comparison.
 
 use std::env;
 use std::sync::OnceLock;
@@ -15,13 +16,17 @@ pub(crate) fn test_device() -> Device {
     static DEVICE: OnceLock<Device> = OnceLock::new();
     *DEVICE.get_or_init(|| {
         let name = env::var(VARIABLE).unwrap_or_else(|_| "cpu".into());
-        let device = parse(&name).unwrap_or_else(|| panic!("{VARIABLE} is `{name}`, expected `cpu` or `cuda:N`"));
+        let device = parse(&name)
+            .unwrap_or_else(|| panic!("{VARIABLE} is `{name}`, expected `cpu` or `cuda:N`"));
         let gpus = Cuda::device_count();
-        let exists = matches!(device, Device::Cpu) || matches!(device, Device::Cuda(index) if (index as i64) < gpus);
+        let exists = matches!(device, Device::Cpu)
+            || matches!(device, Device::Cuda(index) if (index as i64) < gpus);
         assert!(exists, "{VARIABLE} is `{name}`, and this binary sees {gpus} GPUs");
         set_tf32(false).expect("libtorch has the flags");
         if let Some(operation) = inexact_operation(device) {
-            panic!("{operation} on {device:?} is not strict float32: is NVIDIA_TF32_OVERRIDE=1 set?");
+            panic!(
+                "{operation} on {device:?} is not strict float32: is NVIDIA_TF32_OVERRIDE=1 set?"
+            );
         }
         device
     })
@@ -52,7 +57,8 @@ fn inexact_operation(device: Device) -> Option<&'static str> {
     (!is_exact(options, convolution)).then_some("a convolution")
 }
 
-/// Whether an operation that should return its input does: 1 + 2^-12 needs more bits than the ten of TF32's mantissa.
+/// Whether an operation that should return its input does: 1 + 2^-12 needs more bits than the ten
+/// of TF32's mantissa.
 fn is_exact(options: (Kind, Device), operation: impl Fn(&Tensor) -> Tensor) -> bool {
     let probe = 1.0 + 2.0_f64.powi(-12);
     let found = operation(&Tensor::full([PROBE_SIDE, PROBE_SIDE], probe, options));

@@ -1,5 +1,5 @@
-//! MLflow and trackio, each with its real server, read back through its own client (PyPI): they have
-//! every step of the ledger once, whatever was killed, and know how the run ended.
+//! MLflow and trackio, each with its real server, read back through its own client (PyPI): they
+//! have every step of the ledger once, whatever was killed, and know how the run ended.
 
 use crate::print_line;
 use nix::sys::signal::{Signal, killpg};
@@ -30,8 +30,10 @@ client = MlflowClient(sys.argv[1])
 experiment = client.get_experiment_by_name('digits')
 runs = {}
 for run in client.search_runs([experiment.experiment_id]):
-    history = {key: [[m.step, m.value] for m in client.get_metric_history(run.info.run_id, key)] for key in run.data.metrics}
-    found = dict(status=run.info.status, params=run.data.params, history=history, name=run.info.run_name)
+    history = {key: [[m.step, m.value] for m in client.get_metric_history(run.info.run_id, key)] \
+    for key in run.data.metrics}
+    found = dict(status=run.info.status, params=run.data.params, history=history, \
+    name=run.info.run_name)
     assert run.data.tags['thanos.run_id'] not in runs, 'a run is there twice'
     runs[run.data.tags['thanos.run_id']] = found
 print(json.dumps(runs))";
@@ -49,7 +51,11 @@ struct Server(Child);
 
 impl Server {
     fn start(command: &mut Command) -> Self {
-        let command = command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let command = command
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         Self(command.spawn().expect("it starts"))
     }
 
@@ -73,17 +79,23 @@ impl Drop for Server {
 
 /// A port that nothing listens on.
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port()
+    TcpListener::bind("127.0.0.1:0")
+        .and_then(|listener| listener.local_addr())
+        .expect("a port")
+        .port()
 }
 
 /// The interpreter of a tool's own environment, where the tool is installed.
 fn python(tool: &str) -> Option<String> {
-    let python = std::env::var("HOME").unwrap_or_default() + &format!("/.cache/thanos/{tool}/bin/python");
+    let python =
+        std::env::var("HOME").unwrap_or_default() + &format!("/.cache/thanos/{tool}/bin/python");
     let find = format!("import importlib.util as u; assert u.find_spec('{tool}')");
     let found = Command::new(&python).args(["-c", &find]).stderr(Stdio::null()).status();
     let is_there = found.is_ok_and(|status| status.success());
     if !is_there {
-        print_line(&format!("skipped: {tool} (PyPI) is not installed, its server was not sent a run"));
+        print_line(&format!(
+            "skipped: {tool} (PyPI) is not installed, its server was not sent a run"
+        ));
     }
     is_there.then_some(python)
 }
@@ -130,7 +142,8 @@ impl Trackio {
         let mut command = Command::new(&self.python);
         command.args(["-c", SERVE_TRACKIO, &self.port.to_string()]);
         let folder = scene.path("trackio").display().to_string();
-        let variables = [("TRACKIO_WRITE_TOKEN", TOKEN), ("TRACKIO_DIR", &folder), ("HF_HUB_OFFLINE", "1")];
+        let variables =
+            [("TRACKIO_WRITE_TOKEN", TOKEN), ("TRACKIO_DIR", &folder), ("HF_HUB_OFFLINE", "1")];
         Server::start(command.current_dir(scene.path("")).envs(variables))
     }
 
@@ -147,7 +160,8 @@ fn printed(command: &mut Command) -> Value {
     let ran = command.output().expect("it runs");
     assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
     let text = String::from_utf8_lossy(&ran.stdout).into_owned();
-    serde_json::from_str(text.lines().last().unwrap_or_default()).unwrap_or_else(|error| panic!("{error}: {text}"))
+    serde_json::from_str(text.lines().last().unwrap_or_default())
+        .unwrap_or_else(|error| panic!("{error}: {text}"))
 }
 
 fn start(scene: &Scene, arguments: &[&str], keys: &[String]) -> Running {
@@ -159,13 +173,16 @@ fn start(scene: &Scene, arguments: &[&str], keys: &[String]) -> Running {
 
 /// The position file of a tracker.
 fn position(scene: &Scene, tracker: &str) -> Value {
-    let text = fs::read_to_string(scene.path(&format!("run/trackers/{tracker}.json"))).unwrap_or_default();
+    let text =
+        fs::read_to_string(scene.path(&format!("run/trackers/{tracker}.json"))).unwrap_or_default();
     serde_json::from_str(&text).unwrap_or_default()
 }
 
 /// The loss of each step of the ledger.
 fn ledger(scene: &Scene) -> Vec<(u64, f64)> {
-    let number = |line: &Value| (line["step"].as_u64().expect("a step"), line["loss"].as_f64().expect("a loss"));
+    let number = |line: &Value| {
+        (line["step"].as_u64().expect("a step"), line["loss"].as_f64().expect("a loss"))
+    };
     lines(&scene.path("run"), "steps.jsonl").iter().map(number).collect()
 }
 
@@ -174,7 +191,9 @@ fn accuracies(scene: &Scene) -> Vec<f64> {
     let evaluated = events.filter(|event| event["event"] == "evaluated");
     // An evaluation that is made again is the same.
     let by_epoch: BTreeMap<u64, f64> = evaluated
-        .filter_map(|event| Some((event["epoch"].as_u64()?, event["validation_accuracy"].as_f64()?)))
+        .filter_map(|event| {
+            Some((event["epoch"].as_u64()?, event["validation_accuracy"].as_f64()?))
+        })
         .collect();
     by_epoch.into_values().collect()
 }
@@ -187,13 +206,15 @@ fn id(scene: &Scene) -> String {
 /// Steps and values, sorted, of a history that is not empty.
 fn sorted(history: &Value) -> Vec<(u64, f64)> {
     let pairs = history.as_array().into_iter().flatten();
-    let mut pairs: Vec<(u64, f64)> =
-        pairs.map(|pair| (pair[0].as_u64().expect("a step"), pair[1].as_f64().expect("a number"))).collect();
+    let mut pairs: Vec<(u64, f64)> = pairs
+        .map(|pair| (pair[0].as_u64().expect("a step"), pair[1].as_f64().expect("a number")))
+        .collect();
     pairs.sort_by(|one, other| one.0.cmp(&other.0));
     pairs
 }
 
-/// Stopped with no server, resumed with servers, coordinator and servers killed, and resumed when all is done.
+/// Stopped with no server, resumed with servers, coordinator and servers killed, and resumed when
+/// all is done.
 #[test]
 fn mlflow_has_the_ledger_whatever_was_killed() {
     let Some(python) = python("mlflow") else { return };
@@ -204,17 +225,26 @@ fn mlflow_has_the_ledger_whatever_was_killed() {
     running.wait_for_steps("run", 20);
     let ran = running.interrupt().expect(75);
     assert_eq!(ran.stderr.matches("MLflow: ").count(), 1, "{}", ran.stderr);
-    assert!(ran.stderr.contains("incomplete: MLflow; the ledger has every step, and `thanos-coord launch --resume"));
+    assert!(ran.stderr.contains(
+        "incomplete: MLflow; the ledger has every step, and `thanos-coord launch --resume"
+    ));
     let mut server = mlflow.serve(&scene);
     server.wait(mlflow.port);
     let mut running = start(&scene, &["--resume"], &keys);
     running.wait_until("a batch", || position(&scene, "mlflow")["first"].as_u64() > Some(0));
     send(coordinator(&scene.path("run")).expect("it is running"), Signal::SIGKILL);
     let before = ledger(&scene).len() as u64;
-    running.wait_until("more batches", || position(&scene, "mlflow")["until"].as_u64() > Some(before + 20));
+    running.wait_until("more batches", || {
+        position(&scene, "mlflow")["until"].as_u64() > Some(before + 20)
+    });
     drop(server);
     let ran = running.wait().expect(0);
-    assert_eq!(ran.stderr.matches("the run continues, and it is retried").count(), 1, "{}", ran.stderr);
+    assert_eq!(
+        ran.stderr.matches("the run continues, and it is retried").count(),
+        1,
+        "{}",
+        ran.stderr
+    );
     server = mlflow.serve(&scene);
     server.wait(mlflow.port);
     // The run is done: what is missing is delivered. A second time nothing is.
@@ -225,22 +255,34 @@ fn mlflow_has_the_ledger_whatever_was_killed() {
     let runs = mlflow.read();
     assert_eq!(runs.as_object().map(serde_json::Map::len), Some(1), "{runs}");
     let run = &runs[id(&scene)];
-    assert_eq!((&run["status"], &run["name"]), (&json!("FINISHED"), &json!("digits_supcon seed 0")));
+    assert_eq!(
+        (&run["status"], &run["name"]),
+        (&json!("FINISHED"), &json!("digits_supcon seed 0"))
+    );
     assert_eq!(run["params"]["train.epochs"], json!("24"));
     assert_eq!(sorted(&run["history"]["supcon/loss/total"]), ledger(&scene));
     assert_eq!(sorted(&run["history"]["supcon/learning_rate"]).len(), ledger(&scene).len());
     let evaluated = sorted(&run["history"]["supcon/validation/accuracy"]);
-    assert_eq!(evaluated.into_iter().map(|(_, value)| value).collect::<Vec<_>>(), accuracies(&scene));
+    assert_eq!(
+        evaluated.into_iter().map(|(_, value)| value).collect::<Vec<_>>(),
+        accuracies(&scene)
+    );
     assert_eq!(sorted(&run["history"]["supcon/collapse/views"]).len(), 1);
     assert_eq!(sorted(&run["history"]["supcon/knn_fine_accuracy"]).len(), 1, "of the table");
     // A run that fails is there with its last step, and as a failed one.
-    let target = ["digits_cnce", "rows=[]", "train.max_steps=30", "--run-dir", "failed", "--nodes", "2"];
+    let target =
+        ["digits_cnce", "rows=[]", "train.max_steps=30", "--run-dir", "failed", "--nodes", "2"];
     let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
     let arguments = [&["launch"], &target[..], &keys].concat();
     let failing = [("FAILPOINTS", "poison-gradient=return(1:7)")];
     scene.start_with(&arguments, &failing).wait().expect(70);
     let runs = mlflow.read();
-    let failed = runs.as_object().into_iter().flatten().find(|(run, _)| **run != id(&scene)).expect("a second run");
+    let failed = runs
+        .as_object()
+        .into_iter()
+        .flatten()
+        .find(|(run, _)| **run != id(&scene))
+        .expect("a second run");
     assert_eq!(failed.1["status"], json!("FAILED"));
     assert_eq!(sorted(&failed.1["history"]["cnce/loss/total"]).len(), 7);
 }
@@ -267,7 +309,12 @@ fn trackio_has_the_ledger_whatever_was_killed() {
     server = trackio.serve(&scene);
     server.wait(trackio.port);
     let ran = running.wait().expect(0);
-    assert_eq!(ran.stderr.matches("the run continues, and it is retried").count(), 1, "{}", ran.stderr);
+    assert_eq!(
+        ran.stderr.matches("the run continues, and it is retried").count(),
+        1,
+        "{}",
+        ran.stderr
+    );
     let resume = ["launch", "--resume", "--run-dir", "run"];
     // Without the token it says what is missing.
     let ran = scene.start_with(&resume, &[("TRACKIO_WRITE_TOKEN", "")]).wait().expect(0);
@@ -286,8 +333,10 @@ fn trackio_has_the_ledger_whatever_was_killed() {
     assert!(found["configs"].to_string().contains("\"train.epochs\":24"), "{}", found["configs"]);
     let all = found["logs"].as_array().expect("a list");
     let of = |key: &str| -> Vec<(u64, f64)> {
-        let mut values: Vec<(u64, f64)> =
-            all.iter().filter_map(|log| Some((log["step"].as_u64()?, log[key].as_f64()?))).collect();
+        let mut values: Vec<(u64, f64)> = all
+            .iter()
+            .filter_map(|log| Some((log["step"].as_u64()?, log[key].as_f64()?)))
+            .collect();
         values.sort_by(|one, other| one.0.cmp(&other.0));
         values
     };
@@ -298,6 +347,7 @@ fn trackio_has_the_ledger_whatever_was_killed() {
     );
     assert_eq!(of("supcon/knn_fine_accuracy").len(), 1, "of the table");
     // The token is in no file of the run.
-    let files = Command::new("grep").args(["-r", "-l", TOKEN, "run"]).current_dir(scene.path("")).output();
+    let files =
+        Command::new("grep").args(["-r", "-l", TOKEN, "run"]).current_dir(scene.path("")).output();
     assert_eq!(String::from_utf8_lossy(&files.expect("grep runs").stdout), "");
 }

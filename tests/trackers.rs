@@ -1,6 +1,6 @@
 //! Experiment trackers: `log.csv` and the files of Weights & Biases hold every step of the ledger
-//! once, whatever was killed. Where W&B's own client is installed (PyPI), it uploads them to a small
-//! server of this test. Other trackers are in `tracker_servers.rs`.
+//! once, whatever was killed. Where W&B's own client is installed (PyPI), it uploads them to a
+//! small server of this test. Other trackers are in `tracker_servers.rs`.
 
 use crate::print_line;
 use crate::recovery::launch;
@@ -39,12 +39,15 @@ fn log_csv_is_the_ledger() {
     let text = fs::read_to_string(scene.path("run/log.csv")).expect("log.csv");
     let mut table = text.lines().map(|line| line.split(',').map(str::to_owned).collect::<Vec<_>>());
     let header = table.next().expect("a header");
-    let cells: Vec<BTreeMap<String, String>> = table.map(|line| header.iter().cloned().zip(line).collect()).collect();
+    let cells: Vec<BTreeMap<String, String>> =
+        table.map(|line| header.iter().cloned().zip(line).collect()).collect();
     let ledger = lines(&scene.path("run"), "steps.jsonl");
     assert_eq!(cells.len(), ledger.len());
     for (cell, line) in cells.iter().zip(&ledger) {
         assert_eq!((cell["stage"].as_str(), &cell["step"]), ("supcon", &line["step"].to_string()));
-        for (column, expected) in [("loss", &line["loss"]), ("contrastive", &line["losses"]["contrastive"])] {
+        for (column, expected) in
+            [("loss", &line["loss"]), ("contrastive", &line["losses"]["contrastive"])]
+        {
             assert_eq!(cell[column].parse::<f64>().ok(), expected.as_f64(), "{column}: {cell:?}");
         }
     }
@@ -56,7 +59,8 @@ fn log_csv_is_the_ledger() {
 #[test]
 fn the_last_row_of_a_failed_run_is_there() {
     let scene = Scene::new();
-    let arguments = ["launch", "--nodes", "2", "--threads-per-worker", "1", "--run-dir", "run", "digits_cnce"];
+    let arguments =
+        ["launch", "--nodes", "2", "--threads-per-worker", "1", "--run-dir", "run", "digits_cnce"];
     let keys = ["rows=[]", "train.max_steps=30", "log.csv=true", "wandb.mode=offline"];
     let failing = [("FAILPOINTS", "poison-gradient=return(1:7)")];
     scene.start_with(&[&arguments[..], &keys].concat(), &failing).wait().expect(70);
@@ -66,7 +70,10 @@ fn the_last_row_of_a_failed_run_is_there() {
     assert_eq!(table.lines().count(), 8, "{table}");
     let Some((histories, _)) = synced(&scene) else { return };
     let history = histories.values().next().expect("a run");
-    assert_eq!(history.iter().map(|line| &line["_step"]).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5, 6]);
+    assert_eq!(
+        history.iter().map(|line| &line["_step"]).collect::<Vec<_>>(),
+        [0, 1, 2, 3, 4, 5, 6]
+    );
 }
 
 /// A file that cannot be written is reported once, and the run ends as without it.
@@ -94,30 +101,45 @@ type Histories = Arc<Mutex<BTreeMap<String, Vec<Value>>>>;
 #[test]
 fn wandb_sync_delivers_the_ledger() {
     let scene = Scene::new();
-    let keys = ["wandb.mode=offline", "wandb.project=p", "wandb.entity=e", "wandb.group=g", "wandb.tags=[a, b]"];
+    let keys = [
+        "wandb.mode=offline",
+        "wandb.project=p",
+        "wandb.entity=e",
+        "wandb.group=g",
+        "wandb.tags=[a, b]",
+    ];
     disturbed(&scene, &keys);
     let run = scene.path("run");
     let folders = fs::read_dir(run.join("wandb")).expect("a folder").count();
     // One a coordinator; one that was killed at once may have delivered nothing.
     assert!((2..=4).contains(&folders), "{folders}");
     let Some((histories, requests)) = synced(&scene) else { return };
-    let id: Value = serde_json::from_str(&fs::read_to_string(run.join("run.json")).expect("run.json")).expect("JSON");
+    let id: Value =
+        serde_json::from_str(&fs::read_to_string(run.join("run.json")).expect("run.json"))
+            .expect("JSON");
     let history = &histories[id["id"].as_str().expect("text")];
     let ledger = lines(&run, "steps.jsonl");
     let steps: Vec<&Value> = history.iter().map(|line| &line["_step"]).collect();
     assert_eq!(history.len(), ledger.len(), "{steps:?}");
     for (index, (sent, line)) in history.iter().zip(&ledger).enumerate() {
-        assert_eq!((&sent["_step"], &sent["step"], &sent["stage"]), (&json!(index), &line["step"], &line["stage"]));
+        assert_eq!(
+            (&sent["_step"], &sent["step"], &sent["stage"]),
+            (&json!(index), &line["step"], &line["stage"])
+        );
         assert_eq!(sent["supcon/loss/total"].as_f64(), line["loss"].as_f64());
     }
-    let evaluated = history.iter().filter(|sent| sent["supcon/validation/accuracy"].is_f64()).count();
+    let evaluated =
+        history.iter().filter(|sent| sent["supcon/validation/accuracy"].is_f64()).count();
     assert_eq!(evaluated, 12, "one an epoch");
-    for part in ["\"groupName\":\"g\"", "\"project\":\"p\"", "\"entity\":\"e\"", "\"tags\":[\"a\",\"b\"]"] {
+    for part in
+        ["\"groupName\":\"g\"", "\"project\":\"p\"", "\"entity\":\"e\"", "\"tags\":[\"a\",\"b\"]"]
+    {
         assert!(requests.contains(part), "no {part} in {requests}");
     }
 }
 
-/// What W&B's client uploads of the run: the histories of each run, and what it asked for. `None`: there is no client.
+/// What W&B's client uploads of the run: the histories of each run, and what it asked for. `None`:
+/// there is no client.
 fn synced(scene: &Scene) -> Option<(BTreeMap<String, Vec<Value>>, String)> {
     let run = scene.path("run");
     let Some(client) = client() else {
@@ -132,15 +154,28 @@ fn synced(scene: &Scene) -> Option<(BTreeMap<String, Vec<Value>>, String)> {
         .args(["sync", "--yes"])
         .arg(run.join("wandb"))
         .current_dir(scene.path(""))
-        .envs([("WANDB_BASE_URL", address.as_str()), ("WANDB_API_KEY", &"a".repeat(40)), ("HOME", "/nowhere")])
+        .envs([
+            ("WANDB_BASE_URL", address.as_str()),
+            ("WANDB_API_KEY", &"a".repeat(40)),
+            ("HOME", "/nowhere"),
+        ])
         .output()
         .expect("the client runs");
     assert!(synced.status.success(), "{}", String::from_utf8_lossy(&synced.stderr));
     // It is successful as well where it could not read a file: then this mark is missing.
-    for folder in fs::read_dir(run.join("wandb")).expect("a folder").map(|entry| entry.expect("an entry").path()) {
-        let names = fs::read_dir(&folder).expect("a run's folder").map(|entry| entry.expect("an entry").file_name());
+    for folder in fs::read_dir(run.join("wandb"))
+        .expect("a folder")
+        .map(|entry| entry.expect("an entry").path())
+    {
+        let names = fs::read_dir(&folder)
+            .expect("a run's folder")
+            .map(|entry| entry.expect("an entry").file_name());
         let names: Vec<String> = names.map(|name| name.to_string_lossy().into_owned()).collect();
-        assert!(names.iter().any(|name| name.ends_with(".wandb.synced")), "{}: {names:?}", folder.display());
+        assert!(
+            names.iter().any(|name| name.ends_with(".wandb.synced")),
+            "{}: {names:?}",
+            folder.display()
+        );
     }
     let histories = histories.lock().expect("no thread panicked").clone();
     let requests = requests.lock().expect("no thread panicked").clone();
@@ -178,8 +213,10 @@ fn answer_all(connection: &TcpStream, histories: &Histories, requests: &Mutex<St
             Err(_) => json!({}),
         };
         let answer = answer.to_string();
-        let head =
-            format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n", answer.len());
+        let head = format!(
+            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            answer.len()
+        );
         let mut connection = connection;
         if connection.write_all((head + &answer).as_bytes()).is_err() {
             return;
@@ -217,7 +254,8 @@ fn request(reader: &mut BufReader<&TcpStream>) -> Option<(String, Vec<u8>)> {
 fn answer(path: &str, body: &Value, histories: &Histories) -> Value {
     let mut histories = histories.lock().expect("no thread panicked");
     if let Some(run) = Path::new(path).parent().filter(|_| path.ends_with("/file_stream")) {
-        let run = run.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let run =
+            run.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let sent = &body["files"]["wandb-history.jsonl"];
         let history = histories.entry(run).or_default();
         let offset = usize::try_from(sent["offset"].as_u64().unwrap_or(0)).expect("small");
@@ -232,9 +270,11 @@ fn answer(path: &str, body: &Value, histories: &Histories) -> Value {
     let name = variables["name"].as_str().unwrap_or("run");
     let count = histories.get(name).map_or(0, Vec::len);
     if query.contains("upsertBucket") {
-        let project = json!({"id": "p", "name": variables["project"], "entity": {"id": "e", "name": "e"}});
+        let project =
+            json!({"id": "p", "name": variables["project"], "entity": {"id": "e", "name": "e"}});
         let bucket = json!({
-            "id": "storage", "name": name, "displayName": variables["displayName"], "description": "", "config": "{}",
+            "id": "storage", "name": name, "displayName": variables["displayName"],
+            "description": "", "config": "{}",
             "sweepName": null, "historyLineCount": count, "project": project,
         });
         return json!({"data": {"upsertBucket": {"bucket": bucket, "inserted": count == 0}}});
@@ -244,16 +284,20 @@ fn answer(path: &str, body: &Value, histories: &Histories) -> Value {
         return json!({"data": {"createRunFiles": created}});
     }
     if query.contains("viewer") {
-        let viewer = json!({"id": "u", "entity": "e", "username": "e", "flags": "{}", "teams": {"edges": []}});
+        let viewer = json!({"id": "u", "entity": "e", "username": "e", "flags": "{}",
+        "teams": {"edges": []}});
         return json!({"data": {"viewer": viewer, "serverInfo": null}});
     }
     if query.contains("bucket(") && count > 0 {
         let bucket = json!({
-            "id": "storage", "name": name, "summaryMetrics": "{}", "displayName": "", "logLineCount": 0,
-            "historyLineCount": count, "eventsLineCount": 0, "historyTail": "[]", "eventsTail": "[]", "config": "{}",
+            "id": "storage", "name": name, "summaryMetrics": "{}", "displayName": "",
+            "logLineCount": 0,
+            "historyLineCount": count, "eventsLineCount": 0, "historyTail": "[]",
+            "eventsTail": "[]", "config": "{}",
             "tags": [], "wandbConfig": "{}",
         });
-        let project = json!({"id": "p", "name": "p", "entity": {"id": "e", "name": "e"}, "bucket": bucket});
+        let project =
+            json!({"id": "p", "name": "p", "entity": {"id": "e", "name": "e"}, "bucket": bucket});
         return json!({"data": {"model": project}});
     }
     json!({"data": {"model": null}})

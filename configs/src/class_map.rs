@@ -11,11 +11,19 @@ use std::collections::BTreeMap;
 /// # Errors
 /// Every class that occurs twice or that is not a text, each with its line.
 pub fn class_map(text: &str, source: &str) -> Result<BTreeMap<String, String>, ConfigErrors> {
-    let refuse =
-        |line, key: &str, message: String| ConfigError { source: source.into(), line, key: key.into(), message };
-    let document = yaml::parse(text).map_err(|mistake| refuse(mistake.line, &mistake.key, mistake.message))?;
-    let mut errors: Vec<ConfigError> =
-        document.mistakes.into_iter().map(|mistake| refuse(mistake.line, &mistake.key, mistake.message)).collect();
+    let refuse = |line, key: &str, message: String| ConfigError {
+        source: source.into(),
+        line,
+        key: key.into(),
+        message,
+    };
+    let document =
+        yaml::parse(text).map_err(|mistake| refuse(mistake.line, &mistake.key, mistake.message))?;
+    let mut errors: Vec<ConfigError> = document
+        .mistakes
+        .into_iter()
+        .map(|mistake| refuse(mistake.line, &mistake.key, mistake.message))
+        .collect();
     let Value::Object(entries) = document.value else {
         return Err(refuse(Some(1), "", "expected lines of `CLASS: COARSE CLASS`".into()).into());
     };
@@ -27,7 +35,11 @@ pub fn class_map(text: &str, source: &str) -> Result<BTreeMap<String, String>, C
             Value::Number(number) => number.to_string(),
             other => {
                 let line = document.lines.get(&class).copied();
-                errors.push(refuse(line, &class, format!("expected the name of a coarse class, got {other}")));
+                errors.push(refuse(
+                    line,
+                    &class,
+                    format!("expected the name of a coarse class, got {other}"),
+                ));
                 continue;
             }
         };
@@ -44,7 +56,10 @@ mod tests {
     fn a_class_has_one_coarse_class() {
         let map = class_map("cat: animal\ncar: vehicle\n7: 1\n", "map.yaml").expect("a map");
         let expected = [("7", "1"), ("car", "vehicle"), ("cat", "animal")];
-        assert_eq!(map, expected.map(|(class, coarse)| (class.to_owned(), coarse.to_owned())).into());
+        assert_eq!(
+            map,
+            expected.map(|(class, coarse)| (class.to_owned(), coarse.to_owned())).into()
+        );
     }
 
     #[test]
@@ -56,7 +71,10 @@ mod tests {
             }
         };
         check("- cat\n", &["map.yaml:1: ", "expected lines of `CLASS: COARSE CLASS`"]);
-        check("cat: a\ncat: b\ncar: [x]\n", &["map.yaml:2: cat: ", "map.yaml:3: car: expected the name"]);
+        check(
+            "cat: a\ncat: b\ncar: [x]\n",
+            &["map.yaml:2: cat: ", "map.yaml:3: car: expected the name"],
+        );
         check("cat: &x a\ncar: *x\n", &["map.yaml:"]);
     }
 }

@@ -1,5 +1,6 @@
-//! What is published about each data set: shapes, class names, the coarse label of each fine one, mean and std.
-//! It knows no file; class names that only the files contain are empty here and come with the pack.
+//! What is published about each data set: shapes, class names, the coarse label of each fine one,
+//! mean and std. It knows no file; class names that only the files contain are empty here and come
+//! with the pack.
 
 mod labels;
 
@@ -10,8 +11,8 @@ const SIDE_OF_FOLDERS: usize = 64;
 
 /// A data set's facts; `side` in pixels, `mean` and `std` per channel of images scaled to [0, 1].
 ///
-/// Before there is a pack, what only the raw files contain is empty: the class names of TinyImageNet and of a folder of
-/// images, and a folder's mean and std, which are measured.
+/// Before there is a pack, what only the raw files contain is empty: the class names of
+/// TinyImageNet and of a folder of images, and a folder's mean and std, which are measured.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DataSet {
     pub name: String,
@@ -34,7 +35,11 @@ impl Labels {
     /// Names are separated by white space.
     fn new(fine_names: &str, coarse_names: &str, coarse_of: &[i64]) -> Self {
         let words = |text: &str| text.split_whitespace().map(str::to_owned).collect();
-        Self { fine_names: words(fine_names), coarse_names: words(coarse_names), coarse_of: coarse_of.to_vec() }
+        Self {
+            fine_names: words(fine_names),
+            coarse_names: words(coarse_names),
+            coarse_of: coarse_of.to_vec(),
+        }
     }
 
     /// Digits below five against the others (the published set-up).
@@ -48,14 +53,15 @@ impl Labels {
 
     /// Classes are named by the files; the published coarse labels have numbers alone.
     fn tinyimagenet() -> Self {
-        let coarse: Vec<String> = (0..labels::TINYIMAGENET_COARSE).map(|label| label.to_string()).collect();
+        let coarse: Vec<String> =
+            (0..labels::TINYIMAGENET_COARSE).map(|label| label.to_string()).collect();
         Self::new("", &coarse.join(" "), &labels::TINYIMAGENET_COARSE_OF)
     }
 }
 
 impl DataSet {
-    /// The facts of a configuration's data set. Means and deviations are the published ones; digits and
-    /// Fashion-MNIST: measured on their training images (`thanos-coord data info` prints them).
+    /// The facts of a configuration's data set. Means and deviations are the published ones; digits
+    /// and Fashion-MNIST: measured on their training images (`thanos-coord data info` prints them).
     pub fn of(config: &DataConfig) -> Self {
         let gray = |name: &str, side, mean: f64, std: f64, labels| Self {
             name: name.into(),
@@ -105,9 +111,13 @@ impl DataSet {
             ),
             DataKind::Cifar100 => cifar100("cifar100"),
             DataKind::Cifar100U => cifar100("cifar100_u"),
-            DataKind::Tinyimagenet => {
-                rgb("tinyimagenet", 64, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225], Labels::tinyimagenet())
-            }
+            DataKind::Tinyimagenet => rgb(
+                "tinyimagenet",
+                64,
+                [0.485, 0.456, 0.406],
+                [0.229, 0.224, 0.225],
+                Labels::tinyimagenet(),
+            ),
             DataKind::ImageFolder => Self {
                 name: "image_folder".into(),
                 side: config.side.unwrap_or(SIDE_OF_FOLDERS),
@@ -133,10 +143,12 @@ impl DataKind {
     }
 }
 
-/// How many training images each fine class of CIFAR-100-U keeps: of the five classes of a superclass, in ascending
-/// order of their labels, 500, 250, 100, 50 and 50. `coarse_of` is CIFAR-100's.
+/// How many training images each fine class of CIFAR-100-U keeps: of the five classes of a
+/// superclass, in ascending order of their labels, 500, 250, 100, 50 and 50. `coarse_of` is
+/// CIFAR-100's.
 pub(crate) fn images_kept_of_cifar100_u(coarse_of: &[i64]) -> Vec<usize> {
-    let place = |fine: usize| coarse_of[..fine].iter().filter(|coarse| **coarse == coarse_of[fine]).count();
+    let place =
+        |fine: usize| coarse_of[..fine].iter().filter(|coarse| **coarse == coarse_of[fine]).count();
     (0..coarse_of.len()).map(|fine| labels::CIFAR100_U_KEPT[place(fine)]).collect()
 }
 
@@ -160,7 +172,12 @@ mod tests {
             used.sort_unstable();
             used.dedup();
             assert_eq!(used, coarse, "{}", data.name);
-            assert_eq!((data.mean.len(), data.std.len()), (data.channels, data.channels), "{}", data.name);
+            assert_eq!(
+                (data.mean.len(), data.std.len()),
+                (data.channels, data.channels),
+                "{}",
+                data.name
+            );
             assert!(data.std.iter().all(|std| *std > 0.0), "{}", data.name);
         }
     }
@@ -212,7 +229,9 @@ mod tests {
 
     #[test]
     fn a_folder_has_the_configured_side() {
-        let folder = |side| DataSet::of(&DataConfig { kind: DataKind::ImageFolder, side, ..DataConfig::default() });
+        let folder = |side| {
+            DataSet::of(&DataConfig { kind: DataKind::ImageFolder, side, ..DataConfig::default() })
+        };
         assert_eq!((folder(None).side, folder(Some(96)).side), (64, 96));
         assert!(folder(None).labels.fine_names.is_empty(), "its folders name the classes");
     }

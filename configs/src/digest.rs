@@ -1,4 +1,5 @@
-//! How digests are written: one way for configurations, samples, packs, checkpoints and weights. It opens no file.
+//! How digests are written: one way for configurations, samples, packs, checkpoints and weights. It
+//! opens no file.
 
 use sha2::{Digest, Sha256};
 use std::io::{self, Read};
@@ -44,7 +45,10 @@ mod tests {
     fn every_chunk_is_in_the_digest() {
         for bytes in [0, 1, CHUNK, CHUNK + 1] {
             let content = vec![7; bytes];
-            assert_eq!(sha256_of(&*content).expect("read"), (bytes as u64, hex(&Sha256::digest(&content))));
+            assert_eq!(
+                sha256_of(&*content).expect("read"),
+                (bytes as u64, hex(&Sha256::digest(&content)))
+            );
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Mistakes in a configuration, as a person reads them: where, which key, what is wrong, what to do.
-//! It must not know what the keys are.
+//! Mistakes in a configuration, as a person reads them: where, which key, what is wrong, what to
+//! do. It must not know what the keys are.
 
 use std::fmt;
 
@@ -50,7 +50,8 @@ impl From<ConfigError> for ConfigErrors {
     }
 }
 
-/// A mistake whose place is not known yet: `line` is set only where the key alone could not find it again.
+/// A mistake whose place is not known yet: `line` is set only where the key alone could not find it
+/// again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Mistake {
     pub(crate) line: Option<usize>,
@@ -59,7 +60,10 @@ pub(crate) struct Mistake {
 }
 
 /// The candidate that `word` was probably meant to be, if any is near.
-pub(crate) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(
+    word: &str,
+    candidates: impl IntoIterator<Item = &'a str>,
+) -> Option<&'a str> {
     candidates
         .into_iter()
         .map(|candidate| (strsim::jaro_winkler(word, candidate), candidate))

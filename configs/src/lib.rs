@@ -1,13 +1,14 @@
 //! What the user asked for and what the program needs, without doing anything.
 //!
-//! [`RunConfig`] is the YAML file, verbatim; [`load`] reads it and names every mistake with its line;
-//! [`Plan`] is the validated form, the one place for rules that span several keys, and its digest must be
-//! equal on every process of a run. `sample_order` says which sample goes where: the global order
-//! of an epoch, a
-//! rank's slice of a batch, the train / validation split. [`presets`] holds the experiments of the paper.
+//! [`RunConfig`] is the YAML file, verbatim; [`load`] reads it and names every mistake with its
+//! line; [`Plan`] is the validated form, the one place for rules that span several keys, and its
+//! digest must be equal on every process of a run. `sample_order` says which sample goes where: the
+//! global order of an epoch, a rank's slice of a batch, the train / validation split. [`presets`]
+//! holds the experiments of the paper.
 //!
 //! Pure: no tch, tokio, clock, environment or file system. Nothing of ours is imported here.
 
+mod checks_config;
 mod class_map;
 mod dataset;
 mod digest;
@@ -35,6 +36,7 @@ mod typed;
 mod weights;
 mod yaml;
 
+pub use checks_config::{ChecksConfig, OnDivergence, OnNonFinite};
 pub use class_map::class_map;
 pub use dataset::{DataSet, Labels};
 pub use digest::{hex, sha256_of};
@@ -46,13 +48,14 @@ pub use plan::{BackbonePlan, Contrastive, Objective, Plan, PlanError, StagePlan,
 pub use presets::{preset_names, preset_summary};
 pub use recipe::{Change, Condition, changes};
 pub use run_config::{
-    BackboneConfig, CheckpointConfig, ChecksConfig, DataConfig, DataKind, DecoderConfig, EncoderConfig, Features,
-    FrozenMode, ModelConfig, ObjectiveConfig, ObjectivePatch, OnBadImage, OnDivergence, OnNonFinite, Precision,
-    RowConfig, RunConfig, Schedule, Select, Similarity, Stem, TrainConfig, TransferConfig, Validation, ViewsConfig,
+    BackboneConfig, CheckpointConfig, DataConfig, DataKind, DecoderConfig, EncoderConfig, Features,
+    FrozenMode, ModelConfig, ObjectiveConfig, ObjectivePatch, OnBadImage, Precision, RowConfig,
+    RunConfig, Schedule, Select, Similarity, Stem, TrainConfig, TransferConfig, Validation,
+    ViewsConfig,
 };
 pub use sample_order::{
-    EpochOrder, Position, Split, SplitMix64, init_key, rank_slice, samples_sha256, split_train_validation, stage_key,
-    stage_steps, step_key, view_key,
+    EpochOrder, Position, Split, SplitMix64, init_key, rank_slice, samples_sha256,
+    split_train_validation, stage_key, stage_steps, step_key, view_key,
 };
 pub use schedule::learning_rate;
 pub use selection::ValidationMeasure;

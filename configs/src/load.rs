@@ -1,5 +1,6 @@
-//! From a YAML file or a preset, with overrides, to a `RunConfig` or a `Plan`: every mistake at once, each with its
-//! line or its override. It must not know what a valid run is: that is `Plan`'s.
+//! From a YAML file or a preset, with overrides, to a `RunConfig` or a `Plan`: every mistake at
+//! once, each with its line or its override. It must not know what a valid run is: that is
+//! `Plan`'s.
 
 use crate::effect::{Layer, settle};
 use crate::error::{ConfigError, ConfigErrors, Mistake};
@@ -13,9 +14,14 @@ use crate::typed::typed;
 use crate::yaml::{self, Lines};
 use serde_json::Value;
 
-/// Reads a file's text; `source` is the file's name for messages, `overrides` are `dotted.key=value` with YAML values.
-/// A file may say `extends: PRESET`. Errors: all mistakes in keys and types; rules across keys are `Plan`'s.
-pub fn load_file(text: &str, source: &str, overrides: &[String]) -> Result<RunConfig, ConfigErrors> {
+/// Reads a file's text; `source` is the file's name for messages, `overrides` are
+/// `dotted.key=value` with YAML values. A file may say `extends: PRESET`. Errors: all mistakes in
+/// keys and types; rules across keys are `Plan`'s.
+pub fn load_file(
+    text: &str,
+    source: &str,
+    overrides: &[String],
+) -> Result<RunConfig, ConfigErrors> {
     Layered::of_file(text, source)?.with(overrides).settled().map(|settled| settled.config)
 }
 
@@ -25,15 +31,20 @@ pub fn load_preset(name: &str, overrides: &[String]) -> Result<RunConfig, Config
 }
 
 impl Plan {
-    /// A configuration file's plan, as [`crate::load_file`] reads it: all mistakes in keys and types, or else all
-    /// broken rules, or else all keys without effect, each with its line or override.
+    /// A configuration file's plan, as [`crate::load_file`] reads it: all mistakes in keys and
+    /// types, or else all broken rules, or else all keys without effect, each with its line or
+    /// override.
     pub fn from_file(text: &str, source: &str, overrides: &[String]) -> Result<Self, ConfigErrors> {
         plan(Layered::of_file(text, source)?.with(overrides).settled()?)
     }
 
-    /// As [`Plan::from_file`], for the resolved configuration of a run, which is taken as it is: keys without effect, which
-    /// an earlier version let through, are not a mistake.
-    pub fn from_resolved(text: &str, source: &str, overrides: &[String]) -> Result<Self, ConfigErrors> {
+    /// As [`Plan::from_file`], for the resolved configuration of a run, which is taken as it is:
+    /// keys without effect, which an earlier version let through, are not a mistake.
+    pub fn from_resolved(
+        text: &str,
+        source: &str,
+        overrides: &[String],
+    ) -> Result<Self, ConfigErrors> {
         let (config, origin) = Layered::of_file(text, source)?.with(overrides).config()?;
         plan(Settled { config, origin, idle: Vec::new() })
     }
@@ -44,7 +55,8 @@ impl Plan {
     }
 }
 
-/// The resolved configuration as YAML, keys in the order of the struct; loads again to an equal one.
+/// The resolved configuration as YAML, keys in the order of the struct; loads again to an equal
+/// one.
 pub fn to_yaml(config: &RunConfig) -> String {
     yaml::write(&serde_json::to_value(config).expect("a RunConfig holds only what JSON can"))
 }
@@ -52,7 +64,11 @@ pub fn to_yaml(config: &RunConfig) -> String {
 fn plan(settled: Settled) -> Result<Plan, ConfigErrors> {
     let Settled { config, origin, idle } = settled;
     let plan = Plan::new(config).map_err(|broken| {
-        let broken = broken.into_iter().map(|rule| Mistake { line: None, key: rule.key, message: rule.message });
+        let broken = broken.into_iter().map(|rule| Mistake {
+            line: None,
+            key: rule.key,
+            message: rule.message,
+        });
         origin.locate_all(broken.collect())
     })?;
     if idle.is_empty() { Ok(plan) } else { Err(origin.locate_all(idle)) }
@@ -96,7 +112,8 @@ impl Override {
 impl Origin {
     /// All mistakes in reading order: the file's by line, then the overrides'.
     fn locate_all(&self, mistakes: Vec<Mistake>) -> ConfigErrors {
-        let mut located: Vec<_> = mistakes.into_iter().map(|mistake| self.locate(mistake)).collect();
+        let mut located: Vec<_> =
+            mistakes.into_iter().map(|mistake| self.locate(mistake)).collect();
         located.sort_by_key(|(order, error)| (*order, error.line));
         ConfigErrors(located.into_iter().map(|(_, error)| error).collect())
     }
@@ -112,17 +129,23 @@ impl Origin {
         }
     }
 
-    /// The last override that set the key, or a part that holds it; else the file, at the key or what holds it.
+    /// The last override that set the key, or a part that holds it; else the file, at the key or
+    /// what holds it.
     fn locate(&self, mistake: Mistake) -> (usize, ConfigError) {
         let Mistake { line, key, message } = mistake;
-        let inside = |outer: &str| key == outer || key.strip_prefix(outer).is_some_and(|rest| rest.starts_with('.'));
+        let inside = |outer: &str| {
+            key == outer || key.strip_prefix(outer).is_some_and(|rest| rest.starts_with('.'))
+        };
         let by = self.overrides.iter().rposition(|over| inside(&over.path.join(".")));
         if let Some(index) = by.filter(|_| line.is_none()) {
             let source = self.overrides[index].source();
             return (index + 1, ConfigError { source, line: None, key, message });
         }
-        let holders = std::iter::successors(Some(key.as_str()), |key| key.rsplit_once('.').map(|(holder, _)| holder));
-        let line = line.or_else(|| holders.filter_map(|holder| self.lines.get(holder).copied()).next());
+        let holders = std::iter::successors(Some(key.as_str()), |key| {
+            key.rsplit_once('.').map(|(holder, _)| holder)
+        });
+        let line =
+            line.or_else(|| holders.filter_map(|holder| self.lines.get(holder).copied()).next());
         (0, ConfigError { source: self.source.clone(), line, key, message })
     }
 }
@@ -140,7 +163,13 @@ impl Layered {
     fn of_preset(name: &str) -> Result<Self, ConfigErrors> {
         let source = format!("preset {name}");
         let Some(preset) = preset_value(name) else {
-            return Err(ConfigError { source, line: None, key: String::new(), message: unknown_preset(name) }.into());
+            return Err(ConfigError {
+                source,
+                line: None,
+                key: String::new(),
+                message: unknown_preset(name),
+            }
+            .into());
         };
         let mut value = defaults();
         overlays::merge(&mut value, preset);
@@ -167,14 +196,17 @@ impl Layered {
                             mistakes.extend(shared_objective::of_file(&preset, &entries));
                             overlays::merge(&mut value, preset);
                         }
-                        Err(message) => mistakes.push(Mistake { line: None, key: EXTENDS.into(), message }),
+                        Err(message) => {
+                            mistakes.push(Mistake { line: None, key: EXTENDS.into(), message })
+                        }
                     }
                 }
                 overlays::merge(&mut value, Value::Object(entries));
             }
             other => value = other,
         }
-        let origin = Origin { source: source.to_owned(), lines: document.lines, overrides: Vec::new() };
+        let origin =
+            Origin { source: source.to_owned(), lines: document.lines, overrides: Vec::new() };
         Ok(Self { value, origin, mistakes, refused: Vec::new() })
     }
 
@@ -189,8 +221,8 @@ impl Layered {
         self
     }
 
-    /// Lays one override over the value. `own` is what backbones had before all overrides. Errors: its key, and what is
-    /// wrong with it.
+    /// Lays one override over the value. `own` is what backbones had before all overrides. Errors:
+    /// its key, and what is wrong with it.
     fn lay(&mut self, typed: &str, own: &OwnObjectives) -> Result<(), (String, String)> {
         let example = "write key=value, such as train.epochs=10";
         let Some((key, value)) = typed.split_once('=') else {
@@ -206,12 +238,16 @@ impl Layered {
             return Err((String::new(), format!("the key `{key}` has an empty part: {example}")));
         }
         if key == EXTENDS {
-            return Err((key.to_owned(), "only a file can extend a preset: write it in the file".into()));
+            return Err((
+                key.to_owned(),
+                "only a file can extend a preset: write it in the file".into(),
+            ));
         }
         let path = overlays::numbered(&self.value, &path);
         let value = text_value(&path, value).map_or_else(|| yaml_value(key, value), Ok)?;
         own.check(&path, &value)?;
-        overlays::set(&mut self.value, &path, value.clone()).map_err(|message| (key.to_owned(), message))?;
+        overlays::set(&mut self.value, &path, value.clone())
+            .map_err(|message| (key.to_owned(), message))?;
         self.origin.overrides.push(Override { typed: typed.to_owned(), path, value });
         Ok(())
     }
@@ -232,7 +268,9 @@ impl Layered {
             }
         };
         match config {
-            Some(config) if mistakes.is_empty() && self.refused.is_empty() => Ok((config, self.origin)),
+            Some(config) if mistakes.is_empty() && self.refused.is_empty() => {
+                Ok((config, self.origin))
+            }
             _ => {
                 let mut errors = self.origin.locate_all(mistakes);
                 errors.0.extend(self.refused);
@@ -242,12 +280,15 @@ impl Layered {
     }
 }
 
-/// The value of an override of a key that does not hold text. Errors: its key, and what is wrong with it.
+/// The value of an override of a key that does not hold text. Errors: its key, and what is wrong
+/// with it.
 fn yaml_value(key: &str, value: &str) -> Result<Value, (String, String)> {
     let document = yaml::parse(value).map_err(|mistake| (key.to_owned(), mistake.message))?;
     match document.mistakes.first() {
         None => Ok(document.value),
-        Some(mistake) => Err((format!("{key}.{}", mistake.key), "duplicate key: keep one of the two".into())),
+        Some(mistake) => {
+            Err((format!("{key}.{}", mistake.key), "duplicate key: keep one of the two".into()))
+        }
     }
 }
 
@@ -258,7 +299,9 @@ fn defaults() -> Value {
 
 /// The keys of the preset that a file extends. Errors: what is wrong with its name.
 fn extended(preset: &Value) -> Result<Value, String> {
-    let name = preset.as_str().ok_or("expected the name of a preset (`thanos-coord presets` lists them)")?;
+    let name = preset
+        .as_str()
+        .ok_or("expected the name of a preset (`thanos-coord presets` lists them)")?;
     preset_value(name).ok_or_else(|| unknown_preset(name))
 }
 

@@ -73,7 +73,8 @@ impl Default for WandbConfig {
 #[serde(deny_unknown_fields, default)]
 pub struct MlflowConfig {
     /// Address of a tracking server, such as `http://127.0.0.1:5000`; null: none. Credentials are
-    /// taken from `MLFLOW_TRACKING_USERNAME` and `MLFLOW_TRACKING_PASSWORD`, or `MLFLOW_TRACKING_TOKEN`.
+    /// taken from `MLFLOW_TRACKING_USERNAME` and `MLFLOW_TRACKING_PASSWORD`, or
+    /// `MLFLOW_TRACKING_TOKEN`.
     pub uri: Option<String>,
     /// The experiment that the run belongs to; created if it does not exist.
     pub experiment: String,
@@ -90,8 +91,9 @@ impl Default for MlflowConfig {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct TrackioConfig {
-    /// Address of a trackio server (0.43 or newer), such as `http://127.0.0.1:7860`; null: none. The
-    /// write token is taken from `TRACKIO_WRITE_TOKEN`; of a Hugging Face Space, from `HF_TOKEN`.
+    /// Address of a trackio server (0.43 or newer), such as `http://127.0.0.1:7860`; null: none.
+    /// The write token is taken from `TRACKIO_WRITE_TOKEN`; of a Hugging Face Space, from
+    /// `HF_TOKEN`.
     pub url: Option<String>,
     /// The project that the run belongs to: letters, digits, `-` and `_`.
     pub project: String,
@@ -109,7 +111,8 @@ impl Default for TrackioConfig {
 pub enum WandbMode {
     /// Nothing is written.
     Disabled,
-    /// Files in the run directory's `wandb/`, which `wandb sync` (0.31 or newer) uploads when the run is stopped or done.
+    /// Files in the run directory's `wandb/`, which `wandb sync` (0.31 or newer) uploads when the
+    /// run is stopped or done.
     Offline,
     /// The same files, uploaded meanwhile by the installed `wandb` client with its own credentials.
     Online,

@@ -1,9 +1,11 @@
-//! A configuration is layers: a preset, the file over it, overrides over that. Here one plain value is laid over
-//! another, and a dotted key is set. It must not know which keys exist, only which one is a choice.
+//! A configuration is layers: a preset, the file over it, overrides over that. Here one plain value
+//! is laid over another, and a dotted key is set. It must not know which keys exist, only which one
+//! is a choice.
 
 use serde_json::{Map, Value};
 
-/// The map with one entry, whose key is the choice: another choice replaces it, with its parameters.
+/// The map with one entry, whose key is the choice: another choice replaces it, with its
+/// parameters.
 pub(crate) const CHOICE: [&str; 2] = ["model", "encoder"];
 
 /// The key that lays a file over a preset; it is gone when layers are laid.
@@ -33,8 +35,8 @@ fn merge_at(path: &mut Vec<String>, base: &mut Value, over: Value) {
 /// Keys that name an item of a list of maps: a backbone, a row of the table.
 const NAMES: [&str; 2] = ["name", "method"];
 
-/// The path with the names of list items replaced by their numbers: of `digits_thanos`, `backbones.cae` is
-/// `backbones.1`. A number is a number, even where an item has it as its name.
+/// The path with the names of list items replaced by their numbers: of `digits_thanos`,
+/// `backbones.cae` is `backbones.1`. A number is a number, even where an item has it as its name.
 pub(crate) fn numbered(root: &Value, path: &[String]) -> Vec<String> {
     let mut place = Some(root);
     let mut found = Vec::with_capacity(path.len());
@@ -62,7 +64,8 @@ fn name_of(item: &Value) -> Option<&str> {
 
 /// The names of a list's items as a message shows them.
 fn names_of(items: &[Value]) -> String {
-    let names: Vec<&str> = items.iter().filter_map(name_of).filter(|name| !name.is_empty()).collect();
+    let names: Vec<&str> =
+        items.iter().filter_map(name_of).filter(|name| !name.is_empty()).collect();
     if names.is_empty() { String::new() } else { format!(", or {}", names.join(", ")) }
 }
 
@@ -86,7 +89,10 @@ pub(crate) fn set(root: &mut Value, path: &[String], value: Value) -> Result<(),
                 let index = part.parse::<usize>().ok().filter(|index| *index < len);
                 index.and_then(|index| items.get_mut(index)).ok_or_else(|| match len {
                     0 => format!("`{walked}` is an empty list: it has no `{part}`"),
-                    _ => format!("`{walked}` is a list of {len}: its items are 0 to {}{names}, got `{part}`", len - 1),
+                    _ => format!(
+                        "`{walked}` is a list of {len}: its items are 0 to {}{names}, got `{part}`",
+                        len - 1
+                    ),
                 })?
             }
             _ => return Err(format!("`{walked}` is a single value, it has no key `{part}`")),
@@ -109,7 +115,11 @@ mod tests {
             merge(&mut merged, over.clone());
             assert_eq!(merged, expected, "{base} + {over}");
         };
-        check(json!({"a": {"b": 1, "c": 2}}), json!({"a": {"c": 3}}), json!({"a": {"b": 1, "c": 3}}));
+        check(
+            json!({"a": {"b": 1, "c": 2}}),
+            json!({"a": {"c": 3}}),
+            json!({"a": {"b": 1, "c": 3}}),
+        );
         check(json!({"a": [1, 2]}), json!({"a": [3]}), json!({"a": [3]}));
         check(json!({"a": 1}), json!({"a": null}), json!({"a": null}));
         check(json!({"a": {"b": 1}}), json!({"a": null}), json!({"a": null}));
@@ -129,8 +139,13 @@ mod tests {
             let path: Vec<String> = key.split('.').map(str::to_owned).collect();
             let done = set(&mut root, &path, json!(7));
             match expected {
-                Ok(value) => assert_eq!((done, root.pointer(pointer)), (Ok(()), Some(&value)), "{key}"),
-                Err(part) => assert!(done.as_ref().is_err_and(|message| message.contains(part)), "{key}: {done:?}"),
+                Ok(value) => {
+                    assert_eq!((done, root.pointer(pointer)), (Ok(()), Some(&value)), "{key}")
+                }
+                Err(part) => assert!(
+                    done.as_ref().is_err_and(|message| message.contains(part)),
+                    "{key}: {done:?}"
+                ),
             }
         };
         check("a", "/a", Ok(json!(7)));
@@ -138,7 +153,11 @@ mod tests {
         check("list.0.x", "/list/0/x", Ok(json!(7)));
         check("list", "/list", Ok(json!(7)));
         check("model.encoder.vit.patch", "/model/encoder/vit", Ok(json!({"patch": 7, "width": 8})));
-        check("model.encoder.resnet18.stem", "/model/encoder", Ok(json!({"resnet18": {"stem": 7}})));
+        check(
+            "model.encoder.resnet18.stem",
+            "/model/encoder",
+            Ok(json!({"resnet18": {"stem": 7}})),
+        );
         check("list.1.x", "", Err("its items are 0 to 0, got `1`"));
         check("list.x", "", Err("got `x`"));
         check("none.0", "", Err("empty list"));

@@ -4,9 +4,12 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// `thanos/packs` in the user's cache folder, given the environment; `None` where it names none.
-pub fn default_packs_dir(environment: impl Fn(&'static str) -> Option<OsString>) -> Option<PathBuf> {
+pub fn default_packs_dir(
+    environment: impl Fn(&'static str) -> Option<OsString>,
+) -> Option<PathBuf> {
     let folder = |name| environment(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let cache = folder("XDG_CACHE_HOME").or_else(|| folder("HOME").map(|home| home.join(".cache")))?;
+    let cache =
+        folder("XDG_CACHE_HOME").or_else(|| folder("HOME").map(|home| home.join(".cache")))?;
     Some(cache.join("thanos/packs"))
 }
 
@@ -18,7 +21,9 @@ mod tests {
     #[test]
     fn it_is_in_the_cache_folder() {
         let check = |cache: Option<&str>, home: Option<&str>, expected: Option<&str>| {
-            let found = default_packs_dir(|name| if name == "HOME" { home } else { cache }.map(OsString::from));
+            let found = default_packs_dir(|name| {
+                if name == "HOME" { home } else { cache }.map(OsString::from)
+            });
             assert_eq!(found.as_deref(), expected.map(Path::new));
         };
         check(Some("/cache"), Some("/home/me"), Some("/cache/thanos/packs"));

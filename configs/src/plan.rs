@@ -1,5 +1,6 @@
-//! `Plan`: the validated form of a `RunConfig`, built once. Every rule that spans keys lives here, and a plan's
-//! digest must be equal on every process of a run. It must not know how many workers there are.
+//! `Plan`: the validated form of a `RunConfig`, built once. Every rule that spans keys lives here,
+//! and a plan's digest must be equal on every process of a run. It must not know how many workers
+//! there are.
 
 mod log_rules;
 mod rules;
@@ -7,9 +8,12 @@ mod rules;
 use crate::dataset::{DataSet, images_kept_of_cifar100_u};
 use crate::recipe::{recipe_digest, resolved_digest};
 use crate::run_config::{
-    BackboneConfig, DataKind, ObjectiveConfig, RunConfig, Schedule, Similarity, TrainConfig, Validation,
+    BackboneConfig, DataKind, ObjectiveConfig, RunConfig, Schedule, Similarity, TrainConfig,
+    Validation,
 };
-use crate::sample_order::{Split, first_of_each_class, permutation, split_train_validation, steps_per_epoch};
+use crate::sample_order::{
+    Split, first_of_each_class, permutation, split_train_validation, steps_per_epoch,
+};
 use rules::Rules;
 #[cfg(test)]
 pub(crate) use rules::is_separator;
@@ -57,7 +61,8 @@ pub struct BackbonePlan {
     pub objective: Objective,
 }
 
-/// A linear probe on fine labels over frozen backbones, whose embeddings are concatenated in this order.
+/// A linear probe on fine labels over frozen backbones, whose embeddings are concatenated in this
+/// order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TransferPlan {
     pub name: String,
@@ -75,7 +80,8 @@ pub struct Objective {
     pub reconstruction: Option<f64>,
 }
 
-/// The contrastive term: the mean over anchors of (attract x attraction + spread x InfoNCE within the class) / (attract
+/// The contrastive term: the mean over anchors of (attract x attraction + spread x InfoNCE within
+/// the class) / (attract
 /// + spread).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Contrastive {
@@ -111,7 +117,10 @@ impl Plan {
             rules.terms(&format!("backbones.{index}.objective"), &backbone.objective, &patched);
             if backbone.checkpoint.is_none() {
                 let objective = Objective::of(&patched);
-                stages.push(StagePlan::Backbone(BackbonePlan { name: backbone.name.clone(), objective }));
+                stages.push(StagePlan::Backbone(BackbonePlan {
+                    name: backbone.name.clone(),
+                    objective,
+                }));
             }
         }
         stages.extend(config.rows.iter().map(|row| {
@@ -122,7 +131,10 @@ impl Plan {
             })
         }));
         if stages.is_empty() {
-            rules.refuse("backbones", "nothing to train: give a backbone without `checkpoint`, or a row in `rows`");
+            rules.refuse(
+                "backbones",
+                "nothing to train: give a backbone without `checkpoint`, or a row in `rows`",
+            );
         }
         if !rules.broken.is_empty() {
             return Err(rules.broken);
@@ -131,8 +143,9 @@ impl Plan {
         Ok(Self { config, data, stages, digest, resolved_digest })
     }
 
-    /// Which training images are trained on and which are held out, given the fine labels of the official training
-    /// set, [N]. Nothing is held out where the best epoch is selected on the test images.
+    /// Which training images are trained on and which are held out, given the fine labels of the
+    /// official training set, [N]. Nothing is held out where the best epoch is selected on the test
+    /// images.
     pub fn split(&self, fine: &[i64]) -> Split {
         let data = &self.config.data;
         let images = fine.len() as u64;
@@ -141,7 +154,8 @@ impl Plan {
             Validation::Test => Split { train: (0..images).collect(), validation: Vec::new() },
         };
         if data.kind == DataKind::Cifar100U {
-            // Whatever is held out stays as it is; every image is kept or not, none is repeated. A draw, not the first ones.
+            // Whatever is held out stays as it is; every image is kept or not, none is repeated. A
+            // draw, not the first ones.
             let drawn = match data.validation {
                 Validation::HeldOut => split.train,
                 Validation::Test => permutation(images),
@@ -157,28 +171,39 @@ impl Plan {
         self.limited((0..images).collect())
     }
 
-    /// At most `data.max_images` of some ids, evenly spaced: sorted by class, they still are of many classes.
+    /// At most `data.max_images` of some ids, evenly spaced: sorted by class, they still are of
+    /// many classes.
     fn limited(&self, ids: Vec<u64>) -> Vec<u64> {
         let len = ids.len() as u64;
         match self.config.data.max_images {
-            Some(most) if most < len => (0..most).map(|index| ids[(index * len / most) as usize]).collect(),
+            Some(most) if most < len => {
+                (0..most).map(|index| ids[(index * len / most) as usize]).collect()
+            }
             _ => ids,
         }
     }
 
-    /// Checks what depends on the data, given the fine labels of the official training set: that either part of
-    /// the split has images and an epoch has a step. Errors: the key to change.
+    /// Checks what depends on the data, given the fine labels of the official training set: that
+    /// either part of the split has images and an epoch has a step. Errors: the key to change.
     pub fn check_images(&self, fine: &[i64]) -> Result<(), PlanError> {
         let split = self.split(fine);
         let (train, validation) = (split.train.len() as u64, split.validation.len() as u64);
         if train == 0 || validation == 0 && self.config.data.validation == Validation::HeldOut {
-            let message = format!("{} training images cannot be split into training and validation", fine.len());
+            let message = format!(
+                "{} training images cannot be split into training and validation",
+                fine.len()
+            );
             return Err(PlanError { key: "data.dir".into(), message });
         }
-        let batches = [("train", self.config.train.batch_size), ("transfer", self.config.transfer.batch_size)];
+        let batches = [
+            ("train", self.config.train.batch_size),
+            ("transfer", self.config.transfer.batch_size),
+        ];
         for (section, batch) in batches.into_iter().filter(|_| self.config.data.drop_last) {
             if batch > train {
-                let message = format!("no step is left: `{section}.batch_size` is {batch}, of {train} training images");
+                let message = format!(
+                    "no step is left: `{section}.batch_size` is {batch}, of {train} training images"
+                );
                 return Err(PlanError { key: "data.drop_last".into(), message });
             }
         }
@@ -189,7 +214,8 @@ impl Plan {
         &self.config
     }
 
-    /// The numbers by which a stage is trained; a transfer's rate falls in one cosine over all its epochs.
+    /// The numbers by which a stage is trained; a transfer's rate falls in one cosine over all its
+    /// epochs.
     pub fn training(&self, stage: &StagePlan) -> TrainConfig {
         let transfer = &self.config.transfer;
         match stage {
@@ -224,17 +250,20 @@ impl Plan {
         train.max_steps.unwrap_or(u64::MAX).min(train.epochs.saturating_mul(epoch))
     }
 
-    /// SHA-256 of the recipe, in hexadecimal: equal as long as a run may be resumed (`recipe.rs` has the keys).
+    /// SHA-256 of the recipe, in hexadecimal: equal as long as a run may be resumed (`recipe.rs`
+    /// has the keys).
     pub fn digest(&self) -> &str {
         &self.digest
     }
 
-    /// SHA-256 of the resolved configuration, in hexadecimal: equal on every process that trains at the same time.
+    /// SHA-256 of the resolved configuration, in hexadecimal: equal on every process that trains at
+    /// the same time.
     pub fn resolved_digest(&self) -> &str {
         &self.resolved_digest
     }
 
-    /// The file that `backbones.N.checkpoint` names for a backbone, if it is not trained in this run.
+    /// The file that `backbones.N.checkpoint` names for a backbone, if it is not trained in this
+    /// run.
     pub fn backbone_checkpoint(&self, name: &str) -> Option<&Path> {
         self.config.backbones.iter().find(|backbone| backbone.name == name)?.checkpoint.as_deref()
     }
@@ -293,18 +322,23 @@ mod tests {
 
     #[test]
     fn a_backbone_has_its_own_objective() {
-        let plan = Plan::from_preset("digits_table", &["objective.temperature=0.25".into()]).expect("valid");
+        let plan = Plan::from_preset("digits_table", &["objective.temperature=0.25".into()])
+            .expect("valid");
         let objective = |stage| match stage {
             &StagePlan::Backbone(BackbonePlan { ref objective, .. }) => Some(objective.clone()),
             StagePlan::Transfer(_) => None,
         };
         let objectives: Vec<Objective> = plan.stages().iter().filter_map(objective).collect();
-        let contrastive = |index: usize| objectives.get(index).and_then(|objective| objective.contrastive.as_ref());
-        let weights = |index| contrastive(index).map(|term| (term.attract, term.spread, term.temperature));
+        let contrastive = |index: usize| {
+            objectives.get(index).and_then(|objective| objective.contrastive.as_ref())
+        };
+        let weights =
+            |index| contrastive(index).map(|term| (term.attract, term.spread, term.temperature));
         assert_eq!(weights(0), Some((1.0, 0.0, 0.25)));
         assert_eq!(weights(1), Some((1.0, 1.0, 0.25)));
         assert_eq!(contrastive(2), None);
-        let reconstruction: Vec<_> = objectives.iter().map(|objective| objective.reconstruction).collect();
+        let reconstruction: Vec<_> =
+            objectives.iter().map(|objective| objective.reconstruction).collect();
         assert_eq!(reconstruction, [None, None, Some(1.0)]);
     }
 
@@ -326,7 +360,11 @@ mod tests {
             let overrides: Vec<String> = overrides.iter().map(|&text| text.into()).collect();
             let plan = Plan::from_preset("digits_cae", &overrides).expect("valid");
             let broken = plan.check_images(&vec![0; images]).err();
-            assert_eq!(broken.as_ref().map(|rule| rule.key.as_str()), key, "{overrides:?} {images}: {broken:?}");
+            assert_eq!(
+                broken.as_ref().map(|rule| rule.key.as_str()),
+                key,
+                "{overrides:?} {images}: {broken:?}"
+            );
         };
         check(&[], 1437, None);
         check(&[], 2, None);
@@ -340,46 +378,64 @@ mod tests {
         Plan::from_preset(preset, &overrides).expect("valid")
     }
 
-    /// 500 images of each of 100 classes, class by class: the validation images are CIFAR-100's, and of about 450
-    /// training images a class keeps 500 (all), 250, 100, 50 or 50.
+    /// 500 images of each of 100 classes, class by class: the validation images are CIFAR-100's,
+    /// and of about 450 training images a class keeps 500 (all), 250, 100, 50 or 50.
     #[test]
     fn cifar100_u_thins_the_training_images_alone() {
         let fine: Vec<i64> = (0..50_000).map(|image| image / 500).collect();
         let whole = plan("cifar100_supcon", &[]).split(&fine);
         let thinned = plan("cifar100_u_supcon", &[]).split(&fine);
         assert_eq!(thinned.validation, whole.validation);
-        let count = |class: i64, ids: &[u64]| ids.iter().filter(|id| fine[**id as usize] == class).count();
-        assert_eq!(count(4, &thinned.train), count(4, &whole.train), "fewer than 500 are left: all are kept");
+        let count =
+            |class: i64, ids: &[u64]| ids.iter().filter(|id| fine[**id as usize] == class).count();
+        assert_eq!(
+            count(4, &thinned.train),
+            count(4, &whole.train),
+            "fewer than 500 are left: all are kept"
+        );
         assert_eq!([30, 55, 72, 95].map(|class| count(class, &thinned.train)), [250, 100, 50, 50]);
         let mut once = thinned.train.clone();
         once.sort_unstable();
         once.dedup();
         assert_eq!(once.len(), thinned.train.len(), "without replacement");
         assert!(once.iter().all(|id| whole.train.contains(id)), "from the training images only");
-        assert_eq!(plan("cifar100_u_supcon", &["seed=5"]).split(&fine), thinned, "a data set, whatever the seed");
+        assert_eq!(
+            plan("cifar100_u_supcon", &["seed=5"]).split(&fine),
+            thinned,
+            "a data set, whatever the seed"
+        );
     }
 
-    /// Where the best epoch is selected on the test images, the kept ones are drawn as well: files are often in some order.
+    /// Where the best epoch is selected on the test images, the kept ones are drawn as well: files
+    /// are often in some order.
     #[test]
     fn cifar100_u_draws_its_images_without_a_held_out_part() {
         let fine: Vec<i64> = (0..50_000).map(|image| image / 500).collect();
         let split = plan("cifar100_u_supcon", &["data.validation=test"]).split(&fine);
-        let ids =
-            |class: i64| -> Vec<u64> { split.train.iter().copied().filter(|id| fine[*id as usize] == class).collect() };
+        let ids = |class: i64| -> Vec<u64> {
+            split.train.iter().copied().filter(|id| fine[*id as usize] == class).collect()
+        };
         assert_eq!([4, 30, 55, 72, 95].map(|class| ids(class).len()), [500, 250, 100, 50, 50]);
         let late = ids(95).iter().filter(|id| *id % 500 >= 50).count();
-        assert!(late > 35, "{late} of 50 are not among the class's first 50: nine in ten of a draw");
+        assert!(
+            late > 35,
+            "{late} of 50 are not among the class's first 50: nine in ten of a draw"
+        );
     }
 
     #[test]
     fn a_limit_of_images_is_spread_over_the_classes() {
         let fine: Vec<i64> = (0..1000).map(|image| image / 100).collect();
         for validation in ["held_out", "test"] {
-            let limited = plan("mnist_supcon", &[&format!("data.validation={validation}"), "data.max_images=50"]);
+            let limited = plan(
+                "mnist_supcon",
+                &[&format!("data.validation={validation}"), "data.max_images=50"],
+            );
             let split = limited.split(&fine);
             let expected = if validation == "test" { 0 } else { 50 };
             assert_eq!((split.train.len(), split.validation.len()), (50, expected));
-            let classes: std::collections::BTreeSet<i64> = split.train.iter().map(|id| fine[*id as usize]).collect();
+            let classes: std::collections::BTreeSet<i64> =
+                split.train.iter().map(|id| fine[*id as usize]).collect();
             assert!(classes.len() > 8, "{validation}: {classes:?}");
             assert_eq!(limited.test_ids(200), (0..200).step_by(4).collect::<Vec<_>>());
             assert_eq!(limited.test_ids(9), (0..9).collect::<Vec<_>>());

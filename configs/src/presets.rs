@@ -14,7 +14,11 @@ struct Part {
 }
 
 const DATASETS: [Part; 8] = [
-    Part { name: "digits", about: "UCI digits 8x8 (embedded)", text: include_str!("../presets/datasets/digits.yaml") },
+    Part {
+        name: "digits",
+        about: "UCI digits 8x8 (embedded)",
+        text: include_str!("../presets/datasets/digits.yaml"),
+    },
     Part {
         name: "mnist",
         about: "MNIST 28x28 (IDX files in data.dir)",
@@ -82,7 +86,9 @@ const METHODS: [Part; 5] = [
 
 /// The names of all presets, `DATASET_METHOD`, data set by data set.
 pub fn preset_names() -> Vec<String> {
-    let names = |dataset: &'static Part| METHODS.iter().map(move |method| format!("{}_{}", dataset.name, method.name));
+    let names = |dataset: &'static Part| {
+        METHODS.iter().map(move |method| format!("{}_{}", dataset.name, method.name))
+    };
     DATASETS.iter().flat_map(names).collect()
 }
 
@@ -95,7 +101,9 @@ pub fn preset_summary(name: &str) -> Option<String> {
 /// A preset's keys: the data set's with the method's laid over them.
 pub(crate) fn preset_value(name: &str) -> Option<Value> {
     let (dataset, method) = parts(name)?;
-    let read = |part: &Part| yaml::parse(part.text).expect("embedded presets parse: a test reads them all").value;
+    let read = |part: &Part| {
+        yaml::parse(part.text).expect("embedded presets parse: a test reads them all").value
+    };
     let mut value = serde_json::json!({ "name": name });
     merge(&mut value, read(dataset));
     merge(&mut value, read(method));
@@ -132,7 +140,11 @@ mod tests {
         for name in preset_names() {
             let config = load_preset(&name, &[]).expect(&name);
             let resolved = to_yaml(&config);
-            assert_eq!(load_file(&resolved, &name, &[]).as_ref(), Ok(&config), "{name} does not load again");
+            assert_eq!(
+                load_file(&resolved, &name, &[]).as_ref(),
+                Ok(&config),
+                "{name} does not load again"
+            );
             let file = folder.join(format!("{name}.yaml"));
             if update {
                 std::fs::create_dir_all(&folder).expect("the folder of snapshots");
@@ -175,7 +187,9 @@ mod tests {
 
     #[test]
     fn an_unknown_name_suggests_the_nearest() {
-        let check = |name: &str, part: &str| assert!(unknown_preset(name).contains(part), "{}", unknown_preset(name));
+        let check = |name: &str, part: &str| {
+            assert!(unknown_preset(name).contains(part), "{}", unknown_preset(name))
+        };
         check("digit_table", "did you mean `digits_table`?");
         check("fashion_mnist_suppcon", "did you mean `fashion_mnist_supcon`?");
         check("", "lists all 40");

@@ -1,6 +1,7 @@
-//! What makes two runs the same run: the recipe, which is a configuration without the keys that a resume may change.
-//! The list of those keys is here, once, with what must hold of the run when one of them changes. It compares values;
-//! whether the data or the weights are the same is for their owner to check.
+//! What makes two runs the same run: the recipe, which is a configuration without the keys that a
+//! resume may change. The list of those keys is here, once, with what must hold of the run when one
+//! of them changes. It compares values; whether the data or the weights are the same is for their
+//! owner to check.
 
 use crate::digest::hex;
 use crate::effect::normalized;
@@ -17,13 +18,14 @@ pub enum Condition {
     SameData,
     /// Both values name a file, and the weights in it are the same.
     SameWeights,
-    /// No stage has made more steps than the new value allows. Where the learning rate falls over all epochs
-    /// (`train.cosine_period: null`, and every transfer), it follows the new length from the resume on.
+    /// No stage has made more steps than the new value allows. Where the learning rate falls over
+    /// all epochs (`train.cosine_period: null`, and every transfer), it follows the new length from
+    /// the resume on.
     NotShorterThanMade,
 }
 
-/// The keys that a resume may change, with all keys below them; `*` is any item of a list. Every other key is a part of
-/// the recipe.
+/// The keys that a resume may change, with all keys below them; `*` is any item of a list. Every
+/// other key is a part of the recipe.
 const MAY_CHANGE: [(&str, Condition); 15] = [
     ("data.dir", Condition::SameData),
     ("data.coarse_map", Condition::SameData),
@@ -67,8 +69,9 @@ pub fn changes(old: &RunConfig, new: &RunConfig) -> Vec<Change> {
     let keys = old.iter().chain(added).map(|(key, _)| key.clone());
     let change = |key: String| {
         let (old, new) = (value(&old, &key), value(&new, &key));
-        let condition = condition(&key)
-            .filter(|condition| *condition != Condition::SameWeights || !old.is_null() && !new.is_null());
+        let condition = condition(&key).filter(|condition| {
+            *condition != Condition::SameWeights || !old.is_null() && !new.is_null()
+        });
         (old != new).then_some(Change { key, old, new, condition })
     };
     keys.filter_map(change).collect()
@@ -105,7 +108,9 @@ fn to_value(config: &RunConfig) -> Value {
 fn condition(key: &str) -> Option<Condition> {
     let inside = |pattern: &str| {
         let mut parts = key.split('.');
-        pattern.split('.').all(|wanted| parts.next().is_some_and(|part| wanted == "*" || wanted == part))
+        pattern
+            .split('.')
+            .all(|wanted| parts.next().is_some_and(|part| wanted == "*" || wanted == part))
     };
     MAY_CHANGE.into_iter().find(|(pattern, _)| inside(pattern)).map(|(_, condition)| condition)
 }
@@ -130,7 +135,10 @@ fn walk(key: String, value: Value, found: &mut Vec<(String, Value)>) {
             entries.into_iter().for_each(|(name, value)| walk(below(&name), value, found));
         }
         Value::Array(items) if !items.is_empty() => {
-            items.into_iter().enumerate().for_each(|(index, value)| walk(below(&index.to_string()), value, found));
+            items
+                .into_iter()
+                .enumerate()
+                .for_each(|(index, value)| walk(below(&index.to_string()), value, found));
         }
         value => found.push((key, value)),
     }
@@ -147,7 +155,8 @@ mod tests {
         load_preset("digits_thanos", &overrides).expect("valid")
     }
 
-    /// One override: is the recipe another one, is what workers compute another thing, and what must hold?
+    /// One override: is the recipe another one, is what workers compute another thing, and what
+    /// must hold?
     #[test]
     fn the_recipe_is_what_no_resume_may_change() {
         let check = |text: &str, same_recipe, same_for_workers, condition: Option<Condition>| {
@@ -156,7 +165,10 @@ mod tests {
             assert_eq!(resolved_digest(&old) == resolved_digest(&new), same_for_workers, "{text}");
             let changes = changes(&old, &new);
             assert!(!changes.is_empty(), "{text}");
-            assert!(changes.iter().all(|change| change.condition == condition), "{text}: {changes:?}");
+            assert!(
+                changes.iter().all(|change| change.condition == condition),
+                "{text}: {changes:?}"
+            );
         };
         check("seed=1", false, false, None);
         check("rows=[]", false, false, None);
@@ -175,7 +187,8 @@ mod tests {
 
     #[test]
     fn a_change_is_named_by_its_key_with_both_values() {
-        let change = |key: &str, old, new, condition| Change { key: key.into(), old, new, condition };
+        let change =
+            |key: &str, old, new, condition| Change { key: key.into(), old, new, condition };
         assert_eq!(changes(&config(&[]), &config(&["train.epochs=50"])), [], "50 is the preset's");
         let found = changes(&config(&[]), &config(&["seed=1", "rows=[]", "data.dir=/a"]));
         let expected = [
@@ -187,9 +200,15 @@ mod tests {
             change("rows", Value::Null, json!([]), None),
         ];
         assert_eq!(found, expected);
-        let [old, new] = ["/old", "/new"].map(|path| config(&[&format!("backbones.0.checkpoint={path}")]));
+        let [old, new] =
+            ["/old", "/new"].map(|path| config(&[&format!("backbones.0.checkpoint={path}")]));
         assert_eq!(recipe_digest(&old), recipe_digest(&new));
-        let expected = change("backbones.0.checkpoint", json!("/old"), json!("/new"), Some(Condition::SameWeights));
+        let expected = change(
+            "backbones.0.checkpoint",
+            json!("/old"),
+            json!("/new"),
+            Some(Condition::SameWeights),
+        );
         assert_eq!(changes(&old, &new), [expected]);
     }
 }

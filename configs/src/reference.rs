@@ -1,5 +1,6 @@
-//! docs/configuration.md, the reference of every key: made of the types and doc comments of `RunConfig`, and checked. A
-//! sentence `Unit: ...` at the end of a doc comment is its column of units.
+//! docs/configuration.md, the reference of every key: made of the types and doc comments of
+//! `RunConfig`, and checked. A sentence `Unit: ...` at the end of a doc comment is its column of
+//! units.
 
 use crate::run_config::RunConfig;
 use serde_json::Value;
@@ -8,19 +9,28 @@ use std::fmt::Write;
 const INTRO: &str = "\
 # Configuration
 
-Every key of a run, with its type, default, unit and effect. This file is generated from `configs/src/run_config.rs`:
+Every key of a run, with its type, default, unit and effect. This file is generated from \
+`configs/src/run_config.rs`:
 `UPDATE_SNAPSHOTS=1 cargo test --release -p thanos-configs` regenerates it.
 
-A run is configured by a preset (`thanos-coord presets`) or a YAML file, which may have `extends: PRESET`, and by overrides
-on the command line, `KEY=VALUE`, with sections joined by dots: `train.epochs=10`. `thanos-coord show PRESET` prints
+A run is configured by a preset (`thanos-coord presets`) or a YAML file, which may have `extends: \
+PRESET`, and by overrides
+on the command line, `KEY=VALUE`, with sections joined by dots: `train.epochs=10`. `thanos-coord \
+show PRESET` prints
 what results, with all defaults.
 
-- The value of a key that holds text is everything after the `=`, as typed: `data.dir='/data/set #1'`. `~/` at the start of a
-  path is the home directory. Other values are YAML: `rows.0.backbones=[cnce, cae]`, `train.max_steps=null`.
-- Backbones and rows are addressed by name or by number: `backbones.cae.objective.reconstruction=0.5`.
-- An unknown key, a value of the wrong type, and a value out of range are refused. So is a key that another key leaves
-  without effect, such as `train.cosine_period` with `train.schedule: constant`, unless a preset set it.
-- An `objective` key is for backbones without a value of their own; where some backbone has one, as in `*_thanos` and
+- The value of a key that holds text is everything after the `=`, as typed: `data.dir='/data/set \
+#1'`. `~/` at the start of a
+  path is the home directory. Other values are YAML: `rows.0.backbones=[cnce, cae]`, \
+  `train.max_steps=null`.
+- Backbones and rows are addressed by name or by number: \
+`backbones.cae.objective.reconstruction=0.5`.
+- An unknown key, a value of the wrong type, and a value out of range are refused. So is a key \
+that another key leaves
+  without effect, such as `train.cosine_period` with `train.schedule: constant`, unless a preset \
+  set it.
+- An `objective` key is for backbones without a value of their own; where some backbone has one, \
+as in `*_thanos` and
   `*_table`, the shared key is refused as an override: name the backbone.
 - `extends` is the one key that is only read in files.
 ";
@@ -58,7 +68,8 @@ impl Reference {
 
     /// What a node refers to.
     fn resolved(&self, node: &Value) -> Value {
-        let target = node.get("$ref").and_then(Value::as_str).and_then(|name| name.strip_prefix('#'));
+        let target =
+            node.get("$ref").and_then(Value::as_str).and_then(|name| name.strip_prefix('#'));
         target.and_then(|path| self.schema.pointer(path)).unwrap_or(node).clone()
     }
 
@@ -110,7 +121,13 @@ impl Reference {
             None if key.ends_with(".checkpoint") || key.contains(".objective.") => "null".into(),
             None => "required".into(),
         };
-        Row { key: key.into(), kind: kind(target), default, unit: unit.into(), effect: effect.trim().into() }
+        Row {
+            key: key.into(),
+            kind: kind(target),
+            default,
+            unit: unit.into(),
+            effect: effect.trim().into(),
+        }
     }
 }
 
@@ -170,10 +187,17 @@ fn document(reference: &Reference) -> String {
         if section != Some(row.section()) {
             section = Some(row.section());
             let title = if row.section().is_empty() { "The run" } else { row.section() };
-            _ = write!(text, "\n## {title}\n\n| key | type | default | unit | effect |\n|---|---|---|---|---|\n");
+            _ = write!(
+                text,
+                "\n## {title}\n\n| key | type | default | unit | effect |\n|---|---|---|---|---|\n"
+            );
         }
         let Row { key, kind, default, unit, effect } = row;
-        _ = writeln!(text, "| `{key}` | {kind} | {default} | {unit} | {} |", effect.replace('|', "\\|"));
+        _ = writeln!(
+            text,
+            "| `{key}` | {kind} | {default} | {unit} | {} |",
+            effect.replace('|', "\\|")
+        );
     }
     text
 }
@@ -200,7 +224,11 @@ mod tests {
         let reference = Reference::new();
         for row in &reference.rows {
             assert!(!row.effect.is_empty(), "{}: no doc comment", row.key);
-            assert!(!row.kind.contains("number") || !row.unit.is_empty(), "{}: no `Unit:`", row.key);
+            assert!(
+                !row.kind.contains("number") || !row.unit.is_empty(),
+                "{}: no `Unit:`",
+                row.key
+            );
         }
         // Every value of the defaults is in the table.
         let keys: Vec<&str> = reference.rows.iter().map(|row| row.key.as_str()).collect();

@@ -1,19 +1,22 @@
-//! `RunConfig`: the YAML file as the user wrote it, key by key, with the defaults of the reference recipe.
-//! It must not know what is sensible: rules that span keys are in `plan.rs`.
+//! `RunConfig`: the YAML file as the user wrote it, key by key, with the defaults of the reference
+//! recipe. It must not know what is sensible: rules that span keys are in `plan.rs`.
 
+use crate::checks_config::ChecksConfig;
 use crate::log_config::LogConfig;
 use crate::timeouts::TimeoutsConfig;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
-/// One launch of an experiment. Every key has a default: the CIFAR-10 recipe of the paper's published code.
+/// One launch of an experiment. Every key has a default: the CIFAR-10 recipe of the paper's
+/// published code.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct RunConfig {
     /// Shown in tables and in `results.json`; a preset's own name unless the file says otherwise.
     pub name: String,
-    /// Decides initial weights, the order of samples, every view and every dropout mask. Unit: any integer.
+    /// Decides initial weights, the order of samples, every view and every dropout mask. Unit: any
+    /// integer.
     pub seed: u64,
     /// What is trained on.
     pub data: DataConfig,
@@ -66,11 +69,14 @@ pub struct DataConfig {
     pub kind: DataKind,
     /// Folder of the raw files; `digits` is embedded and needs none.
     pub dir: Option<PathBuf>,
-    /// `image_folder`: images are resized and cut to this size; null: 64. Other data sets have their own. Unit: pixels per side.
+    /// `image_folder`: images are resized and cut to this size; null: 64. Other data sets have
+    /// their own. Unit: pixels per side.
     pub side: Option<usize>,
-    /// `image_folder`: a YAML file of `CLASS: COARSE CLASS` lines; null: coarse classes are the fine ones.
+    /// `image_folder`: a YAML file of `CLASS: COARSE CLASS` lines; null: coarse classes are the
+    /// fine ones.
     pub coarse_map: Option<PathBuf>,
-    /// `image_folder`: the folder of the training images below `data.dir`; null: `train` or another common name.
+    /// `image_folder`: the folder of the training images below `data.dir`; null: `train` or another
+    /// common name.
     pub train_folder: Option<String>,
     /// The same of the test images; null: `test`, `val` or another common name.
     pub test_folder: Option<String>,
@@ -82,11 +88,11 @@ pub struct DataConfig {
     pub drop_last: bool,
     /// On which images the best epoch is selected.
     pub validation: Validation,
-    /// Share of the official training set held out to select the best epoch, with `validation: held_out`.
-    /// Unit: a share between 0 and 1, both excluded.
+    /// Share of the official training set held out to select the best epoch, with
+    /// `validation: held_out`. Unit: a share between 0 and 1, both excluded.
     pub validation_fraction: f64,
-    /// Use at most this many training, validation and test images each, drawn evenly; null: all. For a quick look at new
-    /// data: accuracies on few images are not reliable. Unit: images.
+    /// Use at most this many training, validation and test images each, drawn evenly; null: all.
+    /// For a quick look at new data: accuracies on few images are not reliable. Unit: images.
     pub max_images: Option<u64>,
 }
 
@@ -138,7 +144,8 @@ pub enum DataKind {
 pub enum OnBadImage {
     /// Report it and exit.
     Fail,
-    /// Skip it, and report how many were skipped: the same on all workers, since they read the same pack.
+    /// Skip it, and report how many were skipped: the same on all workers, since they read the same
+    /// pack.
     Skip,
 }
 
@@ -148,11 +155,13 @@ pub enum OnBadImage {
 pub enum Validation {
     /// A part of the official training set, which is not trained on.
     HeldOut,
-    /// The test images, as the reference does for TinyImageNet: what is selected on them is also reported on them.
+    /// The test images, as the reference does for TinyImageNet: what is selected on them is also
+    /// reported on them.
     Test,
 }
 
-/// Training augmentation, in the order of the fields; probabilities in [0, 1], strengths as torchvision's.
+/// Training augmentation, in the order of the fields; probabilities in [0, 1], strengths as
+/// torchvision's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
@@ -165,12 +174,13 @@ pub struct ViewsConfig {
     pub crop_ratio: [f64; 2],
     /// Probability that the colour jitter is applied at all. Unit: a probability.
     pub jitter: f64,
-    /// Strength of the brightness jitter: a factor in [1 - x, 1 + x]. Unit: a relative change, 0 to 1.
+    /// Strength of the brightness jitter: a factor in [1 - x, 1 + x]. Unit: a relative change, 0 to
+    /// 1.
     pub brightness: f64,
     /// Strength of the contrast jitter. Unit: a relative change, 0 to 1.
     pub contrast: f64,
-    /// Strength of the saturation jitter. Without effect on one-channel images, like hue and grayscale.
-    /// Unit: a relative change, 0 to 1.
+    /// Strength of the saturation jitter. Without effect on one-channel images, like hue and
+    /// grayscale. Unit: a relative change, 0 to 1.
     pub saturation: f64,
     /// Strength of the hue jitter, at most 0.5. Unit: turns of the colour wheel.
     pub hue: f64,
@@ -202,8 +212,8 @@ pub struct ModelConfig {
     pub encoder: EncoderConfig,
     /// Precision of all computation.
     pub precision: Precision,
-    /// ViT: dropout of the blocks, and the greatest stochastic depth. 0 turns every kind of dropout off.
-    /// Unit: a probability, at most 0.9.
+    /// ViT: dropout of the blocks, and the greatest stochastic depth. 0 turns every kind of dropout
+    /// off. Unit: a probability, at most 0.9.
     pub dropout: f64,
     /// ViT: dropout after the patch embedding. Unit: a probability, at most 0.9.
     pub embedding_dropout: f64,
@@ -232,11 +242,12 @@ impl Default for ModelConfig {
 pub enum Precision {
     /// On GPUs without TensorFloat-32, so that results agree with those of the CPU.
     Float32,
-    /// float32 whose products and convolutions use TensorFloat-32 (10 bits of mantissa) on GPUs that have it; on the CPU
-    /// the same as float32.
+    /// float32 whose products and convolutions use TensorFloat-32 (10 bits of mantissa) on GPUs
+    /// that have it; on the CPU the same as float32.
     Tf32,
-    /// Matrix products, convolutions and attention of factors rounded to bfloat16 (8 bits of mantissa). Weights, the optimiser,
-    /// norms, losses and sums over ranks stay float32. Faster on GPUs and on CPUs with AMX or AVX512-BF16; slower on others.
+    /// Matrix products, convolutions and attention of factors rounded to bfloat16 (8 bits of
+    /// mantissa). Weights, the optimiser, norms, losses and sums over ranks stay float32. Faster on
+    /// GPUs and on CPUs with AMX or AVX512-BF16; slower on others.
     Bfloat16,
     /// For verification, not for speed.
     Float64,
@@ -285,7 +296,8 @@ pub enum Stem {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct DecoderConfig {
-    /// Channels of the first stage, a multiple of 8; the next ones have a half, a quarter and an eighth. Unit: channels.
+    /// Channels of the first stage, a multiple of 8; the next ones have a half, a quarter and an
+    /// eighth. Unit: channels.
     pub width: usize,
 }
 
@@ -314,7 +326,8 @@ pub struct ObjectiveConfig {
     pub temperature: f64,
     /// Similarity of two embeddings.
     pub similarity: Similarity,
-    /// Positive logits are clamped at this value in the numerator; null: never. Unit: a similarity over the temperature.
+    /// Positive logits are clamped at this value in the numerator; null: never. Unit: a similarity
+    /// over the temperature.
     pub clamp_positive_logits: Option<f64>,
     /// Each positive competes with the other positives as well as with the negatives.
     pub positives_in_denominator: bool,
@@ -377,11 +390,13 @@ pub struct ObjectivePatch {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {
-    /// Length of a backbone's training. The paper trains a ViT for 600, a ResNet for 200. Unit: epochs.
+    /// Length of a backbone's training. The paper trains a ViT for 600, a ResNet for 200. Unit:
+    /// epochs.
     pub epochs: u64,
     /// Global batch of a step, over all workers; each image gives two views. Unit: images.
     pub batch_size: u64,
-    /// End a backbone's training after this many steps, whatever `epochs` is; null: by `epochs` alone. Unit: steps.
+    /// End a backbone's training after this many steps, whatever `epochs` is; null: by `epochs`
+    /// alone. Unit: steps.
     pub max_steps: Option<u64>,
     /// Learning rate of AdamW at its highest. Unit: none.
     pub learning_rate: f64,
@@ -389,10 +404,11 @@ pub struct TrainConfig {
     pub weight_decay: f64,
     /// How the learning rate changes from epoch to epoch.
     pub schedule: Schedule,
-    /// `schedule: cosine`: length of half a cosine; null: all of `epochs`. Shorter than `epochs`, the rate rises again (the
-    /// reference). Unit: epochs.
+    /// `schedule: cosine`: length of half a cosine; null: all of `epochs`. Shorter than `epochs`,
+    /// the rate rises again (the reference). Unit: epochs.
     pub cosine_period: Option<u64>,
-    /// Interval of evaluations on the validation images; the last epoch is always evaluated. Unit: epochs.
+    /// Interval of evaluations on the validation images; the last epoch is always evaluated. Unit:
+    /// epochs.
     pub evaluate_every: u64,
     /// Which evaluated epoch's weights a backbone keeps as its result.
     pub select: Select,
@@ -414,13 +430,15 @@ impl Default for TrainConfig {
     }
 }
 
-/// Which evaluated epoch's weights are the result of a stage: `best.safetensors`, and what transfers use.
+/// Which evaluated epoch's weights are the result of a stage: `best.safetensors`, and what
+/// transfers use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Select {
-    /// The first with the highest validation accuracy: of the coarse head, or, without a trained coarse head
-    /// (`objective.cross_entropy: 0`), of the nearest neighbours' coarse labels; of a probe's own head.
+    /// The first with the highest validation accuracy: of the coarse head, or, without a trained
+    /// coarse head (`objective.cross_entropy: 0`), of the nearest neighbours' coarse labels; of a
+    /// probe's own head.
     Best,
     /// The last one.
     Last,
@@ -452,7 +470,8 @@ pub struct BackboneConfig {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct TransferConfig {
-    /// Length of a probe's training, over which its learning rate falls in half a cosine. Unit: epochs.
+    /// Length of a probe's training, over which its learning rate falls in half a cosine. Unit:
+    /// epochs.
     pub epochs: u64,
     /// Global batch of a step, over all workers. Unit: images.
     pub batch_size: u64,
@@ -460,11 +479,13 @@ pub struct TransferConfig {
     pub learning_rate: f64,
     /// Decoupled weight decay of AdamW. Unit: none.
     pub weight_decay: f64,
-    /// End a probe's training after this many steps, whatever `epochs` is; null: by `epochs` alone. Unit: steps.
+    /// End a probe's training after this many steps, whatever `epochs` is; null: by `epochs` alone.
+    /// Unit: steps.
     pub max_steps: Option<u64>,
     /// What the probe is trained on.
     pub features: Features,
-    /// With `features: augmented`: whether the frozen encoders keep dropout and moving batch statistics.
+    /// With `features: augmented`: whether the frozen encoders keep dropout and moving batch
+    /// statistics.
     pub frozen_mode: FrozenMode,
     /// Which epoch's weights a probe keeps as its result.
     pub select: Select,
@@ -491,7 +512,8 @@ impl Default for TransferConfig {
 pub enum Features {
     /// One augmented view per image and step through the frozen encoders (the reference's way).
     Augmented,
-    /// Each image once through the frozen encoders, without augmentation; standardised, kept in memory.
+    /// Each image once through the frozen encoders, without augmentation; standardised, kept in
+    /// memory.
     Cached,
 }
 
@@ -519,8 +541,9 @@ pub struct RowConfig {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct CheckpointConfig {
-    /// Interval of a stage's checkpoints, from the start of one to that of the next; null: no limit. None starts
-    /// while another one is being written. The end of a stage and a stop are always saved. Unit: seconds.
+    /// Interval of a stage's checkpoints, from the start of one to that of the next; null: no
+    /// limit. None starts while another one is being written. The end of a stage and a stop are
+    /// always saved. Unit: seconds.
     pub every_seconds: Option<f64>,
     /// The same in steps; null: any number. Unit: steps.
     pub every_steps: Option<u64>,
@@ -532,43 +555,4 @@ impl Default for CheckpointConfig {
     fn default() -> Self {
         Self { every_seconds: Some(60.0), every_steps: None, keep_last: 2 }
     }
-}
-
-/// Checks while a stage trains, and what to do when one fails; all ranks decide alike.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(deny_unknown_fields, default)]
-pub struct ChecksConfig {
-    /// What to do at a non-finite loss or gradient, which is detected before the update.
-    pub on_non_finite: OnNonFinite,
-    /// Interval of comparisons of the ranks' weights and optimiser state, bit by bit; null: never. Unit: steps.
-    pub compare_ranks_every: Option<u64>,
-    /// What to do when a comparison finds ranks that differ from the others.
-    pub on_divergence: OnDivergence,
-}
-
-impl Default for ChecksConfig {
-    fn default() -> Self {
-        Self { on_non_finite: OnNonFinite::Stop, compare_ranks_every: Some(100), on_divergence: OnDivergence::Stop }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(rename_all = "snake_case")]
-pub enum OnNonFinite {
-    /// Report the step, the rank and the tensor, and end the run.
-    Stop,
-    /// Report them, skip the update, and continue; ten in a row end the run.
-    Skip,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(rename_all = "snake_case")]
-pub enum OnDivergence {
-    /// Report the ranks and the first tensor, and end the run: steps since the last comparison are suspect.
-    Stop,
-    /// Report them, give these ranks the state of the majority, and continue.
-    Repair,
 }

@@ -1,5 +1,6 @@
-//! Which sample goes where: the split, the order of an epoch, a rank's slice of a batch, a view's key.
-//! Every answer is a function of its arguments alone, so that no worker count and no restart can change it.
+//! Which sample goes where: the split, the order of an epoch, a rank's slice of a batch, a view's
+//! key. Every answer is a function of its arguments alone, so that no worker count and no restart
+//! can change it.
 
 use crate::digest::hex;
 use rand_mt::Mt;
@@ -17,8 +18,8 @@ pub struct Split {
 }
 
 /// Splits `len` images by `torch.randperm(len)` of a CPU generator seeded with 42: the first
-/// `floor(len * (1 - validation_fraction))` are for training, the others for validation; of two images or more
-/// either part has one at least.
+/// `floor(len * (1 - validation_fraction))` are for training, the others for validation; of two
+/// images or more either part has one at least.
 pub fn split_train_validation(len: u64, validation_fraction: f64) -> Split {
     let train = (len as f64 * (1.0 - validation_fraction)).floor() as u64;
     let train = if len < 2 { len } else { train.clamp(1, len - 1) };
@@ -27,7 +28,8 @@ pub fn split_train_validation(len: u64, validation_fraction: f64) -> Split {
     Split { train: order, validation }
 }
 
-/// Of `ids`, in their order, the first `max[class]` of each class; `fine[id]` is the class of an id.
+/// Of `ids`, in their order, the first `max[class]` of each class; `fine[id]` is the class of an
+/// id.
 ///
 /// Where the ids are a drawn permutation, this draws from each class without replacement.
 pub(crate) fn first_of_each_class(ids: &[u64], fine: &[i64], max: &[usize]) -> Vec<u64> {
@@ -46,7 +48,8 @@ pub(crate) fn permutation(len: u64) -> Vec<u64> {
     torch_randperm(len, SPLIT_SEED)
 }
 
-/// torch's CPU `randperm` for fewer than 2^32 / 20 elements (ATen/native/TensorFactories.cpp, `randperm_cpu`).
+/// torch's CPU `randperm` for fewer than 2^32 / 20 elements (ATen/native/TensorFactories.cpp,
+/// `randperm_cpu`).
 fn torch_randperm(len: u64, seed: u32) -> Vec<u64> {
     let mut generator = Mt::new(seed);
     let mut order: Vec<u64> = (0..len).collect();
@@ -112,8 +115,12 @@ impl Position {
     }
 }
 
-/// The steps of `range` of a stage: where each is, and its global batch, as sample ids. `order` makes that of an epoch.
-pub fn stage_steps(range: Range<u64>, order: impl Fn(u64) -> EpochOrder) -> impl Iterator<Item = (Position, Vec<u64>)> {
+/// The steps of `range` of a stage: where each is, and its global batch, as sample ids. `order`
+/// makes that of an epoch.
+pub fn stage_steps(
+    range: Range<u64>,
+    order: impl Fn(u64) -> EpochOrder,
+) -> impl Iterator<Item = (Position, Vec<u64>)> {
     let mut current = order(0);
     let (mut epoch, steps_per_epoch) = (0, current.steps());
     range.map(move |step| {
@@ -125,14 +132,16 @@ pub fn stage_steps(range: Range<u64>, order: impl Fn(u64) -> EpochOrder) -> impl
     })
 }
 
-/// The contiguous slice of a global batch of `len` that a rank holds; slices differ by at most one in length.
+/// The contiguous slice of a global batch of `len` that a rank holds; slices differ by at most one
+/// in length.
 ///
 /// The slices of all ranks, in rank order, are the batch.
 pub fn rank_slice(len: usize, rank: usize, world_size: usize) -> Range<usize> {
     len * rank / world_size..len * (rank + 1) / world_size
 }
 
-/// The ledger's digest of a step: SHA-256 over the sorted sample ids as little-endian u64, in hexadecimal.
+/// The ledger's digest of a step: SHA-256 over the sorted sample ids as little-endian u64, in
+/// hexadecimal.
 pub fn samples_sha256(samples: &[u64]) -> String {
     let mut sorted = samples.to_vec();
     sorted.sort_unstable();
@@ -159,8 +168,8 @@ pub fn init_key(seed: u64, stage: u64) -> u64 {
     mix(mix(seed ^ 0x696e_6974_0000) ^ stage)
 }
 
-/// The key of what the model draws in one step: its dropout masks are functions of this, of the sample and of the view,
-/// so that neither a repeated step nor the number of workers changes them.
+/// The key of what the model draws in one step: its dropout masks are functions of this, of the
+/// sample and of the view, so that neither a repeated step nor the number of workers changes them.
 pub fn step_key(seed: u64, stage: u64, step: u64) -> u64 {
     mix(mix(mix(seed ^ 0x7374_6570_0000) ^ stage) ^ step)
 }
@@ -222,7 +231,8 @@ mod tests {
         sorted(samples) == sorted(of)
     }
 
-    /// `splits.json`: `n = int(0.9 * len)` and the rest of `torch.randperm(len, generator=manual_seed(42))`.
+    /// `splits.json`: `n = int(0.9 * len)` and the rest of
+    /// `torch.randperm(len, generator=manual_seed(42))`.
     #[test]
     fn the_split_is_the_references() {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/parity/splits.json");
@@ -234,10 +244,15 @@ mod tests {
             let split = split_train_validation(len.parse().expect("a length"), 0.1);
             for (name, part) in [("train", &split.train), ("val", &split.validation)] {
                 assert_eq!(expected[format!("{name}_len")], part.len(), "{len} {name}");
-                assert_eq!(expected[format!("{name}_first")], Value::from(&part[..8]), "{len} {name}");
+                assert_eq!(
+                    expected[format!("{name}_first")],
+                    Value::from(&part[..8]),
+                    "{len} {name}"
+                );
                 let mut hash = Sha256::new();
                 part.iter().for_each(|sample| hash.update(sample.to_le_bytes()));
-                let hash: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+                let hash: String =
+                    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
                 assert_eq!(expected[format!("{name}_sha256_le_u64")], hash, "{len} {name}");
             }
         }
@@ -247,7 +262,11 @@ mod tests {
     fn a_split_leaves_neither_part_empty() {
         let check = |len: u64, share: f64, train: usize| {
             let split = split_train_validation(len, share);
-            assert_eq!((split.train.len(), split.validation.len()), (train, len as usize - train), "{len} {share}");
+            assert_eq!(
+                (split.train.len(), split.validation.len()),
+                (train, len as usize - train),
+                "{len} {share}"
+            );
             let both: Vec<u64> = split.train.iter().chain(&split.validation).copied().collect();
             assert!(is_permutation(&both, &(0..len).collect::<Vec<_>>()));
         };
@@ -269,7 +288,9 @@ mod tests {
     fn an_epoch_visits_every_sample_once_in_an_order_of_its_own() {
         let samples: Vec<u64> = (0..101).map(|index| index * 3).collect();
         let order = |seed, epoch, drop_last| EpochOrder::new(&samples, seed, epoch, 8, drop_last);
-        let visited = |order: &EpochOrder| (0..order.steps()).flat_map(|step| order.batch(step).to_vec()).collect();
+        let visited = |order: &EpochOrder| {
+            (0..order.steps()).flat_map(|step| order.batch(step).to_vec()).collect()
+        };
         let first: Vec<u64> = visited(&order(1, 0, false));
         assert!(is_permutation(&first, &samples));
         assert_eq!(first, visited(&order(1, 0, false)));
@@ -289,11 +310,15 @@ mod tests {
     fn slices_of_all_ranks_are_the_batch() {
         for len in [0, 1, 5, 7, 128, 129] {
             for world_size in 1..=9 {
-                let slices: Vec<_> = (0..world_size).map(|rank| rank_slice(len, rank, world_size)).collect();
+                let slices: Vec<_> =
+                    (0..world_size).map(|rank| rank_slice(len, rank, world_size)).collect();
                 let together: Vec<usize> = slices.iter().cloned().flatten().collect();
                 assert_eq!(together, (0..len).collect::<Vec<_>>(), "{len} over {world_size}");
                 let lengths = slices.iter().map(Range::len);
-                assert!(lengths.clone().max() <= lengths.min().map(|min| min + 1), "{len} over {world_size}");
+                assert!(
+                    lengths.clone().max() <= lengths.min().map(|min| min + 1),
+                    "{len} over {world_size}"
+                );
             }
         }
     }
@@ -354,12 +379,16 @@ mod tests {
         assert_ne!(stage_key("cnce"), stage_key("cae"));
     }
 
-    /// First outputs for seed 1234567 as published with the generator (rosettacode.org/wiki/Pseudo-random_numbers/Splitmix64).
+    /// First outputs for seed 1234567 as published with the generator
+    /// (rosettacode.org/wiki/Pseudo-random_numbers/Splitmix64).
     #[test]
     fn the_stream_is_splitmix64() {
         let mut stream = SplitMix64::new(1_234_567);
         let first: Vec<u64> = (0..3).map(|_| stream.next_u64()).collect();
-        assert_eq!(first, [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423]);
+        assert_eq!(
+            first,
+            [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423]
+        );
         for bound in [1, 2, 7, u64::MAX] {
             assert!((0..100).all(|_| stream.below(bound) < bound));
         }

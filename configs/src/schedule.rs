@@ -2,8 +2,8 @@
 
 use crate::run_config::{Schedule, TrainConfig};
 
-/// The learning rate of `epoch` (from 0): constant, or `lr (1 + cos(pi epoch / period)) / 2`, which rises again
-/// after its period as `torch.optim.lr_scheduler.CosineAnnealingLR` does.
+/// The learning rate of `epoch` (from 0): constant, or `lr (1 + cos(pi epoch / period)) / 2`, which
+/// rises again after its period as `torch.optim.lr_scheduler.CosineAnnealingLR` does.
 pub fn learning_rate(train: &TrainConfig, epoch: u64) -> f64 {
     match train.schedule {
         Schedule::Constant => train.learning_rate,
@@ -22,8 +22,12 @@ mod tests {
     #[test]
     fn a_cosine_falls_over_its_period_and_rises_after_it() {
         let check = |period: Option<u64>, epoch: u64, expected: f64| {
-            let train =
-                TrainConfig { learning_rate: 1.0, epochs: 400, cosine_period: period, ..TrainConfig::default() };
+            let train = TrainConfig {
+                learning_rate: 1.0,
+                epochs: 400,
+                cosine_period: period,
+                ..TrainConfig::default()
+            };
             assert!((learning_rate(&train, epoch) - expected).abs() < 1e-12, "{period:?} {epoch}");
         };
         check(Some(100), 0, 1.0);

@@ -1,5 +1,6 @@
-//! By which validation accuracy the best epoch of a stage is selected. It is always one of something that the stage
-//! trains, and it never uses the fine labels of a backbone's images: backbones are trained on coarse labels alone.
+//! By which validation accuracy the best epoch of a stage is selected. It is always one of
+//! something that the stage trains, and it never uses the fine labels of a backbone's images:
+//! backbones are trained on coarse labels alone.
 
 use crate::plan::{Objective, StagePlan};
 use crate::run_config::Select;
@@ -55,8 +56,13 @@ mod tests {
         let check = |overrides: &[&str], expected: [&str; 2]| {
             let overrides: Vec<String> = overrides.iter().map(|&text| text.into()).collect();
             let plan = Plan::from_preset("digits_supcon", &overrides).expect("valid");
-            let selected = |stage| ValidationMeasure::of(stage).selected_by(plan.training(stage).select);
-            assert_eq!(plan.stages().iter().map(selected).collect::<Vec<_>>(), expected, "{overrides:?}");
+            let selected =
+                |stage| ValidationMeasure::of(stage).selected_by(plan.training(stage).select);
+            assert_eq!(
+                plan.stages().iter().map(selected).collect::<Vec<_>>(),
+                expected,
+                "{overrides:?}"
+            );
         };
         check(&[], ["coarse_head", "fine_head"]);
         check(&["objective.cross_entropy=0"], ["coarse_knn", "fine_head"]);

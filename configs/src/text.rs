@@ -1,5 +1,5 @@
-//! Overrides of keys that hold text (names, paths): their value is the word as typed, not YAML. `#` starts no comment in
-//! it, and a name may look like a number.
+//! Overrides of keys that hold text (names, paths): their value is the word as typed, not YAML. `#`
+//! starts no comment in it, and a name may look like a number.
 
 use crate::typed::{TextKey, text_key};
 use crate::yaml;
@@ -7,7 +7,8 @@ use serde_json::Value;
 
 /// The value of an override at `path`, if the key there holds text: all that follows the `=`.
 ///
-/// A word in quotes stands for what is in them, as in a file; `null`, or nothing, clears a key that may be null.
+/// A word in quotes stands for what is in them, as in a file; `null`, or nothing, clears a key that
+/// may be null.
 pub(crate) fn text_value(path: &[String], word: &str) -> Option<Value> {
     let key = text_key(path)?;
     if key == TextKey::Optional && (word.is_empty() || word == "null") {
@@ -32,7 +33,8 @@ mod tests {
 
     fn load(overrides: &[&str]) -> crate::RunConfig {
         let overrides: Vec<String> = overrides.iter().map(|&text| text.to_owned()).collect();
-        load_preset("mnist_thanos", &overrides).unwrap_or_else(|error| panic!("{overrides:?}: {error}"))
+        load_preset("mnist_thanos", &overrides)
+            .unwrap_or_else(|error| panic!("{overrides:?}: {error}"))
     }
 
     #[test]
@@ -62,7 +64,8 @@ mod tests {
             "é\u{301}",
             "a\nb",
         ] {
-            let config = load(&[&format!("data.dir={word}"), &format!("backbones.0.checkpoint={word}")]);
+            let config =
+                load(&[&format!("data.dir={word}"), &format!("backbones.0.checkpoint={word}")]);
             assert_eq!(config.data.dir.as_deref(), Some(Path::new(word)));
             assert_eq!(config.backbones[0].checkpoint.as_deref(), Some(Path::new(word)));
             assert_eq!(load(&[&format!("name={word}")]).name, word);
@@ -83,8 +86,11 @@ mod tests {
 
     #[test]
     fn other_keys_are_yaml() {
-        let config =
-            load(&["train.epochs=3 # a comment", "data={dir: '/a #1', drop_last: true}", "rows.0.backbones=[cae]"]);
+        let config = load(&[
+            "train.epochs=3 # a comment",
+            "data={dir: '/a #1', drop_last: true}",
+            "rows.0.backbones=[cae]",
+        ]);
         assert_eq!((config.train.epochs, config.data.drop_last), (3, true));
         assert_eq!(config.data.dir.as_deref(), Some(Path::new("/a #1")));
         assert_eq!(config.rows[0].backbones, ["cae"]);

@@ -1,5 +1,5 @@
-//! A plain value to a `RunConfig`, with every mistake at once: read, note the first mistake, put something valid in
-//! its place, read again. It must not know where the value came from.
+//! A plain value to a `RunConfig`, with every mistake at once: read, note the first mistake, put
+//! something valid in its place, read again. It must not know where the value came from.
 
 use crate::error::{Mistake, nearest};
 use crate::overlays::{CHOICE, EXTENDS};
@@ -35,7 +35,10 @@ pub(crate) fn typed(value: Value) -> Result<RunConfig, Vec<Mistake>> {
         }
         fill(&mut value, &pattern, &path);
     }
-    Err(mistakes.into_iter().map(|(path, message)| Mistake { line: None, key: path.join("."), message }).collect())
+    Err(mistakes
+        .into_iter()
+        .map(|(path, message)| Mistake { line: None, key: path.join("."), message })
+        .collect())
 }
 
 /// What a configuration looks like: the defaults, and one item in each list of maps.
@@ -59,11 +62,14 @@ pub(crate) enum TextKey {
 /// Whether the key at `path` holds any text: it is read with a text there, and not with a number.
 pub(crate) fn text_key(path: &[String]) -> Option<TextKey> {
     let rows = vec![RowConfig { backbones: vec![String::new()], ..RowConfig::default() }];
-    let config = RunConfig { backbones: vec![BackboneConfig::default()], rows, ..RunConfig::default() };
+    let config =
+        RunConfig { backbones: vec![BackboneConfig::default()], rows, ..RunConfig::default() };
     let pattern = serde_json::to_value(config).expect("a RunConfig holds only what JSON can");
     // The items of a list are alike.
-    let path: Vec<String> =
-        path.iter().map(|part| part.parse::<usize>().map_or(part.clone(), |_| "0".into())).collect();
+    let path: Vec<String> = path
+        .iter()
+        .map(|part| part.parse::<usize>().map_or(part.clone(), |_| "0".into()))
+        .collect();
     let reads = |value: Value| {
         let mut probed = pattern.clone();
         get_mut(&mut probed, &path).map(|place| *place = value).is_some() && read(&probed).is_ok()
@@ -74,9 +80,14 @@ pub(crate) fn text_key(path: &[String]) -> Option<TextKey> {
     Some(if reads(Value::Null) { TextKey::Optional } else { TextKey::Required })
 }
 
-/// Notes and fills every place that is not a map where the pattern has one: serde would also read a list of the
-/// fields' values there.
-fn require_maps(path: &mut Vec<String>, value: &mut Value, pattern: &Value, mistakes: &mut Vec<(Vec<String>, String)>) {
+/// Notes and fills every place that is not a map where the pattern has one: serde would also read a
+/// list of the fields' values there.
+fn require_maps(
+    path: &mut Vec<String>,
+    value: &mut Value,
+    pattern: &Value,
+    mistakes: &mut Vec<(Vec<String>, String)>,
+) {
     match (value, pattern) {
         (Value::Object(entries), Value::Object(patterns)) => {
             for (key, pattern) in patterns {
@@ -116,7 +127,8 @@ fn read(value: &Value) -> Result<RunConfig, (Vec<String>, String)> {
     })
 }
 
-/// Puts something valid at a path: the pattern's value, else nothing; where neither helps, at what holds it.
+/// Puts something valid at a path: the pattern's value, else nothing; where neither helps, at what
+/// holds it.
 fn fill(value: &mut Value, pattern: &Value, path: &[String]) {
     for depth in (0..=path.len()).rev() {
         let path = &path[..depth];
@@ -138,8 +150,12 @@ fn clear(parent: &mut Value, last: &str) -> bool {
     match parent {
         Value::Object(entries) => entries.shift_remove(last).is_some(),
         Value::Array(items) => {
-            // Removing an item would renumber the ones after it. Items that are in no pattern are strings.
-            let Some(item) = last.parse::<usize>().ok().and_then(|index| items.get_mut(index)) else { return false };
+            // Removing an item would renumber the ones after it. Items that are in no pattern are
+            // strings.
+            let Some(item) = last.parse::<usize>().ok().and_then(|index| items.get_mut(index))
+            else {
+                return false;
+            };
             let empty = Value::String(String::new());
             let done = *item != empty;
             *item = empty;
@@ -175,7 +191,12 @@ fn get_mut<'a>(value: &'a mut Value, path: &[String]) -> Option<&'a mut Value> {
 }
 
 /// serde's words about a path in ours, and the path of the key that they are about.
-fn describe(value: &Value, pattern: &Value, path: Vec<String>, message: &str) -> (Vec<String>, String) {
+fn describe(
+    value: &Value,
+    pattern: &Value,
+    path: Vec<String>,
+    message: &str,
+) -> (Vec<String>, String) {
     let quoted = quoted(message);
     let (word, known) = quoted.split_first().map_or(("", &[][..]), |(word, known)| (*word, known));
     let with_word = || match path.last() {
@@ -184,7 +205,8 @@ fn describe(value: &Value, pattern: &Value, path: Vec<String>, message: &str) ->
     };
     if message.starts_with("unknown field") {
         let path = with_word();
-        let known: Vec<&str> = known.iter().copied().chain((path.len() == 1).then_some(EXTENDS)).collect();
+        let known: Vec<&str> =
+            known.iter().copied().chain((path.len() == 1).then_some(EXTENDS)).collect();
         return (path, unknown_key(word, &known, pattern));
     }
     if message.starts_with("missing field") {
@@ -194,7 +216,8 @@ fn describe(value: &Value, pattern: &Value, path: Vec<String>, message: &str) ->
         return (path, unknown_choice(word, known));
     }
     // Of `encoder: vit` serde says that `vit` within `encoder` is wrong.
-    let there = (0..=path.len()).rev().map(|depth| &path[..depth]).find(|path| get(value, path).is_some());
+    let there =
+        (0..=path.len()).rev().map(|depth| &path[..depth]).find(|path| get(value, path).is_some());
     let path = there.unwrap_or_default().to_vec();
     let expected = message.rsplit_once("expected ").map_or(message, |(_, expected)| expected);
     let expected = plain_words(expected).unwrap_or_else(|| choices(value, &path));
@@ -204,15 +227,20 @@ fn describe(value: &Value, pattern: &Value, path: Vec<String>, message: &str) ->
     let is_plain = matches!(found, Some(Value::Number(_) | Value::Bool(_)));
     let hint = match path.last() {
         Some(last) if expected == "a string" && is_plain => {
-            let key = if last.parse::<usize>().is_ok() { String::new() } else { format!("{}: ", last) };
-            format!("; quote it: `{key}'{got}'` in a file, \"{}='{got}'\" on a command line", path.join("."))
+            let key =
+                if last.parse::<usize>().is_ok() { String::new() } else { format!("{}: ", last) };
+            format!(
+                "; quote it: `{key}'{got}'` in a file, \"{}='{got}'\" on a command line",
+                path.join(".")
+            )
         }
         _ => String::new(),
     };
     (path, format!("expected {expected}, got {got}{hint}"))
 }
 
-/// What may stand at a path where serde wants a choice: serde lists the choices when it gets a wrong one.
+/// What may stand at a path where serde wants a choice: serde lists the choices when it gets a
+/// wrong one.
 fn choices(value: &Value, path: &[String]) -> String {
     let mut probed = value.clone();
     if let Some(place) = get_mut(&mut probed, path) {
@@ -243,10 +271,14 @@ fn unknown_choice(word: &str, known: &[&str]) -> String {
     format!("expected one of {}, got `{word}`{meant}", known.join(", "))
 }
 
-/// Full names of the keys called `key` one level down: the likely meaning of a key in the wrong section.
+/// Full names of the keys called `key` one level down: the likely meaning of a key in the wrong
+/// section.
 fn sections_with(pattern: &Value, key: &str) -> Vec<String> {
     let sections = pattern.as_object().into_iter().flatten();
-    sections.filter(|(_, keys)| keys.get(key).is_some()).map(|(section, _)| format!("{section}.{key}")).collect()
+    sections
+        .filter(|(_, keys)| keys.get(key).is_some())
+        .map(|(section, _)| format!("{section}.{key}"))
+        .collect()
 }
 
 /// The words between backticks.
@@ -282,10 +314,12 @@ fn show(value: &Value) -> String {
             format!("a string of {} bytes, `{start}...`", text.len())
         }
         Value::Array(items) => format!("a list of {}", items.len()),
-        Value::Object(entries) => match entries.keys().map(String::as_str).take(5).collect::<Vec<_>>() {
-            keys if keys.is_empty() => "an empty map".into(),
-            keys => format!("a map with {}", keys.join(", ")),
-        },
+        Value::Object(entries) => {
+            match entries.keys().map(String::as_str).take(5).collect::<Vec<_>>() {
+                keys if keys.is_empty() => "an empty map".into(),
+                keys => format!("a map with {}", keys.join(", ")),
+            }
+        }
     }
 }
 
@@ -299,7 +333,9 @@ mod tests {
         let mistakes = typed(value.clone()).map_or_else(|mistakes| mistakes, |_| Vec::new());
         assert_eq!(mistakes.len(), expected.len(), "{value}: {mistakes:#?}");
         for (key, part) in expected {
-            let found = mistakes.iter().any(|mistake| mistake.key == *key && mistake.message.contains(part));
+            let found = mistakes
+                .iter()
+                .any(|mistake| mistake.key == *key && mistake.message.contains(part));
             assert!(found, "{value}: no `{key}: ..{part}..` in {mistakes:#?}");
         }
     }
@@ -307,14 +343,23 @@ mod tests {
     #[test]
     fn what_is_right_has_no_mistakes() {
         check(json!({}), &[]);
-        check(json!({"train": {"learning_rate": 1, "cosine_period": null}, "views": {"crop_scale": [0.5, 1]}}), &[]);
-        check(json!({"model": {"encoder": {"resnet18": {"stem": "cifar"}}}, "rows": [], "data": {"dir": "/x"}}), &[]);
+        check(
+            json!({"train": {"learning_rate": 1, "cosine_period": null},
+            "views": {"crop_scale": [0.5, 1]}}),
+            &[],
+        );
+        check(
+            json!({"model": {"encoder": {"resnet18": {"stem": "cifar"}}}, "rows": [],
+            "data": {"dir": "/x"}}),
+            &[],
+        );
     }
 
     #[test]
     fn every_mistake_is_found_at_once() {
         check(
-            json!({"trian": {}, "epochs": 3, "seed": -5, "name": 5, "train": {"epochs": "x", "batch_size": 1.5,
+            json!({"trian": {}, "epochs": 3, "seed": -5, "name": 5, "train": {"epochs": "x",
+            "batch_size": 1.5,
                 "learning_rate": true, "schedule": "cosin", "max_steps": []}}),
             &[
                 ("trian", "unknown key; did you mean `train`?"),
@@ -324,7 +369,10 @@ mod tests {
                 ("train.epochs", "expected a non-negative integer, got the string `x`"),
                 ("train.batch_size", "got 1.5"),
                 ("train.learning_rate", "expected a number, got true"),
-                ("train.schedule", "expected one of cosine, constant, got `cosin`; did you mean `cosine`?"),
+                (
+                    "train.schedule",
+                    "expected one of cosine, constant, got `cosin`; did you mean `cosine`?",
+                ),
                 ("train.max_steps", "got a list of 0"),
             ],
         );
@@ -347,13 +395,22 @@ mod tests {
     #[test]
     fn lists_maps_and_choices_say_what_belongs_there() {
         let encoders = "expected one of vit, resnet18, resnet50 as its only key";
-        for encoder in [json!({}), json!("vit"), json!(3), json!(null), json!({"resnet18": {}, "vit": {}})] {
+        for encoder in
+            [json!({}), json!("vit"), json!(3), json!(null), json!({"resnet18": {}, "vit": {}})]
+        {
             check(json!({"model": {"encoder": encoder}}), &[("model.encoder", encoders)]);
         }
-        check(json!({"model": {"encoder": {"vitt": 3}}}), &[("model.encoder", "did you mean `vit`?")]);
-        check(json!({"model": {"encoder": {"vit": 3}}}), &[("model.encoder.vit", "expected a map of keys, got 3")]);
         check(
-            json!({"model": {"encoder": {"vit": {"patch": "x", "widht": 3, "depth": 1, "heads": 1}}}}),
+            json!({"model": {"encoder": {"vitt": 3}}}),
+            &[("model.encoder", "did you mean `vit`?")],
+        );
+        check(
+            json!({"model": {"encoder": {"vit": 3}}}),
+            &[("model.encoder.vit", "expected a map of keys, got 3")],
+        );
+        check(
+            json!({"model": {"encoder": {"vit": {"patch": "x", "widht": 3, "depth": 1,
+            "heads": 1}}}}),
             &[
                 ("model.encoder.vit.patch", "got the string `x`"),
                 ("model.encoder.vit.widht", "did you mean `width`?"),
@@ -365,7 +422,8 @@ mod tests {
             &[("model.encoder.resnet18.stem", "expected one of imagenet, cifar, got 3")],
         );
         check(
-            json!({"views": {"crop_scale": [1, 2, 3], "crop_ratio": [1, "x"]}, "data": null, "train": [1]}),
+            json!({"views": {"crop_scale": [1, 2, 3], "crop_ratio": [1, "x"]}, "data": null,
+            "train": [1]}),
             &[
                 ("views.crop_scale", "expected a list of two numbers, got a list of 3"),
                 ("views.crop_ratio.1", "expected a number"),

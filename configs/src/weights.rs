@@ -1,12 +1,12 @@
-//! What a file of weights records about the network that it belongs to, and how that is compared with a run's network.
-//! Tensor shapes alone do not show the number of attention heads, for one.
+//! What a file of weights records about the network that it belongs to, and how that is compared
+//! with a run's network. Tensor shapes alone do not show the number of attention heads, for one.
 
 use crate::dataset::DataSet;
 use crate::run_config::ModelConfig;
 use serde_json::{Map, Value, json};
 
-/// The entry of a safetensors file's `__metadata__` that holds the record, as JSON. It is one entry, as the file's
-/// writer orders several at random.
+/// The entry of a safetensors file's `__metadata__` that holds the record, as JSON. It is one
+/// entry, as the file's writer orders several at random.
 pub const WEIGHTS_METADATA_KEY: &str = "thanos";
 
 /// Version of the record.
@@ -14,7 +14,8 @@ const FORMAT: u64 = 1;
 /// Which kind of encoder it is: compared first, as the other keys depend on it.
 const KIND: &str = "model.encoder";
 
-/// Everything that decides what an encoder computes from given weights: configuration keys with their values.
+/// Everything that decides what an encoder computes from given weights: configuration keys with
+/// their values.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Architecture(Map<String, Value>);
 
@@ -33,8 +34,9 @@ impl Architecture {
         Self(keys)
     }
 
-    /// The record for a stage's files: the architecture, and what else is needed to use the weights elsewhere.
-    /// `backbones` are those that a probe was trained on, in the order of its inputs; empty for a backbone.
+    /// The record for a stage's files: the architecture, and what else is needed to use the weights
+    /// elsewhere. `backbones` are those that a probe was trained on, in the order of its inputs;
+    /// empty for a backbone.
     pub fn record(&self, stage: &str, data: &DataSet, backbones: &[String]) -> String {
         let normalisation = json!({"data_set": data.name, "mean": data.mean, "std": data.std});
         json!({
@@ -50,16 +52,21 @@ impl Architecture {
     /// Compares this architecture with a record of [`Self::record`].
     ///
     /// # Errors
-    /// Names each key that differs with the value found and the one expected, or says that the record is damaged.
+    /// Names each key that differs with the value found and the one expected, or says that the
+    /// record is damaged.
     pub fn check(&self, record: &str) -> Result<(), String> {
-        let record: Value = serde_json::from_str(record)
-            .map_err(|error| format!("its metadata `{WEIGHTS_METADATA_KEY}` is not JSON: {error}"))?;
-        let found = record["architecture"]
-            .as_object()
-            .ok_or_else(|| format!("its metadata `{WEIGHTS_METADATA_KEY}` has no `architecture`"))?;
+        let record: Value = serde_json::from_str(record).map_err(|error| {
+            format!("its metadata `{WEIGHTS_METADATA_KEY}` is not JSON: {error}")
+        })?;
+        let found = record["architecture"].as_object().ok_or_else(|| {
+            format!("its metadata `{WEIGHTS_METADATA_KEY}` has no `architecture`")
+        })?;
         let differs = |key: &str| {
-            let (found, expected) = (found.get(key).unwrap_or(&Value::Null), self.0.get(key).unwrap_or(&Value::Null));
-            (found != expected).then(|| format!("{key}: found {found} in the file, expected {expected} as in this run"))
+            let (found, expected) =
+                (found.get(key).unwrap_or(&Value::Null), self.0.get(key).unwrap_or(&Value::Null));
+            (found != expected).then(|| {
+                format!("{key}: found {found} in the file, expected {expected} as in this run")
+            })
         };
         let differences: Vec<String> = match differs(KIND) {
             Some(kind) => vec![kind],
@@ -70,13 +77,16 @@ impl Architecture {
         };
         match differences.is_empty() {
             true => Ok(()),
-            false => Err(format!("these are weights of another architecture: {}", differences.join("; "))),
+            false => Err(format!(
+                "these are weights of another architecture: {}",
+                differences.join("; ")
+            )),
         }
     }
 }
 
-/// What to do with a file that is not safetensors but begins like a PyTorch file (`.pt`, `.pth`: a zip archive, or in
-/// older versions a pickle). `None`: it begins like something else.
+/// What to do with a file that is not safetensors but begins like a PyTorch file (`.pt`, `.pth`: a
+/// zip archive, or in older versions a pickle). `None`: it begins like something else.
 pub fn pytorch_file_advice(start: &[u8], path: &str) -> Option<String> {
     let is_pickle = matches!(start, [0x80, 2..=5, ..]);
     if !is_pickle && !start.starts_with(b"PK\x03\x04") {
@@ -88,12 +98,15 @@ pub fn pytorch_file_advice(start: &[u8], path: &str) -> Option<String> {
     };
     let (from, to) = (python_string(path), python_string(&converted));
     Some(format!(
-        "this looks like a PyTorch file, which can run code when it is opened and is not read; convert it with these two \
+        "this looks like a PyTorch file, which can run code when it is opened and is not read; \
+        convert it with these two \
          lines of Python, and give {converted} instead:\n  \
          import torch, safetensors.torch\n  \
-         safetensors.torch.save_file({{name: value.contiguous().clone() for name, value in torch.load({from}, \
+         safetensors.torch.save_file({{name: value.contiguous().clone() for name, value in \
+         torch.load({from}, \
          map_location=\"cpu\", weights_only=True).items()}}, {to})\n\
-         (if the file also holds other things than weights, take them by their key: torch.load(...)[\"state_dict\"].items())"
+         (if the file also holds other things than weights, take them by their key: \
+         torch.load(...)[\"state_dict\"].items())"
     ))
 }
 
@@ -153,8 +166,13 @@ mod tests {
 
     #[test]
     fn a_pytorch_file_comes_with_the_lines_that_convert_it() {
-        let advice = pytorch_file_advice(b"PK\x03\x04rest", "/w/my\"resnet.pth").expect("a zip archive");
-        for part in ["give /w/my\"resnet.safetensors", "torch.load(\"/w/my\\\"resnet.pth\"", "weights_only=True"] {
+        let advice =
+            pytorch_file_advice(b"PK\x03\x04rest", "/w/my\"resnet.pth").expect("a zip archive");
+        for part in [
+            "give /w/my\"resnet.safetensors",
+            "torch.load(\"/w/my\\\"resnet.pth\"",
+            "weights_only=True",
+        ] {
             assert!(advice.contains(part), "no {part} in {advice}");
         }
         assert!(pytorch_file_advice(&[0x80, 2, b'}'], "x.pt").is_some(), "a pickle");

@@ -1,5 +1,6 @@
-//! YAML text to a plain value with the line of every key, and back. Duplicate keys are refused; so are tags,
-//! aliases and several documents, which a configuration has no use for. It must not know what the keys mean.
+//! YAML text to a plain value with the line of every key, and back. Duplicate keys are refused; so
+//! are tags, aliases and several documents, which a configuration has no use for. It must not know
+//! what the keys mean.
 
 use crate::error::Mistake;
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, StrInput};
@@ -34,7 +35,9 @@ pub(crate) fn parse(text: &str) -> Result<Document, Mistake> {
         match reader.next()? {
             Event::StreamEnd => break,
             Event::StreamStart | Event::DocumentStart(_) | Event::DocumentEnd | Event::Nothing => {}
-            _ if value.is_some() => return Err(reader.refuse("a second document starts here: only one is supported")),
+            _ if value.is_some() => {
+                return Err(reader.refuse("a second document starts here: only one is supported"));
+            }
             event => value = Some(reader.node(event)?),
         }
     }
@@ -44,7 +47,8 @@ pub(crate) fn parse(text: &str) -> Result<Document, Mistake> {
 
 /// Block YAML of a plain value; [`parse`] reads the same value again.
 pub(crate) fn write(value: &Value) -> String {
-    serde_yaml::to_string(value).expect("maps, lists and scalars with text keys can always be written")
+    serde_yaml::to_string(value)
+        .expect("maps, lists and scalars with text keys can always be written")
 }
 
 /// Joins the parts of a key.
@@ -88,14 +92,16 @@ impl<'a> Reader<'a> {
         match event {
             Event::Scalar(_, _, _, Some(tag))
             | Event::SequenceStart(_, Some(tag))
-            | Event::MappingStart(_, Some(tag)) => {
-                Err(self.refuse(format!("the tag `{tag}` is not supported: write a choice as a key, a text in quotes")))
-            }
+            | Event::MappingStart(_, Some(tag)) => Err(self.refuse(format!(
+                "the tag `{tag}` is not supported: write a choice as a key, a text in quotes"
+            ))),
             Event::Scalar(text, ScalarStyle::Plain, _, None) => Ok(plain_scalar(&text)),
             Event::Scalar(text, _, _, None) => Ok(Value::String(text.into_owned())),
             Event::SequenceStart(_, None) => self.list(),
             Event::MappingStart(_, None) => self.map(),
-            Event::Alias(_) => Err(self.refuse("anchors and aliases are not supported: write the value out")),
+            Event::Alias(_) => {
+                Err(self.refuse("anchors and aliases are not supported: write the value out"))
+            }
             other => Err(self.refuse(format!("expected a value, got {other:?}"))),
         }
     }
@@ -129,7 +135,8 @@ impl<'a> Reader<'a> {
                 let first = self.lines.get(&path).copied().unwrap_or(line);
                 let message = format!("this key is already on line {first}: keep one of the two");
                 self.mistakes.push(Mistake { line: Some(line), key: path, message });
-                // The second value is read past; its keys must not move the lines of the first one's.
+                // The second value is read past; its keys must not move the lines of the first
+                // one's.
                 let lines = self.lines.clone();
                 let event = self.next()?;
                 self.node(event)?;
@@ -154,8 +161,8 @@ fn syntax(error: &ScanError) -> Mistake {
     }
 }
 
-/// A scalar without quotes by YAML 1.2's core schema (yaml.org/spec/1.2.2, 10.3.2); what JSON cannot hold (infinity,
-/// not a number) stays a text, which no numeric key takes.
+/// A scalar without quotes by YAML 1.2's core schema (yaml.org/spec/1.2.2, 10.3.2); what JSON
+/// cannot hold (infinity, not a number) stays a text, which no numeric key takes.
 fn plain_scalar(text: &str) -> Value {
     match text {
         "" | "~" | "null" | "Null" | "NULL" => return Value::Null,
@@ -164,7 +171,9 @@ fn plain_scalar(text: &str) -> Value {
         _ => {}
     }
     let radix = |prefix, radix| u64::from_str_radix(text.strip_prefix(prefix)?, radix).ok();
-    if let Some(number) = text.parse::<u64>().ok().or_else(|| radix("0x", 16)).or_else(|| radix("0o", 8)) {
+    if let Some(number) =
+        text.parse::<u64>().ok().or_else(|| radix("0x", 16)).or_else(|| radix("0o", 8))
+    {
         return Value::from(number);
     }
     if let Ok(number) = text.parse::<i64>() {
@@ -235,7 +244,8 @@ mod tests {
         let document = parse("a:\n  b: 1\na:\n  b: 2\n  c: 3\n").expect("valid but for the key");
         assert_eq!(document.value, json!({"a": {"b": 1}}));
         assert_eq!(document.lines["a.b"], 2);
-        let found: Vec<_> = document.mistakes.iter().map(|mistake| (mistake.line, mistake.key.as_str())).collect();
+        let found: Vec<_> =
+            document.mistakes.iter().map(|mistake| (mistake.line, mistake.key.as_str())).collect();
         assert_eq!(found, [(Some(3), "a")]);
     }
 

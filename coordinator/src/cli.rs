@@ -1,4 +1,5 @@
-//! The command line: what can be typed, and what each command does with it. Exit codes are decided here, once.
+//! The command line: what can be typed, and what each command does with it. Exit codes are decided
+//! here, once.
 
 mod bench;
 mod data;
@@ -37,13 +38,15 @@ use series::act_series;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use thanos_configs::{ConfigErrors, Plan, RunConfig, default_packs_dir, preset_names, preset_summary, to_yaml};
+use thanos_configs::{
+    ConfigErrors, Plan, RunConfig, default_packs_dir, preset_names, preset_summary, to_yaml,
+};
 use thanos_proto::{CA, TOKEN};
 use thanos_transport::parse_duration as duration;
 use workers::{WorkersArguments, act_workers};
 
-/// Trains encoders on coarse labels with supervised contrastive losses, over many workers, and shows by linear probes
-/// on fine labels how much each kept.
+/// Trains encoders on coarse labels with supervised contrastive losses, over many workers, and
+/// shows by linear probes on fine labels how much each kept.
 #[derive(Parser, Debug)]
 #[command(name = "thanos-coord", version, max_term_width = 100)]
 pub struct Arguments {
@@ -57,9 +60,11 @@ enum Verb {
     Launch(Box<LaunchArguments>),
     /// Coordinate a run whose workers are started separately
     Serve(Box<LaunchArguments>),
-    /// Start the workers of one machine or pod for a `serve` elsewhere, restart those that fail, and end with the run
+    /// Start the workers of one machine or pod for a `serve` elsewhere, restart those that fail,
+    /// and end with the run
     Workers(WorkersArguments),
-    /// Measure how fast an experiment's first backbone trains on this machine, and print it as a line of JSON
+    /// Measure how fast an experiment's first backbone trains on this machine, and print it as a
+    /// line of JSON
     Bench(BenchArguments),
     /// List the experiments that can be launched by name
     Presets,
@@ -83,7 +88,8 @@ enum Verb {
     },
     /// Kill and stop workers of a live run on this machine at random moments, and report the cost
     Chaos(ChaosArguments),
-    /// Check that a run's ledger has every step and every sample exactly once; with two runs, show where they differ
+    /// Check that a run's ledger has every step and every sample exactly once; with two runs, show
+    /// where they differ
     VerifyRun {
         /// The run's directory
         run_dir: PathBuf,
@@ -92,7 +98,8 @@ enum Verb {
         #[command(flatten)]
         packs: PacksDir,
     },
-    /// Create the certificate authority and the tokens of a run whose workers join from other machines
+    /// Create the certificate authority and the tokens of a run whose workers join from other
+    /// machines
     Credentials {
         /// The folder to create for them
         folder: PathBuf,
@@ -100,7 +107,8 @@ enum Verb {
     /// Print a Slurm script or Kubernetes manifests for an experiment, with its numbers
     #[command(subcommand)]
     Render(RenderVerb),
-    /// Print a run's result table, or compare runs: means over seeds, differing keys and paired differences
+    /// Print a run's result table, or compare runs: means over seeds, differing keys and paired
+    /// differences
     Report(ReportArguments),
     /// Run a program that ends with the process that started it
     #[command(hide = true)]
@@ -120,7 +128,8 @@ enum RenderVerb {
         #[command(flatten)]
         share: ShareArguments,
     },
-    /// Manifests for kubectl apply; the Secret NAME-credentials is created by hand (deploy/kubernetes/README.md)
+    /// Manifests for kubectl apply; the Secret NAME-credentials is created by hand
+    /// (deploy/kubernetes/README.md)
     Kubernetes(Box<KubernetesArguments>),
 }
 
@@ -157,7 +166,10 @@ impl ShareArguments {
     fn share(&self) -> NodeShare {
         match self.exclusive {
             true => NodeShare::Whole,
-            false => NodeShare::PerWorker { cpus: self.cpus_per_worker, memory: self.mem_per_worker.clone() },
+            false => NodeShare::PerWorker {
+                cpus: self.cpus_per_worker,
+                memory: self.mem_per_worker.clone(),
+            },
         }
     }
 }
@@ -278,7 +290,10 @@ fn act(verb: Verb) -> Result<u8> {
         Verb::Bench(arguments) => act_bench(&arguments),
         Verb::Presets => {
             for name in preset_names() {
-                terminal::print_line(&format!("{name:22} {}", preset_summary(&name).unwrap_or_default()))?;
+                terminal::print_line(&format!(
+                    "{name:22} {}",
+                    preset_summary(&name).unwrap_or_default()
+                ))?;
             }
             Ok(0)
         }
@@ -300,11 +315,15 @@ fn act(verb: Verb) -> Result<u8> {
             terminal::print_line(&summary.to_string())?;
             Ok(0)
         }
-        Verb::VerifyRun { run_dir, other, packs } => act_verify_run(&run_dir, other.as_deref(), &packs.path()?),
+        Verb::VerifyRun { run_dir, other, packs } => {
+            act_verify_run(&run_dir, other.as_deref(), &packs.path()?)
+        }
         Verb::Credentials { folder } => {
             Credentials::open_or_make(&folder, true)?;
             let folder = folder.display();
-            terminal::print_line(&format!("{folder}: workers need {CA} and {TOKEN}; the coordinator needs all files"))?;
+            terminal::print_line(&format!(
+                "{folder}: workers need {CA} and {TOKEN}; the coordinator needs all files"
+            ))?;
             Ok(0)
         }
         Verb::Render(verb) => act_render(&verb).map(|()| 0),
@@ -325,7 +344,8 @@ fn act_render(verb: &RenderVerb) -> Result<()> {
     let numbers = Numbers { nodes: (*nodes).into(), gpus: (*gpus).into(), grace: *grace };
     match verb {
         RenderVerb::Slurm { share, .. } => {
-            let words: Vec<String> = target.target.iter().chain(&target.overrides).cloned().collect();
+            let words: Vec<String> =
+                target.target.iter().chain(&target.overrides).cloned().collect();
             terminal::print(&render::slurm(&words, &numbers, &share.share()))?;
         }
         RenderVerb::Kubernetes(kubernetes) => terminal::print(&kubernetes.render(&plan, numbers)?)?,
@@ -340,8 +360,10 @@ fn refuse_relative(target: &Target) -> Result<()> {
     if relative.is_empty() {
         return Ok(());
     }
-    let message =
-        format!("{}: a job runs on another machine: write an absolute path of that machine", relative.join(", "));
+    let message = format!(
+        "{}: a job runs on another machine: write an absolute path of that machine",
+        relative.join(", ")
+    );
     Err(Fatal::new(EXIT_CONFIG, message).into())
 }
 
@@ -351,7 +373,11 @@ fn act_verify_run(run_dir: &Path, other: Option<&Path>, packs_dir: &Path) -> Res
         let plan = plan_of_run(run_dir, &[])?;
         let packs = packs_of_run(&plan, packs_dir, identity.data.as_ref())?;
         let fine = thanos_data::fine_labels(&packs.train.path).map_err(Fatal::from)?;
-        terminal::print_line(&format!("{}: {}", run_dir.display(), verify_run(run_dir, &plan, &fine)?))?;
+        terminal::print_line(&format!(
+            "{}: {}",
+            run_dir.display(),
+            verify_run(run_dir, &plan, &fine)?
+        ))?;
     }
     if let Some(other) = other {
         let found = compare(&read_steps(run_dir)?, &read_steps(other)?);
@@ -363,7 +389,8 @@ fn act_verify_run(run_dir: &Path, other: Option<&Path>, packs_dir: &Path) -> Res
     Ok(0)
 }
 
-/// The plan of a preset or file with its overrides; paths in it are made absolute, for workers that run elsewhere.
+/// The plan of a preset or file with its overrides; paths in it are made absolute, for workers that
+/// run elsewhere.
 fn plan(target: &Target) -> Result<Plan> {
     let (name, overrides) = target.named()?;
     absolute(config_of(name, &overrides)?)
@@ -410,7 +437,10 @@ mod tests {
             let mut words = words.iter().map(|word| (*word).to_owned());
             let typed = Target { target: words.next(), overrides: words.collect() };
             let (found, rest) = typed.parts();
-            assert_eq!((found, rest.iter().map(String::as_str).collect::<Vec<_>>()), (target, overrides.to_vec()));
+            assert_eq!(
+                (found, rest.iter().map(String::as_str).collect::<Vec<_>>()),
+                (target, overrides.to_vec())
+            );
         };
         check(&["digits_cae", "a=1", "b=2"], Some("digits_cae"), &["a=1", "b=2"]);
         check(&["a=1", "digits_cae", "b=2"], Some("digits_cae"), &["a=1", "b=2"]);

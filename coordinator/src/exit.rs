@@ -9,7 +9,8 @@ pub use thanos_formats::{
 };
 
 /// After these a retry would fail in the same way.
-pub(crate) const PERMANENT: [u8; 5] = [EXIT_USAGE, EXIT_DATA, EXIT_SOFTWARE, EXIT_NO_PERMISSION, EXIT_CONFIG];
+pub(crate) const PERMANENT: [u8; 5] =
+    [EXIT_USAGE, EXIT_DATA, EXIT_SOFTWARE, EXIT_NO_PERMISSION, EXIT_CONFIG];
 
 /// An error with the exit code that classifies it.
 #[derive(Debug, thiserror::Error)]

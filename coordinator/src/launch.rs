@@ -1,5 +1,5 @@
-//! `launch`: from a plan to a result table. What can be refused before a worker is started is in `prepare.rs`; here the
-//! workers are started, and the event loop runs.
+//! `launch`: from a plan to a result table. What can be refused before a worker is started is in
+//! `prepare.rs`; here the workers are started, and the event loop runs.
 
 mod event_lines;
 pub(crate) mod event_loop;
@@ -9,7 +9,9 @@ pub(crate) mod prepare;
 pub(crate) mod status_listener;
 pub(crate) mod supervisor;
 
-use crate::exit::{EXIT_CONFIG, EXIT_DATA, EXIT_NO_PERMISSION, EXIT_SOFTWARE, EXIT_UNREACHABLE, EXIT_USAGE, Fatal};
+use crate::exit::{
+    EXIT_CONFIG, EXIT_DATA, EXIT_NO_PERMISSION, EXIT_SOFTWARE, EXIT_UNREACHABLE, EXIT_USAGE, Fatal,
+};
 use crate::launch::event_loop::EventLoop;
 use crate::launch::journal::Journal;
 use crate::launch::prepare::{Prepared, prepare};
@@ -57,7 +59,13 @@ const LEAVE_DELIVERY_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Starter {
     /// This program.
-    This { program: PathBuf, device: DeviceChoice, place: LaunchTarget, threads: usize, interface: Option<String> },
+    This {
+        program: PathBuf,
+        device: DeviceChoice,
+        place: LaunchTarget,
+        threads: usize,
+        interface: Option<String>,
+    },
     /// Not this program: the coordinator waits for them.
     External,
 }
@@ -109,9 +117,11 @@ pub(crate) struct Launch {
     pub status: Option<StatusListener>,
     /// How long the end waits for a last scrape; zero: not at all.
     pub linger: Duration,
-    /// The token that metrics are shown for, in a file of the site's; `None`: that of the run's credentials.
+    /// The token that metrics are shown for, in a file of the site's; `None`: that of the run's
+    /// credentials.
     pub scrape_token_file: Option<PathBuf>,
-    /// The folder in which the site's Prometheus looks for files of targets; `None`: it looks in none.
+    /// The folder in which the site's Prometheus looks for files of targets; `None`: it looks in
+    /// none.
     pub targets_dir: Option<PathBuf>,
     /// With which a stopped run continues, such as `serve`.
     pub command: &'static str,
@@ -155,7 +165,8 @@ async fn run_to_end(
     telemetry: &Telemetry,
     listener: std::net::TcpListener,
 ) -> Result<Launched> {
-    let Prepared { run_dir, packs, checkpoints, found, credentials, status } = prepare(plan, launch)?;
+    let Prepared { run_dir, packs, checkpoints, found, credentials, status } =
+        prepare(plan, launch)?;
     let stages: Vec<&str> = plan.stages().iter().map(|stage| stage.name()).collect();
     let next_step = read_steps(run_dir.path())?.pop().map(|last| (last.stage, last.step + 1));
     let finished = |results: &[_]| -> Result<Launched> {
@@ -164,8 +175,10 @@ async fn run_to_end(
         Ok(Launched::Done(results))
     };
     // A benchmark's directory is removed at its end.
-    let mut trackers =
-        launch.bench.is_none().then(|| Trackers::start(run_dir.path(), plan.config(), run_dir.identity()));
+    let mut trackers = launch
+        .bench
+        .is_none()
+        .then(|| Trackers::start(run_dir.path(), plan.config(), run_dir.identity()));
     let results_of = |results: &[_]| Results::new(run_dir.identity(), plan, results);
     if found.complete.len() == stages.len() {
         // They may lack what could not be delivered when the run ended.
@@ -199,7 +212,8 @@ async fn run_to_end(
     found.results.iter().for_each(metrics::complete);
     let (pack_server, names) = (PackServer::new([&packs.train, &packs.test]), PlanNames::new(plan));
     let files = CheckpointFiles::new(run_dir.path(), stages.iter().copied());
-    let serving = Serving { telemetry, listener, status, checkpoints, packs: pack_server, files, names };
+    let serving =
+        Serving { telemetry, listener, status, checkpoints, packs: pack_server, files, names };
     let conducted = conduct(start, (launch, stop_signals), credentials, serving).await;
     if !launch.resume && could_not_start(&conducted) && read_steps(run_dir.path())?.is_empty() {
         run_dir.withdraw()?;
@@ -225,7 +239,8 @@ async fn run_to_end(
     launched
 }
 
-/// A run that has ended can be looked at without a server. That it cannot be written does not change how it ended.
+/// A run that has ended can be looked at without a server. That it cannot be written does not
+/// change how it ended.
 fn leave_report(run_dir: &Path, packs_dir: &Path) {
     // A run that could not start leaves no directory.
     if run_dir.exists()
@@ -245,7 +260,10 @@ async fn end_trackers(trackers: Option<Trackers>, launch: &Launch, ending: Endin
 }
 
 /// How a run ended, for its trackers.
-fn ending(conducted: &Result<Conducted>, results: impl FnOnce(&[StageResult]) -> Results) -> Ending {
+fn ending(
+    conducted: &Result<Conducted>,
+    results: impl FnOnce(&[StageResult]) -> Results,
+) -> Ending {
     match conducted {
         Ok((Verdict::Done, new)) => Ending::Done(results(new)),
         Ok((Verdict::Stopped { .. }, _)) => Ending::Stopped,
@@ -257,13 +275,16 @@ fn ending(conducted: &Result<Conducted>, results: impl FnOnce(&[StageResult]) ->
     }
 }
 
-/// Whether a run has failed for a reason that its user can fix, rather than by what it computed or wrote.
+/// Whether a run has failed for a reason that its user can fix, rather than by what it computed or
+/// wrote.
 fn could_not_start(conducted: &Result<Conducted>) -> bool {
     let mendable = [EXIT_USAGE, EXIT_DATA, EXIT_UNREACHABLE, EXIT_NO_PERMISSION, EXIT_CONFIG];
     match conducted {
         Ok((Verdict::Failed { exit_code, .. }, _)) => mendable.contains(exit_code),
         Ok((Verdict::Done | Verdict::Stopped { .. }, _)) => false,
-        Err(error) => error.downcast_ref::<Fatal>().is_some_and(|fatal| mendable.contains(&fatal.exit_code)),
+        Err(error) => {
+            error.downcast_ref::<Fatal>().is_some_and(|fatal| mendable.contains(&fatal.exit_code))
+        }
     }
 }
 
@@ -278,7 +299,11 @@ fn welcome(
         path.to_str().map(str::to_owned).with_context(|| format!("{} is not UTF-8", path.display()))
     };
     let pack = |pack: &PackFile| -> Result<PackRef> {
-        Ok(PackRef { split: pack.split.clone(), path: text(&pack.path)?, fingerprint: pack.fingerprint.clone() })
+        Ok(PackRef {
+            split: pack.split.clone(),
+            path: text(&pack.path)?,
+            fingerprint: pack.fingerprint.clone(),
+        })
     };
     Ok(Welcome {
         run_id: run_dir.identity().id.clone(),
@@ -344,10 +369,12 @@ async fn conduct(
     if launcher.is_none() {
         invite(launch.workers, address, credentials.as_deref())?;
     }
-    let observed = observe((launch, telemetry), status, credentials.as_deref(), (&sessions, &start))?;
+    let observed =
+        observe((launch, telemetry), status, credentials.as_deref(), (&sessions, &start))?;
     let ledger = Ledger::open(&launch.run_dir)?;
     let journal = Journal::start(ledger, checkpoints, (sessions.clone(), events))?;
-    let about = json!({"pid": std::process::id(), "again": launch.again, "command": launch.command});
+    let about =
+        json!({"pid": std::process::id(), "again": launch.again, "command": launch.command});
     journal.event("coordinator", about);
     let event_loop = EventLoop {
         journal_timeout: start.timeouts.storage,
@@ -382,8 +409,9 @@ fn beginning(launch: &Launch, plan: &Plan, start: &Start) -> Beginning {
     }
 }
 
-/// Serves the run's pages, if there is a listener, and keeps the files for monitoring: `metrics.prom` in the run directory, and,
-/// if pages are served, where they are: in `targets.json`, and in the site's folder of such files.
+/// Serves the run's pages, if there is a listener, and keeps the files for monitoring:
+/// `metrics.prom` in the run directory, and, if pages are served, where they are: in
+/// `targets.json`, and in the site's folder of such files.
 fn observe(
     (launch, telemetry): (&Launch, &Telemetry),
     status: Option<std::net::TcpListener>,
@@ -391,15 +419,20 @@ fn observe(
     (sessions, start): (&Sessions, &Start),
 ) -> Result<Option<Observed>> {
     let address = status.as_ref().map(std::net::TcpListener::local_addr).transpose()?;
-    let observed = status.map(|listener| Observed::serve(listener, credentials, (sessions, telemetry), start));
+    let observed =
+        status.map(|listener| Observed::serve(listener, credentials, (sessions, telemetry), start));
     let observed = observed.transpose()?;
     // A benchmark's directory is removed at its end.
     if launch.bench.is_some() {
         return Ok(observed);
     }
-    let of_site = launch.targets_dir.as_ref().map(|folder| folder.join(format!("{}.json", start.welcome.run_id)));
+    let of_site = launch
+        .targets_dir
+        .as_ref()
+        .map(|folder| folder.join(format!("{}.json", start.welcome.run_id)));
     let files = [launch.run_dir.join("targets.json")].into_iter().chain(of_site).collect();
-    let (run, is_secure, sessions) = (telemetry.run().to_owned(), credentials.is_some(), sessions.clone());
+    let (run, is_secure, sessions) =
+        (telemetry.run().to_owned(), credentials.is_some(), sessions.clone());
     let found = address.map(|address| {
         let addresses = reachable(address);
         Targets { files, list: Box::new(move || targets(&run, &addresses, &sessions, is_secure)) }
@@ -417,7 +450,8 @@ fn invite(workers: usize, address: SocketAddr, credentials: Option<&Credentials>
     let reachable = reachable(address);
     let (coordinator, others) = reachable.split_first().context("an address of this machine")?;
     terminal::line(&format!(
-        "waiting at {address} for {workers} worker(s): thanos-worker --coordinator {coordinator} --id NAME {how}"
+        "waiting at {address} for {workers} worker(s): thanos-worker --coordinator {coordinator} \
+        --id NAME {how}"
     ));
     if address.ip().is_unspecified() {
         let others: Vec<String> = others.iter().map(|other| format!(", {}", other.ip())).collect();
@@ -431,7 +465,8 @@ fn invite(workers: usize, address: SocketAddr, credentials: Option<&Credentials>
     Ok(())
 }
 
-/// Under which addresses workers reach a coordinator that listens here, those of other machines first.
+/// Under which addresses workers reach a coordinator that listens here, those of other machines
+/// first.
 fn reachable(address: SocketAddr) -> Vec<SocketAddr> {
     if !address.ip().is_unspecified() {
         return vec![address];
@@ -459,11 +494,15 @@ fn start_workers(
     credentials: Option<&Arc<Credentials>>,
     events: &mpsc::Sender<Event>,
 ) -> Result<Option<Arc<Launcher>>> {
-    let Starter::This { program, device, place, threads, interface } = launch.starter.clone() else { return Ok(None) };
+    let Starter::This { program, device, place, threads, interface } = launch.starter.clone()
+    else {
+        return Ok(None);
+    };
     let command = WorkerCommand {
         program,
         device,
-        shares_gpu_by_nccl: launch.starter.shares_gpu() && launch.collectives == CollectivesChoice::Nccl,
+        shares_gpu_by_nccl: launch.starter.shares_gpu()
+            && launch.collectives == CollectivesChoice::Nccl,
         coordinator: address.to_string(),
         credentials: credentials.cloned(),
         threads,

@@ -28,6 +28,11 @@ fn main() -> ExitCode {
     let filter = EnvFilter::try_from_env("THANOS_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
     // Colours are for terminals, not for log files.
     let ansi = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(LogWriter).with_ansi(ansi).without_time().init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(LogWriter)
+        .with_ansi(ansi)
+        .without_time()
+        .init();
     ExitCode::from(run(arguments))
 }

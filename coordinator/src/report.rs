@@ -93,7 +93,8 @@ impl TestedRow {
     /// Its name and its accuracy.
     fn title(&self) -> String {
         let classes = self.predictions.of_classes();
-        let (images, right) = classes.iter().fold((0, 0), |sum, class| (sum.0 + class.0, sum.1 + class.1));
+        let (images, right) =
+            classes.iter().fold((0, 0), |sum, class| (sum.0 + class.0, sum.1 + class.1));
         format!("{}: {:.1} %", self.method, 100.0 * right as f64 / images.max(1) as f64)
     }
 }

@@ -1,5 +1,5 @@
-//! The rules of a run, as one pure function: events go in, effects come out. There is no lock, clock, socket, log or wire
-//! type here; `event_loop.rs` carries the effects out.
+//! The rules of a run, as one pure function: events go in, effects come out. There is no lock,
+//! clock, socket, log or wire type here; `event_loop.rs` carries the effects out.
 
 mod commits;
 mod devices;
@@ -22,26 +22,29 @@ use thanos_proto::{CheckpointRef, Command, DeviceKind, Fetching, Hello, Welcome,
 
 pub(crate) use devices::CollectivesChoice;
 pub(crate) use effect::{
-    CommitOutcome, Effect, Event, ExitCause, Notice, RecoveredFrom, SessionId, Verdict, is_stop_signal,
+    CommitOutcome, Effect, Event, ExitCause, Notice, RecoveredFrom, SessionId, Verdict,
+    is_stop_signal,
 };
 pub(crate) use timeouts::{Placement, Timeouts};
 
 use crate::exit::{EXIT_CONFIG, EXIT_STOPPED, EXIT_UNREACHABLE};
 
-/// Two events further apart than this mean that this process itself was paused: only this much of the pause is counted
-/// towards any timeout of a worker.
+/// Two events further apart than this mean that this process itself was paused: only this much of
+/// the pause is counted towards any timeout of a worker.
 const MAX_GAP: Duration = Duration::from_millis(500);
 /// Steps between two acknowledgements that steps are recorded.
 const RECORDED_INTERVAL: u64 = 16;
 /// Generations without a step between them before the run is abandoned.
 const MAX_IDLE_GENERATIONS: u32 = 10;
-/// Delay before a worker is restarted for the second time; it doubles each time. The first restart has none.
+/// Delay before a worker is restarted for the second time; it doubles each time. The first restart
+/// has none.
 const RESTART_BACKOFF: Duration = Duration::from_secs(1);
 
 /// What is known when a run starts, or restarts.
 #[derive(Clone, Debug)]
 pub(crate) struct Start {
-    /// Maximum of workers, and minimum: a run continues with fewer than the maximum once it has waited for more.
+    /// Maximum of workers, and minimum: a run continues with fewer than the maximum once it has
+    /// waited for more.
     pub workers: usize,
     pub min_workers: usize,
     pub rendezvous_timeout: Duration,
@@ -59,7 +62,8 @@ pub(crate) struct Start {
     pub complete: Vec<CheckpointRef>,
     /// The stage that the ledger is in, and the step that it lacks; it may be ahead of `resume`.
     pub next_step: Option<(String, u64)>,
-    /// Workers of the newest generation of an earlier coordinator of this run: they may reconnect, with their state.
+    /// Workers of the newest generation of an earlier coordinator of this run: they may reconnect,
+    /// with their state.
     pub adopted: Vec<String>,
     /// How long a stop may take; `None`: as long as it takes.
     pub grace: Option<Duration>,
@@ -87,11 +91,13 @@ pub(crate) struct Run {
     rendezvous_deadline: Duration,
     /// A worker is ready while a generation trains, which was asked to regroup with it.
     growing: bool,
-    /// When a worker may next cause a regroup, and how often it was lost again before the next step.
+    /// When a worker may next cause a regroup, and how often it was lost again before the next
+    /// step.
     growth: BTreeMap<String, Growth>,
     /// The run is to end: a stop was requested, or it was abandoned.
     ending: Option<Ending>,
-    /// Time in which this process was able to read what workers sent: all their timeouts are measured in it.
+    /// Time in which this process was able to read what workers sent: all their timeouts are
+    /// measured in it.
     awake: Duration,
     last_event: Duration,
     /// Workers of an earlier coordinator were to come back.
@@ -141,7 +147,8 @@ struct Growth {
 }
 
 impl Run {
-    /// A run that waits for its workers; `now` is the time since some fixed moment, as in [`Run::apply`].
+    /// A run that waits for its workers; `now` is the time since some fixed moment, as in
+    /// [`Run::apply`].
     pub(crate) fn new(start: Start, now: Duration) -> Self {
         let generation = start.last_generation;
         let (next_step, again) = (start.next_step.clone(), !start.adopted.is_empty());
@@ -195,8 +202,13 @@ impl Run {
     fn opened(&mut self, session: SessionId, hello: Hello, now: Duration) -> Vec<Effect> {
         let identity = |hello: &Hello| (hello.worker_id.clone(), hello.pid, hello.host.clone());
         let same_process = |member: &Member| identity(&member.hello) == identity(&hello);
-        let before = self.members.iter().find(|(_, member)| same_process(member)).map(|(session, _)| *session);
-        let mut effects = before.map_or_else(Vec::new, |before| self.lost(before, "has reconnected", now));
+        let before = self
+            .members
+            .iter()
+            .find(|(_, member)| same_process(member))
+            .map(|(session, _)| *session);
+        let mut effects =
+            before.map_or_else(Vec::new, |before| self.lost(before, "has reconnected", now));
         if self.phase == Phase::Over {
             effects.extend(self.reply_after_end(Event::Opened { session, hello }));
             return effects;
@@ -210,7 +222,8 @@ impl Run {
         let Hello { worker_id: worker, host, pid, device, .. } = hello.clone();
         self.joined.insert(worker.clone());
         self.start.adopted.retain(|adopted| *adopted != worker);
-        effects.push(Effect::Send { session, command: Command::Welcome(self.start.welcome.clone()) });
+        effects
+            .push(Effect::Send { session, command: Command::Welcome(self.start.welcome.clone()) });
         effects.push(Effect::Notify(Notice::Joined { worker, host, pid, device }));
         self.members.insert(session, Member::new(hello, self.awake));
         effects
@@ -221,13 +234,21 @@ impl Run {
         let worker = &hello.worker_id;
         if hello.version != self.start.version {
             let (theirs, ours) = (&hello.version, &self.start.version);
-            return Some((format!("worker {worker} is version {theirs}, the coordinator {ours}"), EXIT_CONFIG));
+            return Some((
+                format!("worker {worker} is version {theirs}, the coordinator {ours}"),
+                EXIT_CONFIG,
+            ));
         }
-        if let Some(other) = self.members.values().find(|member| member.hello.worker_id == *worker) {
-            // One that returns was replaced; a new one may try again once the other one's session has ended.
+        if let Some(other) = self.members.values().find(|member| member.hello.worker_id == *worker)
+        {
+            // One that returns was replaced; a new one may try again once the other one's session
+            // has ended.
             let exit_code = if hello.generation > 0 { EXIT_STOPPED } else { EXIT_UNREACHABLE };
             let Hello { pid, host, .. } = &other.hello;
-            return Some((format!("a worker named {worker} has joined already (pid {pid} on {host})"), exit_code));
+            return Some((
+                format!("a worker named {worker} has joined already (pid {pid} on {host})"),
+                exit_code,
+            ));
         }
         if self.is_draining() {
             return Some(("the run is ending".into(), EXIT_STOPPED));
@@ -236,12 +257,18 @@ impl Run {
             return Some((reason, EXIT_CONFIG));
         }
         let full = self.members.len() >= self.start.workers;
-        full.then(|| (format!("all {} workers of this run have joined already", self.start.workers), EXIT_STOPPED))
+        full.then(|| {
+            (
+                format!("all {} workers of this run have joined already", self.start.workers),
+                EXIT_STOPPED,
+            )
+        })
     }
 
     fn received(&mut self, session: SessionId, event: WorkerEvent, now: Duration) -> Vec<Effect> {
         // What an unknown session sends, or one that was sent `Leave`, is ignored.
-        let Some(member) = self.members.get_mut(&session).filter(|member| !member.has_left()) else {
+        let Some(member) = self.members.get_mut(&session).filter(|member| !member.has_left())
+        else {
             return Vec::new();
         };
         member.last_message = self.awake;
@@ -252,23 +279,31 @@ impl Run {
             WorkerEvent::Fetching(fetching) => self.fetching(session, fetching),
             WorkerEvent::Heartbeat(heartbeat) => {
                 if heartbeat.generation == self.generation {
-                    member.last_position =
-                        format!("{} of step {} of stage {}", heartbeat.phase.label(), heartbeat.step, heartbeat.stage);
+                    member.last_position = format!(
+                        "{} of step {} of stage {}",
+                        heartbeat.phase.label(),
+                        heartbeat.step,
+                        heartbeat.stage
+                    );
                     member.progress.beat(heartbeat, self.awake);
                 }
                 Vec::new()
             }
             WorkerEvent::Step(step) => self.step(session, step, now),
             WorkerEvent::Checkpoint(written) => self.checkpoint(session, written, now),
-            WorkerEvent::Evaluated(evaluated) => match self.fence_stage(session, &evaluated.stage) {
-                Some(problem) => self.protocol_violation(session, &problem, now),
-                None => vec![Effect::Notify(Notice::Evaluated(evaluated))],
-            },
+            WorkerEvent::Evaluated(evaluated) => {
+                match self.fence_stage(session, &evaluated.stage) {
+                    Some(problem) => self.protocol_violation(session, &problem, now),
+                    None => vec![Effect::Notify(Notice::Evaluated(evaluated))],
+                }
+            }
             WorkerEvent::Repaired { problem } => match self.fence_rank_0(session) {
                 Some(problem) => self.protocol_violation(session, &problem, now),
                 None => vec![Effect::Notify(Notice::Repaired { problem })],
             },
-            WorkerEvent::NotSaved { stage, step, reason } => self.not_saved(session, (stage, step), reason, now),
+            WorkerEvent::NotSaved { stage, step, reason } => {
+                self.not_saved(session, (stage, step), reason, now)
+            }
             WorkerEvent::StageFinished { .. } | WorkerEvent::Shows { .. } => Vec::new(),
             WorkerEvent::Stopped { stage, step } => self.stopped(session, (stage, step), now),
             WorkerEvent::Finished => self.finished(session, now),
@@ -279,24 +314,40 @@ impl Run {
         }
     }
 
-    /// The time for the rendezvous starts again with every pack that is in transfer: it may be large, and the network slow.
+    /// The time for the rendezvous starts again with every pack that is in transfer: it may be
+    /// large, and the network slow.
     fn fetching(&mut self, session: SessionId, fetching: Fetching) -> Vec<Effect> {
         self.missing_since = self.awake;
         let Fetching { split, from, done, total } = fetching;
         if done < total {
             return Vec::new();
         }
-        let worker = self.members.get(&session).map(|member| member.hello.worker_id.clone()).unwrap_or_default();
-        vec![Effect::Notify(Notice::Fetched { worker, split, from, bytes: total - from.min(total) })]
+        let worker = self
+            .members
+            .get(&session)
+            .map(|member| member.hello.worker_id.clone())
+            .unwrap_or_default();
+        vec![Effect::Notify(Notice::Fetched {
+            worker,
+            split,
+            from,
+            bytes: total - from.min(total),
+        })]
     }
 
     fn ready(&mut self, session: SessionId, digest: &str, now: Duration) -> Vec<Effect> {
-        if self.members.get(&session).is_some_and(|member| !matches!(member.state, MemberState::Joining)) {
+        if self
+            .members
+            .get(&session)
+            .is_some_and(|member| !matches!(member.state, MemberState::Joining))
+        {
             return self.protocol_violation(session, "a second Ready", now);
         }
         if digest != self.start.welcome.config_digest {
             let ours = &self.start.welcome.config_digest;
-            let reason = format!("the configuration's digest is {digest} there and {ours} at the coordinator");
+            let reason = format!(
+                "the configuration's digest is {digest} there and {ours} at the coordinator"
+            );
             return self.evict_newcomer(session, &reason, EXIT_CONFIG, now);
         }
         if let Some(member) = self.members.get_mut(&session) {
@@ -305,12 +356,21 @@ impl Run {
         self.begin_if_ready(now)
     }
 
-    /// A newcomer cannot take part. It ends alone, unless the run cannot begin without it: then the user must read its
-    /// message.
-    fn evict_newcomer(&mut self, session: SessionId, reason: &str, exit_code: u8, now: Duration) -> Vec<Effect> {
+    /// A newcomer cannot take part. It ends alone, unless the run cannot begin without it: then the
+    /// user must read its message.
+    fn evict_newcomer(
+        &mut self,
+        session: SessionId,
+        reason: &str,
+        exit_code: u8,
+        now: Duration,
+    ) -> Vec<Effect> {
         let refused = Command::Refused { reason: reason.into(), exit_code };
         let mut effects = vec![Effect::Send { session, command: refused }];
-        if self.is_first_rendezvous() && self.start.launched && self.start.min_workers == self.start.workers {
+        if self.is_first_rendezvous()
+            && self.start.launched
+            && self.start.min_workers == self.start.workers
+        {
             let message = format!("{}: {reason}", self.name(session));
             self.members.remove(&session);
             effects.extend(self.abandon(message, exit_code, now));
@@ -327,12 +387,15 @@ impl Run {
 
     fn closed(&mut self, session: SessionId, now: Duration) -> Vec<Effect> {
         match self.members.get(&session) {
-            Some(member) if !member.has_left() => self.lost(session, "disconnected unexpectedly", now),
+            Some(member) if !member.has_left() => {
+                self.lost(session, "disconnected unexpectedly", now)
+            }
             _ => Vec::new(),
         }
     }
 
-    /// The run directory cannot be written, or can be again. Hang detection is suspended meanwhile, since steps wait.
+    /// The run directory cannot be written, or can be again. Hang detection is suspended meanwhile,
+    /// since steps wait.
     fn storage(&mut self, problem: Option<String>) -> Vec<Effect> {
         match (problem, self.storage.take()) {
             (Some(problem), before) => {
@@ -344,7 +407,9 @@ impl Run {
             (None, Some((_, since))) => {
                 let awake = self.awake;
                 self.members.values_mut().for_each(|member| member.progress.restart(awake));
-                vec![Effect::Notify(Notice::StorageRecovered { seconds: (self.awake - since).as_secs_f64() })]
+                vec![Effect::Notify(Notice::StorageRecovered {
+                    seconds: (self.awake - since).as_secs_f64(),
+                })]
             }
             (None, None) => Vec::new(),
         }
@@ -354,10 +419,15 @@ impl Run {
         if let Some(effects) = self.end_after_grace(now) {
             return effects;
         }
-        let blocked = self.storage.as_ref().filter(|(_, since)| self.awake - *since >= self.start.timeouts.storage);
+        let blocked = self
+            .storage
+            .as_ref()
+            .filter(|(_, since)| self.awake - *since >= self.start.timeouts.storage);
         if let Some((problem, _)) = blocked.filter(|_| self.ending.is_none()) {
-            let message =
-                format!("the run directory could not be written for {:?}: {problem}", self.start.timeouts.storage);
+            let message = format!(
+                "the run directory could not be written for {:?}: {problem}",
+                self.start.timeouts.storage
+            );
             return self.abandon(message, crate::exit::EXIT_IO, now);
         }
         if matches!(self.phase, Phase::Saving { .. }) {
@@ -375,8 +445,8 @@ impl Run {
         effects
     }
 
-    /// Workers that may hold state have not reported yet what they hold. Those of an earlier coordinator are awaited as long
-    /// as there is a place for them.
+    /// Workers that may hold state have not reported yet what they hold. Those of an earlier
+    /// coordinator are awaited as long as there is a place for them.
     fn awaits_survivors(&self) -> bool {
         let adopted = !self.start.adopted.is_empty() && self.members.len() < self.start.workers;
         adopted || self.members.values().any(Member::may_hold_state)
@@ -390,10 +460,18 @@ impl Run {
             return Vec::new();
         }
         let timeouts = &self.start.timeouts;
-        let limit = if self.is_first_rendezvous() { timeouts.first_rendezvous } else { Some(timeouts.rendezvous) };
+        let limit = if self.is_first_rendezvous() {
+            timeouts.first_rendezvous
+        } else {
+            Some(timeouts.rendezvous)
+        };
         let over = |limit: &Duration| self.awake.saturating_sub(self.missing_since) >= *limit;
         let Some(limit) = limit.filter(over) else { return Vec::new() };
-        let ready = self.members.values().filter(|member| member.is_ready()).map(|member| &member.hello.worker_id);
+        let ready = self
+            .members
+            .values()
+            .filter(|member| member.is_ready())
+            .map(|member| &member.hello.worker_id);
         let ready: Vec<String> = ready.cloned().collect();
         if ready.len() >= self.start.min_workers || self.ending.is_some() {
             return Vec::new();
@@ -407,8 +485,14 @@ impl Run {
         self.abandon(message, EXIT_UNREACHABLE, now)
     }
 
-    /// A worker that does not keep to the protocol is evicted; the run continues without it, or with its replacement.
-    fn protocol_violation(&mut self, session: SessionId, problem: &str, now: Duration) -> Vec<Effect> {
+    /// A worker that does not keep to the protocol is evicted; the run continues without it, or
+    /// with its replacement.
+    fn protocol_violation(
+        &mut self,
+        session: SessionId,
+        problem: &str,
+        now: Duration,
+    ) -> Vec<Effect> {
         let how = format!("violated the protocol ({problem})");
         self.evict(&[(session, how)], now)
     }
@@ -417,7 +501,10 @@ impl Run {
     fn name(&self, session: SessionId) -> String {
         let Some(member) = self.members.get(&session) else { return format!("session {session}") };
         let rank = member.rank().map_or_else(String::new, |rank| format!("rank {rank}, "));
-        format!("{} ({rank}pid {} on {})", member.hello.worker_id, member.hello.pid, member.hello.host)
+        format!(
+            "{} ({rank}pid {} on {})",
+            member.hello.worker_id, member.hello.pid, member.hello.host
+        )
     }
 }
 

@@ -1,5 +1,5 @@
-//! The run directory: the database of a run. The holder of its lock may write; its files are those of ARCHITECTURE.md,
-//! "The run directory". What is in them is other modules' business.
+//! The run directory: the database of a run. The holder of its lock may write; its files are those
+//! of ARCHITECTURE.md, "The run directory". What is in them is other modules' business.
 
 pub(crate) mod checkpoints;
 pub(crate) mod comparison;
@@ -51,8 +51,8 @@ pub(crate) struct RunDir {
 }
 
 impl RunDir {
-    /// Makes the directory of a new run, and writes its configuration. It is a run once [`RunDir::begin`] has been
-    /// called.
+    /// Makes the directory of a new run, and writes its configuration. It is a run once
+    /// [`RunDir::begin`] has been called.
     ///
     /// # Errors
     /// 64 if it is in use, or already contains a run; 74 if it cannot be written.
@@ -61,7 +61,8 @@ impl RunDir {
         let lock = Lock::take(path)?;
         if path.join(IDENTITY).exists() {
             let message = format!(
-                "{} already contains a run: add --resume to continue it, or choose another --run-dir",
+                "{} already contains a run: add --resume to continue it, or choose another \
+                --run-dir",
                 path.display()
             );
             return Err(Fatal::new(EXIT_USAGE, message));
@@ -95,7 +96,8 @@ impl RunDir {
         write_durably(&self.path.join(IDENTITY), &json(&self.identity))
     }
 
-    /// Undoes [`RunDir::begin`] of a run that could not start: the fixed command finds the directory free.
+    /// Undoes [`RunDir::begin`] of a run that could not start: the fixed command finds the
+    /// directory free.
     ///
     /// # Errors
     /// 74 if it cannot be written.
@@ -108,17 +110,19 @@ impl RunDir {
     /// Opens the directory of a run to continue it, and says which keys `plan` changes.
     ///
     /// # Errors
-    /// 64 if it is in use or is not a run directory, 65 if its configuration cannot be read, 78 if `plan` changes a key of its
-    /// recipe.
+    /// 64 if it is in use or is not a run directory, 65 if its configuration cannot be read, 78 if
+    /// `plan` changes a key of its recipe.
     pub(crate) fn open(path: &Path, plan: &Plan) -> Result<(Self, Vec<Change>), Fatal> {
         identity(path)?;
         let lock = Lock::take(path)?;
         let identity = identity(path)?;
         let changes = changes(plan_of_run(path, &[])?.config(), plan.config());
-        let refused: Vec<String> = changes.iter().filter(|change| change.condition.is_none()).map(describe).collect();
+        let refused: Vec<String> =
+            changes.iter().filter(|change| change.condition.is_none()).map(describe).collect();
         if !refused.is_empty() {
             let message = format!(
-                "{} is a run of another recipe, which a resume cannot change:\n  {}\nresume it without naming a preset \
+                "{} is a run of another recipe, which a resume cannot change:\n  {}\nresume it \
+                without naming a preset \
                  or these keys, or start a new run in another --run-dir",
                 path.display(),
                 refused.join("\n  ")
@@ -128,8 +132,8 @@ impl RunDir {
         Ok((Self { path: path.into(), identity, _lock: lock }, changes))
     }
 
-    /// Records what a resume continues with: the configuration, what has changed in it, and what is known of the content.
-    /// Returns the changes as recorded.
+    /// Records what a resume continues with: the configuration, what has changed in it, and what is
+    /// known of the content. Returns the changes as recorded.
     ///
     /// # Errors
     /// 74 if it cannot be written.
@@ -140,15 +144,19 @@ impl RunDir {
         content: Content,
     ) -> Result<Vec<RecordedChange>, Fatal> {
         let Content { data, weights, started_with, .. } = content;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as f64 / 1e3;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis()
+            as f64
+            / 1e3;
         let keys = changes.into_iter().map(|Change { key, old, new, .. }| (key, old, new));
         let before = self.identity.started_with.iter();
         let options = before.flat_map(|before| before.changes(&started_with));
         let options = options.map(|(name, old, new)| (name.to_owned(), old, new));
-        let changes = keys.chain(options).map(|(key, old, new)| RecordedChange { time: now, key, old, new });
+        let changes =
+            keys.chain(options).map(|(key, old, new)| RecordedChange { time: now, key, old, new });
         let changes: Vec<RecordedChange> = changes.collect();
         let mut identity = self.identity.clone();
-        (identity.data, identity.weights, identity.started_with) = (Some(data), weights, Some(started_with));
+        (identity.data, identity.weights, identity.started_with) =
+            (Some(data), weights, Some(started_with));
         identity.changes.extend(changes.iter().cloned());
         if identity != self.identity {
             write_durably(&self.path.join(CONFIG), to_yaml(plan.config()).as_bytes())?;
@@ -180,7 +188,10 @@ fn describe(change: &Change) -> String {
 pub(crate) fn identity(path: &Path) -> Result<Identity, Fatal> {
     let file = path.join(IDENTITY);
     let text = fs::read_to_string(&file).map_err(|error| {
-        Fatal::new(EXIT_USAGE, format!("{} is not a run directory ({}: {error})", path.display(), file.display()))
+        Fatal::new(
+            EXIT_USAGE,
+            format!("{} is not a run directory ({}: {error})", path.display(), file.display()),
+        )
     })?;
     serde_json::from_str(&text)
         .map_err(|error| Fatal::new(EXIT_USAGE, format!("{} is damaged: {error}", file.display())))
@@ -192,20 +203,21 @@ pub(crate) fn identity(path: &Path) -> Result<Identity, Fatal> {
 /// 65 if it cannot be read, 78 if it, or an override, is not a configuration.
 pub(crate) fn plan_of_run(run_dir: &Path, overrides: &[String]) -> Result<Plan, Fatal> {
     let file = run_dir.join(CONFIG);
-    let text = fs::read_to_string(&file)
-        .map_err(|error| Fatal::new(EXIT_DATA, format!("cannot read {}: {error}", file.display())))?;
+    let text = fs::read_to_string(&file).map_err(|error| {
+        Fatal::new(EXIT_DATA, format!("cannot read {}: {error}", file.display()))
+    })?;
     Plan::from_resolved(&text, &file.display().to_string(), overrides)
         .map_err(|errors| Fatal::new(EXIT_CONFIG, errors.to_string()))
 }
 
-/// A directory that was made for a launch without `--run-dir`. It is removed when this is dropped, unless something was
-/// put into it.
+/// A directory that was made for a launch without `--run-dir`. It is removed when this is dropped,
+/// unless something was put into it.
 #[derive(Debug)]
 pub(crate) struct Claimed(PathBuf);
 
 impl Claimed {
-    /// Makes `runs/NAME-1` in `parent`, or the first number that is free; of launches at the same time, each has its
-    /// own.
+    /// Makes `runs/NAME-1` in `parent`, or the first number that is free; of launches at the same
+    /// time, each has its own.
     ///
     /// # Errors
     /// 74 if it cannot be made.
@@ -227,7 +239,10 @@ impl Claimed {
                 Err(error) => return Err(cannot("make", &path, &error)),
             }
         }
-        Err(Fatal::new(EXIT_IO, format!("{} has {MAX_NUMBER} runs of {name}: pass --run-dir", runs.display())))
+        Err(Fatal::new(
+            EXIT_IO,
+            format!("{} has {MAX_NUMBER} runs of {name}: pass --run-dir", runs.display()),
+        ))
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -237,7 +252,8 @@ impl Claimed {
 
 impl Drop for Claimed {
     fn drop(&mut self) {
-        // Only an empty directory can be removed so; `runs` itself goes, too, if this was the first one.
+        // Only an empty directory can be removed so; `runs` itself goes, too, if this was the first
+        // one.
         if fs::remove_dir(&self.0).is_ok() {
             _ = self.0.parent().map(fs::remove_dir);
         }
@@ -252,15 +268,17 @@ fn make_durably(path: &Path) -> Result<(), Fatal> {
     synced.map_err(|error| cannot("sync the folder of", path, &error))
 }
 
-/// Returns when the names in a folder are on the disk, where the file system can say so: some FUSE and SMB mounts refuse
-/// to sync a folder, and are as durable as they are.
+/// Returns when the names in a folder are on the disk, where the file system can say so: some FUSE
+/// and SMB mounts refuse to sync a folder, and are as durable as they are.
 ///
 /// # Errors
 /// If the folder cannot be opened, or its disk fails.
 pub(crate) fn sync_folder(path: &Path) -> io::Result<()> {
     let unsupported = [Errno::EINVAL, Errno::ENOSYS, Errno::EOPNOTSUPP].map(|errno| errno as i32);
     match File::open(path)?.sync_all() {
-        Err(error) if error.raw_os_error().is_some_and(|errno| unsupported.contains(&errno)) => Ok(()),
+        Err(error) if error.raw_os_error().is_some_and(|errno| unsupported.contains(&errno)) => {
+            Ok(())
+        }
         synced => synced,
     }
 }
@@ -294,7 +312,8 @@ fn json(value: &impl Serialize) -> Vec<u8> {
 
 /// Sixteen digits that no other run has.
 fn new_id(path: &Path) -> String {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let now =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     let seed = format!("{} {} {}", path.display(), std::process::id(), now.as_nanos());
     short(&hex(&Sha256::digest(seed.as_bytes()))).into()
 }
@@ -377,7 +396,8 @@ mod tests {
         let longer = plan(&["train.epochs=60", "checks.on_non_finite=skip"]);
         let (mut run, changes) = RunDir::open(path, &longer).expect("the same recipe");
         let four = StartedWith { min_nodes: 4, max_nodes: 4, ..content().started_with };
-        let recorded = run.reconfigure(&longer, changes, Content { started_with: four, ..content() });
+        let recorded =
+            run.reconfigure(&longer, changes, Content { started_with: four, ..content() });
         let recorded = recorded.expect("written");
         let keys: Vec<&str> = recorded.iter().map(|change| change.key.as_str()).collect();
         assert_eq!(keys, ["train.epochs", "checks.on_non_finite", "--nodes"]);

@@ -1,5 +1,5 @@
-//! The gRPC service: it numbers sessions, turns their messages into events and commands into messages. It decides
-//! nothing; `run.rs` does.
+//! The gRPC service: it numbers sessions, turns their messages into events and commands into
+//! messages. It decides nothing; `run.rs` does.
 
 pub(crate) mod credentials;
 mod descriptors;
@@ -41,12 +41,15 @@ pub(crate) const REFUSED_ENROLMENTS: &str = "thanos_trainer_refused_enrolments_t
 pub(crate) const MAX_WORKERS: usize = 4096;
 /// Bytes of one message; the largest is the configuration.
 const MAX_MESSAGE_BYTES: usize = 4 << 20;
-/// Connections of workers at a time, and of one worker: it needs one, and the one before it may not be known to be lost.
+/// Connections of workers at a time, and of one worker: it needs one, and the one before it may not
+/// be known to be lost.
 const MAX_CONNECTIONS: usize = 2 * MAX_WORKERS + 256;
 const MAX_CONNECTIONS_OF_ONE: usize = 8;
-/// Connections that have shown no certificate yet, at least: all workers of a run may start at the same time.
+/// Connections that have shown no certificate yet, at least: all workers of a run may start at the
+/// same time.
 const MIN_PENDING: usize = 256;
-/// What a client without a certificate may have under way on one connection: one small call, and its repetition.
+/// What a client without a certificate may have under way on one connection: one small call, and
+/// its repetition.
 const MAX_ENROL_MESSAGE: usize = 16 << 10;
 const MAX_ENROL_STREAMS: u32 = 2;
 const MAX_ENROL_HEADERS: u32 = 4 << 10;
@@ -93,7 +96,8 @@ impl Sessions {
         *self.rank_0.lock().unwrap_or_else(PoisonError::into_inner) = (generation, rank_0);
     }
 
-    /// Whether this peer may write what rank 0 of a generation writes. Without certificates only the generation is known.
+    /// Whether this peer may write what rank 0 of a generation writes. Without certificates only
+    /// the generation is known.
     fn is_rank_0(&self, peer: &Peer, generation: u64) -> bool {
         let (newest, rank_0) = &*self.rank_0.lock().unwrap_or_else(PoisonError::into_inner);
         let is_its_name = match &peer.identity {
@@ -155,7 +159,11 @@ pub(crate) struct Service {
 }
 
 /// Serves on `listener` until `stop` resolves.
-pub(crate) async fn serve(listener: TcpListener, service: Service, stop: oneshot::Receiver<()>) -> Result<()> {
+pub(crate) async fn serve(
+    listener: TcpListener,
+    service: Service,
+    stop: oneshot::Receiver<()>,
+) -> Result<()> {
     let tls = match &service.credentials {
         Some(credentials) => Some(TlsAcceptor::from(Arc::new(credentials.tls(&["h2"])?))),
         None => None,
@@ -212,22 +220,35 @@ pub(crate) fn max_pending(workers: usize) -> usize {
 
 /// The peer of a call, if it may do anything but enrol.
 fn admitted<T>(request: &Request<T>) -> Result<Peer, Status> {
-    let peer = request.extensions().get::<Peer>().ok_or_else(|| Status::internal("a connection without a peer"))?;
+    let peer = request
+        .extensions()
+        .get::<Peer>()
+        .ok_or_else(|| Status::internal("a connection without a peer"))?;
     match peer.identity {
-        PeerIdentity::Unknown => Err(Status::unauthenticated("present the certificate that Enrol issues")),
+        PeerIdentity::Unknown => {
+            Err(Status::unauthenticated("present the certificate that Enrol issues"))
+        }
         PeerIdentity::Unchecked | PeerIdentity::Worker(_) => Ok(peer.clone()),
     }
 }
 
 #[tonic::async_trait]
 impl Coordinator for Service {
-    async fn enrol(&self, request: Request<v1::EnrolRequest>) -> Result<Response<v1::EnrolReply>, Status> {
+    async fn enrol(
+        &self,
+        request: Request<v1::EnrolRequest>,
+    ) -> Result<Response<v1::EnrolReply>, Status> {
         let from = request.extensions().get::<Peer>().map(|peer| peer.address);
         let v1::EnrolRequest { worker_id, token, certificate_request } = request.into_inner();
         let Some(credentials) = &self.credentials else {
             return Err(Status::failed_precondition("this run is insecure: it has no enrolment"));
         };
-        match credentials.enrol(&worker_id, &token, &certificate_request, from.map(|from| from.ip())) {
+        match credentials.enrol(
+            &worker_id,
+            &token,
+            &certificate_request,
+            from.map(|from| from.ip()),
+        ) {
             Ok(certificate) => Ok(Response::new(v1::EnrolReply { certificate })),
             Err(reason) => {
                 metrics::counter!(REFUSED_ENROLMENTS).increment(1);
@@ -240,7 +261,10 @@ impl Coordinator for Service {
 
     type FetchPackStream = Pin<Box<dyn Stream<Item = Result<v1::PackPart, Status>> + Send>>;
 
-    async fn fetch_pack(&self, request: Request<v1::PackRequest>) -> Result<Response<Self::FetchPackStream>, Status> {
+    async fn fetch_pack(
+        &self,
+        request: Request<v1::PackRequest>,
+    ) -> Result<Response<Self::FetchPackStream>, Status> {
         admitted(&request)?;
         let parts = self.packs.clone().send(request.into_inner())?;
         Ok(Response::new(Box::pin(ReceiverStream::new(parts))))
@@ -257,10 +281,14 @@ impl Coordinator for Service {
         Ok(Response::new(Box::pin(ReceiverStream::new(chunks))))
     }
 
-    async fn store_file(&self, request: Request<Streaming<v1::FilePart>>) -> Result<Response<v1::Stored>, Status> {
+    async fn store_file(
+        &self,
+        request: Request<Streaming<v1::FilePart>>,
+    ) -> Result<Response<v1::Stored>, Status> {
         let peer = admitted(&request)?;
         let may_write = |generation| {
-            let is_rank_0 = self.store.is_current(generation) && self.sessions.is_rank_0(&peer, generation);
+            let is_rank_0 =
+                self.store.is_current(generation) && self.sessions.is_rank_0(&peer, generation);
             is_rank_0 || self.sessions.is_saver(&peer)
         };
         self.files.clone().take(request.into_inner(), may_write).await?;
@@ -285,16 +313,22 @@ impl Coordinator for Service {
             names: self.names.clone(),
         };
         tokio::spawn(listener.listen(request.into_inner()));
-        let commands = UnboundedReceiverStream::new(receiver).map(|command| Ok(v1::Command::from(command)));
+        let commands =
+            UnboundedReceiverStream::new(receiver).map(|command| Ok(v1::Command::from(command)));
         Ok(Response::new(Box::pin(commands)))
     }
 
-    async fn store(&self, request: Request<v1::StoreRequest>) -> Result<Response<v1::StoreReply>, Status> {
+    async fn store(
+        &self,
+        request: Request<v1::StoreRequest>,
+    ) -> Result<Response<v1::StoreReply>, Status> {
         admitted(&request)?;
-        self.store.answer(request.into_inner()).await.map(Response::new).map_err(|refusal| match refusal {
-            Refusal::Stale { .. } => Status::failed_precondition(refusal.to_string()),
-            Refusal::Timeout { .. } => Status::deadline_exceeded(refusal.to_string()),
-            Refusal::Invalid(_) => Status::invalid_argument(refusal.to_string()),
+        self.store.answer(request.into_inner()).await.map(Response::new).map_err(|refusal| {
+            match refusal {
+                Refusal::Stale { .. } => Status::failed_precondition(refusal.to_string()),
+                Refusal::Timeout { .. } => Status::deadline_exceeded(refusal.to_string()),
+                Refusal::Invalid(_) => Status::invalid_argument(refusal.to_string()),
+            }
         })
     }
 }
@@ -351,7 +385,8 @@ impl Listener {
 
     fn refuse(&self, reason: String) {
         tracing::warn!(from = %self.peer.address, "{reason}");
-        self.sessions.send(self.session, Command::Refused { reason, exit_code: EXIT_NO_PERMISSION });
+        self.sessions
+            .send(self.session, Command::Refused { reason, exit_code: EXIT_NO_PERMISSION });
     }
 }
 

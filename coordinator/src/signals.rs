@@ -1,5 +1,5 @@
-//! Stop requests by signals: Ctrl-C, SIGTERM, SIGUSR1, and SIGHUP of a terminal that was closed. They are acted on before
-//! anything is printed. What a stop does is not known here.
+//! Stop requests by signals: Ctrl-C, SIGTERM, SIGUSR1, and SIGHUP of a terminal that was closed.
+//! They are acted on before anything is printed. What a stop does is not known here.
 
 use crate::exit::EXIT_STOPPED;
 use crate::run::Event;
@@ -15,10 +15,12 @@ use thanos_transport::hangup_is_ignored;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-/// The same signal again within this time is one request: Slurm, systemd and supervisors deliver it twice.
+/// The same signal again within this time is one request: Slurm, systemd and supervisors deliver it
+/// twice.
 pub(crate) const DUPLICATE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The signals that ask this process to stop: SIGHUP is one unless it is ignored, as `nohup` has it.
+/// The signals that ask this process to stop: SIGHUP is one unless it is ignored, as `nohup` has
+/// it.
 pub(crate) fn stop_signals() -> Vec<Signal> {
     let mut signals = vec![Signal::SIGINT, Signal::SIGTERM, Signal::SIGUSR1];
     if !hangup_is_ignored() {
@@ -32,8 +34,8 @@ pub(crate) fn stop_and_child_signals() -> impl Iterator<Item = i32> {
     stop_signals().into_iter().map(|signal| signal as i32).chain([SIGCHLD])
 }
 
-/// Asks the kernel for `signal` at the end of the process `parent`, which has started this one. `false`: it has ended
-/// already.
+/// Asks the kernel for `signal` at the end of the process `parent`, which has started this one.
+/// `false`: it has ended already.
 ///
 /// # Errors
 /// If the kernel refuses.
@@ -55,13 +57,16 @@ pub(crate) fn received() -> mpsc::Receiver<Signal> {
                     }
                 });
             }
-            Err(error) => tracing::warn!("cannot handle {kind}, which will not save a checkpoint: {error}"),
+            Err(error) => {
+                tracing::warn!("cannot handle {kind}, which will not save a checkpoint: {error}")
+            }
         }
     }
     signals
 }
 
-/// The stop signals of a coordinator, from its start. Until there is a run to stop, one ends the process.
+/// The stop signals of a coordinator, from its start. Until there is a run to stop, one ends the
+/// process.
 pub(crate) struct StopSignals {
     run: Arc<OnceLock<mpsc::Sender<Event>>>,
 }
@@ -87,11 +92,14 @@ async fn act_on(mut signals: mpsc::Receiver<Signal>, run: Arc<OnceLock<mpsc::Sen
         let reason = if signal == Signal::SIGINT { "Ctrl-C" } else { signal.as_str() };
         match (first, run.get()) {
             (Some((when, first)), _) if is_duplicate(first, signal, when.elapsed()) => {}
-            (Some(_), _) => exit(&format!("a second signal ({reason}): exiting at once, without a checkpoint")),
+            (Some(_), _) => {
+                exit(&format!("a second signal ({reason}): exiting at once, without a checkpoint"))
+            }
             (None, None) => exit(&format!("stopped before the run began: {reason}")),
             (None, Some(events)) => {
                 first = Some((Instant::now(), signal));
-                let (events, asked) = (events.clone(), Event::StopRequested { reason: reason.into() });
+                let (events, asked) =
+                    (events.clone(), Event::StopRequested { reason: reason.into() });
                 // A full queue must not keep the second signal waiting.
                 tokio::spawn(async move { events.send(asked).await });
             }

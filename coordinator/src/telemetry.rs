@@ -1,6 +1,7 @@
-//! Everything that monitoring knows of a run: it sees each event and effect, and changes nothing. `metrics.rs` has the
-//! metrics that a recorder keeps; here are those that depend on when they are read, the two files for a site's monitoring,
-//! and the end of a run, which a last scrape should still see.
+//! Everything that monitoring knows of a run: it sees each event and effect, and changes nothing.
+//! `metrics.rs` has the metrics that a recorder keeps; here are those that depend on when they are
+//! read, the two files for a site's monitoring, and the end of a run, which a last scrape should
+//! still see.
 
 mod files;
 mod goodput;
@@ -36,9 +37,11 @@ use worker_series::{COLLECTIVE, HEARTBEAT, WorkerSeries};
 const STATE_SECONDS: Described = (
     "thanos_trainer_state_seconds_total",
     "counter",
-    "Time that the run has spent in each state since the coordinator began to serve; the states add up to all of it",
+    "Time that the run has spent in each state since the coordinator began to serve; the states \
+    add up to all of it",
 );
-const STATE: Described = ("thanos_trainer_state", "gauge", "1 for the state that the run is in, 0 for the others");
+const STATE: Described =
+    ("thanos_trainer_state", "gauge", "1 for the state that the run is in, 0 for the others");
 
 /// The metrics whose values are made when they are read.
 pub const LIVE_METRICS: [Described; 4] = [STATE_SECONDS, STATE, HEARTBEAT, COLLECTIVE];
@@ -119,7 +122,16 @@ impl Telemetry {
         let run = run_name(run_dir);
         let recorder = Recorder::install(&[("run", &run)])?;
         let (live, files, page) = (Mutex::new(None), Mutex::new(None), Mutex::new(None));
-        Ok(Self { shared: Arc::new(Shared { run, recorder, live, files, page, last_scrape: Notify::new() }) })
+        Ok(Self {
+            shared: Arc::new(Shared {
+                run,
+                recorder,
+                live,
+                files,
+                page,
+                last_scrape: Notify::new(),
+            }),
+        })
     }
 
     /// The run's name, as on every series.
@@ -150,7 +162,9 @@ impl Telemetry {
         let telemetry = self.clone();
         let metrics = Box::new(move || text::without_process(&telemetry.text()));
         match Files::start(run_dir, Contents { metrics, targets }) {
-            Ok(files) => *self.shared.files.lock().unwrap_or_else(PoisonError::into_inner) = Some(files),
+            Ok(files) => {
+                *self.shared.files.lock().unwrap_or_else(PoisonError::into_inner) = Some(files)
+            }
             Err(error) => tracing::warn!("metrics.prom and targets.json are not written: {error}"),
         }
     }
@@ -165,7 +179,9 @@ impl Telemetry {
             Event::Received { session, event: WorkerEvent::Heartbeat(heartbeat) } => {
                 live.heartbeat(*session, heartbeat)
             }
-            Event::Received { session, event: WorkerEvent::Step(step) } => live.step(*session, step),
+            Event::Received { session, event: WorkerEvent::Step(step) } => {
+                live.step(*session, step)
+            }
             _ => {}
         }
     }
@@ -177,7 +193,9 @@ impl Telemetry {
         let Some(live) = live.as_mut() else { return };
         let now = live.began.elapsed();
         match effect {
-            Effect::Send { session, command: Command::Welcome(_) } => live.workers.welcomed(*session, metrics::now()),
+            Effect::Send { session, command: Command::Welcome(_) } => {
+                live.workers.welcomed(*session, metrics::now())
+            }
             Effect::OpenStore { generation } if *generation > live.generation => {
                 live.goodput.interrupted(now);
                 live.ranks.clear();
@@ -199,11 +217,15 @@ impl Telemetry {
         }
     }
 
-    /// The state that the run is in, and the seconds in each since the coordinator began to serve; `None` before that.
+    /// The state that the run is in, and the seconds in each since the coordinator began to serve;
+    /// `None` before that.
     pub(crate) fn states(&self) -> Option<(&'static str, Vec<(&'static str, f64)>)> {
         let live = self.lock();
         let live = live.as_ref()?;
-        let seconds = live.goodput.seconds(live.began.elapsed()).map(|(state, seconds)| (state.label(), seconds));
+        let seconds = live
+            .goodput
+            .seconds(live.began.elapsed())
+            .map(|(state, seconds)| (state.label(), seconds));
         Some((live.goodput.state().label(), seconds.into()))
     }
 
@@ -228,8 +250,8 @@ impl Telemetry {
         text
     }
 
-    /// The run is over: writes its final values, and waits for a scrape of them as long as it was asked to. A stop that must
-    /// be over in time (`has_deadline`) waits for none.
+    /// The run is over: writes its final values, and waits for a scrape of them as long as it was
+    /// asked to. A stop that must be over in time (`has_deadline`) waits for none.
     pub(crate) async fn end(&self, outcome: Outcome, has_deadline: bool) {
         let linger = match self.lock().as_mut() {
             None => return,
@@ -258,12 +280,14 @@ impl Telemetry {
     }
 
     async fn linger(&self, limit: Duration, outcome: &str) {
-        let wait = format!("waiting up to {limit:?} for a last scrape of /metrics; Ctrl-C ends the wait");
+        let wait =
+            format!("waiting up to {limit:?} for a last scrape of /metrics; Ctrl-C ends the wait");
         let mut stop_signals = signals::received();
         terminal::line(&format!("the run has ended ({outcome}): {wait}"));
         tokio::select! {
             () = self.shared.last_scrape.notified() => {}
-            () = tokio::time::sleep(limit) => terminal::line("no scrape within the limit: metrics.prom has the final values"),
+            () = tokio::time::sleep(limit) => terminal::line("no scrape within the limit: \
+                metrics.prom has the final values"),
             _ = stop_signals.recv() => {}
         }
     }
@@ -309,8 +333,11 @@ impl Live {
         let seconds = self.goodput.seconds(self.began.elapsed());
         let label = |state: State| vec![("state", state.label().to_owned())];
         let is_counted = |(state, _): &(State, f64)| *state != State::Ended;
-        let seconds: Vec<Sample> =
-            seconds.into_iter().filter(is_counted).map(|(state, seconds)| (label(state), seconds)).collect();
+        let seconds: Vec<Sample> = seconds
+            .into_iter()
+            .filter(is_counted)
+            .map(|(state, seconds)| (label(state), seconds))
+            .collect();
         let current = self.goodput.state();
         let states = State::ALL.map(|state| (label(state), f64::from(u8::from(state == current))));
         let (heartbeats, collectives) = self.workers.samples();

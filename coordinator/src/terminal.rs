@@ -1,6 +1,7 @@
-//! Everything that this program writes to standard output and standard error. Lines, log messages and the progress bar
-//! go through one thread and a bounded queue: a terminal that is closed, full or paused (Ctrl-S) costs output, never time
-//! or the run. What a command was asked to print goes to standard output directly, and its failure is an error.
+//! Everything that this program writes to standard output and standard error. Lines, log messages
+//! and the progress bar go through one thread and a bounded queue: a terminal that is closed, full
+//! or paused (Ctrl-S) costs output, never time or the run. What a command was asked to print goes
+//! to standard output directly, and its failure is an error.
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use nix::sys::signal::{SigSet, Signal};
@@ -20,8 +21,8 @@ const BRIEF_FLUSH_TIMEOUT: Duration = Duration::from_millis(200);
 
 static STDERR: Queue = Queue { pending: Mutex::new(Pending::new()), changed: Condvar::new() };
 
-/// A line on standard error, above the progress bar. Control characters are escaped, except for line feeds and tabs: it
-/// may quote what another machine has sent.
+/// A line on standard error, above the progress bar. Control characters are escaped, except for
+/// line feeds and tabs: it may quote what another machine has sent.
 pub(crate) fn line(text: &str) {
     queue().push(format!("{}\n", escaped(text)));
 }
@@ -49,7 +50,8 @@ pub(crate) fn flush_briefly() {
     STDERR.flush(BRIEF_FLUSH_TIMEOUT);
 }
 
-/// Writes what a command was asked for to standard output. Control characters are escaped as in [`line`].
+/// Writes what a command was asked for to standard output. Control characters are escaped as in
+/// [`line`].
 ///
 /// # Errors
 /// [`OutputError`].
@@ -106,7 +108,9 @@ pub(crate) enum Unit {
 impl Unit {
     fn template(self) -> &'static str {
         match self {
-            Self::Bytes => "{prefix:26} {bar:32} {bytes:>10}/{total_bytes:10} {bytes_per_sec} {eta}",
+            Self::Bytes => {
+                "{prefix:26} {bar:32} {bytes:>10}/{total_bytes:10} {bytes_per_sec} {eta}"
+            }
             Self::Images => "{prefix:8} {bar:32} {pos:>7}/{len:7} {eta}",
             Self::Steps => "{prefix:20} {bar:32} {pos:>6}/{len:6} {msg}",
         }
@@ -150,7 +154,8 @@ fn queue() -> &'static Queue {
     &STDERR
 }
 
-/// The coordinator is in a process group of its own: with `stty tostop` a write to the terminal would stop it.
+/// The coordinator is in a process group of its own: with `stty tostop` a write to the terminal
+/// would stop it.
 fn write_from_background() {
     _ = SigSet::from(Signal::SIGTTOU).thread_block();
 }
@@ -168,7 +173,14 @@ struct Pending {
 
 impl Pending {
     const fn new() -> Self {
-        Self { lines: VecDeque::new(), bytes: 0, dropped: 0, bar: None, bar_changed: false, writing: false }
+        Self {
+            lines: VecDeque::new(),
+            bytes: 0,
+            dropped: 0,
+            bar: None,
+            bar_changed: false,
+            writing: false,
+        }
     }
 
     fn is_written(&self) -> bool {
@@ -242,7 +254,10 @@ fn write_lines(stderr: &mut dyn Write, lines: &VecDeque<String>, dropped: u64) {
         _ = stderr.write_all(line.as_bytes());
     }
     if dropped > 0 {
-        _ = stderr.write_all(format!("... {dropped} lines were dropped: the terminal did not take them\n").as_bytes());
+        _ = stderr.write_all(
+            format!("... {dropped} lines were dropped: the terminal did not take them\n")
+                .as_bytes(),
+        );
     }
 }
 
@@ -268,10 +283,15 @@ impl DrawnBar {
         }
         let Some(Bar { unit, name, position, length, text }) = bar else { return };
         let (_, _, drawn) = self.0.get_or_insert_with(|| {
-            let drawn = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr_with_hz(10));
+            let drawn =
+                ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr_with_hz(10));
             let style = ProgressStyle::with_template(unit.template());
             drawn.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-            (unit, name.clone(), drawn.with_prefix(escaped(&name).into_owned()).with_position(position))
+            (
+                unit,
+                name.clone(),
+                drawn.with_prefix(escaped(&name).into_owned()).with_position(position),
+            )
         });
         drawn.set_length(length);
         drawn.set_message(escaped(&text).into_owned());
@@ -284,7 +304,9 @@ fn escaped(text: &str) -> Cow<'_, str> {
     if text.chars().all(is_plain) {
         return text.into();
     }
-    let escape = |symbol: char| if is_plain(symbol) { symbol.to_string() } else { symbol.escape_default().to_string() };
+    let escape = |symbol: char| {
+        if is_plain(symbol) { symbol.to_string() } else { symbol.escape_default().to_string() }
+    };
     text.chars().map(escape).collect::<String>().into()
 }
 
@@ -302,7 +324,9 @@ mod tests {
     impl Write for Paused {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.allowed.recv().map_err(io::Error::other)?;
-            self.written.send(String::from_utf8_lossy(bytes).into_owned()).map_err(io::Error::other)?;
+            self.written
+                .send(String::from_utf8_lossy(bytes).into_owned())
+                .map_err(io::Error::other)?;
             Ok(bytes.len())
         }
 

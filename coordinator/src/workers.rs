@@ -1,6 +1,7 @@
-//! The launcher: worker processes on this machine, or the `srun` processes that stand for workers on the nodes of a Slurm
-//! allocation; its own, and those that an earlier coordinator of the run has started. Workers that still run when the run
-//! is over are killed; if this process is killed itself, they wait for another coordinator until their lease ends.
+//! The launcher: worker processes on this machine, or the `srun` processes that stand for workers
+//! on the nodes of a Slurm allocation; its own, and those that an earlier coordinator of the run
+//! has started. Workers that still run when the run is over are killed; if this process is killed
+//! itself, they wait for another coordinator until their lease ends.
 
 mod adopted;
 pub(crate) mod devices;
@@ -96,7 +97,8 @@ struct Processes {
 }
 
 impl Launcher {
-    /// A launcher that has started nothing yet; each process's end is reported as [`Event::Exited`].
+    /// A launcher that has started nothing yet; each process's end is reported as
+    /// [`Event::Exited`].
     pub(crate) fn new(command: WorkerCommand, events: &mpsc::Sender<Event>) -> Self {
         Self { command, events: events.clone(), processes: Mutex::default() }
     }
@@ -127,8 +129,8 @@ impl Launcher {
         }
     }
 
-    /// Takes over the workers' processes that an earlier coordinator of this run started; those that are not there have
-    /// ended.
+    /// Takes over the workers' processes that an earlier coordinator of this run started; those
+    /// that are not there have ended.
     pub(crate) fn adopt_all(&self) {
         let workers = self.command.place.worker_ids();
         let is_local = matches!(self.command.place, LaunchTarget::Here { .. });
@@ -159,7 +161,8 @@ impl Launcher {
         });
     }
 
-    /// Reports how a worker's process ended, when it has, and why; it is to end when `killed` resolves.
+    /// Reports how a worker's process ended, when it has, and why; it is to end when `killed`
+    /// resolves.
     fn report_end<F>(&self, worker: String, ending: impl FnOnce(Killed) -> F)
     where
         F: Future<Output = (String, ExitCause)> + Send + 'static,
@@ -176,7 +179,8 @@ impl Launcher {
         });
     }
 
-    /// Waits until all have exited, and kills those that do not, or that cannot know that they should.
+    /// Waits until all have exited, and kills those that do not, or that cannot know that they
+    /// should.
     pub(crate) async fn finish(&self) {
         let Processes { mut waiting, kill, joined } = std::mem::take(&mut *self.lock());
         for (_, kill) in kill.into_iter().filter(|(worker, _)| !joined.contains(worker)) {
@@ -196,7 +200,8 @@ impl Launcher {
     }
 }
 
-/// A worker's process, and where its log began when it was started: earlier processes wrote to the same file.
+/// A worker's process, and where its log began when it was started: earlier processes wrote to the
+/// same file.
 struct Started {
     child: Child,
     log: PathBuf,
@@ -204,7 +209,8 @@ struct Started {
 }
 
 impl Started {
-    /// Waits for the process to end, by itself or killed on demand, and returns how it ended, and why.
+    /// Waits for the process to end, by itself or killed on demand, and returns how it ended, and
+    /// why.
     async fn wait(mut self, killed: Killed) -> (String, ExitCause) {
         let (ended, is_hung) = tokio::select! {
             ended = self.child.wait() => (ended, false),
@@ -223,7 +229,9 @@ impl Started {
     /// How a process ended by itself, with the first error of its log if it did not end well.
     fn describe(&self, status: ExitStatus) -> (String, ExitCause) {
         let (how, cause) = match (signal_of(status), status.code()) {
-            (Some(signal), _) => (format!("was killed by signal {signal}"), ExitCause::Signalled(signal)),
+            (Some(signal), _) => {
+                (format!("was killed by signal {signal}"), ExitCause::Signalled(signal))
+            }
             (None, code) => {
                 let code = code.unwrap_or_default();
                 (format!("ended with exit code {code}"), ExitCause::Exited(code))
@@ -233,7 +241,8 @@ impl Started {
         if status.success() || cause.is_external() || cause.is_stop_request() {
             return (how, cause);
         }
-        let error = first_error(&self.log, self.log_begins_at).unwrap_or_else(|| "it logged nothing".into());
+        let error = first_error(&self.log, self.log_begins_at)
+            .unwrap_or_else(|| "it logged nothing".into());
         (format!("{how} ({}: {error})", self.log.display()), cause)
     }
 }
@@ -242,9 +251,13 @@ impl LaunchTarget {
     /// Names of the workers: of this machine by number, of nodes by node and number.
     pub(crate) fn worker_ids(&self) -> Vec<String> {
         match self {
-            Self::Here { workers } => (0..*workers).map(|index| format!("{WORKER}-{index}")).collect(),
+            Self::Here { workers } => {
+                (0..*workers).map(|index| format!("{WORKER}-{index}")).collect()
+            }
             Self::Nodes { nodes, .. } => {
-                let of = |node: &Node| (0..node.workers).map(|index| format!("{}-{index}", node.name)).collect();
+                let of = |node: &Node| {
+                    (0..node.workers).map(|index| format!("{}-{index}", node.name)).collect()
+                };
                 nodes.iter().flat_map(|node| -> Vec<String> { of(node) }).collect()
             }
         }
@@ -266,13 +279,17 @@ impl WorkerCommand {
     /// What starts a worker.
     fn build(&self, worker: &str) -> Result<Command> {
         let log = self.log(worker);
-        let file =
-            File::options().create(true).append(true).open(&log).with_context(|| format!("{}", log.display()))?;
+        let file = File::options()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .with_context(|| format!("{}", log.display()))?;
         let (node, index) = worker.rsplit_once('-').unwrap_or((worker, "0"));
         let mut command = match &self.place {
             LaunchTarget::Here { .. } => std::process::Command::new(&self.program),
             LaunchTarget::Nodes { nodes, srun_arguments } => {
-                let gpus = nodes.iter().find(|other| other.name == node).map_or(0, |node| node.gpus);
+                let gpus =
+                    nodes.iter().find(|other| other.name == node).map_or(0, |node| node.gpus);
                 let mut command = slurm::srun(node, gpus, srun_arguments);
                 command.arg(&self.program);
                 command
@@ -283,7 +300,9 @@ impl WorkerCommand {
             .put_into(&mut command);
         let mut command = Command::from(command);
         match &self.credentials {
-            Some(credentials) => command.arg("--credentials").arg(credentials.invite(worker).context("credentials")?),
+            Some(credentials) => {
+                command.arg("--credentials").arg(credentials.invite(worker).context("credentials")?)
+            }
             None => command.arg("--insecure"),
         };
         if self.shows {

@@ -1,5 +1,6 @@
-//! An archive of a few files, whatever its name: .tar, .tar.gz (.tgz) or .zip, known by its bytes. Files are looked up
-//! by their own names, in whichever folder they are. Nothing is unpacked to disk.
+//! An archive of a few files, whatever its name: .tar, .tar.gz (.tgz) or .zip, known by its bytes.
+//! Files are looked up by their own names, in whichever folder they are. Nothing is unpacked to
+//! disk.
 
 use super::error::{DataError, RawFault};
 use super::raw::{MAX_BYTES, RawFile, at_most};
@@ -31,13 +32,15 @@ const MAX_SHOWN: usize = 6;
 /// The files of an archive that `find` gives a place among `places`, and the names of some others.
 ///
 /// # Errors
-/// A damaged archive; a file that occurs twice or is not a plain file. One that is not there is `None`.
+/// A damaged archive; a file that occurs twice or is not a plain file. One that is not there is
+/// `None`.
 pub(super) fn unpack(
     archive: &RawFile,
     places: usize,
     find: impl Fn(&str) -> Option<usize>,
 ) -> Result<(Vec<Option<RawFile>>, Vec<String>), DataError> {
-    let mut found = Found { archive, files: (0..places).map(|_| None).collect(), others: Vec::new(), find };
+    let mut found =
+        Found { archive, files: (0..places).map(|_| None).collect(), others: Vec::new(), find };
     let bytes = archive.bytes();
     if bytes.starts_with(&ZIP_MAGIC) {
         found.unzip(bytes)?;
@@ -57,7 +60,8 @@ struct Found<'a, F> {
 }
 
 impl<F: Fn(&str) -> Option<usize>> Found<'_, F> {
-    /// Where an entry belongs, by the last part of its name; one that operating systems add belongs nowhere.
+    /// Where an entry belongs, by the last part of its name; one that operating systems add belongs
+    /// nowhere.
     fn place(&mut self, entry: &str) -> Option<usize> {
         let name = entry.rsplit('/').next().unwrap_or(entry);
         let place = if entry.starts_with("__MACOSX/") { None } else { (self.find)(name) };
@@ -79,7 +83,14 @@ impl<F: Fn(&str) -> Option<usize>> Found<'_, F> {
         let root = self.archive.path.clone();
         let damaged = |error: io::Error| {
             let cut_off = error.kind() == io::ErrorKind::UnexpectedEof;
-            DataError::raw(&root, if cut_off { RawFault::ArchiveCutOff } else { RawFault::Archive(error.to_string()) })
+            DataError::raw(
+                &root,
+                if cut_off {
+                    RawFault::ArchiveCutOff
+                } else {
+                    RawFault::Archive(error.to_string())
+                },
+            )
         };
         let mut tar = tar::Archive::new(stream.take(MAX_UNPACKED));
         for entry in tar.entries().map_err(damaged)? {
@@ -108,7 +119,8 @@ impl<F: Fn(&str) -> Option<usize>> Found<'_, F> {
         let root = self.archive.path.clone();
         let refuse = |fault| DataError::raw(&root, fault);
         let fault = |error: &zip::result::ZipError| RawFault::Zip(error.to_string());
-        let mut archive = ZipArchive::new(Cursor::new(bytes)).map_err(|error| refuse(fault(&error)))?;
+        let mut archive =
+            ZipArchive::new(Cursor::new(bytes)).map_err(|error| refuse(fault(&error)))?;
         if archive.len() > MAX_ENTRIES {
             return Err(refuse(RawFault::TooManyFiles { max: MAX_ENTRIES }));
         }
@@ -117,7 +129,8 @@ impl<F: Fn(&str) -> Option<usize>> Found<'_, F> {
             let name = entry.name().map_err(|error| refuse(fault(&error)))?.into_owned();
             let Some(at) = self.place(&name).filter(|_| entry.is_file()) else { continue };
             let path = root.join(&name);
-            let bytes = at_most(entry, MAX_BYTES).map_err(|(_, fault)| DataError::raw(&path, fault))?;
+            let bytes =
+                at_most(entry, MAX_BYTES).map_err(|(_, fault)| DataError::raw(&path, fault))?;
             self.put(at, &path, bytes)?;
         }
         Ok(())

@@ -1,6 +1,6 @@
-//! CIFAR-10 and CIFAR-100 in their published forms: the binary version (records of one or two labels and 3,072 pixels,
-//! one plane per channel) and the Python version (pickles of the same); cs.toronto.edu/~kriz/cifar.html. It decodes bytes
-//! and knows neither files nor archives.
+//! CIFAR-10 and CIFAR-100 in their published forms: the binary version (records of one or two
+//! labels and 3,072 pixels, one plane per channel) and the Python version (pickles of the same);
+//! cs.toronto.edu/~kriz/cifar.html. It decodes bytes and knows neither files nor archives.
 
 use super::error::RawFault;
 use super::pickle::{self, Value};
@@ -47,9 +47,13 @@ impl Cifar {
     /// The images of a binary file, planes turned to [N, 32, 32, 3] u8, and their fine labels.
     ///
     /// # Errors
-    /// No records, a length that is not a whole number of them (the other CIFAR is recognised by it), or a label that is
-    /// out of range, or coarse labels that are not those of the fine ones.
-    pub(super) fn decode_binary(self, content: &[u8], labels: &Labels) -> Result<Samples, RawFault> {
+    /// No records, a length that is not a whole number of them (the other CIFAR is recognised by
+    /// it), or a label that is out of range, or coarse labels that are not those of the fine ones.
+    pub(super) fn decode_binary(
+        self,
+        content: &[u8],
+        labels: &Labels,
+    ) -> Result<Samples, RawFault> {
         let record_bytes = self.record();
         let got = content.len() as u64;
         if content.is_empty() {
@@ -68,7 +72,9 @@ impl Cifar {
             let offset = (record * record_bytes) as u64;
             let at = |byte: usize| (record as u64, offset + byte as u64);
             match *head {
-                [fine] => samples.fine.push(check_label(i64::from(fine), labels.fine_names.len(), at(0))?),
+                [fine] => {
+                    samples.fine.push(check_label(i64::from(fine), labels.fine_names.len(), at(0))?)
+                }
                 [coarse, fine, ..] => {
                     let fine = check_label(i64::from(fine), labels.fine_names.len(), at(1))?;
                     check_coarse(i64::from(coarse), fine, labels, at(0))?;
@@ -85,7 +91,11 @@ impl Cifar {
     ///
     /// # Errors
     /// If it is not a pickle of plain data, or another structure than the published one.
-    pub(super) fn decode_pickle(self, content: &[u8], labels: &Labels) -> Result<Samples, RawFault> {
+    pub(super) fn decode_pickle(
+        self,
+        content: &[u8],
+        labels: &Labels,
+    ) -> Result<Samples, RawFault> {
         let batch = pickle::read(content).map_err(|fault| RawFault::Pickle(fault.to_string()))?;
         let key = match self {
             Self::Ten => "labels",
@@ -101,7 +111,11 @@ impl Cifar {
         };
         if data.shape != [fine.len(), PIXELS] {
             let expected = format!("an array of [{}, {PIXELS}]", fine.len());
-            return Err(RawFault::Structure { key: "data".into(), expected, got: format!("one of {:?}", data.shape) });
+            return Err(RawFault::Structure {
+                key: "data".into(),
+                expected,
+                got: format!("one of {:?}", data.shape),
+            });
         }
         if fine.is_empty() {
             return Err(RawFault::Empty);
@@ -115,7 +129,9 @@ impl Cifar {
             let (expected, got) = (format!("{} labels", fine.len()), coarse.len().to_string());
             return Err(RawFault::Structure { key: "coarse_labels".into(), expected, got });
         }
-        for (record, (fine, planes)) in fine.into_iter().zip(data.bytes.chunks_exact(PIXELS)).enumerate() {
+        for (record, (fine, planes)) in
+            fine.into_iter().zip(data.bytes.chunks_exact(PIXELS)).enumerate()
+        {
             let at = (record as u64, (record * PIXELS) as u64);
             let fine = check_label(fine, labels.fine_names.len(), at)?;
             if let Some(coarse) = coarse.get(record) {
@@ -138,14 +154,26 @@ fn check_label(label: i64, classes: usize, (record, offset): (u64, u64)) -> Resu
     }
 }
 
-fn check_coarse(got: i64, fine: i64, labels: &Labels, (record, offset): (u64, u64)) -> Result<(), RawFault> {
+fn check_coarse(
+    got: i64,
+    fine: i64,
+    labels: &Labels,
+    (record, offset): (u64, u64),
+) -> Result<(), RawFault> {
     let expected = labels.coarse_of[fine as usize];
-    if got == expected { Ok(()) } else { Err(RawFault::CoarseLabel { record, offset, fine, expected, got }) }
+    if got == expected {
+        Ok(())
+    } else {
+        Err(RawFault::CoarseLabel { record, offset, fine, expected, got })
+    }
 }
 
 /// Three planes to pixels of three channels.
 fn push_planes(planes: &[u8], images: &mut Vec<u8>) {
-    images.extend((0..PLANE).flat_map(|pixel| [planes[pixel], planes[PLANE + pixel], planes[2 * PLANE + pixel]]));
+    images.extend(
+        (0..PLANE)
+            .flat_map(|pixel| [planes[pixel], planes[PLANE + pixel], planes[2 * PLANE + pixel]]),
+    );
 }
 
 fn integers(batch: &Value, key: &str) -> Result<Vec<i64>, RawFault> {

@@ -1,5 +1,6 @@
-//! A folder of class folders, as torchvision's `ImageFolder` reads one: which pictures each class has, in which order,
-//! and what else is there. It knows neither what is in the pictures nor how splits are called.
+//! A folder of class folders, as torchvision's `ImageFolder` reads one: which pictures each class
+//! has, in which order, and what else is there. It knows neither what is in the pictures nor how
+//! splits are called.
 
 use super::error::{DataError, RawFault};
 use super::pictures::{Picture, is_picture};
@@ -17,7 +18,8 @@ pub(super) fn class_name(folder: &str) -> String {
 
 /// What is below a folder of class folders.
 pub(super) struct ClassFolders<'a> {
-    /// Pictures by the name of their folder, in torchvision's order: by the folder that they are in, then by name.
+    /// Pictures by the name of their folder, in torchvision's order: by the folder that they are
+    /// in, then by name.
     pub(super) classes: BTreeMap<&'a str, Vec<&'a TreeFile>>,
     /// Pictures that are in no class folder.
     pub(super) loose: Vec<&'a str>,
@@ -30,7 +32,8 @@ pub(super) struct ClassFolders<'a> {
 impl<'a> ClassFolders<'a> {
     /// `folder` is the name of a listed folder of the tree; `all` are the folders directly in it.
     pub(super) fn of(tree: &'a Tree, folder: &str, all: BTreeSet<String>) -> Self {
-        let (mut classes, mut loose, mut others) = (BTreeMap::<_, Vec<_>>::new(), Vec::new(), Vec::new());
+        let (mut classes, mut loose, mut others) =
+            (BTreeMap::<_, Vec<_>>::new(), Vec::new(), Vec::new());
         for (name, file) in tree.below(&format!("{folder}/")) {
             match name.split_once('/') {
                 _ if !is_picture(name) => others.push(file.name.as_str()),
@@ -60,7 +63,8 @@ impl<'a> ClassFolders<'a> {
         Ok(self.classes.keys().map(|class| class_name(class)).collect())
     }
 
-    /// All pictures, class after class in the order of the labels, each with what `fine` gives its class.
+    /// All pictures, class after class in the order of the labels, each with what `fine` gives its
+    /// class.
     ///
     /// # Errors
     /// As `fine`'s.
@@ -88,7 +92,10 @@ impl<'a> ClassFolders<'a> {
             }
         };
         note(&self.loose, &format!("images in {folder}/ are in no class folder and not used"));
-        note(&self.others, &format!("files in {folder}/ are not used, as their names are not those of images"));
+        note(
+            &self.others,
+            &format!("files in {folder}/ are not used, as their names are not those of images"),
+        );
         let empty: Vec<&str> = self.empty.iter().map(String::as_str).collect();
         note(&empty, &format!("folders in {folder}/ have no images and are not classes"));
         notes
@@ -99,8 +106,11 @@ impl<'a> ClassFolders<'a> {
 pub(super) fn notes_on_links(skipped: &[Passed]) -> Vec<String> {
     let reasons: BTreeSet<&str> = skipped.iter().map(|passed| passed.reason).collect();
     let note = |reason: &str| {
-        let mut names: Vec<&str> =
-            skipped.iter().filter(|passed| passed.reason == reason).map(|passed| passed.name.as_str()).collect();
+        let mut names: Vec<&str> = skipped
+            .iter()
+            .filter(|passed| passed.reason == reason)
+            .map(|passed| passed.name.as_str())
+            .collect();
         names.sort_unstable();
         format!("{} entries are {reason} and not used: {}", names.len(), some(&names))
     };

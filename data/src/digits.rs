@@ -1,5 +1,6 @@
-//! The embedded digits: 1,797 rows of 64 pixel values 0..16 and a label, as text (data/digits/README.md has the source).
-//! It decodes text and knows neither files nor gzip. The division into two splits is ours.
+//! The embedded digits: 1,797 rows of 64 pixel values 0..16 and a label, as text
+//! (data/digits/README.md has the source). It decodes text and knows neither files nor gzip. The
+//! division into two splits is ours.
 
 use super::error::RawFault;
 use super::samples::{Samples, Split};
@@ -12,8 +13,8 @@ pub(super) const EMBEDDED: &[u8] = include_bytes!("../digits/digits.csv.gz");
 pub(super) const NAME: &str = "data/digits/digits.csv.gz (embedded)";
 
 const ROWS: usize = 1797;
-/// Share of the rows that are test images. They are drawn as a validation split is: nothing says that the order of the
-/// file is random.
+/// Share of the rows that are test images. They are drawn as a validation split is: nothing says
+/// that the order of the file is random.
 const TEST_FRACTION: f64 = 0.2;
 const PIXELS: usize = 8 * 8;
 /// The greatest value of a raw pixel; it becomes 255.
@@ -37,7 +38,11 @@ pub(super) fn decode(content: &[u8], split: Split) -> Result<Samples, RawFault> 
     let rows: BTreeSet<usize> = rows.into_iter().map(|row| row as usize).collect();
     let mut samples = Samples::with_capacity(rows.len(), PIXELS);
     for (row, line) in text.lines().enumerate().filter(|(row, _)| rows.contains(row)) {
-        push_row(line, &mut samples).map_err(|(expected, got)| RawFault::Row { row: row as u64, expected, got })?;
+        push_row(line, &mut samples).map_err(|(expected, got)| RawFault::Row {
+            row: row as u64,
+            expected,
+            got,
+        })?;
     }
     Ok(samples)
 }
@@ -45,7 +50,8 @@ pub(super) fn decode(content: &[u8], split: Split) -> Result<Samples, RawFault> 
 /// Errors: what was expected, and what is there.
 fn push_row(line: &str, samples: &mut Samples) -> Result<(), (&'static str, String)> {
     let words: Vec<&str> = line.split(',').collect();
-    let Some((label, pixels)) = words.split_last().filter(|(_, pixels)| pixels.len() == PIXELS) else {
+    let Some((label, pixels)) = words.split_last().filter(|(_, pixels)| pixels.len() == PIXELS)
+    else {
         return Err(("65 values", format!("{} values", words.len())));
     };
     for word in pixels {
@@ -68,13 +74,14 @@ mod tests {
         decode(&file.content().unwrap(), split).unwrap()
     }
 
-    /// Labels counted in Python over the rows `torch.randperm(1797, generator=torch.Generator().manual_seed(42))`,
-    /// of which the first 1,437 are for training.
+    /// Labels counted in Python over the rows `torch.randperm(1797,
+    /// generator=torch.Generator().manual_seed(42))`, of which the first 1,437 are for training.
     #[test]
     fn the_embedded_digits_are_all_there() {
         let check = |split, expected: [usize; 10]| {
             let Samples { images, fine } = embedded(split);
-            let counts: Vec<usize> = (0..10).map(|label| fine.iter().filter(|&&fine| fine == label).count()).collect();
+            let counts: Vec<usize> =
+                (0..10).map(|label| fine.iter().filter(|&&fine| fine == label).count()).collect();
             assert_eq!(counts, expected);
             assert_eq!(images.len(), fine.len() * 64);
             assert_eq!((images.iter().min(), images.iter().max()), (Some(&0), Some(&255)));
@@ -83,7 +90,8 @@ mod tests {
         check(Split::Test, [40, 35, 37, 36, 35, 33, 36, 37, 37, 34]);
     }
 
-    /// The first row of the file begins `0,0,5,13,9,1,0,0,0,0,13,15` and its label is 0: 255 / 16 of each, rounded.
+    /// The first row of the file begins `0,0,5,13,9,1,0,0,0,0,13,15` and its label is 0: 255 / 16
+    /// of each, rounded.
     #[test]
     fn pixels_are_scaled_to_bytes() {
         let Samples { images, fine } = embedded(Split::Train);

@@ -1,5 +1,6 @@
-//! What can be wrong with raw files and packs: each message says where, what was expected and found, and what to do.
-//! Decoders return a `RawFault` and know no path; the reader of the file adds the path.
+//! What can be wrong with raw files and packs: each message says where, what was expected and
+//! found, and what to do. Decoders return a `RawFault` and know no path; the reader of the file
+//! adds the path.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,15 +10,25 @@ use thiserror::Error;
 /// Why there is no pack, or why a pack is refused.
 #[derive(Debug, Error)]
 pub enum DataError {
-    #[error("data set {dataset} needs a folder, but none is given: set data.dir=DIR, the folder of {files}")]
+    #[error(
+        "data set {dataset} needs a folder, but none is given: set data.dir=DIR, the folder of \
+        {files}"
+    )]
     NoDir { dataset: String, files: String },
-    #[error("data.dir={dir}: {fault}; set data.dir=DIR to the folder of {files}, or to an archive of them")]
+    #[error(
+        "data.dir={dir}: {fault}; set data.dir=DIR to the folder of {files}, or to an archive of \
+        them"
+    )]
     NotAFolder { dir: PathBuf, fault: String, files: String },
     /// `files` are all the missing ones, `places` the folders in which they were looked for.
-    #[error("data set {dataset}: missing {files}; looked in {places}; {advice}, and set data.dir=DIR to their folder")]
+    #[error(
+        "data set {dataset}: missing {files}; looked in {places}; {advice}, and set data.dir=DIR \
+        to their folder"
+    )]
     Missing { dataset: String, files: String, places: String, advice: &'static str },
     #[error(
-        "{archive}: missing {files}{}; get the official archive again, and set data.dir=DIR to its folder",
+        "{archive}: missing {files}{}; get the official archive again, and set data.dir=DIR to its \
+        folder",
         if others.is_empty() { String::new() } else { format!("; it has {others}") }
     )]
     MissingInArchive { archive: PathBuf, files: String, others: String },
@@ -29,25 +40,34 @@ pub enum DataError {
     Place { dir: PathBuf, found: String, advice: String },
     #[error("{path}: {fault}; replace the file, or set data.dir=DIR to a folder with a good one")]
     Raw { path: PathBuf, fault: RawFault },
-    #[error("{path}: {fault}; replace it, or skip what cannot be decoded with data.on_bad_image=skip")]
+    #[error(
+        "{path}: {fault}; replace it, or skip what cannot be decoded with data.on_bad_image=skip"
+    )]
     Picture { path: PathBuf, fault: RawFault },
     #[error("data.coarse_map={path}: {fault}")]
     CoarseMap { path: PathBuf, fault: String },
     #[error(
         "{labels}: {label_count} labels, but {images} has {image_count} images; \
-         the two belong together: replace them, or set data.dir=DIR to a folder with a matching pair"
+         the two belong together: replace them, or set data.dir=DIR to a folder with a matching \
+         pair"
     )]
     Counts { images: PathBuf, image_count: u64, labels: PathBuf, label_count: u64 },
-    #[error("pack {path}: {fault}; if it exists, delete it: `thanos-coord data pack` writes a good one")]
+    #[error(
+        "pack {path}: {fault}; if it exists, delete it: `thanos-coord data pack` writes a good one"
+    )]
     Pack { path: PathBuf, fault: PackFault },
     #[error("cannot write contact sheet {path}: {reason}")]
     Sheet { path: PathBuf, reason: String },
-    #[error("cannot write pack {path}: {source}; free some space, or choose a folder that can be written")]
+    #[error(
+        "cannot write pack {path}: {source}; free some space, or choose a folder that can be \
+        written"
+    )]
     Write { path: PathBuf, source: io::Error },
 }
 
 impl DataError {
-    /// The process's exit code (sysexits): 74 if a pack could not be written, 65 if data is bad or missing.
+    /// The process's exit code (sysexits): 74 if a pack could not be written, 65 if data is bad or
+    /// missing.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Write { .. } | Self::Sheet { .. } => EXIT_IO,
@@ -60,8 +80,8 @@ impl DataError {
     }
 }
 
-/// What is wrong inside one raw file. Records and offsets count from 0; offsets and lengths are bytes, unpacked if
-/// the file is gzipped.
+/// What is wrong inside one raw file. Records and offsets count from 0; offsets and lengths are
+/// bytes, unpacked if the file is gzipped.
 #[derive(Debug, Error)]
 pub enum RawFault {
     #[error("cannot be read: {0}")]
@@ -80,15 +100,23 @@ pub enum RawFault {
     Magic { what: &'static str, expected: u32, got: u32 },
     #[error("offset 8: expected images of {side} x {side} pixels, got {rows} x {columns}")]
     Sides { side: u32, rows: u32, columns: u32 },
-    #[error("its header declares {records} records, which is {expected} bytes in all, got {got} bytes")]
+    #[error(
+        "its header declares {records} records, which is {expected} bytes in all, got {got} bytes"
+    )]
     Length { records: u64, expected: u64, got: u64 },
-    #[error("expected a whole number of records of {record_bytes} bytes, got {got} bytes: record {record} is cut off")]
+    #[error(
+        "expected a whole number of records of {record_bytes} bytes, got {got} bytes: record \
+        {record} is cut off"
+    )]
     PartialRecord { record_bytes: u64, record: u64, got: u64 },
     #[error("this is {got}, expected {expected}")]
     OtherCifar { expected: &'static str, got: &'static str },
     #[error("record {record} at offset {offset}: expected a label in 0..={max}, got {got}")]
     Label { record: u64, offset: u64, max: u64, got: i64 },
-    #[error("record {record} at offset {offset}: fine label {fine} has coarse label {expected}, got {got}")]
+    #[error(
+        "record {record} at offset {offset}: fine label {fine} has coarse label {expected}, got \
+        {got}"
+    )]
     CoarseLabel { record: u64, offset: u64, fine: i64, expected: i64, got: i64 },
     #[error("it has the same content as {as_file}: one batch occurs twice, and another is missing")]
     SameContent { as_file: PathBuf },
@@ -107,7 +135,10 @@ pub enum RawFault {
     Archive(String),
     #[error("the .zip is damaged: {0}")]
     Zip(String),
-    #[error("a name occurs twice in the .zip: the training data would depend on the program that reads it")]
+    #[error(
+        "a name occurs twice in the .zip: the training data would depend on the program that reads \
+        it"
+    )]
     ZipNamesTwice,
     #[error("it occurs twice in the archive")]
     TwiceInArchive,
@@ -141,7 +172,8 @@ pub enum RawFault {
     #[error("`{class}` is not a class of the training images, which are in {train}: {classes}")]
     UnknownClass { class: String, train: String, classes: String },
     #[error(
-        "its name and that of `{other}` differ only in how an accent is encoded (Unicode normalisation): rename one of \
+        "its name and that of `{other}` differ only in how an accent is encoded (Unicode \
+        normalisation): rename one of \
          them"
     )]
     SameName { other: String },
@@ -185,6 +217,8 @@ pub enum PackFault {
     Format { expected: u32, got: String },
     #[error("its {set} label of image {image} is {got}, but it names {names} classes")]
     Label { set: &'static str, image: u64, got: i64, names: u64 },
-    #[error("its header has fingerprint {expected}, its images and labels have {got}: they were changed")]
+    #[error(
+        "its header has fingerprint {expected}, its images and labels have {got}: they were changed"
+    )]
     Fingerprint { expected: String, got: String },
 }

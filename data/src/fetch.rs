@@ -1,6 +1,7 @@
-//! Downloads the published files of a data set: resumable, never longer than published, checked against the published
-//! MD5, and under the final name only when whole and right. A failed address is reported, and the next one is tried.
-//! It must not know what is inside the files, how progress is drawn, or which command called it.
+//! Downloads the published files of a data set: resumable, never longer than published, checked
+//! against the published MD5, and under the final name only when whole and right. A failed address
+//! is reported, and the next one is tried. It must not know what is inside the files, how progress
+//! is drawn, or which command called it.
 
 mod part;
 mod resources;
@@ -23,8 +24,8 @@ use web::Answer;
 
 /// The longest wait for a connection, its TLS handshake included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
-/// The longest wait without one byte before a connection counts as broken. There is no limit on the whole, since a
-/// large file over a slow line may rightly take hours.
+/// The longest wait without one byte before a connection counts as broken. There is no limit on the
+/// whole, since a large file over a slow line may rightly take hours.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often a broken body is taken up again at one address before the next address is tried.
 const MAX_RESUMES: u32 = 3;
@@ -33,7 +34,8 @@ const CHUNK: usize = 64 * 1024;
 
 /// What the caller is notified of while files are downloaded.
 pub trait Watch {
-    /// `done` of `total` bytes of `file` are on this machine. Called often; the caller thins it out.
+    /// `done` of `total` bytes of `file` are on this machine. Called often; the caller thins it
+    /// out.
     fn at(&mut self, file: &str, done: u64, total: u64);
     /// One line for the user: an address that failed, or a download that is taken up again.
     fn say(&mut self, line: &str);
@@ -85,7 +87,10 @@ pub enum Reason {
 impl Reason {
     /// Whether the address answered well but with something that is not the published file.
     fn is_content(&self) -> bool {
-        matches!(self, Self::Length { .. } | Self::Short { .. } | Self::Long { .. } | Self::Md5 { .. })
+        matches!(
+            self,
+            Self::Length { .. } | Self::Short { .. } | Self::Long { .. } | Self::Md5 { .. }
+        )
     }
 }
 
@@ -104,14 +109,19 @@ impl fmt::Display for Failure {
 
 #[derive(Debug, Error)]
 pub enum FetchError {
-    #[error("cannot {action} {path}: {source}; check its rights and the free space, or choose another folder")]
+    #[error(
+        "cannot {action} {path}: {source}; check its rights and the free space, or choose another \
+        folder"
+    )]
     Io { action: &'static str, path: PathBuf, source: io::Error },
     #[error(
         "{path} already exists but {found}; expected {bytes} bytes with MD5 {md5}; \
          delete it or move it away, then try again (it is never overwritten)"
     )]
     WrongThere { path: PathBuf, found: String, bytes: u64, md5: &'static str },
-    #[error("{path} is locked: another run is downloading this file; wait for it to end, then try again")]
+    #[error(
+        "{path} is locked: another run is downloading this file; wait for it to end, then try again"
+    )]
     Busy { path: PathBuf },
     #[error("{}", none_gave(file, failures))]
     NoneGave { file: &'static str, failures: Vec<Failure> },
@@ -122,7 +132,11 @@ impl FetchError {
         match self {
             Self::Io { .. } | Self::Busy { .. } => EXIT_IO,
             Self::WrongThere { .. } => EXIT_DATA,
-            Self::NoneGave { failures, .. } if failures.iter().all(|failure| failure.reason.is_content()) => EXIT_DATA,
+            Self::NoneGave { failures, .. }
+                if failures.iter().all(|failure| failure.reason.is_content()) =>
+            {
+                EXIT_DATA
+            }
             Self::NoneGave { .. } => EXIT_UNREACHABLE,
         }
     }
@@ -141,8 +155,8 @@ fn none_gave(file: &str, failures: &[Failure]) -> String {
     format!("{file}: {head}:{}", lines.concat())
 }
 
-/// What ended a try at one address: a fault of the address, after which the next one is tried, or one of this
-/// machine, after which nothing is.
+/// What ended a try at one address: a fault of the address, after which the next one is tried, or
+/// one of this machine, after which nothing is.
 enum Miss {
     There(Reason),
     Here(FetchError),
@@ -167,8 +181,9 @@ enum End {
     Wrong(Reason),
 }
 
-/// Brings every one of `resources` into `dir`, which is made if needed. `mirrors` are base addresses that are tried
-/// before the published ones. Stops at the first file that no address gave; files that came before it stay.
+/// Brings every one of `resources` into `dir`, which is made if needed. `mirrors` are base
+/// addresses that are tried before the published ones. Stops at the first file that no address
+/// gave; files that came before it stay.
 pub fn fetch(
     resources: &[Resource],
     mirrors: &[String],
@@ -204,13 +219,17 @@ impl Job<'_> {
             return Ok(Fetched::Already { path });
         }
         let mut part = Part::open(self.dir, self.resource.file)?;
-        // A second look, now under the lock: another run may have given the very file that was just opened
-        // its final name, and it must then not be written to.
+        // A second look, now under the lock: another run may have given the very file that was just
+        // opened its final name, and it must then not be written to.
         if self.is_there(&path)? {
             part.discard()?;
             return Ok(Fetched::Already { path });
         }
-        let source = if self.is_left_whole(&mut part)? { None } else { Some(self.ask_all(&mut part, watch)?) };
+        let source = if self.is_left_whole(&mut part)? {
+            None
+        } else {
+            Some(self.ask_all(&mut part, watch)?)
+        };
         part.sync()?;
         // A third look, so that a file that someone put there meanwhile is not overwritten.
         if self.is_there(&path)? {
@@ -224,10 +243,12 @@ impl Job<'_> {
         })
     }
 
-    /// Whether the right file has the final name already. Anything else under that name is an error.
+    /// Whether the right file has the final name already. Anything else under that name is an
+    /// error.
     fn is_there(&self, path: &Path) -> Result<bool, FetchError> {
         let Resource { bytes, md5, .. } = *self.resource;
-        let wrong = |found| Err(FetchError::WrongThere { path: path.to_path_buf(), found, bytes, md5 });
+        let wrong =
+            |found| Err(FetchError::WrongThere { path: path.to_path_buf(), found, bytes, md5 });
         match fs::symlink_metadata(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
             Err(error) => return Err(FetchError::io("look at", path, error)),
@@ -245,8 +266,8 @@ impl Job<'_> {
         wrong(format!("has {} bytes with MD5 {got}", about.len()))
     }
 
-    /// Whether the part that an earlier run left is the whole file and right. One that is as long as the file but
-    /// wrong, or longer, cannot be resumed and is emptied.
+    /// Whether the part that an earlier run left is the whole file and right. One that is as long
+    /// as the file but wrong, or longer, cannot be resumed and is emptied.
     fn is_left_whole(&self, part: &mut Part) -> Result<bool, FetchError> {
         if part.len() < self.resource.bytes {
             return Ok(false);
@@ -261,7 +282,8 @@ impl Job<'_> {
     /// Fills `part` from the first address that gives the file, and returns that address.
     fn ask_all(&self, part: &mut Part, watch: &mut dyn Watch) -> Result<String, FetchError> {
         let file = self.resource.file;
-        let mirrored = self.mirrors.iter().map(|base| format!("{}/{file}", base.trim_end_matches('/')));
+        let mirrored =
+            self.mirrors.iter().map(|base| format!("{}/{file}", base.trim_end_matches('/')));
         let published = self.resource.urls.iter().map(|url| url.to_string());
         let mut failures = Vec::new();
         for url in mirrored.chain(published) {
@@ -281,8 +303,9 @@ impl Job<'_> {
         Err(FetchError::NoneGave { file, failures })
     }
 
-    /// Fills `part` from one address, taking up what it holds already. What it holds after a failure can be taken up
-    /// by the next address or the next run: bytes that are known to be wrong are cut off.
+    /// Fills `part` from one address, taking up what it holds already. What it holds after a
+    /// failure can be taken up by the next address or the next run: bytes that are known to be
+    /// wrong are cut off.
     fn ask_one(&self, url: &str, part: &mut Part, watch: &mut dyn Watch) -> Result<(), Miss> {
         let Resource { file, bytes, md5, .. } = *self.resource;
         let mut has_older_bytes = part.len() > 0;
@@ -303,7 +326,9 @@ impl Job<'_> {
                         return Err(reason.into());
                     }
                     resumes += 1;
-                    watch.say(&format!("{file}: {url}: {reason}; resuming, try {resumes} of {MAX_RESUMES}"));
+                    watch.say(&format!(
+                        "{file}: {url}: {reason}; resuming, try {resumes} of {MAX_RESUMES}"
+                    ));
                     continue;
                 }
             }
@@ -316,14 +341,23 @@ impl Job<'_> {
             if !has_older_bytes {
                 return Err(reason.into());
             }
-            // The older bytes may be the wrong ones, so this address gets one try of its own. The part is empty now,
-            // so the next answer starts at zero and clears the mark: this happens once.
-            watch.say(&format!("{file}: {url}: {reason}, with bytes of an earlier attempt; starting over"));
+            // The older bytes may be the wrong ones, so this address gets one try of its own. The
+            // part is empty now, so the next answer starts at zero and clears the mark: this
+            // happens once.
+            watch.say(&format!(
+                "{file}: {url}: {reason}, with bytes of an earlier attempt; starting over"
+            ));
         }
     }
 
-    /// Appends the body of `answer` to `part` from where it starts, up to the published length and no further.
-    fn copy(&self, mut answer: Answer, part: &mut Part, watch: &mut dyn Watch) -> Result<End, FetchError> {
+    /// Appends the body of `answer` to `part` from where it starts, up to the published length and
+    /// no further.
+    fn copy(
+        &self,
+        mut answer: Answer,
+        part: &mut Part,
+        watch: &mut dyn Watch,
+    ) -> Result<End, FetchError> {
         let Resource { file, bytes, .. } = *self.resource;
         part.cut(answer.start)?;
         let mut buffer = vec![0; CHUNK];
@@ -338,10 +372,13 @@ impl Job<'_> {
                     return Ok(End::Wrong(Reason::Short { got: part.len(), expected: bytes }));
                 }
                 Ok(0) => return Ok(End::Broke("the other side closed it".to_string())),
-                Ok(got) if got as u64 > left => return Ok(End::Wrong(Reason::Long { expected: bytes })),
+                Ok(got) if got as u64 > left => {
+                    return Ok(End::Wrong(Reason::Long { expected: bytes }));
+                }
                 Ok(got) => part.append(&buffer[..got])?,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                // All bytes are here; that the connection then ended badly does not matter, the MD5 decides.
+                // All bytes are here; that the connection then ended badly does not matter, the MD5
+                // decides.
                 Err(_) if left == 0 => return Ok(End::Whole),
                 Err(error) => return Ok(End::Broke(error.to_string())),
             }

@@ -39,7 +39,10 @@ pub(super) fn labels(content: &[u8], classes: usize) -> Result<Vec<i64>, RawFaul
 }
 
 fn header<const N: usize>(content: &[u8]) -> Result<[u8; N], RawFault> {
-    content.first_chunk().copied().ok_or(RawFault::HeaderCutOff { expected: N as u64, got: content.len() as u64 })
+    content
+        .first_chunk()
+        .copied()
+        .ok_or(RawFault::HeaderCutOff { expected: N as u64, got: content.len() as u64 })
 }
 
 fn check_magic(header: &[u8], what: &'static str, expected: u32) -> Result<(), RawFault> {
@@ -52,7 +55,12 @@ fn word(header: &[u8], offset: usize) -> u32 {
     header[offset..offset + 4].iter().fold(0, |word, byte| word << 8 | u32::from(*byte))
 }
 
-fn body(content: &[u8], header_bytes: usize, records: u32, record_bytes: usize) -> Result<&[u8], RawFault> {
+fn body(
+    content: &[u8],
+    header_bytes: usize,
+    records: u32,
+    record_bytes: usize,
+) -> Result<&[u8], RawFault> {
     if records == 0 {
         return Err(RawFault::Empty);
     }
@@ -93,7 +101,8 @@ mod tests {
         let promise = "its header declares 2 records, which is 34 bytes in all, got";
         check(&[0x803, 2, 3, 3], 17, &format!("{promise} 33 bytes"));
         check(&[0x803, 2, 3, 3], 19, &format!("{promise} 35 bytes"));
-        let max = "its header declares 4294967295 records, which is 38654705671 bytes in all, got 34 bytes";
+        let max = "its header declares 4294967295 records, which is 38654705671 bytes in all, got \
+            34 bytes";
         check(&[0x803, u32::MAX, 3, 3], 18, max);
         check(&[0x803, 2, 3], 3, "its header is cut off: expected 16 bytes, got 15");
         check(&[], 0, "its header is cut off: expected 16 bytes, got 0");
@@ -108,8 +117,16 @@ mod tests {
         let magic = "offset 0: expected magic number 0x00000801 (IDX labels), got 0x00000803";
         check(&[0x803, 3], &[1, 2, 3], magic);
         check(&[0x801, 3], &[1, 2, 10], "record 2 at offset 10: expected a label in 0..=9, got 10");
-        check(&[0x801, 3], &[1, 2], "its header declares 3 records, which is 11 bytes in all, got 10 bytes");
-        check(&[0x801, 3], &[1, 2, 3, 4], "its header declares 3 records, which is 11 bytes in all, got 12 bytes");
+        check(
+            &[0x801, 3],
+            &[1, 2],
+            "its header declares 3 records, which is 11 bytes in all, got 10 bytes",
+        );
+        check(
+            &[0x801, 3],
+            &[1, 2, 3, 4],
+            "its header declares 3 records, which is 11 bytes in all, got 12 bytes",
+        );
         check(&[0x801, 0], &[], "it holds no records");
         check(&[0x801], &[0, 0], "its header is cut off: expected 8 bytes, got 6");
     }

@@ -8,8 +8,8 @@ use super::samples::Skipped;
 use std::fmt;
 use std::path::Path;
 
-/// What is in a pack. `mean` and `std` are measured over its pixels in [0, 1], one a channel; std is the
-/// population's. `fine_counts[label]` images have that fine label.
+/// What is in a pack. `mean` and `std` are measured over its pixels in [0, 1], one a channel; std
+/// is the population's. `fine_counts[label]` images have that fine label.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PackInfo {
     pub name: String,
@@ -68,14 +68,21 @@ impl PackInfo {
 impl fmt::Display for PackInfo {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [h, w, c] = self.shape;
-        let numbers = |values: &[f64]| values.iter().map(|value| format!("{value:.4}")).collect::<Vec<_>>().join(" ");
-        writeln!(out, "{} {}: {} images of {h} x {w} x {c}, {} bytes", self.name, self.split, self.images, self.bytes)?;
+        let numbers = |values: &[f64]| {
+            values.iter().map(|value| format!("{value:.4}")).collect::<Vec<_>>().join(" ")
+        };
+        writeln!(
+            out,
+            "{} {}: {} images of {h} x {w} x {c}, {} bytes",
+            self.name, self.split, self.images, self.bytes
+        )?;
         writeln!(out, "fingerprint  {}", self.fingerprint)?;
         writeln!(out, "mean         {}", numbers(&self.mean))?;
         write!(out, "std          {}", numbers(&self.std))?;
-        for (set, names, counts) in
-            [("coarse", &self.coarse_names, &self.coarse_counts), ("fine", &self.fine_names, &self.fine_counts)]
-        {
+        for (set, names, counts) in [
+            ("coarse", &self.coarse_names, &self.coarse_counts),
+            ("fine", &self.fine_names, &self.fine_counts),
+        ] {
             write!(out, "\n{set} labels")?;
             for (name, count) in names.iter().zip(counts) {
                 write!(out, "\n  {name:<12} {count:>8}")?;

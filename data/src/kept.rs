@@ -1,4 +1,5 @@
-//! The packs of a folder: what they are, when each was last used, and which may be removed. It decodes nothing.
+//! The packs of a folder: what they are, when each was last used, and which may be removed. It
+//! decodes nothing.
 
 use super::error::DataError;
 use super::pack_header::Header;
@@ -13,7 +14,8 @@ use std::time::{Duration, SystemTime};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeptPack {
     pub path: PathBuf,
-    /// Data set and split, and number of images; none of a file that is cut off, of another format, or not finished.
+    /// Data set and split, and number of images; none of a file that is cut off, of another format,
+    /// or not finished.
     pub what: Option<(String, String, u64)>,
     /// Bytes that it takes on disk.
     pub bytes: u64,
@@ -40,17 +42,23 @@ pub fn kept_packs(packs_dir: &Path) -> Result<Vec<KeptPack>, DataError> {
         entries => entries.map_err(|error| DataError::raw(packs_dir, error.into()))?,
     };
     let open = open_files();
-    let mut packs: Vec<KeptPack> = entries.flatten().filter_map(|entry| kept(&entry.path(), &open)).collect();
+    let mut packs: Vec<KeptPack> =
+        entries.flatten().filter_map(|entry| kept(&entry.path(), &open)).collect();
     packs.sort_by(|one, other| (other.used, &one.path).cmp(&(one.used, &other.path)));
     Ok(packs)
 }
 
-/// Removes the packs of a folder that were not used for some time and that no process of this machine has open; with
-/// `dry_run`, only says which. Packs of a run that continues later are made again from its raw files.
+/// Removes the packs of a folder that were not used for some time and that no process of this
+/// machine has open; with `dry_run`, only says which. Packs of a run that continues later are made
+/// again from its raw files.
 ///
 /// # Errors
 /// If the folder cannot be read, or a file not removed.
-pub fn prune(packs_dir: &Path, unused_for: Duration, dry_run: bool) -> Result<Vec<KeptPack>, DataError> {
+pub fn prune(
+    packs_dir: &Path,
+    unused_for: Duration,
+    dry_run: bool,
+) -> Result<Vec<KeptPack>, DataError> {
     let mut old = kept_packs(packs_dir)?;
     old.retain(|pack| !pack.open && pack.age() >= unused_for);
     for pack in old.iter().filter(|_| !dry_run) {
@@ -65,8 +73,8 @@ pub fn prune(packs_dir: &Path, unused_for: Duration, dry_run: bool) -> Result<Ve
     Ok(old)
 }
 
-/// Notes that a pack is used now, as the time of its last change: that of the last access is also set by listing
-/// packs. Where it cannot be written, a pack's age is that of the file.
+/// Notes that a pack is used now, as the time of its last change: that of the last access is also
+/// set by listing packs. Where it cannot be written, a pack's age is that of the file.
 pub(super) fn note_use(path: &Path) {
     _ = File::open(path).and_then(|file| file.set_modified(SystemTime::now()));
 }
@@ -85,11 +93,17 @@ fn kept(path: &Path, open: &BTreeSet<(u64, u64)>) -> Option<KeptPack> {
     Some(KeptPack { path: path.into(), what, bytes: found.blocks() * 512, used, open: is_open })
 }
 
-/// Device and inode of the files that processes of this machine have open, as far as this user may see.
+/// Device and inode of the files that processes of this machine have open, as far as this user may
+/// see.
 fn open_files() -> BTreeSet<(u64, u64)> {
-    let entries = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
-    let files = entries(Path::new("/proc")).flat_map(|process| entries(&process.join("fd")).collect::<Vec<_>>());
-    files.filter_map(|file| fs::metadata(file).ok()).map(|found| (found.dev(), found.ino())).collect()
+    let entries =
+        |path: &Path| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+    let files = entries(Path::new("/proc"))
+        .flat_map(|process| entries(&process.join("fd")).collect::<Vec<_>>());
+    files
+        .filter_map(|file| fs::metadata(file).ok())
+        .map(|found| (found.dev(), found.ino()))
+        .collect()
 }
 
 #[cfg(test)]
@@ -108,15 +122,21 @@ mod tests {
     fn only_packs_that_are_old_and_not_open_are_removed() {
         let folder = tempfile::tempdir().expect("a folder");
         let config = DataConfig { kind: DataKind::Digits, ..DataConfig::default() };
-        let pack = || pack(&config, folder.path(), TestImages::Required, &|_, _, _| {}).expect("packed");
+        let pack =
+            || pack(&config, folder.path(), TestImages::Required, &|_, _, _| {}).expect("packed");
         let packs = pack();
         fs::write(folder.path().join("notes.txt"), "not a pack").expect("written");
         fs::write(folder.path().join(".pack-x.tmp"), "unfinished").expect("written");
         let day = Duration::from_secs(86_400);
-        let names = |packs: Vec<KeptPack>| packs.into_iter().map(|pack| pack.path).collect::<BTreeSet<_>>();
+        let names =
+            |packs: Vec<KeptPack>| packs.into_iter().map(|pack| pack.path).collect::<BTreeSet<_>>();
         let all = kept_packs(folder.path()).expect("read");
         assert_eq!(all.len(), 3);
-        assert!(all.iter().any(|pack| pack.what == Some(("digits".into(), "train".into(), 1437)) && !pack.open));
+        assert!(
+            all.iter().any(
+                |pack| pack.what == Some(("digits".into(), "train".into(), 1437)) && !pack.open
+            )
+        );
         assert_eq!(prune(folder.path(), day, false).expect("read"), []);
         for kept in &all {
             set_age(&kept.path, 2 * day);

@@ -1,5 +1,5 @@
-//! Packs of data that was packed before: found by what is in them, without reading raw files, and the cheap sign by which
-//! raw files are known not to have changed. It decodes nothing.
+//! Packs of data that was packed before: found by what is in them, without reading raw files, and
+//! the cheap sign by which raw files are known not to have changed. It decodes nothing.
 
 use super::error::DataError;
 use super::pack_header::Header;
@@ -12,20 +12,35 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use thanos_configs::{DataConfig, DataKind, DataSet, hex};
 
-/// The packs with these fingerprints, of the training and of the test images; `None` if `packs_dir` does not have both,
-/// each as long as its header says.
-pub fn find_packs(config: &DataConfig, packs_dir: &Path, [train, test]: [&str; 2]) -> Option<Packs> {
+/// The packs with these fingerprints, of the training and of the test images; `None` if `packs_dir`
+/// does not have both, each as long as its header says.
+pub fn find_packs(
+    config: &DataConfig,
+    packs_dir: &Path,
+    [train, test]: [&str; 2],
+) -> Option<Packs> {
     let name = DataSet::of(config).name;
     let find = |split: Split, fingerprint: &str| {
         let mut packs = packs_of(&name, split, packs_dir);
         let (path, header) = packs.find(|(_, header)| header.fingerprint == fingerprint)?;
         Some(PackFile::of(split, path, header))
     };
-    Some(Packs { train: find(Split::Train, train)?, test: find(Split::Test, test)?, reused: true, notes: Vec::new() })
+    Some(Packs {
+        train: find(Split::Train, train)?,
+        test: find(Split::Test, test)?,
+        reused: true,
+        notes: Vec::new(),
+    })
 }
 
-/// A whole pack of a split whose images were decoded from the same files in the same way, whatever its coarse labels.
-pub(super) fn with_pixels(facts: &DataSet, split: Split, pixels: &str, packs_dir: &Path) -> Option<(PathBuf, Header)> {
+/// A whole pack of a split whose images were decoded from the same files in the same way, whatever
+/// its coarse labels.
+pub(super) fn with_pixels(
+    facts: &DataSet,
+    split: Split,
+    pixels: &str,
+    packs_dir: &Path,
+) -> Option<(PathBuf, Header)> {
     packs_of(&facts.name, split, packs_dir).find(|(path, header)| {
         let is_same = header.notes.pixels == pixels && header.fine_names == facts.labels.fine_names;
         // More may have been skipped than there was room to name.
@@ -35,17 +50,29 @@ pub(super) fn with_pixels(facts: &DataSet, split: Split, pixels: &str, packs_dir
     })
 }
 
-/// The packs of a data set's split in a folder, whole by their headers; none of a folder that is not there.
-fn packs_of(data_set: &str, split: Split, packs_dir: &Path) -> impl Iterator<Item = (PathBuf, Header)> {
+/// The packs of a data set's split in a folder, whole by their headers; none of a folder that is
+/// not there.
+fn packs_of(
+    data_set: &str,
+    split: Split,
+    packs_dir: &Path,
+) -> impl Iterator<Item = (PathBuf, Header)> {
     let start = format!("{data_set}-{}-", split.name());
-    let named = move |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&start));
-    let paths = fs::read_dir(packs_dir).into_iter().flatten().flatten().map(|entry| entry.path()).filter(named);
+    let named = move |path: &PathBuf| {
+        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&start))
+    };
+    let paths = fs::read_dir(packs_dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(named);
     let packs = paths.filter_map(|path| Header::read(&path).ok().map(|header| (path, header)));
     packs.filter(move |(_, header)| header.split == split.name())
 }
 
-/// SHA-256 over names, lengths and times of the last change of a data set's raw files, none of which is read; `None` for
-/// data that is part of this program.
+/// SHA-256 over names, lengths and times of the last change of a data set's raw files, none of
+/// which is read; `None` for data that is part of this program.
 ///
 /// # Errors
 /// If files are missing.
@@ -73,7 +100,8 @@ mod tests {
     #[test]
     fn packs_are_found_by_their_content_and_only_whole() {
         let folder = tempfile::tempdir().expect("a folder");
-        let packs = pack(&digits(), folder.path(), TestImages::Required, &|_, _, _| {}).expect("packed");
+        let packs =
+            pack(&digits(), folder.path(), TestImages::Required, &|_, _, _| {}).expect("packed");
         let prints = [packs.train.fingerprint.as_str(), packs.test.fingerprint.as_str()];
         let find = |prints| find_packs(&digits(), folder.path(), prints);
         assert_eq!(find(prints), Some(Packs { reused: true, ..packs.clone() }));
@@ -88,9 +116,12 @@ mod tests {
     #[test]
     fn a_stamp_changes_with_a_raw_file() {
         let folder = tempfile::tempdir().expect("a folder");
-        for name in
-            ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]
-        {
+        for name in [
+            "train-images-idx3-ubyte",
+            "train-labels-idx1-ubyte",
+            "t10k-images-idx3-ubyte",
+            "t10k-labels-idx1-ubyte",
+        ] {
             fs::write(folder.path().join(name), name).expect("written");
         }
         let dir = Some(folder.path().to_owned());

@@ -50,10 +50,12 @@ pub(super) struct Layout {
 /// All forms of a data set, the preferred one first.
 pub(super) struct Layouts {
     forms: &'static [Layout],
-    /// What its archive's name has in it, however it is written, and what that of a similar data set has.
+    /// What its archive's name has in it, however it is written, and what that of a similar data
+    /// set has.
     word: &'static str,
     other: &'static str,
-    /// Whether the files themselves identify which of two similar data sets this is, so that any folder may have them.
+    /// Whether the files themselves identify which of two similar data sets this is, so that any
+    /// folder may have them.
     is_self_describing: bool,
     advice: &'static str,
 }
@@ -112,14 +114,21 @@ const CIFAR10: Layouts = Layouts {
             form: Form::Pickle,
             archive: Some("cifar-10-python.tar.gz"),
             folders: &["cifar-10-batches-py"],
-            train: &[&["data_batch_1"], &["data_batch_2"], &["data_batch_3"], &["data_batch_4"], &["data_batch_5"]],
+            train: &[
+                &["data_batch_1"],
+                &["data_batch_2"],
+                &["data_batch_3"],
+                &["data_batch_4"],
+                &["data_batch_5"],
+            ],
             test: &[&["test_batch"]],
         },
     ],
     word: "cifar",
     other: "cifar100",
     is_self_describing: true,
-    advice: "get cifar-10-binary.tar.gz or cifar-10-python.tar.gz (`thanos-coord data fetch cifar10`), unpacked or not",
+    advice: "get cifar-10-binary.tar.gz or cifar-10-python.tar.gz (`thanos-coord data fetch \
+        cifar10`), unpacked or not",
 };
 
 const CIFAR100: Layouts = Layouts {
@@ -142,7 +151,8 @@ const CIFAR100: Layouts = Layouts {
     word: "cifar100",
     other: "",
     is_self_describing: true,
-    advice: "get cifar-100-binary.tar.gz or cifar-100-python.tar.gz (`thanos-coord data fetch cifar100`), unpacked or not",
+    advice: "get cifar-100-binary.tar.gz or cifar-100-python.tar.gz (`thanos-coord data fetch \
+        cifar100`), unpacked or not",
 };
 
 impl Layout {
@@ -152,7 +162,8 @@ impl Layout {
 
     /// All files in a folder.
     fn all_in(&'static self, folder: &Path) -> Option<FoundFiles> {
-        let paths: Vec<PathBuf> = self.names().map_while(|names| find_file(folder, names)).collect();
+        let paths: Vec<PathBuf> =
+            self.names().map_while(|names| find_file(folder, names)).collect();
         (paths.len() == self.names().count()).then_some(FoundFiles::Files(self, paths))
     }
 
@@ -203,7 +214,9 @@ impl Found {
             .enumerate()
             .flat_map(|(form, layout)| {
                 let names = layout.of(split).iter().enumerate();
-                names.flat_map(move |(name, spellings)| spellings.iter().map(move |word| (form, name, *word)))
+                names.flat_map(move |(name, spellings)| {
+                    spellings.iter().map(move |word| (form, name, *word))
+                })
             })
             .collect();
         let find = |name: &str| {
@@ -214,7 +227,8 @@ impl Found {
         let mut missing = Vec::new();
         for (form, layout) in forms.iter().enumerate() {
             let take = |name| {
-                let mut places = (0..spelled.len()).filter(|at| (spelled[*at].0, spelled[*at].1) == (form, name));
+                let mut places = (0..spelled.len())
+                    .filter(|at| (spelled[*at].0, spelled[*at].1) == (form, name));
                 places.find_map(|at| unpacked[at].take())
             };
             let files: Vec<Option<RawFile>> = (0..layout.of(split).len()).map(take).collect();
@@ -227,12 +241,17 @@ impl Found {
                 missing = absent;
             }
         }
-        Err(DataError::MissingInArchive { archive: path.clone(), files: missing.join(", "), others: others.join(", ") })
+        Err(DataError::MissingInArchive {
+            archive: path.clone(),
+            files: missing.join(", "),
+            others: others.join(", "),
+        })
     }
 }
 
-/// Looks for every form of a data set in `data.dir`: in its folder, in the folders that archives and libraries make, and
-/// in archives. One place must have all files: a set put together from two is more likely a mistake.
+/// Looks for every form of a data set in `data.dir`: in its folder, in the folders that archives
+/// and libraries make, and in archives. One place must have all files: a set put together from two
+/// is more likely a mistake.
 pub(super) fn find(config: &DataConfig, layouts: &'static Layouts) -> Result<Found, DataError> {
     let files: Vec<&str> = layouts.forms[0].names().map(|spellings| spellings[0]).collect();
     let given = dir(config, &files.join(", "), &archive::ENDINGS)?;
@@ -245,7 +264,9 @@ pub(super) fn find(config: &DataConfig, layouts: &'static Layouts) -> Result<Fou
         if let Some(files) = search.files(layout, &given) {
             return found(files);
         }
-        if let Some(archive) = layout.archive.map(|name| given.join(name)).filter(|path| path.is_file()) {
+        if let Some(archive) =
+            layout.archive.map(|name| given.join(name)).filter(|path| path.is_file())
+        {
             return found(FoundFiles::Archive(archive));
         }
     }
@@ -253,18 +274,29 @@ pub(super) fn find(config: &DataConfig, layouts: &'static Layouts) -> Result<Fou
     let mut others: Vec<FoundFiles> = Vec::new();
     if layouts.is_self_describing {
         let inside = folders.iter().map(|folder| given.join(folder));
-        others = inside.filter_map(|folder| layouts.forms.iter().find_map(|form| form.all_in(&folder))).collect();
+        others = inside
+            .filter_map(|folder| layouts.forms.iter().find_map(|form| form.all_in(&folder)))
+            .collect();
     }
     if others.is_empty() {
-        others = search.archives(&names).into_iter().map(|name| FoundFiles::Archive(given.join(name))).collect();
+        others = search
+            .archives(&names)
+            .into_iter()
+            .map(|name| FoundFiles::Archive(given.join(name)))
+            .collect();
     }
     match others.len() {
         0 => Err(search.missing(config, (folders, names))),
         1 => found(others.remove(0)),
         _ => {
-            let places: Vec<String> = others.iter().map(|place| place.path().display().to_string()).collect();
+            let places: Vec<String> =
+                others.iter().map(|place| place.path().display().to_string()).collect();
             let advice = format!("name the one that is meant, such as data.dir={}", places[0]);
-            Err(DataError::Layout { dir: given, found: format!("found {}", places.join(" and ")), advice })
+            Err(DataError::Layout {
+                dir: given,
+                found: format!("found {}", places.join(" and ")),
+                advice,
+            })
         }
     }
 }
@@ -284,8 +316,11 @@ impl Search {
             if let Some(files) = layout.all_in(&place) {
                 return Some(files);
             }
-            let absent: Vec<&str> =
-                layout.names().filter(|names| find_file(&place, names).is_none()).map(|names| names[0]).collect();
+            let absent: Vec<&str> = layout
+                .names()
+                .filter(|names| find_file(&place, names).is_none())
+                .map(|names| names[0])
+                .collect();
             if absent.len() < self.missing.len() {
                 self.missing = absent;
             }
@@ -305,24 +340,37 @@ impl Search {
             name.contains(word) && (other.is_empty() || !name.contains(other))
         };
         let ours: Vec<&String> = archives.iter().filter(is_ours).copied().collect();
-        let is_other = |name: &String| ["cifar", "mnist"].iter().any(|word| name.to_lowercase().contains(word));
+        let is_other = |name: &String| {
+            ["cifar", "mnist"].iter().any(|word| name.to_lowercase().contains(word))
+        };
         match archives.as_slice() {
             [only] if ours.is_empty() && !is_other(only) => vec![*only],
             _ => ours,
         }
     }
 
-    fn missing(self, config: &DataConfig, (folders, names): (BTreeSet<String>, BTreeSet<String>)) -> DataError {
-        let there: Vec<String> = folders.into_iter().map(|name| format!("{name}/")).chain(names).collect();
+    fn missing(
+        self,
+        config: &DataConfig,
+        (folders, names): (BTreeSet<String>, BTreeSet<String>),
+    ) -> DataError {
+        let there: Vec<String> =
+            folders.into_iter().map(|name| format!("{name}/")).chain(names).collect();
         let there = match there.len() {
             0 => "nothing".into(),
             1..=MAX_SHOWN => there.join(", "),
             more => format!("{} and {} more", there[..MAX_SHOWN].join(", "), more - MAX_SHOWN),
         };
-        let mut places: Vec<String> = self.places.iter().map(|place| place.display().to_string()).collect();
+        let mut places: Vec<String> =
+            self.places.iter().map(|place| place.display().to_string()).collect();
         places[0] += &format!(" (there is {there})");
         let (files, places) = (self.missing.join(", "), places.join(" and "));
-        DataError::Missing { dataset: DataSet::of(config).name, files, places, advice: self.layouts.advice }
+        DataError::Missing {
+            dataset: DataSet::of(config).name,
+            files,
+            places,
+            advice: self.layouts.advice,
+        }
     }
 }
 
@@ -335,7 +383,8 @@ impl FoundFiles {
     }
 }
 
-/// The folders and the files directly in a folder; none of one that cannot be read, which is said elsewhere.
+/// The folders and the files directly in a folder; none of one that cannot be read, which is said
+/// elsewhere.
 pub(super) fn directly_in(folder: &Path) -> (BTreeSet<String>, BTreeSet<String>) {
     let mut names = (BTreeSet::new(), BTreeSet::new());
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
@@ -348,7 +397,11 @@ pub(super) fn directly_in(folder: &Path) -> (BTreeSet<String>, BTreeSet<String>)
 }
 
 /// `data.dir`, which is there and is a folder, or a file whose name ends with one of `archives`.
-pub(super) fn dir(config: &DataConfig, files: &str, archives: &[&str]) -> Result<PathBuf, DataError> {
+pub(super) fn dir(
+    config: &DataConfig,
+    files: &str,
+    archives: &[&str],
+) -> Result<PathBuf, DataError> {
     let dataset = DataSet::of(config).name;
     let files = files.to_owned();
     let Some(dir) = &config.dir else { return Err(DataError::NoDir { dataset, files }) };
@@ -363,10 +416,12 @@ pub(super) fn dir(config: &DataConfig, files: &str, archives: &[&str]) -> Result
     }
 }
 
-/// The first of a file's spellings that is there, bare before gzipped; or the file in a folder of its own name, as
-/// Kaggle unpacks it.
+/// The first of a file's spellings that is there, bare before gzipped; or the file in a folder of
+/// its own name, as Kaggle unpacks it.
 fn find_file(folder: &Path, spellings: &[&str]) -> Option<PathBuf> {
-    let named = |suffix: &'static str| spellings.iter().map(move |name| folder.join(format!("{name}{suffix}")));
+    let named = |suffix: &'static str| {
+        spellings.iter().map(move |name| folder.join(format!("{name}{suffix}")))
+    };
     let nested = spellings.iter().map(|name| folder.join(name).join(name));
     named("").chain(named(".gz")).chain(nested).find(|path| path.is_file())
 }

@@ -1,7 +1,7 @@
-//! Data ingestion: raw files are read, checked and decoded once into a pack a split, which every worker reads by position.
-//! A pack is a safetensors file: `images` u8 [N, H, W, C], `fine` and `coarse` i64 [N], and a header that describes
-//! them. Pixels are stored as they are: mean, std and views are the worker's. This crate knows no
-//! run.
+//! Data ingestion: raw files are read, checked and decoded once into a pack a split, which every
+//! worker reads by position. A pack is a safetensors file: `images` u8 [N, H, W, C], `fine` and
+//! `coarse` i64 [N], and a header that describes them. Pixels are stored as they are: mean, std and
+//! views are the worker's. This crate knows no run.
 //!
 //! - `sources` chooses the reader of `data.dir`; `layouts` has the published files of a data set,
 //!   and where they are looked for.
@@ -60,7 +60,8 @@ pub use synthetic::pack_synthetic;
 
 use std::path::Path;
 
-/// What `thanos-coord data info` prints about a pack; mean and std are measured. It does not check the fingerprint.
+/// What `thanos-coord data info` prints about a pack; mean and std are measured. It does not check
+/// the fingerprint.
 ///
 /// # Errors
 /// If the file is not a pack, or is cut off.

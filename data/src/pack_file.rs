@@ -18,13 +18,14 @@ use thanos_configs::{DataSet, hex};
 const LABELS_OF_AN_IMAGE: u64 = 16;
 /// Bytes of images that are read at once.
 const READ_BYTES: u64 = 4 << 20;
-/// Room in front of the labels for what a header has more than when it was begun: a fingerprint, mean and std.
+/// Room in front of the labels for what a header has more than when it was begun: a fingerprint,
+/// mean and std.
 const ROOM: usize = 2 << 10;
 /// The same for the names of images that are skipped.
 const ROOM_FOR_NAMES: usize = 64 << 10;
 
-/// SHA-256 over images, fine and coarse labels, and the header without its fingerprint, all numbers little-endian;
-/// `hash` has the images already.
+/// SHA-256 over images, fine and coarse labels, and the header without its fingerprint, all numbers
+/// little-endian; `hash` has the images already.
 fn fingerprint(mut hash: Sha256, header: &Header, labels: [&[i64]; 2]) -> String {
     labels.iter().for_each(|labels| hash.update(to_le_bytes(labels)));
     let header = pack_header::to_bytes(
@@ -38,9 +39,10 @@ fn fingerprint(mut hash: Sha256, header: &Header, labels: [&[i64]; 2]) -> String
     hex(&hash.finalize())
 }
 
-/// Where a decoder puts images: into an unfinished pack, next to its final name, so that no reader sees a part of one
-/// and a second writer does no harm. Images are written as they come, and not kept; what stands in front of them is
-/// written at the end, into room that was left for it. Dropped unfinished, it removes its file.
+/// Where a decoder puts images: into an unfinished pack, next to its final name, so that no reader
+/// sees a part of one and a second writer does no harm. Images are written as they come, and not
+/// kept; what stands in front of them is written at the end, into room that was left for it.
+/// Dropped unfinished, it removes its file.
 pub(super) struct Sink<'a> {
     path: &'a Path,
     data: &'a DataSet,
@@ -68,7 +70,8 @@ impl<'a> Sink<'a> {
     /// If the folder or the file cannot be made.
     pub(super) fn expect(&mut self, max_images: usize, names: bool) -> Result<(), DataError> {
         let room = if names { ROOM + ROOM_FOR_NAMES } else { ROOM };
-        let begun = begin(self.path, self.data, self.split, (max_images, room)).map_err(|error| self.cannot(error))?;
+        let begun = begin(self.path, self.data, self.split, (max_images, room))
+            .map_err(|error| self.cannot(error))?;
         self.begun = Some(begun);
         Ok(())
     }
@@ -78,7 +81,10 @@ impl<'a> Sink<'a> {
     /// # Errors
     /// If they cannot be written.
     pub(super) fn images(&mut self, pixels: &[u8]) -> Result<(), DataError> {
-        let begun = self.begun.as_mut().expect("a decoder says how many images may come before it brings one");
+        let begun = self
+            .begun
+            .as_mut()
+            .expect("a decoder says how many images may come before it brings one");
         begun.hash.update(pixels);
         if let Some(moments) = &mut begun.moments {
             moments.add(pixels);
@@ -86,8 +92,8 @@ impl<'a> Sink<'a> {
         begun.file.write_all(pixels).map_err(|error| self.cannot(error))
     }
 
-    /// Writes labels and header, and gives the pack its name. Mean and std that are not known are the images'. The
-    /// header that was written comes back.
+    /// Writes labels and header, and gives the pack its name. Mean and std that are not known are
+    /// the images'. The header that was written comes back.
     ///
     /// # Errors
     /// If anything cannot be written.
@@ -107,25 +113,43 @@ impl<'a> Sink<'a> {
     }
 }
 
-fn begin(path: &Path, data: &DataSet, split: Split, (max_images, room): (usize, usize)) -> io::Result<Begun> {
+fn begin(
+    path: &Path,
+    data: &DataSet,
+    split: Split,
+    (max_images, room): (usize, usize),
+) -> io::Result<Begun> {
     let folder = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder)?;
     let mut file = tempfile::Builder::new()
         .prefix(".pack-")
         .suffix(".tmp")
-        // Less the umask, as for any file: a temporary one is its owner's alone, but workers may be another user's.
+        // Less the umask, as for any file: a temporary one is its owner's alone, but workers may be
+        // another user's.
         .permissions(Permissions::from_mode(0o666))
         .tempfile_in(folder)?;
     let begun = (max_images, "");
-    let header =
-        pack_header::to_bytes(data, split.name(), &SkippedImages::default(), begun, &Notes::default()).len() + room;
+    let header = pack_header::to_bytes(
+        data,
+        split.name(),
+        &SkippedImages::default(),
+        begun,
+        &Notes::default(),
+    )
+    .len()
+        + room;
     let images_at = header.next_multiple_of(8) as u64 + LABELS_OF_AN_IMAGE * max_images as u64;
     file.seek(SeekFrom::Start(images_at))?;
     let moments = data.mean.is_empty().then(|| Moments::new(data.channels));
     Ok(Begun { file, images_at, hash: Sha256::new(), moments })
 }
 
-fn finish(begun: Begun, path: &Path, (data, split): (&DataSet, Split), decoded: Decoded) -> io::Result<Header> {
+fn finish(
+    begun: Begun,
+    path: &Path,
+    (data, split): (&DataSet, Split),
+    decoded: Decoded,
+) -> io::Result<Header> {
     let Begun { mut file, images_at, hash, .. } = begun;
     let Decoded { fine, skipped, warnings, pixels } = decoded;
     let coarse: Vec<i64> = fine.iter().map(|fine| data.labels.coarse_of[*fine as usize]).collect();
@@ -143,13 +167,17 @@ fn finish(begun: Begun, path: &Path, (data, split): (&DataSet, Split), decoded: 
         skipped_images.named.truncate(skipped_images.named.len() / 2);
     }
     notes.warnings = warnings;
-    while bytes(&skipped_images, "", &notes).len() + print_bytes > labels_at as usize && notes.warnings.pop().is_some()
-    {
-    }
+    while bytes(&skipped_images, "", &notes).len() + print_bytes > labels_at as usize
+        && notes.warnings.pop().is_some()
+    {}
     let header = Header::of(data, split.name(), skipped_images, &fine);
     let print = fingerprint(hash, &header, [&fine, &coarse]);
     let header = pack_header::padded(bytes(&header.skipped_images, &print, &notes), labels_at)
-        .ok_or_else(|| io::Error::other(format!("its header needs more than the {labels_at} bytes left for it")))?;
+        .ok_or_else(|| {
+            io::Error::other(format!(
+                "its header needs more than the {labels_at} bytes left for it"
+            ))
+        })?;
     file.seek(SeekFrom::Start(0))?;
     file.write_all(&header)?;
     file.write_all(&to_le_bytes(&coarse))?;

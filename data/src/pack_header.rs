@@ -1,5 +1,5 @@
-//! A pack's header: what it records about the images and labels after it, as safetensors JSON and back.
-//! It knows lengths and offsets, and reads no pixel.
+//! A pack's header: what it records about the images and labels after it, as safetensors JSON and
+//! back. It knows lengths and offsets, and reads no pixel.
 
 use super::error::PackFault;
 use super::samples::Skipped;
@@ -13,10 +13,12 @@ use std::ops::Range;
 use std::path::Path;
 use thanos_configs::{DataSet, Labels};
 
-/// Version of packs: of the file, of the decoders (a pixel that they give otherwise), and of the fingerprint.
+/// Version of packs: of the file, of the decoders (a pixel that they give otherwise), and of the
+/// fingerprint.
 pub(super) const FORMAT: u32 = 2;
 
-/// Maximum length of the JSON, the spaces after it included; the worker's reader has the same bound.
+/// Maximum length of the JSON, the spaces after it included; the worker's reader has the same
+/// bound.
 const MAX_JSON_BYTES: u64 = 64 << 20;
 /// The JSON's length comes first, u64 little-endian.
 const LENGTH_BYTES: u64 = 8;
@@ -29,12 +31,14 @@ pub(super) struct SkippedImages {
     pub(super) named: Vec<Skipped>,
 }
 
-/// What a header has in addition to what its fingerprint covers. Empty ones have no key; older packs have none.
+/// What a header has in addition to what its fingerprint covers. Empty ones have no key; older
+/// packs have none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Notes {
     /// What is unusual about the images, a sentence each.
     pub(super) warnings: Vec<String>,
-    /// What the images were decoded from and how, whatever their coarse labels: a SHA-256 in hexadecimal.
+    /// What the images were decoded from and how, whatever their coarse labels: a SHA-256 in
+    /// hexadecimal.
     pub(super) pixels: String,
 }
 
@@ -63,7 +67,12 @@ pub(super) struct Header {
 
 impl Header {
     /// That of a pack which is not written yet: it has no fingerprint and no place for its tensors.
-    pub(super) fn of(data: &DataSet, split: &str, skipped_images: SkippedImages, fine: &[i64]) -> Self {
+    pub(super) fn of(
+        data: &DataSet,
+        split: &str,
+        skipped_images: SkippedImages,
+        fine: &[i64],
+    ) -> Self {
         Self {
             name: data.name.clone(),
             split: split.into(),
@@ -137,7 +146,8 @@ impl Header {
         }
         let mut text = Vec::new();
         file.take(length).read_to_end(&mut text)?;
-        let metadata: Metadata = serde_json::from_slice(&text).map_err(|error| PackFault::Header(error.to_string()))?;
+        let metadata: Metadata =
+            serde_json::from_slice(&text).map_err(|error| PackFault::Header(error.to_string()))?;
         let expected = tensors_at.saturating_add(metadata.data_len() as u64);
         if got != expected {
             return Err(PackFault::Length { expected, got });
@@ -153,14 +163,22 @@ impl Header {
         }
         let (shape, images_at) = tensor(metadata, "images", Dtype::U8, tensors_at)?;
         let &[n, h, w, c] = shape else {
-            return Err(PackFault::Header(format!("`images` has shape {shape:?}, expected [N, H, W, C]")));
+            return Err(PackFault::Header(format!(
+                "`images` has shape {shape:?}, expected [N, H, W, C]"
+            )));
         };
         if n * h * w * c == 0 {
-            return Err(PackFault::Header(format!("`images` has shape {shape:?}: there are no pixels")));
+            return Err(PackFault::Header(format!(
+                "`images` has shape {shape:?}: there are no pixels"
+            )));
         }
         let labels = |name| {
             let (shape, at) = tensor(metadata, name, Dtype::I64, tensors_at)?;
-            if shape == [n] { Ok(at) } else { Err(PackFault::Header(format!("`{name}` is {shape:?}, expected [{n}]"))) }
+            if shape == [n] {
+                Ok(at)
+            } else {
+                Err(PackFault::Header(format!("`{name}` is {shape:?}, expected [{n}]")))
+            }
         };
         Ok(Self {
             name: words.get("name")?.to_owned(),
@@ -169,9 +187,16 @@ impl Header {
             coarse_names: words.json("coarse_names")?,
             mean: words.json("mean")?,
             std: words.json("std")?,
-            skipped_images: SkippedImages { images: words.json("left_out")?, named: words.json("left_out_names")? },
+            skipped_images: SkippedImages {
+                images: words.json("left_out")?,
+                named: words.json("left_out_names")?,
+            },
             notes: Notes {
-                warnings: if words.get("warnings").is_ok() { words.json("warnings")? } else { Vec::new() },
+                warnings: if words.get("warnings").is_ok() {
+                    words.json("warnings")?
+                } else {
+                    Vec::new()
+                },
                 pixels: words.get("pixels").unwrap_or_default().to_owned(),
             },
             fingerprint: words.get("fingerprint")?.to_owned(),
@@ -190,12 +215,14 @@ struct Words<'a>(Option<&'a HashMap<String, String>>);
 impl Words<'_> {
     fn get(&self, key: &str) -> Result<&str, PackFault> {
         let word = self.0.and_then(|words| words.get(key));
-        word.map(String::as_str).ok_or_else(|| PackFault::Header(format!("it has no `{key}`: not a pack")))
+        word.map(String::as_str)
+            .ok_or_else(|| PackFault::Header(format!("it has no `{key}`: not a pack")))
     }
 
     fn json<T: DeserializeOwned>(&self, key: &str) -> Result<T, PackFault> {
         let text = self.get(key)?;
-        serde_json::from_str(text).map_err(|_| PackFault::Header(format!("`{key}` is `{text}`, expected other JSON")))
+        serde_json::from_str(text)
+            .map_err(|_| PackFault::Header(format!("`{key}` is `{text}`, expected other JSON")))
     }
 }
 
@@ -206,8 +233,9 @@ fn tensor<'a>(
     dtype: Dtype,
     tensors_at: u64,
 ) -> Result<(&'a [usize], Range<u64>), PackFault> {
-    let info =
-        metadata.info(name).ok_or_else(|| PackFault::Header(format!("it has no tensor `{name}`: not a pack")))?;
+    let info = metadata
+        .info(name)
+        .ok_or_else(|| PackFault::Header(format!("it has no tensor `{name}`: not a pack")))?;
     if info.dtype != dtype {
         return Err(PackFault::Header(format!("`{name}` is {:?}, expected {dtype:?}", info.dtype)));
     }
@@ -215,8 +243,8 @@ fn tensor<'a>(
     Ok((&info.shape, tensors_at + from as u64..tensors_at + to as u64))
 }
 
-/// A header's bytes, with its length before it, for `coarse`, `fine` and `images` in this order after it. Equal data
-/// give equal bytes: keys are in a fixed order.
+/// A header's bytes, with its length before it, for `coarse`, `fine` and `images` in this order
+/// after it. Equal data give equal bytes: keys are in a fixed order.
 pub(super) fn to_bytes(
     data: &DataSet,
     split: &str,

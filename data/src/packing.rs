@@ -14,8 +14,8 @@ use thanos_configs::{DataConfig, DataSet, hex, split_train_validation};
 /// Called with a split and how many of its images are decoded, of how many; from any thread.
 pub type OnSplit<'a> = &'a (dyn Fn(&str, u64, u64) + Sync);
 
-/// Packs a data set's raw files into `packs_dir`, which is made if needed; a pack of the same raw bytes is reused.
-/// Several processes may do this at once.
+/// Packs a data set's raw files into `packs_dir`, which is made if needed; a pack of the same raw
+/// bytes is reused. Several processes may do this at once.
 ///
 /// # Errors
 /// If raw files are missing or bad, or a pack cannot be written.
@@ -37,13 +37,17 @@ pub(super) fn pack_raw(packing: &Packing<'_>, share: f64) -> Result<Packs, DataE
     let (train, facts, train_reused) = packing.pack(Split::Train, raw.facts(), None)?;
     let held_out = (!raw.has_test()).then_some(HeldOut { train: &train.path, share });
     if held_out.is_some() {
-        notes.push("there are no test images: metrics are computed on the images held out for validation".into());
+        notes.push(
+            "there are no test images: metrics are computed on the images held out for validation"
+                .into(),
+        );
     }
     let (test, _, test_reused) = packing.pack(Split::Test, &facts, held_out)?;
     Ok(Packs { train, test, reused: train_reused && test_reused, notes })
 }
 
-/// Test images that are taken from the training images' pack: those that a plan holds out for validation.
+/// Test images that are taken from the training images' pack: those that a plan holds out for
+/// validation.
 #[derive(Clone, Copy)]
 struct HeldOut<'a> {
     train: &'a Path,
@@ -66,7 +70,12 @@ impl Packing<'_> {
         held_out: Option<HeldOut<'_>>,
     ) -> Result<(PackFile, DataSet, bool), DataError> {
         let source = source_sha256(self.raw, split, held_out)?;
-        let path = self.packs_dir.join(format!("{}-{}-{}.safetensors", facts.name, split.name(), &source[..16]));
+        let path = self.packs_dir.join(format!(
+            "{}-{}-{}.safetensors",
+            facts.name,
+            split.name(),
+            &source[..16]
+        ));
         let (header, reused) = match Header::read(&path) {
             Ok(header) if header.describes(facts, split.name()) => {
                 kept::note_use(&path);
@@ -77,11 +86,12 @@ impl Packing<'_> {
                 let mut sink = Sink::new(&path, facts, split);
                 let progress = |done, total| (self.on_split)(split.name(), done, total);
                 let pixels = self.pixels_sha256(split, held_out)?;
-                let decoded = match (known::with_pixels(facts, split, &pixels, self.packs_dir), held_out) {
-                    (Some(found), _) => copy_all(found, &mut sink)?,
-                    (None, None) => self.raw.decode(split, &mut sink, &progress)?,
-                    (None, Some(held_out)) => held_out.copy(&mut sink)?,
-                };
+                let decoded =
+                    match (known::with_pixels(facts, split, &pixels, self.packs_dir), held_out) {
+                        (Some(found), _) => copy_all(found, &mut sink)?,
+                        (None, None) => self.raw.decode(split, &mut sink, &progress)?,
+                        (None, Some(held_out)) => held_out.copy(&mut sink)?,
+                    };
                 (sink.finish(Decoded { pixels, ..decoded })?, false)
             }
         };
@@ -90,7 +100,11 @@ impl Packing<'_> {
     }
 
     /// Identifies a split's decoded images: as [`source_sha256`], whatever the coarse labels.
-    fn pixels_sha256(&self, split: Split, held_out: Option<HeldOut<'_>>) -> Result<String, DataError> {
+    fn pixels_sha256(
+        &self,
+        split: Split,
+        held_out: Option<HeldOut<'_>>,
+    ) -> Result<String, DataError> {
         let mut facts = self.raw.facts().clone();
         facts.labels.coarse_names.clear();
         facts.labels.coarse_of.clear();
@@ -105,10 +119,17 @@ fn copy_all((path, header): (PathBuf, Header), sink: &mut Sink<'_>) -> Result<De
     sink.expect(fine.len(), header.skipped_images.images > 0)?;
     let mut written = Ok(());
     let mut images = pack_file::Images::open(&path).map_err(refuse)?;
-    let put = |pixels: &[u8]| written = std::mem::replace(&mut written, Ok(())).and_then(|()| sink.images(pixels));
+    let put = |pixels: &[u8]| {
+        written = std::mem::replace(&mut written, Ok(())).and_then(|()| sink.images(pixels))
+    };
     images.each(put).map_err(refuse)?;
     written?;
-    Ok(Decoded { fine, skipped: header.skipped_images.named, warnings: header.notes.warnings, pixels: String::new() })
+    Ok(Decoded {
+        fine,
+        skipped: header.skipped_images.named,
+        warnings: header.notes.warnings,
+        pixels: String::new(),
+    })
 }
 
 impl HeldOut<'_> {
@@ -122,13 +143,21 @@ impl HeldOut<'_> {
         for &id in &ids {
             sink.images(&images.image(id).map_err(refuse)?)?;
         }
-        Ok(Decoded { fine: ids.iter().map(|id| fine[*id as usize]).collect(), ..Decoded::default() })
+        Ok(Decoded {
+            fine: ids.iter().map(|id| fine[*id as usize]).collect(),
+            ..Decoded::default()
+        })
     }
 }
 
-/// Decides whether a pack may be reused: over what distinguishes the raw files, the header's words (format, names,
-/// mean and std among them) and the map to coarse labels, so that a corrected fact makes a new pack.
-fn source_sha256(raw: &dyn RawSet, split: Split, held_out: Option<HeldOut<'_>>) -> Result<String, DataError> {
+/// Decides whether a pack may be reused: over what distinguishes the raw files, the header's words
+/// (format, names, mean and std among them) and the map to coarse labels, so that a corrected fact
+/// makes a new pack.
+fn source_sha256(
+    raw: &dyn RawSet,
+    split: Split,
+    held_out: Option<HeldOut<'_>>,
+) -> Result<String, DataError> {
     sha256_of(raw, raw.facts(), split, held_out)
 }
 
@@ -139,7 +168,13 @@ fn sha256_of(
     held_out: Option<HeldOut<'_>>,
 ) -> Result<String, DataError> {
     let mut hash = Sha256::new();
-    hash.update(pack_header::to_bytes(facts, split.name(), &SkippedImages::default(), (0, ""), &Notes::default()));
+    hash.update(pack_header::to_bytes(
+        facts,
+        split.name(),
+        &SkippedImages::default(),
+        (0, ""),
+        &Notes::default(),
+    ));
     facts.labels.coarse_of.iter().for_each(|coarse| hash.update(coarse.to_le_bytes()));
     raw.hash_into(split, &mut hash)?;
     if let Some(held_out) = held_out {

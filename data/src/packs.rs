@@ -10,7 +10,8 @@ pub struct PackFile {
     /// `train` or `test`.
     pub split: String,
     pub path: PathBuf,
-    /// SHA-256 over header, images and labels, in hexadecimal: equal wherever and whenever the same data is packed.
+    /// SHA-256 over header, images and labels, in hexadecimal: equal wherever and whenever the same
+    /// data is packed.
     pub fingerprint: String,
     /// Number of images.
     pub images: u64,
@@ -25,10 +26,21 @@ impl PackFile {
     pub(super) fn of(split: Split, path: PathBuf, header: Header) -> Self {
         let images = header.images();
         let Header {
-            fingerprint, skipped_images: SkippedImages { images: skipped_images, named: skipped }, notes, ..
+            fingerprint,
+            skipped_images: SkippedImages { images: skipped_images, named: skipped },
+            notes,
+            ..
         } = header;
         let warnings = notes.warnings;
-        Self { split: split.name().into(), path, images, fingerprint, skipped_images, skipped, warnings }
+        Self {
+            split: split.name().into(),
+            path,
+            images,
+            fingerprint,
+            skipped_images,
+            skipped,
+            warnings,
+        }
     }
 }
 

@@ -1,7 +1,7 @@
-//! Reads a Python pickle as plain data: numbers, texts, lists, tuples, dicts and numpy arrays of bytes.
-//! Nothing a pickle asks for is ever run; what it calls is one of five known names or a fault.
-//! Its input is untrusted, so depth, steps and the growth of shared values are bounded.
-//! It knows bytes only: neither the files they lie in nor the data set they describe.
+//! Reads a Python pickle as plain data: numbers, texts, lists, tuples, dicts and numpy arrays of
+//! bytes. Nothing a pickle asks for is ever run; what it calls is one of five known names or a
+//! fault. Its input is untrusted, so depth, steps and the growth of shared values are bounded. It
+//! knows bytes only: neither the files they lie in nor the data set they describe.
 
 mod input;
 mod machine;
@@ -13,12 +13,14 @@ use node::{Id, Node};
 
 /// Containers within containers, and marks within marks.
 const MAX_NESTED: usize = 64;
-/// Each opcode makes at most one value, one memo entry or one mark, so this bounds memory and time together.
+/// Each opcode makes at most one value, one memo entry or one mark, so this bounds memory and time
+/// together.
 const MAX_OPCODES: usize = 4 << 20;
 /// What values shared through the memo may add to a small pickle when each gets its own copy.
 const SHARING_ALLOWANCE: usize = 1 << 20;
 
-/// A text and a byte string are both `Bytes`: Python 2 knew no difference, and texts are UTF-8 where it matters.
+/// A text and a byte string are both `Bytes`: Python 2 knew no difference, and texts are UTF-8
+/// where it matters.
 #[derive(Debug, PartialEq)]
 pub(super) enum Value {
     None,
@@ -40,10 +42,12 @@ pub(super) struct Array {
 }
 
 impl Value {
-    /// The value under a text key; the last one where a key comes twice, as in Python. None if this is not a dict.
+    /// The value under a text key; the last one where a key comes twice, as in Python. None if this
+    /// is not a dict.
     pub(super) fn get(&self, key: &str) -> Option<&Value> {
         let Value::Dict(pairs) = self else { return None };
-        let is_key = |found: &Value| matches!(found, Value::Bytes(bytes) if bytes == key.as_bytes());
+        let is_key =
+            |found: &Value| matches!(found, Value::Bytes(bytes) if bytes == key.as_bytes());
         pairs.iter().rev().find(|(found, _)| is_key(found)).map(|(_, value)| value)
     }
 }
@@ -58,7 +62,10 @@ pub(super) enum PickleFault {
     OpenLine { at: usize },
     #[error("offset {at}: opcode {opcode:#04x} is not one of a data file")]
     Opcode { at: usize, opcode: u8 },
-    #[error("offset {at}: the pickle asks for `{name}`: only numpy arrays, lists, texts and numbers are read")]
+    #[error(
+        "offset {at}: the pickle asks for `{name}`: only numpy arrays, lists, texts and numbers \
+        are read"
+    )]
     Global { at: usize, name: String },
     #[error("offset {at}: expected {expected}, got {got}")]
     Unexpected { at: usize, expected: String, got: String },
@@ -74,10 +81,12 @@ pub(super) fn read(content: &[u8]) -> Outcome<Value> {
     let mut machine = Machine::new(content);
     let root = machine.run()?;
     let byte_budget = content.len().saturating_mul(2).saturating_add(SHARING_ALLOWANCE);
-    Unfold { input: &machine.input, nodes: &machine.nodes, values: 0, bytes: 0, byte_budget }.value(root, 0)
+    Unfold { input: &machine.input, nodes: &machine.nodes, values: 0, bytes: 0, byte_budget }
+        .value(root, 0)
 }
 
-/// Turns nodes into values. A node met twice is copied twice, so what is made is counted before it is made.
+/// Turns nodes into values. A node met twice is copied twice, so what is made is counted before it
+/// is made.
 struct Unfold<'m, 'a> {
     input: &'m Input<'a>,
     nodes: &'m [Node<'a>],
@@ -131,10 +140,12 @@ impl Unfold<'_, '_> {
             return Err(self.input.too_much(MAX_NESTED, "nested values"));
         }
         self.values += items.len();
-        match self.values > MAX_OPCODES || self.values.saturating_add(self.bytes) > self.byte_budget {
-            true => {
-                Err(self.input.too_much(self.byte_budget.min(MAX_OPCODES), "values, counting shared ones each time"))
-            }
+        match self.values > MAX_OPCODES || self.values.saturating_add(self.bytes) > self.byte_budget
+        {
+            true => Err(self.input.too_much(
+                self.byte_budget.min(MAX_OPCODES),
+                "values, counting shared ones each time",
+            )),
             false => Ok(()),
         }
     }
@@ -142,7 +153,9 @@ impl Unfold<'_, '_> {
     fn copy(&mut self, bytes: &[u8]) -> Outcome<Vec<u8>> {
         self.bytes = self.bytes.saturating_add(bytes.len());
         match self.values.saturating_add(self.bytes) > self.byte_budget {
-            true => Err(self.input.too_much(self.byte_budget, "bytes, counting shared ones each time")),
+            true => {
+                Err(self.input.too_much(self.byte_budget, "bytes, counting shared ones each time"))
+            }
             false => Ok(bytes.to_vec()),
         }
     }

@@ -1,5 +1,6 @@
-//! One picture: from the bytes of a file to [S, S, 3] u8, as Pillow's `convert("RGB")` gives them. What it is, is known
-//! by its bytes and not by its name; its size is looked at before anything is decoded. It knows neither files nor labels.
+//! One picture: from the bytes of a file to [S, S, 3] u8, as Pillow's `convert("RGB")` gives them.
+//! What it is, is known by its bytes and not by its name; its size is looked at before anything is
+//! decoded. It knows neither files nor labels.
 
 mod jpeg;
 mod rgb;
@@ -69,11 +70,17 @@ impl Oddity {
     }
 }
 
-/// Decodes a picture into `out`, [S, S, 3]; grey ones get three equal channels, transparency is ignored.
+/// Decodes a picture into `out`, [S, S, 3]; grey ones get three equal channels, transparency is
+/// ignored.
 ///
 /// # Errors
-/// If it has none of the known formats, is cut off or damaged, or has another size or one that is too large.
-pub(super) fn decode(content: &[u8], rules: Rules, out: &mut [u8]) -> Result<Option<Oddity>, RawFault> {
+/// If it has none of the known formats, is cut off or damaged, or has another size or one that is
+/// too large.
+pub(super) fn decode(
+    content: &[u8],
+    rules: Rules,
+    out: &mut [u8],
+) -> Result<Option<Oddity>, RawFault> {
     let (picture, oddity) = decode_rgb(content, rules)?;
     fit(&picture, rules.size, out);
     Ok(oddity)
@@ -83,7 +90,10 @@ pub(super) fn decode(content: &[u8], rules: Rules, out: &mut [u8]) -> Result<Opt
 ///
 /// # Errors
 /// As [`decode`].
-pub(super) fn decode_rgb(content: &[u8], rules: Rules) -> Result<(RgbImage, Option<Oddity>), RawFault> {
+pub(super) fn decode_rgb(
+    content: &[u8],
+    rules: Rules,
+) -> Result<(RgbImage, Option<Oddity>), RawFault> {
     if content.starts_with(&JPEG_START) {
         return jpeg::decode(content, rules);
     }
@@ -113,7 +123,8 @@ fn decode_as(content: &[u8], format: ImageFormat, rules: Rules) -> Result<RgbIma
     check_size(width, height, rules.size)?;
     // Pillow turns a TIFF by itself, as the format asks for.
     let is_turned = rules.exif_orientation || format == ImageFormat::Tiff;
-    let orientation = if is_turned { decoder.orientation().map_err(damaged)? } else { Orientation::NoTransforms };
+    let orientation =
+        if is_turned { decoder.orientation().map_err(damaged)? } else { Orientation::NoTransforms };
     let mut picture = DynamicImage::from_decoder(decoder).map_err(damaged)?;
     picture.apply_orientation(orientation);
     Ok(rgb::of(picture))
@@ -145,9 +156,11 @@ fn fit(picture: &RgbImage, size: Size, out: &mut [u8]) {
     if (width, height) == (side, side) {
         return out.copy_from_slice(picture.as_raw());
     }
-    // The square in the middle, then to S x S: bilinear, over all pixels that a smaller one stands for.
+    // The square in the middle, then to S x S: bilinear, over all pixels that a smaller one stands
+    // for.
     let square = width.min(height);
-    let middle = imageops::crop_imm(picture, (width - square) / 2, (height - square) / 2, square, square);
+    let middle =
+        imageops::crop_imm(picture, (width - square) / 2, (height - square) / 2, square, square);
     let resized = imageops::resize(&*middle, side, side, FilterType::Triangle);
     out.copy_from_slice(resized.as_raw());
 }
@@ -162,7 +175,9 @@ mod tests {
         let bytes = color.channel_count() as usize * (width * height) as usize;
         let pixels: Vec<u8> = (0..bytes).map(|i| (i * 7 % 251) as u8).collect();
         let mut file = Vec::new();
-        JpegEncoder::new_with_quality(&mut file, 90).write_image(&pixels, width, height, color).expect("a JPEG");
+        JpegEncoder::new_with_quality(&mut file, 90)
+            .write_image(&pixels, width, height, color)
+            .expect("a JPEG");
         file
     }
 
@@ -178,7 +193,8 @@ mod tests {
 
     #[track_caller]
     fn refused(content: &[u8], size: Size, part: &str) {
-        let error = decode(content, plain(size), &mut [0; 16 * 16 * 3]).expect_err("it is bad").to_string();
+        let error =
+            decode(content, plain(size), &mut [0; 16 * 16 * 3]).expect_err("it is bad").to_string();
         assert!(error.contains(part), "no `{part}` in `{error}`");
     }
 

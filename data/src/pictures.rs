@@ -1,5 +1,6 @@
-//! Many pictures of a tree, decoded by all cores into one block of pixels. What cannot be decoded ends the packing, or
-//! is skipped and named, as `data.on_bad_image` says: either way the same pictures whatever the number of threads.
+//! Many pictures of a tree, decoded by all cores into one block of pixels. What cannot be decoded
+//! ends the packing, or is skipped and named, as `data.on_bad_image` says: either way the same
+//! pictures whatever the number of threads.
 
 use super::error::{DataError, RawFault};
 use super::pack_file::Sink;
@@ -16,7 +17,8 @@ use thanos_configs::OnBadImage;
 const CHUNK: usize = 1024;
 
 /// Endings of the files that are pictures, in lower case: torchvision's `IMG_EXTENSIONS`.
-const ENDINGS: [&str; 9] = [".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"];
+const ENDINGS: [&str; 9] =
+    [".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"];
 
 /// Version of the decoders: the pixels that they make of a picture, and the order of the pictures.
 const DECODERS: u8 = 3;
@@ -47,7 +49,9 @@ impl Handling {
 pub(super) fn is_picture(name: &str) -> bool {
     ENDINGS.iter().any(|ending| {
         let start = name.len().checked_sub(ending.len());
-        start.and_then(|start| name.get(start..)).is_some_and(|end| end.eq_ignore_ascii_case(ending))
+        start
+            .and_then(|start| name.get(start..))
+            .is_some_and(|end| end.eq_ignore_ascii_case(ending))
     })
 }
 
@@ -60,8 +64,8 @@ pub(super) fn hash_into(pictures: &[Picture<'_>], hash: &mut Sha256) {
     }
 }
 
-/// Decodes pictures in their order into a pack, [N, S, S, 3]: some thousands at a time, while the last ones are
-/// written.
+/// Decodes pictures in their order into a pack, [N, S, S, 3]: some thousands at a time, while the
+/// last ones are written.
 ///
 /// # Errors
 /// The first bad picture, if bad ones are not to be skipped; or that none is good.
@@ -80,8 +84,10 @@ pub(super) fn decode_all(
     let count = || progress(done.fetch_add(1, Ordering::Relaxed) + 1, pictures.len() as u64);
     let (mut ready, mut next) = (Vec::new(), Vec::new());
     for chunk in pictures.chunks(CHUNK) {
-        let (written, outcomes) =
-            rayon::join(|| sink.images(&ready), || decode_chunk(tree, chunk, (rules, &mut next), &count));
+        let (written, outcomes) = rayon::join(
+            || sink.images(&ready),
+            || decode_chunk(tree, chunk, (rules, &mut next), &count),
+        );
         written?;
         note_oddities(chunk, &outcomes, &mut oddities);
         keep_good(tree, chunk, outcomes, &mut next, (on_bad_image, &mut decoded))?;
@@ -91,7 +97,8 @@ pub(super) fn decode_all(
     decoded.warnings = oddities.into_iter().map(|(oddity, found)| warning(oddity, found)).collect();
     match decoded.skipped.first() {
         Some(first) if decoded.fine.is_empty() => {
-            let fault = RawFault::AllBad { count: pictures.len() as u64, first: first.reason.clone() };
+            let fault =
+                RawFault::AllBad { count: pictures.len() as u64, first: first.reason.clone() };
             Err(DataError::raw(&tree.path(&first.name), fault))
         }
         _ => Ok(decoded),
@@ -101,7 +108,11 @@ pub(super) fn decode_all(
 /// How many pictures are odd in one way, and the first of them.
 type Found<'a> = (u64, &'a str);
 
-fn note_oddities<'a>(pictures: &[Picture<'a>], outcomes: &[Outcome], noted: &mut BTreeMap<Oddity, Found<'a>>) {
+fn note_oddities<'a>(
+    pictures: &[Picture<'a>],
+    outcomes: &[Outcome],
+    noted: &mut BTreeMap<Oddity, Found<'a>>,
+) {
     for (picture, outcome) in pictures.iter().zip(outcomes) {
         if let Ok(Some(oddity)) = outcome {
             noted.entry(*oddity).or_insert((0, picture.file.name.as_str())).0 += 1;
@@ -156,7 +167,9 @@ fn keep_good(
                 return Err(DataError::Picture { path: tree.path(&picture.file.name), fault });
             }
             Err(fault) => {
-                decoded.skipped.push(Skipped { name: picture.file.name.clone(), reason: fault.to_string() });
+                decoded
+                    .skipped
+                    .push(Skipped { name: picture.file.name.clone(), reason: fault.to_string() });
             }
         }
     }

@@ -1,5 +1,5 @@
-//! Raw files as they come: read whole, hashed, unpacked if gzipped. It knows nothing of what is in them, nor which a
-//! data set has.
+//! Raw files as they come: read whole, hashed, unpacked if gzipped. It knows nothing of what is in
+//! them, nor which a data set has.
 
 use super::error::{DataError, RawFault};
 use flate2::read::MultiGzDecoder;
@@ -49,7 +49,9 @@ impl RawFile {
         if !self.bytes.starts_with(&GZIP_MAGIC) {
             return Ok(Cow::Borrowed(&self.bytes));
         }
-        gunzip(&self.bytes, MAX_BYTES).map(Cow::Owned).map_err(|fault| DataError::raw(&self.path, fault))
+        gunzip(&self.bytes, MAX_BYTES)
+            .map(Cow::Owned)
+            .map_err(|fault| DataError::raw(&self.path, fault))
     }
 
     /// Whether two files have the same bytes on disk.
@@ -66,7 +68,9 @@ impl RawFile {
 
 fn gunzip(bytes: &[u8], max: u64) -> Result<Vec<u8>, RawFault> {
     at_most(MultiGzDecoder::new(bytes), max).map_err(|(unpacked, fault)| match fault {
-        RawFault::Io(error) if error.kind() == io::ErrorKind::UnexpectedEof => RawFault::GzipCutOff { unpacked },
+        RawFault::Io(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            RawFault::GzipCutOff { unpacked }
+        }
         RawFault::Io(source) => RawFault::Gzip { unpacked, source },
         other => other,
     })
@@ -120,7 +124,11 @@ mod tests {
         for cut in [3, 9, good.len() / 2, good.len() - 9, good.len() - 1] {
             check(&good[..cut], MAX_BYTES, "the gzip stream is cut off after ");
         }
-        check(&good[..good.len() - 1], MAX_BYTES, "the gzip stream is cut off after 20000 unpacked bytes");
+        check(
+            &good[..good.len() - 1],
+            MAX_BYTES,
+            "the gzip stream is cut off after 20000 unpacked bytes",
+        );
         let mut flipped = good.clone();
         let crc = flipped.len() - 8;
         flipped[crc] ^= 1;

@@ -16,7 +16,8 @@ pub enum TestImages {
 
 /// A data set's raw files, found and not yet decoded.
 pub(super) trait RawSet {
-    /// What is known of it, class names included; mean and std are empty where they are to be measured.
+    /// What is known of it, class names included; mean and std are empty where they are to be
+    /// measured.
     fn facts(&self) -> &DataSet;
 
     /// What is next to the images and not used, one sentence each.
@@ -33,5 +34,10 @@ pub(super) trait RawSet {
     fn hash_into(&self, split: Split, hash: &mut Sha256) -> Result<(), DataError>;
 
     /// Decodes a split's images into a pack.
-    fn decode(&self, split: Split, sink: &mut Sink<'_>, progress: OnProgress<'_>) -> Result<Decoded, DataError>;
+    fn decode(
+        &self,
+        split: Split,
+        sink: &mut Sink<'_>,
+        progress: OnProgress<'_>,
+    ) -> Result<Decoded, DataError>;
 }

@@ -29,7 +29,10 @@ pub(super) struct Samples {
 
 impl Samples {
     pub(super) fn with_capacity(images: usize, bytes_of_each: usize) -> Self {
-        Self { images: Vec::with_capacity(images * bytes_of_each), fine: Vec::with_capacity(images) }
+        Self {
+            images: Vec::with_capacity(images * bytes_of_each),
+            fine: Vec::with_capacity(images),
+        }
     }
 }
 

@@ -1,5 +1,5 @@
-//! The data sets that come as a handful of files, from their raw bytes to samples: the embedded digits, IDX, CIFAR.
-//! Which files those are is `layouts`'; how they are written is the decoders'.
+//! The data sets that come as a handful of files, from their raw bytes to samples: the embedded
+//! digits, IDX, CIFAR. Which files those are is `layouts`'; how they are written is the decoders'.
 
 use super::cifar::Cifar;
 use super::error::{DataError, RawFault};
@@ -33,7 +33,12 @@ impl RawSet for Digits {
         Ok(())
     }
 
-    fn decode(&self, split: Split, sink: &mut Sink<'_>, _: OnProgress<'_>) -> Result<Decoded, DataError> {
+    fn decode(
+        &self,
+        split: Split,
+        sink: &mut Sink<'_>,
+        _: OnProgress<'_>,
+    ) -> Result<Decoded, DataError> {
         let file = RawFile::embedded(digits::NAME, digits::EMBEDDED);
         put(decode_file(&file, |content| digits::decode(content, split))?, sink)
     }
@@ -61,7 +66,12 @@ impl RawSet for Files {
         Ok(())
     }
 
-    fn decode(&self, split: Split, sink: &mut Sink<'_>, _: OnProgress<'_>) -> Result<Decoded, DataError> {
+    fn decode(
+        &self,
+        split: Split,
+        sink: &mut Sink<'_>,
+        _: OnProgress<'_>,
+    ) -> Result<Decoded, DataError> {
         let (form, files) = self.found.files(split)?;
         let labels = &self.facts.labels;
         let cifar = if labels.fine_names.len() == 10 { Cifar::Ten } else { Cifar::Hundred };
@@ -116,12 +126,18 @@ fn put(samples: Samples, sink: &mut Sink<'_>) -> Result<Decoded, DataError> {
 fn refuse_twins(files: &[RawFile]) -> Result<(), DataError> {
     for (at, file) in files.iter().enumerate() {
         if let Some(twin) = files[..at].iter().find(|other| other.same_bytes(file)) {
-            return Err(DataError::raw(&file.path, RawFault::SameContent { as_file: twin.path.clone() }));
+            return Err(DataError::raw(
+                &file.path,
+                RawFault::SameContent { as_file: twin.path.clone() },
+            ));
         }
     }
     Ok(())
 }
 
-fn decode_file<T>(file: &RawFile, decode: impl FnOnce(&[u8]) -> Result<T, RawFault>) -> Result<T, DataError> {
+fn decode_file<T>(
+    file: &RawFile,
+    decode: impl FnOnce(&[u8]) -> Result<T, RawFault>,
+) -> Result<T, DataError> {
     decode(&file.content()?).map_err(|fault| DataError::raw(&file.path, fault))
 }

@@ -39,9 +39,15 @@ const IN_A_REPORT: Layout = Layout { views: 2, across: 4, apart: 12 };
 ///
 /// # Errors
 /// If the pack cannot be read, or the sheet not written.
-pub fn contact_sheet(pack: &Path, views: &ViewsConfig, seed: u64, out: &Path) -> Result<(), DataError> {
+pub fn contact_sheet(
+    pack: &Path,
+    views: &ViewsConfig,
+    seed: u64,
+    out: &Path,
+) -> Result<(), DataError> {
     let (header, rows) = read(pack)?;
-    let written = draw(&header, &rows, (views, seed), ONE_A_ROW).save_with_format(out, ImageFormat::Png);
+    let written =
+        draw(&header, &rows, (views, seed), ONE_A_ROW).save_with_format(out, ImageFormat::Png);
     written.map_err(|error| DataError::Sheet { path: out.to_owned(), reason: error.to_string() })
 }
 
@@ -58,7 +64,10 @@ pub fn report_sheet(pack: &Path, views: &ViewsConfig, seed: u64) -> Result<Vec<u
     }
     let mut png = Vec::new();
     let written = sheet.write_to(&mut Cursor::new(&mut png), ImageFormat::Png);
-    let refuse = |error: image::ImageError| DataError::Sheet { path: pack.to_owned(), reason: error.to_string() };
+    let refuse = |error: image::ImageError| DataError::Sheet {
+        path: pack.to_owned(),
+        reason: error.to_string(),
+    };
     written.map_err(refuse)?;
     Ok(png)
 }
@@ -73,7 +82,8 @@ fn read(pack: &Path) -> Result<(Header, Vec<Row>), DataError> {
     let refuse = |fault| DataError::Pack { path: pack.to_owned(), fault };
     let (header, labels) = pack_file::read_labels(pack).map_err(refuse)?;
     if header.shape[1] != header.shape[2] || ![1, 3].contains(&header.shape[3]) {
-        let shape = format!("its images are {:?}, expected squares of 1 or 3 channels", &header.shape[1..]);
+        let shape =
+            format!("its images are {:?}, expected squares of 1 or 3 channels", &header.shape[1..]);
         return Err(refuse(PackFault::Header(shape)));
     }
     let chosen = choose(&labels.fine, header.fine_names.len());
@@ -83,7 +93,12 @@ fn read(pack: &Path) -> Result<(Header, Vec<Row>), DataError> {
     Ok((header, rows.map_err(refuse)?))
 }
 
-fn draw(header: &Header, rows: &[Row], (views, seed): (&ViewsConfig, u64), layout: Layout) -> RgbImage {
+fn draw(
+    header: &Header,
+    rows: &[Row],
+    (views, seed): (&ViewsConfig, u64),
+    layout: Layout,
+) -> RgbImage {
     let [_, side, _, channels] = header.shape;
     // Without normalisation: pixels stay in [0, 1], and can be shown.
     let augmentation = Augmentation::new(views, side, &vec![0.0; channels], &vec![1.0; channels]);
@@ -118,7 +133,9 @@ fn choose(fine: &[i64], classes: usize) -> Vec<usize> {
     let mut seen = vec![0; classes];
     let mut ranked: Vec<(usize, usize)> = Vec::with_capacity(fine.len());
     for (id, label) in fine.iter().enumerate() {
-        let Some(count) = usize::try_from(*label).ok().and_then(|label| seen.get_mut(label)) else { continue };
+        let Some(count) = usize::try_from(*label).ok().and_then(|label| seen.get_mut(label)) else {
+            continue;
+        };
         ranked.push((*count, id));
         *count += 1;
     }
@@ -140,9 +157,15 @@ fn paint(sheet: &mut RgbImage, (left, top): (usize, usize), view: &[f32], tile: 
     for y in 0..side * scale {
         for x in 0..side * scale {
             let at = (y / scale) * side + x / scale;
-            let value =
-                |c: usize| (view[c.min(channels - 1) * side * side + at] * 255.0).round().clamp(0.0, 255.0) as u8;
-            sheet.put_pixel((left + x) as u32, (top + y) as u32, Rgb([value(0), value(1), value(2)]));
+            let value = |c: usize| {
+                (view[c.min(channels - 1) * side * side + at] * 255.0).round().clamp(0.0, 255.0)
+                    as u8
+            };
+            sheet.put_pixel(
+                (left + x) as u32,
+                (top + y) as u32,
+                Rgb([value(0), value(1), value(2)]),
+            );
         }
     }
 }
@@ -163,7 +186,10 @@ mod tests {
         let mut sheet = RgbImage::from_pixel(8, 8, PAPER);
         paint(&mut sheet, (2, 2), &[0.0, 1.0, 0.5, 0.25], Tile { side: 2, channels: 1, scale: 2 });
         let grey = |x, y| sheet.get_pixel(x, y).0;
-        assert_eq!([grey(2, 2), grey(4, 3), grey(3, 5), grey(5, 5)], [[0; 3], [255; 3], [128; 3], [64; 3]]);
+        assert_eq!(
+            [grey(2, 2), grey(4, 3), grey(3, 5), grey(5, 5)],
+            [[0; 3], [255; 3], [128; 3], [64; 3]]
+        );
         assert_eq!(grey(6, 6), PAPER.0);
     }
 }

@@ -14,7 +14,8 @@ use thanos_configs::{DataConfig, DataKind, DataSet};
 /// Finds a data set's raw files.
 ///
 /// # Errors
-/// If `data.dir` is not given or is not a folder, or a file is not there; all missing ones are named.
+/// If `data.dir` is not given or is not a folder, or a file is not there; all missing ones are
+/// named.
 pub(super) fn locate(config: &DataConfig, test: TestImages) -> Result<Box<dyn RawSet>, DataError> {
     let facts = DataSet::of(config);
     Ok(match layouts(config.kind) {
@@ -43,7 +44,9 @@ pub(super) fn stamp_into(config: &DataConfig, hash: &mut Sha256) -> Result<(), D
             return Ok(());
         }
         let set = tree(config, TestImages::Optional)?;
-        return [Split::Train, Split::Test].into_iter().try_for_each(|split| set.hash_into(split, hash));
+        return [Split::Train, Split::Test]
+            .into_iter()
+            .try_for_each(|split| set.hash_into(split, hash));
     };
     match find(config, layouts)?.place {
         FoundFiles::Archive(path) => stamp_file(&path, hash),
@@ -57,10 +60,17 @@ fn tree_root(config: &DataConfig) -> Result<PathBuf, DataError> {
         return dir(config, "train/ and test/ with one folder per class", &[".zip"]);
     }
     let archive = format!("{}.zip", tinyimagenet::FOLDER);
-    let given = dir(config, &format!("wnids.txt, train/, val/val_annotations.txt, or {archive}"), &[".zip"])?;
-    let is_root = |folder: &Path| folder.join(tinyimagenet::CLASSES).is_file() || folder.join("train").is_dir();
+    let given = dir(
+        config,
+        &format!("wnids.txt, train/, val/val_annotations.txt, or {archive}"),
+        &[".zip"],
+    )?;
+    let is_root = |folder: &Path| {
+        folder.join(tinyimagenet::CLASSES).is_file() || folder.join("train").is_dir()
+    };
     let places = [given.clone(), given.join(tinyimagenet::FOLDER)];
-    let found = places.into_iter().find(|place| is_root(place)).or_else(|| only_file(&given, &archive));
+    let found =
+        places.into_iter().find(|place| is_root(place)).or_else(|| only_file(&given, &archive));
     Ok(found.unwrap_or(given))
 }
 

@@ -1,5 +1,5 @@
-//! Which folders of a user's own pictures are the training and the test images: those that the configuration names, or
-//! those with common names. It decides by names alone.
+//! Which folders of a user's own pictures are the training and the test images: those that the
+//! configuration names, or those with common names. It decides by names alone.
 
 use super::error::DataError;
 use super::tree::Top;
@@ -36,10 +36,15 @@ pub(super) fn find(
     has: impl Fn(&str) -> bool,
 ) -> Result<Splits, DataError> {
     let search = Search { config, root, top };
-    for (key, name) in [("data.train_folder", &config.train_folder), ("data.test_folder", &config.test_folder)] {
+    for (key, name) in
+        [("data.train_folder", &config.train_folder), ("data.test_folder", &config.test_folder)]
+    {
         if let Some(name) = name.as_ref().filter(|name| !has(name)) {
             let advice = format!("name a folder below data.dir with {key}=FOLDER");
-            return Err(search.refuse(format!("there is no {name}/ in it, there is {}", search.shown()), advice));
+            return Err(search.refuse(
+                format!("there is no {name}/ in it, there is {}", search.shown()),
+                advice,
+            ));
         }
     }
     let test = match &config.test_folder {
@@ -63,7 +68,8 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    /// The folder with the first of some names that is there; the spelling in lower case comes first.
+    /// The folder with the first of some names that is there; the spelling in lower case comes
+    /// first.
     fn choose(&self, names: &[&str], key: &str) -> Result<Option<String>, DataError> {
         for name in names {
             if self.top.folders.contains(*name) {
@@ -90,20 +96,32 @@ impl Search<'_> {
 
     /// Says what is there, and what to type if it can be guessed.
     fn no_train(&self, has: impl Fn(&str) -> bool) -> DataError {
-        let found = format!("there is no folder of training images such as train/ in it, there is {}", self.shown());
-        let mut below =
-            self.top.folders.iter().filter(|folder| TRAIN_NAMES.iter().any(|name| has(&format!("{folder}/{name}"))));
+        let found = format!(
+            "there is no folder of training images such as train/ in it, there is {}",
+            self.shown()
+        );
+        let mut below = self
+            .top
+            .folders
+            .iter()
+            .filter(|folder| TRAIN_NAMES.iter().any(|name| has(&format!("{folder}/{name}"))));
         if let Some(folder) = below.next() {
-            return self.refuse(found, format!("set data.dir={}", self.root.join(folder).display()));
+            return self
+                .refuse(found, format!("set data.dir={}", self.root.join(folder).display()));
         }
         let named = |part: &[&str]| {
             let named = |name: &&String| part.iter().any(|part| name.to_lowercase().contains(part));
             self.top.folders.iter().find(named).map_or("FOLDER", String::as_str)
         };
-        let test = self.config.test_folder.as_deref().unwrap_or_else(|| named(&["test", "val", "eval", "dev"]));
+        let test = self
+            .config
+            .test_folder
+            .as_deref()
+            .unwrap_or_else(|| named(&["test", "val", "eval", "dev"]));
         let (train, test) = (named(&["train"]), test);
         let advice = format!(
-            "name the folders, each with one folder per class, with data.train_folder={} data.test_folder={}",
+            "name the folders, each with one folder per class, with data.train_folder={} \
+            data.test_folder={}",
             quoted(train),
             quoted(test)
         );
@@ -133,7 +151,8 @@ mod tests {
     use super::*;
 
     fn found(config: &DataConfig, folders: &[&str]) -> Result<Splits, String> {
-        let top = Top { folders: folders.iter().map(|name| (*name).into()).collect(), ..Top::default() };
+        let top =
+            Top { folders: folders.iter().map(|name| (*name).into()).collect(), ..Top::default() };
         let has = |name: &str| folders.contains(&name) || name == "deep/train";
         find(config, Path::new("/data"), &top, has).map_err(|error| error.to_string())
     }
@@ -154,10 +173,17 @@ mod tests {
 
     #[test]
     fn what_is_named_is_taken() {
-        let config =
-            DataConfig { train_folder: Some("a".into()), test_folder: Some("train".into()), ..DataConfig::default() };
-        assert_eq!(found(&config, &["a", "train"]), Ok(Splits { train: "a".into(), test: Some("train".into()) }));
-        let expected = "data.dir=/data: there is no a/ in it, there is b/; name a folder below data.dir with \
+        let config = DataConfig {
+            train_folder: Some("a".into()),
+            test_folder: Some("train".into()),
+            ..DataConfig::default()
+        };
+        assert_eq!(
+            found(&config, &["a", "train"]),
+            Ok(Splits { train: "a".into(), test: Some("train".into()) })
+        );
+        let expected = "data.dir=/data: there is no a/ in it, there is b/; name a folder below \
+            data.dir with \
                         data.train_folder=FOLDER";
         assert_eq!(found(&config, &["b"]), Err(expected.into()));
     }
@@ -174,7 +200,10 @@ mod tests {
         );
         check(&["deep"], "in it, there is deep/; set data.dir=/data/deep");
         let end = "with data.train_folder=my_train data.test_folder='my tests'";
-        check(&["my tests", "my_train"], &format!("name the folders, each with one folder per class, {end}"));
+        check(
+            &["my tests", "my_train"],
+            &format!("name the folders, each with one folder per class, {end}"),
+        );
         check(
             &["cat", "dog"],
             "there is cat/, dog/; name the folders, each with one folder per class, with \
@@ -182,7 +211,8 @@ mod tests {
         );
         check(
             &[],
-            "there is nothing; name the folders, each with one folder per class, with data.train_folder=FOLDER \
+            "there is nothing; name the folders, each with one folder per class, with \
+            data.train_folder=FOLDER \
                     data.test_folder=FOLDER",
         );
     }

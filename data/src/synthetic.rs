@@ -1,5 +1,5 @@
-//! Images that are made up: random pixels in the shape of a data set, with its classes, for benchmarks on a machine that
-//! does not have its files.
+//! Images that are made up: random pixels in the shape of a data set, with its classes, for
+//! benchmarks on a machine that does not have its files.
 
 use super::error::DataError;
 use super::pack_file::Sink;
@@ -17,12 +17,16 @@ const COARSE_CLASSES: i64 = 10;
 /// Images that are made at once.
 const CHUNK: usize = 256;
 
-/// Packs synthetic images in the shape of the data set: so many for training, and one a class for tests. As many of each
-/// class as of any other, or one fewer. The same seed gives the same packs.
+/// Packs synthetic images in the shape of the data set: so many for training, and one a class for
+/// tests. As many of each class as of any other, or one fewer. The same seed gives the same packs.
 ///
 /// # Errors
 /// If a pack cannot be written.
-pub fn pack_synthetic(config: &DataConfig, packs_dir: &Path, (images, seed): (u64, u64)) -> Result<Packs, DataError> {
+pub fn pack_synthetic(
+    config: &DataConfig,
+    packs_dir: &Path,
+    (images, seed): (u64, u64),
+) -> Result<Packs, DataError> {
     let raw = Synthetic { facts: named(DataSet::of(config)), images, seed };
     pack_raw(&Packing { raw: &raw, packs_dir, on_split: &|_, _, _| {} }, config.validation_fraction)
 }
@@ -67,7 +71,12 @@ impl RawSet for Synthetic {
         Ok(())
     }
 
-    fn decode(&self, split: Split, sink: &mut Sink<'_>, _: OnProgress<'_>) -> Result<Decoded, DataError> {
+    fn decode(
+        &self,
+        split: Split,
+        sink: &mut Sink<'_>,
+        _: OnProgress<'_>,
+    ) -> Result<Decoded, DataError> {
         let (images, classes) = (self.images(split), self.facts.labels.fine_names.len());
         let bytes_of_each = self.facts.side * self.facts.side * self.facts.channels;
         let mut pixels = SplitMix64::new(self.seed ^ split as u64);
@@ -107,13 +116,24 @@ mod tests {
             for pack in [&packs.train, &packs.test] {
                 verify(&pack.path).expect("its fingerprint");
                 let facts = info(&pack.path).expect("a pack").to_string();
-                assert!(facts.contains(&format!("images of {} x {} x {}", shape[0], shape[1], shape[2])), "{facts}");
+                assert!(
+                    facts
+                        .contains(&format!("images of {} x {} x {}", shape[0], shape[1], shape[2])),
+                    "{facts}"
+                );
             }
             let fine = fine_labels(&packs.train.path).expect("labels");
-            let count = |class: u64| fine.iter().filter(|fine| **fine == class as i64).count() as u64;
-            assert!((0..classes[0]).all(|class| count(class) == 400 / classes[0]), "{kind:?} is not balanced");
+            let count =
+                |class: u64| fine.iter().filter(|fine| **fine == class as i64).count() as u64;
+            assert!(
+                (0..classes[0]).all(|class| count(class) == 400 / classes[0]),
+                "{kind:?} is not balanced"
+            );
             let labels = named(DataSet::of(&config)).labels;
-            assert_eq!([labels.fine_names.len(), labels.coarse_names.len()].map(|count| count as u64), classes);
+            assert_eq!(
+                [labels.fine_names.len(), labels.coarse_names.len()].map(|count| count as u64),
+                classes
+            );
         }
     }
 
@@ -122,7 +142,8 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let config = DataConfig { kind: DataKind::Digits, ..DataConfig::default() };
         let prints = |seed: u64, name: &str| {
-            let packs = pack_synthetic(&config, &folder.path().join(name), (300, seed)).expect("packed");
+            let packs =
+                pack_synthetic(&config, &folder.path().join(name), (300, seed)).expect("packed");
             [packs.train.fingerprint, packs.test.fingerprint]
         };
         assert_eq!(prints(1, "a"), prints(1, "b"));

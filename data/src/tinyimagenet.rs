@@ -1,6 +1,7 @@
-//! TinyImageNet: `wnids.txt` names 200 classes, `train/WNID/images` has their pictures, and `val/val_annotations.txt`
-//! the class of each picture in `val/images`; or, sorted as for torchvision, `val/WNID` has them. The official
-//! validation pictures are our test images; the official test pictures have no labels and are not read.
+//! TinyImageNet: `wnids.txt` names 200 classes, `train/WNID/images` has their pictures, and
+//! `val/val_annotations.txt` the class of each picture in `val/images`; or, sorted as for
+//! torchvision, `val/WNID` has them. The official validation pictures are our test images; the
+//! official test pictures have no labels and are not read.
 
 use super::class_folders::{ClassFolders, notes_on_links};
 use super::error::{DataError, RawFault};
@@ -41,22 +42,35 @@ impl TinyImageNet {
         } else {
             // The folders are the classes, too, if none is missing.
             let folders = ClassFolders::of(&tree, "train", BTreeSet::new());
-            let names: Vec<String> = folders.classes.keys().map(|name| (*name).to_owned()).collect();
+            let names: Vec<String> =
+                folders.classes.keys().map(|name| (*name).to_owned()).collect();
             if names.len() != expected {
                 return Err(missing(root, names.len()));
             }
             names
         };
-        let rules = Rules { size: Size::Exact(facts.side), exif_orientation: config.exif_orientation };
+        let rules =
+            Rules { size: Size::Exact(facts.side), exif_orientation: config.exif_orientation };
         let notes = notes_on_links(tree.skipped());
-        Ok(Self { tree, facts, handling: Handling { rules, on_bad_image: config.on_bad_image }, notes })
+        Ok(Self {
+            tree,
+            facts,
+            handling: Handling { rules, on_bad_image: config.on_bad_image },
+            notes,
+        })
     }
 
     fn fine(&self, wnid: &str) -> Option<i64> {
-        self.facts.labels.fine_names.binary_search_by(|name| name.as_str().cmp(wnid)).ok().map(|fine| fine as i64)
+        self.facts
+            .labels
+            .fine_names
+            .binary_search_by(|name| name.as_str().cmp(wnid))
+            .ok()
+            .map(|fine| fine as i64)
     }
 
-    /// The pictures of a folder with one folder per class. Beside them, each class of the official one has a list of boxes.
+    /// The pictures of a folder with one folder per class. Beside them, each class of the official
+    /// one has a list of boxes.
     fn sorted(&self, folder: &str) -> Result<Vec<Picture<'_>>, DataError> {
         let mut pictures = Vec::new();
         for (name, file) in self.tree.below(folder) {
@@ -66,7 +80,10 @@ impl TinyImageNet {
             let (wnid, _) = name.split_once('/').unwrap_or(("", name));
             let Some(fine) = self.fine(wnid) else {
                 let got = wnid.to_owned();
-                return Err(DataError::raw(&self.tree.path(&file.name), RawFault::UnknownWnid { line: None, got }));
+                return Err(DataError::raw(
+                    &self.tree.path(&file.name),
+                    RawFault::UnknownWnid { line: None, got },
+                ));
             };
             pictures.push(Picture { file, fine });
         }
@@ -87,7 +104,8 @@ impl TinyImageNet {
     fn test(&self) -> Result<Vec<Picture<'_>>, DataError> {
         let is_flat = self.tree.below(TEST_IMAGES).any(|(name, _)| is_picture(name));
         let is_sorted = || {
-            let class_of = |(name, _): (&str, _)| name.split_once('/').and_then(|(wnid, _)| self.fine(wnid));
+            let class_of =
+                |(name, _): (&str, _)| name.split_once('/').and_then(|(wnid, _)| self.fine(wnid));
             self.tree.below("val/").any(|file| class_of(file).is_some())
         };
         if is_flat || !is_sorted() {
@@ -100,7 +118,8 @@ impl TinyImageNet {
     }
 
     fn annotated(&self) -> Result<Vec<Picture<'_>>, DataError> {
-        let annotated = read_list(&self.tree, ANNOTATIONS, |text| annotations(text, |wnid| self.fine(wnid)))?;
+        let annotated =
+            read_list(&self.tree, ANNOTATIONS, |text| annotations(text, |wnid| self.fine(wnid)))?;
         let mut pictures = Vec::with_capacity(annotated.len());
         for (line, (name, fine)) in annotated.iter().enumerate() {
             let file = self.tree.find(&format!("{TEST_IMAGES}{name}")).ok_or_else(|| {
@@ -122,7 +141,8 @@ impl TinyImageNet {
 /// The number of an official picture, `val_123.JPEG`; others come last.
 fn number(file: &TreeFile) -> u64 {
     let name = file.name.rsplit('/').next().unwrap_or_default();
-    let digits = name.strip_prefix("val_").and_then(|rest| rest.split_once('.')).map(|(digits, _)| digits);
+    let digits =
+        name.strip_prefix("val_").and_then(|rest| rest.split_once('.')).map(|(digits, _)| digits);
     digits.and_then(|digits| digits.parse().ok()).unwrap_or(u64::MAX)
 }
 
@@ -155,7 +175,12 @@ impl RawSet for TinyImageNet {
         Ok(())
     }
 
-    fn decode(&self, split: Split, sink: &mut Sink<'_>, progress: OnProgress<'_>) -> Result<Decoded, DataError> {
+    fn decode(
+        &self,
+        split: Split,
+        sink: &mut Sink<'_>,
+        progress: OnProgress<'_>,
+    ) -> Result<Decoded, DataError> {
         let pictures = match split {
             Split::Train => self.train()?,
             Split::Test => self.test()?,
@@ -164,7 +189,11 @@ impl RawSet for TinyImageNet {
     }
 }
 
-fn read_list<T>(tree: &Tree, name: &str, parse: impl FnOnce(&str) -> Result<T, RawFault>) -> Result<T, DataError> {
+fn read_list<T>(
+    tree: &Tree,
+    name: &str,
+    parse: impl FnOnce(&str) -> Result<T, RawFault>,
+) -> Result<T, DataError> {
     let read = || {
         let file = tree.find(name).ok_or(RawFault::NotThere)?;
         let content = tree.read(file)?;
@@ -183,7 +212,9 @@ fn lines(text: &str) -> impl Iterator<Item = (u64, &str)> {
 fn classes(text: &str, expected: usize) -> Result<Vec<String>, RawFault> {
     let mut first_seen = HashMap::new();
     for (number, wnid) in lines(text) {
-        let plain = !wnid.is_empty() && wnid.len() <= 32 && wnid.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        let plain = !wnid.is_empty()
+            && wnid.len() <= 32
+            && wnid.bytes().all(|byte| byte.is_ascii_alphanumeric());
         if !plain {
             return Err(RawFault::BadWnid { line: Some(number), got: shown(wnid) });
         }
@@ -200,7 +231,10 @@ fn classes(text: &str, expected: usize) -> Result<Vec<String>, RawFault> {
 }
 
 /// File and fine label of each line: file, wnid and a box, separated by tabs.
-fn annotations(text: &str, fine: impl Fn(&str) -> Option<i64>) -> Result<Vec<(String, i64)>, RawFault> {
+fn annotations(
+    text: &str,
+    fine: impl Fn(&str) -> Option<i64>,
+) -> Result<Vec<(String, i64)>, RawFault> {
     let mut first_seen = HashMap::new();
     let mut annotated = Vec::new();
     for (number, text) in lines(text) {
@@ -208,7 +242,8 @@ fn annotations(text: &str, fine: impl Fn(&str) -> Option<i64>) -> Result<Vec<(St
         let (Some(name), Some(wnid)) = (columns.next(), columns.next()) else {
             return Err(RawFault::Columns { line: number, got: shown(text) });
         };
-        let fine = fine(wnid).ok_or_else(|| RawFault::UnknownWnid { line: Some(number), got: shown(wnid) })?;
+        let fine = fine(wnid)
+            .ok_or_else(|| RawFault::UnknownWnid { line: Some(number), got: shown(wnid) })?;
         if let Some(first) = first_seen.insert(name, number) {
             return Err(RawFault::Twice { line: number, first, name: shown(name) });
         }
@@ -235,7 +270,9 @@ mod tests {
 
     #[test]
     fn bad_lists_say_what_is_wrong() {
-        let check = |text: &str, expected: &str| assert_eq!(classes(text, 2).expect_err(text).to_string(), expected);
+        let check = |text: &str, expected: &str| {
+            assert_eq!(classes(text, 2).expect_err(text).to_string(), expected)
+        };
         check("n1\nn2\nn3\n", "expected 2 classes, got 3");
         check("n1\nn2\nn1\n", "line 3: `n1` occurs twice, first in line 1");
         check("n1\n\nn2\n", "line 2: expected a wnid such as n01443537, got ``");
@@ -244,7 +281,10 @@ mod tests {
             let fine = |wnid: &str| (wnid == "n1").then_some(0);
             assert_eq!(annotations(text, fine).expect_err(text).to_string(), expected);
         };
-        check("a.JPEG n1\n", "line 1: expected a file and a wnid separated by a tab, got `a.JPEG n1`");
+        check(
+            "a.JPEG n1\n",
+            "line 1: expected a file and a wnid separated by a tab, got `a.JPEG n1`",
+        );
         check("a.JPEG\tn1\t0\nb.JPEG\tn9\t0\n", "line 2: expected a wnid of wnids.txt, got `n9`");
         check("a.JPEG\tn1\na.JPEG\tn1\n", "line 2: `a.JPEG` occurs twice, first in line 1");
     }

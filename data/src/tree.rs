@@ -1,6 +1,6 @@
-//! A tree of files, as a folder or as a .zip: its names, and the content of each, without unpacking anything to disk.
-//! In a folder links are followed, as by torchvision; in an archive, links and names that lead out are refused. It knows
-//! nothing of images or data sets.
+//! A tree of files, as a folder or as a .zip: its names, and the content of each, without unpacking
+//! anything to disk. In a folder links are followed, as by torchvision; in an archive, links and
+//! names that lead out are refused. It knows nothing of images or data sets.
 
 mod folder;
 mod zipped;
@@ -81,8 +81,9 @@ impl Tree {
         Ok(Self { root: root.into(), store, files: Vec::new(), skipped: Vec::new() })
     }
 
-    /// The names directly in the root, hidden ones and those that systems leave in folders apart. A .zip in which all
-    /// is in one folder has that folder as its root, unless it is one of `splits`.
+    /// The names directly in the root, hidden ones and those that systems leave in folders apart. A
+    /// .zip in which all is in one folder has that folder as its root, unless it is one of
+    /// `splits`.
     ///
     /// # Errors
     /// If the folder cannot be read.
@@ -112,10 +113,12 @@ impl Tree {
         }
     }
 
-    /// Lists the files below a folder of the tree (`a/b`), or one file, in addition to what is listed already.
+    /// Lists the files below a folder of the tree (`a/b`), or one file, in addition to what is
+    /// listed already.
     ///
     /// # Errors
-    /// If a folder cannot be read, is nested too deeply or has too many files. One that is not there has no files.
+    /// If a folder cannot be read, is nested too deeply or has too many files. One that is not
+    /// there has no files.
     pub(super) fn list(&mut self, name: &str) -> Result<(), DataError> {
         let found = match &self.store {
             Store::Folder => folder::list(&self.root, name, &mut self.skipped)?,
@@ -131,7 +134,10 @@ impl Tree {
     }
 
     /// The listed files below a folder, with the rest of their names; `folder` ends with `/`.
-    pub(super) fn below<'a>(&'a self, folder: &str) -> impl Iterator<Item = (&'a str, &'a TreeFile)> {
+    pub(super) fn below<'a>(
+        &'a self,
+        folder: &str,
+    ) -> impl Iterator<Item = (&'a str, &'a TreeFile)> {
         let from = self.files.partition_point(|file| file.name.as_str() < folder);
         let inside = move |file: &'a TreeFile| Some((file.name.strip_prefix(folder)?, file));
         self.files[from..].iter().map_while(inside)
@@ -151,7 +157,8 @@ impl Tree {
         }
     }
 
-    /// What was found in the listed folders and is not a file: links to nothing, links in a circle, sockets.
+    /// What was found in the listed folders and is not a file: links to nothing, links in a circle,
+    /// sockets.
     pub(super) fn skipped(&self) -> &[Passed] {
         &self.skipped
     }
@@ -174,8 +181,9 @@ fn read_file(path: &Path) -> Result<Vec<u8>, RawFault> {
 }
 
 impl TreeFile {
-    /// Adds to a hash what identifies this file: its name, and its length and time of the last change in a
-    /// folder, since reading all would take as long as packing them; its length and CRC-32 in an archive.
+    /// Adds to a hash what identifies this file: its name, and its length and time of the last
+    /// change in a folder, since reading all would take as long as packing them; its length and
+    /// CRC-32 in an archive.
     pub(super) fn hash_into(&self, hash: &mut Sha256) {
         hash.update((self.name.len() as u64).to_le_bytes());
         hash.update(self.name.as_bytes());
@@ -192,9 +200,17 @@ impl TreeFile {
     }
 }
 
-/// Whether operating systems, desktops and file servers leave a file or folder of this name next to a user's own.
+/// Whether operating systems, desktops and file servers leave a file or folder of this name next to
+/// a user's own.
 fn is_system_file(name: &str) -> bool {
-    const NAMES: [&str; 7] =
-        ["Thumbs.db", "desktop.ini", "lost+found", "__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"];
+    const NAMES: [&str; 7] = [
+        "Thumbs.db",
+        "desktop.ini",
+        "lost+found",
+        "__MACOSX",
+        "@eaDir",
+        "$RECYCLE.BIN",
+        "System Volume Information",
+    ];
     name.starts_with('.') || NAMES.iter().any(|known| known.eq_ignore_ascii_case(name))
 }

@@ -1,10 +1,12 @@
-//! Conversions between the generated messages and the domain types. What proto3 cannot express (a part that must be
-//! there) is checked here, once, so that nothing above meets a half-filled message.
+//! Conversions between the generated messages and the domain types. What proto3 cannot express (a
+//! part that must be there) is checked here, once, so that nothing above meets a half-filled
+//! message.
 
 use crate::malformed::Malformed;
 use crate::message::{
-    Begin, BenchReport, BenchRequest, Best, CheckpointRef, CheckpointWritten, Command, Evaluated, Failed, Fetching,
-    GroupFailure, Heartbeat, Held, PackRef, Rejoin, StageResult, StepDone, Welcome, WorkerEvent, WrittenFile,
+    Begin, BenchReport, BenchRequest, Best, CheckpointRef, CheckpointWritten, Command, Evaluated,
+    Failed, Fetching, GroupFailure, Heartbeat, Held, PackRef, Rejoin, StageResult, StepDone,
+    Welcome, WorkerEvent, WrittenFile,
 };
 use crate::phase::RankPhase;
 use crate::{limits, v1};
@@ -79,19 +81,22 @@ same_fields! {
     Heartbeat { generation, stage, step, phase, collectives, waited_ms, progress, in_collective }
     Evaluated { stage, epoch, validation_accuracy, best, measure }
     StepDone {
-        stage, epoch, step, generation, world_size, loss, losses, lr, images, samples_sha256, total_steps, skipped,
+        stage, epoch, step, generation, world_size, loss, losses, lr, images, samples_sha256,
+        total_steps, skipped,
         phase_seconds, gathered_bytes
     }
     WrittenFile { name, bytes, sha256 }
     Best { epoch, validation_accuracy }
     BenchRequest { warmup_steps, steps }
     BenchReport {
-        rank, device, precision, collectives, step_seconds, phase_seconds, flops, operators, kernels, ceiling_flops_per_s,
+        rank, device, precision, collectives, step_seconds, phase_seconds, flops, operators,
+        kernels, ceiling_flops_per_s,
         ceiling_product, peak_memory_bytes, parameters
     }
     CheckpointRef { stage, folder, manifest_sha256, step }
     StageResult {
-        stage, seconds, validation_accuracy, coarse_test_accuracy, fine_test_accuracy, knn_fine_accuracy,
+        stage, seconds, validation_accuracy, coarse_test_accuracy, fine_test_accuracy,
+        knn_fine_accuracy,
         cosine_within_coarse, cosine_within_fine, cosine_between_views, data_wait_seconds
     }
 }
@@ -154,7 +159,9 @@ impl From<WorkerEvent> for v1::WorkerEvent {
         let event = match from {
             WorkerEvent::Hello(hello) => Event::Hello(hello.into()),
             WorkerEvent::Ready { config_digest } => Event::Ready(v1::Ready { config_digest }),
-            WorkerEvent::NotSaved { stage, step, reason } => Event::NotSaved(v1::NotSaved { stage, step, reason }),
+            WorkerEvent::NotSaved { stage, step, reason } => {
+                Event::NotSaved(v1::NotSaved { stage, step, reason })
+            }
             WorkerEvent::Rejoin(rejoin) => Event::Rejoin(rejoin.into()),
             WorkerEvent::Fetching(fetching) => Event::Fetching(fetching.into()),
             WorkerEvent::Heartbeat(heartbeat) => Event::Heartbeat(heartbeat.into()),
@@ -163,9 +170,13 @@ impl From<WorkerEvent> for v1::WorkerEvent {
             WorkerEvent::Checkpoint(written) => Event::Checkpoint(written.into()),
             WorkerEvent::Repaired { problem } => Event::Repaired(v1::Repaired { problem }),
             WorkerEvent::Shows { address } => Event::Shows(v1::Shows { address }),
-            WorkerEvent::StopRequested { reason } => Event::StopRequested(v1::StopRequested { reason }),
+            WorkerEvent::StopRequested { reason } => {
+                Event::StopRequested(v1::StopRequested { reason })
+            }
             WorkerEvent::TerminationNotice => Event::TerminationNotice(v1::TerminationNotice {}),
-            WorkerEvent::StageFinished { stage } => Event::StageFinished(v1::StageFinished { stage }),
+            WorkerEvent::StageFinished { stage } => {
+                Event::StageFinished(v1::StageFinished { stage })
+            }
             WorkerEvent::Stopped { stage, step } => Event::Stopped(v1::Stopped { stage, step }),
             WorkerEvent::Failed(Failed { phase, message, exit_code }) => {
                 Event::Failed(v1::Failed { phase, message, exit_code: exit_code.into() })
@@ -187,7 +198,9 @@ impl TryFrom<v1::WorkerEvent> for WorkerEvent {
         Ok(match event {
             Event::Hello(hello) => WorkerEvent::Hello(hello.try_into()?),
             Event::Ready(v1::Ready { config_digest }) => WorkerEvent::Ready { config_digest },
-            Event::NotSaved(v1::NotSaved { stage, step, reason }) => WorkerEvent::NotSaved { stage, step, reason },
+            Event::NotSaved(v1::NotSaved { stage, step, reason }) => {
+                WorkerEvent::NotSaved { stage, step, reason }
+            }
             Event::Rejoin(rejoin) => WorkerEvent::Rejoin(rejoin.into()),
             Event::Fetching(fetching) => WorkerEvent::Fetching(fetching.into()),
             Event::Heartbeat(heartbeat) => WorkerEvent::Heartbeat(heartbeat.into()),
@@ -196,12 +209,20 @@ impl TryFrom<v1::WorkerEvent> for WorkerEvent {
             Event::Checkpoint(written) => WorkerEvent::Checkpoint(written.into()),
             Event::Repaired(v1::Repaired { problem }) => WorkerEvent::Repaired { problem },
             Event::Shows(v1::Shows { address }) => WorkerEvent::Shows { address },
-            Event::StopRequested(v1::StopRequested { reason }) => WorkerEvent::StopRequested { reason },
+            Event::StopRequested(v1::StopRequested { reason }) => {
+                WorkerEvent::StopRequested { reason }
+            }
             Event::TerminationNotice(v1::TerminationNotice {}) => WorkerEvent::TerminationNotice,
-            Event::StageFinished(v1::StageFinished { stage }) => WorkerEvent::StageFinished { stage },
+            Event::StageFinished(v1::StageFinished { stage }) => {
+                WorkerEvent::StageFinished { stage }
+            }
             Event::Stopped(v1::Stopped { stage, step }) => WorkerEvent::Stopped { stage, step },
             Event::Failed(v1::Failed { phase, message, exit_code: code }) => {
-                WorkerEvent::Failed(Failed { phase, message, exit_code: exit_code("Failed", code)? })
+                WorkerEvent::Failed(Failed {
+                    phase,
+                    message,
+                    exit_code: exit_code("Failed", code)?,
+                })
             }
             Event::Finished(v1::Finished {}) => WorkerEvent::Finished,
             Event::Benched(report) => WorkerEvent::Benched(report.into()),
@@ -263,10 +284,16 @@ impl TryFrom<v1::Begin> for Begin {
 
     fn try_from(from: v1::Begin) -> Result<Self, Malformed> {
         if from.rank >= from.world_size {
-            return Err(malformed("Begin", format!("rank {} of {} ranks", from.rank, from.world_size)));
+            return Err(malformed(
+                "Begin",
+                format!("rank {} of {} ranks", from.rank, from.world_size),
+            ));
         }
         if let Some(source) = from.source.filter(|source| *source >= from.world_size) {
-            return Err(malformed("Begin", format!("source {source} of {} ranks", from.world_size)));
+            return Err(malformed(
+                "Begin",
+                format!("source {source} of {} ranks", from.world_size),
+            ));
         }
         let collectives = from.collectives().try_into()?;
         Ok(Self {
@@ -307,7 +334,9 @@ impl From<Command> for v1::Command {
             Command::Stop { reason } => Wire::Stop(v1::Stop { reason }),
             Command::Regroup => Wire::Regroup(v1::Regroup {}),
             Command::Save => Wire::Save(v1::Save {}),
-            Command::Abandon { generation, reason } => Wire::Abandon(v1::Abandon { generation, reason }),
+            Command::Abandon { generation, reason } => {
+                Wire::Abandon(v1::Abandon { generation, reason })
+            }
             Command::Recorded { steps } => Wire::Recorded(v1::Recorded { steps }),
             Command::Refused { reason, exit_code } => {
                 Wire::Refused(v1::Refused { reason, exit_code: exit_code.into() })
@@ -330,7 +359,9 @@ impl TryFrom<v1::Command> for Command {
             Wire::Stop(v1::Stop { reason }) => Command::Stop { reason },
             Wire::Regroup(v1::Regroup {}) => Command::Regroup,
             Wire::Save(v1::Save {}) => Command::Save,
-            Wire::Abandon(v1::Abandon { generation, reason }) => Command::Abandon { generation, reason },
+            Wire::Abandon(v1::Abandon { generation, reason }) => {
+                Command::Abandon { generation, reason }
+            }
             Wire::Recorded(v1::Recorded { steps }) => Command::Recorded { steps },
             Wire::Refused(v1::Refused { reason, exit_code: code }) => {
                 Command::Refused { reason, exit_code: exit_code("Refused", code)? }

@@ -20,21 +20,23 @@ pub mod v1 {
 pub use limits::MAX_BENCH_STEPS;
 pub use malformed::Malformed;
 pub use message::{
-    Begin, BenchReport, BenchRequest, Best, CheckpointRef, CheckpointWritten, Collectives, Command, Device, DeviceKind,
-    Evaluated, Failed, Fetching, GroupFailure, Heartbeat, Held, Hello, PackRef, Rejoin, StageResult, StepDone, Welcome,
-    WorkerEvent, WrittenFile,
+    Begin, BenchReport, BenchRequest, Best, CheckpointRef, CheckpointWritten, Collectives, Command,
+    Device, DeviceKind, Evaluated, Failed, Fetching, GroupFailure, Heartbeat, Held, Hello, PackRef,
+    Rejoin, StageResult, StepDone, Welcome, WorkerEvent, WrittenFile,
 };
 pub use phase::{BEFORE_STAGES, RankPhase};
 
-/// The name that the coordinator's certificate has, wherever it listens: clients that trust the run's authority need no other.
+/// The name that the coordinator's certificate has, wherever it listens: clients that trust the
+/// run's authority need no other.
 pub const COORDINATOR_NAME: &str = "thanos-coordinator";
 
-/// What a worker finds in its folder of credentials: the certificate of the run's authority, and its join token.
+/// What a worker finds in its folder of credentials: the certificate of the run's authority, and
+/// its join token.
 pub const CA: &str = "ca.pem";
 pub const TOKEN: &str = "token";
 
-/// Whether this can be a worker's id: letters, digits, `-`, `_` and `.` inside, at most 63 of them. It is in file names and
-/// certificates.
+/// Whether this can be a worker's id: letters, digits, `-`, `_` and `.` inside, at most 63 of them.
+/// It is in file names and certificates.
 pub fn is_worker_id(id: &str) -> bool {
     let inside = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     let bytes = id.as_bytes();

@@ -1,10 +1,12 @@
-//! How much a worker's message may hold. What is longer than any worker of ours sends is malformed; free text is cut.
+//! How much a worker's message may hold. What is longer than any worker of ours sends is malformed;
+//! free text is cut.
 
 use crate::malformed::Malformed;
 use crate::v1;
 use std::collections::BTreeMap;
 
-/// Bytes of a name: of a stage, a loss term, a phase, a split, a file, a host, a version or an address.
+/// Bytes of a name: of a stage, a loss term, a phase, a split, a file, a host, a version or an
+/// address.
 const MAX_NAME_BYTES: usize = 255;
 /// Bytes of a text for people, which is cut there.
 const MAX_TEXT_BYTES: usize = 4096;
@@ -35,11 +37,18 @@ fn name(message: &'static str, field: &str, name: &str) -> Result<(), Malformed>
 fn entries(message: &'static str, field: &str, count: usize, max: usize) -> Result<(), Malformed> {
     match count <= max {
         true => Ok(()),
-        false => Err(malformed(message, format!("{field} has {count} entries, at most {max} are allowed"))),
+        false => Err(malformed(
+            message,
+            format!("{field} has {count} entries, at most {max} are allowed"),
+        )),
     }
 }
 
-fn named(message: &'static str, field: &str, values: &BTreeMap<String, f64>) -> Result<(), Malformed> {
+fn named(
+    message: &'static str,
+    field: &str,
+    values: &BTreeMap<String, f64>,
+) -> Result<(), Malformed> {
     entries(message, field, values.len(), MAX_ENTRIES)?;
     values.keys().try_for_each(|key| name(message, field, key))
 }
@@ -127,7 +136,9 @@ fn step(step: &mut v1::StepDone) -> Result<(), Malformed> {
     named(STEP, "losses", &step.losses)?;
     named(STEP, "phase_seconds", &step.phase_seconds)?;
     // A loss may be non-finite, which is what `skipped` is for; a duration may not.
-    if let Some((phase, seconds)) = step.phase_seconds.iter().find(|(_, seconds)| !seconds.is_finite()) {
+    if let Some((phase, seconds)) =
+        step.phase_seconds.iter().find(|(_, seconds)| !seconds.is_finite())
+    {
         return Err(malformed(STEP, format!("phase_seconds of {phase} is {seconds}")));
     }
     if let Some(skipped) = &mut step.skipped {
@@ -144,7 +155,11 @@ fn benched(report: &v1::BenchReport) -> Result<(), Malformed> {
     name(REPORT, "ceiling_product", &report.ceiling_product)?;
     entries(REPORT, "step_seconds", report.step_seconds.len(), MAX_BENCH_STEPS as usize)?;
     named(REPORT, "phase_seconds", &report.phase_seconds)?;
-    let numbers = report.step_seconds.iter().chain(report.phase_seconds.values()).chain([&report.ceiling_flops_per_s]);
+    let numbers = report
+        .step_seconds
+        .iter()
+        .chain(report.phase_seconds.values())
+        .chain([&report.ceiling_flops_per_s]);
     match numbers.copied().find(|number| !number.is_finite()) {
         Some(number) => Err(malformed(REPORT, format!("a time or rate is {number}"))),
         None => Ok(()),
@@ -177,7 +192,8 @@ mod tests {
     }
 
     fn step_with(change: impl FnOnce(&mut v1::StepDone)) -> v1::StepDone {
-        let mut step = v1::StepDone { stage: "cae".into(), loss: f64::NAN, ..v1::StepDone::default() };
+        let mut step =
+            v1::StepDone { stage: "cae".into(), loss: f64::NAN, ..v1::StepDone::default() };
         change(&mut step);
         step
     }
@@ -190,7 +206,12 @@ mod tests {
         let cpu = || v1::Device { kind: v1::DeviceKind::Cpu.into(), ..v1::Device::default() };
         let on = |device| Event::Hello(v1::Hello { device: Some(device), ..v1::Hello::default() });
         let hello = |host: String| {
-            Event::Hello(v1::Hello { worker_id: "a".into(), host, device: Some(cpu()), ..v1::Hello::default() })
+            Event::Hello(v1::Hello {
+                worker_id: "a".into(),
+                host,
+                device: Some(cpu()),
+                ..v1::Hello::default()
+            })
         };
         converted(hello("node-1.example".into())).expect("a host");
         for bad in [
@@ -204,7 +225,9 @@ mod tests {
             Event::Step(step_with(|step| step.losses = many())),
             Event::Step(step_with(|step| step.losses = BTreeMap::from([(long(), 1.0)]))),
             Event::Step(step_with(|step| step.phase_seconds = many())),
-            Event::Step(step_with(|step| step.phase_seconds = BTreeMap::from([("data".into(), f64::INFINITY)]))),
+            Event::Step(step_with(|step| {
+                step.phase_seconds = BTreeMap::from([("data".into(), f64::INFINITY)])
+            })),
             Event::Rejoin(v1::Rejoin {
                 recent: vec![v1::StepDone::default(); MAX_RECENT_STEPS + 1],
                 ..v1::Rejoin::default()
@@ -220,7 +243,10 @@ mod tests {
             Event::Shows(v1::Shows { address: long() }),
             Event::Benched(v1::BenchReport { device: long(), ..v1::BenchReport::default() }),
             Event::Benched(v1::BenchReport { phase_seconds: many(), ..v1::BenchReport::default() }),
-            Event::Benched(v1::BenchReport { step_seconds: vec![0.1, f64::NAN], ..v1::BenchReport::default() }),
+            Event::Benched(v1::BenchReport {
+                step_seconds: vec![0.1, f64::NAN],
+                ..v1::BenchReport::default()
+            }),
             Event::Benched(v1::BenchReport {
                 step_seconds: vec![0.1; MAX_BENCH_STEPS as usize + 1],
                 ..v1::BenchReport::default()
@@ -240,7 +266,10 @@ mod tests {
         assert!(failed.message.starts_with("\u{fffd}[31mred\nline"), "{}", failed.message);
         assert!(failed.message.ends_with("é [...]"), "{}", failed.message);
         assert!(failed.message.len() < MAX_TEXT_BYTES + 16);
-        let failure = v1::GroupFailure { message: "x".repeat(2 * MAX_TEXT_BYTES), ..v1::GroupFailure::default() };
+        let failure = v1::GroupFailure {
+            message: "x".repeat(2 * MAX_TEXT_BYTES),
+            ..v1::GroupFailure::default()
+        };
         let rejoin = v1::Rejoin { failure: Some(failure), ..v1::Rejoin::default() };
         let WorkerEvent::Rejoin(rejoin) = converted(Event::Rejoin(rejoin)).expect("cut") else {
             panic!("another event")

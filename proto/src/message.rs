@@ -1,4 +1,5 @@
-//! The domain types of the session. They own their data, know no prost, and have no empty-string sentinels.
+//! The domain types of the session. They own their data, know no prost, and have no empty-string
+//! sentinels.
 
 use crate::phase::RankPhase;
 use std::collections::BTreeMap;
@@ -37,12 +38,13 @@ pub enum WorkerEvent {
     Shows {
         address: String,
     },
-    /// This worker received a stop signal other than SIGTERM: the whole run is to stop at a common step, with a checkpoint.
+    /// This worker received a stop signal other than SIGTERM: the whole run is to stop at a common
+    /// step, with a checkpoint.
     StopRequested {
         reason: String,
     },
-    /// This worker received SIGTERM, as when its job is preempted or its node drained; it trains on until the run stops, or
-    /// until it is killed.
+    /// This worker received SIGTERM, as when its job is preempted or its node drained; it trains on
+    /// until the run stops, or until it is killed.
     TerminationNotice,
     StageFinished {
         stage: String,
@@ -120,15 +122,16 @@ impl Collectives {
     }
 }
 
-/// A peer, or the coordinator, was lost: the worker left its group, and waits for a generation with what it holds in
-/// memory.
+/// A peer, or the coordinator, was lost: the worker left its group, and waits for a generation with
+/// what it holds in memory.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rejoin {
     /// The generation that it left.
     pub generation: u64,
     /// `None`: it had not come to hold anything.
     pub held: Option<Held>,
-    /// The last steps of its stage that it made, in order: its rank 0 may not have sent them, or the coordinator may not have received them.
+    /// The last steps of its stage that it made, in order: its rank 0 may not have sent them, or
+    /// the coordinator may not have received them.
     pub recent: Vec<StepDone>,
     /// `None`: the worker left for another reason than an error of its group.
     pub failure: Option<GroupFailure>,
@@ -174,7 +177,8 @@ pub struct Heartbeat {
     /// Collectives entered in this generation, and time spent in them.
     pub collectives: u64,
     pub waited_ms: u64,
-    /// Counts what is done outside of collectives and steps: batches evaluated, chunks sent or written, store calls.
+    /// Counts what is done outside of collectives and steps: batches evaluated, chunks sent or
+    /// written, store calls.
     pub progress: u64,
     /// The training thread is inside a collective.
     pub in_collective: bool,
@@ -196,7 +200,8 @@ pub struct StepDone {
     pub total_steps: u64,
     /// There if the update was skipped, and why.
     pub skipped: Option<String>,
-    /// The reporting rank's time since the step before it, by phase; no two ranks, and no two runs, agree on it.
+    /// The reporting rank's time since the step before it, by phase; no two ranks, and no two runs,
+    /// agree on it.
     pub phase_seconds: BTreeMap<RankPhase, f64>,
     /// Candidates that rank 0 received from the others, and their gradients that it sent.
     pub gathered_bytes: u64,
@@ -205,7 +210,11 @@ pub struct StepDone {
 impl StepDone {
     /// The duration of the step: evaluations and saves between steps are not part of it.
     pub fn seconds(&self) -> f64 {
-        self.phase_seconds.iter().filter(|(phase, _)| phase.is_part_of_step()).map(|(_, seconds)| seconds).sum()
+        self.phase_seconds
+            .iter()
+            .filter(|(phase, _)| phase.is_part_of_step())
+            .map(|(_, seconds)| seconds)
+            .sum()
     }
 }
 
@@ -292,7 +301,8 @@ pub enum Command {
     Stop {
         reason: String,
     },
-    /// More workers are here: finish the step in flight, leave the generation, and wait for the next one.
+    /// More workers are here: finish the step in flight, leave the generation, and wait for the
+    /// next one.
     Regroup,
     /// The generation has lost a worker: leave it at once, even from within a collective.
     Abandon {

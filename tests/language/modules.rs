@@ -27,7 +27,8 @@ impl Modules {
         let mut sources = BTreeMap::new();
         for path in found {
             let relative = path.strip_prefix(folder).expect("below the folder").with_extension("");
-            let mut module: ItemPath = relative.iter().map(|part| part.to_string_lossy().into_owned()).collect();
+            let mut module: ItemPath =
+                relative.iter().map(|part| part.to_string_lossy().into_owned()).collect();
             if module.last().is_some_and(|part| part == "mod") {
                 module.pop();
             }
@@ -46,21 +47,26 @@ impl Modules {
         origins.retain(|name, _| !is_module(name));
         let mut imports = BTreeMap::new();
         for (module, text) in sources.iter().filter(|(module, _)| *module != &[ROOT]) {
-            let resolved = imported(&code(text), module).into_iter().map(|path| match origins.get(&path[0]) {
-                Some(origin) => origin.clone(),
-                None if is_module(&path[0]) => path,
-                None => vec![ROOT.to_owned()],
-            });
+            let resolved =
+                imported(&code(text), module).into_iter().map(|path| match origins.get(&path[0]) {
+                    Some(origin) => origin.clone(),
+                    None if is_module(&path[0]) => path,
+                    None => vec![ROOT.to_owned()],
+                });
             imports.insert(module.clone(), resolved.collect());
         }
-        let of_root = names_before_paths(&root).into_iter().filter(|name| is_module(name)).map(|name| vec![name]);
+        let of_root = names_before_paths(&root)
+            .into_iter()
+            .filter(|name| is_module(name))
+            .map(|name| vec![name]);
         imports.insert(vec![ROOT.to_owned()], of_root.collect());
         Self { imports }
     }
 
     /// Sets of modules of one level each of which reaches all others of its set.
     pub(super) fn cycles(&self) -> Vec<BTreeSet<String>> {
-        let parents = self.imports.keys().flat_map(|module| (0..module.len()).map(|len| &module[..len]));
+        let parents =
+            self.imports.keys().flat_map(|module| (0..module.len()).map(|len| &module[..len]));
         let parents: BTreeSet<&[String]> = parents.collect();
         parents.into_iter().flat_map(|parent| cycles(&self.level(parent))).collect()
     }
@@ -87,7 +93,8 @@ fn cycles(imports: &BTreeMap<String, BTreeSet<String>>) -> Vec<BTreeSet<String>>
         imports.keys().map(|module| (module, reached_from(imports, module))).collect();
     let mut cycles: Vec<BTreeSet<String>> = Vec::new();
     for (module, others) in &reached {
-        let cycle: BTreeSet<String> = others.iter().filter(|other| reached[other].contains(*module)).cloned().collect();
+        let cycle: BTreeSet<String> =
+            others.iter().filter(|other| reached[other].contains(*module)).cloned().collect();
         if !cycle.is_empty() && !cycles.contains(&cycle) {
             cycles.push(cycle);
         }
@@ -130,7 +137,9 @@ fn imported(code: &str, module: &[String]) -> BTreeSet<ItemPath> {
     let mut found: BTreeSet<ItemPath> = named_after(code, "crate::").into_iter().collect();
     for depth in 1..=module.len() {
         let parent = &module[..module.len() - depth];
-        let below = named_after(code, &"super::".repeat(depth)).into_iter().filter(|path| path[0] != "super");
+        let below = named_after(code, &"super::".repeat(depth))
+            .into_iter()
+            .filter(|path| path[0] != "super");
         found.extend(below.map(|path| [parent, &path[..]].concat()));
     }
     found
@@ -140,7 +149,8 @@ fn imported(code: &str, module: &[String]) -> BTreeSet<ItemPath> {
 fn named_after(code: &str, start: &str) -> Vec<ItemPath> {
     let begins = |at: usize| {
         let before = &code[..at];
-        !before.ends_with("::") && !before.ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == '$')
+        !before.ends_with("::")
+            && !before.ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == '$')
     };
     let places = code.match_indices(start).filter(|(at, _)| begins(*at));
     places.flat_map(|(at, _)| paths(&code[at + start.len()..])).collect()
@@ -156,7 +166,9 @@ fn paths(text: &str) -> Vec<ItemPath> {
     match (name.is_empty(), below.is_empty()) {
         (true, _) => Vec::new(),
         (false, true) => vec![vec![name]],
-        (false, false) => below.into_iter().map(|path| [vec![name.clone()], path].concat()).collect(),
+        (false, false) => {
+            below.into_iter().map(|path| [vec![name.clone()], path].concat()).collect()
+        }
     }
 }
 
@@ -192,7 +204,11 @@ fn names_before_paths(root: &str) -> BTreeSet<String> {
     let own: String = root
         .split("pub use ")
         .enumerate()
-        .map(|(at, part)| if at == 0 { part } else { part.split_once(';').map_or("", |(_, rest)| rest) })
+        .map(
+            |(at, part)| {
+                if at == 0 { part } else { part.split_once(';').map_or("", |(_, rest)| rest) }
+            },
+        )
         .collect();
     let words = own.split(|c: char| !c.is_alphanumeric() && !"_:".contains(c));
     words.filter_map(|word| Some(word.split_once("::")?.0.to_owned())).collect()
@@ -206,22 +222,31 @@ fn imports_are_read_and_cycles_found() {
     };
     let text = "use crate::{\n    a, b::{c, d},\n};\nfn f() { crate::e::g(); }\n// crate::h\n";
     assert_eq!(names(text, &["x"]), ["a", "b::c", "b::d", "e::g"]);
-    assert_eq!(names("use super::a::B;\nuse super::super::c::D;", &["x", "y"]), ["c::D", "x::a::B"]);
+    assert_eq!(
+        names("use super::a::B;\nuse super::super::c::D;", &["x", "y"]),
+        ["c::D", "x::a::B"]
+    );
     let check = |sources: &[(&str, &str)], expected: &[&[&str]]| {
-        let sources = sources
-            .iter()
-            .map(|(module, text)| (module.split("::").map(str::to_owned).collect::<ItemPath>(), (*text).to_owned()));
+        let sources = sources.iter().map(|(module, text)| {
+            (module.split("::").map(str::to_owned).collect::<ItemPath>(), (*text).to_owned())
+        });
         let found = Modules::of(&sources.collect()).cycles();
         let expected: Vec<BTreeSet<String>> =
             expected.iter().map(|set| set.iter().map(|&name| name.to_owned()).collect()).collect();
         assert_eq!(found, expected);
     };
-    check(&[("a", "use crate::b;"), ("b", "use super::c::D;"), ("c", "use crate::b::E;")], &[&["b", "c"]]);
+    check(
+        &[("a", "use crate::b;"), ("b", "use super::c::D;"), ("c", "use crate::b::E;")],
+        &[&["b", "c"]],
+    );
     // Through a name that the root re-exports, or defines itself.
     let root = ("lib", "mod a;\nmod b;\npub use b::C;\n");
     check(&[root, ("a", "use crate::C;"), ("b", "use crate::a::D;")], &[&["a", "b"]]);
     check(&[("lib", "mod a;\nstruct E(a::D);"), ("a", "use crate::E;")], &[&["a", "lib"]]);
     // Between the submodules of one module, which may use what is its own.
-    check(&[("a", "use b::F;"), ("a::b", "use super::{E, c::D};"), ("a::c", "use super::b::F;")], &[&["b", "c"]]);
+    check(
+        &[("a", "use b::F;"), ("a::b", "use super::{E, c::D};"), ("a::c", "use super::b::F;")],
+        &[&["b", "c"]],
+    );
     check(&[("a", "use b::F;"), ("a::b", "use super::E;")], &[]);
 }

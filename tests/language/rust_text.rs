@@ -28,7 +28,8 @@ pub(super) fn tokens(source: &str) -> Vec<Token<'_>> {
     found
 }
 
-/// A comment, a string or a character literal at the start of `rest`, and its length; a character literal is no token.
+/// A comment, a string or a character literal at the start of `rest`, and its length; a character
+/// literal is no token.
 fn special(rest: &str, before: Option<char>) -> Option<(Option<Token<'_>>, usize)> {
     if rest.starts_with("//") {
         let len = rest.find('\n').unwrap_or(rest.len());
@@ -55,7 +56,8 @@ fn special(rest: &str, before: Option<char>) -> Option<(Option<Token<'_>>, usize
     let quoted = rest.strip_prefix('\'')?;
     let mut characters = quoted.char_indices();
     let (_, first) = characters.next()?;
-    let end = if first == '\\' { 1 + quoted.get(2..)?.find('\'')? + 1 } else { characters.next()?.0 };
+    let end =
+        if first == '\\' { 1 + quoted.get(2..)?.find('\'')? + 1 } else { characters.next()?.0 };
     (quoted[end..].starts_with('\'')).then_some((None, end + 2))
 }
 
@@ -95,7 +97,8 @@ pub(super) fn tuple_parameters(source: &str) -> Vec<TupleParameters> {
             continue;
         }
         let name = name.split('<').next().unwrap_or_default();
-        let parameters = parameters(rest).into_iter().map(str::trim).filter(|parameter| !parameter.is_empty());
+        let parameters =
+            parameters(rest).into_iter().map(str::trim).filter(|parameter| !parameter.is_empty());
         let values = |parameter: &str| {
             let pattern = parameter.strip_prefix('(').and_then(|rest| rest.split(')').next());
             pattern.map(|values| values.split(',').filter(|value| !value.trim().is_empty()).count())
@@ -133,16 +136,23 @@ fn parameters(rest: &str) -> Vec<&str> {
 
 #[test]
 fn a_source_is_code_comments_and_texts() {
-    let source = "let a = \"x \\\n   y\\\"\"; // c \"d\"\nlet b = ['\"', '\\'']; r#\"raw \" text\"#";
+    let source =
+        "let a = \"x \\\n   y\\\"\"; // c \"d\"\nlet b = ['\"', '\\'']; r#\"raw \" text\"#";
     let is_special = |token: &Token| !matches!(token, Token::Code(_));
     let special: Vec<Token> = tokens(source).into_iter().filter(is_special).collect();
-    let expected = [Token::Text("x y\\\"".into()), Token::Comment("// c \"d\""), Token::Text("raw \" text".into())];
+    let expected = [
+        Token::Text("x y\\\"".into()),
+        Token::Comment("// c \"d\""),
+        Token::Text("raw \" text".into()),
+    ];
     assert_eq!(special, expected);
 }
 
 #[test]
 fn tuple_patterns_are_counted() {
-    let source = "fn a<T>((x, y, z): (T, T, T), b: &dyn Fn(u8, u8) -> u8) {}\nfn c(d: (u8, u8), (e, f): (u8, u8)) {}";
-    let function = |name: &str, longest, values| TupleParameters { function: name.into(), longest, values };
+    let source = "fn a<T>((x, y, z): (T, T, T), b: &dyn Fn(u8, u8) -> u8) {}\nfn c(d: (u8, u8), \
+        (e, f): (u8, u8)) {}";
+    let function =
+        |name: &str, longest, values| TupleParameters { function: name.into(), longest, values };
     assert_eq!(tuple_parameters(source), [function("a", 3, 4), function("c", 2, 3)]);
 }

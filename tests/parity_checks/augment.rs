@@ -1,6 +1,6 @@
-//! `augment*`: each image operation alone, and all of them in a chain whose name is their order. Parameters stand in
-//! one row per image, under the names that their tensor's own name lists. The operations are those of the CPU, on every
-//! machine; `device_views` holds a GPU's against them.
+//! `augment*`: each image operation alone, and all of them in a chain whose name is their order.
+//! Parameters stand in one row per image, under the names that their tensor's own name lists. The
+//! operations are those of the CPU, on every machine; `device_views` holds a GPU's against them.
 
 use super::golden::Golden;
 use super::report::{Case, Report};
@@ -9,7 +9,8 @@ use std::collections::HashMap;
 use std::path::Path;
 use tch::{Kind, Tensor};
 use thanos_views::{
-    self as views, Crop, adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation, crop, to_gray,
+    self as views, Crop, adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation, crop,
+    to_gray,
 };
 
 const PARAMETERS: &str = "params_";
@@ -28,17 +29,23 @@ pub(crate) fn check(path: &Path, report: &mut Report) -> Result<()> {
     let images = images(&golden)?;
     for stage in golden.folder("stage").keys() {
         let name = format!("stage/{stage}");
-        report.case(&name, |case| check_operations(&images, &[stage], &golden.tensor(&name)?, case));
+        report
+            .case(&name, |case| check_operations(&images, &[stage], &golden.tensor(&name)?, case));
     }
     for chain in golden.folder("chain").keys() {
         let (name, operations) = (format!("chain/{chain}"), chain.split('_').collect::<Vec<_>>());
-        report.case(&name, |case| check_operations(&images, &operations, &golden.tensor(&name)?, case));
+        report.case(&name, |case| {
+            check_operations(&images, &operations, &golden.tensor(&name)?, case)
+        });
     }
     Ok(())
 }
 
 fn images(golden: &Golden) -> Result<Vec<Image<'_>>> {
-    let listed = golden.names().find(|name| name.starts_with(PARAMETERS)).context("there are no parameters")?;
+    let listed = golden
+        .names()
+        .find(|name| name.starts_with(PARAMETERS))
+        .context("there are no parameters")?;
     let (rows, pixels) = (golden.tensor(listed)?, golden.tensor("images_u8")?);
     let (n, channels, side, _) = pixels.size4()?;
     let names = listed[PARAMETERS.len()..].split('_');
@@ -48,13 +55,22 @@ fn images(golden: &Golden) -> Result<Vec<Image<'_>>> {
             pixels: Vec::try_from(pixels.get(at).permute([1, 2, 0]).contiguous().flatten(0, 2))?,
             side: side as usize,
             channels: channels as usize,
-            parameters: names.clone().enumerate().map(|(column, name)| (name, value(column))).collect(),
+            parameters: names
+                .clone()
+                .enumerate()
+                .map(|(column, name)| (name, value(column)))
+                .collect(),
         })
     };
     (0..n).map(image).collect()
 }
 
-fn check_operations(images: &[Image<'_>], operations: &[&str], expected: &Tensor, case: &mut Case) -> Result<()> {
+fn check_operations(
+    images: &[Image<'_>],
+    operations: &[&str],
+    expected: &Tensor,
+    case: &mut Case,
+) -> Result<()> {
     let views = images.iter().map(|image| image.view(operations)).collect::<Result<Vec<_>>>()?;
     let found = Tensor::from_slice(&views.concat()).reshape_as(expected).to_kind(Kind::Float);
     case.tensor(&operations.join(" "), &found, expected);
@@ -77,7 +93,9 @@ impl Image<'_> {
             match *operation {
                 "gray" => to_gray(&mut view),
                 "brightness" => adjust_brightness(&mut view, self.parameter("brightness")? as f32),
-                "contrast" => adjust_contrast(&mut view, self.channels, self.parameter("contrast")? as f32),
+                "contrast" => {
+                    adjust_contrast(&mut view, self.channels, self.parameter("contrast")? as f32)
+                }
                 "saturation" => adjust_saturation(&mut view, self.parameter("saturation")? as f32),
                 "hue" => adjust_hue(&mut view, self.parameter("hue")? as f32),
                 other => bail!("`{other}` is no operation that can come here"),
@@ -89,10 +107,18 @@ impl Image<'_> {
     fn crop(&self) -> Result<Crop> {
         let pixels = |name: &str| {
             let value = self.parameter(name)?;
-            ensure!(value >= 0.0 && value.fract() == 0.0, "`{name}` is {value}, not a number of pixels");
+            ensure!(
+                value >= 0.0 && value.fract() == 0.0,
+                "`{name}` is {value}, not a number of pixels"
+            );
             Ok(value as usize)
         };
-        Ok(Crop { top: pixels("top")?, left: pixels("left")?, height: pixels("height")?, width: pixels("width")? })
+        Ok(Crop {
+            top: pixels("top")?,
+            left: pixels("left")?,
+            height: pixels("height")?,
+            width: pixels("width")?,
+        })
     }
 
     fn whole(&self) -> Crop {
@@ -100,6 +126,9 @@ impl Image<'_> {
     }
 
     fn parameter(&self, name: &str) -> Result<f64> {
-        self.parameters.get(name).copied().with_context(|| format!("no parameter is called `{name}`"))
+        self.parameters
+            .get(name)
+            .copied()
+            .with_context(|| format!("no parameter is called `{name}`"))
     }
 }

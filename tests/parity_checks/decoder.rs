@@ -1,5 +1,5 @@
-//! `decoder*`: the autoencoder's decoder, in training and in evaluation. Its parameters are too many to store: a
-//! formula over their order and shapes gives them.
+//! `decoder*`: the autoencoder's decoder, in training and in evaluation. Its parameters are too
+//! many to store: a formula over their order and shapes gives them.
 
 use super::golden::Golden;
 use super::report::Report;
@@ -39,7 +39,8 @@ pub(crate) fn check(path: &Path, report: &mut Report) -> Result<()> {
     let parameters: Vec<(String, Vec<i64>)> = golden.metadata("parameters")?;
     let target = golden.input("target")?;
     let (_, first) = parameters.first().context("the metadata names no parameter")?;
-    let (width, channels) = (first[0] / 16, target.size()[1]); // the first layer makes 4 x 4 positions
+    // The first layer makes 4 x 4 positions.
+    let (width, channels) = (first[0] / 16, target.size()[1]);
     let mut store = VarStore::new(test_device());
     let sum: Rc<dyn BatchSum> = Rc::new(Alone);
     let path = store.root() / "decoder";
@@ -57,7 +58,12 @@ pub(crate) fn check(path: &Path, report: &mut Report) -> Result<()> {
         Ok(())
     });
     report.case("mse", |case| {
-        case.number("mse", pass.mse.double_value(&[]), expected("mse")?.double_value(&[0]), NUMBERS);
+        case.number(
+            "mse",
+            pass.mse.double_value(&[]),
+            expected("mse")?.double_value(&[0]),
+            NUMBERS,
+        );
         Ok(())
     });
     report.case("grad_z", |case| {
@@ -67,7 +73,9 @@ pub(crate) fn check(path: &Path, report: &mut Report) -> Result<()> {
     report.case("grad_square_sums", |case| {
         let expected = Vec::<f64>::try_from(expected("grad_square_sums")?)?;
         case.equal("parameters", pass.square_sums.len(), expected.len());
-        for (((name, _), found), expected) in parameters.iter().zip(&pass.square_sums).zip(&expected) {
+        for (((name, _), found), expected) in
+            parameters.iter().zip(&pass.square_sums).zip(&expected)
+        {
             case.number(&format!("sum of squares of {name}"), *found, *expected, NUMBERS);
         }
         Ok(())
@@ -76,7 +84,11 @@ pub(crate) fn check(path: &Path, report: &mut Report) -> Result<()> {
         let expected = golden.folder("after_one_step");
         ensure!(!expected.is_empty(), "there are no running statistics");
         for (name, expected) in &expected {
-            case.tensor(name, state.get(name).with_context(|| format!("the decoder has no {name}"))?, expected);
+            case.tensor(
+                name,
+                state.get(name).with_context(|| format!("the decoder has no {name}"))?,
+                expected,
+            );
         }
         Ok(())
     });
@@ -98,9 +110,16 @@ fn train(
     let reconstruction = decoder.forward(&z, Mode::Train(&Draws::new(0, &[], 1)))?;
     let mse = reconstruction.mse_loss(&target.to_kind(Kind::Double), Reduction::Mean);
     mse.backward();
-    let square_sum = |(name, _): &(String, Vec<i64>)| state[name].grad().square().sum(Kind::Double).double_value(&[]);
+    let square_sum = |(name, _): &(String, Vec<i64>)| {
+        state[name].grad().square().sum(Kind::Double).double_value(&[])
+    };
     let square_sums = parameters.iter().map(square_sum).collect();
-    Ok(Pass { reconstruction: reconstruction.detach(), mse: mse.detach(), z_gradient: z.grad(), square_sums })
+    Ok(Pass {
+        reconstruction: reconstruction.detach(),
+        mse: mse.detach(),
+        z_gradient: z.grad(),
+        square_sums,
+    })
 }
 
 /// The README's formula: s = sin(0.7 k + p) for element k of parameter p.
@@ -119,7 +138,11 @@ fn fill(state: &StateDict, parameters: &[(String, Vec<i64>)]) -> Result<()> {
             [first, ..] => s / ((numel / first) as f64).sqrt(),
             [] => s,
         };
-        ensure!(state[name].size() == *shape, "{name} has shape {:?}, the file's {shape:?}", state[name].size());
+        ensure!(
+            state[name].size() == *shape,
+            "{name} has shape {:?}, the file's {shape:?}",
+            state[name].size()
+        );
         tch::no_grad(|| state[name].shallow_clone().copy_(&values.reshape(shape)));
     }
     Ok(())

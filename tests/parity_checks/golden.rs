@@ -19,17 +19,26 @@ impl Golden {
     pub(crate) fn read(path: &Path) -> Result<Self> {
         let bytes = fs::read(path)?;
         let (_, header) = SafeTensors::read_metadata(&bytes)?;
-        Ok(Self { metadata: header.metadata().clone().unwrap_or_default(), tensors: from_safetensors(&bytes)? })
+        Ok(Self {
+            metadata: header.metadata().clone().unwrap_or_default(),
+            tensors: from_safetensors(&bytes)?,
+        })
     }
 
     /// An entry of the header's metadata.
     pub(crate) fn metadata<T: DeserializeOwned>(&self, key: &str) -> Result<T> {
-        let text = self.metadata.get(key).with_context(|| format!("the header has no metadata `{key}`"))?;
+        let text = self
+            .metadata
+            .get(key)
+            .with_context(|| format!("the header has no metadata `{key}`"))?;
         serde_json::from_str(text).with_context(|| format!("metadata `{key}`: {text}"))
     }
 
     pub(crate) fn tensor(&self, name: &str) -> Result<Tensor> {
-        self.tensors.get(name).map(Tensor::shallow_clone).with_context(|| format!("there is no tensor `{name}`"))
+        self.tensors
+            .get(name)
+            .map(Tensor::shallow_clone)
+            .with_context(|| format!("there is no tensor `{name}`"))
     }
 
     /// A tensor that is computed with, on the device under test; what is expected stays on the CPU.
@@ -47,7 +56,10 @@ impl Golden {
     }
 
     pub(crate) fn folders(&self) -> BTreeSet<String> {
-        self.names().filter_map(|name| name.split_once('/')).map(|(folder, _)| folder.to_string()).collect()
+        self.names()
+            .filter_map(|name| name.split_once('/'))
+            .map(|(folder, _)| folder.to_string())
+            .collect()
     }
 
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {

@@ -1,6 +1,7 @@
-//! Ours against the golden vectors of the published code (tests/parity/README.md): every case of every file of a
-//! folder. `THANOS_PARITY` puts another folder of the same form in its place, so nothing here knows a size: a file
-//! says by the start of its name what it holds, and by its header how.
+//! Ours against the golden vectors of the published code (tests/parity/README.md): every case of
+//! every file of a folder. `THANOS_PARITY` puts another folder of the same form in its place, so
+//! nothing here knows a size: a file says by the start of its name what it holds, and by its header
+//! how.
 
 mod augment;
 mod decoder;
@@ -20,7 +21,8 @@ use std::path::{Path, PathBuf};
 
 type Check = fn(&Path, &mut Report) -> Result<()>;
 
-/// What is under test: tensor operations, which a GPU must get right as well, or code that only ever runs on the CPU.
+/// What is under test: tensor operations, which a GPU must get right as well, or code that only
+/// ever runs on the CPU.
 #[derive(Clone, Copy)]
 enum RunsOn {
     TestDevice,
@@ -50,14 +52,16 @@ fn every_case_of_every_file() {
 /// A path that is not absolute starts at the workspace, where cargo is called.
 fn folder() -> PathBuf {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
-    env::var_os("THANOS_PARITY").map_or_else(|| tests.join("parity"), |path| tests.join("..").join(path))
+    env::var_os("THANOS_PARITY")
+        .map_or_else(|| tests.join("parity"), |path| tests.join("..").join(path))
 }
 
 /// All files but the description, by name.
 fn files() -> Vec<PathBuf> {
     let folder = folder();
     let entries = folder.read_dir().unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
-    let mut files: Vec<PathBuf> = entries.map(|entry| entry.expect("an entry of a folder").path()).collect();
+    let mut files: Vec<PathBuf> =
+        entries.map(|entry| entry.expect("an entry of a folder").path()).collect();
     files.retain(|path| path.extension().is_none_or(|extension| extension != "md"));
     files.sort();
     files

@@ -1,5 +1,5 @@
-//! The options of a loss in either dialect, as the comparison that they ask for. An unknown option is refused, as a
-//! case that is half understood checks nothing.
+//! The options of a loss in either dialect, as the comparison that they ask for. An unknown option
+//! is refused, as a case that is half understood checks nothing.
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
@@ -21,9 +21,13 @@ impl LossOptions {
     pub(crate) fn parse(options: &Value) -> Result<Self> {
         let described = || format!("options {options}");
         if options.get("temp").is_some() {
-            return Ok(serde_json::from_value::<Published>(options.clone()).with_context(described)?.into());
+            return Ok(serde_json::from_value::<Published>(options.clone())
+                .with_context(described)?
+                .into());
         }
-        Ok(serde_json::from_value::<ObjectiveConfig>(options.clone()).with_context(described)?.into())
+        Ok(serde_json::from_value::<ObjectiveConfig>(options.clone())
+            .with_context(described)?
+            .into())
     }
 
     /// Labels as the loss takes them, unlabelled points apart.
@@ -42,7 +46,8 @@ enum PublishedType {
     SimClr,
 }
 
-/// The published code's options and defaults (unagi/tasks/loss_fns/contrastive_loss.py, `ContrastiveLoss`).
+/// The published code's options and defaults (unagi/tasks/loss_fns/contrastive_loss.py,
+/// `ContrastiveLoss`).
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Published {

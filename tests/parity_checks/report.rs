@@ -1,5 +1,5 @@
-//! What came out of a file's cases. A case continues after a difference, and the file after a case that failed or
-//! panicked, so that one run reports everything.
+//! What came out of a file's cases. A case continues after a difference, and the file after a case
+//! that failed or panicked, so that one run reports everything.
 
 use crate::nearness::{relative_error, worst_element};
 use anyhow::Result;
@@ -11,15 +11,16 @@ use tch::{Kind, Tensor};
 const ABSOLUTE: f64 = 1e-6;
 const RELATIVE: f64 = 1e-4;
 
-/// Relative tolerances of a tensor as a whole, computed in float64 (expected ones are stored as float32, which is
-/// exact to 6e-8) and in float32.
+/// Relative tolerances of a tensor as a whole, computed in float64 (expected ones are stored as
+/// float32, which is exact to 6e-8) and in float32.
 const DOUBLE: f64 = 1e-6;
 const SINGLE: f64 = 1e-5;
 
 /// Errors of what is smaller are relative to this.
 const MIN_NORM: f64 = 1e-6;
 
-/// Shown as one line: the file, its cases, its device and the worst relative error, of float64 where ours can compute in it.
+/// Shown as one line: the file, its cases, its device and the worst relative error, of float64
+/// where ours can compute in it.
 pub(crate) struct Report {
     file: String,
     device: String,
@@ -30,7 +31,13 @@ pub(crate) struct Report {
 
 impl Report {
     pub(crate) fn new(file: &str) -> Self {
-        Self { file: file.into(), device: String::new(), cases: 0, worst: 0.0, failures: Vec::new() }
+        Self {
+            file: file.into(),
+            device: String::new(),
+            cases: 0,
+            worst: 0.0,
+            failures: Vec::new(),
+        }
     }
 
     pub(crate) fn runs_on(&mut self, device: String) {
@@ -108,17 +115,23 @@ impl Case {
     pub(crate) fn elements(&mut self, what: &str, found: &Tensor, expected: &Tensor) {
         let times = worst_element(found, expected, ABSOLUTE, RELATIVE);
         let kind = found.kind();
-        self.require(times <= 1.0, || format!("{what} in {kind:?}: an element is off by {times:.1} x the tolerance"));
+        self.require(times <= 1.0, || {
+            format!("{what} in {kind:?}: an element is off by {times:.1} x the tolerance")
+        });
     }
 
     /// The tensor as a whole, by the tolerance of its kind.
     pub(crate) fn whole(&mut self, what: &str, found: &Tensor, expected: &Tensor) {
-        let (error, kind, shapes) =
-            (relative_error(found, expected, MIN_NORM), found.kind(), (found.size(), expected.size()));
+        let (error, kind, shapes) = (
+            relative_error(found, expected, MIN_NORM),
+            found.kind(),
+            (found.size(), expected.size()),
+        );
         let tolerance = if kind == Kind::Double { DOUBLE } else { SINGLE };
         self.require(error <= tolerance, || {
             format!(
-                "{what} in {kind:?}: error {error:.1e} > {tolerance:.0e}; shape {:?}, expected {:?}",
+                "{what} in {kind:?}: error {error:.1e} > {tolerance:.0e}; shape {:?}, expected \
+                {:?}",
                 shapes.0, shapes.1
             )
         });

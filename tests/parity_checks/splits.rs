@@ -1,5 +1,5 @@
-//! `splits*`: the train / validation split of data sets of several lengths; a length is a case. Integers,
-//! computed on the CPU on every machine.
+//! `splits*`: the train / validation split of data sets of several lengths; a length is a case.
+//! Integers, computed on the CPU on every machine.
 
 use super::report::{Case, Report};
 use anyhow::{Context, Result, ensure};
@@ -37,7 +37,12 @@ pub(crate) fn check(path: &Path, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-fn check_part(name: &str, found: &[u64], expected: (usize, &Vec<u64>, &String), case: &mut Case) -> Result<()> {
+fn check_part(
+    name: &str,
+    found: &[u64],
+    expected: (usize, &Vec<u64>, &String),
+    case: &mut Case,
+) -> Result<()> {
     let (len, first, sha256) = expected;
     case.equal(&format!("length of {name}"), found.len(), len);
     ensure!(first.len() <= found.len(), "{name} has fewer indices than are expected of its start");

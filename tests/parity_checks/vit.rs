@@ -1,5 +1,6 @@
-//! `vit_*`: the encoder's outputs and gradients, and a few steps of training with a linear head: the encoder, the
-//! cross-entropy, the contrastive loss's gradient carried into the encoder, and AdamW together.
+//! `vit_*`: the encoder's outputs and gradients, and a few steps of training with a linear head:
+//! the encoder, the cross-entropy, the contrastive loss's gradient carried into the encoder, and
+//! AdamW together.
 
 use super::golden::Golden;
 use super::options::LossOptions;
@@ -41,7 +42,8 @@ impl Config {
     /// The number after `word` in the optimiser's description.
     fn rate(&self, word: &str) -> Result<f64> {
         let number = self.optimizer.split_whitespace().skip_while(|other| *other != word).nth(1);
-        let number = number.with_context(|| format!("the optimizer `{}` has no `{word}`", self.optimizer))?;
+        let number = number
+            .with_context(|| format!("the optimizer `{}` has no `{word}`", self.optimizer))?;
         number.parse().with_context(|| format!("`{word}` of the optimizer `{}`", self.optimizer))
     }
 
@@ -56,7 +58,8 @@ impl Config {
             mlp: self.mlp_dim,
         };
         let config = ModelConfig { encoder, dropout: 0.0, ..ModelConfig::default() };
-        let labels = Labels { coarse_names: vec!["a class".into(); self.classes], ..Labels::default() };
+        let labels =
+            Labels { coarse_names: vec!["a class".into(); self.classes], ..Labels::default() };
         let data = DataSet {
             name: "golden".into(),
             side: self.image_side,
@@ -89,7 +92,8 @@ fn check_outputs(golden: &Golden, config: &Config, case: &mut Case) -> Result<()
     let _no_graph = tch::no_grad_guard();
     for kind in [Kind::Double, Kind::Float] {
         let model = config.model(golden, kind)?;
-        let z = model.encoder.forward(&golden.input("images")?.to_kind(kind), Mode::Eval)?; // [B, d]
+        // [B, d]
+        let z = model.encoder.forward(&golden.input("images")?.to_kind(kind), Mode::Eval)?;
         for (name, found) in [("embedding", &z), ("logits", &model.logits(&z))] {
             match kind {
                 Kind::Double => case.tensor(name, found, &golden.tensor(name)?),
@@ -113,11 +117,13 @@ fn check_gradients(golden: &Golden, config: &Config, case: &mut Case) -> Result<
             expected.keys().collect::<Vec<_>>()
         });
         for (name, expected) in &expected {
-            let parameter = found.get(name).with_context(|| format!("the model has no `{name}`"))?;
+            let parameter =
+                found.get(name).with_context(|| format!("the model has no `{name}`"))?;
             let (name, found) = (format!("gradient of {name}"), parameter.grad());
             match kind {
                 Kind::Double => case.tensor(&name, &found, expected),
-                // Sums over all tokens whose terms cancel: single elements are lost in their rounding.
+                // Sums over all tokens whose terms cancel: single elements are lost in their
+                // rounding.
                 _ => case.whole(&name, &found, expected),
             }
         }
@@ -136,7 +142,8 @@ fn check_trajectory(golden: &Golden, config: &Config, case: &mut Case) -> Result
     let mut optimizer = AdamW::new(model.parameters(), config.rate("weight_decay")?);
     case.equal("steps", images.size()[0], expected.size()[0]);
     for step in 0..expected.size()[0] {
-        let found = train(&model, &options, &images.get(step).to_kind(Kind::Double), &labels.get(step))?;
+        let found =
+            train(&model, &options, &images.get(step).to_kind(Kind::Double), &labels.get(step))?;
         for (at, name) in ["total", "cross-entropy", "contrastive"].into_iter().enumerate() {
             let expected = expected.double_value(&[step, at as i64]);
             case.number(&format!("{name} loss of step {step}"), found[at], expected, LOSSES);
@@ -158,17 +165,32 @@ fn draws_of(images: i64) -> Draws {
     Draws::new(0, &(0..images as u64).collect::<Vec<_>>(), 1)
 }
 
-/// Gradients and losses (total, cross-entropy, contrastive) of images [B, 2, C, S, S] with labels [B].
-fn train(model: &Model, options: &LossOptions, images: &Tensor, labels: &Tensor) -> Result<[f64; 3]> {
+/// Gradients and losses (total, cross-entropy, contrastive) of images [B, 2, C, S, S] with labels
+/// [B].
+fn train(
+    model: &Model,
+    options: &LossOptions,
+    images: &Tensor,
+    labels: &Tensor,
+) -> Result<[f64; 3]> {
     let b = labels.size()[0];
     let z = model.encoder.forward(&images.flatten(0, 1), Mode::Train(&draws_of(2 * b)))?; // [2B, d]
     let both = labels.repeat_interleave_self_int(2, 0, None); // [2B]
-    let cross_entropy = model.logits(&z).cross_entropy_loss::<Tensor>(&both, None, Reduction::Mean, -100, 0.0);
+    let cross_entropy =
+        model.logits(&z).cross_entropy_loss::<Tensor>(&both, None, Reduction::Mean, -100, 0.0);
     let pairs = z.detach().reshape([b, 2, -1]); // [B, view, d]
     let (view0, view1) = (pairs.select(1, 0), pairs.select(1, 1));
-    let contrasted = contrast_globally(&SingleRank, &view0, &view1, &options.labels(labels), &options.comparison)?;
-    let dz = Tensor::stack(&[contrasted.view0_gradient, contrasted.view1_gradient], 1).reshape_as(&z);
+    let contrasted = contrast_globally(
+        &SingleRank,
+        &view0,
+        &view1,
+        &options.labels(labels),
+        &options.comparison,
+    )?;
+    let dz =
+        Tensor::stack(&[contrasted.view0_gradient, contrasted.view1_gradient], 1).reshape_as(&z);
     (&cross_entropy + (z * dz).sum(None::<Kind>)).backward();
-    let (cross_entropy, contrastive) = (cross_entropy.double_value(&[]), contrasted.value.double_value(&[]));
+    let (cross_entropy, contrastive) =
+        (cross_entropy.double_value(&[]), contrasted.value.double_value(&[]));
     Ok([cross_entropy + contrastive, cross_entropy, contrastive])
 }

@@ -1,4 +1,5 @@
-//! A cluster of deploy/slurm/cluster.sh in a folder of the scene, and its commands as a user types them.
+//! A cluster of deploy/slurm/cluster.sh in a folder of the scene, and its commands as a user types
+//! them.
 
 use crate::print_line;
 use nix::sys::signal::Signal;
@@ -24,16 +25,21 @@ pub(super) struct Cluster<'a> {
 impl<'a> Cluster<'a> {
     /// A cluster with these options of the script; `None`, and a message: there can be none here.
     pub(super) fn up(scene: &'a Scene, options: &[&str]) -> Option<Self> {
-        let installed =
-            |name: &str| Command::new("which").arg(name).output().is_ok_and(|printed| printed.status.success());
+        let installed = |name: &str| {
+            Command::new("which").arg(name).output().is_ok_and(|printed| printed.status.success())
+        };
         if std::fs::metadata("/proc/self").map_or(0, |own| own.uid()) != 0
             || !["slurmctld", "slurmd", "munged"].into_iter().all(installed)
         {
-            print_line("skipped: Slurm is not installed (deploy/slurm/cluster.sh install), or this is not root");
+            print_line(
+                "skipped: Slurm is not installed (deploy/slurm/cluster.sh install), or this is not \
+                root",
+            );
             return None;
         }
         link_programs(&scene.path(""));
-        let variables = vec![("THANOS_PACKS", packs().display().to_string()), ("OMP_NUM_THREADS", "1".into())];
+        let variables =
+            vec![("THANOS_PACKS", packs().display().to_string()), ("OMP_NUM_THREADS", "1".into())];
         let cluster = Self { scene, folder: scene.path(""), user: None, variables };
         let (good, printed) = cluster.script("up", options);
         assert!(good, "{printed}");
@@ -42,7 +48,8 @@ impl<'a> Cluster<'a> {
 
     /// The same cluster as an ordinary user sees it, with a folder of its own.
     pub(super) fn as_user(&self, name: &'static str) -> Self {
-        std::fs::set_permissions(self.scene.path(""), PermissionsExt::from_mode(0o755)).expect("ours");
+        std::fs::set_permissions(self.scene.path(""), PermissionsExt::from_mode(0o755))
+            .expect("ours");
         let folder = self.scene.path(name);
         std::fs::create_dir(&folder).expect("a folder");
         link_programs(&folder);
@@ -76,7 +83,12 @@ impl<'a> Cluster<'a> {
             None => Command::new(program),
             Some(user) => {
                 let mut command = Command::new("setpriv");
-                command.args([&format!("--reuid={user}"), "--regid=nogroup", "--clear-groups", program]);
+                command.args([
+                    &format!("--reuid={user}"),
+                    "--regid=nogroup",
+                    "--clear-groups",
+                    program,
+                ]);
                 command
             }
         };
@@ -87,7 +99,9 @@ impl<'a> Cluster<'a> {
             .envs(self.variables.iter().map(|(name, value)| (name, value)))
             .output()
             .unwrap_or_else(|error| panic!("{program}: {error}"));
-        let printed = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+        let printed = [output.stdout, output.stderr]
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .concat();
         (output.status.success(), printed)
     }
 
@@ -114,13 +128,18 @@ impl<'a> Cluster<'a> {
         while !holds() {
             let (_, queue) = self.run("squeue", &["--all"]);
             let output = self.run("sh", &["-c", "tail -n 30 *.out"]).1;
-            assert!(started.elapsed() < MAX_WAIT, "waited {MAX_WAIT:?} for {what}:\n{queue}\n{output}");
+            assert!(
+                started.elapsed() < MAX_WAIT,
+                "waited {MAX_WAIT:?} for {what}:\n{queue}\n{output}"
+            );
             std::thread::sleep(Duration::from_millis(100));
         }
     }
 
     pub(super) fn says(&self, job: &str, field: &str) -> bool {
-        self.ask("scontrol", &["--all", "show", "job", "--oneliner", job]).split_whitespace().any(|word| word == field)
+        self.ask("scontrol", &["--all", "show", "job", "--oneliner", job])
+            .split_whitespace()
+            .any(|word| word == field)
     }
 
     /// As the end of a time limit does: the signal of `--signal=B:USR1`, to the batch script only.
@@ -137,14 +156,17 @@ impl Drop for Cluster<'_> {
     }
 }
 
-/// The scripts look for the programs below the folder that jobs are submitted from. What is built may be in root's home
-/// folder, so that these are hard links, or copies where that is another file system.
+/// The scripts look for the programs below the folder that jobs are submitted from. What is built
+/// may be in root's home folder, so that these are hard links, or copies where that is another file
+/// system.
 fn link_programs(folder: &Path) {
     let release = folder.join("target/release");
     std::fs::create_dir_all(&release).expect("a folder");
     for name in ["thanos-coord", "thanos-worker"] {
         let (built, here) = (program(name), release.join(name));
-        std::fs::hard_link(&built, &here).or_else(|_| std::fs::copy(&built, &here).map(drop)).expect("a program");
+        std::fs::hard_link(&built, &here)
+            .or_else(|_| std::fs::copy(&built, &here).map(drop))
+            .expect("a program");
     }
 }
 

@@ -1,5 +1,5 @@
-//! The harness: it starts the real programs as a user does, waits for what they write, and reads their run
-//! directories. It knows file names and exit codes, nothing of how they come about.
+//! The harness: it starts the real programs as a user does, waits for what they write, and reads
+//! their run directories. It knows file names and exit codes, nothing of how they come about.
 
 pub mod idx;
 pub mod network;
@@ -62,7 +62,8 @@ impl Default for Scene {
 }
 
 impl Drop for Scene {
-    /// Every process that was started in the folder of a passed test must have exited with it, at the latest when a lease ends.
+    /// Every process that was started in the folder of a passed test must have exited with it, at
+    /// the latest when a lease ends.
     fn drop(&mut self) {
         if std::thread::panicking() {
             return;
@@ -79,7 +80,8 @@ impl Drop for Scene {
     }
 }
 
-/// Starts a program that SIGHUP stops, also where the tests run under `nohup`: it would inherit that the signal is ignored.
+/// Starts a program that SIGHUP stops, also where the tests run under `nohup`: it would inherit
+/// that the signal is ignored.
 pub(crate) const DEFAULT_SIGNALS: [&str; 2] = ["env", "--default-signal=HUP"];
 
 impl Scene {
@@ -99,10 +101,12 @@ impl Scene {
         self.start(arguments).wait()
     }
 
-    /// Launches a run into `run_dir` (a name in the test's folder) with this many workers, to its end.
+    /// Launches a run into `run_dir` (a name in the test's folder) with this many workers, to its
+    /// end.
     pub fn launch(&self, run_dir: &str, workers: usize, target: &[&str]) -> Ran {
         let workers = workers.to_string();
-        let mut arguments = vec!["launch", "--nodes", &workers, "--threads-per-worker", "1", "--run-dir", run_dir];
+        let mut arguments =
+            vec!["launch", "--nodes", &workers, "--threads-per-worker", "1", "--run-dir", run_dir];
         arguments.extend(target);
         self.coord(&arguments)
     }
@@ -143,7 +147,13 @@ impl Scene {
     ///
     /// # Panics
     /// As [`Scene::start`].
-    pub fn spawn(&self, name: &str, log: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Running {
+    pub fn spawn(
+        &self,
+        name: &str,
+        log: &str,
+        arguments: &[&str],
+        variables: &[(&str, &str)],
+    ) -> Running {
         let program = program(name);
         assert!(program.exists(), "no {}; run `make build` first", program.display());
         self.spawn_program(&program, log, arguments, variables)
@@ -153,7 +163,13 @@ impl Scene {
     ///
     /// # Panics
     /// As [`Scene::start`].
-    pub fn spawn_program(&self, program: &Path, log: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Running {
+    pub fn spawn_program(
+        &self,
+        program: &Path,
+        log: &str,
+        arguments: &[&str],
+        variables: &[(&str, &str)],
+    ) -> Running {
         let log = self.path(&format!(".{log}"));
         let child = Command::new(DEFAULT_SIGNALS[0])
             .args(&DEFAULT_SIGNALS[1..])
@@ -220,7 +236,8 @@ impl Running {
     /// # Panics
     /// If it takes too long.
     pub fn wait(mut self) -> Ran {
-        let code = self.wait_for("the program to end", |running| running.child.try_wait().expect("our child"));
+        let code = self
+            .wait_for("the program to end", |running| running.child.try_wait().expect("our child"));
         Ran { code: code.code(), stdout: self.output("stdout"), stderr: self.output("stderr") }
     }
 
@@ -235,7 +252,10 @@ impl Running {
             assert!(ended.is_none(), "it ended with {ended:?} before it listened:\n{stderr}");
             let (output, _) = stderr.split("waiting at ").nth(1)?.split_once('\n')?;
             let address = output.split_once(" for ")?.0.to_owned();
-            Some(Invitation { address, credentials: output.split("--credentials ").nth(1).map(Into::into) })
+            Some(Invitation {
+                address,
+                credentials: output.split("--credentials ").nth(1).map(Into::into),
+            })
         })
     }
 
@@ -248,7 +268,10 @@ impl Running {
             let stderr = running.output("stderr");
             let ended = running.child.try_wait().expect("our child");
             let said = stderr.contains(part);
-            assert!(said || ended.is_none(), "it ended with {ended:?} and did not say `{part}`:\n{stderr}");
+            assert!(
+                said || ended.is_none(),
+                "it ended with {ended:?} and did not say `{part}`:\n{stderr}"
+            );
             said.then_some(())
         });
     }
@@ -279,7 +302,11 @@ impl Running {
     pub fn wait_until(&mut self, what: &str, mut holds: impl FnMut() -> bool) {
         self.wait_for(what, |running| {
             let ended = running.child.try_wait().expect("our child");
-            assert!(ended.is_none(), "it ended with {ended:?} before {what}:\n{}", running.output("stderr"));
+            assert!(
+                ended.is_none(),
+                "it ended with {ended:?} before {what}:\n{}",
+                running.output("stderr")
+            );
             holds().then_some(())
         });
     }
@@ -310,7 +337,10 @@ impl Drop for Running {
 /// If this binary is in no target folder.
 pub fn program(name: &str) -> PathBuf {
     let this = env::current_exe().expect("the path of this binary");
-    this.parent().and_then(Path::parent).expect("a test binary is in target/release/deps").join(name)
+    this.parent()
+        .and_then(Path::parent)
+        .expect("a test binary is in target/release/deps")
+        .join(name)
 }
 
 /// The repository's root.
@@ -321,7 +351,8 @@ pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ is in the repository")
 }
 
-/// Where tests keep packs, for all of them: in the target folder, so that nothing is left elsewhere.
+/// Where tests keep packs, for all of them: in the target folder, so that nothing is left
+/// elsewhere.
 pub fn packs() -> PathBuf {
     program("test-packs")
 }
@@ -332,7 +363,8 @@ pub fn packs() -> PathBuf {
 /// If the file is missing or holds something else than JSON lines.
 pub fn lines(run_dir: &Path, name: &str) -> Vec<Value> {
     let path = run_dir.join(name);
-    let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let text =
+        fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     text.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect()
 }
 
@@ -341,7 +373,8 @@ pub fn lines(run_dir: &Path, name: &str) -> Vec<Value> {
 /// # Panics
 /// If the ledger skips or repeats a step.
 pub fn losses(run_dir: &Path, stage: &str) -> Vec<f64> {
-    let steps: Vec<Value> = lines(run_dir, "steps.jsonl").into_iter().filter(|line| line["stage"] == stage).collect();
+    let steps: Vec<Value> =
+        lines(run_dir, "steps.jsonl").into_iter().filter(|line| line["stage"] == stage).collect();
     for (index, line) in steps.iter().enumerate() {
         assert_eq!(line["step"], index, "{}: stage {stage}", run_dir.display());
     }
@@ -363,7 +396,8 @@ pub fn results(run_dir: &Path) -> Value {
 /// If there is none.
 pub fn checkpoints(run_dir: &Path, stage: &str) -> Vec<PathBuf> {
     let folder = run_dir.join("checkpoints").join(stage);
-    let entries = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let entries =
+        fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
     let mut folders: Vec<PathBuf> = entries.map(|entry| entry.expect("an entry").path()).collect();
     folders.sort();
     assert!(!folders.is_empty(), "{} is empty", folder.display());
@@ -386,20 +420,29 @@ pub fn weights_sha256(run_dir: &Path, stage: &str) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// All numbers of a safetensors file's float tensors whose names start so, in the order of the names.
+/// All numbers of a safetensors file's float tensors whose names start so, in the order of the
+/// names.
 ///
 /// # Panics
 /// If the file is missing or damaged.
 pub fn numbers(path: &Path, prefix: &str) -> Vec<f64> {
     let bytes = fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let file = SafeTensors::deserialize(&bytes).expect("safetensors");
-    let mut tensors: Vec<_> = file.tensors().into_iter().filter(|(name, _)| name.starts_with(prefix)).collect();
+    let mut tensors: Vec<_> =
+        file.tensors().into_iter().filter(|(name, _)| name.starts_with(prefix)).collect();
     tensors.sort_by(|left, right| left.0.cmp(&right.0));
     let floats = |view: &TensorView<'_>| -> Vec<f64> {
         let data = view.data();
         match view.dtype() {
-            Dtype::F32 => data.as_chunks::<4>().0.iter().map(|four| f64::from(f32::from_le_bytes(*four))).collect(),
-            Dtype::F64 => data.as_chunks::<8>().0.iter().map(|eight| f64::from_le_bytes(*eight)).collect(),
+            Dtype::F32 => data
+                .as_chunks::<4>()
+                .0
+                .iter()
+                .map(|four| f64::from(f32::from_le_bytes(*four)))
+                .collect(),
+            Dtype::F64 => {
+                data.as_chunks::<8>().0.iter().map(|eight| f64::from_le_bytes(*eight)).collect()
+            }
             _ => Vec::new(),
         }
     };

@@ -16,7 +16,9 @@ pub fn workers(run_dir: &Path) -> BTreeMap<String, i32> {
     for event in text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
         let worker = event["worker"].as_str().unwrap_or_default().to_owned();
         match event["event"].as_str() {
-            Some("joined") => _ = pids.insert(worker, event["pid"].as_i64().unwrap_or_default() as i32),
+            Some("joined") => {
+                _ = pids.insert(worker, event["pid"].as_i64().unwrap_or_default() as i32)
+            }
             Some("lost") => _ = pids.remove(&worker),
             _ => {}
         }
@@ -61,7 +63,8 @@ pub fn exit_within(pids: &[i32], most: Duration) -> Duration {
 pub fn commands_in(folder: &Path) -> Vec<(i32, String)> {
     let Ok(folder) = folder.canonicalize() else { return Vec::new() };
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let here = entries.filter(|entry| fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd == folder));
+    let here = entries
+        .filter(|entry| fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd == folder));
     let command = |entry: fs::DirEntry| {
         let words = fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();
         Some((entry.file_name().to_str()?.parse().ok()?, words.replace('\0', " ")))
@@ -77,15 +80,20 @@ pub fn descriptors(pid: i32) -> usize {
 /// Addresses on which a process listens for TCP connections.
 pub fn listening(pid: i32) -> BTreeSet<SocketAddr> {
     let links = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-    let links = links.filter_map(|entry| fs::read_link(entry.path()).ok()?.to_str().map(str::to_owned));
-    let own: BTreeSet<String> =
-        links.filter_map(|link| Some(link.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned())).collect();
-    let tables = ["tcp", "tcp6"].map(|name| fs::read_to_string(format!("/proc/{pid}/net/{name}")).unwrap_or_default());
+    let links =
+        links.filter_map(|entry| fs::read_link(entry.path()).ok()?.to_str().map(str::to_owned));
+    let own: BTreeSet<String> = links
+        .filter_map(|link| Some(link.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned()))
+        .collect();
+    let tables = ["tcp", "tcp6"]
+        .map(|name| fs::read_to_string(format!("/proc/{pid}/net/{name}")).unwrap_or_default());
     let lines = tables.iter().flat_map(|table| table.lines().skip(1));
     let listens = |line: &str| {
         let words: Vec<&str> = line.split_whitespace().collect();
         // The state 0A is LISTEN; the tenth word is the socket.
-        (words.get(3) == Some(&"0A") && own.contains(*words.get(9)?)).then(|| address(words[1])).flatten()
+        (words.get(3) == Some(&"0A") && own.contains(*words.get(9)?))
+            .then(|| address(words[1]))
+            .flatten()
     };
     lines.filter_map(listens).collect()
 }

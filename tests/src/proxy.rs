@@ -1,4 +1,5 @@
-//! A TCP proxy that can be slow, half-open, or cut: what a network does to a connection without notifying either end.
+//! A TCP proxy that can be slow, half-open, or cut: what a network does to a connection without
+//! notifying either end.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -63,7 +64,8 @@ impl Proxy {
 
     /// Passes on what `from` says.
     fn join(&self, from: &TcpStream, to: &TcpStream) {
-        let (mut from, mut to) = (from.try_clone().expect("a descriptor"), to.try_clone().expect("a descriptor"));
+        let (mut from, mut to) =
+            (from.try_clone().expect("a descriptor"), to.try_clone().expect("a descriptor"));
         _ = to.set_nodelay(true);
         self.lock().open.push(from.try_clone().expect("a descriptor"));
         let proxy = self.clone();

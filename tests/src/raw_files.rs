@@ -10,10 +10,10 @@ use zip::write::SimpleFileOptions;
 
 /// The superclass of each class of CIFAR-100 (cs.toronto.edu/~kriz/cifar.html).
 const COARSE_OF: [u8; 100] = [
-    4, 1, 14, 8, 0, 6, 7, 7, 18, 3, 3, 14, 9, 18, 7, 11, 3, 9, 7, 11, 6, 11, 5, 10, 7, 6, 13, 15, 3, 15, 0, 11, 1, 10,
-    12, 14, 16, 9, 11, 5, 5, 19, 8, 8, 15, 13, 14, 17, 18, 10, 16, 4, 17, 4, 2, 0, 17, 4, 18, 17, 10, 3, 2, 12, 12, 16,
-    12, 1, 9, 19, 2, 10, 0, 1, 16, 12, 9, 13, 15, 13, 16, 19, 2, 4, 6, 19, 5, 5, 8, 19, 18, 1, 2, 15, 6, 0, 17, 8, 14,
-    13,
+    4, 1, 14, 8, 0, 6, 7, 7, 18, 3, 3, 14, 9, 18, 7, 11, 3, 9, 7, 11, 6, 11, 5, 10, 7, 6, 13, 15,
+    3, 15, 0, 11, 1, 10, 12, 14, 16, 9, 11, 5, 5, 19, 8, 8, 15, 13, 14, 17, 18, 10, 16, 4, 17, 4,
+    2, 0, 17, 4, 18, 17, 10, 3, 2, 12, 12, 16, 12, 1, 9, 19, 2, 10, 0, 1, 16, 12, 9, 13, 15, 13,
+    16, 19, 2, 4, 6, 19, 5, 5, 8, 19, 18, 1, 2, 15, 6, 0, 17, 8, 14, 13,
 ];
 
 /// The binary version of CIFAR-100, its labels in turn.
@@ -28,7 +28,8 @@ pub fn cifar100(folder: &Path, train: usize, test: usize) {
             let pixels = (0..3072).map(move |at| (at * 5 + image * 37) as u8);
             [COARSE_OF[fine], fine as u8].into_iter().chain(pixels)
         };
-        fs::write(folder.join(name), (0..images).flat_map(record).collect::<Vec<u8>>()).expect("a file");
+        fs::write(folder.join(name), (0..images).flat_map(record).collect::<Vec<u8>>())
+            .expect("a file");
     }
 }
 
@@ -38,13 +39,15 @@ pub fn cifar100(folder: &Path, train: usize, test: usize) {
 /// If a file cannot be written.
 pub fn cifar10(folder: &Path, images: usize) {
     fs::create_dir_all(folder).expect("a folder");
-    let names = (1..=5).map(|number| format!("data_batch_{number}.bin")).chain(["test_batch.bin".into()]);
+    let names =
+        (1..=5).map(|number| format!("data_batch_{number}.bin")).chain(["test_batch.bin".into()]);
     for (batch, name) in names.enumerate() {
         let record = |image: usize| {
             let pixels = (0..3072).map(move |at| (at * 3 + image * 41 + batch * 7) as u8);
             [(image % 10) as u8].into_iter().chain(pixels)
         };
-        fs::write(folder.join(name), (0..images).flat_map(record).collect::<Vec<u8>>()).expect("a file");
+        fs::write(folder.join(name), (0..images).flat_map(record).collect::<Vec<u8>>())
+            .expect("a file");
     }
 }
 
@@ -56,12 +59,15 @@ pub fn tinyimagenet_zip(path: &Path) {
     let jpeg = |seed: usize| {
         let mut file = Vec::new();
         let pixel = |x: u32, y: u32| Rgb([(x * 4) as u8, (y * 4) as u8, seed as u8]);
-        JpegEncoder::new_with_quality(&mut file, 90).encode_image(&RgbImage::from_fn(64, 64, pixel)).expect("a JPEG");
+        JpegEncoder::new_with_quality(&mut file, 90)
+            .encode_image(&RgbImage::from_fn(64, 64, pixel))
+            .expect("a JPEG");
         file
     };
     let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
     let mut put = |name: &str, content: &[u8]| {
-        zip.start_file(format!("tiny-imagenet-200/{name}"), SimpleFileOptions::default()).expect("an entry");
+        zip.start_file(format!("tiny-imagenet-200/{name}"), SimpleFileOptions::default())
+            .expect("an entry");
         zip.write_all(content).expect("an entry");
     };
     put("wnids.txt", (0..200).map(|class| format!("n{class:08}\n")).collect::<String>().as_bytes());
@@ -84,7 +90,8 @@ pub fn tinyimagenet_zip(path: &Path) {
 /// # Panics
 /// If a picture cannot be written.
 pub fn image_folder(folder: &Path) {
-    for (class, colour) in [("red", [255, 0, 0]), ("yellow", [255, 255, 0]), ("blue", [0, 0, 255])] {
+    for (class, colour) in [("red", [255, 0, 0]), ("yellow", [255, 255, 0]), ("blue", [0, 0, 255])]
+    {
         for (split, pictures) in [("train", 10), ("test", 2)] {
             let folder = folder.join(split).join(class);
             fs::create_dir_all(&folder).expect("a folder");

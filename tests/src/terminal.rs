@@ -24,7 +24,8 @@ impl Terminal {
     pub fn new() -> (Self, Pts) {
         let (master, slave) = open().expect("a pseudo-terminal");
         master.resize(pty_process::Size::new(40, 120)).expect("a size");
-        fcntl(&master, FcntlArg::F_SETFL(OFlag::O_RDWR | OFlag::O_NONBLOCK)).expect("a file descriptor");
+        fcntl(&master, FcntlArg::F_SETFL(OFlag::O_RDWR | OFlag::O_NONBLOCK))
+            .expect("a file descriptor");
         (Self { master, shown: Vec::new() }, slave)
     }
 
@@ -58,7 +59,11 @@ impl Terminal {
     pub fn read_to_end(mut self, mut running: Running) -> (Option<i32>, String) {
         let started = Instant::now();
         while !running.has_ended() {
-            assert!(started.elapsed() < TIMEOUT, "it still runs after {TIMEOUT:?}: {}", self.shown());
+            assert!(
+                started.elapsed() < TIMEOUT,
+                "it still runs after {TIMEOUT:?}: {}",
+                self.shown()
+            );
             std::thread::sleep(Duration::from_millis(2));
             self.shown();
         }
@@ -90,7 +95,8 @@ fn command(scene: &Scene, words: &[&str]) -> Command {
         .env_remove("NO_COLOR")
 }
 
-/// Starts a program as the leader of a terminal's session, so that keys and the terminal's end become its signals.
+/// Starts a program as the leader of a terminal's session, so that keys and the terminal's end
+/// become its signals.
 ///
 /// # Panics
 /// If it cannot be started: `make test` builds it first.
@@ -102,7 +108,11 @@ pub fn start(scene: &Scene, command: Command, slave: Pts) -> Running {
 ///
 /// # Panics
 /// As there.
-pub fn start_into_pipe(scene: &Scene, command: Command, slave: Pts) -> (Running, std::io::PipeReader) {
+pub fn start_into_pipe(
+    scene: &Scene,
+    command: Command,
+    slave: Pts,
+) -> (Running, std::io::PipeReader) {
     let (reader, writer) = std::io::pipe().expect("a pipe");
     let both = [writer.try_clone().expect("a descriptor"), writer].map(Stdio::from);
     let [stdout, stderr] = both;

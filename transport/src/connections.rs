@@ -1,5 +1,7 @@
-//! Accepts connections, and passes them on once their first bytes have arrived: TLS, or, with `--insecure`, HTTP/2. A
-//! client that sends nothing, or something else, costs a file descriptor for a moment and never reaches the service. The peer of a connection is identified here; what it may do is decided by the service.
+//! Accepts connections, and passes them on once their first bytes have arrived: TLS, or, with
+//! `--insecure`, HTTP/2. A client that sends nothing, or something else, costs a file descriptor
+//! for a moment and never reaches the service. The peer of a connection is identified here; what it
+//! may do is decided by the service.
 
 use crate::limit::{ConnectionLimit, Evicted, Permit};
 use nix::errno::Errno;
@@ -22,14 +24,16 @@ use tonic::transport::server::Connected;
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// How long a connection may take to begin, and a handshake to be done.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Bytes that a client may send before it has shown a certificate: a handshake and one enrolment take about 2 KB. As
-/// nothing is kept that was not sent, this bounds the memory of such a connection, too.
+/// Bytes that a client may send before it has shown a certificate: a handshake and one enrolment
+/// take about 2 KB. As nothing is kept that was not sent, this bounds the memory of such a
+/// connection, too.
 const MAX_UNKNOWN_BYTES: usize = 16 << 10;
 /// How long a connection may last whose owner has shown no certificate: it is for one call.
 const ENROLMENT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Connections that may wait for the service.
 const MAX_PENDING: usize = 64;
-/// Pause when no connection can be accepted, as when descriptors have run out, and between two warnings about it.
+/// Pause when no connection can be accepted, as when descriptors have run out, and between two
+/// warnings about it.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 const WARNING_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -40,8 +44,8 @@ pub struct ConnectionLimits {
     pub open: usize,
     /// Of one certificate's owner.
     pub open_of_one: usize,
-    /// Of clients that have not shown a certificate, or not begun to speak. At the limit the oldest connection of the
-    /// address that has the most is closed for a new one.
+    /// Of clients that have not shown a certificate, or not begun to speak. At the limit the oldest
+    /// connection of the address that has the most is closed for a new one.
     pub pending: usize,
 }
 
@@ -71,7 +75,11 @@ pub enum PeerIdentity {
 }
 
 /// Accepts the connections of `listener`.
-pub fn connections(listener: TcpListener, tls: Option<TlsAcceptor>, limits: ConnectionLimits) -> Accepted {
+pub fn connections(
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    limits: ConnectionLimits,
+) -> Accepted {
     let (admitted, admitted_receiver) = mpsc::channel(MAX_PENDING);
     let (unknown, unknown_receiver) = mpsc::channel(MAX_PENDING);
     let entrance = Entrance {
@@ -82,7 +90,10 @@ pub fn connections(listener: TcpListener, tls: Option<TlsAcceptor>, limits: Conn
         unknown,
     };
     tokio::spawn(accept(listener, entrance));
-    Accepted { admitted: ReceiverStream::new(admitted_receiver), unknown: ReceiverStream::new(unknown_receiver) }
+    Accepted {
+        admitted: ReceiverStream::new(admitted_receiver),
+        unknown: ReceiverStream::new(unknown_receiver),
+    }
 }
 
 /// What every new connection passes.
@@ -130,10 +141,15 @@ async fn accept(listener: TcpListener, entrance: Entrance) {
 fn cause(error: &io::Error) -> String {
     match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EMFILE) => {
-            format!("{error}: this process has no file descriptor left; raise its limit (ulimit -n, LimitNOFILE=)")
+            format!(
+                "{error}: this process has no file descriptor left; raise its limit (ulimit -n, \
+                LimitNOFILE=)"
+            )
         }
         Some(Errno::ENFILE) => {
-            format!("{error}: this machine has no file descriptor left; raise the sysctl fs.file-max")
+            format!(
+                "{error}: this machine has no file descriptor left; raise the sysctl fs.file-max"
+            )
         }
         _ => error.to_string(),
     }
@@ -145,7 +161,8 @@ impl Entrance {
         let (permit, mut evicted) = self.pending.admit(network(from.ip()));
         let begun = tokio::select! {
             begun = timeout(HANDSHAKE_TIMEOUT, begin(stream, from, self.tls)) => begun,
-            () = &mut evicted => return tracing::debug!(%from, "closed: too many pending connections"),
+            () = &mut evicted => return tracing::debug!(%from, "closed: too many pending \
+                connections"),
         };
         let (stream, peer) = match begun {
             Ok(Ok(begun)) => begun,
@@ -155,7 +172,8 @@ impl Entrance {
         let owner = match &peer.identity {
             PeerIdentity::Unknown => {
                 let closing = Closing { evicted, at: Some(Box::pin(sleep(ENROLMENT_TIMEOUT))) };
-                let connection = Connection { stream, peer, closing, _permit: AnyPermit::Pending(permit) };
+                let connection =
+                    Connection { stream, peer, closing, _permit: AnyPermit::Pending(permit) };
                 _ = self.unknown.send(Ok(connection)).await;
                 return;
             }
@@ -180,7 +198,11 @@ fn network(address: IpAddr) -> IpAddr {
 }
 
 /// Waits for the other end to begin.
-async fn begin(stream: TcpStream, address: SocketAddr, tls: Option<TlsAcceptor>) -> io::Result<(Stream, Peer)> {
+async fn begin(
+    stream: TcpStream,
+    address: SocketAddr,
+    tls: Option<TlsAcceptor>,
+) -> io::Result<(Stream, Peer)> {
     stream.set_nodelay(true)?;
     let Some(tls) = tls else {
         // The bytes stay where they are.
@@ -195,7 +217,9 @@ async fn begin(stream: TcpStream, address: SocketAddr, tls: Option<TlsAcceptor>)
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let identity = match certificate {
         None => PeerIdentity::Unknown,
-        Some(certificate) => PeerIdentity::Worker(name_of(certificate).ok_or(io::ErrorKind::InvalidData)?),
+        Some(certificate) => {
+            PeerIdentity::Worker(name_of(certificate).ok_or(io::ErrorKind::InvalidData)?)
+        }
     };
     if identity != PeerIdentity::Unknown {
         stream.get_mut().0.left = None;
@@ -220,13 +244,19 @@ struct Metered {
 }
 
 impl AsyncRead for Metered {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let before = bytes.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(context, bytes))?;
         if let Some(left) = &mut self.left {
             let read = bytes.filled().len() - before;
             *left = left.checked_sub(read).ok_or_else(|| {
-                io::Error::other(format!("it sent more than {MAX_UNKNOWN_BYTES} bytes without a certificate"))
+                io::Error::other(format!(
+                    "it sent more than {MAX_UNKNOWN_BYTES} bytes without a certificate"
+                ))
             })?;
         }
         Poll::Ready(Ok(()))
@@ -234,7 +264,11 @@ impl AsyncRead for Metered {
 }
 
 impl AsyncWrite for Metered {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 
@@ -288,7 +322,11 @@ impl Connected for Connection {
 }
 
 impl AsyncRead for Connection {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         self.closing.check(context)?;
         Pin::new(&mut self.stream).poll_read(context, bytes)
     }
@@ -296,7 +334,11 @@ impl AsyncRead for Connection {
 
 impl AsyncWrite for Connection {
     // Checked here as well: a client that reads nothing keeps its connection at writing.
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         self.closing.check(context)?;
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
@@ -336,7 +378,8 @@ mod tests {
         assert_eq!(heard, PREFACE);
         came.write_all(b"x").await.expect("sent");
         speaks.read_exact(&mut [0]).await.expect("answered");
-        // Of many that send nothing the first ones are closed, and one that speaks the protocol is accepted.
+        // Of many that send nothing the first ones are closed, and one that speaks the protocol is
+        // accepted.
         let mut idle = Vec::new();
         for _ in 0..2 * limits.pending {
             idle.push(connect().await);
@@ -349,17 +392,23 @@ mod tests {
 
     #[test]
     fn an_ipv6_network_counts_as_one_owner() {
-        for (address, owner) in
-            [("10.0.0.1", "10.0.0.1"), ("::ffff:10.0.0.1", "10.0.0.1"), ("2001:db8:0:1:2:3:4:5", "2001:db8:0:1::")]
-        {
-            assert_eq!(network(address.parse().expect("an address")), owner.parse::<IpAddr>().expect("an address"));
+        for (address, owner) in [
+            ("10.0.0.1", "10.0.0.1"),
+            ("::ffff:10.0.0.1", "10.0.0.1"),
+            ("2001:db8:0:1:2:3:4:5", "2001:db8:0:1::"),
+        ] {
+            assert_eq!(
+                network(address.parse().expect("an address")),
+                owner.parse::<IpAddr>().expect("an address")
+            );
         }
     }
 
     #[tokio::test]
     async fn an_unknown_client_may_send_a_limited_number_of_bytes() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let mut client = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("connected");
+        let mut client =
+            TcpStream::connect(listener.local_addr().expect("bound")).await.expect("connected");
         let (stream, _) = listener.accept().await.expect("accepted");
         let mut metered = Metered { stream, left: Some(10) };
         client.write_all(&[1; 16]).await.expect("sent");

@@ -1,13 +1,15 @@
-//! How many descriptors a process may have open. Most systems allow 1024 unless a process asks for more, and a coordinator
-//! has two for each worker, a worker one for each peer.
+//! How many descriptors a process may have open. Most systems allow 1024 unless a process asks for
+//! more, and a coordinator has two for each worker, a worker one for each peer.
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// Enough for as many workers as a coordinator takes. Not the hard limit itself: some programs close each descriptor that
-/// there could be when they start, and workers' children inherit the limit.
+/// Enough for as many workers as a coordinator takes. Not the hard limit itself: some programs
+/// close each descriptor that there could be when they start, and workers' children inherit the
+/// limit.
 const ENOUGH: u64 = 1 << 16;
 
-/// Raises this process's limit as far as it may and needs to, and returns the limit that then holds.
+/// Raises this process's limit as far as it may and needs to, and returns the limit that then
+/// holds.
 ///
 /// # Errors
 /// If the system does not report the limit. One that cannot be raised is returned as it is.

@@ -25,7 +25,9 @@ impl FromStr for DeviceChoice {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
             "cuda" => Ok(Self::Cuda),
-            _ => index(text).map(Self::CudaIndex).ok_or_else(|| "expected auto, cpu, cuda or cuda:N".into()),
+            _ => index(text)
+                .map(Self::CudaIndex)
+                .ok_or_else(|| "expected auto, cpu, cuda or cuda:N".into()),
         }
     }
 }
@@ -48,7 +50,10 @@ mod tests {
     #[test]
     fn a_choice_is_read_as_it_is_written() {
         for text in ["auto", "cpu", "cuda", "cuda:0", "cuda:12"] {
-            assert_eq!(text.parse::<DeviceChoice>().map(|choice| choice.to_string()), Ok(text.into()));
+            assert_eq!(
+                text.parse::<DeviceChoice>().map(|choice| choice.to_string()),
+                Ok(text.into())
+            );
         }
         for text in ["", "gpu", "CUDA", "cuda:", "cuda:-1", "cuda:a", "cpu:0"] {
             assert!(text.parse::<DeviceChoice>().is_err(), "{text}");

@@ -8,9 +8,13 @@ use std::time::Duration;
 /// For the command line.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let units = [("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
-    let read = units.iter().find_map(|(unit, seconds)| Some(text.strip_suffix(unit)?.parse::<f64>().ok()? * seconds));
+    let read = units
+        .iter()
+        .find_map(|(unit, seconds)| Some(text.strip_suffix(unit)?.parse::<f64>().ok()? * seconds));
     let seconds = read.filter(|seconds| (1e-3..=1e6).contains(seconds));
-    seconds.map(Duration::from_secs_f64).ok_or_else(|| "expected a time such as 500ms, 30s, 2m or 1h".into())
+    seconds
+        .map(Duration::from_secs_f64)
+        .ok_or_else(|| "expected a time such as 500ms, 30s, 2m or 1h".into())
 }
 
 #[cfg(test)]

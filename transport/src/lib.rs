@@ -19,7 +19,9 @@ mod pages;
 mod recorder;
 mod route;
 
-pub use connections::{Accepted, Connection, ConnectionLimits, Peer, PeerIdentity, connections, name_of};
+pub use connections::{
+    Accepted, Connection, ConnectionLimits, Peer, PeerIdentity, connections, name_of,
+};
 pub use descriptors::raise_descriptor_limit;
 pub use device_choice::DeviceChoice;
 pub use duration::parse_duration;

@@ -1,5 +1,6 @@
-//! How many connections are open at a time. When there is no room, the oldest connection of the owner that holds the most
-//! is closed: one owner, or twenty, cannot keep others out. What a connection is for is not known here.
+//! How many connections are open at a time. When there is no room, the oldest connection of the
+//! owner that holds the most is closed: one owner, or twenty, cannot keep others out. What a
+//! connection is for is not known here.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
@@ -18,7 +19,8 @@ pub(crate) struct ConnectionLimit<K: Eq + Hash> {
 struct Table<K> {
     next: u64,
     len: usize,
-    /// Each owner's connections by number, so oldest first. Dropping the sender closes the connection.
+    /// Each owner's connections by number, so oldest first. Dropping the sender closes the
+    /// connection.
     owners: HashMap<K, BTreeMap<u64, oneshot::Sender<()>>>,
 }
 
@@ -66,7 +68,8 @@ impl<K: Eq + Hash + Clone> ConnectionLimit<K> {
 impl<K: Eq + Hash + Clone> Table<K> {
     /// The owner of the most connections; of equals the one with the oldest connection.
     fn heaviest(&self) -> Option<K> {
-        let weight = |open: &BTreeMap<u64, _>| (open.len(), std::cmp::Reverse(open.keys().next().copied()));
+        let weight =
+            |open: &BTreeMap<u64, _>| (open.len(), std::cmp::Reverse(open.keys().next().copied()));
         self.owners.iter().max_by_key(|(_, open)| weight(open)).map(|(owner, _)| owner.clone())
     }
 
@@ -140,7 +143,9 @@ mod tests {
                 .iter_mut()
                 .enumerate()
                 // It is asked again: at every read and write of the connection.
-                .filter_map(|(index, (_, place))| (is_evicted(place) && is_evicted(place)).then(|| index.to_string()))
+                .filter_map(|(index, (_, place))| {
+                    (is_evicted(place) && is_evicted(place)).then(|| index.to_string())
+                })
                 .collect();
             assert_eq!(is_out, evicted, "{max} {max_of_one} {owners}");
         }

@@ -1,6 +1,6 @@
-//! Pages over HTTP: some for all clients that can reach them, some for clients with a token. On 127.0.0.1 there is no TLS and no
-//! token. Only requests that name
-//! this machine are answered there: `page_access.rs` has the rules.
+//! Pages over HTTP: some for all clients that can reach them, some for clients with a token. On
+//! 127.0.0.1 there is no TLS and no token. Only requests that name this machine are answered there:
+//! `page_access.rs` has the rules.
 
 use crate::connections::{Accepted, Connection, ConnectionLimits, connections};
 use crate::page_access::{Access, PageCookie, access_of, names_loopback};
@@ -36,13 +36,18 @@ pub fn needs_guard(address: SocketAddr) -> bool {
     !address.ip().is_loopback()
 }
 
-/// Serves pages on `listener` until the process ends: `open` to all clients, `guarded` to clients with the token. Without a guard
-/// all are open, and nothing is encrypted.
-pub fn show(listener: TcpListener, guard: Option<Guard>, (open, guarded): (Router, Router)) -> io::Result<()> {
+/// Serves pages on `listener` until the process ends: `open` to all clients, `guarded` to clients
+/// with the token. Without a guard all are open, and nothing is encrypted.
+pub fn show(
+    listener: TcpListener,
+    guard: Option<Guard>,
+    (open, guarded): (Router, Router),
+) -> io::Result<()> {
     let address = listener.local_addr()?;
     let Some(Guard { tls, token_sha256, cookie }) = guard else {
         let pages = open.merge(guarded);
-        let pages = if needs_guard(address) { pages } else { pages.layer(from_fn(refuse_other_hosts)) };
+        let pages =
+            if needs_guard(address) { pages } else { pages.layer(from_fn(refuse_other_hosts)) };
         tokio::spawn(async move { axum::serve(listener, pages).await });
         return Ok(());
     };
@@ -56,8 +61,13 @@ pub fn show(listener: TcpListener, guard: Option<Guard>, (open, guarded): (Route
             }
         }
     }));
-    let limits = ConnectionLimits { open: MAX_CONNECTIONS, open_of_one: MAX_CONNECTIONS, pending: MAX_CONNECTIONS };
-    let Accepted { admitted, unknown } = connections(listener, Some(TlsAcceptor::from(tls)), limits);
+    let limits = ConnectionLimits {
+        open: MAX_CONNECTIONS,
+        open_of_one: MAX_CONNECTIONS,
+        pending: MAX_CONNECTIONS,
+    };
+    let Accepted { admitted, unknown } =
+        connections(listener, Some(TlsAcceptor::from(tls)), limits);
     // Readers show a token; a certificate changes nothing here.
     let begun = Begun { connections: admitted.merge(unknown), address };
     tokio::spawn(async move { axum::serve(begun, open.merge(guarded)).await });
@@ -68,12 +78,14 @@ pub fn show(listener: TcpListener, guard: Option<Guard>, (open, guarded): (Route
 const MAX_CONNECTIONS: usize = 64;
 
 /// What a reader without the token is answered.
-const UNAUTHORIZED: &str = "401 Unauthorized: send `Authorization: Bearer TOKEN`, or open /?token=TOKEN in a browser; \
+const UNAUTHORIZED: &str = "401 Unauthorized: send `Authorization: Bearer TOKEN`, or open \
+    /?token=TOKEN in a browser; \
                             the coordinator prints the path of the file with the token\n";
 
 /// Sends a browser to the page, whose address does not have the token any more.
 fn logged_in(cookie: String) -> Response {
-    let headers = [(SET_COOKIE, cookie), (LOCATION, "/".into()), (REFERRER_POLICY, "no-referrer".into())];
+    let headers =
+        [(SET_COOKIE, cookie), (LOCATION, "/".into()), (REFERRER_POLICY, "no-referrer".into())];
     (StatusCode::SEE_OTHER, headers).into_response()
 }
 
@@ -81,7 +93,10 @@ fn logged_in(cookie: String) -> Response {
 async fn refuse_other_hosts(request: Request, next: Next) -> Response {
     match names_loopback(request.headers()) {
         true => next.run(request).await,
-        false => (StatusCode::FORBIDDEN, "403 Forbidden: the Host header does not name this machine\n").into_response(),
+        false => {
+            (StatusCode::FORBIDDEN, "403 Forbidden: the Host header does not name this machine\n")
+                .into_response()
+        }
     }
 }
 

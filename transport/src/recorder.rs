@@ -36,7 +36,9 @@ impl Recorder {
     pub fn install(labels: &[(&str, &str)]) -> Result<Self, BuildError> {
         let histograms = Matcher::Suffix("_seconds".into());
         let builder = PrometheusBuilder::new().set_buckets_for_metric(histograms, &BUCKETS)?;
-        let builder = labels.iter().fold(builder, |builder, (name, value)| builder.add_global_label(*name, *value));
+        let builder = labels
+            .iter()
+            .fold(builder, |builder, (name, value)| builder.add_global_label(*name, *value));
         let recorded = builder.install_recorder()?;
         let process = Collector::default();
         process.describe();
@@ -50,7 +52,8 @@ impl Recorder {
         Ok(Self { recorded, process })
     }
 
-    /// Every series as it is now, and those of the process: memory, processor time, open descriptors.
+    /// Every series as it is now, and those of the process: memory, processor time, open
+    /// descriptors.
     #[must_use]
     pub fn text(&self) -> String {
         self.process.collect();

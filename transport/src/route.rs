@@ -4,14 +4,15 @@ use nix::ifaddrs::getifaddrs;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, ToSocketAddrs, UdpSocket};
 
-/// The address from which this machine reaches another one, and so, most likely, that under which it is reached from
-/// there. Nothing is sent.
+/// The address from which this machine reaches another one, and so, most likely, that under which
+/// it is reached from there. Nothing is sent.
 ///
 /// # Errors
 /// If the other one has no address, or there is no way to it.
 pub fn address_towards(other: impl ToSocketAddrs) -> io::Result<IpAddr> {
     let to = other.to_socket_addrs()?.next().ok_or(ErrorKind::NotFound)?;
-    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let any: IpAddr =
+        if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind((any, 0))?;
     socket.connect(to)?;
     Ok(socket.local_addr()?.ip())
@@ -34,7 +35,8 @@ pub fn interface_of(address: IpAddr) -> Option<String> {
 /// The names that it has.
 pub fn check_interface(name: &str) -> Result<(), String> {
     let entries = std::fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
-    let mut names: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
     names.sort();
     if names.iter().any(|known| known == name) { Ok(()) } else { Err(names.join(", ")) }
 }

@@ -1,5 +1,9 @@
-//! Views a second on one core, of random images as `benches/torchvision_views.py` makes them: one JSON line a side.
-#![allow(clippy::print_stdout, reason = "an example of one line per side, whose reader is a script")]
+//! Views a second on one core, of random images as `benches/torchvision_views.py` makes them: one
+//! JSON line a side.
+#![allow(
+    clippy::print_stdout,
+    reason = "an example of one line per side, whose reader is a script"
+)]
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -12,9 +16,15 @@ const MIN_DURATION: Duration = Duration::from_secs(1);
 
 fn main() {
     for side in SIDES {
-        let views = Augmentation::new(&ViewsConfig::default(), side, &[0.491, 0.482, 0.447], &[0.247, 0.243, 0.262]);
+        let views = Augmentation::new(
+            &ViewsConfig::default(),
+            side,
+            &[0.491, 0.482, 0.447],
+            &[0.247, 0.243, 0.262],
+        );
         let mut stream = SplitMix64::new(1);
-        let pixels: Vec<u8> = (0..IMAGES * views.pixels()).map(|_| stream.next_u64() as u8).collect();
+        let pixels: Vec<u8> =
+            (0..IMAGES * views.pixels()).map(|_| stream.next_u64() as u8).collect();
         let (mut scratch, mut out) = (Scratch::default(), vec![0.0; views.pixels()]);
         let mut pass = |epoch: u64| {
             for (id, image) in pixels.chunks_exact(views.pixels()).enumerate() {

@@ -1,6 +1,6 @@
-//! Colour operations on one view [C, S, S] in [0, 1], as torchvision's functional API on float tensors
-//! (torchvision/transforms/_functional_tensor.py): each result is clamped to [0, 1]. Loops are without branches and
-//! inlined, so that the caller's vectors are used.
+//! Colour operations on one view [C, S, S] in [0, 1], as torchvision's functional API on float
+//! tensors (torchvision/transforms/_functional_tensor.py): each result is clamped to [0, 1]. Loops
+//! are without branches and inlined, so that the caller's vectors are used.
 
 /// Weights of red, green and blue in a grey value, as torchvision's.
 pub const LUMA: [f32; 3] = [0.2989, 0.587, 0.114];
@@ -93,7 +93,8 @@ fn blend(value: f32, other: f32, factor: f32) -> f32 {
     clamp(factor * value + (1.0 - factor) * other)
 }
 
-/// Into [0, 1]. Written as choices, which are one instruction each; `f32::clamp` takes care of NaN, and there is none.
+/// Into [0, 1]. Written as choices, which are one instruction each; `f32::clamp` takes care of NaN,
+/// and there is none.
 #[inline(always)]
 fn clamp(value: f32) -> f32 {
     smaller_of(larger_of(value, 0.0), 1.0)
@@ -109,10 +110,12 @@ fn smaller_of(a: f32, b: f32) -> f32 {
     if a < b { a } else { b }
 }
 
-/// To hue, saturation and value, around the wheel, and back; choices are made by selecting between two results.
+/// To hue, saturation and value, around the wheel, and back; choices are made by selecting between
+/// two results.
 ///
-/// On a wheel of six sectors, a channel is `min` plus the range times a trapezoid of the hue: red is full around 0,
-/// green around 2, blue around 4, each for two sectors, and rises and falls in one.
+/// On a wheel of six sectors, a channel is `min` plus the range times a trapezoid of the hue: red
+/// is full around 0, green around 2, blue around 4, each for two sectors, and rises and falls in
+/// one.
 #[inline(always)]
 fn turn_hue(r: f32, g: f32, b: f32, turns: f32) -> (f32, f32, f32) {
     let (max, min) = (larger_of(larger_of(r, g), b), smaller_of(smaller_of(r, g), b));
@@ -125,5 +128,9 @@ fn turn_hue(r: f32, g: f32, b: f32, turns: f32) -> (f32, f32, f32) {
     let up = if turned < 0.0 { turned + 6.0 } else { turned };
     let hue = if up >= 6.0 { up - 6.0 } else { up };
     let channel = |trapezoid: f32| min + range * clamp(trapezoid);
-    (channel((hue - 3.0).abs() - 1.0), channel(2.0 - (hue - 2.0).abs()), channel(2.0 - (hue - 4.0).abs()))
+    (
+        channel((hue - 3.0).abs() - 1.0),
+        channel(2.0 - (hue - 2.0).abs()),
+        channel(2.0 - (hue - 4.0).abs()),
+    )
 }

@@ -1,9 +1,10 @@
-//! Random resized crop, the part after the drawing: bilinear, with half-pixel centres, mirrored on the way.
-//! It knows nothing of chance or colour.
+//! Random resized crop, the part after the drawing: bilinear, with half-pixel centres, mirrored on
+//! the way. It knows nothing of chance or colour.
 
 use crate::draw::Crop;
 
-/// One output row or column of a bilinear resize: two source positions and the weight of the second.
+/// One output row or column of a bilinear resize: two source positions and the weight of the
+/// second.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Tap {
     pub first: usize,
@@ -41,14 +42,21 @@ pub struct Image<'a> {
     pub channels: usize,
 }
 
-/// Cuts `crop` out of `image`, resizes it to S x S, mirrors it if `flip`, and scales pixels to [0, 1].
+/// Cuts `crop` out of `image`, resizes it to S x S, mirrors it if `flip`, and scales pixels to [0,
+/// 1].
 pub fn crop(image: Image<'_>, crop: &Crop, flip: bool, out: &mut [f32]) {
     crop_with(image, crop, flip, &mut Scratch::default(), out);
 }
 
 /// Along the rows of the crop first, since it has at most S of them, then down its columns.
 #[inline(always)]
-pub(crate) fn crop_with(image: Image<'_>, crop: &Crop, flip: bool, scratch: &mut Scratch, out: &mut [f32]) {
+pub(crate) fn crop_with(
+    image: Image<'_>,
+    crop: &Crop,
+    flip: bool,
+    scratch: &mut Scratch,
+    out: &mut [f32],
+) {
     let Image { pixels, side, channels } = image;
     scratch.columns.clear();
     scratch.columns.extend(taps(crop.left, crop.width, side, flip));
@@ -67,7 +75,8 @@ pub(crate) fn crop_with(image: Image<'_>, crop: &Crop, flip: bool, scratch: &mut
         let rows = |at: usize| &scratch.rows[at * channels * side..(at + 1) * channels * side];
         let (upper, lower) = (rows(row.first), rows(row.second));
         for (c, plane) in out.chunks_exact_mut(side * side).enumerate() {
-            let (upper, lower) = (&upper[c * side..(c + 1) * side], &lower[c * side..(c + 1) * side]);
+            let (upper, lower) =
+                (&upper[c * side..(c + 1) * side], &lower[c * side..(c + 1) * side]);
             let line = &mut plane[y * side..(y + 1) * side];
             for ((value, upper), lower) in line.iter_mut().zip(upper).zip(lower) {
                 *value = (upper + (lower - upper) * row.weight) / 255.0;

@@ -28,33 +28,43 @@ pub enum Adjustment {
 pub struct Draw {
     pub crop: Crop,
     pub flip: bool,
-    /// In the order in which they act, each with its factor, or turns of the colour wheel for the hue; an empty place is
-    /// an operation that is off.
+    /// In the order in which they act, each with its factor, or turns of the colour wheel for the
+    /// hue; an empty place is an operation that is off.
     pub adjustments: [Option<(Adjustment, f32)>; 4],
     pub gray: bool,
 }
 
 impl Draw {
-    /// Draws from `stream` for an image of `side` x `side`; a one-channel image has no colour to change.
-    pub fn new(config: &ViewsConfig, side: usize, channels: usize, stream: &mut SplitMix64) -> Self {
+    /// Draws from `stream` for an image of `side` x `side`; a one-channel image has no colour to
+    /// change.
+    pub fn new(
+        config: &ViewsConfig,
+        side: usize,
+        channels: usize,
+        stream: &mut SplitMix64,
+    ) -> Self {
         let flip = stream.unit() < config.horizontal_flip;
         let crop = draw_crop(config, side, stream);
         let colour = channels == 3;
         let mut adjustments = [None; 4];
         if stream.unit() < config.jitter {
-            let around_one =
-                |stream: &mut SplitMix64, strength: f64| stream.uniform(1.0 - strength, 1.0 + strength) as f32;
+            let around_one = |stream: &mut SplitMix64, strength: f64| {
+                stream.uniform(1.0 - strength, 1.0 + strength) as f32
+            };
             if config.brightness > 0.0 {
-                adjustments[0] = Some((Adjustment::Brightness, around_one(stream, config.brightness)));
+                adjustments[0] =
+                    Some((Adjustment::Brightness, around_one(stream, config.brightness)));
             }
             if config.contrast > 0.0 {
                 adjustments[1] = Some((Adjustment::Contrast, around_one(stream, config.contrast)));
             }
             if colour && config.saturation > 0.0 {
-                adjustments[2] = Some((Adjustment::Saturation, around_one(stream, config.saturation)));
+                adjustments[2] =
+                    Some((Adjustment::Saturation, around_one(stream, config.saturation)));
             }
             if colour && config.hue > 0.0 {
-                adjustments[3] = Some((Adjustment::Hue, stream.uniform(-config.hue, config.hue) as f32));
+                adjustments[3] =
+                    Some((Adjustment::Hue, stream.uniform(-config.hue, config.hue) as f32));
             }
             for i in (1..adjustments.len()).rev() {
                 adjustments.swap(i, stream.below(i as u64 + 1) as usize);

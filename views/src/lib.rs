@@ -1,6 +1,7 @@
-//! Views: one augmentation of an image, from u8 pixels to normalised floats, as torchvision's float path computes it.
-//! Each view's randomness is a stream keyed by what the view is: no other view, rank or thread can change it.
-//! It knows no file, thread, tensor or device, so that the trainer and a contact sheet show the same.
+//! Views: one augmentation of an image, from u8 pixels to normalised floats, as torchvision's float
+//! path computes it. Each view's randomness is a stream keyed by what the view is: no other view,
+//! rank or thread can change it. It knows no file, thread, tensor or device, so that the trainer
+//! and a contact sheet show the same.
 //!
 //! Legend: S side, C channels; an image is [S, S, C] u8, a view [C, S, S] f32.
 
@@ -40,7 +41,8 @@ impl Augmentation {
         self.channels * self.side * self.side
     }
 
-    /// Scale and shift of each channel, [C]: normalised = pixel * scale + shift, for pixels in [0, 1].
+    /// Scale and shift of each channel, [C]: normalised = pixel * scale + shift, for pixels in [0,
+    /// 1].
     pub fn normalisation(&self) -> (&[f32], &[f32]) {
         (&self.scale, &self.shift)
     }
@@ -52,8 +54,8 @@ impl Augmentation {
 
     /// Writes the view of `key` to `out`.
     ///
-    /// The widest vectors of this processor are used; multiplications and additions are never fused, so that every
-    /// processor computes the same bits.
+    /// The widest vectors of this processor are used; multiplications and additions are never
+    /// fused, so that every processor computes the same bits.
     pub fn view(&self, pixels: &[u8], key: u64, scratch: &mut Scratch, out: &mut [f32]) {
         let draw = self.draw(key);
         self.arch.dispatch(|| self.compute(pixels, &draw, scratch, out));
@@ -81,7 +83,8 @@ impl Augmentation {
     pub fn plain(&self, image: &[u8], out: &mut [f32]) {
         let area = self.side * self.side;
         for (c, plane) in out.chunks_exact_mut(area).enumerate() {
-            for (value, pixel) in plane.iter_mut().zip(image.iter().skip(c).step_by(self.channels)) {
+            for (value, pixel) in plane.iter_mut().zip(image.iter().skip(c).step_by(self.channels))
+            {
                 *value = f32::from(*pixel) / 255.0;
             }
         }
@@ -91,7 +94,9 @@ impl Augmentation {
     #[inline(always)]
     fn normalise(&self, out: &mut [f32]) {
         let area = self.side * self.side;
-        for ((plane, &scale), &shift) in out.chunks_exact_mut(area).zip(&self.scale).zip(&self.shift) {
+        for ((plane, &scale), &shift) in
+            out.chunks_exact_mut(area).zip(&self.scale).zip(&self.shift)
+        {
             for value in plane {
                 *value = *value * scale + shift;
             }

@@ -1,5 +1,5 @@
-//! Views against their definition: what is drawn follows its distribution, keys are independent of each other, and
-//! vectors change no bit.
+//! Views against their definition: what is drawn follows its distribution, keys are independent of
+//! each other, and vectors change no bit.
 
 use super::*;
 use thanos_configs::view_key;
@@ -11,12 +11,14 @@ fn config() -> ViewsConfig {
 }
 
 fn draws(config: &ViewsConfig, side: usize, channels: usize) -> Vec<Draw> {
-    let draw = |id| Draw::new(config, side, channels, &mut SplitMix64::new(view_key(7, 0, id as u64, 0)));
+    let draw =
+        |id| Draw::new(config, side, channels, &mut SplitMix64::new(view_key(7, 0, id as u64, 0)));
     (0..DRAWS).map(draw).collect()
 }
 
-/// Kolmogorov and Smirnov: the greatest distance between a sample's distribution and the uniform one on least..most.
-/// Of 20,000 uniform values it exceeds 1.95 / sqrt(20,000) = 0.0138 once in a thousand samples.
+/// Kolmogorov and Smirnov: the greatest distance between a sample's distribution and the uniform
+/// one on least..most. Of 20,000 uniform values it exceeds 1.95 / sqrt(20,000) = 0.0138 once in a
+/// thousand samples.
 #[track_caller]
 fn assert_uniform(mut values: Vec<f64>, min: f64, max: f64, grain: f64) {
     values.sort_by(f64::total_cmp);
@@ -27,7 +29,10 @@ fn assert_uniform(mut values: Vec<f64>, min: f64, max: f64, grain: f64) {
         (expected - i as f64 / n).abs().max((expected - (i as f64 + 1.0) / n).abs())
     });
     let distance = distance.fold(0.0, f64::max);
-    assert!(distance < 1.95 / n.sqrt() + grain, "{distance} from uniform in {min}..{max}, of {n} values");
+    assert!(
+        distance < 1.95 / n.sqrt() + grain,
+        "{distance} from uniform in {min}..{max}, of {n} values"
+    );
 }
 
 /// Four standard deviations of a share of `n` independent cases.
@@ -38,7 +43,8 @@ fn assert_share(hits: usize, n: usize, probability: f64) {
     assert!((share - probability).abs() < max, "{share} of {n}, expected {probability} +- {max}");
 }
 
-/// Where no crop can fail to fit (square ones, and small ones), area, ratio and place are what the definition says.
+/// Where no crop can fail to fit (square ones, and small ones), area, ratio and place are what the
+/// definition says.
 #[test]
 fn crops_have_the_areas_ratios_and_places_of_the_definition() {
     let side = 1024;
@@ -55,8 +61,8 @@ fn crops_have_the_areas_ratios_and_places_of_the_definition() {
     assert_uniform(crops.iter().map(|crop| place(crop.left, crop.width)).collect(), 0.0, 1.0, 2e-3);
 }
 
-/// Under the default ranges a try fits if both sides do: its share is integrated here on a grid, and the mean area of
-/// what is drawn must be the mean over the tries that fit.
+/// Under the default ranges a try fits if both sides do: its share is integrated here on a grid,
+/// and the mean area of what is drawn must be the mean over the tries that fit.
 #[test]
 fn crops_that_do_not_fit_are_drawn_again() {
     let side = 1024;
@@ -64,7 +70,9 @@ fn crops_that_do_not_fit_are_drawn_again() {
     let grid = 1000;
     for i in 0..grid {
         for j in 0..grid {
-            let at = |k: usize, min: f64, max: f64| min + (max - min) * (k as f64 + 0.5) / f64::from(grid as u32);
+            let at = |k: usize, min: f64, max: f64| {
+                min + (max - min) * (k as f64 + 0.5) / f64::from(grid as u32)
+            };
             let (area, ratio) = (at(i, 0.2, 1.0), at(j, 0.75_f64.ln(), (4.0_f64 / 3.0).ln()).exp());
             if area * ratio <= 1.0 && area / ratio <= 1.0 {
                 fitting = (fitting.0 + 1, fitting.1 + area);
@@ -77,7 +85,10 @@ fn crops_that_do_not_fit_are_drawn_again() {
     assert!((mean - expected).abs() < 0.005, "mean area {mean}, expected {expected}");
     let tall = ViewsConfig { crop_scale: [1.0, 1.0], crop_ratio: [0.5, 0.6], ..config() };
     let central = Crop { top: 0, left: 13, height: 64, width: 38 };
-    assert!(draws(&tall, 64, 3).iter().all(|draw| draw.crop == central), "ten tries, then the centre");
+    assert!(
+        draws(&tall, 64, 3).iter().all(|draw| draw.crop == central),
+        "ten tries, then the centre"
+    );
 }
 
 #[test]
@@ -87,8 +98,15 @@ fn flips_jitters_and_grays_have_their_shares() {
     assert_share(count(&|draw| draw.flip), DRAWS, 0.5);
     assert_share(count(&|draw| draw.gray), DRAWS, 0.2);
     assert_share(count(&|draw| draw.adjustments[0].is_some()), DRAWS, 0.8);
-    assert!(all.iter().all(|draw| draw.adjustments.iter().all(Option::is_some) == draw.adjustments[0].is_some()));
-    assert!(draws(&config(), 28, 1).iter().all(|draw| !draw.gray), "one channel has no colour to lose");
+    assert!(
+        all.iter()
+            .all(|draw| draw.adjustments.iter().all(Option::is_some)
+                == draw.adjustments[0].is_some())
+    );
+    assert!(
+        draws(&config(), 28, 1).iter().all(|draw| !draw.gray),
+        "one channel has no colour to lose"
+    );
 }
 
 #[test]
@@ -121,8 +139,9 @@ fn jitters_have_the_strengths_and_orders_of_the_definition() {
     }
 }
 
-/// Neighbours in each part of a key draw without correlation: below four standard deviations of a correlation of
-/// independent values. A stream also shares nothing with its neighbour's next numbers.
+/// Neighbours in each part of a key draw without correlation: below four standard deviations of a
+/// correlation of independent values. A stream also shares nothing with its neighbour's next
+/// numbers.
 #[test]
 fn keys_are_independent() {
     let unit = |key: u64, skip: usize| {
@@ -143,7 +162,10 @@ fn keys_are_independent() {
                 unit(one, skip) * unit(other, 0)
             });
             let correlation = 12.0 * products.sum::<f64>() / DRAWS as f64;
-            assert!(correlation.abs() < 4.0 / (DRAWS as f64).sqrt(), "part {part}, draw {skip}: {correlation}");
+            assert!(
+                correlation.abs() < 4.0 / (DRAWS as f64).sqrt(),
+                "part {part}, draw {skip}: {correlation}"
+            );
         }
     }
 }
@@ -162,13 +184,17 @@ fn a_view_depends_on_its_key_alone() {
         let mut used = Scratch::default();
         for key in 0..200 {
             let pixels = image(side, channels, key);
-            let mut out = [vec![0.0; views.pixels()], vec![9.0; views.pixels()], vec![-9.0; views.pixels()]];
+            let mut out =
+                [vec![0.0; views.pixels()], vec![9.0; views.pixels()], vec![-9.0; views.pixels()]];
             views.view(&pixels, key, &mut used, &mut out[0]);
             views.view(&pixels, key, &mut Scratch::default(), &mut out[1]);
             views.compute(&pixels, &views.draw(key), &mut Scratch::default(), &mut out[2]);
             let [first, again, plain] = out;
             assert_eq!(first, again, "{side} {channels} {key}");
-            assert!(first.iter().zip(&plain).all(|(a, b)| a.to_bits() == b.to_bits()), "{side} {channels} {key}");
+            assert!(
+                first.iter().zip(&plain).all(|(a, b)| a.to_bits() == b.to_bits()),
+                "{side} {channels} {key}"
+            );
         }
     }
 }
@@ -207,7 +233,10 @@ fn the_hue_turns_by_the_definition() {
             let mut view = rgb.map(|value| value as f32);
             adjust_hue(&mut view, turns as f32);
             for (found, expected) in view.iter().zip(hue_turned(rgb, turns)) {
-                assert!((f64::from(*found) - expected).abs() < 2e-6, "{colour:?} by {turns}: {found} and {expected}");
+                assert!(
+                    (f64::from(*found) - expected).abs() < 2e-6,
+                    "{colour:?} by {turns}: {found} and {expected}"
+                );
             }
         }
     }

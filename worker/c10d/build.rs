@@ -6,7 +6,9 @@ use std::path::PathBuf;
 fn main() {
     println!("cargo:rerun-if-changed=shim");
     println!("cargo:rerun-if-env-changed=LIBTORCH");
-    let libtorch = PathBuf::from(env::var("LIBTORCH").expect("LIBTORCH names the torch folder: run `make libtorch`"));
+    let libtorch = PathBuf::from(
+        env::var("LIBTORCH").expect("LIBTORCH names the torch folder: run `make libtorch`"),
+    );
     let mut build = cc::Build::new();
     build
         .cpp(true)
@@ -27,7 +29,9 @@ fn main() {
         build.define("USE_C10D_NCCL", None);
     }
     build.compile("thanos_c10d");
-    let cuda = ["torch_cuda", "c10_cuda"].into_iter().filter(|_| env::var_os("CARGO_FEATURE_CUDA").is_some());
+    let cuda = ["torch_cuda", "c10_cuda"]
+        .into_iter()
+        .filter(|_| env::var_os("CARGO_FEATURE_CUDA").is_some());
     println!("cargo:rustc-link-search=native={}", libtorch.join("lib").display());
     for library in ["torch_cpu", "c10"].into_iter().chain(cuda) {
         println!("cargo:rustc-link-lib={library}");

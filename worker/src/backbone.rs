@@ -1,5 +1,6 @@
-//! A backbone stage: two views an image, embedded, contrasted with the global batch, classified and, for
-//! autoencoders, reconstructed. Each term is this rank's share of the global mean: shares are summed over the ranks.
+//! A backbone stage: two views an image, embedded, contrasted with the global batch, classified
+//! and, for autoencoders, reconstructed. Each term is this rank's share of the global mean: shares
+//! are summed over the ranks.
 
 use crate::error::Result;
 use crate::evaluate::Evaluator;
@@ -70,17 +71,24 @@ impl Stage for Backbone<'_> {
                 &labels,
                 &comparison(contrastive, Tile::for_anchors(b, z.kind(), z.device())),
             )?;
-            let gradient = Tensor::stack(&[contrasted.view0_gradient, contrasted.view1_gradient], 1); // [b, view, d]
+            // [b, view, d]
+            let gradient =
+                Tensor::stack(&[contrasted.view0_gradient, contrasted.view1_gradient], 1);
             losses.add_gradient(
                 Term { name: "contrastive", weight: contrastive.weight, share: contrasted.value },
                 &z,
                 &gradient.reshape_as(&z),
             );
         }
-        if let (Some(weight), Some(decoder)) = (self.objective.reconstruction, &self.model.decoder) {
+        if let (Some(weight), Some(decoder)) = (self.objective.reconstruction, &self.model.decoder)
+        {
             let reconstructed = decoder.forward(&z, Mode::Train(&draws))?; // [2b, C, S, S]
             let pixels = total * 2 * images.size()[1..].iter().product::<i64>();
-            losses.add("reconstruction", weight, (reconstructed - &images).square().sum(images.kind()) / pixels);
+            losses.add(
+                "reconstruction",
+                weight,
+                (reconstructed - &images).square().sum(images.kind()) / pixels,
+            );
         }
         Ok(losses)
     }

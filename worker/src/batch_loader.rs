@@ -1,6 +1,6 @@
-//! The feed of a stage: which images come next, and their views, made ahead by threads of their own so that a step
-//! does not wait. What a view is depends on its key alone, so neither the number of threads nor of ranks changes it.
-//! It knows no model and no loss.
+//! The feed of a stage: which images come next, and their views, made ahead by threads of their own
+//! so that a step does not wait. What a view is depends on its key alone, so neither the number of
+//! threads nor of ranks changes it. It knows no model and no loss.
 
 use crate::data::{Data, ViewMaker};
 use anyhow::{Context, Result};
@@ -30,7 +30,8 @@ impl Batch {
     }
 }
 
-/// Which samples each step of a stage takes, and which of them are this rank's: a function of the step.
+/// Which samples each step of a stage takes, and which of them are this rank's: a function of the
+/// step.
 #[derive(Clone, Debug)]
 pub(crate) struct SampleSchedule {
     /// Ids of the training images.
@@ -66,7 +67,8 @@ pub(crate) struct BatchLoader<'a> {
     data: &'a Data,
     views: u64,
     steps: Box<dyn Iterator<Item = (Position, Vec<u64>, Range<usize>)>>,
-    /// One a thread, each with its share of every batch; empty where views are made in the step itself.
+    /// One a thread, each with its share of every batch; empty where views are made in the step
+    /// itself.
     ahead: Vec<Receiver<Result<Vec<f32>>>>,
     /// The next batch, where it is made already.
     prepared: Option<Batch>,
@@ -75,9 +77,14 @@ pub(crate) struct BatchLoader<'a> {
 }
 
 impl<'a> BatchLoader<'a> {
-    /// The batches of these steps of a schedule, with so many views of each training image. The threads end with the
-    /// feed, or with its last batch.
-    pub(crate) fn new(data: &'a Data, schedule: &SampleSchedule, steps: Range<u64>, views: u64) -> Result<Self> {
+    /// The batches of these steps of a schedule, with so many views of each training image. The
+    /// threads end with the feed, or with its last batch.
+    pub(crate) fn new(
+        data: &'a Data,
+        schedule: &SampleSchedule,
+        steps: Range<u64>,
+        views: u64,
+    ) -> Result<Self> {
         let threads = if views == 0 || data.makes_views_on_device() { 0 } else { data.threads() };
         let mut ahead = Vec::new();
         for part in 0..threads {
@@ -85,14 +92,18 @@ impl<'a> BatchLoader<'a> {
             let steps = schedule.clone().steps(steps.clone());
             let maker = data.view_maker();
             let body = move || make_ahead(&maker, steps, ((part, threads), views), &sender);
-            thread::Builder::new().name(format!("views-{part}")).spawn(body).context("a thread for views")?;
+            thread::Builder::new()
+                .name(format!("views-{part}"))
+                .spawn(body)
+                .context("a thread for views")?;
             ahead.push(receiver);
         }
         let steps = Box::new(schedule.clone().steps(steps));
         Ok(Self { data, views, steps, ahead, prepared: None, waited: Duration::ZERO })
     }
 
-    /// Has a GPU make the next batch, while it computes the last one anyway. On the CPU threads do that.
+    /// Has a GPU make the next batch, while it computes the last one anyway. On the CPU threads do
+    /// that.
     pub(crate) fn prepare(&mut self) -> Result<()> {
         if self.prepared.is_none() && self.views > 0 && self.data.makes_views_on_device() {
             self.prepared = self.make()?;

@@ -1,5 +1,6 @@
-//! A benchmark of one stage: what the machine can do at best, then the stage's own updates, counted while they warm up and
-//! timed afterwards. How an update is made is `train.rs`'s; what the numbers mean together is the coordinator's.
+//! A benchmark of one stage: what the machine can do at best, then the stage's own updates, counted
+//! while they warm up and timed afterwards. How an update is made is `train.rs`'s; what the numbers
+//! mean together is the coordinator's.
 
 use crate::device::cpu_name;
 use crate::error::Result;
@@ -12,19 +13,23 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::time::{Duration, Instant};
 use tch::{Cuda, Device, Kind, Tensor};
-use thanos_c10d::{Counted, ProcessGroup, count, count_kernels, cuda_name, cuda_peak_bytes, reset_cuda_peak};
+use thanos_c10d::{
+    Counted, ProcessGroup, count, count_kernels, cuda_name, cuda_peak_bytes, reset_cuda_peak,
+};
 use thanos_proto::{BenchReport, BenchRequest, Collectives, RankPhase, WorkerEvent};
 
 /// Rows and columns of the product by which the machine's ceiling is measured.
 const PRODUCT_SIDE_CPU: i64 = 2048;
 const PRODUCT_SIDE_CUDA: i64 = 8192;
-/// A measurement of the ceiling has as many products as fit into this time, between one and the maximum.
+/// A measurement of the ceiling has as many products as fit into this time, between one and the
+/// maximum.
 const CEILING_TIME: Duration = Duration::from_millis(100);
 const MAX_PRODUCTS: f64 = 64.0;
 /// Measurements of the ceiling, of which the best counts.
 const CEILING_TRIES: usize = 3;
 
-/// Measures a stage's first updates and reports them to the coordinator. Nothing is evaluated or saved.
+/// Measures a stage's first updates and reports them to the coordinator. Nothing is evaluated or
+/// saved.
 ///
 /// # Errors
 /// What training would end with, and if the device does not give its numbers.
@@ -64,7 +69,8 @@ pub(crate) fn bench(
     Ok(StageOutcome::Complete(StateDict::new()))
 }
 
-/// The largest rate at which this device multiplies matrices while the other ranks do the same on theirs.
+/// The largest rate at which this device multiplies matrices while the other ranks do the same on
+/// theirs.
 struct Ceiling {
     flops_per_s: f64,
     side: i64,
@@ -83,7 +89,8 @@ impl Ceiling {
             synchronize(device);
             began.elapsed().as_secs_f64()
         };
-        // The first one loads kernels and makes threads; the second one says how many are worth a measurement.
+        // The first one loads kernels and makes threads; the second one says how many are worth a
+        // measurement.
         seconds(1);
         group.barrier()?;
         let products = (CEILING_TIME.as_secs_f64() / seconds(1)).clamp(1.0, MAX_PRODUCTS) as u64;
@@ -124,7 +131,8 @@ impl Measured {
             }
             return Ok(());
         }
-        // One step more follows where there is one, so that no profiler's end falls into the first measured step.
+        // One step more follows where there is one, so that no profiler's end falls into the first
+        // measured step.
         let is_profiled = self.device.is_cuda() && step + 2 == self.request.warmup_steps.max(2);
         match is_profiled {
             true => match count_kernels(|| self.count(update)) {
@@ -147,7 +155,8 @@ impl Measured {
         Ok(())
     }
 
-    /// A step that replays a graph dispatches less than the one that recorded it, and computes as much.
+    /// A step that replays a graph dispatches less than the one that recorded it, and computes as
+    /// much.
     fn count(&mut self, update: &mut Update<'_>) -> Result<()> {
         let (updated, Counted { operators, flops }) = count(update)?;
         updated?;
@@ -181,7 +190,8 @@ fn device_name(device: Device) -> Result<String> {
 fn reset_peak_memory(device: Device) -> Result<()> {
     match device {
         Device::Cuda(index) => reset_cuda_peak(index)?,
-        // Without this right the peak is that of the whole process so far, which has held no more than it will.
+        // Without this right the peak is that of the whole process so far, which has held no more
+        // than it will.
         _ => _ = fs::write("/proc/self/clear_refs", "5"),
     }
     Ok(())
@@ -193,7 +203,9 @@ fn peak_memory_bytes(device: Device) -> Result<u64> {
         return Ok(cuda_peak_bytes(index)?);
     }
     let text = fs::read_to_string("/proc/self/status").context("/proc/self/status")?;
-    let peak = text.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse().ok());
+    let peak = text
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse().ok());
     let kilobytes: u64 = peak.context("/proc/self/status has no VmHWM")?;
     Ok(kilobytes * 1024)
 }

@@ -1,5 +1,6 @@
-//! Checkpoints as a worker sees them: rank 0 writes files into a temporary folder and the coordinator commits it;
-//! a loader receives path and hash, and verifies each file by its checksum. Formats: `tensors.rs`.
+//! Checkpoints as a worker sees them: rank 0 writes files into a temporary folder and the
+//! coordinator commits it; a loader receives path and hash, and verifies each file by its checksum.
+//! Formats: `tensors.rs`.
 
 use crate::probe_weights::folded;
 use crate::run_files::{RunFiles, Unfinished};
@@ -18,7 +19,8 @@ pub(crate) struct Written {
     pub(crate) files: Vec<WrittenFile>,
 }
 
-/// Writes and syncs the files of a checkpoint into a temporary folder of the stage; `record` describes the network.
+/// Writes and syncs the files of a checkpoint into a temporary folder of the stage; `record`
+/// describes the network.
 ///
 /// # Errors
 /// If the disk is full or not writable.
@@ -67,7 +69,11 @@ impl Committed {
         let bytes = files.read(checkpoint, MANIFEST).with_context(place)?;
         let found = sha256(&bytes);
         let expected = &checkpoint.manifest_sha256;
-        ensure!(&found == expected, "{}: manifest.json has SHA-256 {found}, the coordinator's is {expected}", place());
+        ensure!(
+            &found == expected,
+            "{}: manifest.json has SHA-256 {found}, the coordinator's is {expected}",
+            place()
+        );
         let manifest: Manifest = serde_json::from_slice(&bytes).with_context(place)?;
         let same = (&manifest.stage, manifest.step) == (&checkpoint.stage, checkpoint.step);
         ensure!(same, "{} is of step {} of stage {}", place(), manifest.step, manifest.stage);
@@ -112,7 +118,10 @@ impl Committed {
         let Some(entry) = self.manifest.files.iter().find(|file| file.name == name) else {
             bail!("checkpoint {folder}: its manifest names no {name}");
         };
-        let bytes = self.files.read(&self.checkpoint, name).with_context(|| format!("checkpoint {folder}"))?;
+        let bytes = self
+            .files
+            .read(&self.checkpoint, name)
+            .with_context(|| format!("checkpoint {folder}"))?;
         let found = sha256(&bytes);
         ensure!(
             bytes.len() as u64 == entry.bytes && found == entry.sha256,

@@ -37,17 +37,24 @@ pub(crate) struct Data {
     device: Device,
     precision: Precision,
     threads: usize,
-    /// The images of both packs, (training, test), where views are made on a GPU: in its memory, or on the host.
+    /// The images of both packs, (training, test), where views are made on a GPU: in its memory, or
+    /// on the host.
     for_gpu: Option<(Images, Images)>,
 }
 
 impl Data {
-    /// Opens the packs that the coordinator named, and checks them against the plan's data set. `threads` is this
-    /// worker's share of the cores.
-    pub(crate) fn open(plan: &Plan, packs: &[LocalPack], device: Device, threads: usize) -> Result<Self> {
+    /// Opens the packs that the coordinator named, and checks them against the plan's data set.
+    /// `threads` is this worker's share of the cores.
+    pub(crate) fn open(
+        plan: &Plan,
+        packs: &[LocalPack],
+        device: Device,
+        threads: usize,
+    ) -> Result<Self> {
         let open = |split: &str| -> Result<Pack> {
             let found = packs.iter().find(|pack| pack.split == split);
-            let found = found.with_context(|| format!("the coordinator named no pack for `{split}`"))?;
+            let found =
+                found.with_context(|| format!("the coordinator named no pack for `{split}`"))?;
             let pack = Pack::open(&found.path, &found.fingerprint)?;
             let (found_shape, expected) = (shape(&pack.facts), shape(plan.data()));
             ensure!(
@@ -68,14 +75,18 @@ impl Data {
             Validation::HeldOut => split.validation,
             Validation::Test => test_ids.clone(),
         };
-        let (trained, validated, tested) = (split.train.len(), validation_ids.len(), test_ids.len());
+        let (trained, validated, tested) =
+            (split.train.len(), validation_ids.len(), test_ids.len());
         ensure!(
             trained > 0 && validated > 0 && tested > 0,
-            "{trained} training, {validated} validation and {tested} test images: none of them may be empty"
+            "{trained} training, {validated} validation and {tested} test images: none of them may \
+            be empty"
         );
-        let augmentation = Augmentation::new(&plan.config().views, facts.side, &facts.mean, &facts.std);
+        let augmentation =
+            Augmentation::new(&plan.config().views, facts.side, &facts.mean, &facts.std);
         let precision = plan.config().model.precision;
-        let for_gpu = device.is_cuda().then(|| images_for_gpu(&train, &test, device)).transpose()?;
+        let for_gpu =
+            device.is_cuda().then(|| images_for_gpu(&train, &test, device)).transpose()?;
         let seed = plan.config().seed;
         let train_ids = split.train;
         Ok(Self {
@@ -112,11 +123,13 @@ impl Data {
                 Some(pixels) => (pixels, ids.iter().map(|&id| id as i64).collect()),
                 None => (self.on_gpu(images, ids)?, (0..ids.len() as i64).collect::<Vec<_>>()),
             }; // [N, S, S, C]
-            let rows: Vec<i64> = rows.into_iter().flat_map(|row| std::iter::repeat_n(row, views as usize)).collect();
+            let rows: Vec<i64> =
+                rows.into_iter().flat_map(|row| std::iter::repeat_n(row, views as usize)).collect();
             let made = match takes_views(&pixels) {
                 true => views_by_kernel(&self.augmentation, &pixels, &rows, &keys)?,
                 false => {
-                    let chosen = pixels.index_select(0, &upload(&rows, self.device)); // [n * views, S, S, C]
+                    // [n * views, S, S, C]
+                    let chosen = pixels.index_select(0, &upload(&rows, self.device));
                     views_on_device(&self.augmentation, &chosen, &keys)
                 }
             };
@@ -129,13 +142,15 @@ impl Data {
     /// Images of a pack as evaluation sees them: [n, C, S, S].
     pub(crate) fn plain(&self, pack: &Pack, ids: &[u64]) -> Result<Tensor> {
         if let Some(images) = self.images_for_gpu(pack) {
-            return Ok(plain_on_device(&self.augmentation, &self.on_gpu(images, ids)?).to_kind(self.kind()));
+            return Ok(plain_on_device(&self.augmentation, &self.on_gpu(images, ids)?)
+                .to_kind(self.kind()));
         }
         let floats = self.on_threads(pack, |maker, part| maker.plain(ids, part))?;
         Ok(self.tensor(&floats, &[ids.len() as i64]))
     }
 
-    /// Floats that all threads of this worker compute, each its part of so many, one after the other.
+    /// Floats that all threads of this worker compute, each its part of so many, one after the
+    /// other.
     fn on_threads<F>(&self, pack: &Pack, compute: F) -> Result<Vec<f32>>
     where
         F: Fn(&ViewMaker, (usize, usize)) -> Result<Vec<f32>> + Sync,
@@ -150,7 +165,8 @@ impl Data {
             });
             let others: Vec<_> = others.collect();
             let first = compute(&maker, (0, threads));
-            let joined = others.into_iter().map(|part| part.join().expect("making views does not panic"));
+            let joined =
+                others.into_iter().map(|part| part.join().expect("making views does not panic"));
             std::iter::once(first).chain(joined).collect()
         });
         Ok(parts.into_iter().collect::<Result<Vec<_>>>()?.concat())
@@ -208,8 +224,8 @@ impl Data {
         Some(if std::ptr::eq(pack, &self.test) { test } else { train })
     }
 
-    /// Some images in the GPU's memory, [n, S, S, C] u8. Those of the host go through pinned memory, so that the copy
-    /// does not block this thread.
+    /// Some images in the GPU's memory, [n, S, S, C] u8. Those of the host go through pinned
+    /// memory, so that the copy does not block this thread.
     fn on_gpu(&self, images: &Images, ids: &[u64]) -> Result<Tensor> {
         let chosen = images.chosen(ids)?;
         if chosen.device() == self.device {
@@ -220,12 +236,19 @@ impl Data {
     }
 
     fn maker(&self, images: &Images) -> ViewMaker {
-        ViewMaker { augmentation: self.augmentation.clone(), seed: self.seed, images: images.clone() }
+        ViewMaker {
+            augmentation: self.augmentation.clone(),
+            seed: self.seed,
+            images: images.clone(),
+        }
     }
 
     /// Floats of images as a tensor on the training device: [leading.., C, S, S].
     pub(crate) fn tensor(&self, floats: &[f32], leading: &[i64]) -> Tensor {
-        Tensor::from_slice(floats).reshape(self.shape(leading)).to_device(self.device).to_kind(self.kind())
+        Tensor::from_slice(floats)
+            .reshape(self.shape(leading))
+            .to_device(self.device)
+            .to_kind(self.kind())
     }
 
     fn shape(&self, leading: &[i64]) -> Vec<i64> {
@@ -234,8 +257,9 @@ impl Data {
     }
 }
 
-/// The images of both packs as a GPU reads them: in its memory, where they fit. Else they stay in their files, whose
-/// pages are shared by the ranks of the machine, and every batch passes through pinned memory.
+/// The images of both packs as a GPU reads them: in its memory, where they fit. Else they stay in
+/// their files, whose pages are shared by the ranks of the machine, and every batch passes through
+/// pinned memory.
 fn images_for_gpu(train: &Pack, test: &Pack, device: Device) -> Result<(Images, Images)> {
     let bytes = train.images().bytes() + test.images().bytes();
     let memory = gpu_memory()?;
@@ -244,14 +268,16 @@ fn images_for_gpu(train: &Pack, test: &Pack, device: Device) -> Result<(Images, 
     }
     let gigabytes = |bytes: u64| bytes as f64 / 1e9;
     tracing::info!(
-        "the images take {:.1} GB and {:.1} GB of the GPU's memory are free: they stay in host memory",
+        "the images take {:.1} GB and {:.1} GB of the GPU's memory are free: they stay in host \
+        memory",
         gigabytes(bytes),
         gigabytes(memory.free)
     );
     Ok((train.images().clone(), test.images().clone()))
 }
 
-/// Whether images may take part of a GPU's memory: half of what is free is left for the model and its activations.
+/// Whether images may take part of a GPU's memory: half of what is free is left for the model and
+/// its activations.
 fn packs_fit(bytes: u64, memory: GpuMemory) -> bool {
     bytes <= memory.free / 2
 }
@@ -270,17 +296,30 @@ pub(crate) struct ViewMaker {
 }
 
 impl ViewMaker {
-    /// The floats of views of one of so many parts of some images in one epoch: [n, views, C, S, S].
-    pub(crate) fn views(&self, ids: &[u64], (part, parts): (usize, usize), epoch: u64, views: u64) -> Result<Vec<f32>> {
+    /// The floats of views of one of so many parts of some images in one epoch: [n, views, C, S,
+    /// S].
+    pub(crate) fn views(
+        &self,
+        ids: &[u64],
+        (part, parts): (usize, usize),
+        epoch: u64,
+        views: u64,
+    ) -> Result<Vec<f32>> {
         let ids = &ids[rank_slice(ids.len(), part, parts)];
         let pixels = self.images.pixels(ids)?;
         let size = self.augmentation.pixels();
         let mut floats = vec![0.0_f32; ids.len() * views as usize * size];
         let mut scratch = Scratch::default();
-        for (at, (key, out)) in self.keys(ids, epoch, views).into_iter().zip(floats.chunks_exact_mut(size)).enumerate()
+        for (at, (key, out)) in
+            self.keys(ids, epoch, views).into_iter().zip(floats.chunks_exact_mut(size)).enumerate()
         {
             let image = at / views as usize;
-            self.augmentation.view(&pixels[image * size..(image + 1) * size], key, &mut scratch, out);
+            self.augmentation.view(
+                &pixels[image * size..(image + 1) * size],
+                key,
+                &mut scratch,
+                out,
+            );
         }
         Ok(floats)
     }
@@ -299,7 +338,9 @@ impl ViewMaker {
 
     /// Keys of the views of images in one epoch, an image's views next to each other.
     fn keys(&self, ids: &[u64], epoch: u64, views: u64) -> Vec<u64> {
-        ids.iter().flat_map(|&id| (0..views).map(move |view| view_key(self.seed, epoch, id, view))).collect()
+        ids.iter()
+            .flat_map(|&id| (0..views).map(move |view| view_key(self.seed, epoch, id, view)))
+            .collect()
     }
 }
 

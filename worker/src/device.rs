@@ -1,5 +1,6 @@
-//! On what this worker trains: what `--device` asks for, against the GPUs of the machine and what libtorch can use of them.
-//! A GPU that is there and cannot be used is an error, never a silent fall back to the CPU.
+//! On what this worker trains: what `--device` asks for, against the GPUs of the machine and what
+//! libtorch can use of them. A GPU that is there and cannot be used is an error, never a silent
+//! fall back to the CPU.
 
 use thanos_proto::{Device, DeviceKind};
 use thanos_transport::{DeviceChoice, Gpu, GpuFacts, count_gpus, cpu_model};
@@ -68,14 +69,20 @@ fn decide(choice: DeviceChoice, local_rank: usize, machine: &Machine) -> Result<
     if index >= machine.usable {
         let gpus = count_gpus(machine.usable);
         return Err(Unusable(match choice {
-            DeviceChoice::CudaIndex(index) => format!("--device cuda:{index}: {gpus} on this machine, numbered from 0"),
+            DeviceChoice::CudaIndex(index) => {
+                format!("--device cuda:{index}: {gpus} on this machine, numbered from 0")
+            }
             _ => format!(
-                "local rank {local_rank} but {gpus} on this machine: start fewer workers, or let them share one with \
+                "local rank {local_rank} but {gpus} on this machine: start fewer workers, or let \
+                them share one with \
                  --device cuda:0"
             ),
         }));
     }
-    Ok(Chosen { device: tch::Device::Cuda(index), described: described(machine.gpus.get(index), index) })
+    Ok(Chosen {
+        device: tch::Device::Cuda(index),
+        described: described(machine.gpus.get(index), index),
+    })
 }
 
 fn cpu(machine: &Machine) -> Chosen {
@@ -98,10 +105,13 @@ fn none_usable(choice: DeviceChoice, seen: usize, has_cuda: bool) -> Unusable {
     let why = match (seen, has_cuda) {
         (0, _) => String::new(),
         (_, true) => {
-            ", but libtorch sees none: see whether nvidia-smi does, and whether the driver is new enough".into()
+            ", but libtorch sees none: see whether nvidia-smi does, and whether the driver is new \
+            enough"
+                .into()
         }
         (_, false) => {
-            ", but the libtorch of this worker is built for CPUs and sees none: `make cuda` builds thanos-worker-cuda"
+            ", but the libtorch of this worker is built for CPUs and sees none: `make cuda` builds \
+            thanos-worker-cuda"
                 .into()
         }
     };
@@ -118,17 +128,27 @@ mod tests {
     }
 
     fn machine(gpus: usize, usable: usize) -> Machine {
-        Machine { gpus: (0..gpus).map(gpu).collect(), allocated: 0, usable, has_cuda: true, cpu: "Xeon".into() }
+        Machine {
+            gpus: (0..gpus).map(gpu).collect(),
+            allocated: 0,
+            usable,
+            has_cuda: true,
+            cpu: "Xeon".into(),
+        }
     }
 
     #[test]
     fn a_worker_takes_the_gpu_of_its_place() {
-        let check = |choice, local_rank, machine: &Machine, expected: Option<(usize, &str, &str)>| {
+        let check = |choice,
+                     local_rank,
+                     machine: &Machine,
+                     expected: Option<(usize, &str, &str)>| {
             let chosen = decide(choice, local_rank, machine).expect("usable");
             let expected = match expected {
                 None => Chosen { device: tch::Device::Cpu, described: Device::cpu("Xeon") },
                 Some((index, name, id)) => {
-                    let described = Device { kind: DeviceKind::Cuda, name: name.into(), id: Some(id.into()) };
+                    let described =
+                        Device { kind: DeviceKind::Cuda, name: name.into(), id: Some(id.into()) };
                     Chosen { device: tch::Device::Cuda(index), described }
                 }
             };
@@ -149,24 +169,51 @@ mod tests {
     #[test]
     fn gpus_that_cannot_be_used_are_an_error() {
         let check = |choice, local_rank, machine: &Machine, message: &str| {
-            assert_eq!(decide(choice, local_rank, machine), Err(Unusable(message.into())), "{choice} {local_rank}");
+            assert_eq!(
+                decide(choice, local_rank, machine),
+                Err(Unusable(message.into())),
+                "{choice} {local_rank}"
+            );
         };
         let none = "no GPU is visible on this machine; `--device cpu` trains on CPUs";
         check(Cuda, 0, &machine(0, 0), &format!("--device cuda: {none}"));
         check(CudaIndex(1), 0, &machine(0, 0), &format!("--device cuda:1: {none}"));
-        let driver = "but libtorch sees none: see whether nvidia-smi does, and whether the driver is new enough; \
+        let driver = "but libtorch sees none: see whether nvidia-smi does, and whether the driver \
+            is new enough; \
                       `--device cpu` trains on CPUs";
-        check(Auto, 0, &machine(2, 0), &format!("2 GPUs are on this machine or allocated to it, {driver}"));
+        check(
+            Auto,
+            0,
+            &machine(2, 0),
+            &format!("2 GPUs are on this machine or allocated to it, {driver}"),
+        );
         let allocated = Machine { allocated: 1, ..machine(0, 0) };
-        check(Auto, 0, &allocated, &format!("1 GPU is on this machine or allocated to it, {driver}"));
+        check(
+            Auto,
+            0,
+            &allocated,
+            &format!("1 GPU is on this machine or allocated to it, {driver}"),
+        );
         let cpu_build = Machine { has_cuda: false, ..machine(1, 0) };
-        let message = "1 GPU is on this machine or allocated to it, but the libtorch of this worker is built for CPUs and \
-                       sees none: `make cuda` builds thanos-worker-cuda; `--device cpu` trains on CPUs";
+        let message = "1 GPU is on this machine or allocated to it, but the libtorch of this \
+            worker is built for CPUs and \
+                       sees none: `make cuda` builds thanos-worker-cuda; `--device cpu` trains on \
+                       CPUs";
         check(Auto, 0, &cpu_build, message);
         check(Cuda, 0, &cpu_build, message);
         let fewer = "start fewer workers, or let them share one with --device cuda:0";
         check(Auto, 1, &machine(1, 1), &format!("local rank 1 but 1 GPU on this machine: {fewer}"));
-        check(Cuda, 2, &machine(2, 2), &format!("local rank 2 but 2 GPUs on this machine: {fewer}"));
-        check(CudaIndex(2), 0, &machine(2, 2), "--device cuda:2: 2 GPUs on this machine, numbered from 0");
+        check(
+            Cuda,
+            2,
+            &machine(2, 2),
+            &format!("local rank 2 but 2 GPUs on this machine: {fewer}"),
+        );
+        check(
+            CudaIndex(2),
+            0,
+            &machine(2, 2),
+            "--device cuda:2: 2 GPUs on this machine, numbered from 0",
+        );
     }
 }

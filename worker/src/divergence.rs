@@ -1,5 +1,5 @@
-//! Whether all ranks hold the same state, bit by bit. They should by construction; memory that has gone bad, a driver or
-//! a bug may say otherwise, and then the results are invalid.
+//! Whether all ranks hold the same state, bit by bit. They should by construction; memory that has
+//! gone bad, a driver or a bug may say otherwise, and then the results are invalid.
 
 use crate::tensors::{StateDict, common_device, devices};
 use anyhow::Result;
@@ -20,12 +20,18 @@ pub(crate) struct Diverged {
 impl fmt::Display for Diverged {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ranks: Vec<String> = self.ranks.iter().map(ToString::to_string).collect();
-        write!(out, "`{}` of rank {} is not that of rank {}", self.tensor, ranks.join(", "), self.trusted)
+        write!(
+            out,
+            "`{}` of rank {} is not that of rank {}",
+            self.tensor,
+            ranks.join(", "),
+            self.trusted
+        )
     }
 }
 
-/// Compares the ranks' tensors; all ranks get the same answer. `None`: they are equal. Only where one sum over everything
-/// differs is it asked which tensor it is.
+/// Compares the ranks' tensors; all ranks get the same answer. `None`: they are equal. Only where
+/// one sum over everything differs is it asked which tensor it is.
 ///
 /// # Errors
 /// If a peer is lost.
@@ -46,13 +52,16 @@ pub(crate) fn diverged(state: &StateDict, group: &ProcessGroup) -> Result<Option
     }))
 }
 
-/// The sum of the bits of tensors one after the other, as integers with weights by their place, so that two that are
-/// exchanged are seen. A few kernels, however many tensors there are.
+/// The sum of the bits of tensors one after the other, as integers with weights by their place, so
+/// that two that are exchanged are seen. A few kernels, however many tensors there are.
 fn bit_sum(tensors: &[&Tensor]) -> i64 {
     let _no_graph = tch::no_grad_guard();
     let of = |kind: Kind| -> Option<Tensor> {
-        let rows: Vec<Tensor> =
-            tensors.iter().filter(|tensor| tensor.kind() == kind).map(|tensor| tensor.reshape(-1)).collect();
+        let rows: Vec<Tensor> = tensors
+            .iter()
+            .filter(|tensor| tensor.kind() == kind)
+            .map(|tensor| tensor.reshape(-1))
+            .collect();
         (!rows.is_empty()).then(|| Tensor::cat(&rows, 0))
     };
     let bits = [
@@ -61,20 +70,22 @@ fn bit_sum(tensors: &[&Tensor]) -> i64 {
         of(Kind::Int64),
     ];
     let sums = bits.into_iter().flatten().map(|bits| {
-        let places = Tensor::arange(bits.size()[0], (Kind::Int64, bits.device())).remainder(65_521) + 1;
+        let places =
+            Tensor::arange(bits.size()[0], (Kind::Int64, bits.device())).remainder(65_521) + 1;
         (bits * places).sum(Kind::Int64).int64_value(&[])
     });
     sums.fold(0, |sum, bits| sum.wrapping_mul(31).wrapping_add(bits))
 }
 
-/// Which rows are not the most frequent one (of equals, the one of the lowest rank), that one's first rank, and the
-/// first column in which a row differs.
+/// Which rows are not the most frequent one (of equals, the one of the lowest rank), that one's
+/// first rank, and the first column in which a row differs.
 fn minority(rows: &[Vec<i64>]) -> Option<(Vec<usize>, usize, usize)> {
     let votes = |row: &Vec<i64>| rows.iter().filter(|other| *other == row).count();
     let trusted = (0..rows.len()).rev().max_by_key(|&rank| votes(&rows[rank]))?;
     let differs = |rank: &usize| rows[*rank] != rows[trusted];
     let ranks: Vec<usize> = (0..rows.len()).filter(differs).collect();
-    let column = |rank: &usize| rows[*rank].iter().zip(&rows[trusted]).position(|(one, other)| one != other);
+    let column =
+        |rank: &usize| rows[*rank].iter().zip(&rows[trusted]).position(|(one, other)| one != other);
     let first = ranks.iter().filter_map(column).min()?;
     Some((ranks, trusted, first))
 }
@@ -100,7 +111,8 @@ mod tests {
         assert_eq!(whole, sum(&[1.0, 2.0, 3.0]));
         assert_ne!(whole, sum(&[1.0, 2.0, f32::from_bits(3.0_f32.to_bits() ^ 1)]));
         assert_ne!(whole, sum(&[2.0, 1.0, 3.0]));
-        let step = |step: i64| bit_sum(&[&Tensor::from_slice(&[1.0_f32]), &Tensor::from_slice(&[step])]);
+        let step =
+            |step: i64| bit_sum(&[&Tensor::from_slice(&[1.0_f32]), &Tensor::from_slice(&[step])]);
         assert_ne!(step(1), step(2));
     }
 }

@@ -74,7 +74,8 @@ fn sample(len: usize, images: usize, seed: u64) -> Vec<usize> {
 fn rows_at(places: &[usize], own: &Tensor, first: usize) -> Tensor {
     let range = first..first + own.size()[0] as usize;
     let here = places.iter().enumerate().filter(|(_, place)| range.contains(place));
-    let (to, from): (Vec<i64>, Vec<i64>) = here.map(|(row, place)| (row as i64, (place - first) as i64)).unzip();
+    let (to, from): (Vec<i64>, Vec<i64>) =
+        here.map(|(row, place)| (row as i64, (place - first) as i64)).unzip();
     let index = |rows: &[i64]| Tensor::from_slice(rows).to_device(own.device());
     let all = Tensor::zeros([places.len() as i64, own.size()[1]], (own.kind(), own.device()));
     all.index_copy(0, &index(&to), &own.index_select(0, &index(&from)))
@@ -94,7 +95,8 @@ fn pca(rows: &Tensor) -> Result<Tensor> {
     let centred = rows - rows.mean_dim(&[0_i64][..], true, None::<Kind>);
     let axes = AXES.min(n).min(d);
     let largest = |symmetric: &Tensor| -> Result<(Tensor, Tensor)> {
-        let (values, vectors) = symmetric.f_linalg_eigh("L").context("eigenvectors of embeddings")?;
+        let (values, vectors) =
+            symmetric.f_linalg_eigh("L").context("eigenvectors of embeddings")?;
         let last = values.size()[0] - axes;
         // In ascending order.
         Ok((values.narrow(0, last, axes).flip([0]), vectors.narrow(1, last, axes).flip([1])))

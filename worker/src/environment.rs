@@ -1,10 +1,11 @@
-//! Who this worker is where no option says it: by the variables of the program that started it, `torchrun` and its kin, Slurm's
-//! `srun`, or an indexed Job of Kubernetes.
+//! Who this worker is where no option says it: by the variables of the program that started it,
+//! `torchrun` and its kin, Slurm's `srun`, or an indexed Job of Kubernetes.
 
 /// Ranks in the whole run, in the order in which they are looked for.
 const RANKS: [&str; 3] = ["RANK", "SLURM_PROCID", "JOB_COMPLETION_INDEX"];
 
-/// The worker's name and its place among the workers of its machine: as typed, else by the variables, else the first place.
+/// The worker's name and its place among the workers of its machine: as typed, else by the
+/// variables, else the first place.
 ///
 /// # Errors
 /// If nothing names the worker, or a variable is not a number.
@@ -30,7 +31,8 @@ pub(crate) fn identity(
         Some(place) => place,
         None => match number("LOCAL_RANK")? {
             Some(place) => place,
-            // Slurm shows a task of --gpus-per-task one GPU of its step: that is its own, whatever its place.
+            // Slurm shows a task of --gpus-per-task one GPU of its step: that is its own, whatever
+            // its place.
             None if visible == 1 && number("SLURM_GPUS_ON_NODE")? > Some(1) => 0,
             None => number("SLURM_LOCALID")?.unwrap_or(0),
         },
@@ -42,15 +44,24 @@ pub(crate) fn identity(
 mod tests {
     use super::*;
 
-    fn found(typed: (Option<&str>, Option<usize>), variables: &[(&str, &str)]) -> Result<(String, usize), String> {
-        let value = |name: &str| variables.iter().find(|(other, _)| *other == name).map(|(_, v)| (*v).to_owned());
+    fn found(
+        typed: (Option<&str>, Option<usize>),
+        variables: &[(&str, &str)],
+    ) -> Result<(String, usize), String> {
+        let value = |name: &str| {
+            variables.iter().find(|(other, _)| *other == name).map(|(_, v)| (*v).to_owned())
+        };
         identity((typed.0.map(Into::into), typed.1), value)
     }
 
     #[test]
     fn a_worker_is_who_its_options_or_its_launcher_say() {
         let check = |typed, variables: &[(&str, &str)], id: &str, place| {
-            assert_eq!(found(typed, variables), Ok((id.to_owned(), place)), "{typed:?} {variables:?}");
+            assert_eq!(
+                found(typed, variables),
+                Ok((id.to_owned(), place)),
+                "{typed:?} {variables:?}"
+            );
         };
         let slurm = [("SLURM_PROCID", "5"), ("SLURM_LOCALID", "1")];
         check((Some("a"), Some(2)), &slurm, "a", 2);
@@ -59,7 +70,12 @@ mod tests {
         check((None, Some(0)), &slurm, "worker-5", 0);
         check((None, None), &[("JOB_COMPLETION_INDEX", "3")], "worker-3", 0);
         // A launcher inside a job of Slurm knows more.
-        check((None, None), &[&slurm[..], &[("RANK", "9"), ("LOCAL_RANK", "3")]].concat(), "worker-9", 3);
+        check(
+            (None, None),
+            &[&slurm[..], &[("RANK", "9"), ("LOCAL_RANK", "3")]].concat(),
+            "worker-9",
+            3,
+        );
         check((None, None), &[("RANK", ""), ("SLURM_PROCID", "0")], "worker-0", 0);
         let own = [("SLURM_GPUS_ON_NODE", "2"), ("CUDA_VISIBLE_DEVICES", "1")];
         check((None, None), &[&slurm[..], &own].concat(), "worker-5", 0);
@@ -70,7 +86,10 @@ mod tests {
     #[test]
     fn what_names_no_worker_is_an_error() {
         let none = found((None, None), &[]).expect_err("nothing says who it is");
-        assert_eq!(none, "--id is required: none of RANK, SLURM_PROCID, JOB_COMPLETION_INDEX is set");
+        assert_eq!(
+            none,
+            "--id is required: none of RANK, SLURM_PROCID, JOB_COMPLETION_INDEX is set"
+        );
         let wrong = found((None, None), &[("RANK", "first")]).expect_err("not a number");
         assert_eq!(wrong, "RANK=first is not a number");
     }

@@ -63,10 +63,15 @@ impl WorkerError {
             Self::UnusableDevice(_) => EXIT_CONFIG,
             Self::BadData(_) => EXIT_DATA,
             Self::NotSaved(_) | Self::Io(_) => EXIT_IO,
-            Self::NotReached { .. } | Self::NotTransferred(_) | Self::NotHere(_) | Self::Group(_) => EXIT_UNREACHABLE,
-            Self::StoppedWaiting | Self::Disconnected | Self::GenerationOver | Self::StopRequested | Self::Other(_) => {
-                EXIT_SOFTWARE
-            }
+            Self::NotReached { .. }
+            | Self::NotTransferred(_)
+            | Self::NotHere(_)
+            | Self::Group(_) => EXIT_UNREACHABLE,
+            Self::StoppedWaiting
+            | Self::Disconnected
+            | Self::GenerationOver
+            | Self::StopRequested
+            | Self::Other(_) => EXIT_SOFTWARE,
         }
     }
 
@@ -134,7 +139,11 @@ mod tests {
     fn an_error_of_several_kinds_is_found_again() {
         let check = |error: anyhow::Error, exit_code: u8, message: &str| {
             let error = WorkerError::from(error);
-            assert_eq!((error.exit_code(), error.to_string().as_str()), (exit_code, message), "{error:?}");
+            assert_eq!(
+                (error.exit_code(), error.to_string().as_str()),
+                (exit_code, message),
+                "{error:?}"
+            );
         };
         let full = || Err::<(), _>(io::Error::other("disk full"));
         check(full().context("pack a").expect_err("full"), EXIT_IO, "pack a: disk full");

@@ -1,5 +1,6 @@
-//! Exact evaluation: every image is counted once, whatever the number of ranks and the batch; ranks report integers.
-//! Also what shows how far classes have collapsed: a kNN accuracy and mean cosines.
+//! Exact evaluation: every image is counted once, whatever the number of ranks and the batch; ranks
+//! report integers. Also what shows how far classes have collapsed: a kNN accuracy and mean
+//! cosines.
 
 use crate::data::Data;
 use crate::error::{Result, WorkerError};
@@ -31,7 +32,8 @@ pub(crate) struct EvalMetrics {
     pub cosine_between_views: f64,
 }
 
-/// Embeddings of this rank's slices of the test and training images, [own, d of all encoders together] each.
+/// Embeddings of this rank's slices of the test and training images, [own, d of all encoders
+/// together] each.
 pub(crate) struct Embedded {
     pub(crate) test: Tensor,
     pub(crate) train: Tensor,
@@ -75,7 +77,8 @@ impl Evaluator<'_> {
         Ok(Embedded { test, train: self.embed_own(models, &data.train, &data.train_ids)? })
     }
 
-    /// Embeddings of `ids` on every rank, [ids, d of all encoders together]; each rank computes its slice.
+    /// Embeddings of `ids` on every rank, [ids, d of all encoders together]; each rank computes its
+    /// slice.
     ///
     /// # Errors
     /// [`WorkerError::StopRequested`], on all ranks alike.
@@ -83,46 +86,68 @@ impl Evaluator<'_> {
         Ok(gather_rows(self.group.as_ref(), &self.embed_own(models, pack, ids)?, ids.len() as i64)?)
     }
 
-    /// Share of the images `ids` whose label of `of` their scores rank first; `scores` [own, classes] are those of this
-    /// rank's slice.
+    /// Share of the images `ids` whose label of `of` their scores rank first; `scores` [own,
+    /// classes] are those of this rank's slice.
     pub(crate) fn accuracy(&self, scores: &Tensor, of: &[i64], ids: &[u64]) -> Result<f64> {
         let labels = self.data.labels(of, self.own_ids(ids));
         let correct = scores.argmax(1, false).eq_tensor(&labels).sum(Kind::Int64).int64_value(&[]);
         Ok(self.sum(correct as f64)? / ids.len() as f64)
     }
 
-    /// Everything that is measured on the test images. `embedded` are this rank's slices, by the models as they are.
+    /// Everything that is measured on the test images. `embedded` are this rank's slices, by the
+    /// models as they are.
     pub(crate) fn measure(&self, models: &[&Model], embedded: &Embedded) -> Result<EvalMetrics> {
         let _no_graph = tch::no_grad_guard();
         let data = self.data;
         let (test, names) = (&data.test, &data.facts.labels);
-        let coarse_accuracy = self.accuracy(&coarse_scores(models, &embedded.test), &test.coarse, &data.test_ids)?;
-        let tested = Labelled { directions: unit(models, &embedded.test), pack: test, ids: &data.test_ids };
+        let coarse_accuracy =
+            self.accuracy(&coarse_scores(models, &embedded.test), &test.coarse, &data.test_ids)?;
+        let tested =
+            Labelled { directions: unit(models, &embedded.test), pack: test, ids: &data.test_ids };
         let trained = unit(models, &embedded.train);
         Ok(EvalMetrics {
             coarse_accuracy,
-            knn_fine_accuracy: self.knn(&tested, &trained, |pack| &pack.fine, names.fine_names.len() as i64)?,
-            cosine_within_coarse: self.mean_cosine_within(&tested, &test.coarse, names.coarse_names.len() as i64)?,
-            cosine_within_fine: self.mean_cosine_within(&tested, &test.fine, names.fine_names.len() as i64)?,
+            knn_fine_accuracy: self.knn(
+                &tested,
+                &trained,
+                |pack| &pack.fine,
+                names.fine_names.len() as i64,
+            )?,
+            cosine_within_coarse: self.mean_cosine_within(
+                &tested,
+                &test.coarse,
+                names.coarse_names.len() as i64,
+            )?,
+            cosine_within_fine: self.mean_cosine_within(
+                &tested,
+                &test.fine,
+                names.fine_names.len() as i64,
+            )?,
             cosine_between_views: self.mean_cosine_between_views(models, &data.test_ids)?,
         })
     }
 
-    /// Accuracy on the validation images of the nearest training images' coarse labels: what selects the best epoch of a
-    /// backbone whose head is not trained.
+    /// Accuracy on the validation images of the nearest training images' coarse labels: what
+    /// selects the best epoch of a backbone whose head is not trained.
     ///
     /// # Errors
     /// [`WorkerError::StopRequested`], on all ranks alike.
     pub(crate) fn validation_knn(&self, models: &[&Model]) -> Result<f64> {
         let _no_graph = tch::no_grad_guard();
         let (pack, ids) = self.data.validation();
-        let validation = Labelled { directions: unit(models, &self.embed_own(models, pack, ids)?), pack, ids };
+        let validation =
+            Labelled { directions: unit(models, &self.embed_own(models, pack, ids)?), pack, ids };
         let train = unit(models, &self.embed_own(models, &self.data.train, &self.data.train_ids)?);
-        self.knn(&validation, &train, |pack| &pack.coarse, self.data.facts.labels.coarse_names.len() as i64)
+        self.knn(
+            &validation,
+            &train,
+            |pack| &pack.coarse,
+            self.data.facts.labels.coarse_names.len() as i64,
+        )
     }
 
-    /// Accuracy of a vote of the nearest training images by cosine, weighted by exp(cosine / 0.07), among so many classes
-    /// of one kind of label.
+    /// Accuracy of a vote of the nearest training images by cosine, weighted by exp(cosine / 0.07),
+    /// among so many classes of one kind of label.
     ///
     /// Each rank classifies its slice of `queries`, and holds the directions of its slice of the
     /// training images, `train` [own, d].
@@ -146,13 +171,22 @@ impl Evaluator<'_> {
                 Tensor::empty([slice.len() as i64, train.size()[1]], like(train))
             };
             self.group.broadcast(&mut directions, rank)?;
-            nearest.look_in(&directions, &self.data.labels(labels(&self.data.train), slice), || self.stop.progressed());
+            nearest.look_in(
+                &directions,
+                &self.data.labels(labels(&self.data.train), slice),
+                || self.stop.progressed(),
+            );
         }
         self.accuracy(&nearest.votes(classes), labels(queries.pack), queries.ids)
     }
 
     /// Mean cosine over all pairs of different images of one class; `None`: there is no pair.
-    fn mean_cosine_within(&self, images: &Labelled<'_>, of: &[i64], classes: i64) -> Result<Option<f64>> {
+    fn mean_cosine_within(
+        &self,
+        images: &Labelled<'_>,
+        of: &[i64],
+        classes: i64,
+    ) -> Result<Option<f64>> {
         let labels = self.data.labels(of, self.own_ids(images.ids));
         let mut sums = class_sums(&images.directions, &labels, classes);
         self.group.all_reduce(&mut sums)?;
@@ -184,7 +218,7 @@ impl Evaluator<'_> {
     /// `scores` [own, classes] are those of this rank's slice.
     pub(crate) fn predictions(&self, scores: &Tensor) -> Result<Tensor> {
         let own = scores.argmax(1, false);
-        gather_rows(self.group.as_ref(), &own, self.data.test_ids.len() as i64)
+        Ok(gather_rows(self.group.as_ref(), &own, self.data.test_ids.len() as i64)?)
     }
 
     /// The sum of a number over the ranks; of counts it is exact.
@@ -210,7 +244,8 @@ struct Labelled<'a> {
 struct Nearest<'a> {
     /// [n, d].
     directions: &'a Tensor,
-    /// For each [`KNN_ROWS`] rows: cosines and labels of their neighbours, [rows, at most [`NEIGHBOURS`]].
+    /// For each [`KNN_ROWS`] rows: cosines and labels of their neighbours, [rows, at most
+    /// [`NEIGHBOURS`]].
     chunks: Vec<(Tensor, Tensor)>,
 }
 
@@ -219,17 +254,20 @@ impl<'a> Nearest<'a> {
         let none = |rows: i64, kind: Kind| Tensor::zeros([rows, 0], (kind, directions.device()));
         let n = directions.size()[0];
         let rows = (0..n).step_by(KNN_ROWS as usize).map(|from| KNN_ROWS.min(n - from));
-        let chunks = rows.map(|rows| (none(rows, directions.kind()), none(rows, Kind::Int64))).collect();
+        let chunks =
+            rows.map(|rows| (none(rows, directions.kind()), none(rows, Kind::Int64))).collect();
         Self { directions, chunks }
     }
 
-    /// Looks among more images, of directions [m, d] and labels [m]. `progressed` is called for each chunk.
+    /// Looks among more images, of directions [m, d] and labels [m]. `progressed` is called for
+    /// each chunk.
     fn look_in(&mut self, directions: &Tensor, labels: &Tensor, progressed: impl Fn()) {
         for (at, (cosines, neighbours)) in self.chunks.iter_mut().enumerate() {
             progressed();
             let rows = self.directions.narrow(0, at as i64 * KNN_ROWS, cosines.size()[0]);
             let found = rows.matmul(&directions.tr()); // [rows, m]
-            let (found, at) = found.topk(NEIGHBOURS.min(labels.size()[0]), 1, true, true); // [rows, k]
+            // [rows, k]
+            let (found, at) = found.topk(NEIGHBOURS.min(labels.size()[0]), 1, true, true);
             let all = Tensor::cat(&[&*cosines, &found], 1);
             let all_labels = Tensor::cat(&[&*neighbours, &labels.take(&at)], 1);
             let (best, at) = all.topk(NEIGHBOURS.min(all.size()[1]), 1, true, true);
@@ -259,7 +297,9 @@ pub(crate) fn embed(models: &[&Model], images: &Tensor, mode: Mode<'_>) -> Resul
     for (network, model) in models.iter().enumerate() {
         parts.push(match mode {
             Mode::Eval => model.encoder.forward(images, Mode::Eval)?,
-            Mode::Train(draws) => model.encoder.forward(images, Mode::Train(&draws.of_network(network as u32)))?,
+            Mode::Train(draws) => {
+                model.encoder.forward(images, Mode::Train(&draws.of_network(network as u32)))?
+            }
         });
     }
     Ok(Tensor::cat(&parts, 1))
@@ -279,7 +319,8 @@ fn coarse_scores(models: &[&Model], embeddings: &Tensor) -> Tensor {
     Tensor::stack(&probabilities, 0).mean_dim(&[0_i64][..], false, None::<Kind>)
 }
 
-/// Rows of length 1, each encoder's part of length 1 / sqrt(encoders): a cosine is the mean of theirs.
+/// Rows of length 1, each encoder's part of length 1 / sqrt(encoders): a cosine is the mean of
+/// theirs.
 pub(crate) fn unit(models: &[&Model], embeddings: &Tensor) -> Tensor {
     let mut from = 0;
     let share = 1.0 / (models.len() as f64).sqrt();
@@ -295,15 +336,19 @@ pub(crate) fn unit(models: &[&Model], embeddings: &Tensor) -> Tensor {
     Tensor::cat(&parts, 1)
 }
 
-/// For each class the sum of its rows' directions, and their number in the last column: [classes, d + 1], float64.
+/// For each class the sum of its rows' directions, and their number in the last column:
+/// [classes, d + 1], float64.
 fn class_sums(directions: &Tensor, labels: &Tensor, classes: i64) -> Tensor {
     let directions = directions.to_kind(Kind::Double);
-    let counted = Tensor::cat(&[&directions, &directions.new_ones([directions.size()[0], 1], like(&directions))], 1);
+    let counted = Tensor::cat(
+        &[&directions, &directions.new_ones([directions.size()[0], 1], like(&directions))],
+        1,
+    );
     Tensor::zeros([classes, counted.size()[1]], like(&directions)).index_add(0, labels, &counted)
 }
 
-/// Mean cosine over all pairs of different rows of one class, from [`class_sums`]: 1 where every class is a point; `None`:
-/// there is no pair.
+/// Mean cosine over all pairs of different rows of one class, from [`class_sums`]: 1 where every
+/// class is a point; `None`: there is no pair.
 ///
 /// For a class of n unit rows with sum s, the pairs' cosines sum to |s|^2 - n.
 fn mean_cosine(class_sums: &Tensor) -> Option<f64> {
@@ -332,7 +377,8 @@ mod tests {
     #[test]
     fn a_mean_cosine_is_over_the_pairs_of_each_class() {
         let labels = Tensor::from_slice(&[0_i64, 0, 2, 2, 1]);
-        let mean = mean_cosine(&class_sums(&directions(&[0.0, 1.0, 0.5, 0.5, 3.0]), &labels, 3)).expect("two pairs");
+        let mean = mean_cosine(&class_sums(&directions(&[0.0, 1.0, 0.5, 0.5, 3.0]), &labels, 3))
+            .expect("two pairs");
         assert!((mean - (1.0_f64.cos() + 1.0) / 2.0).abs() < 1e-12, "{mean}");
     }
 
@@ -364,11 +410,8 @@ mod tests {
         // The same by hand: all cosines sorted, the first votes.
         let (cosines, order) = queries.matmul(&train.tr()).sort(1, true);
         let cast = (cosines.narrow(1, 0, NEIGHBOURS) / VOTE_TEMPERATURE).exp();
-        let expected = Tensor::zeros([KNN_ROWS + 3, 4], (Kind::Double, tch::Device::Cpu)).scatter_add(
-            1,
-            &labels.take(&order.narrow(1, 0, NEIGHBOURS)),
-            &cast,
-        );
+        let expected = Tensor::zeros([KNN_ROWS + 3, 4], (Kind::Double, tch::Device::Cpu))
+            .scatter_add(1, &labels.take(&order.narrow(1, 0, NEIGHBOURS)), &cast);
         assert!(whole.allclose(&expected, 1e-12, 0.0, false));
         for slices in [&[50, 50][..], &[7, 0, 93], &[1, 2, 97], &[34, 33, 33]] {
             assert!(votes(slices).allclose(&expected, 1e-12, 0.0, false), "{slices:?}");

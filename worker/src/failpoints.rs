@@ -1,6 +1,7 @@
-//! What tests break on purpose inside a worker: places where a rank hangs, dies, computes nonsense. They are armed by
-//! the variable `FAILPOINTS` (`NAME=ACTION;...`, actions as the crate `fail` has them) and cost a look at an empty table
-//! otherwise. `return(RANK:STEP)` chooses where; the rank `any` is every rank.
+//! What tests break on purpose inside a worker: places where a rank hangs, dies, computes nonsense.
+//! They are armed by the variable `FAILPOINTS` (`NAME=ACTION;...`, actions as the crate `fail` has
+//! them) and cost a look at an empty table otherwise. `return(RANK:STEP)` chooses where; the rank
+//! `any` is every rank.
 
 use crate::tensors::StateDict;
 use fail::fail_point;
@@ -38,8 +39,8 @@ pub(crate) fn change_weight(parameters: &StateDict, rank: usize, step: u64) {
     }
 }
 
-/// A group that is aborted while its collective runs: on a GPU the collective returns as if it were done, with anything in
-/// its result.
+/// A group that is aborted while its collective runs: on a GPU the collective returns as if it were
+/// done, with anything in its result.
 pub(crate) fn abort_collective(result: &mut Tensor, group: &ProcessGroup, step: u64) {
     if is_here("abort-collective", group.rank(), step) {
         _ = result.fill_(0.5);
@@ -72,7 +73,8 @@ pub(crate) fn crash(point: &str) {
 }
 
 fn is_here(point: &str, rank: usize, step: u64) -> bool {
-    let is_this = |place: String| place == format!("{rank}:{step}") || place == format!("any:{step}");
+    let is_this =
+        |place: String| place == format!("{rank}:{step}") || place == format!("any:{step}");
     fail_point!(point, |place| place.is_some_and(is_this));
     false
 }

@@ -1,7 +1,9 @@
-//! The contrastive loss over the ranks: every rank's candidates to all, every candidate's gradient back to its owner.
+//! The contrastive loss over the ranks: every rank's candidates to all, every candidate's gradient
+//! back to its owner.
 //!
-//! The gather's backward is a SUM: each rank's loss is its anchors' share of the global mean, and a candidate is in
-//! the rows of all ranks. Batches need not divide evenly: rows are padded to the longest slice and cut again.
+//! The gather's backward is a SUM: each rank's loss is its anchors' share of the global mean, and a
+//! candidate is in the rows of all ranks. Batches need not divide evenly: rows are padded to the
+//! longest slice and cut again.
 
 use crate::loss::{Contrast, LossForm, Similarity, Tile, contrast};
 use anyhow::Result;
@@ -39,7 +41,8 @@ impl Exchange for ProcessGroup {
 
 /// One rank's part of a global batch: the loss's share and its gradients.
 pub struct Contrasted {
-    /// Sum over this rank's anchors, divided by all anchors: the ranks' sum is the global loss. Float64 scalar.
+    /// Sum over this rank's anchors, divided by all anchors: the ranks' sum is the global loss.
+    /// Float64 scalar.
     pub value: Tensor,
     /// [b, d], exact gradients of the *global* loss.
     pub view0_gradient: Tensor,
@@ -59,7 +62,8 @@ pub struct Comparison {
 
 /// The contrastive loss of a global batch of B images, of which this rank holds `rank_slice(B)`.
 ///
-/// `view0` (candidates) and `view1` (anchors) [b, d]; `labels` [B] i64 of the *global* batch, unlabelled points apart.
+/// `view0` (candidates) and `view1` (anchors) [b, d]; `labels` [B] i64 of the *global* batch,
+/// unlabelled points apart.
 pub fn contrast_globally(
     exchange: &dyn Exchange,
     view0: &Tensor,
@@ -92,8 +96,14 @@ fn one_direction(
     let prepared = comparison.similarity.prepare(anchors, candidates, comparison.temperature);
     let gathered = gather_rows(exchange, &prepared.candidates, total)?; // [B, d]
     let own = rank_slice(total as usize, exchange.rank(), exchange.size());
-    let rows = Contrast { anchors: &prepared.anchors, candidates: &gathered, labels, own: own.start as i64 };
-    let (value, anchors_gradient, shares) = contrast(rows, &comparison.form, total, comparison.tile);
+    let rows = Contrast {
+        anchors: &prepared.anchors,
+        candidates: &gathered,
+        labels,
+        own: own.start as i64,
+    };
+    let (value, anchors_gradient, shares) =
+        contrast(rows, &comparison.form, total, comparison.tile);
     let candidates_gradient = sum_to_owners(exchange, &shares)?; // [b, d]
     let (du, dw) = prepared.finish(&anchors_gradient, &candidates_gradient);
     Ok((value, du, dw))
@@ -107,8 +117,11 @@ pub fn gather_rows(exchange: &dyn Exchange, rows: &Tensor, total: i64) -> Result
         return exchange.all_gather(rows);
     }
     let gathered = exchange.all_gather(&padded(rows, longest))?;
-    let parts: Vec<Tensor> =
-        slices.iter().enumerate().map(|(rank, slice)| gathered.narrow(0, rank as i64 * longest, slice.1)).collect();
+    let parts: Vec<Tensor> = slices
+        .iter()
+        .enumerate()
+        .map(|(rank, slice)| gathered.narrow(0, rank as i64 * longest, slice.1))
+        .collect();
     Ok(Tensor::cat(&parts, 0))
 }
 
@@ -119,7 +132,8 @@ fn sum_to_owners(exchange: &dyn Exchange, rows: &Tensor) -> Result<Tensor> {
     if are_equal(&slices) {
         return exchange.reduce_scatter(rows);
     }
-    let parts: Vec<Tensor> = slices.iter().map(|&(start, len)| padded(&rows.narrow(0, start, len), longest)).collect();
+    let parts: Vec<Tensor> =
+        slices.iter().map(|&(start, len)| padded(&rows.narrow(0, start, len), longest)).collect();
     let summed = exchange.reduce_scatter(&Tensor::cat(&parts, 0))?;
     Ok(summed.narrow(0, 0, slices[exchange.rank()].1))
 }

@@ -1,5 +1,6 @@
-//! Weights that a user gives: a safetensors file of this program, of the published code or of PyTorch, read into an
-//! encoder. What can be read without a doubt is read; what cannot is refused with what to do about it.
+//! Weights that a user gives: a safetensors file of this program, of the published code or of
+//! PyTorch, read into an encoder. What can be read without a doubt is read; what cannot is refused
+//! with what to do about it.
 
 use crate::checkpoint::BEST;
 use crate::model::Model;
@@ -25,8 +26,8 @@ pub(crate) struct GivenWeights {
 }
 
 impl GivenWeights {
-    /// Reads a safetensors file, or the best weights in a checkpoint folder. Tensors in half precision become float32;
-    /// tensors of other types, which no encoder has, are skipped.
+    /// Reads a safetensors file, or the best weights in a checkpoint folder. Tensors in half
+    /// precision become float32; tensors of other types, which no encoder has, are skipped.
     ///
     /// # Errors
     /// Names the file, and for a PyTorch file how to convert it.
@@ -54,15 +55,18 @@ impl GivenWeights {
         Ok(Self { tensors, record })
     }
 
-    /// Copies the weights into a model without a decoder. A file without the coarse head `cls` gives an encoder whose
-    /// head is all zeros.
+    /// Copies the weights into a model without a decoder. A file without the coarse head `cls`
+    /// gives an encoder whose head is all zeros.
     ///
     /// # Errors
-    /// Names the keys by which the architectures differ, or the tensor that is missing or has another shape.
+    /// Names the keys by which the architectures differ, or the tensor that is missing or has
+    /// another shape.
     pub(crate) fn load_into(self, model: &Model, architecture: &Architecture) -> Result<()> {
         match &self.record {
             Some(record) => architecture.check(record).map_err(|difference| anyhow!(difference))?,
-            None => tracing::info!("the file records no architecture: names and shapes alone are compared"),
+            None => tracing::info!(
+                "the file records no architecture: names and shapes alone are compared"
+            ),
         }
         let mut expected = model.state();
         let has_head = self.tensors.contains_key(WEIGHT) || self.tensors.contains_key(BIAS);
@@ -73,7 +77,10 @@ impl GivenWeights {
         expected.iter().try_for_each(|(name, tensor)| self.check(name, &tensor.size()))?;
         copy_into(&expected, &self.tensors)?;
         if !has_head {
-            tracing::warn!("the file has no coarse head `cls`: it is all zeros, and coarse accuracies mean nothing");
+            tracing::warn!(
+                "the file has no coarse head `cls`: it is all zeros, and coarse accuracies mean \
+                nothing"
+            );
         }
         head.into_iter().for_each(|mut tensor| _ = tch::no_grad(|| tensor.zero_()));
         Ok(())
@@ -82,10 +89,12 @@ impl GivenWeights {
     /// Whether a tensor is there with this shape.
     fn check(&self, name: &str, expected: &[i64]) -> Result<()> {
         let Some(tensor) = self.tensors.get(name) else {
-            let quoted: Vec<&str> = self.tensors.keys().map(String::as_str).take(MAX_QUOTED).collect();
+            let quoted: Vec<&str> =
+                self.tensors.keys().map(String::as_str).take(MAX_QUOTED).collect();
             let (count, quoted) = (self.tensors.len(), quoted.join(", "));
             bail!(
-                "it has no tensor `{name}`, and has {count} others ({quoted}, ...): set `model.encoder` to the encoder that \
+                "it has no tensor `{name}`, and has {count} others ({quoted}, ...): set \
+                `model.encoder` to the encoder that \
                  they belong to, or rename them to the names in a checkpoint of this program"
             );
         };
@@ -96,7 +105,10 @@ impl GivenWeights {
         let is_head = name == WEIGHT || name == BIAS;
         let advice = match is_head && found.get(1..) == expected.get(1..) {
             true => {
-                format!(": it is a head of other coarse classes; remove {WEIGHT} and {BIAS} to use the encoder alone")
+                format!(
+                    ": it is a head of other coarse classes; remove {WEIGHT} and {BIAS} to use the \
+                    encoder alone"
+                )
             }
             false => String::new(),
         };
@@ -112,7 +124,8 @@ fn without_wrappers(name: &str) -> &str {
     name
 }
 
-/// Weights that the user names by path: a safetensors file, or a checkpoint folder, whose best weights are taken.
+/// Weights that the user names by path: a safetensors file, or a checkpoint folder, whose best
+/// weights are taken.
 ///
 /// # Errors
 /// Names the file, and for a PyTorch file how to convert it.
@@ -147,8 +160,15 @@ mod tests {
         Architecture::of(&plan.config().model, plan.data())
     }
 
-    /// A file of tensors in this kind of numbers, whose names are changed; a name that becomes empty is skipped.
-    fn write(path: &Path, state: &StateDict, dtype: Dtype, rename: impl Fn(&str) -> String, record: Option<String>) {
+    /// A file of tensors in this kind of numbers, whose names are changed; a name that becomes
+    /// empty is skipped.
+    fn write(
+        path: &Path,
+        state: &StateDict,
+        dtype: Dtype,
+        rename: impl Fn(&str) -> String,
+        record: Option<String>,
+    ) {
         let kind = match dtype {
             Dtype::F16 => Kind::Half,
             Dtype::BF16 => Kind::BFloat16,
@@ -160,15 +180,22 @@ mod tests {
             tensor.copy_data_u8(&mut bytes, tensor.numel());
             bytes
         };
-        let shape = |tensor: &Tensor| tensor.size().into_iter().map(|size| size as usize).collect::<Vec<_>>();
-        let kept = state.iter().map(|(name, tensor)| (rename(name), tensor)).filter(|(name, _)| !name.is_empty());
-        let mut stored: Vec<_> = kept.map(|(name, tensor)| (name, dtype, shape(tensor), bytes(tensor))).collect();
+        let shape = |tensor: &Tensor| {
+            tensor.size().into_iter().map(|size| size as usize).collect::<Vec<_>>()
+        };
+        let kept = state
+            .iter()
+            .map(|(name, tensor)| (rename(name), tensor))
+            .filter(|(name, _)| !name.is_empty());
+        let mut stored: Vec<_> =
+            kept.map(|(name, tensor)| (name, dtype, shape(tensor), bytes(tensor))).collect();
         stored.push(("ids".into(), Dtype::I32, vec![2], vec![0; 8]));
         stored.push(("bn1.num_batches_tracked".into(), Dtype::I64, vec![], vec![0; 8]));
         let views = stored.iter().map(|(name, dtype, shape, bytes)| {
             (name.clone(), TensorView::new(*dtype, shape.clone(), bytes).expect("its bytes"))
         });
-        let metadata = record.map(|record| HashMap::from([(WEIGHTS_METADATA_KEY.to_owned(), record)]));
+        let metadata =
+            record.map(|record| HashMap::from([(WEIGHTS_METADATA_KEY.to_owned(), record)]));
         fs::write(path, safetensors::serialize(views, metadata).expect("a file")).expect("written");
     }
 
@@ -179,7 +206,9 @@ mod tests {
         let (source, target) = (model(&plan), model(&plan));
         let path = folder.path().join("w.safetensors");
         write(&path, &source.state(), dtype, &rename, None);
-        GivenWeights::read(&path).and_then(|given| given.load_into(&target, &architecture(&plan))).expect("it fits");
+        GivenWeights::read(&path)
+            .and_then(|given| given.load_into(&target, &architecture(&plan)))
+            .expect("it fits");
         let found = target.state();
         for (name, expected) in source.state() {
             let expected = if rename(&name).is_empty() { expected.zeros_like() } else { expected };
@@ -197,24 +226,34 @@ mod tests {
         check(&[], Dtype::BF16, same, 2.0_f64.powi(-7));
         check(&[], Dtype::F32, |name| format!("module.{name}"), 0.0);
         check(&[], Dtype::F32, |name| format!("module._orig_mod.{name}"), 0.0);
-        let headless = |name: &str| if name.starts_with("cls.") { String::new() } else { name.to_owned() };
+        let headless =
+            |name: &str| if name.starts_with("cls.") { String::new() } else { name.to_owned() };
         check(&[], Dtype::F32, headless, 0.0);
         // torchvision's ResNet: the same names, with its own classifier, which is skipped.
-        let torchvision =
-            |name: &str| if name == BIAS { String::new() } else { name.replace("cls.weight", "fc.weight") };
+        let torchvision = |name: &str| {
+            if name == BIAS { String::new() } else { name.replace("cls.weight", "fc.weight") }
+        };
         let (plan, folder) = (plan(&[RESNET]), tempfile::tempdir().expect("a folder"));
         let (source, target) = (model(&plan), model(&plan));
         let path = folder.path().join("w.safetensors");
         write(&path, &source.state(), Dtype::F32, torchvision, None);
-        GivenWeights::read(&path).and_then(|given| given.load_into(&target, &architecture(&plan))).expect("it fits");
-        assert_eq!(target.state()["layer4.1.conv2.weight"], source.state()["layer4.1.conv2.weight"]);
+        GivenWeights::read(&path)
+            .and_then(|given| given.load_into(&target, &architecture(&plan)))
+            .expect("it fits");
+        assert_eq!(
+            target.state()["layer4.1.conv2.weight"],
+            source.state()["layer4.1.conv2.weight"]
+        );
         assert_eq!(target.state()["bn1.running_var"], source.state()["bn1.running_var"]);
     }
 
-    /// As in torchvision/models/resnet.py: the stem, four layers of two blocks, and a shortcut wherever the width changes.
+    /// As in torchvision/models/resnet.py: the stem, four layers of two blocks, and a shortcut
+    /// wherever the width changes.
     #[test]
     fn a_resnet_has_the_names_of_torchvision() {
-        let norm = |name: &str| ["weight", "bias", "running_mean", "running_var"].map(|part| format!("{name}.{part}"));
+        let norm = |name: &str| {
+            ["weight", "bias", "running_mean", "running_var"].map(|part| format!("{name}.{part}"))
+        };
         let mut expected = vec!["conv1.weight".to_owned()];
         expected.extend(norm("bn1"));
         for (layer, block) in (1..=4).flat_map(|layer| [(layer, 0), (layer, 1)]) {
@@ -240,7 +279,8 @@ mod tests {
         let refusal = |part: &str| {
             let target = model(&run);
             let before = snapshot(&target.state());
-            let error = GivenWeights::read(&path).and_then(|given| given.load_into(&target, &architecture(&run)));
+            let error = GivenWeights::read(&path)
+                .and_then(|given| given.load_into(&target, &architecture(&run)));
             let text = format!("{:#}", error.expect_err(part));
             assert!(text.contains(part), "no `{part}` in {text}");
             assert_eq!(target.state(), before, "{part}: nothing was copied");

@@ -1,4 +1,5 @@
-//! One rank of a run: it joins its coordinator, opens the packs, and trains the plan's stages with its peers.
+//! One rank of a run: it joins its coordinator, opens the packs, and trains the plan's stages with
+//! its peers.
 //!
 //! In reading order:
 //!
@@ -20,9 +21,10 @@
 //!   what it trains on.
 //! - `failpoints`: where tests break the program. `panics`: those of tch as errors.
 //!
-//! Shapes, everywhere: n images or rows, b rows of this rank, B rows of the global batch, d width of an embedding,
-//! C channels, S side in pixels, N images of a data set. Images are [n, C, S, S] f32, normalised; embeddings [n, d];
-//! labels [n] i64. A batch of two views is flattened as (image, view): an image's views are neighbours.
+//! Shapes, everywhere: n images or rows, b rows of this rank, B rows of the global batch, d width
+//! of an embedding, C channels, S side in pixels, N images of a data set. Images are [n, C, S, S]
+//! f32, normalised; embeddings [n, d]; labels [n] i64. A batch of two views is flattened as (image,
+//! view): an image's views are neighbours.
 
 mod backbone;
 mod batch_loader;

@@ -1,4 +1,5 @@
-//! `thanos-worker`: one rank of a run. The launcher starts it; only a foreign launcher's user types its options.
+//! `thanos-worker`: one rank of a run. The launcher starts it; only a foreign launcher's user types
+//! its options.
 
 mod environment;
 
@@ -16,8 +17,8 @@ struct Arguments {
     /// Where the coordinator listens, as HOST:PORT
     #[arg(long, env = "THANOS_COORDINATOR")]
     coordinator: String,
-    /// A name of its own in the run, the same after a restart [default: worker-N by RANK, else SLURM_PROCID, else
-    /// JOB_COMPLETION_INDEX]
+    /// A name of its own in the run, the same after a restart [default: worker-N by RANK, else
+    /// SLURM_PROCID, else JOB_COMPLETION_INDEX]
     #[arg(long, value_parser = id)]
     id: Option<String>,
     /// Folder with the run's ca.pem and a join token
@@ -26,26 +27,27 @@ struct Arguments {
     /// Of a coordinator that was started so: neither encrypt nor ask who it is
     #[arg(long, conflicts_with = "credentials")]
     insecure: bool,
-    /// Place among the workers of its machine, from 0: which GPU is its own [default: LOCAL_RANK, else SLURM_LOCALID, else
-    /// 0]
+    /// Place among the workers of its machine, from 0: which GPU is its own [default: LOCAL_RANK,
+    /// else SLURM_LOCALID, else 0]
     #[arg(long)]
     local_rank: Option<usize>,
-    /// On what it trains: auto, cpu, cuda (the GPU of its place among the workers of its machine) or cuda:N; `auto` is cuda if
-    /// there are GPUs, else cpu
+    /// On what it trains: auto, cpu, cuda (the GPU of its place among the workers of its machine)
+    /// or cuda:N; `auto` is cuda if there are GPUs, else cpu
     #[arg(long, env = "THANOS_DEVICE", default_value = "auto", hide_env_values = true)]
     device: DeviceChoice,
     /// Threads that one operation may use
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: u16,
-    /// Address of this machine under which the other workers reach it [default: the one from which it reaches the
-    /// coordinator]
+    /// Address of this machine under which the other workers reach it [default: the one from which
+    /// it reaches the coordinator]
     #[arg(long, conflicts_with = "interface")]
     host: Option<String>,
-    /// Folder of this machine's packs; what is not there comes from the coordinator, once a machine [default: the
-    /// coordinator's own folder where it can be seen, else ~/.cache/thanos/packs]
+    /// Folder of this machine's packs; what is not there comes from the coordinator, once a machine
+    /// [default: the coordinator's own folder where it can be seen, else ~/.cache/thanos/packs]
     #[arg(long)]
     packs_dir: Option<PathBuf>,
-    /// Show metrics at this port (0: a free one) of the address from which the coordinator is reached
+    /// Show metrics at this port (0: a free one) of the address from which the coordinator is
+    /// reached
     #[arg(long)]
     status_port: Option<u16>,
     /// How long to try to reach the coordinator, which may not have been started yet
@@ -69,7 +71,8 @@ fn main() -> ExitCode {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(false)
-        // A log that cannot be written, on a full disk perhaps, must not end this process: the message about it panics.
+        // A log that cannot be written, on a full disk perhaps, must not end this process: the
+        // message about it panics.
         .log_internal_errors(false)
         .init();
     let arguments = match Arguments::try_parse() {
@@ -81,13 +84,14 @@ fn main() -> ExitCode {
         }
     };
     let typed = (arguments.id, arguments.local_rank);
-    let (worker_id, local_rank) = match environment::identity(typed, |name| std::env::var(name).ok()) {
-        Ok(identity) => identity,
-        Err(error) => {
-            tracing::error!("{error}");
-            return ExitCode::from(thanos_worker::EXIT_USAGE);
-        }
-    };
+    let (worker_id, local_rank) =
+        match environment::identity(typed, |name| std::env::var(name).ok()) {
+            Ok(identity) => identity,
+            Err(error) => {
+                tracing::error!("{error}");
+                return ExitCode::from(thanos_worker::EXIT_USAGE);
+            }
+        };
     // Tests break this very program at chosen places (`FAILPOINTS`).
     let _armed = fail::FailScenario::setup();
     let options = Options {

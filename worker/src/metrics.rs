@@ -2,7 +2,9 @@
 
 use anyhow::Result;
 use axum::Router;
-use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics::{
+    Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+};
 use std::path::Path;
 use tch::Device;
 use thanos_c10d::{collectives, cuda_peak_bytes};
@@ -16,7 +18,11 @@ pub const WORKER_GAUGES: [(&str, Unit, &str); 6] = [
     ("thanos_trainer_worker_rank", Unit::Count, "This worker's rank in its generation"),
     ("thanos_trainer_worker_generation", Unit::Count, "The generation that it is in"),
     ("thanos_trainer_worker_step", Unit::Count, "Updates of the stage that it has made"),
-    ("thanos_trainer_worker_step_timestamp_seconds", Unit::Seconds, "When it made the last one, since 1970"),
+    (
+        "thanos_trainer_worker_step_timestamp_seconds",
+        Unit::Seconds,
+        "When it made the last one, since 1970",
+    ),
     (
         "thanos_trainer_worker_gradient_norm",
         Unit::Count,
@@ -28,7 +34,11 @@ pub const WORKER_GAUGES: [(&str, Unit, &str); 6] = [
 /// Counters of a worker, which start again with each process.
 pub const WORKER_COUNTERS: [(&str, Unit, &str); 3] = [
     ("thanos_trainer_worker_steps_total", Unit::Count, "Updates that it has made"),
-    ("thanos_trainer_worker_gathered_bytes_total", Unit::Bytes, "Candidates and their gradients, received and sent"),
+    (
+        "thanos_trainer_worker_gathered_bytes_total",
+        Unit::Bytes,
+        "Candidates and their gradients, received and sent",
+    ),
     ("thanos_trainer_worker_collectives_total", Unit::Count, "Collectives that it has entered"),
 ];
 
@@ -40,7 +50,8 @@ pub const WORKER_PHASE_SECONDS: &str = "thanos_trainer_worker_phase_seconds";
 /// # Errors
 /// If something records already.
 pub(crate) fn page(run_dir: &str, worker: &str, device: Device) -> Result<Router> {
-    let recorder = Recorder::install(&[("run", &run_name(Path::new(run_dir))), ("worker", worker)])?;
+    let recorder =
+        Recorder::install(&[("run", &run_name(Path::new(run_dir))), ("worker", worker)])?;
     describe();
     Ok(metrics_page(move || {
         // Read with the page: asking the allocator at every step would be for nothing.
@@ -67,7 +78,11 @@ fn describe() {
         describe_counter!(name, unit, help);
         counter!(name).absolute(0);
     }
-    describe_histogram!(WORKER_PHASE_SECONDS, Unit::Seconds, "Time of this rank in a phase of a step");
+    describe_histogram!(
+        WORKER_PHASE_SECONDS,
+        Unit::Seconds,
+        "Time of this rank in a phase of a step"
+    );
 }
 
 /// A step was made. Nothing happens without a status page.
@@ -75,7 +90,8 @@ pub(crate) fn step(rank: usize, step: &StepDone) {
     gauge!("thanos_trainer_worker_rank").set(rank as f64);
     gauge!("thanos_trainer_worker_generation").set(step.generation as f64);
     gauge!("thanos_trainer_worker_step", "stage" => step.stage.clone()).set((step.step + 1) as f64);
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let now =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     gauge!("thanos_trainer_worker_step_timestamp_seconds").set(now.as_secs_f64());
     counter!("thanos_trainer_worker_steps_total").increment(1);
     counter!("thanos_trainer_worker_gathered_bytes_total").increment(step.gathered_bytes);

@@ -1,4 +1,5 @@
-//! AdamW with its state as our own tensors, so that it can be saved and moved; the update is libtorch's fused kernel.
+//! AdamW with its state as our own tensors, so that it can be saved and moved; the update is
+//! libtorch's fused kernel.
 
 use crate::tensors::{StateDict, copy_into, upload};
 use anyhow::{Context, Result};
@@ -7,7 +8,8 @@ use tch::{Device, Kind, Tensor};
 use thanos_c10d::{AdamWParameter, AdamWRates, LearningRate, fused_adamw};
 use thanos_fused::drop_gradients;
 
-/// Decoupled weight decay on every parameter, as `torch.optim.AdamW` (betas 0.9 and 0.999, eps 1e-8).
+/// Decoupled weight decay on every parameter, as `torch.optim.AdamW` (betas 0.9 and 0.999, eps
+/// 1e-8).
 pub struct AdamW {
     parameters: StateDict,
     means: StateDict,
@@ -20,8 +22,12 @@ pub struct AdamW {
 impl AdamW {
     /// For parameters in sorted order; the tensors are the model's own and are updated in place.
     pub fn new(parameters: StateDict, weight_decay: f64) -> Self {
-        let zeros =
-            || parameters.iter().map(|(name, p)| (name.clone(), p.detach().zeros_like())).collect::<StateDict>();
+        let zeros = || {
+            parameters
+                .iter()
+                .map(|(name, p)| (name.clone(), p.detach().zeros_like()))
+                .collect::<StateDict>()
+        };
         Self { means: zeros(), squares: zeros(), parameters, step: 0, weight_decay }
     }
 
@@ -41,7 +47,11 @@ impl AdamW {
             .values()
             .map(|p| {
                 let gradient = p.grad();
-                if gradient.defined() { gradient.reshape(-1) } else { p.detach().zeros_like().reshape(-1) }
+                if gradient.defined() {
+                    gradient.reshape(-1)
+                } else {
+                    p.detach().zeros_like().reshape(-1)
+                }
             })
             .collect();
         Tensor::cat(&parts, 0)
@@ -57,7 +67,8 @@ impl AdamW {
         })
     }
 
-    /// Forgets the gradients of the last step: the next backward pass makes new ones instead of adding to zeros.
+    /// Forgets the gradients of the last step: the next backward pass makes new ones instead of
+    /// adding to zeros.
     ///
     /// # Errors
     /// If libtorch refuses.
@@ -77,7 +88,8 @@ impl AdamW {
         self.apply(flat_gradient, LearningRate::Number(learning_rate), &step)
     }
 
-    /// The learning rate and the number of the next update, as [`Self::apply_on_device`] reads them.
+    /// The learning rate and the number of the next update, as [`Self::apply_on_device`] reads
+    /// them.
     pub(crate) fn next_rates(&self, learning_rate: f64) -> [f32; 2] {
         [learning_rate as f32, (self.step + 1) as f32]
     }
@@ -92,7 +104,12 @@ impl AdamW {
         self.apply(flat_gradient, LearningRate::Tensor(&rates.get(0)), &rates.get(1))
     }
 
-    fn apply(&self, flat_gradient: &Tensor, learning_rate: LearningRate<'_>, step: &Tensor) -> Result<()> {
+    fn apply(
+        &self,
+        flat_gradient: &Tensor,
+        learning_rate: LearningRate<'_>,
+        step: &Tensor,
+    ) -> Result<()> {
         let mut from = 0;
         let mut gradients = BTreeMap::new();
         for (name, parameter) in &self.parameters {
@@ -111,17 +128,28 @@ impl AdamW {
                 step,
             })
             .collect();
-        let rates = AdamWRates { learning_rate, beta1: 0.9, beta2: 0.999, weight_decay: self.weight_decay, eps: 1e-8 };
+        let rates = AdamWRates {
+            learning_rate,
+            beta1: 0.9,
+            beta2: 0.999,
+            weight_decay: self.weight_decay,
+            eps: 1e-8,
+        };
         fused_adamw(&rows, rates)?;
         Ok(())
     }
 
-    /// The state by name: `exp_avg/NAME`, `exp_avg_sq/NAME` (torch's words) and `step` [1] i64. All of it is on the
-    /// parameters' device, as it travels in one broadcast: NCCL takes no CPU tensors.
+    /// The state by name: `exp_avg/NAME`, `exp_avg_sq/NAME` (torch's words) and `step` [1] i64. All
+    /// of it is on the parameters' device, as it travels in one broadcast: NCCL takes no CPU
+    /// tensors.
     pub fn state(&self) -> StateDict {
         let mut state = StateDict::new();
         for (prefix, tensors) in [("exp_avg", &self.means), ("exp_avg_sq", &self.squares)] {
-            state.extend(tensors.iter().map(|(name, tensor)| (format!("{prefix}/{name}"), tensor.shallow_clone())));
+            state.extend(
+                tensors
+                    .iter()
+                    .map(|(name, tensor)| (format!("{prefix}/{name}"), tensor.shallow_clone())),
+            );
         }
         let device = self.parameters.values().next().map_or(Device::Cpu, Tensor::device);
         state.insert("step".into(), Tensor::from_slice(&[self.step as i64]).to_device(device));

@@ -1,7 +1,8 @@
-//! `Pack`: a data set decoded once, opened by every worker. Labels and facts are read; images stay in the file, and are
-//! read by their position when a batch has them, so that a pack may be larger than memory and the ranks of a host share
-//! one copy in the page cache. They are not mapped: libtorch maps files writable, which the kernel refuses for more than
-//! there is memory, and a mapped file that is cut off ends the process with SIGBUS in place of an error.
+//! `Pack`: a data set decoded once, opened by every worker. Labels and facts are read; images stay
+//! in the file, and are read by their position when a batch has them, so that a pack may be larger
+//! than memory and the ranks of a host share one copy in the page cache. They are not mapped:
+//! libtorch maps files writable, which the kernel refuses for more than there is memory, and a
+//! mapped file that is cut off ends the process with SIGBUS in place of an error.
 
 use anyhow::{Context, Result, bail, ensure};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
@@ -68,7 +69,8 @@ impl Pack {
     /// Opens a pack that has the given fingerprint.
     ///
     /// # Errors
-    /// If the file is no pack, or its header names another fingerprint: another data set, or one changed since.
+    /// If the file is no pack, or its header names another fingerprint: another data set, or one
+    /// changed since.
     pub fn open(path: &Path, fingerprint: &str) -> Result<Self> {
         Self::read(path, fingerprint).with_context(|| format!("pack {}", path.display()))
     }
@@ -78,7 +80,10 @@ impl Pack {
         let mut length = [0; 8];
         file.read_exact(&mut length)?;
         let length = u64::from_le_bytes(length);
-        ensure!(length <= MAX_HEADER, "its header claims {length} bytes, at most {MAX_HEADER} are allowed");
+        ensure!(
+            length <= MAX_HEADER,
+            "its header claims {length} bytes, at most {MAX_HEADER} are allowed"
+        );
         let mut header = Vec::new();
         file.by_ref().take(length).read_to_end(&mut header)?;
         // The crate's own reader wants the whole file in memory.
@@ -89,9 +94,12 @@ impl Pack {
             found == fingerprint,
             "its fingerprint is {found}, the coordinator's is {fingerprint}: the file differs"
         );
-        let info = |name: &str| header.info(name).with_context(|| format!("it has no tensor `{name}`"));
+        let info =
+            |name: &str| header.info(name).with_context(|| format!("it has no tensor `{name}`"));
         let images = info("images")?;
-        let &[n, h, w, c] = images.shape.as_slice() else { bail!("`images` has shape {:?}", images.shape) };
+        let &[n, h, w, c] = images.shape.as_slice() else {
+            bail!("`images` has shape {:?}", images.shape)
+        };
         ensure!(h == w, "its images are {h} x {w} pixels: only squares are trained on");
         ensure!(images.dtype == Dtype::U8, "`images` is {:?}, expected U8", images.dtype);
         let data_start = 8 + length;
@@ -102,8 +110,11 @@ impl Pack {
         };
         let (fine, coarse) = (labels("fine")?, labels("coarse")?);
         let from = data_start + images.data_offsets.0 as u64;
-        let bytes = [n, h, w, c].into_iter().try_fold(1_u64, |bytes, side| bytes.checked_mul(side as u64));
-        let end = bytes.and_then(|bytes| from.checked_add(bytes)).context("`images` is larger than any file")?;
+        let bytes =
+            [n, h, w, c].into_iter().try_fold(1_u64, |bytes, side| bytes.checked_mul(side as u64));
+        let end = bytes
+            .and_then(|bytes| from.checked_add(bytes))
+            .context("`images` is larger than any file")?;
         let shape = [n, h, w, c].map(|side| side as i64);
         ensure!(file.metadata()?.len() >= end, "it is cut off: {end} bytes were expected");
         let images = Images { path: path.into(), shape, store: Store::File(Arc::new(file), from) };
@@ -132,7 +143,9 @@ impl Images {
     /// If an id is not in the pack, or the file cannot be read.
     pub(crate) fn pixels(&self, ids: &[u64]) -> Result<Vec<u8>> {
         match &self.store {
-            Store::File(file, at) => self.read(file, *at, ids).with_context(|| format!("pack {}", self.path.display())),
+            Store::File(file, at) => {
+                self.read(file, *at, ids).with_context(|| format!("pack {}", self.path.display()))
+            }
             Store::Device(_) => {
                 let chosen = self.chosen(ids)?;
                 let mut pixels = vec![0_u8; chosen.numel()];
@@ -174,7 +187,9 @@ impl Images {
         let rows: Vec<i64> = ids.iter().map(|&id| id as i64).collect();
         let rows = Tensor::from_slice(&rows).to_device(pixels.device());
         let images = self.shape[0];
-        pixels.f_index_select(0, &rows).with_context(|| format!("pack {} has {images} images", self.path.display()))
+        pixels
+            .f_index_select(0, &rows)
+            .with_context(|| format!("pack {} has {images} images", self.path.display()))
     }
 
     pub(crate) fn bytes(&self) -> u64 {
@@ -197,7 +212,8 @@ impl Images {
     }
 }
 
-/// What a header's metadata says about the data set; the map from fine to coarse labels is not among them.
+/// What a header's metadata says about the data set; the map from fine to coarse labels is not
+/// among them.
 fn facts(metadata: &HashMap<String, String>, side: usize, channels: usize) -> Result<DataSet> {
     let facts = DataSet {
         name: metadata.get("name").cloned().context("its header has no name")?,
@@ -212,7 +228,10 @@ fn facts(metadata: &HashMap<String, String>, side: usize, channels: usize) -> Re
         },
     };
     let (means, stds) = (facts.mean.len(), facts.std.len());
-    ensure!((means, stds) == (channels, channels), "{means} means and {stds} deviations of {channels} channels");
+    ensure!(
+        (means, stds) == (channels, channels),
+        "{means} means and {stds} deviations of {channels} channels"
+    );
     Ok(facts)
 }
 
@@ -233,18 +252,21 @@ fn read_labels(file: &mut File, data_start: u64, info: &TensorInfo) -> Result<Ve
 mod tests {
     use super::*;
 
-    /// A pack of `n` images of 1024 x 1024 x 3 pixels that are all 0, without a block on disk; the last is all 7.
+    /// A pack of `n` images of 1024 x 1024 x 3 pixels that are all 0, without a block on disk; the
+    /// last is all 7.
     fn sparse(path: &Path, n: u64) -> u64 {
         let (labels, image) = (8 * n, 3 << 20);
         let header = serde_json::json!({
             "__metadata__": {
-                "fingerprint": "f", "name": "image_folder", "mean": "[0.5,0.5,0.5]", "std": "[1.0,1.0,1.0]",
+                "fingerprint": "f", "name": "image_folder", "mean": "[0.5,0.5,0.5]",
+                "std": "[1.0,1.0,1.0]",
                 "fine_names": "[\"a\"]", "coarse_names": "[\"a\"]",
             },
             "coarse": {"dtype": "I64", "shape": [n], "data_offsets": [0, labels]},
             "fine": {"dtype": "I64", "shape": [n], "data_offsets": [labels, 2 * labels]},
             "images": {
-                "dtype": "U8", "shape": [n, 1024, 1024, 3], "data_offsets": [2 * labels, 2 * labels + n * image],
+                "dtype": "U8", "shape": [n, 1024, 1024, 3], "data_offsets": [2 * labels,
+                2 * labels + n * image],
             },
         });
         let header = header.to_string();
@@ -256,7 +278,8 @@ mod tests {
         end
     }
 
-    /// More than the memory of the machines that test this; libtorch's mapping was refused by the kernel.
+    /// More than the memory of the machines that test this; libtorch's mapping was refused by the
+    /// kernel.
     #[test]
     fn a_pack_may_be_larger_than_memory() {
         let folder = tempfile::tempdir().expect("a folder");
@@ -268,15 +291,29 @@ mod tests {
         assert_eq!(pack.len(), images as usize);
         let pixels = pack.images().pixels(&[images - 2, images - 1, 0]).expect("three images");
         let one = 3 << 20;
-        assert_eq!([pixels[0], pixels[one - 1], pixels[one], pixels[2 * one - 1], pixels[2 * one]], [0, 0, 7, 7, 0]);
+        assert_eq!(
+            [pixels[0], pixels[one - 1], pixels[one], pixels[2 * one - 1], pixels[2 * one]],
+            [0, 0, 7, 7, 0]
+        );
         let chosen = pack.images().chosen(&[images - 1]).expect("one image");
         assert_eq!(chosen.size(), [1, 1024, 1024, 3]);
         let refused = pack.images().pixels(&[images]).expect_err("not in it");
-        assert!(format!("{refused:#}").contains("it has 20000 images, not one of id 20000"), "{refused:#}");
+        assert!(
+            format!("{refused:#}").contains("it has 20000 images, not one of id 20000"),
+            "{refused:#}"
+        );
         // Cut off while it is open: an error, and not the end of the process.
-        File::options().write(true).open(&path).and_then(|file| file.set_len(bytes - 1)).expect("cut");
+        File::options()
+            .write(true)
+            .open(&path)
+            .and_then(|file| file.set_len(bytes - 1))
+            .expect("cut");
         assert!(pack.images().pixels(&[images - 1]).is_err());
         assert!(pack.images().pixels(&[0]).is_ok());
-        assert!(Pack::open(&path, "f").err().is_some_and(|error| format!("{error:#}").contains("it is cut off")));
+        assert!(
+            Pack::open(&path, "f")
+                .err()
+                .is_some_and(|error| format!("{error:#}").contains("it is cut off"))
+        );
     }
 }

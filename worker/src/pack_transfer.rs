@@ -1,6 +1,6 @@
-//! A pack that is not on this machine: it comes from the coordinator into a folder of this host, once for all workers
-//! of the host, resumes where an earlier transfer broke off, and gets its name only when its SHA-256 is right.
-//! What is in a pack is `pack.rs`'s.
+//! A pack that is not on this machine: it comes from the coordinator into a folder of this host,
+//! once for all workers of the host, resumes where an earlier transfer broke off, and gets its name
+//! only when its SHA-256 is right. What is in a pack is `pack.rs`'s.
 
 use crate::error::{Result, WorkerError};
 use crate::session::{PackParts, Session};
@@ -24,9 +24,13 @@ const ENOLCK: i32 = 37;
 /// How often a transfer is reported to the coordinator.
 const REPORT_INTERVAL: Duration = Duration::from_secs(2);
 
-/// The file of a pack on this machine: the coordinator's own, where it can be seen and no other folder is asked for;
-/// else one in `folder`, to which it is fetched if need be.
-pub(crate) fn local_file(session: &Session, pack: &PackRef, folder: Option<&Path>) -> Result<PathBuf> {
+/// The file of a pack on this machine: the coordinator's own, where it can be seen and no other
+/// folder is asked for; else one in `folder`, to which it is fetched if need be.
+pub(crate) fn local_file(
+    session: &Session,
+    pack: &PackRef,
+    folder: Option<&Path>,
+) -> Result<PathBuf> {
     if folder.is_none() && Path::new(&pack.path).is_file() {
         return Ok(pack.path.clone().into());
     }
@@ -78,7 +82,8 @@ fn fetch(
         return Ok(path);
     }
     let part_path = folder.join(format!("{fingerprint}{own}.part"));
-    let mut part = File::options().create(true).truncate(false).read(true).write(true).open(&part_path)?;
+    let mut part =
+        File::options().create(true).truncate(false).read(true).write(true).open(&part_path)?;
     let mut breaks = 0;
     loop {
         let from = part.seek(SeekFrom::End(0))?;
@@ -96,20 +101,28 @@ fn fetch(
                 // What an earlier transfer had left was no part of this file.
                 part.set_len(0)?;
                 if from == 0 {
-                    return Err(anyhow!("its SHA-256 is not the coordinator's: it was damaged on the way").into());
+                    return Err(anyhow!(
+                        "its SHA-256 is not the coordinator's: it was damaged on the way"
+                    )
+                    .into());
                 }
                 tracing::warn!("what was left of an earlier transfer is damaged: it starts over");
             }
             Err(error) => {
                 breaks += 1;
-                let failed = format!("it could not be brought from the coordinator in {breaks} attempts");
+                let failed =
+                    format!("it could not be brought from the coordinator in {breaks} attempts");
                 match error {
                     // Of this machine's disk.
                     WorkerError::Io(error) => return Err(WorkerError::Io(error.context(failed))),
                     error if breaks == MAX_INTERRUPTIONS => {
-                        return Err(WorkerError::NotTransferred(anyhow::Error::from(error).context(failed)));
+                        return Err(WorkerError::NotTransferred(
+                            anyhow::Error::from(error).context(failed),
+                        ));
                     }
-                    error => tracing::warn!("the transfer of a pack was interrupted, and continues: {error}"),
+                    error => tracing::warn!(
+                        "the transfer of a pack was interrupted, and continues: {error}"
+                    ),
                 }
                 thread::sleep(MIN_PAUSE * (1 << (breaks - 1)));
             }

@@ -1,4 +1,5 @@
-//! A rank's state between two steps, kept in memory when its generation is lost, and handed on to ranks that have none.
+//! A rank's state between two steps, kept in memory when its generation is lost, and handed on to
+//! ranks that have none.
 
 use crate::checkpoint;
 use crate::session::MAX_UNRECORDED;
@@ -39,12 +40,14 @@ impl ReplicaState {
 
     /// The files of a checkpoint of this state.
     pub(crate) fn files(&self) -> Vec<(&'static str, &StateDict)> {
-        let mut files = vec![(checkpoint::MODEL, &self.model), (checkpoint::OPTIMIZER, &self.optimizer)];
+        let mut files =
+            vec![(checkpoint::MODEL, &self.model), (checkpoint::OPTIMIZER, &self.optimizer)];
         files.extend(self.best.iter().map(|(_, weights)| (checkpoint::BEST, weights)));
         files
     }
 
-    /// Replaces this by what rank `source` holds, on every rank; tensors must have the same names and shapes.
+    /// Replaces this by what rank `source` holds, on every rank; tensors must have the same names
+    /// and shapes.
     ///
     /// # Errors
     /// If a peer is lost.
@@ -60,7 +63,8 @@ impl ReplicaState {
         ];
         group.broadcast_numbers(&mut numbers, source)?;
         let [step, post_step_done, seconds, has_best, epoch, validation_accuracy] = numbers;
-        (self.step, self.post_step_done, self.seconds) = (step as u64, post_step_done > 0.0, seconds);
+        (self.step, self.post_step_done, self.seconds) =
+            (step as u64, post_step_done > 0.0, seconds);
         broadcast(&self.model, group, source)?;
         broadcast(&self.optimizer, group, source)?;
         let own = self.best.take().map(|(_, weights)| weights);

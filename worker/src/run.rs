@@ -1,5 +1,5 @@
-//! A worker's life: introduce itself, make the plan, open the packs, wait for a generation, train its stages, leave.
-//! What a stage does is not known here.
+//! A worker's life: introduce itself, make the plan, open the packs, wait for a generation, train
+//! its stages, leave. What a stage does is not known here.
 
 use crate::backbone::Backbone;
 use crate::batch_loader::SampleSchedule;
@@ -31,23 +31,29 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tch::Device;
-use thanos_c10d::{Address, ErrorKind, ProcessGroup, keep_freed_memory, set_tf32, use_gpu, use_interface};
+use thanos_c10d::{
+    Address, ErrorKind, ProcessGroup, keep_freed_memory, set_tf32, use_gpu, use_interface,
+};
 use thanos_configs::{
-    Architecture, DataSet, Plan, Precision, StagePlan, TransferPlan, ValidationMeasure, init_key, stage_key,
+    Architecture, DataSet, Plan, Precision, StagePlan, TransferPlan, ValidationMeasure, init_key,
+    stage_key,
 };
 use thanos_formats::EXIT_CONFIG;
 use thanos_proto::{
-    BEFORE_STAGES, Begin, BenchRequest, CheckpointRef, CheckpointWritten, Collectives, Failed, GroupFailure, Held,
-    Hello, PackRef, RankPhase, Rejoin, Welcome, WorkerEvent,
+    BEFORE_STAGES, Begin, BenchRequest, CheckpointRef, CheckpointWritten, Collectives, Failed,
+    GroupFailure, Held, Hello, PackRef, RankPhase, Rejoin, Welcome, WorkerEvent,
 };
-use thanos_transport::{DeviceChoice, address_towards, check_interface, interface_of, raise_descriptor_limit};
+use thanos_transport::{
+    DeviceChoice, address_towards, check_interface, interface_of, raise_descriptor_limit,
+};
 
 /// A worker's command line; everything else comes from the coordinator.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// HOST:PORT.
     pub coordinator: String,
-    /// Folder with the certificate of the run's authority and a join token; `None`: nothing is encrypted.
+    /// Folder with the certificate of the run's authority and a join token; `None`: nothing is
+    /// encrypted.
     pub credentials: Option<PathBuf>,
     /// Stable over restarts, unique in the run.
     pub worker_id: String,
@@ -62,7 +68,8 @@ pub struct Options {
     pub status_port: Option<u16>,
     /// How long the coordinator may take to come up.
     pub wait: Duration,
-    /// This machine's folder of packs; `None`: the coordinator's own files where they can be seen, else a cache.
+    /// This machine's folder of packs; `None`: the coordinator's own files where they can be seen,
+    /// else a cache.
     pub packs_dir: Option<PathBuf>,
 }
 
@@ -95,10 +102,22 @@ pub fn work(options: &Options) -> Result<Outcome> {
     tch::set_num_threads(i32::try_from(options.threads).map_err(anyhow::Error::from)?);
     tch::set_num_interop_threads(1);
     let Chosen { device, described } = device::choose(options.device, options.local_rank)?;
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
+    let host =
+        std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
     let (worker_id, version) = (options.worker_id.clone(), env!("CARGO_PKG_VERSION").into());
-    let hello = Hello { worker_id, host, pid: std::process::id(), version, generation: 0, device: described };
-    let connected = Session::connect((&options.coordinator, options.wait), options.credentials.as_deref(), hello);
+    let hello = Hello {
+        worker_id,
+        host,
+        pid: std::process::id(),
+        version,
+        generation: 0,
+        device: described,
+    };
+    let connected = Session::connect(
+        (&options.coordinator, options.wait),
+        options.credentials.as_deref(),
+        hello,
+    );
     let (session, welcome) = match connected {
         // There is no run yet that it could have left in disorder.
         Err(error @ WorkerError::StoppedWaiting) => {
@@ -117,31 +136,42 @@ pub fn work(options: &Options) -> Result<Outcome> {
         Err(error @ WorkerError::Refused { .. }) => Err(error),
         Err(error) => {
             let (message, exit_code) = (error.to_string(), error.exit_code());
-            let failed = WorkerEvent::Failed(Failed { phase: session.position(), message, exit_code });
-            let unreported = |error: WorkerError| error.context("and the coordinator could not be notified".into());
+            let failed =
+                WorkerEvent::Failed(Failed { phase: session.position(), message, exit_code });
+            let unreported = |error: WorkerError| {
+                error.context("and the coordinator could not be notified".into())
+            };
             session.leave(&failed).map_err(unreported)?;
             Err(error)
         }
     }
 }
 
-/// Other ranks could not reach this worker at an address that is not this machine's: an error now instead of their timeouts.
+/// Other ranks could not reach this worker at an address that is not this machine's: an error now
+/// instead of their timeouts.
 fn check_address(address: &Address) -> Result<()> {
     match address {
         Address::Host(host) => match TcpListener::bind((host.as_str(), 0)) {
             Ok(_) => Ok(()),
-            Err(error) => {
-                Err(WorkerError::NotHere(format!("--host {host} is not an address of this machine: {error}")))
-            }
+            Err(error) => Err(WorkerError::NotHere(format!(
+                "--host {host} is not an address of this machine: {error}"
+            ))),
         },
         Address::Interface(name) => check_interface(name).map_err(|names| {
-            WorkerError::NotHere(format!("--interface {name} is not on this machine, which has {names}"))
+            WorkerError::NotHere(format!(
+                "--interface {name} is not on this machine, which has {names}"
+            ))
         }),
     }
 }
 
 /// From the welcome to the last event, through as many generations as it takes.
-fn take_part(options: &Options, session: &Session, welcome: &Welcome, device: Device) -> Result<WorkerEvent> {
+fn take_part(
+    options: &Options,
+    session: &Session,
+    welcome: &Welcome,
+    device: Device,
+) -> Result<WorkerEvent> {
     let plan = plan_of(welcome)?;
     session.set_timeouts(&plan.config().timeouts);
     if let Device::Cuda(gpu) = device {
@@ -186,7 +216,9 @@ fn take_part(options: &Options, session: &Session, welcome: &Welcome, device: De
         let (reason, failure) = match outcome {
             Ok(GenerationOutcome::Over(last_event)) => return Ok(last_event),
             Ok(GenerationOutcome::Regroup) => ("more workers have joined".into(), None),
-            Err(WorkerError::Group(error)) => (error.to_string(), Some(worker.failure(&begin, &error))),
+            Err(WorkerError::Group(error)) => {
+                (error.to_string(), Some(worker.failure(&begin, &error)))
+            }
             Err(error) if error.ends_generation() => (error.to_string(), None),
             Err(error) => return Err(error),
         };
@@ -195,7 +227,8 @@ fn take_part(options: &Options, session: &Session, welcome: &Welcome, device: De
     }
 }
 
-/// Weights that the user gives are needed by the last stages, hours from now: whether they fit is known already.
+/// Weights that the user gives are needed by the last stages, hours from now: whether they fit is
+/// known already.
 fn check_given_weights(plan: &Plan, facts: &DataSet) -> Result<()> {
     for backbone in &plan.config().backbones {
         let Some(path) = plan.backbone_checkpoint(&backbone.name) else { continue };
@@ -207,10 +240,17 @@ fn check_given_weights(plan: &Plan, facts: &DataSet) -> Result<()> {
 }
 
 /// Loads weights that the user gives into a model.
-fn load_given_weights((name, path): (&str, &Path), model: &Model, (plan, facts): (&Plan, &DataSet)) -> Result<()> {
+fn load_given_weights(
+    (name, path): (&str, &Path),
+    model: &Model,
+    (plan, facts): (&Plan, &DataSet),
+) -> Result<()> {
     let architecture = Architecture::of(&plan.config().model, facts);
-    let loaded = GivenWeights::read(path).and_then(|weights| weights.load_into(model, &architecture));
-    loaded.with_context(|| format!("backbone {name} from {}", path.display())).map_err(WorkerError::BadData)
+    let loaded =
+        GivenWeights::read(path).and_then(|weights| weights.load_into(model, &architecture));
+    loaded
+        .with_context(|| format!("backbone {name} from {}", path.display()))
+        .map_err(WorkerError::BadData)
 }
 
 /// The packs on this machine, brought here if need be.
@@ -224,18 +264,22 @@ fn local_packs(options: &Options, session: &Session, packs: &[PackRef]) -> Resul
 
 /// The coordinator's configuration as this process understands it.
 fn plan_of(welcome: &Welcome) -> Result<Plan> {
-    let plan = Plan::from_resolved(&welcome.config, "the coordinator's configuration", &[])
-        .map_err(|error| WorkerError::Refused { reason: error.to_string(), exit_code: EXIT_CONFIG })?;
+    let plan =
+        Plan::from_resolved(&welcome.config, "the coordinator's configuration", &[]).map_err(
+            |error| WorkerError::Refused { reason: error.to_string(), exit_code: EXIT_CONFIG },
+        )?;
     if plan.resolved_digest() != welcome.config_digest {
         let (ours, theirs) = (plan.resolved_digest(), &welcome.config_digest);
-        let reason = format!("the configuration's digest is {ours} here and {theirs} at the coordinator");
+        let reason =
+            format!("the configuration's digest is {ours} here and {theirs} at the coordinator");
         return Err(WorkerError::Refused { reason, exit_code: EXIT_CONFIG });
     }
     Ok(plan)
 }
 
-/// `timeout` is for the peers in the rendezvous and in each collective: rank 0 may be writing a checkpoint meanwhile.
-/// NCCL's start takes seconds: it has a phase of its own, in which no pace is expected.
+/// `timeout` is for the peers in the rendezvous and in each collective: rank 0 may be writing a
+/// checkpoint meanwhile. NCCL's start takes seconds: it has a phase of its own, in which no pace is
+/// expected.
 fn join(
     address: &Address,
     session: &Session,
@@ -250,9 +294,13 @@ fn join(
         begin.collectives.label()
     );
     let group = match (begin.collectives, device) {
-        (Collectives::Nccl, Device::Cuda(gpu)) => ProcessGroup::nccl(store, rank, size, gpu, timeout)?,
+        (Collectives::Nccl, Device::Cuda(gpu)) => {
+            ProcessGroup::nccl(store, rank, size, gpu, timeout)?
+        }
         (Collectives::Nccl, other) => {
-            return Err(anyhow!("the coordinator asks for NCCL, and this worker is on {other:?}").into());
+            return Err(
+                anyhow!("the coordinator asks for NCCL, and this worker is on {other:?}").into()
+            );
         }
         (Collectives::Gloo, _) => ProcessGroup::gloo(store, rank, size, address, timeout)?,
     };
@@ -314,12 +362,22 @@ impl Worker<'_> {
         self.session.enter_phase(stage, step, RankPhase::Save);
         match self.memory.as_deref().map(|memory| self.write_memory(stage, memory)) {
             Some(Ok(written)) => WorkerEvent::Checkpoint(written),
-            Some(Err(error)) => WorkerEvent::NotSaved { stage: stage.into(), step, reason: format!("{error:#}") },
-            None => WorkerEvent::NotSaved { stage: stage.into(), step, reason: "this worker holds no state".into() },
+            Some(Err(error)) => {
+                WorkerEvent::NotSaved { stage: stage.into(), step, reason: format!("{error:#}") }
+            }
+            None => WorkerEvent::NotSaved {
+                stage: stage.into(),
+                step,
+                reason: "this worker holds no state".into(),
+            },
         }
     }
 
-    fn write_memory(&self, stage: &str, memory: &ReplicaState) -> anyhow::Result<CheckpointWritten> {
+    fn write_memory(
+        &self,
+        stage: &str,
+        memory: &ReplicaState,
+    ) -> anyhow::Result<CheckpointWritten> {
         let generation = self.session.generation();
         let unfinished = Unfinished { stage, step: memory.step, generation };
         let record = self.record(&self.plan.stages()[self.stage]);
@@ -352,7 +410,8 @@ impl Worker<'_> {
         Rejoin { generation: begin.generation, held: memory.map(held), recent, failure }
     }
 
-    /// An error of the group, at the step that was in flight, or that the generation was to begin with.
+    /// An error of the group, at the step that was in flight, or that the generation was to begin
+    /// with.
     fn failure(&self, begin: &Begin, error: &thanos_c10d::Error) -> GroupFailure {
         // Before the first stage of the generation was set up, it is the coordinator's.
         let stage = self.stage.max(begin.stage as usize);
@@ -376,7 +435,11 @@ impl Worker<'_> {
         Architecture::of(&self.plan.config().model, facts).record(stage.name(), facts, backbones)
     }
 
-    fn train_stages(&mut self, begin: &Begin, group: &Rc<ProcessGroup>) -> Result<GenerationOutcome> {
+    fn train_stages(
+        &mut self,
+        begin: &Begin,
+        group: &Rc<ProcessGroup>,
+    ) -> Result<GenerationOutcome> {
         for checkpoint in &begin.complete {
             if !self.finished.contains_key(&checkpoint.stage) {
                 let weights = self.open(checkpoint)?.tensors(BEST).map_err(WorkerError::BadData)?;
@@ -396,7 +459,9 @@ impl Worker<'_> {
             };
             self.session.enter_phase(stage.name(), 0, RankPhase::SetUp);
             match self.train_stage(stage, begin.generation, group, start)? {
-                StageOutcome::Complete(weights) => self.finished.insert(stage.name().into(), weights),
+                StageOutcome::Complete(weights) => {
+                    self.finished.insert(stage.name().into(), weights)
+                }
                 StageOutcome::Stopped { step } => {
                     let stopped = WorkerEvent::Stopped { stage: stage.name().into(), step };
                     return Ok(GenerationOutcome::Over(stopped));
@@ -442,15 +507,26 @@ impl Worker<'_> {
             saves: SaveSchedule::new(&config.checkpoint, &self.last_save),
             checks: &config.checks,
         };
-        let context = StageContext { data: self.data, group, session: self.session, generation, files: &self.files };
+        let context = StageContext {
+            data: self.data,
+            group,
+            session: self.session,
+            generation,
+            files: &self.files,
+        };
         tch::manual_seed(init_key(config.seed, key) as i64);
-        let evaluator = Evaluator { data: self.data, group: group.clone(), stop: self.session.stop_flag() };
+        let evaluator =
+            Evaluator { data: self.data, group: group.clone(), stop: self.session.stop_flag() };
         let mut stage: Box<dyn Stage + '_> = match plan {
-            StagePlan::Backbone(backbone) => Box::new(Backbone::new(self.plan, &backbone.objective, evaluator)),
+            StagePlan::Backbone(backbone) => {
+                Box::new(Backbone::new(self.plan, &backbone.objective, evaluator))
+            }
             StagePlan::Transfer(transfer) => match self.transfer(transfer, evaluator) {
                 // What it has been trained so far is in a checkpoint, or lost.
                 Err(WorkerError::StopRequested) => {
-                    return Ok(StageOutcome::Stopped { step: start.resume.map_or(0, Committed::step) });
+                    return Ok(StageOutcome::Stopped {
+                        step: start.resume.map_or(0, Committed::step),
+                    });
                 }
                 stage => stage?,
             },
@@ -471,10 +547,15 @@ impl Worker<'_> {
         })
     }
 
-    fn transfer<'a>(&'a self, transfer: &TransferPlan, evaluator: Evaluator<'a>) -> Result<Box<dyn Stage + 'a>> {
+    fn transfer<'a>(
+        &'a self,
+        transfer: &TransferPlan,
+        evaluator: Evaluator<'a>,
+    ) -> Result<Box<dyn Stage + 'a>> {
         let frozen = |name: &String| self.frozen(name, &evaluator.group);
         let backbones = transfer.backbones.iter().map(frozen).collect::<Result<Vec<_>>>()?;
-        // Making the backbones drew from the generator: the head's weights must not depend on how many there are.
+        // Making the backbones drew from the generator: the head's weights must not depend on how
+        // many there are.
         let config = self.plan.config();
         tch::manual_seed(init_key(config.seed, stage_key(&transfer.name)) as i64);
         Ok(Box::new(Transfer::new(config, backbones, evaluator)?))
@@ -483,13 +564,24 @@ impl Worker<'_> {
     /// A backbone with the weights of this run, or of the file that the user named.
     fn frozen(&self, name: &str, group: &Rc<ProcessGroup>) -> Result<Model> {
         let sum: Rc<dyn BatchSum> = group.clone();
-        let model = Model::new(&self.plan.config().model, &self.data.facts, false, self.data.device(), &sum);
+        let model = Model::new(
+            &self.plan.config().model,
+            &self.data.facts,
+            false,
+            self.data.device(),
+            &sum,
+        );
         let state = model.state();
         match (self.finished.get(name), self.plan.backbone_checkpoint(name)) {
             (Some(weights), _) => _ = copy_into(&state, weights)?,
-            (None, Some(path)) => load_given_weights((name, path), &model, (self.plan, &self.data.facts))?,
+            (None, Some(path)) => {
+                load_given_weights((name, path), &model, (self.plan, &self.data.facts))?
+            }
             (None, None) => {
-                return Err(anyhow!("the backbone `{name}` is neither trained yet nor given by a checkpoint").into());
+                return Err(anyhow!(
+                    "the backbone `{name}` is neither trained yet nor given by a checkpoint"
+                )
+                .into());
             }
         };
         for tensor in state.values() {

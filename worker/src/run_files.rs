@@ -1,5 +1,5 @@
-//! Where the files of checkpoints are: in the run directory, for a worker that sees it, else with the coordinator. What is
-//! in them is `checkpoint.rs`'s.
+//! Where the files of checkpoints are: in the run directory, for a worker that sees it, else with
+//! the coordinator. What is in them is `checkpoint.rs`'s.
 
 use crate::failpoints::crash;
 use anyhow::{Context, Result};
@@ -54,7 +54,11 @@ impl RunFiles for Disk {
         fs::read(&path).with_context(|| format!("{}", path.display()))
     }
 
-    fn write(&self, Unfinished { stage, step, .. }: Unfinished<'_>, files: &[(&str, Vec<u8>)]) -> Result<()> {
+    fn write(
+        &self,
+        Unfinished { stage, step, .. }: Unfinished<'_>,
+        files: &[(&str, Vec<u8>)],
+    ) -> Result<()> {
         let stage = self.0.join(CHECKPOINTS).join(stage);
         let folder = stage.join(unfinished_name(step));
         remove_unfinished(&stage)?;
@@ -70,8 +74,8 @@ impl RunFiles for Disk {
     }
 }
 
-/// What a rank 0 was writing when it died: no other rank writes, and what was reported to the coordinator is committed before
-/// another generation begins.
+/// What a rank 0 was writing when it died: no other rank writes, and what was reported to the
+/// coordinator is committed before another generation begins.
 fn remove_unfinished(stage: &Path) -> Result<()> {
     let entries = match fs::read_dir(stage) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),

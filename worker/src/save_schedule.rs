@@ -1,5 +1,6 @@
-//! When a stage is saved besides its end and a stop: after every so many steps, and when enough time has passed since the
-//! last save. Only rank 0 writes, so that ranks need not agree on the moment. It starts no save itself.
+//! When a stage is saved besides its end and a stop: after every so many steps, and when enough
+//! time has passed since the last save. Only rank 0 writes, so that ranks need not agree on the
+//! moment. It starts no save itself.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -24,7 +25,11 @@ pub(crate) enum Due {
 impl<'a> SaveSchedule<'a> {
     pub(crate) fn new(config: &CheckpointConfig, last_start: &'a Cell<Instant>) -> Self {
         let interval = |seconds| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
-        Self { every_steps: config.every_steps, interval: config.every_seconds.map(interval), last_start }
+        Self {
+            every_steps: config.every_steps,
+            interval: config.every_seconds.map(interval),
+            last_start,
+        }
     }
 
     /// Whether a save is due now, after so many steps of the stage.
@@ -37,7 +42,8 @@ impl<'a> SaveSchedule<'a> {
         }
     }
 
-    /// A save was started, or the stage begins with what a checkpoint has: the interval starts again.
+    /// A save was started, or the stage begins with what a checkpoint has: the interval starts
+    /// again.
     pub(crate) fn restart(&self, now: Instant) {
         self.last_start.set(now);
     }
@@ -50,12 +56,18 @@ mod tests {
     #[test]
     fn a_save_is_due_after_so_many_steps_or_seconds() {
         let began = Instant::now();
-        let check = |(every_steps, every_seconds), steps: u64, seconds: f64, expected: Option<Due>| {
-            let last_start = Cell::new(began);
-            let config = CheckpointConfig { every_steps, every_seconds, ..CheckpointConfig::default() };
-            let due = SaveSchedule::new(&config, &last_start).due(steps, began + Duration::from_secs_f64(seconds));
-            assert_eq!(due, expected, "{every_steps:?} and {every_seconds:?} after {steps} steps and {seconds} s");
-        };
+        let check =
+            |(every_steps, every_seconds), steps: u64, seconds: f64, expected: Option<Due>| {
+                let last_start = Cell::new(began);
+                let config =
+                    CheckpointConfig { every_steps, every_seconds, ..CheckpointConfig::default() };
+                let due = SaveSchedule::new(&config, &last_start)
+                    .due(steps, began + Duration::from_secs_f64(seconds));
+                assert_eq!(
+                    due, expected,
+                    "{every_steps:?} and {every_seconds:?} after {steps} steps and {seconds} s"
+                );
+            };
         check((None, Some(60.0)), 1, 59.9, None);
         check((None, Some(60.0)), 1, 60.0, Some(Due::Time));
         check((None, Some(0.5)), 1, 0.5, Some(Due::Time));

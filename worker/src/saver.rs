@@ -1,7 +1,7 @@
 //! Saves that do not make a step wait: a copy of the state, then a thread that writes it and
-//! reports it to the coordinator, which
-//! commits it. One save is under way at most; a save that fails is abandoned, and training continues, unless several fail
-//! in a row. What is in a checkpoint is the caller's.
+//! reports it to the coordinator, which commits it. One save is under way at most; a save that
+//! fails is abandoned, and training continues, unless several fail in a row. What is in a
+//! checkpoint is the caller's.
 
 use crate::checkpoint;
 use crate::error::{Result, WorkerError};
@@ -19,8 +19,8 @@ use tokio::sync::mpsc;
 
 /// Saves in a row that may fail, on a full disk perhaps, before the run is ended.
 const MAX_FAILURES: u32 = 3;
-/// How long a save that others wait for is retried, where no grace period is set, and with the longest one: the other ranks
-/// wait for it in a collective.
+/// How long a save that others wait for is retried, where no grace period is set, and with the
+/// longest one: the other ranks wait for it in a collective.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_RETRY_TIMEOUT: Duration = Duration::from_secs(240);
 /// Pause before the second attempt; it doubles each time.
@@ -36,7 +36,8 @@ pub(crate) struct Save {
     pub(crate) files: Vec<(&'static str, StateDict)>,
     /// What describes the network in files of weights.
     pub(crate) record: Arc<str>,
-    /// On a GPU: reached when these tensors are copies of the state. The thread that writes them may be on another stream.
+    /// On a GPU: reached when these tensors are copies of the state. The thread that writes them
+    /// may be on another stream.
     pub(crate) copied: Option<DeviceEvent>,
     /// The report to the coordinator; folder and files are filled in.
     pub(crate) reported: CheckpointWritten,
@@ -102,7 +103,8 @@ impl<'a> Saver<'a> {
         Self { session, under_way: None, failures: 0 }
     }
 
-    /// Whether a save could start without waiting for another one. Deals with one that has ended, as [`Self::start`] does.
+    /// Whether a save could start without waiting for another one. Deals with one that has ended,
+    /// as [`Self::start`] does.
     ///
     /// # Errors
     /// As [`Self::start`].
@@ -136,13 +138,16 @@ impl<'a> Saver<'a> {
             let outcome = write(&save, &events);
             Attempt { save: Some(save), outcome }
         };
-        let thread = thread::Builder::new().name("save".into()).spawn(body).context("a thread for a save")?;
+        let thread = thread::Builder::new()
+            .name("save".into())
+            .spawn(body)
+            .context("a thread for a save")?;
         self.under_way = Some(UnderWay { stage, step, progress: Progress::Writing(thread) });
         Ok(())
     }
 
-    /// Saves, and returns when it is committed. A save that fails is retried for a minute, or, where a stop has a grace
-    /// period, until the coordinator ends the run.
+    /// Saves, and returns when it is committed. A save that fails is retried for a minute, or,
+    /// where a stop has a grace period, until the coordinator ends the run.
     ///
     /// # Errors
     /// [`WorkerError::NotSaved`] if it failed until then; the loss of the generation.
@@ -155,7 +160,8 @@ impl<'a> Saver<'a> {
         while let Err(failure) = self.wait()? {
             let now = Instant::now();
             let first_failure = *first_failure.get_or_insert(now);
-            let left = retry_deadline(first_failure, self.session.stop_deadline()).saturating_duration_since(now);
+            let left = retry_deadline(first_failure, self.session.stop_deadline())
+                .saturating_duration_since(now);
             if failure.save.is_none() || left.is_zero() {
                 self.report(&failure, "")?;
                 return Err(WorkerError::NotSaved(failure.not_saved.to_string()));
@@ -169,7 +175,8 @@ impl<'a> Saver<'a> {
         Ok(())
     }
 
-    /// Reports a failed save to the coordinator, and what is done about it; a commit that failed is known there.
+    /// Reports a failed save to the coordinator, and what is done about it; a commit that failed is
+    /// known there.
     fn report(&self, failure: &Failure, remedy: &str) -> Result<()> {
         let Failure { not_saved, is_known, .. } = failure;
         let NotSaved { stage, step, reason } = not_saved;
@@ -201,15 +208,19 @@ impl<'a> Saver<'a> {
 
     /// How the save that was under way ended, also if there was none; `None`: it has not ended yet.
     fn ended(&mut self, wait: Wait) -> Result<Option<Result<(), Failure>>> {
-        let Some(UnderWay { stage, step, progress }) = self.under_way.take() else { return Ok(Some(Ok(()))) };
+        let Some(UnderWay { stage, step, progress }) = self.under_way.take() else {
+            return Ok(Some(Ok(())));
+        };
         let attempt = match progress {
             Progress::Writing(thread) if wait == Wait::No && !thread.is_finished() => {
-                self.under_way = Some(UnderWay { stage, step, progress: Progress::Writing(thread) });
+                self.under_way =
+                    Some(UnderWay { stage, step, progress: Progress::Writing(thread) });
                 return Ok(None);
             }
-            Progress::Writing(thread) => thread
-                .join()
-                .unwrap_or_else(|_| Attempt { save: None, outcome: Err(anyhow!("the thread that wrote it panicked")) }),
+            Progress::Writing(thread) => thread.join().unwrap_or_else(|_| Attempt {
+                save: None,
+                outcome: Err(anyhow!("the thread that wrote it panicked")),
+            }),
             Progress::Written(attempt) => *attempt,
         };
         if let Err(error) = attempt.outcome {
@@ -230,7 +241,8 @@ impl<'a> Saver<'a> {
                 Ok(Some(Err(Failure { not_saved, is_known: true, save: attempt.save })))
             }
             None => {
-                self.under_way = Some(UnderWay { stage, step, progress: Progress::Written(Box::new(attempt)) });
+                self.under_way =
+                    Some(UnderWay { stage, step, progress: Progress::Written(Box::new(attempt)) });
                 Ok(None)
             }
         }
@@ -239,13 +251,16 @@ impl<'a> Saver<'a> {
     fn give_up(&mut self, not_saved: NotSaved) -> Result<()> {
         self.failures += 1;
         if self.failures == MAX_FAILURES {
-            return Err(WorkerError::NotSaved(format!("{MAX_FAILURES} saves in a row failed: {not_saved}")));
+            return Err(WorkerError::NotSaved(format!(
+                "{MAX_FAILURES} saves in a row failed: {not_saved}"
+            )));
         }
         tracing::warn!("{not_saved}; training continues");
         Ok(())
     }
 
-    /// Lets what is under way be written and reported, since the group is lost and the coordinator waits for it.
+    /// Lets what is under way be written and reported, since the group is lost and the coordinator
+    /// waits for it.
     pub(crate) fn leave(&mut self) {
         if let Some(UnderWay { progress: Progress::Writing(thread), .. }) = self.under_way.take() {
             _ = thread.join();
@@ -257,11 +272,16 @@ impl<'a> Saver<'a> {
 fn write(save: &Save, events: &mpsc::Sender<WorkerEvent>) -> anyhow::Result<()> {
     let Save { place, files, record, copied, reported } = save;
     copied.as_ref().map_or(Ok(()), DeviceEvent::wait)?;
-    let named: Vec<(&str, &StateDict)> = files.iter().map(|(name, tensors)| (*name, tensors)).collect();
-    let unfinished = Unfinished { stage: &reported.stage, step: reported.step, generation: reported.generation };
+    let named: Vec<(&str, &StateDict)> =
+        files.iter().map(|(name, tensors)| (*name, tensors)).collect();
+    let unfinished =
+        Unfinished { stage: &reported.stage, step: reported.step, generation: reported.generation };
     let written = checkpoint::write(place.as_ref(), unfinished, &named, record)?;
-    let reported = CheckpointWritten { folder: written.folder, files: written.files, ..reported.clone() };
-    events.blocking_send(WorkerEvent::Checkpoint(reported)).context("the session with the coordinator has ended")
+    let reported =
+        CheckpointWritten { folder: written.folder, files: written.files, ..reported.clone() };
+    events
+        .blocking_send(WorkerEvent::Checkpoint(reported))
+        .context("the session with the coordinator has ended")
 }
 
 /// Until when a save that first failed then is retried.

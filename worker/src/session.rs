@@ -1,6 +1,7 @@
-//! The worker's session with its coordinator: one gRPC stream on a thread of its own, so that a stalled step still
-//! heartbeats and a run that is over ends a worker that hangs in a collective. A stream that breaks is opened again;
-//! the training thread sees it as [`WorkerError::Disconnected`]. It decides nothing about training.
+//! The worker's session with its coordinator: one gRPC stream on a thread of its own, so that a
+//! stalled step still heartbeats and a run that is over ends a worker that hangs in a collective. A
+//! stream that breaks is opened again; the training thread sees it as
+//! [`WorkerError::Disconnected`]. It decides nothing about training.
 
 mod admission;
 mod connection;
@@ -31,7 +32,8 @@ use thanos_c10d::{Collectives, GroupAborter, KeyValueStore, ProcessGroup, collec
 use thanos_configs::TimeoutsConfig;
 use thanos_formats::EXIT_SOFTWARE;
 use thanos_proto::{
-    BEFORE_STAGES, Begin, CheckpointRef, Command, Heartbeat, Hello, RankPhase, StepDone, Welcome, WorkerEvent,
+    BEFORE_STAGES, Begin, CheckpointRef, Command, Heartbeat, Hello, RankPhase, StepDone, Welcome,
+    WorkerEvent,
 };
 use thanos_transport::{Guard, needs_guard, show};
 use tokio::net::TcpListener;
@@ -40,8 +42,8 @@ use tokio::sync::mpsc;
 
 /// How long a coordinator may take to answer a `Hello`.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(120);
-/// Reported steps that are not yet known to be in the ledger: with more, a step waits. Every rank keeps as many, so that
-/// a restarted coordinator can be sent all that it lacks.
+/// Reported steps that are not yet known to be in the ledger: with more, a step waits. Every rank
+/// keeps as many, so that a restarted coordinator can be sent all that it lacks.
 pub(crate) const MAX_UNRECORDED: usize = 64;
 
 /// The run, as one worker talks to it.
@@ -91,7 +93,8 @@ struct TrainingPosition {
 impl TrainingPosition {
     fn end_phase(&mut self) {
         let now = Instant::now();
-        let seconds = now.duration_since(std::mem::replace(&mut self.phase_began, now)).as_secs_f64();
+        let seconds =
+            now.duration_since(std::mem::replace(&mut self.phase_began, now)).as_secs_f64();
         match self.phase_seconds.get_mut(&self.heartbeat.phase) {
             Some(sum) => *sum += seconds,
             None => _ = self.phase_seconds.insert(self.heartbeat.phase.clone(), seconds),
@@ -104,7 +107,8 @@ impl Shared {
         self.position.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Frees the training thread from a group that has lost a member; `generation`: only from that of this one.
+    /// Frees the training thread from a group that has lost a member; `generation`: only from that
+    /// of this one.
     fn break_group(&self, generation: Option<u64>) {
         let mut position = self.position();
         if generation.is_none_or(|generation| generation == position.heartbeat.generation)
@@ -129,8 +133,8 @@ impl Shared {
 }
 
 impl Session {
-    /// Connects to `coordinator` (host:port) and introduces itself; waits until the coordinator is up. `credentials` is a
-    /// folder; without one nothing is encrypted.
+    /// Connects to `coordinator` (host:port) and introduces itself; waits until the coordinator is
+    /// up. `credentials` is a folder; without one nothing is encrypted.
     ///
     /// # Errors
     /// [`WorkerError::Refused`] if this worker may not take part, [`WorkerError::StoppedWaiting`]
@@ -141,7 +145,8 @@ impl Session {
         hello: Hello,
     ) -> Result<(Self, Welcome)> {
         let admission = Admission::read(credentials)?;
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let heartbeat = Heartbeat {
             generation: 0,
             stage: BEFORE_STAGES.into(),
@@ -174,7 +179,8 @@ impl Session {
             signals::handle(shared.stop_request.clone(), hello.worker_id.clone())?;
         }
         let (opened, lines) = std::sync::mpsc::channel();
-        let reconnector = stream::Reconnector::new(coordinator, admission, hello, (shared.clone(), opened));
+        let reconnector =
+            stream::Reconnector::new(coordinator, admission, hello, (shared.clone(), opened));
         let (reconnector, client, connection) = runtime.block_on(reconnector.open_first(wait))?;
         let kept = runtime.spawn(reconnector.pump_until_left());
         // Without its session a worker would be an orphan that no coordinator knows of.
@@ -184,7 +190,8 @@ impl Session {
             }
         });
         let connection = RefCell::new(connection);
-        let session = Self { connection, lines, shared, client, runtime, timeouts: OnceCell::new() };
+        let session =
+            Self { connection, lines, shared, client, runtime, timeouts: OnceCell::new() };
         match session.answer("the coordinator's welcome", WELCOME_TIMEOUT)? {
             Command::Welcome(welcome) => Ok((session, welcome)),
             other => Err(unexpected("a welcome", &other)),
@@ -224,9 +231,11 @@ impl Session {
         self.timeouts.get().cloned().unwrap_or_default()
     }
 
-    /// Waits for the stream that is opened in a lost one's stead; the session's thread ends the process if none is.
+    /// Waits for the stream that is opened in a lost one's stead; the session's thread ends the
+    /// process if none is.
     fn next_line(&self) -> Result<()> {
-        *self.connection.borrow_mut() = self.lines.recv().context("the session's thread has ended")?;
+        *self.connection.borrow_mut() =
+            self.lines.recv().context("the session's thread has ended")?;
         Ok(())
     }
 
@@ -235,7 +244,8 @@ impl Session {
         self.connection.borrow().events()
     }
 
-    /// Waits, as long as it takes, for a generation to be complete, or to be asked to save what this worker holds.
+    /// Waits, as long as it takes, for a generation to be complete, or to be asked to save what
+    /// this worker holds.
     ///
     /// # Errors
     /// [`WorkerError::Disconnected`].
@@ -275,7 +285,8 @@ impl Session {
         self.shared.stop.load(Ordering::Relaxed)
     }
 
-    /// When a stop that was asked for must be over; `None`: none was asked for, or no limit was set.
+    /// When a stop that was asked for must be over; `None`: none was asked for, or no limit was
+    /// set.
     pub(crate) fn stop_deadline(&self) -> Option<Instant> {
         self.shared.stop_deadline.get().copied().flatten()
     }
@@ -290,7 +301,8 @@ impl Session {
         StopFlag(self.shared.clone())
     }
 
-    /// Whether the coordinator has asked for another generation. As with a stop: agree before acting.
+    /// Whether the coordinator has asked for another generation. As with a stop: agree before
+    /// acting.
     pub(crate) fn regroup_requested(&self) -> bool {
         self.shared.regroup.load(Ordering::Relaxed)
     }
@@ -311,8 +323,8 @@ impl Session {
         (heartbeat.phase, heartbeat.step) = (phase, step);
     }
 
-    /// Seconds that were spent in each phase since this was asked for the last time; those that a GPU has measured are
-    /// its own. So long of the forward pass was the exchange of candidates.
+    /// Seconds that were spent in each phase since this was asked for the last time; those that a
+    /// GPU has measured are its own. So long of the forward pass was the exchange of candidates.
     pub(crate) fn take_phase_seconds(
         &self,
         on_gpu: BTreeMap<RankPhase, f64>,
@@ -329,7 +341,8 @@ impl Session {
         seconds
     }
 
-    /// Stamps heartbeats with a new generation, whose group is made next, and returns its rendezvous.
+    /// Stamps heartbeats with a new generation, whose group is made next, and returns its
+    /// rendezvous.
     pub(crate) fn enter(&self, generation: u64, world_size: usize) -> Arc<dyn KeyValueStore> {
         let mut position = self.shared.position();
         position.heartbeat.generation = generation;
@@ -358,7 +371,8 @@ impl Session {
         self.shared.position().aborter = None;
     }
 
-    /// Serves this process's metrics; where other machines can reach them, for the scrape token alone.
+    /// Serves this process's metrics; where other machines can reach them, for the scrape token
+    /// alone.
     pub(crate) fn show(
         &self,
         address: SocketAddr,
@@ -366,7 +380,8 @@ impl Session {
         page: impl FnOnce() -> anyhow::Result<Router>,
     ) -> anyhow::Result<()> {
         let _inside = self.runtime.enter();
-        let listener = std::net::TcpListener::bind(address).with_context(|| format!("--status-port: {address}"))?;
+        let listener = std::net::TcpListener::bind(address)
+            .with_context(|| format!("--status-port: {address}"))?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let identity = self.shared.identity.get().filter(|_| needs_guard(address));
@@ -393,7 +408,10 @@ impl Session {
         match Disk::of_run(run_dir, run_id) {
             Some(disk) => Arc::new(disk),
             None => {
-                tracing::info!("{} is not seen here: checkpoints go to the coordinator", run_dir.display());
+                tracing::info!(
+                    "{} is not seen here: checkpoints go to the coordinator",
+                    run_dir.display()
+                );
                 let (client, runtime) = (self.client.clone(), self.runtime.handle().clone());
                 Arc::new(files::Remote {
                     client,
@@ -427,7 +445,10 @@ impl Session {
                 // It may not have been heard: said again.
                 Err(RecvTimeoutError::Disconnected) => self.announce(last_event)?,
                 Err(RecvTimeoutError::Timeout) => {
-                    return Err(anyhow!("the coordinator did not close the session within {limit:?}").into());
+                    return Err(anyhow!(
+                        "the coordinator did not close the session within {limit:?}"
+                    )
+                    .into());
                 }
             }
         }
@@ -436,14 +457,17 @@ impl Session {
     }
 
     fn answer(&self, what: &str, limit: Duration) -> Result<Command> {
-        self.answer_within(limit)?.ok_or_else(|| anyhow!("{what} did not come within {limit:?}").into())
+        self.answer_within(limit)?
+            .ok_or_else(|| anyhow!("{what} did not come within {limit:?}").into())
     }
 
     /// The coordinator's next answer; `None`: none came within `limit`.
     fn answer_within(&self, limit: Duration) -> Result<Option<Command>> {
         loop {
             match self.connection.borrow().wait_for(limit) {
-                Ok(Command::Refused { reason, exit_code }) => return Err(WorkerError::Refused { reason, exit_code }),
+                Ok(Command::Refused { reason, exit_code }) => {
+                    return Err(WorkerError::Refused { reason, exit_code });
+                }
                 // A stop is requested: the flag is set, the training loop agrees on the step.
                 Ok(Command::Stop { .. }) => {}
                 Ok(command) => return Ok(Some(command)),
@@ -461,8 +485,8 @@ pub(crate) enum Next {
     Save,
 }
 
-/// Whether what is not a step should be given up: a stop was requested, or the generation has ended. Ranks see it at
-/// different moments: agree before acting.
+/// Whether what is not a step should be given up: a stop was requested, or the generation has
+/// ended. Ranks see it at different moments: agree before acting.
 #[derive(Clone)]
 pub(crate) struct StopFlag(Arc<Shared>);
 

@@ -11,7 +11,8 @@ use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 use thanos_fused::{Draws, rows_of};
 
-/// One term of the loss: this rank's share of its global value, a scalar. Shares are summed over the ranks.
+/// One term of the loss: this rank's share of its global value, a scalar. Shares are summed over
+/// the ranks.
 pub(crate) struct Term {
     pub(crate) name: &'static str,
     pub(crate) weight: f64,
@@ -32,7 +33,8 @@ impl Losses {
         self.terms.push(Term { name, weight, share: share.detach() });
     }
 
-    /// A term whose gradient with respect to `z` is known: sum(z * gradient) carries it into z exactly.
+    /// A term whose gradient with respect to `z` is known: sum(z * gradient) carries it into z
+    /// exactly.
     pub(crate) fn add_gradient(&mut self, term: Term, z: &Tensor, gradient: &Tensor) {
         self.grow((z * gradient.detach()).sum(z.kind()) * term.weight);
         self.terms.push(term);
@@ -61,17 +63,19 @@ impl Losses {
 
     /// This rank's share of each term, [terms] f64.
     pub(crate) fn shares(&self) -> Tensor {
-        let shares: Vec<Tensor> = self.terms.iter().map(|term| term.share.to_kind(Kind::Double).reshape([])).collect();
+        let shares: Vec<Tensor> =
+            self.terms.iter().map(|term| term.share.to_kind(Kind::Double).reshape([])).collect();
         Tensor::stack(&shares, 0)
     }
 }
 
-/// What one step computes with, on the training device. A recorded step reads all of it at the same place.
+/// What one step computes with, on the training device. A recorded step reads all of it at the same
+/// place.
 pub(crate) struct Inputs {
     /// Views of this rank's images, [b, views, C, S, S]; none where the stage asks for none.
     pub(crate) images: Tensor,
-    /// i64: the key of the step's draws [1], rows of the draws [b x views], labels of the global batch [B], ids of this
-    /// rank's samples [b].
+    /// i64: the key of the step's draws [1], rows of the draws [b x views], labels of the global
+    /// batch [B], ids of this rank's samples [b].
     numbers: Tensor,
     views: u64,
     /// This rank's part of the global batch.
@@ -81,7 +85,12 @@ pub(crate) struct Inputs {
 
 impl Inputs {
     /// `labels` are those of all samples of the pack; `key` is that of what the step draws.
-    pub(crate) fn new(batch: &Batch, (labels, views): (&[i64], u64), key: u64, device: Device) -> Self {
+    pub(crate) fn new(
+        batch: &Batch,
+        (labels, views): (&[i64], u64),
+        key: u64,
+        device: Device,
+    ) -> Self {
         let mut numbers = vec![key as i64];
         numbers.extend(rows_of(batch.own(), views));
         numbers.extend(batch.samples.iter().map(|&id| labels[id as usize]));
@@ -160,7 +169,8 @@ pub(crate) trait Stage {
     fn views(&self) -> u64;
     /// Labels that the losses need, of all training samples.
     fn labels(&self) -> &[i64];
-    /// A function of the inputs and of the state alone, which waits for nothing: it may be recorded and run again.
+    /// A function of the inputs and of the state alone, which waits for nothing: it may be recorded
+    /// and run again.
     fn losses(&mut self, inputs: &Inputs) -> Result<Losses>;
     /// Share of the validation images, over all ranks.
     fn validation_accuracy(&mut self) -> Result<f64>;

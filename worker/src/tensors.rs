@@ -1,5 +1,5 @@
-//! Tensors by name: how weights and optimiser state are held, compared, flattened and kept in safetensors files.
-//! The map is sorted, as tch's own order of variables differs between processes.
+//! Tensors by name: how weights and optimiser state are held, compared, flattened and kept in
+//! safetensors files. The map is sorted, as tch's own order of variables differs between processes.
 
 use anyhow::{Context, Result, bail};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -13,7 +13,8 @@ use thanos_configs::{WEIGHTS_METADATA_KEY, hex};
 /// Tensors by name, in sorted order.
 pub type StateDict = BTreeMap<String, Tensor>;
 
-/// Serialises tensors, copied to the CPU, as one safetensors file, with a record of their network in its metadata.
+/// Serialises tensors, copied to the CPU, as one safetensors file, with a record of their network
+/// in its metadata.
 pub fn to_safetensors(tensors: &StateDict, record: Option<&str>) -> Result<Vec<u8>> {
     let mut stored = Vec::with_capacity(tensors.len());
     for (name, tensor) in tensors {
@@ -23,9 +24,12 @@ pub fn to_safetensors(tensors: &StateDict, record: Option<&str>) -> Result<Vec<u
     }
     let views = stored
         .iter()
-        .map(|(name, dtype, shape, bytes)| Ok((name.clone(), TensorView::new(*dtype, shape.clone(), bytes)?)))
+        .map(|(name, dtype, shape, bytes)| {
+            Ok((name.clone(), TensorView::new(*dtype, shape.clone(), bytes)?))
+        })
         .collect::<Result<Vec<_>>>()?;
-    let metadata = record.map(|record| HashMap::from([(WEIGHTS_METADATA_KEY.to_owned(), record.to_owned())]));
+    let metadata =
+        record.map(|record| HashMap::from([(WEIGHTS_METADATA_KEY.to_owned(), record.to_owned())]));
     Ok(safetensors::serialize(views, metadata)?)
 }
 
@@ -34,12 +38,14 @@ pub fn from_safetensors(bytes: &[u8]) -> Result<StateDict> {
     let file = SafeTensors::deserialize(bytes).context("not a safetensors file")?;
     file.tensors()
         .into_iter()
-        .map(|(name, view)| Ok((name.clone(), tensor(&view).with_context(|| format!("tensor {name}"))?)))
+        .map(|(name, view)| {
+            Ok((name.clone(), tensor(&view).with_context(|| format!("tensor {name}"))?))
+        })
         .collect()
 }
 
-/// The floating-point tensors of a file that any program may have written, each copied out of it; those in half precision
-/// as float32. Others are skipped.
+/// The floating-point tensors of a file that any program may have written, each copied out of it;
+/// those in half precision as float32. Others are skipped.
 pub(crate) fn read_floats(file: &SafeTensors<'_>) -> Result<StateDict> {
     let mut read = StateDict::new();
     for (name, view) in file.tensors() {
@@ -51,14 +57,16 @@ pub(crate) fn read_floats(file: &SafeTensors<'_>) -> Result<StateDict> {
             _ => continue,
         };
         let shape: Vec<i64> = view.shape().iter().map(|&size| size as i64).collect();
-        let tensor = Tensor::f_from_data_size(view.data(), &shape, kind).with_context(|| format!("tensor {name}"))?;
+        let tensor = Tensor::f_from_data_size(view.data(), &shape, kind)
+            .with_context(|| format!("tensor {name}"))?;
         let is_half = matches!(kind, Kind::Half | Kind::BFloat16);
         read.insert(name, if is_half { tensor.to_kind(Kind::Float) } else { tensor });
     }
     Ok(read)
 }
 
-/// SHA-256 over names, shapes and bytes, in hexadecimal: equal exactly if the tensors are, bit by bit.
+/// SHA-256 over names, shapes and bytes, in hexadecimal: equal exactly if the tensors are, bit by
+/// bit.
 pub fn sha256(tensors: &StateDict) -> Result<String> {
     let mut hash = Sha256::new();
     for (name, tensor) in tensors {
@@ -70,7 +78,8 @@ pub fn sha256(tensors: &StateDict) -> Result<String> {
 
 /// Copies `source` into the tensors of `target`, by name.
 ///
-/// Every tensor of the target must be there with its shape; names that only the source has are returned.
+/// Every tensor of the target must be there with its shape; names that only the source has are
+/// returned.
 pub fn copy_into(target: &StateDict, source: &StateDict) -> Result<Vec<String>> {
     for (name, tensor) in target {
         let Some(from) = source.get(name) else { bail!("it has no tensor `{name}`") };
@@ -82,11 +91,14 @@ pub fn copy_into(target: &StateDict, source: &StateDict) -> Result<Vec<String>> 
     Ok(source.keys().filter(|name| !target.contains_key(*name)).cloned().collect())
 }
 
-/// Numbers as a row on a device. To a GPU they go through pinned memory, so that this thread does not wait for it.
+/// Numbers as a row on a device. To a GPU they go through pinned memory, so that this thread does
+/// not wait for it.
 pub(crate) fn upload<T: Element>(numbers: &[T], device: Device) -> Tensor {
     let row = Tensor::from_slice(numbers);
     match device {
-        Device::Cuda(_) if !numbers.is_empty() => row.pin_memory(device).to_device_(device, row.kind(), true, false),
+        Device::Cuda(_) if !numbers.is_empty() => {
+            row.pin_memory(device).to_device_(device, row.kind(), true, false)
+        }
         _ => row.to_device(device),
     }
 }
@@ -98,7 +110,9 @@ pub fn snapshot(tensors: &StateDict) -> StateDict {
 
 /// Tensors that travel together are on different devices.
 #[derive(Debug, PartialEq, thiserror::Error)]
-#[error("`{name}` is on {found:?}, `{first}` on {expected:?}: a collective takes tensors of one device")]
+#[error(
+    "`{name}` is on {found:?}, `{first}` on {expected:?}: a collective takes tensors of one device"
+)]
 pub(crate) struct MixedDevices {
     name: String,
     found: Device,
@@ -109,7 +123,8 @@ pub(crate) struct MixedDevices {
 /// The device that all tensors are on; `None` without any.
 ///
 /// # Errors
-/// Names two that differ. Said before a collective: its own error, on every rank, would look like the loss of a peer.
+/// Names two that differ. Said before a collective: its own error, on every rank, would look like
+/// the loss of a peer.
 pub(crate) fn common_device<'a>(
     tensors: impl IntoIterator<Item = (&'a String, Device)>,
 ) -> Result<Option<Device>, MixedDevices> {
@@ -117,7 +132,9 @@ pub(crate) fn common_device<'a>(
     let Some((first, expected)) = tensors.next() else { return Ok(None) };
     match tensors.find(|(_, device)| *device != expected) {
         None => Ok(Some(expected)),
-        Some((name, found)) => Err(MixedDevices { name: name.clone(), found, first: first.clone(), expected }),
+        Some((name, found)) => {
+            Err(MixedDevices { name: name.clone(), found, first: first.clone(), expected })
+        }
     }
 }
 
@@ -126,14 +143,16 @@ pub(crate) fn devices(tensors: &StateDict) -> impl Iterator<Item = (&String, Dev
     tensors.iter().map(|(name, tensor)| (name, tensor.device()))
 }
 
-/// Replaces tensors by those of rank `root`, which must have the same names, shapes and kinds: a broadcast a kind.
+/// Replaces tensors by those of rank `root`, which must have the same names, shapes and kinds: a
+/// broadcast a kind.
 ///
 /// # Errors
 /// If a peer is lost; [`MixedDevices`].
 pub(crate) fn broadcast(tensors: &StateDict, group: &ProcessGroup, root: usize) -> Result<()> {
     common_device(devices(tensors))?;
     for kind in [Kind::Float, Kind::Double, Kind::Int64] {
-        let of_kind: Vec<&Tensor> = tensors.values().filter(|tensor| tensor.kind() == kind).collect();
+        let of_kind: Vec<&Tensor> =
+            tensors.values().filter(|tensor| tensor.kind() == kind).collect();
         if of_kind.is_empty() {
             continue;
         }
@@ -188,7 +207,9 @@ mod tests {
         let gpu = Device::Cuda(0);
         assert_eq!(on([gpu; 3]), Ok(Some(gpu)));
         assert_eq!(common_device([]), Ok(None));
-        let mixed = on([gpu, gpu, Device::Cpu]).expect_err("the optimizer's step is on the CPU").to_string();
+        let mixed = on([gpu, gpu, Device::Cpu])
+            .expect_err("the optimizer's step is on the CPU")
+            .to_string();
         assert!(mixed.starts_with("`step` is on Cpu, `exp_avg/w` on Cuda(0)"), "{mixed}");
     }
 }

@@ -1,5 +1,6 @@
-//! The training loop of one stage: batch, losses, gradients, reduction, update, commit. There is no branch on the number of
-//! ranks: one rank is a group of size one. What a batch becomes is the stage's (`stage.rs`).
+//! The training loop of one stage: batch, losses, gradients, reduction, update, commit. There is no
+//! branch on the number of ranks: one rank is a group of size one. What a batch becomes is the
+//! stage's (`stage.rs`).
 
 pub(crate) mod bench;
 mod checks;
@@ -46,7 +47,8 @@ pub(crate) fn train(
         Ok(None) => Ok(()),
         Err(error) => Err(error),
     };
-    // The save in progress is finished first, however long it takes: another generation begins from it, or after it.
+    // The save in progress is finished first, however long it takes: another generation begins from
+    // it, or after it.
     trainer.phase(RankPhase::Save);
     trainer.saver.leave();
     let memory = Box::new(trainer.memory());
@@ -65,13 +67,19 @@ impl Trainer<'_> {
         let steps = StepCounts { per_epoch, total };
         if self.step > 0 {
             let at = Position::at(self.step - 1, per_epoch);
-            // A resume with fewer epochs may end after a step that was not the last one when it was made.
+            // A resume with fewer epochs may end after a step that was not the last one when it was
+            // made.
             let never_evaluated = self.step == total && !self.is_evaluated_after(at, per_epoch);
             if (!self.post_step_done || never_evaluated) && !self.run_post_step(at, steps, false)? {
                 return self.stop(at.epoch).map(Some);
             }
         }
-        let mut feed = BatchLoader::new(self.context.data, &spec.schedule, self.step..total, self.stage.views())?;
+        let mut feed = BatchLoader::new(
+            self.context.data,
+            &spec.schedule,
+            self.step..total,
+            self.stage.views(),
+        )?;
         self.phase(RankPhase::Data);
         while let Some(batch) = feed.next()? {
             let Requests { stop, regroup } = self.update(&batch, total, &mut feed)?;
@@ -89,7 +97,12 @@ impl Trainer<'_> {
     }
 
     /// One optimiser update, during which `feed` prepares the next batch.
-    fn update(&mut self, batch: &Batch, total_steps: u64, feed: &mut BatchLoader<'_>) -> Result<Requests> {
+    fn update(
+        &mut self,
+        batch: &Batch,
+        total_steps: u64,
+        feed: &mut BatchLoader<'_>,
+    ) -> Result<Requests> {
         let rank = self.context.group.rank();
         let key = step_key(self.spec.seed, self.spec.key, self.step);
         let labels = (self.stage.labels(), self.stage.views());
@@ -105,8 +118,8 @@ impl Trainer<'_> {
         feed.prepare()?;
         self.step_phase(RankPhase::Reduce)?;
         failpoints::broken_collective(rank, self.step)?;
-        // A group that is aborted from here on changes nothing any more: this waits until the sums are there, and fails if
-        // they are not to be used.
+        // A group that is aborted from here on changes nothing any more: this waits until the sums
+        // are there, and fails if they are not to be used.
         let reduced = self.reduce(&computed)?;
         self.exchanged = self.context.group.take_exchanged()?;
         let problem = self.non_finite(&computed, &reduced)?;
@@ -148,8 +161,8 @@ struct Trainer<'a> {
     post_step_done: bool,
     recent: UnackedSteps,
     best: Option<(Best, StateDict)>,
-    /// The model's buffers, and as they were before the step in flight, which changes them in its forward pass; the
-    /// latter is empty between steps.
+    /// The model's buffers, and as they were before the step in flight, which changes them in its
+    /// forward pass; the latter is empty between steps.
     buffers: StateDict,
     buffers_before: StateDict,
     /// Updates skipped since the last one that was made.
@@ -159,7 +172,8 @@ struct Trainer<'a> {
     clock: GpuClock,
     graphs: Graphs,
     seconds_before: f64,
-    /// Seconds that steps waited for their images, and for saves, since this rank started the stage.
+    /// Seconds that steps waited for their images, and for saves, since this rank started the
+    /// stage.
     waited: f64,
     saving: f64,
     started: Instant,
@@ -180,10 +194,18 @@ struct StepInFlight<'a> {
 }
 
 impl<'a> Trainer<'a> {
-    fn new(stage: &'a mut dyn Stage, spec: &'a StageSpec<'a>, context: &'a StageContext<'a>) -> Self {
+    fn new(
+        stage: &'a mut dyn Stage,
+        spec: &'a StageSpec<'a>,
+        context: &'a StageContext<'a>,
+    ) -> Self {
         let parameters = stage.parameters();
-        let buffers = stage.state().into_iter().filter(|(name, _)| !parameters.contains_key(name)).collect();
-        let (kind, device) = parameters.values().next().map_or((Kind::Float, Device::Cpu), |p| (p.kind(), p.device()));
+        let buffers =
+            stage.state().into_iter().filter(|(name, _)| !parameters.contains_key(name)).collect();
+        let (kind, device) = parameters
+            .values()
+            .next()
+            .map_or((Kind::Float, Device::Cpu), |p| (p.kind(), p.device()));
         let optimizer = AdamW::new(parameters, spec.train.weight_decay);
         Self {
             stage,
@@ -232,13 +254,15 @@ impl<'a> Trainer<'a> {
         Ok(computed)
     }
 
-    /// Sums gradients, shares of the loss and what was asked for over the ranks: all ranks see the same from here on.
+    /// Sums gradients, shares of the loss and what was asked for over the ranks: all ranks see the
+    /// same from here on.
     fn reduce(&self, computed: &Computed) -> Result<Reduced> {
         let mut gradient = computed.gradient.shallow_clone(); // [parameters]
         self.context.group.all_reduce(&mut gradient)?;
         failpoints::abort_collective(&mut gradient, self.context.group, self.step);
         let norm = computed.norm.as_ref().map_or_else(|| norm_of(&gradient), Tensor::shallow_clone);
-        let asked = [self.context.session.stop_requested(), self.context.session.regroup_requested()];
+        let asked =
+            [self.context.session.stop_requested(), self.context.session.regroup_requested()];
         let asked = asked.map(|asked| f64::from(u8::from(asked)));
         let mut terms = self.context.group.sum_and_read(&computed.shares, &asked, &norm)?;
         let norm = terms.pop().context("the norm was read")?;
@@ -248,7 +272,12 @@ impl<'a> Trainer<'a> {
     }
 
     /// The line of `steps.jsonl` of the step in flight.
-    fn describe(&self, step: &StepInFlight<'_>, computed: &Computed, reduced: &Reduced) -> StepDone {
+    fn describe(
+        &self,
+        step: &StepInFlight<'_>,
+        computed: &Computed,
+        reduced: &Reduced,
+    ) -> StepDone {
         let StepInFlight { batch, lr, total_steps } = *step;
         let terms = || computed.terms.iter().zip(&reduced.terms);
         StepDone {
@@ -269,8 +298,8 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    /// The update is made. Rank 0 reports it to the coordinator, which writes the line of `steps.jsonl`; should rank 0 be
-    /// lost, another rank can report it.
+    /// The update is made. Rank 0 reports it to the coordinator, which writes the line of
+    /// `steps.jsonl`; should rank 0 be lost, another rank can report it.
     fn commit(&mut self, done: StepDone) -> Result<()> {
         self.step += 1;
         self.post_step_done = false;

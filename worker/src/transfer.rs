@@ -1,4 +1,5 @@
-//! A transfer stage: one linear layer on fine labels over frozen backbones, whose embeddings are concatenated.
+//! A transfer stage: one linear layer on fine labels over frozen backbones, whose embeddings are
+//! concatenated.
 
 use crate::checkpoint::{EMBEDDINGS, PREDICTIONS};
 use crate::embedding_map::embedding_map;
@@ -8,6 +9,7 @@ use crate::model::{Mode, Model, linear};
 use crate::probe_weights::{DEVIATION, MEAN};
 use crate::stage::{Inputs, Losses, Measured, Stage};
 use crate::tensors::{StateDict, broadcast};
+use anyhow::Context;
 use tch::nn::{self, Module, VarStore};
 use tch::{Device, Kind, Reduction, Tensor};
 use thanos_configs::{Features, FrozenMode, RunConfig};
@@ -25,11 +27,12 @@ pub(crate) struct Transfer<'a> {
 
 /// Where a step's features come from.
 enum Source {
-    /// Features of the whole training pack, [N, d], and of this rank's slice of the validation images, [own, d]; and how
-    /// they, and others, are standardised.
+    /// Features of the whole training pack, [N, d], and of this rank's slice of the validation
+    /// images, [own, d]; and how they, and others, are standardised.
     Cached { features: Tensor, validation: Tensor, standard: Standard },
-    /// One augmented view through the encoders in this mode. Encoders that training leaves as they are have features of this
-    /// rank's slice of the validation images, [own, d], that are computed once.
+    /// One augmented view through the encoders in this mode. Encoders that training leaves as they
+    /// are have features of this rank's slice of the validation images, [own, d], that are computed
+    /// once.
     Augmented { mode: FrozenMode, validation: Option<Tensor> },
 }
 
@@ -47,16 +50,24 @@ impl Standard {
     /// As it is in the stage's state; the tensors share memory.
     fn named(&self) -> StateDict {
         let tensors = [(MEAN, &self.mean), (DEVIATION, &self.deviation)];
-        tensors.into_iter().map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())).collect()
+        tensors
+            .into_iter()
+            .map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone()))
+            .collect()
     }
 }
 
 impl<'a> Transfer<'a> {
-    /// The head's initial weights come from torch's generator of the CPU: seed it first, equally on all ranks.
+    /// The head's initial weights come from torch's generator of the CPU: seed it first, equally on
+    /// all ranks.
     ///
     /// # Errors
     /// [`crate::error::WorkerError::StopRequested`] while features are cached, on all ranks alike.
-    pub(crate) fn new(run: &RunConfig, backbones: Vec<Model>, evaluator: Evaluator<'a>) -> Result<Self> {
+    pub(crate) fn new(
+        run: &RunConfig,
+        backbones: Vec<Model>,
+        evaluator: Evaluator<'a>,
+    ) -> Result<Self> {
         let (config, data) = (&run.transfer, evaluator.data);
         let width: i64 = backbones.iter().map(|model| model.encoder.width()).sum();
         let classes = data.facts.labels.fine_names.len() as i64;
@@ -80,7 +91,11 @@ impl<'a> Transfer<'a> {
 
     /// What a report shows of the test images: files of the last checkpoint, on rank 0. Directions
     /// [own, d] and scores [own, classes] are those of this rank's slice.
-    fn test_files(&self, directions: &Tensor, scores: &Tensor) -> Result<Vec<(&'static str, StateDict)>> {
+    fn test_files(
+        &self,
+        directions: &Tensor,
+        scores: &Tensor,
+    ) -> Result<Vec<(&'static str, StateDict)>> {
         let evaluator = &self.evaluator;
         let predictions = predictions(evaluator, scores)?;
         let mut files = vec![(PREDICTIONS, predictions)];
@@ -112,8 +127,9 @@ impl Stage for Transfer<'_> {
         self.variables.variables().into_iter().collect()
     }
 
-    /// Beside the head: of cached features, how they are standardised, which a resume takes over; in
-    /// training mode, the encoders' moving statistics, as `encoder.N.NAME` in the order of the backbones.
+    /// Beside the head: of cached features, how they are standardised, which a resume takes over;
+    /// in training mode, the encoders' moving statistics, as `encoder.N.NAME` in the order of the
+    /// backbones.
     fn state(&self) -> StateDict {
         let mut state = self.parameters();
         match &self.source {
@@ -122,7 +138,9 @@ impl Stage for Transfer<'_> {
             Source::Augmented { mode: FrozenMode::Train, .. } => {
                 for (index, model) in self.backbones.iter().enumerate() {
                     let buffers = model.buffers().into_iter();
-                    state.extend(buffers.map(|(name, buffer)| (format!("encoder.{index}.{name}"), buffer)));
+                    state.extend(
+                        buffers.map(|(name, buffer)| (format!("encoder.{index}.{name}"), buffer)),
+                    );
                 }
             }
         }
@@ -155,7 +173,13 @@ impl Stage for Transfer<'_> {
             }
         }; // [b, d]
         let logits = self.head.forward(&features); // [b, classes]
-        let sum = logits.cross_entropy_loss::<Tensor>(&inputs.own_labels(), None, Reduction::Sum, -100, 0.0);
+        let sum = logits.cross_entropy_loss::<Tensor>(
+            &inputs.own_labels(),
+            None,
+            Reduction::Sum,
+            -100,
+            0.0,
+        );
         let mut losses = Losses::default();
         losses.add("cross_entropy", 1.0, sum / inputs.sizes().1);
         Ok(losses)
@@ -181,8 +205,10 @@ impl Stage for Transfer<'_> {
         let embedded = match &self.source {
             Source::Cached { features, .. } => Embedded {
                 test: self.evaluator.embed_own(&models, &data.test, &data.test_ids)?,
-                train: features
-                    .index_select(0, &rows(self.evaluator.own_ids(&data.train_ids)).to_device(data.device())),
+                train: features.index_select(
+                    0,
+                    &rows(self.evaluator.own_ids(&data.train_ids)).to_device(data.device()),
+                ),
             },
             Source::Augmented { .. } => self.evaluator.embed_both(&models)?,
         };
@@ -201,7 +227,9 @@ impl Stage for Transfer<'_> {
 fn predictions(evaluator: &Evaluator<'_>, scores: &Tensor) -> Result<StateDict> {
     let data = evaluator.data;
     let fine: Vec<i64> = data.test_ids.iter().map(|&id| data.test.fine[id as usize]).collect();
-    let names = |names: &[String]| -> Result<Tensor> { Ok(Tensor::from_slice(&serde_json::to_vec(names)?)) };
+    let names = |names: &[String]| -> Result<Tensor> {
+        Ok(Tensor::from_slice(&serde_json::to_vec(names).context("names of classes")?))
+    };
     let labels = &data.facts.labels;
     let named = [
         ("ids", rows(&data.test_ids)),
@@ -213,8 +241,9 @@ fn predictions(evaluator: &Evaluator<'_>, scores: &Tensor) -> Result<StateDict> 
     Ok(named.into_iter().map(|(name, tensor)| (name.to_owned(), tensor)).collect())
 }
 
-/// Features of the training images, each at its row of the training pack, and of the validation images, to be standardised
-/// by those that are trained on. The standardisation is rank 0's: another machine's sums may differ in their last bits.
+/// Features of the training images, each at its row of the training pack, and of the validation
+/// images, to be standardised by those that are trained on. The standardisation is rank 0's:
+/// another machine's sums may differ in their last bits.
 fn cached(backbones: &[Model], evaluator: &Evaluator<'_>) -> Result<Source> {
     let data = evaluator.data;
     let models: Vec<&Model> = backbones.iter().collect();
@@ -229,13 +258,16 @@ fn cached(backbones: &[Model], evaluator: &Evaluator<'_>) -> Result<Source> {
     // Rows of images that are not trained on stay 0, and are not read.
     let like = (trained.kind(), trained.device());
     let features = Tensor::zeros([data.train.len() as i64, trained.size()[1]], like); // [N, d]
-    let features = features.index_copy(0, &rows(&data.train_ids).to_device(data.device()), &trained);
+    let features =
+        features.index_copy(0, &rows(&data.train_ids).to_device(data.device()), &trained);
     Ok(Source::Cached { features, validation, standard })
 }
 
-/// Features are computed at every step. Those of the validation images change only with the encoders' moving statistics.
+/// Features are computed at every step. Those of the validation images change only with the
+/// encoders' moving statistics.
 fn augmented(mode: FrozenMode, backbones: &[Model], evaluator: &Evaluator<'_>) -> Result<Source> {
-    let is_fixed = mode == FrozenMode::Eval || backbones.iter().all(|model| model.buffers().is_empty());
+    let is_fixed =
+        mode == FrozenMode::Eval || backbones.iter().all(|model| model.buffers().is_empty());
     let validation = is_fixed.then(|| {
         let (pack, ids) = evaluator.data.validation();
         evaluator.embed_own(&backbones.iter().collect::<Vec<_>>(), pack, ids)

@@ -27,8 +27,8 @@ const START_NOISE: f64 = 1e-6;
 /// Sums that are taken next to each other, and added in one order.
 const LANES: usize = 4;
 
-/// The map of rows [n, d] float64 that begins at `start` [n, 2]: [n, 2]. `may_continue` is asked before
-/// every iteration; `None`: it answered no.
+/// The map of rows [n, d] float64 that begins at `start` [n, 2]: [n, 2]. `may_continue` is asked
+/// before every iteration; `None`: it answered no.
 pub(crate) fn tsne(
     rows: &Tensor,
     start: &Tensor,
@@ -67,7 +67,11 @@ fn floats(tensor: &Tensor) -> Result<Vec<f64>> {
 
 /// Symmetric affinities of all pairs, [n * n] with a sum of 1: of each row a Gaussian of its own
 /// width, by which its neighbours have the perplexity.
-fn affinities(distances: &[f64], n: usize, may_continue: &mut impl FnMut() -> bool) -> Option<Vec<f64>> {
+fn affinities(
+    distances: &[f64],
+    n: usize,
+    may_continue: &mut impl FnMut() -> bool,
+) -> Option<Vec<f64>> {
     let entropy = PERPLEXITY.min((n.saturating_sub(1)) as f64 / 3.0).max(1.0).ln();
     let mut of_rows = vec![0.0; n * n];
     for (at, (row, own)) in distances.chunks(n).zip(of_rows.chunks_mut(n)).enumerate() {
@@ -260,7 +264,10 @@ mod tests {
     fn equal_rows_few_rows_and_a_stop_are_no_problem() {
         let kind = (Kind::Double, tch::Device::Cpu);
         for n in [1, 2, 3, 7] {
-            assert!(map(&Tensor::ones([n, 4], kind), 0).iter().all(|place| place.is_finite()), "{n}");
+            assert!(
+                map(&Tensor::ones([n, 4], kind), 0).iter().all(|place| place.is_finite()),
+                "{n}"
+            );
         }
         let (rows, _) = clusters(3, 11);
         let mut asked = 0;

@@ -16,31 +16,51 @@ impl Rules {
         self.require(images <= MAX_EMBEDDING_IMAGES, "log.embedding_images", || {
             format!("must be between 0 and {MAX_EMBEDDING_IMAGES}, got {images}")
         });
-        let mlflow = ("MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD", "http://127.0.0.1:5000");
+        let mlflow =
+            ("MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD", "http://127.0.0.1:5000");
         let trackio = ("TRACKIO_WRITE_TOKEN", "http://127.0.0.1:7860");
-        let addresses = [("log.mlflow.uri", &log.mlflow.uri, mlflow), ("log.trackio.url", &log.trackio.url, trackio)];
+        let addresses = [
+            ("log.mlflow.uri", &log.mlflow.uri, mlflow),
+            ("log.trackio.url", &log.trackio.url, trackio),
+        ];
         for (key, address, (variables, example)) in addresses {
             let Some(address) = address else { continue };
             match problem_of(address) {
                 Some(Problem::Malformed(reason)) => {
-                    self.refuse(key, format!("{reason}: write an address such as {example}, got `{address}`"));
+                    self.refuse(
+                        key,
+                        format!(
+                            "{reason}: write an address such as {example}, got \
+                        `{address}`"
+                        ),
+                    );
                 }
                 // It holds a secret: the rule does not repeat it.
                 Some(Problem::Credentials(what)) => self.refuse(
                     key,
-                    format!("must not contain {what}, as it is written to the run directory: set {variables} instead"),
+                    format!(
+                        "must not contain {what}, as it is written to the run directory: set \
+                        {variables} instead"
+                    ),
                 ),
                 None => {}
             }
         }
         let experiment = &log.mlflow.experiment;
         if experiment.trim().is_empty() || experiment.len() > MAX_EXPERIMENT_BYTES {
-            self.refuse("log.mlflow.experiment", format!("must have 1 to {MAX_EXPERIMENT_BYTES} bytes"));
+            self.refuse(
+                "log.mlflow.experiment",
+                format!("must have 1 to {MAX_EXPERIMENT_BYTES} bytes"),
+            );
         }
         let project = &log.trackio.project;
-        let is_plain = |character: char| character.is_ascii_alphanumeric() || matches!(character, '-' | '_');
-        if project.is_empty() || project.len() > MAX_PROJECT_BYTES || !project.chars().all(is_plain) {
-            let message = format!("must have 1 to {MAX_PROJECT_BYTES} letters, digits, `-` or `_`, got `{project}`");
+        let is_plain =
+            |character: char| character.is_ascii_alphanumeric() || matches!(character, '-' | '_');
+        if project.is_empty() || project.len() > MAX_PROJECT_BYTES || !project.chars().all(is_plain)
+        {
+            let message = format!(
+                "must have 1 to {MAX_PROJECT_BYTES} letters, digits, `-` or `_`, got `{project}`"
+            );
             self.refuse("log.trackio.project", message);
         }
     }
@@ -57,7 +77,9 @@ fn problem_of(address: &str) -> Option<Problem> {
         let head = address.get(..scheme.len())?;
         head.eq_ignore_ascii_case(scheme).then(|| &address[scheme.len()..])
     });
-    let Some(rest) = rest else { return Some(Problem::Malformed("must begin with http:// or https://")) };
+    let Some(rest) = rest else {
+        return Some(Problem::Malformed("must begin with http:// or https://"));
+    };
     let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
     if authority.contains('@') {
         return Some(Problem::Credentials("a user name or password"));
@@ -68,7 +90,9 @@ fn problem_of(address: &str) -> Option<Problem> {
     if path.contains(['?', '#']) {
         return Some(Problem::Malformed("must have no query and no fragment"));
     }
-    let is_plain = |character: char| character.is_ascii_graphic() && !matches!(character, '"' | '<' | '>' | '\\');
+    let is_plain = |character: char| {
+        character.is_ascii_graphic() && !matches!(character, '"' | '<' | '>' | '\\')
+    };
     if !rest.chars().all(is_plain) {
         return Some(Problem::Malformed("has a character that no address has"));
     }
@@ -81,7 +105,8 @@ fn problem_of(address: &str) -> Option<Problem> {
         return Some(Problem::Malformed("names no host"));
     }
     let is_port = |port: &str| port.parse::<u16>().is_ok_and(|port| port > 0);
-    (!port.is_none_or(is_port)).then_some(Problem::Malformed("has a port that is not a number from 1 to 65535"))
+    (!port.is_none_or(is_port))
+        .then_some(Problem::Malformed("has a port that is not a number from 1 to 65535"))
 }
 
 #[cfg(test)]
@@ -90,7 +115,9 @@ mod tests {
 
     #[track_caller]
     fn check(text: &str, expected: Option<&str>) {
-        let shown = Plan::from_preset("digits_cae", &[text.to_owned()]).err().map(|errors| errors.to_string());
+        let shown = Plan::from_preset("digits_cae", &[text.to_owned()])
+            .err()
+            .map(|errors| errors.to_string());
         match expected {
             None => assert_eq!(shown, None, "{text}"),
             Some(part) => {
@@ -102,10 +129,13 @@ mod tests {
 
     #[test]
     fn an_address_has_a_scheme_a_host_and_no_secret() {
-        for valid in ["http://127.0.0.1:5000", "https://mlflow.example/base/", "HTTP://[::1]:80", "http://a"] {
+        for valid in
+            ["http://127.0.0.1:5000", "https://mlflow.example/base/", "HTTP://[::1]:80", "http://a"]
+        {
             check(&format!("log.mlflow.uri={valid}"), None);
         }
-        let scheme = "log.mlflow.uri: must begin with http:// or https://: write an address such as http://127.0.0.1:5000, \
+        let scheme = "log.mlflow.uri: must begin with http:// or https://: write an address such \
+            as http://127.0.0.1:5000, \
                       got `localhost:5000`";
         check("log.mlflow.uri=localhost:5000", Some(scheme));
         for (address, reason) in [
@@ -120,7 +150,8 @@ mod tests {
         ] {
             check(&format!("log.trackio.url={address}"), Some(reason));
         }
-        let secret = "must not contain a user name or password, as it is written to the run directory: set \
+        let secret = "must not contain a user name or password, as it is written to the run \
+            directory: set \
                       MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead";
         check("log.mlflow.uri=http://me:secret@host", Some(secret));
         check("log.trackio.url=http://a/?write_token=abc", Some("must not contain a write token"));
@@ -128,7 +159,10 @@ mod tests {
 
     #[test]
     fn names_are_those_that_the_servers_take() {
-        check("log.trackio.project=a b", Some("must have 1 to 128 letters, digits, `-` or `_`, got `a b`"));
+        check(
+            "log.trackio.project=a b",
+            Some("must have 1 to 128 letters, digits, `-` or `_`, got `a b`"),
+        );
         let overrides = ["log.mlflow.uri=http://a".to_owned(), "log.mlflow.experiment= ".into()];
         let shown = Plan::from_preset("digits_cae", &overrides).expect_err("refused").to_string();
         assert!(shown.contains("log.mlflow.experiment: must have 1 to 500 bytes"), "{shown}");

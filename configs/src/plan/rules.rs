@@ -1,9 +1,11 @@
-//! The rules of a valid run, section by section; those that span keys among them. It must not know what is made of a
-//! configuration that keeps them.
+//! The rules of a valid run, section by section; those that span keys among them. It must not know
+//! what is made of a configuration that keeps them.
 
 use super::{PlanError, transfer_name};
 use crate::dataset::DataSet;
-use crate::run_config::{DataKind, EncoderConfig, Features, FrozenMode, ObjectiveConfig, ObjectivePatch, RunConfig};
+use crate::run_config::{
+    DataKind, EncoderConfig, Features, FrozenMode, ObjectiveConfig, ObjectivePatch, RunConfig,
+};
 use serde_json::Value;
 
 /// Bounds on what a run may ask for: beyond them a number is a slip of the keyboard.
@@ -47,28 +49,40 @@ impl Rules {
     }
 
     fn count(&mut self, key: &str, value: u64, max: u64) {
-        self.require((1..=max).contains(&value), key, || format!("must be between 1 and {max}, got {value}"));
+        self.require((1..=max).contains(&value), key, || {
+            format!("must be between 1 and {max}, got {value}")
+        });
     }
 
-    /// Texts are written to YAML, which keeps neither control characters nor its own line separators in them.
+    /// Texts are written to YAML, which keeps neither control characters nor its own line
+    /// separators in them.
     pub(super) fn texts(&mut self, config: &RunConfig) {
         let tree = serde_json::to_value(config).expect("a configuration is plain data");
         self.text_of("", &tree);
     }
 
     fn text_of(&mut self, key: &str, value: &Value) {
-        let below = |name: &str| if key.is_empty() { name.to_owned() } else { format!("{key}.{name}") };
+        let below =
+            |name: &str| if key.is_empty() { name.to_owned() } else { format!("{key}.{name}") };
         match value {
             Value::String(text) => {
                 let separator = text.chars().find(|character| is_separator(*character));
                 if let Some(separator) = separator {
                     let code = u32::from(separator);
-                    self.refuse(key, format!("has the character U+{code:04X}, which YAML cannot represent"));
+                    self.refuse(
+                        key,
+                        format!("has the character U+{code:04X}, which YAML cannot represent"),
+                    );
                 }
             }
-            Value::Object(fields) => fields.iter().for_each(|(name, value)| self.text_of(&below(name), value)),
+            Value::Object(fields) => {
+                fields.iter().for_each(|(name, value)| self.text_of(&below(name), value))
+            }
             Value::Array(items) => {
-                items.iter().enumerate().for_each(|(index, item)| self.text_of(&below(&index.to_string()), item));
+                items
+                    .iter()
+                    .enumerate()
+                    .for_each(|(index, item)| self.text_of(&below(&index.to_string()), item));
             }
             _ => {}
         }
@@ -84,13 +98,16 @@ impl Rules {
         }
         let folder = config.data.kind == DataKind::ImageFolder;
         if let Some(side) = config.data.side {
-            self.require(folder, "data.side", || "only `data.kind: image_folder` has a configurable side".into());
+            self.require(folder, "data.side", || {
+                "only `data.kind: image_folder` has a configurable side".into()
+            });
             self.require((8..=MAX_SIDE).contains(&side), "data.side", || {
                 format!("must be between 8 and {MAX_SIDE}, got {side}")
             });
         }
         self.require(folder || config.data.coarse_map.is_none(), "data.coarse_map", || {
-            "only `data.kind: image_folder` takes a map: other data sets have a published one".into()
+            "only `data.kind: image_folder` takes a map: other data sets have a published one"
+                .into()
         });
         self.folders(config);
     }
@@ -99,12 +116,19 @@ impl Rules {
     fn folders(&mut self, config: &RunConfig) {
         let data = &config.data;
         let is_folder = data.kind == DataKind::ImageFolder;
-        for (key, name) in [("data.train_folder", &data.train_folder), ("data.test_folder", &data.test_folder)] {
+        for (key, name) in
+            [("data.train_folder", &data.train_folder), ("data.test_folder", &data.test_folder)]
+        {
             let Some(name) = name else { continue };
-            self.require(is_folder, key, || "only `data.kind: image_folder` has configurable folders".into());
+            self.require(is_folder, key, || {
+                "only `data.kind: image_folder` has configurable folders".into()
+            });
             let is_normal = |part: &str| !part.is_empty() && part != "." && part != "..";
             self.require(name.split('/').all(is_normal), key, || {
-                format!("must be the name of a folder below data.dir, such as `Train` or `images/train`, got `{name}`")
+                format!(
+                    "must be the name of a folder below data.dir, such as `Train` or \
+                    `images/train`, got `{name}`"
+                )
             });
         }
         let folders = (&data.train_folder, &data.test_folder);
@@ -150,9 +174,11 @@ impl Rules {
             self.between(key, value, 0.0, 0.9);
         }
         let decoder = model.decoder.width;
-        self.require(decoder >= 8 && decoder.is_multiple_of(8) && decoder <= MAX_WIDTH, "model.decoder.width", || {
-            format!("must be a multiple of 8 up to {MAX_WIDTH}, got {decoder}")
-        });
+        self.require(
+            decoder >= 8 && decoder.is_multiple_of(8) && decoder <= MAX_WIDTH,
+            "model.decoder.width",
+            || format!("must be a multiple of 8 up to {MAX_WIDTH}, got {decoder}"),
+        );
         let EncoderConfig::Vit { patch, width, depth, heads, mlp } = model.encoder else { return };
         for (key, value, max) in [
             ("model.encoder.vit.width", width, MAX_WIDTH),
@@ -198,7 +224,10 @@ impl Rules {
         }
         let keep = config.checkpoint.keep_last;
         self.require((2..=1000).contains(&keep), "checkpoint.keep_last", || {
-            format!("must be between 2 and 1000, got {keep}: a corrupt checkpoint needs an older one to fall back on")
+            format!(
+                "must be between 2 and 1000, got {keep}: a corrupt checkpoint needs an older \
+                one to fall back on"
+            )
         });
     }
 
@@ -206,7 +235,12 @@ impl Rules {
         for (key, seconds) in config.timeouts.seconds() {
             self.between(key, seconds.unwrap_or(1.0), 0.1, MAX_TIMEOUT_SECONDS);
         }
-        self.between("timeouts.max_restarts", config.timeouts.max_restarts.into(), 0.0, MAX_RESTARTS);
+        self.between(
+            "timeouts.max_restarts",
+            config.timeouts.max_restarts.into(),
+            0.0,
+            MAX_RESTARTS,
+        );
     }
 
     pub(super) fn transfer(&mut self, config: &RunConfig) {
@@ -218,13 +252,17 @@ impl Rules {
         if let Some(steps) = transfer.max_steps {
             self.count("transfer.max_steps", steps, u64::MAX);
         }
-        let contradictory = transfer.features == Features::Cached && transfer.frozen_mode == FrozenMode::Train;
+        let contradictory =
+            transfer.features == Features::Cached && transfer.frozen_mode == FrozenMode::Train;
         self.require(!contradictory, "transfer.frozen_mode", || {
-            "`train` contradicts `transfer.features: cached`: cached features are computed once, in eval mode".into()
+            "`train` contradicts `transfer.features: cached`: cached features are computed once, \
+            in eval mode"
+                .into()
         });
     }
 
-    /// What every backbone starts from; whether its terms make sense together is seen on each backbone.
+    /// What every backbone starts from; whether its terms make sense together is seen on each
+    /// backbone.
     pub(super) fn objective(&mut self, objective: &ObjectiveConfig) {
         for (key, value) in [
             ("objective.cross_entropy", objective.cross_entropy),
@@ -256,9 +294,15 @@ impl Rules {
             }
         }
         let contrastive = patched.contrastive > 0.0;
-        self.require(!contrastive || patched.attract + patched.spread != 0.0, &format!("{key}.attract"), || {
-            "`attract` and `spread` are both 0 while `contrastive` is not: the term would be 0 / 0".into()
-        });
+        self.require(
+            !contrastive || patched.attract + patched.spread != 0.0,
+            &format!("{key}.attract"),
+            || {
+                "`attract` and `spread` are both 0 while `contrastive` is not: the term would be 0 \
+            / 0"
+                .into()
+            },
+        );
         let terms = patched.cross_entropy + patched.contrastive + patched.reconstruction;
         self.require(terms != 0.0, &format!("{key}.cross_entropy"), || {
             "`cross_entropy`, `contrastive` and `reconstruction` are all 0: nothing to learn".into()
@@ -267,15 +311,20 @@ impl Rules {
 
     pub(super) fn names(&mut self, config: &RunConfig) {
         let (count, max) = (config.backbones.len(), MAX_BACKBONES);
-        self.require(count <= max, "backbones", || format!("at most {max} are allowed, got {count}"));
+        self.require(count <= max, "backbones", || {
+            format!("at most {max} are allowed, got {count}")
+        });
         self.name("name", &config.name, &mut Vec::new());
         let mut seen: Vec<&str> = Vec::new();
         for (index, backbone) in config.backbones.iter().enumerate() {
             self.name(&format!("backbones.{index}.name"), &backbone.name, &mut seen);
         }
         let rows = config.rows.len();
-        self.require(rows <= MAX_ROWS, "rows", || format!("at most {MAX_ROWS} are allowed, got {rows}"));
-        let known: Vec<&str> = config.backbones.iter().map(|backbone| backbone.name.as_str()).collect();
+        self.require(rows <= MAX_ROWS, "rows", || {
+            format!("at most {MAX_ROWS} are allowed, got {rows}")
+        });
+        let known: Vec<&str> =
+            config.backbones.iter().map(|backbone| backbone.name.as_str()).collect();
         let mut methods: Vec<&str> = Vec::new();
         for (index, row) in config.rows.iter().enumerate() {
             self.name(&format!("rows.{index}.method"), &row.method, &mut methods);
@@ -307,13 +356,18 @@ impl Rules {
 mod tests {
     use super::super::Plan;
 
-    /// Lays overrides over the smallest preset; expects exactly these broken rules, as `key: part of the message`.
+    /// Lays overrides over the smallest preset; expects exactly these broken rules, as
+    /// `key: part of the message`.
     fn check(overrides: &[&str], expected: &[(&str, &str)]) {
         let overrides: Vec<String> = overrides.iter().map(|&text| text.into()).collect();
         let config = crate::load_preset("digits_thanos", &overrides).expect("the types are right");
         let broken = Plan::new(config).err().unwrap_or_default();
         let keys: Vec<&str> = broken.iter().map(|rule| rule.key.as_str()).collect();
-        assert_eq!(keys, expected.iter().map(|(key, _)| *key).collect::<Vec<_>>(), "{overrides:?}: {broken:?}");
+        assert_eq!(
+            keys,
+            expected.iter().map(|(key, _)| *key).collect::<Vec<_>>(),
+            "{overrides:?}: {broken:?}"
+        );
         for (rule, (_, part)) in broken.iter().zip(expected) {
             assert!(rule.message.contains(part), "{overrides:?}: no `{part}` in `{rule}`");
         }
@@ -322,34 +376,55 @@ mod tests {
     #[test]
     fn numbers_have_bounds() {
         check(&[], &[]);
-        check(&["backbones.0.checkpoint=/w\u{2028}x"], &[("backbones.0.checkpoint", "has the character U+2028")]);
+        check(
+            &["backbones.0.checkpoint=/w\u{2028}x"],
+            &[("backbones.0.checkpoint", "has the character U+2028")],
+        );
         check(&["data.validation_fraction=0"], &[("data.validation_fraction", "got 0")]);
         check(&["data.validation_fraction=1.0"], &[("data.validation_fraction", "got 1")]);
-        check(&["data={kind: image_folder, side: 4}"], &[("data.side", "between 8 and 1024, got 4")]);
-        check(&["data.max_images=0"], &[("data.max_images", "must be between 1 and 4294967295, got 0")]);
+        check(
+            &["data={kind: image_folder, side: 4}"],
+            &[("data.side", "between 8 and 1024, got 4")],
+        );
+        check(
+            &["data.max_images=0"],
+            &[("data.max_images", "must be between 1 and 4294967295, got 0")],
+        );
         check(&["views.jitter=1.5"], &[("views.jitter", "must be between 0 and 1, got 1.5")]);
         check(&["views.hue=.6"], &[("views.hue", "0.5")]);
         check(&["views.crop_scale=[0, 1]"], &[("views.crop_scale", "got [0, 1]")]);
         check(&["views.crop_ratio=[2, 1]"], &[("views.crop_ratio", "min <= max")]);
         check(&["model.dropout=1"], &[("model.dropout", "must be between 0 and 0.9, got 1")]);
         check(&["model.decoder.width=12"], &[("model.decoder.width", "a multiple of 8")]);
-        check(&["train.batch_size=0"], &[("train.batch_size", "must be between 1 and 1048576, got 0")]);
+        check(
+            &["train.batch_size=0"],
+            &[("train.batch_size", "must be between 1 and 1048576, got 0")],
+        );
         check(&["train.epochs=10000000"], &[("train.epochs", "got 10000000")]);
         check(&["train.max_steps=0"], &[("train.max_steps", "got 0")]);
         check(&["train.cosine_period=0"], &[("train.cosine_period", "got 0")]);
         check(&["train.learning_rate=-1"], &[("train.learning_rate", "got -1")]);
         check(&["transfer.max_steps=0"], &[("transfer.max_steps", "got 0")]);
-        check(&["checkpoint.keep_last=1"], &[("checkpoint.keep_last", "an older one to fall back on")]);
+        check(
+            &["checkpoint.keep_last=1"],
+            &[("checkpoint.keep_last", "an older one to fall back on")],
+        );
         check(&["checkpoint.every_steps=0"], &[("checkpoint.every_steps", "got 0")]);
         check(&["checkpoint={every_seconds: null, every_steps: null}"], &[]);
         check(&["checkpoint.every_seconds=0.5"], &[]);
-        check(&["checkpoint.every_seconds=0"], &[("checkpoint.every_seconds", "positive, finite number of seconds")]);
+        check(
+            &["checkpoint.every_seconds=0"],
+            &[("checkpoint.every_seconds", "positive, finite number of seconds")],
+        );
         check(&["checkpoint.every_seconds=-1"], &[("checkpoint.every_seconds", "got -1")]);
         check(&["timeouts.hang_seconds=0"], &[("timeouts.hang_seconds", "between 0.1 and")]);
         check(&["timeouts.max_restarts=99"], &[("timeouts.max_restarts", "between 0 and 16")]);
         check(&["checks.compare_ranks_every=0"], &[("checks.compare_ranks_every", "got 0")]);
         check(&["objective.temperature=0"], &[("objective.temperature", "got 0")]);
-        check(&["objective.spread=-1"], &[("objective.spread", "got -1"), ("backbones.0.objective.attract", "0 / 0")]);
+        check(
+            &["objective.spread=-1"],
+            &[("objective.spread", "got -1"), ("backbones.0.objective.attract", "0 / 0")],
+        );
         check(&["backbones.0.objective.spread=-2"], &[("backbones.0.objective.spread", "got -2")]);
     }
 
@@ -359,11 +434,23 @@ mod tests {
             &["model.encoder.vit.patch=3"],
             &[("model.encoder.vit.patch", "3 does not divide the 8 pixels of digits")],
         );
-        check(&["model.encoder.vit.heads=5"], &[("model.encoder.vit.heads", "5 does not divide the width 48")]);
+        check(
+            &["model.encoder.vit.heads=5"],
+            &[("model.encoder.vit.heads", "5 does not divide the width 48")],
+        );
         check(&["data.side=32"], &[("data.side", "only `data.kind: image_folder`")]);
-        check(&["data.coarse_map=x.yaml"], &[("data.coarse_map", "only `data.kind: image_folder`")]);
-        check(&["data.train_folder=Train"], &[("data.train_folder", "only `data.kind: image_folder`")]);
-        check(&["data.exif_orientation=true"], &[("data.exif_orientation", "`tinyimagenet` have images")]);
+        check(
+            &["data.coarse_map=x.yaml"],
+            &[("data.coarse_map", "only `data.kind: image_folder`")],
+        );
+        check(
+            &["data.train_folder=Train"],
+            &[("data.train_folder", "only `data.kind: image_folder`")],
+        );
+        check(
+            &["data.exif_orientation=true"],
+            &[("data.exif_orientation", "`tinyimagenet` have images")],
+        );
         let folders = |keys: &str| format!("data={{kind: image_folder, {keys}}}");
         check(&[&folders("train_folder: ../x")], &[("data.train_folder", "below data.dir")]);
         check(&[&folders("test_folder: /x")], &[("data.test_folder", "below data.dir")]);
@@ -371,10 +458,16 @@ mod tests {
             &[&folders("train_folder: x, test_folder: x")],
             &[("data.test_folder", "the test images must be in another one")],
         );
-        check(&["transfer.frozen_mode=train"], &[("transfer.frozen_mode", "contradicts `transfer.features: cached`")]);
+        check(
+            &["transfer.frozen_mode=train"],
+            &[("transfer.frozen_mode", "contradicts `transfer.features: cached`")],
+        );
         let nothing = ["objective.cross_entropy=0", "backbones.1.objective.reconstruction=0"];
         check(&nothing, &[("backbones.1.objective.cross_entropy", "nothing to learn")]);
-        check(&["objective={attract: 0, spread: 0}"], &[("backbones.0.objective.attract", "0 / 0")]);
+        check(
+            &["objective={attract: 0, spread: 0}"],
+            &[("backbones.0.objective.attract", "0 / 0")],
+        );
     }
 
     #[test]

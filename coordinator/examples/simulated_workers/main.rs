@@ -1,8 +1,12 @@
-//! A coordinator under the load of many workers, without libtorch: it starts `thanos-coord serve`, joins it with simulated
-//! workers that speak the real protocol over TLS, and prints what that took as one line of JSON. Build both first, then:
-//! `simulated_workers WORKERS [gloo|nccl]`.
+//! A coordinator under the load of many workers, without libtorch: it starts `thanos-coord serve`,
+//! joins it with simulated workers that speak the real protocol over TLS, and prints what that took
+//! as one line of JSON. Build both first, then: `simulated_workers WORKERS [gloo|nccl]`.
 
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a benchmark that prints what it measures")]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a benchmark that prints what it measures"
+)]
 
 mod worker;
 
@@ -34,7 +38,8 @@ fn main() -> Result<(), Failure> {
     thanos_transport::raise_descriptor_limit()?;
     let folder = tempfile::tempdir()?;
     let (coordinator, address) = serve(folder.path(), workers)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let run = Run::open(&folder.path().join("run"), address, rendezvous)?;
     let measured = runtime.block_on(measure(Arc::new(run), workers, coordinator.0.id()));
     runtime.shutdown_background();
@@ -55,9 +60,18 @@ impl Drop for Coordinator {
 /// The program next to this one's folder; the address at which it waits for workers.
 fn serve(folder: &Path, workers: usize) -> Result<(Coordinator, String), Failure> {
     let here = std::env::current_exe()?;
-    let program: PathBuf = here.ancestors().nth(2).ok_or("this program is in no target folder")?.join("thanos-coord");
+    let program: PathBuf =
+        here.ancestors().nth(2).ok_or("this program is in no target folder")?.join("thanos-coord");
     let mut child = Command::new(&program)
-        .args(["serve", "--nodes", &workers.to_string(), "digits_cae", "rows=[]", "--listen", "127.0.0.1:0"])
+        .args([
+            "serve",
+            "--nodes",
+            &workers.to_string(),
+            "digits_cae",
+            "rows=[]",
+            "--listen",
+            "127.0.0.1:0",
+        ])
         .arg("--run-dir")
         .arg(folder.join("run"))
         .env("THANOS_PACKS", folder.join("packs"))
@@ -69,10 +83,14 @@ fn serve(folder: &Path, workers: usize) -> Result<(Coordinator, String), Failure
     let mut lines = BufReader::new(stderr).lines();
     for line in &mut lines {
         let line = line?;
-        if let Some((address, _)) = line.split("waiting at ").nth(1).and_then(|rest| rest.split_once(" for ")) {
+        if let Some((address, _)) =
+            line.split("waiting at ").nth(1).and_then(|rest| rest.split_once(" for "))
+        {
             let address = address.to_owned();
             // What it says from here on is for people, and must not fill the pipe.
-            std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| eprintln!("coordinator: {line}")));
+            std::thread::spawn(move || {
+                lines.map_while(Result::ok).for_each(|line| eprintln!("coordinator: {line}"))
+            });
             return Ok((coordinator, address));
         }
         eprintln!("coordinator: {line}");
@@ -80,7 +98,11 @@ fn serve(folder: &Path, workers: usize) -> Result<(Coordinator, String), Failure
     Err("the coordinator ended before it listened".into())
 }
 
-async fn measure(run: Arc<Run>, workers: usize, coordinator: u32) -> Result<serde_json::Value, Failure> {
+async fn measure(
+    run: Arc<Run>,
+    workers: usize,
+    coordinator: u32,
+) -> Result<serde_json::Value, Failure> {
     let (met, mut all) = mpsc::unbounded_channel();
     let started = Instant::now();
     let mut losses = Vec::new();
@@ -115,11 +137,16 @@ async fn measure(run: Arc<Run>, workers: usize, coordinator: u32) -> Result<serd
 }
 
 /// Waits until all ranks of a generation later than this one have met, and returns its number.
-async fn generation(all: &mut mpsc::UnboundedReceiver<Met>, workers: usize, after: u64) -> Result<u64, Failure> {
+async fn generation(
+    all: &mut mpsc::UnboundedReceiver<Met>,
+    workers: usize,
+    after: u64,
+) -> Result<u64, Failure> {
     let (mut newest, mut ranks) = (after, BTreeSet::new());
     while ranks.len() < workers {
         let met = tokio::time::timeout(MAX_WAIT, all.recv()).await;
-        let met = met.map_err(|_| format!("{} of {workers} ranks have met in {MAX_WAIT:?}", ranks.len()))?;
+        let met = met
+            .map_err(|_| format!("{} of {workers} ranks have met in {MAX_WAIT:?}", ranks.len()))?;
         let Met { generation, rank } = met.ok_or("all workers have ended")?;
         if generation > newest {
             newest = generation;
@@ -135,7 +162,8 @@ async fn generation(all: &mut mpsc::UnboundedReceiver<Met>, workers: usize, afte
 /// Seconds of processor time that a process has used.
 fn cpu(pid: u32) -> Result<f64, Failure> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let fields: Vec<&str> = stat.rsplit_once(')').ok_or("no name in /proc/PID/stat")?.1.split_whitespace().collect();
+    let fields: Vec<&str> =
+        stat.rsplit_once(')').ok_or("no name in /proc/PID/stat")?.1.split_whitespace().collect();
     let ticks = |index: usize| fields[index].parse::<f64>();
     Ok((ticks(11)? + ticks(12)?) / 100.0)
 }

@@ -1,5 +1,5 @@
-//! One simulated worker: it enrols, opens a session, heartbeats, and meets its peers in the coordinator's store as Gloo or
-//! NCCL would; it trains nothing.
+//! One simulated worker: it enrols, opens a session, heartbeats, and meets its peers in the
+//! coordinator's store as Gloo or NCCL would; it trains nothing.
 
 use crate::Failure;
 use rcgen::{CertificateParams, KeyPair};
@@ -10,7 +10,9 @@ use std::time::Duration;
 use thanos_proto::v1::coordinator_client::CoordinatorClient;
 use thanos_proto::v1::store_request::Operation;
 use thanos_proto::v1::{self, EnrolRequest, StoreGet, StoreRequest, StoreSet};
-use thanos_proto::{Begin, COORDINATOR_NAME, Command, Device, Heartbeat, Hello, RankPhase, Rejoin, WorkerEvent};
+use thanos_proto::{
+    Begin, COORDINATOR_NAME, Command, Device, Heartbeat, Hello, RankPhase, Rejoin, WorkerEvent,
+};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
@@ -48,9 +50,14 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    pub(crate) fn open(run_dir: &Path, address: String, rendezvous: Rendezvous) -> Result<Self, Failure> {
+    pub(crate) fn open(
+        run_dir: &Path,
+        address: String,
+        rendezvous: Rendezvous,
+    ) -> Result<Self, Failure> {
         let read = |name: &str| std::fs::read_to_string(run_dir.join("credentials").join(name));
-        let (ca, token) = (Certificate::from_pem(read("ca.pem")?), read("token")?.trim().to_owned());
+        let (ca, token) =
+            (Certificate::from_pem(read("ca.pem")?), read("token")?.trim().to_owned());
         Ok(Self { address, ca, token, rendezvous, store_calls: AtomicU64::new(0) })
     }
 
@@ -59,7 +66,9 @@ impl Run {
     }
 
     async fn connect(&self, tls: ClientTlsConfig) -> Result<CoordinatorClient<Channel>, Failure> {
-        let endpoint = Endpoint::from_shared(format!("https://{}", self.address))?.tcp_nodelay(true).tls_config(tls)?;
+        let endpoint = Endpoint::from_shared(format!("https://{}", self.address))?
+            .tcp_nodelay(true)
+            .tls_config(tls)?;
         Ok(CoordinatorClient::new(endpoint.connect().await?))
     }
 
@@ -69,8 +78,13 @@ impl Run {
 
     /// A certificate for the session, by the join token.
     async fn enrol(&self, worker: &str, key: &KeyPair) -> Result<Identity, Failure> {
-        let certificate_request = CertificateParams::default().serialize_request(key)?.der().to_vec();
-        let request = EnrolRequest { worker_id: worker.into(), token: self.token.clone(), certificate_request };
+        let certificate_request =
+            CertificateParams::default().serialize_request(key)?.der().to_vec();
+        let request = EnrolRequest {
+            worker_id: worker.into(),
+            token: self.token.clone(),
+            certificate_request,
+        };
         let reply = self.connect(self.trusted()).await?.enrol(request).await?;
         Ok(Identity::from_pem(reply.into_inner().certificate, key.serialize_pem()))
     }
@@ -102,7 +116,8 @@ pub(crate) async fn simulate(
         };
         tokio::select! {
             ended = session(&run, hello, identity.clone(), &met) => {
-                let error = ended.err().unwrap_or_else(|| "the coordinator closed the session".into());
+                let error = ended.err().unwrap_or_else(|| "the coordinator closed the \
+                    session".into());
                 retry(&worker, &error).await;
             }
             Ok(()) = &mut lost, if !is_lost => is_lost = true,
@@ -141,17 +156,27 @@ async fn session(
                 let (run, client, met) = (run.clone(), client.clone(), met.clone());
                 rendezvous = Some(AbortOnDrop(tokio::spawn(async move {
                     if let Err(error) = meet(&run, client, &begin, &met).await {
-                        eprintln!("rank {} of generation {}: {error}", begin.rank, begin.generation);
+                        eprintln!(
+                            "rank {} of generation {}: {error}",
+                            begin.rank, begin.generation
+                        );
                     }
                 })));
             }
             Command::Abandon { generation, .. } => {
                 rendezvous = None;
                 events
-                    .send(WorkerEvent::Rejoin(Rejoin { generation, held: None, recent: Vec::new(), failure: None }))
+                    .send(WorkerEvent::Rejoin(Rejoin {
+                        generation,
+                        held: None,
+                        recent: Vec::new(),
+                        failure: None,
+                    }))
                     .await?;
             }
-            Command::Refused { reason, .. } | Command::Leave { reason } => return Err(reason.into()),
+            Command::Refused { reason, .. } | Command::Leave { reason } => {
+                return Err(reason.into());
+            }
             _ => {}
         }
     }
@@ -172,7 +197,8 @@ async fn heartbeats(events: mpsc::Sender<WorkerEvent>, generation: watch::Receiv
     let mut ticks = tokio::time::interval(HEARTBEAT);
     for step in 1.. {
         ticks.tick().await;
-        let (generation, stage, phase) = (*generation.borrow(), "cae".to_owned(), RankPhase::Forward);
+        let (generation, stage, phase) =
+            (*generation.borrow(), "cae".to_owned(), RankPhase::Forward);
         let heartbeat = Heartbeat {
             generation,
             stage,
@@ -202,7 +228,9 @@ async fn meet(
             let keys = (0..world_size).map(|rank| format!("0/{rank}")).collect();
             (Some(format!("0/{rank}")), vec![7; GLOO_ADDRESS], keys)
         }
-        Rendezvous::Nccl => ((rank == 0).then(|| "0".into()), vec![7; NCCL_ID], vec!["0".to_owned()]),
+        Rendezvous::Nccl => {
+            ((rank == 0).then(|| "0".into()), vec![7; NCCL_ID], vec!["0".to_owned()])
+        }
     };
     let request = |operation| StoreRequest { generation, operation: Some(operation) };
     if let Some(key) = own {
@@ -211,7 +239,8 @@ async fn meet(
     }
     run.store_calls.fetch_add(1, Ordering::Relaxed);
     let (asked, wait_ms) = (keys.len(), 120_000);
-    let reply = client.store(request(Operation::Get(StoreGet { keys, wait_ms }))).await?.into_inner();
+    let reply =
+        client.store(request(Operation::Get(StoreGet { keys, wait_ms }))).await?.into_inner();
     if reply.values.len() != asked {
         return Err(format!("{} values for {asked} keys", reply.values.len()).into());
     }

@@ -10,7 +10,9 @@ use crate::run::CollectivesChoice;
 use crate::run_dir::StartedWith;
 use crate::terminal;
 use crate::workers::LaunchTarget;
-use crate::workers::devices::{Devices, Request, device_of_environment, on_this_machine, worker_program};
+use crate::workers::devices::{
+    Devices, Request, device_of_environment, on_this_machine, worker_program,
+};
 use anyhow::Result;
 use clap::Args;
 use listenfd::ListenFd;
@@ -28,25 +30,29 @@ pub(super) struct BenchArguments {
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     workers: u16,
     /// Steps before the measured ones
-    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=MAX_BENCH_STEPS))]
+    #[arg(long, default_value_t = 10,
+        value_parser = clap::value_parser!(u64).range(1..=MAX_BENCH_STEPS))]
     warmup: u64,
     /// Steps that are measured
-    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..=MAX_BENCH_STEPS))]
+    #[arg(long, default_value_t = 50,
+        value_parser = clap::value_parser!(u64).range(1..=MAX_BENCH_STEPS))]
     steps: u64,
     /// Threads of each worker [default: the machine's cores shared among the workers]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads_per_worker: Option<u16>,
-    /// Where the workers train: auto, cpu, cuda (each on a GPU of its own) or cuda:N (all on GPU N) [default: auto, or
-    /// $THANOS_DEVICE]
+    /// Where the workers train: auto, cpu, cuda (each on a GPU of its own) or cuda:N (all on GPU N)
+    /// [default: auto, or $THANOS_DEVICE]
     #[arg(long)]
     device: Option<DeviceChoice>,
     /// Library for the workers' collectives
     #[arg(long, value_enum, default_value_t)]
     collectives: CollectivesChoice,
-    /// Program of the workers [default: thanos-worker, or on GPUs thanos-worker-cuda, next to this program]
+    /// Program of the workers [default: thanos-worker, or on GPUs thanos-worker-cuda, next to this
+    /// program]
     #[arg(long, value_name = "PATH")]
     worker_program: Option<PathBuf>,
-    /// Synthetic training images, from which batches are taken [default: 4096, rounded up to whole batches]
+    /// Synthetic training images, from which batches are taken [default: 4096, rounded up to whole
+    /// batches]
     #[arg(long)]
     images: Option<u64>,
 }
@@ -77,19 +83,24 @@ impl BenchArguments {
         let threads = self.threads_per_worker.map_or((cores / workers).max(1), usize::from);
         let request = BenchRequest { warmup_steps: self.warmup, steps: self.steps };
         let (name, overrides) = self.target.named()?;
-        let bench = Bench::new(config_of(name, &overrides)?, request, (workers, threads), self.images)?;
+        let bench =
+            Bench::new(config_of(name, &overrides)?, request, (workers, threads), self.images)?;
         Ok(Bench { overrides, ..bench })
     }
 
-    /// A launch on this machine as any other, but in a temporary folder. What decides how its workers compute and
-    /// communicate is passed on to them here.
+    /// A launch on this machine as any other, but in a temporary folder. What decides how its
+    /// workers compute and communicate is passed on to them here.
     fn launch(&self, bench: &Bench, folder: &Folder) -> Result<Launch> {
         let (run_dir, packs_dir) = (folder.run_dir(), folder.packs_dir());
         let packs = bench.pack(&packs_dir)?;
         let Bench { workers, threads, request, .. } = *bench;
-        let device = self.device.map_or_else(device_of_environment, |device| Ok(Some(device)))?.unwrap_or_default();
+        let device = self
+            .device
+            .map_or_else(device_of_environment, |device| Ok(Some(device)))?
+            .unwrap_or_default();
         let asked = Request { device, collectives: self.collectives, workers };
-        let Devices { device, kind, notices } = on_this_machine(asked, &GpuFacts::of_this_process())?;
+        let Devices { device, kind, notices } =
+            on_this_machine(asked, &GpuFacts::of_this_process())?;
         notices.iter().for_each(|notice| terminal::line(notice));
         let program = worker_program(self.worker_program.as_deref(), kind)?;
         Ok(Launch {
@@ -109,7 +120,13 @@ impl BenchArguments {
             workers,
             min_workers: workers,
             rendezvous_timeout: Duration::ZERO,
-            starter: Starter::This { program, device, place: LaunchTarget::Here { workers }, threads, interface: None },
+            starter: Starter::This {
+                program,
+                device,
+                place: LaunchTarget::Here { workers },
+                threads,
+                interface: None,
+            },
             collectives: self.collectives,
             lease: LOCAL_LEASE,
             grace: None,

@@ -32,7 +32,8 @@ pub(super) enum DataVerb {
     Pack {
         #[arg(value_enum)]
         kind: KindName,
-        /// Folder of the raw files, or the archive they came in; `digits` is built in and needs none
+        /// Folder of the raw files, or the archive they came in; `digits` is built in and needs
+        /// none
         #[arg(long)]
         dir: Option<PathBuf>,
         /// image_folder: pixels of a side, 8 to 1024 [default: 64]
@@ -44,10 +45,12 @@ pub(super) enum DataVerb {
         /// What to do with an image that cannot be decoded
         #[arg(long, value_enum, default_value_t = BadImages::Fail)]
         on_bad_image: BadImages,
-        /// image_folder: folder of the training images below DIR [default: `train` or another common name]
+        /// image_folder: folder of the training images below DIR [default: `train` or another
+        /// common name]
         #[arg(long, value_name = "FOLDER")]
         train_folder: Option<String>,
-        /// image_folder: folder of the test images below DIR [default: `test`, `val` or another common name]
+        /// image_folder: folder of the test images below DIR [default: `test`, `val` or another
+        /// common name]
         #[arg(long, value_name = "FOLDER")]
         test_folder: Option<String>,
         /// Apply the EXIF orientation of images
@@ -179,7 +182,10 @@ pub(super) fn act_data(verb: DataVerb) -> Result<()> {
         }
         DataVerb::Verify { pack } => {
             thanos_data::verify(&pack).map_err(Fatal::from)?;
-            terminal::print_line(&format!("{}: header and tensors match the fingerprint", pack.display()))?;
+            terminal::print_line(&format!(
+                "{}: header and tensors match the fingerprint",
+                pack.display()
+            ))?;
         }
     }
     Ok(())
@@ -193,7 +199,11 @@ fn describe(pack: &KeptPack) -> String {
     };
     let days = pack.age().as_secs() / SECONDS_OF_A_DAY;
     let open = if pack.open { ", open now" } else { "" };
-    format!("{}: {what}, {}, last used {days} days ago{open}", pack.path.display(), HumanBytes(pack.bytes))
+    format!(
+        "{}: {what}, {}, last used {days} days ago{open}",
+        pack.path.display(),
+        HumanBytes(pack.bytes)
+    )
 }
 
 /// The configuration that the options of `data pack` are.
@@ -213,9 +223,11 @@ fn data_config(verb: DataVerb) -> Result<(DataConfig, PacksDir)> {
         unreachable!("it is called for `data pack`")
     };
     let kind = DataKind::from(kind);
-    let is_for_folders = side.is_some() || coarse_map.is_some() || train_folder.is_some() || test_folder.is_some();
+    let is_for_folders =
+        side.is_some() || coarse_map.is_some() || train_folder.is_some() || test_folder.is_some();
     if kind != DataKind::ImageFolder && is_for_folders {
-        let message = "--side, --coarse-map, --train-folder and --test-folder are for image_folder: other data sets \
+        let message = "--side, --coarse-map, --train-folder and --test-folder are for \
+            image_folder: other data sets \
                        have their own";
         return Err(Fatal::new(EXIT_USAGE, message).into());
     }
@@ -232,7 +244,8 @@ fn act_pack(verb: DataVerb) -> Result<()> {
     let (config, packs_dir) = data_config(verb)?;
     let bar = Bar::new(Unit::Images);
     let at = |split: &str, done, total| bar.at(split, done, total);
-    let packs = thanos_data::pack(&config, &packs_dir.path()?, TestImages::Optional, &at).map_err(Fatal::from)?;
+    let packs = thanos_data::pack(&config, &packs_dir.path()?, TestImages::Optional, &at)
+        .map_err(Fatal::from)?;
     bar.finish();
     let how = if packs.reused { "already packed" } else { "packed" };
     report_packs(config.kind, &packs);
@@ -260,8 +273,12 @@ fn act_fetch(dataset: &str, dir: &Path, mirrors: &[String]) -> Result<()> {
     let refused = |error: FetchError| Fatal::new(error.exit_code(), error.to_string());
     for file in fetched.map_err(refused)? {
         match file {
-            Fetched::New { path, url } => terminal::print_line(&format!("fetched: {} from {url}", path.display()))?,
-            Fetched::Already { path } => terminal::print_line(&format!("already present: {}", path.display()))?,
+            Fetched::New { path, url } => {
+                terminal::print_line(&format!("fetched: {} from {url}", path.display()))?
+            }
+            Fetched::Already { path } => {
+                terminal::print_line(&format!("already present: {}", path.display()))?
+            }
         }
     }
     Ok(())

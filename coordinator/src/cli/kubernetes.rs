@@ -2,7 +2,8 @@
 
 use super::RenderArguments;
 use crate::commands::render::{
-    Api, DataVolume, Memory, Numbers, Resources, RunName, Setting, Site, Toleration, kubernetes, node_label,
+    Api, DataVolume, Memory, Numbers, Resources, RunName, Setting, Site, Toleration, kubernetes,
+    node_label,
 };
 use crate::exit::Fatal;
 use clap::Args;
@@ -15,23 +16,27 @@ pub(super) struct KubernetesArguments {
     /// The container image of both programs, NAME:TAG or NAME@sha256:DIGEST
     #[arg(long)]
     image: String,
-    /// Name of the run in its namespace: of every object, and of its folder on the volume [default: the experiment's name]
+    /// Name of the run in its namespace: of every object, and of its folder on the volume [default:
+    /// the experiment's name]
     #[arg(long)]
     name: Option<RunName>,
     /// What starts the pods
     #[arg(long, value_enum, default_value_t)]
     api: Api,
-    /// Volume with the raw data, mounted read-only at data.dir in the coordinator's pod: the name of a
-    /// PersistentVolumeClaim, or an absolute path of the nodes (a hostPath, which `restricted` namespaces refuse)
+    /// Volume with the raw data, mounted read-only at data.dir in the coordinator's pod: the name
+    /// of a PersistentVolumeClaim, or an absolute path of the nodes (a hostPath, which `restricted`
+    /// namespaces refuse)
     #[arg(long, value_name = "PVC|/PATH")]
     data: Option<DataVolume>,
     /// CPUs of each worker, requested and at most [default: 4 with a GPU, else 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     cpus: Option<u16>,
-    /// Memory of each worker, such as 16Gi, requested and at most [default: 16Gi with a GPU, else 2Gi to 4Gi]
+    /// Memory of each worker, such as 16Gi, requested and at most [default: 16Gi with a GPU, else
+    /// 2Gi to 4Gi]
     #[arg(long, value_name = "AMOUNT")]
     memory: Option<Memory>,
-    /// Volumes that all nodes can mount (ReadWriteMany): the workers read packs and write checkpoints there themselves
+    /// Volumes that all nodes can mount (ReadWriteMany): the workers read packs and write
+    /// checkpoints there themselves
     #[arg(long)]
     shared_volume: bool,
     /// Storage class of the volumes [default: the cluster's default class]
@@ -75,7 +80,14 @@ impl KubernetesArguments {
             pod_monitors: self.pod_monitors,
             resources: Resources { cpus: self.cpus, memory: self.memory },
         };
-        let setting = Setting { name, image: &self.image, api: self.api, numbers, data: self.data.as_ref(), site };
+        let setting = Setting {
+            name,
+            image: &self.image,
+            api: self.api,
+            numbers,
+            data: self.data.as_ref(),
+            site,
+        };
         kubernetes(plan, &setting)
     }
 }

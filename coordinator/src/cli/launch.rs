@@ -1,4 +1,5 @@
-//! `launch` and `serve`: their options, and what a launch is by them, by the machine and by the allocation.
+//! `launch` and `serve`: their options, and what a launch is by them, by the machine and by the
+//! allocation.
 
 use super::launcher_name::LauncherName;
 use super::series_arguments::SeriesArguments;
@@ -14,7 +15,9 @@ use crate::server::MAX_WORKERS;
 use crate::signals::StopSignals;
 use crate::terminal::{self, OutputError};
 use crate::workers::LaunchTarget;
-use crate::workers::devices::{Devices, Request, device_of_environment, on_nodes, on_this_machine, worker_program};
+use crate::workers::devices::{
+    Devices, Request, device_of_environment, on_nodes, on_this_machine, worker_program,
+};
 use crate::workers::slurm::{Allocation, Checkpointed, requeue};
 use anyhow::Result;
 use clap::{Args, ValueEnum};
@@ -26,8 +29,8 @@ use thanos_configs::Plan;
 use thanos_transport::{DeviceChoice, GpuFacts};
 use tokio::runtime::Runtime;
 
-/// Workers of this machine must not outlive their supervisor by five seconds; others wait for a restarted
-/// coordinator.
+/// Workers of this machine must not outlive their supervisor by five seconds; others wait for a
+/// restarted coordinator.
 pub(super) const LOCAL_LEASE: Duration = Duration::from_secs(4);
 const FOREIGN_LEASE: Duration = Duration::from_secs(60);
 
@@ -37,86 +40,93 @@ pub(super) struct LaunchArguments {
     pub(super) target: Target,
     #[command(flatten)]
     pub(super) series: SeriesArguments,
-    /// Try an experiment and its data within a minute: a few steps of every stage on a few images, marked as such in
-    /// the table, in run.json and in results.json
+    /// Try an experiment and its data within a minute: a few steps of every stage on a few images,
+    /// marked as such in the table, in run.json and in results.json
     #[arg(long)]
     pub(super) quick: bool,
-    /// Nodes to train on, N or MIN:MAX; with the local launcher, all of them are on this machine [default: those of the
-    /// Slurm allocation, else of the run to resume, else 1]
+    /// Nodes to train on, N or MIN:MAX; with the local launcher, all of them are on this machine
+    /// [default: those of the Slurm allocation, else of the run to resume, else 1]
     #[arg(long, value_name = "N|MIN:MAX", value_parser = nodes)]
     nodes: Option<Nodes>,
     /// How long a rendezvous waits for more nodes than MIN
     #[arg(long, alias = "patience", default_value = "10s", value_parser = duration)]
     rendezvous_timeout: Duration,
-    /// Workers on each node [default: in a Slurm allocation one per GPU, or per task; else that of the run to resume, else 1]
+    /// Workers on each node [default: in a Slurm allocation one per GPU, or per task; else that of
+    /// the run to resume, else 1]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=64))]
     workers_per_node: Option<u16>,
-    /// Network interface under which the nodes reach each other [default: the one that leads to the others]
+    /// Network interface under which the nodes reach each other [default: the one that leads to the
+    /// others]
     #[arg(long)]
     interface: Option<String>,
     /// How the workers are started [default: as of the run to resume, else local]
     #[arg(long, value_enum)]
     launcher: Option<LauncherName>,
-    /// Threads of each worker [default: of the run to resume, else the machine's cores shared among its workers]
+    /// Threads of each worker [default: of the run to resume, else the machine's cores shared among
+    /// its workers]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads_per_worker: Option<u16>,
-    /// Where the workers that this program starts train: auto, cpu, cuda (a GPU for each worker of a machine), or cuda:N
-    /// (all of a machine share GPU N); `auto` is cuda if there are GPUs, else cpu [default: of the run to resume, else
-    /// THANOS_DEVICE, else auto]
+    /// Where the workers that this program starts train: auto, cpu, cuda (a GPU for each worker of
+    /// a machine), or cuda:N (all of a machine share GPU N); `auto` is cuda if there are GPUs, else
+    /// cpu [default: of the run to resume, else THANOS_DEVICE, else auto]
     #[arg(long, value_name = "DEVICE")]
     device: Option<DeviceChoice>,
     /// Library for the workers' collectives [default: of the run to resume, else auto]
     #[arg(long, value_enum)]
     collectives: Option<CollectivesChoice>,
-    /// The worker program [default: thanos-worker-cuda next to this program for GPUs, thanos-worker for
-    /// CPUs]
+    /// The worker program [default: thanos-worker-cuda next to this program for GPUs, thanos-worker
+    /// for CPUs]
     #[arg(long, value_name = "PATH")]
     worker_program: Option<PathBuf>,
     /// The run directory [default: the first free runs/NAME-N]
     #[arg(long)]
     pub(super) run_dir: Option<PathBuf>,
-    /// Continue the run in --run-dir where it stopped, with the keys that KEY=VALUE changes; `auto`: if there is one,
-    /// else start it
-    #[arg(long, value_enum, requires = "run_dir", value_name = "auto", num_args = 0..=1, require_equals = true,
+    /// Continue the run in --run-dir where it stopped, with the keys that KEY=VALUE changes;
+    /// `auto`: if there is one, else start it
+    #[arg(long, value_enum, requires = "run_dir", value_name = "auto", num_args = 0..=1,
+        require_equals = true,
         default_missing_value = "always", hide_possible_values = true)]
     pub(super) resume: Option<Resume>,
     #[command(flatten)]
     packs: PacksDir,
-    /// Address on which the coordinator listens; port 0 is any free one [default: 127.0.0.1:0; for srun, the address
-    /// under which the other nodes reach this one]
+    /// Address on which the coordinator listens; port 0 is any free one [default: 127.0.0.1:0; for
+    /// srun, the address under which the other nodes reach this one]
     #[arg(long)]
     listen: Option<SocketAddr>,
-    /// Folder of the run's certificate authority and tokens, as `thanos-coord credentials` makes it [default:
-    /// RUN_DIR/credentials, made]
+    /// Folder of the run's certificate authority and tokens, as `thanos-coord credentials` makes it
+    /// [default: RUN_DIR/credentials, made]
     #[arg(long, value_name = "DIR")]
     credentials: Option<PathBuf>,
-    /// Neither encrypt nor authenticate: every client that reaches the ports can read the configuration, the
-    /// images and the metrics, take part in the run, and end it
+    /// Neither encrypt nor authenticate: every client that reaches the ports can read the
+    /// configuration, the images and the metrics, take part in the run, and end it
     #[arg(long, conflicts_with = "credentials")]
     insecure: bool,
-    /// How long workers that cannot reach the coordinator keep their state and retry [default: 4s where this
-    /// program starts them, else 60s]
+    /// How long workers that cannot reach the coordinator keep their state and retry [default: 4s
+    /// where this program starts them, else 60s]
     #[arg(long, value_parser = duration)]
     lease: Option<Duration>,
-    /// How long a stop may take before the scheduler kills the program: steps that are not saved by then are recomputed at the resume
+    /// How long a stop may take before the scheduler kills the program: steps that are not saved by
+    /// then are recomputed at the resume
     #[arg(long, value_parser = duration)]
     grace: Option<Duration>,
-    /// Address on which the live page, /metrics (Prometheus), /sd, /status (JSON), /healthz and /readyz are served; where
-    /// other machines can reach it, over HTTPS and only with the token in CREDENTIALS/scrape-token; `off`: not served [default: for
-    /// `launch` on a terminal a free port of 127.0.0.1, else off]
+    /// Address on which the live page, /metrics (Prometheus), /sd, /status (JSON), /healthz and
+    /// /readyz are served; where other machines can reach it, over HTTPS and only with the token in
+    /// CREDENTIALS/scrape-token; `off`: not served [default: for `launch` on a terminal a free port
+    /// of 127.0.0.1, else off]
     #[arg(long, value_name = "ADDRESS|off")]
     status: Option<StatusChoice>,
     #[command(flatten)]
     slurm: SlurmArguments,
-    /// How long the end of the run waits for a scrape of the final metrics; a stop with --grace does not wait
-    /// [default: no wait]
+    /// How long the end of the run waits for a scrape of the final metrics; a stop with --grace
+    /// does not wait [default: no wait]
     #[arg(long, value_parser = duration, requires = "status")]
     linger: Option<Duration>,
-    /// File with the token that a scrape must present, instead of CREDENTIALS/scrape-token: one for all runs of a site
+    /// File with the token that a scrape must present, instead of CREDENTIALS/scrape-token: one for
+    /// all runs of a site
     #[arg(long, value_name = "FILE", conflicts_with = "insecure", requires = "status")]
     scrape_token_file: Option<PathBuf>,
-    /// Folder in which RUN_ID.json is kept while the run is served, for Prometheus's file-based service discovery
-    /// (RUN_DIR/targets.json is the same)
+    /// Folder in which RUN_ID.json is kept while the run is served, for Prometheus's file-based
+    /// service discovery (RUN_DIR/targets.json is the same)
     #[arg(long, value_name = "DIR", requires = "status")]
     targets_dir: Option<PathBuf>,
     /// The process that restarts this one
@@ -152,7 +162,11 @@ fn nodes(text: &str) -> Result<Nodes, String> {
     };
     let (min, max) = text.split_once(':').unwrap_or((text, text));
     let nodes = Nodes { min: number(min)?, max: number(max)? };
-    if nodes.min <= nodes.max { Ok(nodes) } else { Err(format!("MIN {min} is greater than MAX {max}")) }
+    if nodes.min <= nodes.max {
+        Ok(nodes)
+    } else {
+        Err(format!("MIN {min} is greater than MAX {max}"))
+    }
 }
 
 /// Does a launch, with the launcher that was typed or, for `serve`, `none`.
@@ -163,7 +177,9 @@ pub(super) fn act_launch(arguments: &LaunchArguments, forced: Option<LauncherNam
     let requested = Requested::of(arguments, forced)?;
     let address = match (arguments.listen, &requested.allocation) {
         (Some(address), _) => address,
-        (None, Some(allocation)) => (allocation.own_address(arguments.interface.as_deref())?, 0).into(),
+        (None, Some(allocation)) => {
+            (allocation.own_address(arguments.interface.as_deref())?, 0).into()
+        }
         (None, None) => (Ipv4Addr::LOCALHOST, 0).into(),
     };
     // What was passed is in the environment once.
@@ -172,7 +188,10 @@ pub(super) fn act_launch(arguments: &LaunchArguments, forced: Option<LauncherNam
     let is_watched = requested.launcher != LauncherName::None && terminal::stderr_is_terminal();
     let status = StatusListener::open(arguments.status, is_watched, &mut passed)?;
     let claimed = match &arguments.run_dir {
-        None => Some(Claimed::new(Path::new(""), &quick::name(arguments.quick, &requested.plan.config().name))?),
+        None => Some(Claimed::new(
+            Path::new(""),
+            &quick::name(arguments.quick, &requested.plan.config().name),
+        )?),
         Some(_) => None,
     };
     let claimed_path = claimed.as_ref().map(|claimed| claimed.path().to_owned());
@@ -202,7 +221,8 @@ pub(super) fn act_launch(arguments: &LaunchArguments, forced: Option<LauncherNam
 
 /// What a run is coordinated on, and the stop signals that it receives from now on.
 pub(super) fn runtime() -> Result<(Runtime, StopSignals)> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let stop_signals = {
         let _inside = runtime.enter();
         StopSignals::watch()
@@ -255,15 +275,17 @@ impl Requested {
         let launcher = launcher(arguments.launcher, forced, before.as_ref())?;
         let (device, collectives) = arguments.devices(launcher, before.as_ref())?;
         // All workers of many machines would be too many for this one.
-        let before =
-            before.filter(|before| launcher != LauncherName::Local || launcher_of(before) != Some(LauncherName::Srun));
+        let before = before.filter(|before| {
+            launcher != LauncherName::Local || launcher_of(before) != Some(LauncherName::Srun)
+        });
         arguments.slurm.check(launcher)?;
         let mut allocation = match launcher {
             LauncherName::Srun => Some(Allocation::of_this_job()?),
             LauncherName::Local | LauncherName::None => None,
         };
         let size = arguments.size(allocation.as_mut(), before.as_ref())?;
-        // Another number of threads adds in another order: the run keeps its own, in another allocation of Slurm too.
+        // Another number of threads adds in another order: the run keeps its own, in another
+        // allocation of Slurm too.
         let threads = arguments.threads_per_worker.map(usize::from);
         let threads = threads.or_else(|| before.and_then(|before| before.threads_per_worker));
         let gpus = allocation.as_ref().map_or(0, Allocation::gpus);
@@ -282,7 +304,8 @@ fn launcher(
     if let (Some(typed), Some(forced)) = (typed, forced)
         && typed != forced
     {
-        let message = "serve starts no workers: use `launch --launcher local` or `launch --launcher srun`, or omit \
+        let message = "serve starts no workers: use `launch --launcher local` or `launch \
+            --launcher srun`, or omit \
                        --launcher";
         return Err(Fatal::new(EXIT_USAGE, message));
     }
@@ -302,14 +325,19 @@ fn report_outcome(launched: Launched, run_dir: &Path, command: &str) -> u8 {
             // The run is complete, whether or not its table can be printed.
             match terminal::print_line(&results.to_string()) {
                 Ok(()) | Err(OutputError::Closed) => {}
-                Err(error) => terminal::line(&format!("{error}; `thanos-coord report {run_dir}` prints the table")),
+                Err(error) => terminal::line(&format!(
+                    "{error}; `thanos-coord report {run_dir}` prints the table"
+                )),
             }
             0
         }
         Launched::Stopped(at) => {
-            let at = at
-                .map_or("before the first step".into(), |(stage, step)| format!("after step {step} of stage {stage}"));
-            terminal::line(&format!("stopped {at}; resume with: thanos-coord {command} --resume --run-dir {run_dir}"));
+            let at = at.map_or("before the first step".into(), |(stage, step)| {
+                format!("after step {step} of stage {stage}")
+            });
+            terminal::line(&format!(
+                "stopped {at}; resume with: thanos-coord {command} --resume --run-dir {run_dir}"
+            ));
             EXIT_STOPPED
         }
     }
@@ -333,9 +361,15 @@ impl Size {
 
 impl LaunchArguments {
     /// Everything about this launch that is not in its plan.
-    fn launch(&self, requested: &Requested, run_dir: PathBuf, status: Option<StatusListener>) -> Result<Launch> {
+    fn launch(
+        &self,
+        requested: &Requested,
+        run_dir: PathBuf,
+        status: Option<StatusListener>,
+    ) -> Result<Launch> {
         let own_credentials = || run_dir.join("credentials");
-        let credentials = (!self.insecure).then(|| self.credentials.clone().unwrap_or_else(own_credentials));
+        let credentials =
+            (!self.insecure).then(|| self.credentials.clone().unwrap_or_else(own_credentials));
         let Size { nodes, per_node, workers: (min, workers) } = requested.size;
         let starter = match &requested.workers {
             None => Starter::External,
@@ -349,7 +383,11 @@ impl LaunchArguments {
                 Starter::This { threads, .. } => Some(*threads),
                 Starter::External => requested.threads,
             },
-            launcher: requested.launcher.to_possible_value().map(|name| name.get_name().to_owned()).unwrap_or_default(),
+            launcher: requested
+                .launcher
+                .to_possible_value()
+                .map(|name| name.get_name().to_owned())
+                .unwrap_or_default(),
             device: requested.device.to_string(),
             collectives: requested.collectives.label().into(),
         };
@@ -381,9 +419,13 @@ impl LaunchArguments {
         })
     }
 
-    /// As typed, else as the allocation has it, else as the run to resume was started. The allocation is reduced to what is
-    /// used of it.
-    fn size(&self, allocation: Option<&mut Allocation>, before: Option<&StartedWith>) -> Result<Size, Fatal> {
+    /// As typed, else as the allocation has it, else as the run to resume was started. The
+    /// allocation is reduced to what is used of it.
+    fn size(
+        &self,
+        allocation: Option<&mut Allocation>,
+        before: Option<&StartedWith>,
+    ) -> Result<Size, Fatal> {
         let per_node = self.workers_per_node.map(usize::from);
         let size = match allocation {
             Some(allocation) => {
@@ -396,13 +438,16 @@ impl LaunchArguments {
                 }
                 let nodes = Nodes { min, max: max.min(available) };
                 allocation.limit(nodes.max, per_node);
-                let workers = (allocation.fewest_workers(nodes.min), allocation.fewest_workers(nodes.max));
+                let workers =
+                    (allocation.fewest_workers(nodes.min), allocation.fewest_workers(nodes.max));
                 let per_node = allocation.nodes.iter().map(|node| node.workers).max().unwrap_or(1);
                 Size { nodes, per_node, workers }
             }
             None => {
-                let nodes = before
-                    .map_or(Nodes { min: 1, max: 1 }, |before| Nodes { min: before.min_nodes, max: before.max_nodes });
+                let nodes = before.map_or(Nodes { min: 1, max: 1 }, |before| Nodes {
+                    min: before.min_nodes,
+                    max: before.max_nodes,
+                });
                 let before = before.map_or(1, |before| before.workers_per_node);
                 Size::uniform(self.nodes.unwrap_or(nodes), per_node.unwrap_or(before))
             }
@@ -421,11 +466,19 @@ impl LaunchArguments {
         launcher: LauncherName,
         before: Option<&StartedWith>,
     ) -> Result<(DeviceChoice, CollectivesChoice), Fatal> {
-        let before_collectives = before.and_then(|before| CollectivesChoice::from_str(&before.collectives, true).ok());
+        let before_collectives =
+            before.and_then(|before| CollectivesChoice::from_str(&before.collectives, true).ok());
         let collectives = self.collectives.or(before_collectives).unwrap_or_default();
-        let typed = [(self.device.is_some(), "--device"), (self.worker_program.is_some(), "--worker-program")];
-        if let Some((_, option)) = typed.iter().find(|(is_typed, _)| *is_typed && launcher == LauncherName::None) {
-            let message = format!("serve starts no workers: {option} is for `launch`, and thanos-worker has --device");
+        let typed = [
+            (self.device.is_some(), "--device"),
+            (self.worker_program.is_some(), "--worker-program"),
+        ];
+        if let Some((_, option)) =
+            typed.iter().find(|(is_typed, _)| *is_typed && launcher == LauncherName::None)
+        {
+            let message = format!(
+                "serve starts no workers: {option} is for `launch`, and thanos-worker has --device"
+            );
             return Err(Fatal::new(EXIT_USAGE, message));
         }
         let before_device = before.and_then(|before| before.device.parse().ok());
@@ -452,7 +505,10 @@ impl LaunchArguments {
             LauncherName::Local => on_this_machine(request(size.workers.1), &facts())?,
             LauncherName::Srun => {
                 let facts = facts();
-                on_nodes(request(size.per_node), &GpuFacts { allocated: facts.allocated.max(allocated), ..facts })?
+                on_nodes(
+                    request(size.per_node),
+                    &GpuFacts { allocated: facts.allocated.max(allocated), ..facts },
+                )?
             }
         };
         let program = match &self.worker_program {
@@ -472,7 +528,10 @@ impl LaunchArguments {
             }
             Some(allocation) => {
                 let srun_arguments = self.slurm.srun_arguments.clone();
-                (LaunchTarget::Nodes { nodes: allocation.nodes.clone(), srun_arguments }, allocation.cores_per_worker())
+                (
+                    LaunchTarget::Nodes { nodes: allocation.nodes.clone(), srun_arguments },
+                    allocation.cores_per_worker(),
+                )
             }
         };
         let threads = requested.threads.unwrap_or(cores.max(1));

@@ -1,4 +1,5 @@
-//! The paths of a configuration: made absolute for workers that run elsewhere, with `~/` for the home directory.
+//! The paths of a configuration: made absolute for workers that run elsewhere, with `~/` for the
+//! home directory.
 
 use crate::exit::{EXIT_CONFIG, Fatal};
 use anyhow::{Context, Result};
@@ -7,11 +8,13 @@ use thanos_configs::RunConfig;
 
 /// Every path that a configuration has, with its key.
 pub(super) fn paths_of(config: &mut RunConfig) -> Vec<(String, &mut PathBuf)> {
-    let weights =
-        config.backbones.iter_mut().enumerate().filter_map(|(index, backbone)| {
-            Some((format!("backbones.{index}.checkpoint"), backbone.checkpoint.as_mut()?))
-        });
-    let data = [("data.dir", config.data.dir.as_mut()), ("data.coarse_map", config.data.coarse_map.as_mut())];
+    let weights = config.backbones.iter_mut().enumerate().filter_map(|(index, backbone)| {
+        Some((format!("backbones.{index}.checkpoint"), backbone.checkpoint.as_mut()?))
+    });
+    let data = [
+        ("data.dir", config.data.dir.as_mut()),
+        ("data.coarse_map", config.data.coarse_map.as_mut()),
+    ];
     let data = data.into_iter().filter_map(|(key, path)| Some((key.to_owned(), path?)));
     data.chain(weights).collect()
 }
@@ -23,10 +26,12 @@ pub(super) fn paths_of(config: &mut RunConfig) -> Vec<(String, &mut PathBuf)> {
 pub(super) fn make_absolute(config: &mut RunConfig, home: Option<&Path>) -> Result<()> {
     for (key, path) in paths_of(config) {
         if let Ok(rest) = path.strip_prefix("~") {
-            let message = || format!("{key}: {}: HOME is not set: write the path out", path.display());
+            let message =
+                || format!("{key}: {}: HOME is not set: write the path out", path.display());
             *path = home.ok_or_else(|| Fatal::new(EXIT_CONFIG, message()))?.join(rest);
         }
-        *path = std::path::absolute(&*path).with_context(|| format!("{key}: {}", path.display()))?;
+        *path =
+            std::path::absolute(&*path).with_context(|| format!("{key}: {}", path.display()))?;
     }
     Ok(())
 }
@@ -55,7 +60,11 @@ mod tests {
                 let mut config = config(&[&format!("{key}={typed}")]);
                 make_absolute(&mut config, Some(Path::new("/home/me"))).expect("there is a home");
                 let paths = paths_of(&mut config);
-                assert_eq!(paths.iter().map(|(_, path)| &**path).collect::<Vec<_>>(), [expected], "{key}={typed}");
+                assert_eq!(
+                    paths.iter().map(|(_, path)| &**path).collect::<Vec<_>>(),
+                    [expected],
+                    "{key}={typed}"
+                );
             }
         };
         let here = std::env::current_dir().expect("a working directory");
@@ -69,7 +78,8 @@ mod tests {
 
     #[test]
     fn without_a_home_the_key_is_named() {
-        let error = make_absolute(&mut config(&["data.dir=~/x"]), None).expect_err("refused").to_string();
+        let error =
+            make_absolute(&mut config(&["data.dir=~/x"]), None).expect_err("refused").to_string();
         assert_eq!(error, "data.dir: ~/x: HOME is not set: write the path out");
     }
 

@@ -1,10 +1,11 @@
-//! `launch --quick`: a first look at an experiment before its hours of training. Every stage is walked through on a few
-//! images: views, losses, updates, evaluation, checkpoints, probes and the table.
+//! `launch --quick`: a first look at an experiment before its hours of training. Every stage is
+//! walked through on a few images: views, losses, updates, evaluation, checkpoints, probes and the
+//! table.
 
 use crate::exit::{EXIT_USAGE, Fatal};
 
-/// What a quick run changes in an experiment, below what was typed. Three steps of eight images pass the end of an epoch of
-/// sixteen.
+/// What a quick run changes in an experiment, below what was typed. Three steps of eight images
+/// pass the end of an epoch of sixteen.
 const QUICK: [&str; 6] = [
     "data.max_images=16",
     "train.max_steps=3",
@@ -31,7 +32,8 @@ pub(super) fn check(quick: bool, resume: bool, again: bool) -> Result<(), Fatal>
     if !quick || !resume || again {
         return Ok(());
     }
-    let message = "--quick starts a new run of less than a minute: omit --resume, or resume the run without --quick";
+    let message = "--quick starts a new run of less than a minute: omit --resume, or resume the \
+        run without --quick";
     Err(Fatal::new(EXIT_USAGE, message))
 }
 
@@ -69,7 +71,9 @@ mod tests {
     #[test]
     fn a_quick_run_is_not_resumed() {
         assert!(check(true, true, false).is_err_and(|fatal| fatal.exit_code == EXIT_USAGE));
-        for (quick, resume, again) in [(true, false, false), (false, true, false), (true, true, true)] {
+        for (quick, resume, again) in
+            [(true, false, false), (false, true, false), (true, true, true)]
+        {
             assert!(check(quick, resume, again).is_ok());
         }
     }

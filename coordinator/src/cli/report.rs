@@ -13,7 +13,8 @@ use thanos_configs::default_packs_dir;
 
 #[derive(Args, Debug)]
 pub(super) struct ReportArguments {
-    /// Directories of runs, or of series of `launch --seeds` or `--sweep`; runs that differ only in their seed are one line
+    /// Directories of runs, or of series of `launch --seeds` or `--sweep`; runs that differ only in
+    /// their seed are one line
     #[arg(value_name = "RUN", required = true)]
     run_dirs: Vec<PathBuf>,
     /// As JSON; of a single run the content of `results.json`
@@ -21,7 +22,8 @@ pub(super) struct ReportArguments {
     json: bool,
     /// Write the page of a single run, with its figures, table, events and configuration, to this
     /// file [RUN/report/index.html, and the figures as SVG files next to it]
-    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, conflicts_with_all = ["json", "format"])]
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true,
+        conflicts_with_all = ["json", "format"])]
     html: Option<Option<PathBuf>>,
     /// How to print it
     #[arg(long, value_enum, default_value_t = Format::Text)]
@@ -50,7 +52,8 @@ pub(super) fn act_report(arguments: &ReportArguments) -> Result<()> {
     for folder in &arguments.run_dirs {
         paths.extend(runs_at(folder)?);
     }
-    let runs = paths.iter().map(|run_dir| RunResults::read(run_dir)).collect::<Result<Vec<_>, Fatal>>()?;
+    let runs =
+        paths.iter().map(|run_dir| RunResults::read(run_dir)).collect::<Result<Vec<_>, Fatal>>()?;
     let is_single = arguments.run_dirs.len() == 1 && paths == arguments.run_dirs;
     let table = RunTable::new(&runs);
     let text = match (&runs[..], format) {
@@ -67,7 +70,11 @@ pub(super) fn act_report(arguments: &ReportArguments) -> Result<()> {
 
 fn write_page(run_dirs: &[PathBuf], file: Option<&Path>) -> Result<()> {
     let [run_dir] = run_dirs else {
-        return Err(Fatal::new(EXIT_USAGE, "--html writes the page of one run: name one directory").into());
+        return Err(Fatal::new(
+            EXIT_USAGE,
+            "--html writes the page of one run: name one directory",
+        )
+        .into());
     };
     identity(run_dir)?;
     let packs_dir = default_packs_dir(std::env::var_os);

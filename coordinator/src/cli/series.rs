@@ -1,4 +1,5 @@
-//! `launch --seeds` and `launch --sweep`: their options, and the words with which each run of the series is launched.
+//! `launch --seeds` and `launch --sweep`: their options, and the words with which each run of the
+//! series is launched.
 
 use super::launch::{LaunchArguments, Resume};
 use super::launcher_name::LauncherName;
@@ -18,8 +19,8 @@ use thanos_configs::Plan;
 /// Options of the series itself, which its runs are not launched with.
 const OWN: [&str; 4] = ["--seeds", "--sweep", "--run-dir", "--resume"];
 
-/// Launches all runs of a series, skips those that have finished, and prints the table over all of them. Returns the exit
-/// code of the first run that does not finish.
+/// Launches all runs of a series, skips those that have finished, and prints the table over all of
+/// them. Returns the exit code of the first run that does not finish.
 pub(super) fn act_series(arguments: &LaunchArguments, forced: Option<LauncherName>) -> Result<u8> {
     if forced.is_some() {
         let message = "serve coordinates one run: start a series with `launch`";
@@ -27,17 +28,25 @@ pub(super) fn act_series(arguments: &LaunchArguments, forced: Option<LauncherNam
     }
     let series = requested(arguments)?;
     let seeds = series.seeds.as_deref().map(str::parse::<Seeds>).transpose().map_err(usage)?;
-    let sweeps =
-        series.sweep.iter().map(|sweep| sweep.parse()).collect::<Result<Vec<Sweep>, String>>().map_err(usage)?;
+    let sweeps = series
+        .sweep
+        .iter()
+        .map(|sweep| sweep.parse())
+        .collect::<Result<Vec<Sweep>, String>>()
+        .map_err(usage)?;
     let members = members(seeds.as_ref(), &sweeps)?;
     let mut starter = Starter::new()?;
     // Mistakes are reported before the first run, and not by the last one.
-    let planned = members.into_iter().map(|member| Ok((plan_of(&series.arguments, &member)?, member)));
+    let planned =
+        members.into_iter().map(|member| Ok((plan_of(&series.arguments, &member)?, member)));
     let planned: Vec<(Plan, Member)> = planned.collect::<Result<_>>()?;
     let name = planned.first().map_or("custom", |(plan, _)| &plan.config().name);
     let what = if sweeps.is_empty() { "seeds" } else { "sweep" };
     let claimed = match &arguments.run_dir {
-        None => Some(Claimed::new(Path::new(""), &format!("{}-{what}", quick::name(arguments.quick, name)))?),
+        None => Some(Claimed::new(
+            Path::new(""),
+            &format!("{}-{what}", quick::name(arguments.quick, name)),
+        )?),
         Some(_) => None,
     };
     let claimed_path = claimed.as_ref().map(|claimed| claimed.path().to_owned());
@@ -47,7 +56,9 @@ pub(super) fn act_series(arguments: &LaunchArguments, forced: Option<LauncherNam
     terminal::line(&format!("directory of the series: {}", folder.display()));
     for (index, (plan, member)) in planned.iter().enumerate() {
         let place = format!("run {} of {}, {}", index + 1, planned.len(), member.name);
-        if let Some(code) = run_member(&mut starter, (&folder, &series.arguments), (plan, member), &place)? {
+        if let Some(code) =
+            run_member(&mut starter, (&folder, &series.arguments), (plan, member), &place)?
+        {
             return Ok(code);
         }
     }
@@ -55,7 +66,8 @@ pub(super) fn act_series(arguments: &LaunchArguments, forced: Option<LauncherNam
     Ok(0)
 }
 
-/// Runs one member unless it has finished, and writes the table; returns the exit code that ends the series, if it does.
+/// Runs one member unless it has finished, and writes the table; returns the exit code that ends
+/// the series, if it does.
 fn run_member(
     starter: &mut Starter,
     (folder, arguments): (&Path, &[String]),
@@ -85,9 +97,13 @@ fn run_member(
     Ok(Some(code))
 }
 
-/// The table over the runs that have results, which is also written to `results.json` of the series.
+/// The table over the runs that have results, which is also written to `results.json` of the
+/// series.
 fn table(folder: &Path) -> Result<RunTable> {
-    let runs = runs_at(folder)?.iter().map(|run_dir| RunResults::read(run_dir)).collect::<Result<Vec<_>, Fatal>>()?;
+    let runs = runs_at(folder)?
+        .iter()
+        .map(|run_dir| RunResults::read(run_dir))
+        .collect::<Result<Vec<_>, Fatal>>()?;
     let table = RunTable::new(&runs);
     write_durably(&folder.join("results.json"), format!("{}\n", table.to_json()).as_bytes())?;
     Ok(table)
@@ -101,7 +117,9 @@ fn requested(arguments: &LaunchArguments) -> Result<Series> {
     refuse_occupied(arguments, recorded)?;
     let typed: Vec<String> = std::env::args_os()
         .skip(2)
-        .map(|word| word.into_string().map_err(|word| usage(format!("{} is not UTF-8", word.display()))))
+        .map(|word| {
+            word.into_string().map_err(|word| usage(format!("{} is not UTF-8", word.display())))
+        })
         .collect::<Result<_, Fatal>>()?;
     let words = without(&typed, &OWN.map(str::to_owned));
     if seeds.is_some() || !sweep.is_empty() {
@@ -109,7 +127,10 @@ fn requested(arguments: &LaunchArguments) -> Result<Series> {
             arguments: words,
             working_directory: std::env::current_dir().context("the working directory")?,
             seeds: seeds.as_ref().map(|Seeds(range)| format!("{}..{}", range.start, range.end)),
-            sweep: sweep.iter().map(|Sweep { key, values }| format!("{key}={}", values.join(","))).collect(),
+            sweep: sweep
+                .iter()
+                .map(|Sweep { key, values }| format!("{key}={}", values.join(",")))
+                .collect(),
             members: Vec::new(),
         });
     }
@@ -117,7 +138,8 @@ fn requested(arguments: &LaunchArguments) -> Result<Series> {
     let here = std::env::current_dir().context("the working directory")?;
     if here != series.working_directory {
         let message = format!(
-            "resume the series in the directory where it was started, {}: paths of its command may be relative to it",
+            "resume the series in the directory where it was started, {}: paths of its command may \
+            be relative to it",
             series.working_directory.display()
         );
         return Err(usage(message).into());
@@ -137,9 +159,14 @@ fn refuse_occupied(arguments: &LaunchArguments, recorded: Option<&Path>) -> Resu
             format!("{shown} contains a single run: name another --run-dir for the series")
         }
         None if recorded.is_some() => {
-            format!("{shown} already contains a series: add --resume to continue it, or name another --run-dir")
+            format!(
+                "{shown} already contains a series: add --resume to continue it, or name another \
+                --run-dir"
+            )
         }
-        Some(Resume::Always) if recorded.is_none() => format!("{shown} contains no series to resume"),
+        Some(Resume::Always) if recorded.is_none() => {
+            format!("{shown} contains no series to resume")
+        }
         _ => return Ok(()),
     };
     Err(usage(message))
@@ -153,14 +180,20 @@ fn plan_of(arguments: &[String], member: &Member) -> Result<Plan> {
     let command = ["thanos-coord", "launch"].map(str::to_owned);
     let words = [&command[..], arguments, &member.overrides].concat();
     let parsed = Arguments::try_parse_from(words).map_err(|error| usage(error.to_string()))?;
-    let Verb::Launch(parsed) = parsed.command else { return Err(usage("not a launch".into()).into()) };
+    let Verb::Launch(parsed) = parsed.command else {
+        return Err(usage("not a launch".into()).into());
+    };
     let (_, overrides) = parsed.target.parts();
-    let own: Vec<&str> = member.overrides.iter().filter_map(|text| text.split('=').next()).collect();
+    let own: Vec<&str> =
+        member.overrides.iter().filter_map(|text| text.split('=').next()).collect();
     let key = |text: &String| text.split('=').next().unwrap_or_default().to_owned();
     // Those of the series come last.
     let typed = &overrides[..overrides.len().saturating_sub(own.len())];
     if let Some(key) = typed.iter().map(key).find(|key| own.contains(&key.as_str())) {
-        return Err(usage(format!("{key} is set and listed by --seeds or --sweep: leave one of them out")).into());
+        return Err(usage(format!(
+            "{key} is set and listed by --seeds or --sweep: leave one of them out"
+        ))
+        .into());
     }
     if parsed.quick { quick_plan(&parsed.target) } else { plan(&parsed.target) }
 }
@@ -171,14 +204,17 @@ fn usage(message: String) -> Fatal {
 
 /// The name of a word that is an option.
 fn option_name(word: &str) -> Option<String> {
-    word.starts_with("--").then(|| word.split('=').next().unwrap_or(word).to_owned()).filter(|name| name != "--")
+    word.starts_with("--")
+        .then(|| word.split('=').next().unwrap_or(word).to_owned())
+        .filter(|name| name != "--")
 }
 
 /// Words of `launch` without these options and their values.
 fn without(words: &[String], names: &[String]) -> Vec<String> {
     let command = LaunchArguments::augment_args(Command::new("launch"));
     let takes_next = |name: &str| {
-        let mut options = command.get_arguments().filter(|option| option.get_long() == name.strip_prefix("--"));
+        let mut options =
+            command.get_arguments().filter(|option| option.get_long() == name.strip_prefix("--"));
         options.any(|option| option.get_action().takes_values() && !option.is_require_equals_set())
     };
     let (mut kept, mut words) = (Vec::new(), words.iter());
@@ -203,7 +239,11 @@ mod tests {
     #[test]
     fn options_are_removed_with_their_values() {
         let check = |text: &str, expected: &str| {
-            assert_eq!(without(&words(text), &OWN.map(str::to_owned)).join(" "), expected, "{text}");
+            assert_eq!(
+                without(&words(text), &OWN.map(str::to_owned)).join(" "),
+                expected,
+                "{text}"
+            );
         };
         check("digits_cae --seeds 5 --nodes 2 a=1", "digits_cae --nodes 2 a=1");
         check("--seeds=0..5 --resume digits_cae --insecure", "digits_cae --insecure");

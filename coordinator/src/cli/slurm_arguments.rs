@@ -6,11 +6,12 @@ use clap::Args;
 
 #[derive(Args, Debug)]
 pub(super) struct SlurmArguments {
-    /// A further argument of each worker's srun, such as --srun-arg=--container-image=IMAGE; repeatable
+    /// A further argument of each worker's srun, such as --srun-arg=--container-image=IMAGE;
+    /// repeatable
     #[arg(long = "srun-arg", value_name = "ARG", allow_hyphen_values = true)]
     pub(super) srun_arguments: Vec<String>,
-    /// How often a job of Slurm may have been restarted and still be requeued when it is stopped; one that committed no
-    /// checkpoint since its start is never requeued
+    /// How often a job of Slurm may have been restarted and still be requeued when it is stopped;
+    /// one that committed no checkpoint since its start is never requeued
     #[arg(long, value_name = "N", default_value_t = 20)]
     pub(super) max_requeues: u32,
 }

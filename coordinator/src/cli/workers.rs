@@ -26,14 +26,16 @@ pub(super) struct WorkersArguments {
     /// Workers to start, one per GPU
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     count: u16,
-    /// Number of this machine or pod among those of the run, from 0: its workers are worker-I with I from INDEX x COUNT
+    /// Number of this machine or pod among those of the run, from 0: its workers are worker-I with
+    /// I from INDEX x COUNT
     #[arg(long, env = "JOB_COMPLETION_INDEX", default_value_t = 0, hide_env_values = true,
         value_parser = clap::value_parser!(u16).range(0..=4095))]
     index: u16,
     /// How long a worker tries to reach the coordinator when it starts
     #[arg(long, default_value = "60s", value_parser = duration)]
     wait: Duration,
-    /// How long the workers may take to exit after a stop signal, which is forwarded to them; then they are killed
+    /// How long the workers may take to exit after a stop signal, which is forwarded to them; then
+    /// they are killed
     #[arg(long, default_value = "90s", value_parser = duration)]
     grace: Duration,
     /// How often each worker is restarted
@@ -45,8 +47,8 @@ pub(super) struct WorkersArguments {
     /// Where they train: auto, cpu, cuda (a GPU for each) or cuda:N (all share GPU N)
     #[arg(long, env = "THANOS_DEVICE", default_value = "auto", hide_env_values = true)]
     device: DeviceChoice,
-    /// The worker program [default: thanos-worker-cuda next to this program for GPUs, thanos-worker for
-    /// CPUs]
+    /// The worker program [default: thanos-worker-cuda next to this program for GPUs, thanos-worker
+    /// for CPUs]
     #[arg(long, value_name = "PATH")]
     worker_program: Option<PathBuf>,
     /// Network interface under which the other workers reach these
@@ -55,7 +57,8 @@ pub(super) struct WorkersArguments {
     /// Folder of this machine's packs
     #[arg(long, value_name = "DIR")]
     packs_dir: Option<PathBuf>,
-    /// Serve the metrics of the first worker on this port, and those of each further one on the next
+    /// Serve the metrics of the first worker on this port, and those of each further one on the
+    /// next
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     status_port: Option<u16>,
 }
@@ -63,11 +66,15 @@ pub(super) struct WorkersArguments {
 /// Runs the workers, and returns the exit code of this program.
 pub(super) fn act_workers(arguments: &WorkersArguments) -> Result<u8> {
     let count = usize::from(arguments.count);
-    if let Some(first) = arguments.status_port.filter(|first| first.checked_add(arguments.count - 1).is_none()) {
-        let message = format!("--status-port {first}: {count} workers need as many ports, up to 65535");
+    if let Some(first) =
+        arguments.status_port.filter(|first| first.checked_add(arguments.count - 1).is_none())
+    {
+        let message =
+            format!("--status-port {first}: {count} workers need as many ports, up to 65535");
         return Err(Fatal::new(EXIT_USAGE, message).into());
     }
-    let request = Request { device: arguments.device, collectives: CollectivesChoice::Auto, workers: count };
+    let request =
+        Request { device: arguments.device, collectives: CollectivesChoice::Auto, workers: count };
     let devices = on_this_machine(request, &GpuFacts::of_this_process())?;
     devices.notices.iter().for_each(|notice| terminal::line(notice));
     let cores = std::thread::available_parallelism().map_or(1, usize::from);

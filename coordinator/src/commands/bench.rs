@@ -1,5 +1,6 @@
-//! A benchmark: the first backbone of a configuration on synthetic images, by a run in a temporary folder, which is
-//! removed. Its workers report what they measured as events of that run; here they become one line of JSON.
+//! A benchmark: the first backbone of a configuration on synthetic images, by a run in a temporary
+//! folder, which is removed. Its workers report what they measured as events of that run; here they
+//! become one line of JSON.
 
 use crate::exit::{EXIT_CONFIG, EXIT_IO, EXIT_UNREACHABLE, EXIT_USAGE, Fatal};
 use crate::run_dir::ledger::{events, read_steps};
@@ -34,7 +35,8 @@ pub(crate) struct Bench {
     pub(crate) images: u64,
 }
 
-/// The temporary folder of a benchmark, which is removed when this is dropped, and at a signal that ends this process.
+/// The temporary folder of a benchmark, which is removed when this is dropped, and at a signal that
+/// ends this process.
 #[derive(Debug)]
 pub(crate) struct Folder(TempDir);
 
@@ -51,7 +53,10 @@ impl Folder {
         };
         let made = tempfile::Builder::new().prefix("thanos-bench-").tempdir_in(&parent);
         let made = made.map_err(|error| {
-            Fatal::new(EXIT_IO, format!("cannot make a temporary folder in {}: {error}", parent.display()))
+            Fatal::new(
+                EXIT_IO,
+                format!("cannot make a temporary folder in {}: {error}", parent.display()),
+            )
         })?;
         remove_at_exit(made.path());
         Ok(Self(made))
@@ -67,7 +72,8 @@ impl Folder {
 }
 
 impl Bench {
-    /// A benchmark of the first backbone of `config` that is trained; `images` for training, or as many as there should be.
+    /// A benchmark of the first backbone of `config` that is trained; `images` for training, or as
+    /// many as there should be.
     ///
     /// # Errors
     /// 78 if there is no such backbone, 64 if there are fewer images than a batch or more than fit.
@@ -87,7 +93,10 @@ impl Bench {
         let data = plan.data();
         let bytes = images.saturating_mul((data.side * data.side * data.channels) as u64);
         if bytes > MAX_BYTES {
-            let message = format!("{images} images of {} have {bytes} bytes, at most {MAX_BYTES} fit", data.name);
+            let message = format!(
+                "{images} images of {} have {bytes} bytes, at most {MAX_BYTES} fit",
+                data.name
+            );
             return Err(Fatal::new(EXIT_USAGE, message));
         }
         Ok(Self { plan, request, overrides: Vec::new(), workers, threads, images })
@@ -112,14 +121,17 @@ impl Bench {
         let reports = reports(&events(run_dir)?);
         if made != expected || reports.len() != self.workers {
             let (found, workers) = (reports.len(), self.workers);
-            let message =
-                format!("{made} of {expected} steps were recorded, and {found} of {workers} workers reported");
+            let message = format!(
+                "{made} of {expected} steps were recorded, and {found} of {workers} workers \
+                reported"
+            );
             return Err(Fatal::new(EXIT_UNREACHABLE, message));
         }
         Ok(self.summary(&reports))
     }
 
-    /// `reports` in the order of ranks, one a worker. The times are those of rank 0: no step ends on one rank alone.
+    /// `reports` in the order of ranks, one a worker. The times are those of rank 0: no step ends
+    /// on one rank alone.
     fn summary(&self, reports: &[BenchReport]) -> Value {
         let (config, first) = (self.plan.config(), &reports[0]);
         let batch = config.train.batch_size;
@@ -143,10 +155,12 @@ impl Bench {
             "steps": self.request.steps,
             "warmup": self.request.warmup_steps,
             "ms_per_step": {
-                "median": step.median * 1e3, "min": step.min * 1e3, "max": step.max * 1e3, "mean": step.mean * 1e3,
+                "median": step.median * 1e3, "min": step.min * 1e3, "max": step.max * 1e3,
+                "mean": step.mean * 1e3,
             },
             "images_per_s": {
-                "median": per_second(step.median), "min": per_second(step.max), "max": per_second(step.min),
+                "median": per_second(step.median), "min": per_second(step.max),
+                "max": per_second(step.min),
             },
             "flops_per_step": flops,
             "ceiling_flops_per_s": ceilings / reports.len() as f64,
@@ -161,11 +175,15 @@ impl Bench {
     }
 }
 
-/// The configuration of a benchmark: one backbone, and every batch whole. Nothing is held out of the training images, and
-/// a worker that dies is not replaced, as what was measured until then would be lost.
+/// The configuration of a benchmark: one backbone, and every batch whole. Nothing is held out of
+/// the training images, and a worker that dies is not replaced, as what was measured until then
+/// would be lost.
 fn plan(mut config: RunConfig, request: BenchRequest, images: u64) -> Result<Plan, Fatal> {
-    let Some(backbone) = config.backbones.iter().find(|backbone| backbone.checkpoint.is_none()).cloned() else {
-        let message = "backbones: a benchmark trains a backbone, and here every one has a checkpoint";
+    let Some(backbone) =
+        config.backbones.iter().find(|backbone| backbone.checkpoint.is_none()).cloned()
+    else {
+        let message =
+            "backbones: a benchmark trains a backbone, and here every one has a checkpoint";
         return Err(Fatal::new(EXIT_CONFIG, message));
     };
     (config.backbones, config.rows) = (vec![backbone], Vec::new());
@@ -199,7 +217,10 @@ impl Spread {
         sorted.sort_by(f64::total_cmp);
         let middle = |at: usize| sorted.get(at).copied().unwrap_or_default();
         Self {
-            median: f64::midpoint(middle(sorted.len().saturating_sub(1) / 2), middle(sorted.len() / 2)),
+            median: f64::midpoint(
+                middle(sorted.len().saturating_sub(1) / 2),
+                middle(sorted.len() / 2),
+            ),
             min: middle(0),
             max: middle(sorted.len().saturating_sub(1)),
             mean: sorted.iter().sum::<f64>() / sorted.len().max(1) as f64,
@@ -227,14 +248,23 @@ fn reports(events: &[Value]) -> Vec<BenchReport> {
 }
 
 /// Phases by their labels.
-fn write_phases<S: Serializer>(seconds: &BTreeMap<RankPhase, f64>, serializer: S) -> Result<S::Ok, S::Error> {
-    let labelled: BTreeMap<&str, f64> = seconds.iter().map(|(phase, seconds)| (phase.label(), *seconds)).collect();
+fn write_phases<S: Serializer>(
+    seconds: &BTreeMap<RankPhase, f64>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    let labelled: BTreeMap<&str, f64> =
+        seconds.iter().map(|(phase, seconds)| (phase.label(), *seconds)).collect();
     labelled.serialize(serializer)
 }
 
-fn read_phases<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<RankPhase, f64>, D::Error> {
+fn read_phases<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<RankPhase, f64>, D::Error> {
     let labelled = BTreeMap::<String, f64>::deserialize(deserializer)?;
-    Ok(labelled.into_iter().map(|(label, seconds)| (RankPhase::from(label.as_str()), seconds)).collect())
+    Ok(labelled
+        .into_iter()
+        .map(|(label, seconds)| (RankPhase::from(label.as_str()), seconds))
+        .collect())
 }
 
 #[derive(Serialize, Deserialize)]
@@ -349,7 +379,8 @@ mod tests {
             let packs = bench.pack(folder.path()).expect("packed");
             let fine = thanos_data::fine_labels(&packs.train.path).expect("labels");
             bench.plan.check_images(&fine).expect(preset);
-            let (trained, batch) = (bench.plan.split(&fine).train.len() as u64, bench.plan.config().train.batch_size);
+            let (trained, batch) =
+                (bench.plan.split(&fine).train.len() as u64, bench.plan.config().train.batch_size);
             assert_eq!((trained, trained % batch), (bench.images, 0), "{preset}");
             assert_eq!(bench.plan.total_steps(&bench.plan.stages()[0], trained), 5, "{preset}");
         }
@@ -362,7 +393,12 @@ mod tests {
             assert_eq!(fatal.exit_code, exit_code, "{fatal}");
             assert!(fatal.message.contains(part), "{fatal}");
         };
-        check(&["backbones.0.checkpoint=/weights"], None, EXIT_CONFIG, "every one has a checkpoint");
+        check(
+            &["backbones.0.checkpoint=/weights"],
+            None,
+            EXIT_CONFIG,
+            "every one has a checkpoint",
+        );
         check(&[], Some(63), EXIT_USAGE, "a batch has 64");
         check(&[], Some(1 << 40), EXIT_USAGE, "at most");
     }

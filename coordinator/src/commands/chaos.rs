@@ -1,5 +1,5 @@
-//! `chaos`: kills and stops workers of a live run on this machine at random moments, and reports what it cost. It reads
-//! the run's events and sends signals; the run is not notified.
+//! `chaos`: kills and stops workers of a live run on this machine at random moments, and reports
+//! what it cost. It reads the run's events and sends signals; the run is not notified.
 
 use crate::exit::{EXIT_DATA, EXIT_USAGE, Fatal};
 use crate::run_dir::identity;
@@ -58,10 +58,21 @@ impl fmt::Display for Cost {
         if let Some(last) = self.recoveries.len().checked_sub(1) {
             let at = |share: f64| self.recoveries[(last as f64 * share).round() as usize];
             let n = self.recoveries.len();
-            writeln!(out, "{n} recoveries: median {:.2} s, 95 % {:.2} s, max {:.2} s", at(0.5), at(0.95), at(1.0))?;
+            writeln!(
+                out,
+                "{n} recoveries: median {:.2} s, 95 % {:.2} s, max {:.2} s",
+                at(0.5),
+                at(0.95),
+                at(1.0)
+            )?;
         }
         let spent = 1.0 - self.recoveries.iter().sum::<f64>() / self.seconds.max(f64::MIN_POSITIVE);
-        write!(out, "{} steps committed, {:.1} % of the time in complete generations", self.steps, spent * 100.0)?;
+        write!(
+            out,
+            "{} steps committed, {:.1} % of the time in complete generations",
+            self.steps,
+            spent * 100.0
+        )?;
         match &self.ended {
             Some(how) => write!(out, "; the run has ended: {how}"),
             None => write!(out, "; the run continues"),
@@ -73,14 +84,24 @@ impl fmt::Display for Cost {
 ///
 /// # Errors
 /// 64 if it is not a run directory; 65 if its events are damaged, or the run has ended already.
-pub(crate) fn chaos(run_dir: &Path, chaos: &Chaos, on_fault: &mut dyn FnMut(&str)) -> Result<Cost, Fatal> {
+pub(crate) fn chaos(
+    run_dir: &Path,
+    chaos: &Chaos,
+    on_fault: &mut dyn FnMut(&str),
+) -> Result<Cost, Fatal> {
     identity(run_dir)?;
     let before = events(run_dir)?;
     if ending(&before).is_some() {
-        return Err(Fatal::new(EXIT_DATA, format!("{}: the run has ended already", run_dir.display())));
+        return Err(Fatal::new(
+            EXIT_DATA,
+            format!("{}: the run has ended already", run_dir.display()),
+        ));
     }
     if chaos.kill + chaos.stop == 0 {
-        return Err(Fatal::new(EXIT_USAGE, "nothing to do: give --kill or --stop a weight above 0"));
+        return Err(Fatal::new(
+            EXIT_USAGE,
+            "nothing to do: give --kill or --stop a weight above 0",
+        ));
     }
     let (steps_before, started) = (read_steps(run_dir)?.len(), Instant::now());
     let mut stream = SplitMix64::new(chaos.seed);
@@ -103,14 +124,24 @@ pub(crate) fn chaos(run_dir: &Path, chaos: &Chaos, on_fault: &mut dyn FnMut(&str
             let is_ours = |(worker, process): &(String, Process)| {
                 process.host == here && is_worker_since(process.pid, worker, process.joined)
             };
-            let workers: Vec<(String, Process)> = alive(&events).into_iter().filter(is_ours).collect();
+            let workers: Vec<(String, Process)> =
+                alive(&events).into_iter().filter(is_ours).collect();
             if !workers.is_empty() {
-                let (worker, Process { pid, .. }) = &workers[stream.below(workers.len() as u64) as usize];
-                let kills_it = stream.below(u64::from(chaos.kill + chaos.stop)) < u64::from(chaos.kill);
-                let (signal, word) = if kills_it { (Signal::SIGKILL, "killed") } else { (Signal::SIGSTOP, "stopped") };
+                let (worker, Process { pid, .. }) =
+                    &workers[stream.below(workers.len() as u64) as usize];
+                let kills_it =
+                    stream.below(u64::from(chaos.kill + chaos.stop)) < u64::from(chaos.kill);
+                let (signal, word) = if kills_it {
+                    (Signal::SIGKILL, "killed")
+                } else {
+                    (Signal::SIGSTOP, "stopped")
+                };
                 if kill(Pid::from_raw(*pid), signal).is_ok() {
                     (kills, stops) = if kills_it { (kills + 1, stops) } else { (kills, stops + 1) };
-                    on_fault(&format!("{:>7.1} s  {word} {worker} (pid {pid})", started.elapsed().as_secs_f64()));
+                    on_fault(&format!(
+                        "{:>7.1} s  {word} {worker} (pid {pid})",
+                        started.elapsed().as_secs_f64()
+                    ));
                 }
             }
         }
@@ -129,7 +160,8 @@ fn events(run_dir: &Path) -> Result<Vec<Value>, Fatal> {
     let text = std::fs::read_to_string(&path).unwrap_or_default();
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
     let read = |line: &str| {
-        serde_json::from_str(line).map_err(|error| Fatal::new(EXIT_DATA, format!("{}: {error}", path.display())))
+        serde_json::from_str(line)
+            .map_err(|error| Fatal::new(EXIT_DATA, format!("{}: {error}", path.display())))
     };
     whole.lines().map(read).collect()
 }
@@ -162,7 +194,10 @@ fn alive(events: &[Value]) -> BTreeMap<String, Process> {
         match event["event"].as_str() {
             Some("joined") => {
                 // Signalling others would reach every process, or init.
-                let pid = event["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).filter(|pid| *pid > 1);
+                let pid = event["pid"]
+                    .as_i64()
+                    .and_then(|pid| i32::try_from(pid).ok())
+                    .filter(|pid| *pid > 1);
                 if let (Some(pid), Some(joined)) = (pid, event["time"].as_f64()) {
                     let host = event["host"].as_str().unwrap_or_default().to_owned();
                     alive.insert(worker.to_owned(), Process { host, pid, joined });
@@ -177,7 +212,8 @@ fn alive(events: &[Value]) -> BTreeMap<String, Process> {
 
 fn cost(events: &[Value], (kills, stops): (u32, u32), elapsed: Duration, steps: usize) -> Cost {
     let of = |kind: &'static str| events.iter().filter(move |event| event["event"] == kind);
-    let mut recoveries: Vec<f64> = of("recovered").filter_map(|event| event["seconds"].as_f64()).collect();
+    let mut recoveries: Vec<f64> =
+        of("recovered").filter_map(|event| event["seconds"].as_f64()).collect();
     recoveries.sort_by(f64::total_cmp);
     let (lost, seconds) = (of("lost").count(), elapsed.as_secs_f64());
     Cost { kills, stops, lost, recoveries, seconds, steps, ended: ending(events) }
@@ -190,7 +226,10 @@ mod tests {
 
     #[test]
     fn workers_that_joined_and_were_not_lost_are_alive() {
-        let joined = |worker: &str, pid: i64| json!({"time": 5.0, "event": "joined", "worker": worker, "host": "node", "pid": pid});
+        let joined = |worker: &str, pid: i64| {
+            json!({"time": 5.0, "event": "joined",
+        "worker": worker, "host": "node", "pid": pid})
+        };
         let events = [
             joined("worker-0", 10),
             joined("worker-1", 11),
@@ -203,7 +242,10 @@ mod tests {
         ];
         assert_eq!(
             alive(&events),
-            BTreeMap::from([("worker-0".to_owned(), Process { host: "node".into(), pid: 12, joined: 5.0 })])
+            BTreeMap::from([(
+                "worker-0".to_owned(),
+                Process { host: "node".into(), pid: 12, joined: 5.0 }
+            )])
         );
     }
 
@@ -217,8 +259,10 @@ mod tests {
         ];
         let cost = cost(&events, (2, 1), Duration::from_secs(40), 100);
         assert_eq!((cost.lost, &cost.recoveries), (1, &vec![1.0, 3.0]));
-        let expected = "2 kills and 1 stops in 40 s, 1 workers lost\n2 recoveries: median 3.00 s, 95 % 3.00 s, max \
-                        3.00 s\n100 steps committed, 90.0 % of the time in complete generations; the run has \
+        let expected = "2 kills and 1 stops in 40 s, 1 workers lost\n2 recoveries: median 3.00 s, \
+            95 % 3.00 s, max \
+                        3.00 s\n100 steps committed, 90.0 % of the time in complete generations; \
+                        the run has \
                         ended: done";
         assert_eq!(cost.to_string(), expected);
     }
@@ -227,10 +271,15 @@ mod tests {
     #[test]
     fn faults_come_as_a_poisson_process() {
         let mut stream = SplitMix64::new(7);
-        let mut pauses: Vec<f64> =
-            (0..10_000).map(|_| pause(&mut stream, Duration::from_secs(10)).as_secs_f64()).collect();
+        let mut pauses: Vec<f64> = (0..10_000)
+            .map(|_| pause(&mut stream, Duration::from_secs(10)).as_secs_f64())
+            .collect();
         pauses.sort_by(f64::total_cmp);
         let mean = pauses.iter().sum::<f64>() / 10_000.0;
-        assert!((mean - 10.0).abs() < 0.4 && (pauses[5_000] - 6.93).abs() < 0.4, "{mean} {}", pauses[5_000]);
+        assert!(
+            (mean - 10.0).abs() < 0.4 && (pauses[5_000] - 6.93).abs() < 0.4,
+            "{mean} {}",
+            pauses[5_000]
+        );
     }
 }

@@ -1,5 +1,6 @@
-//! `render`: job scripts and manifests for one experiment. They are the files of deploy/, with the numbers of this run in
-//! their places: workers, how long a stop may take, what that means for the sender of the signal, and exit codes.
+//! `render`: job scripts and manifests for one experiment. They are the files of deploy/, with the
+//! numbers of this run in their places: workers, how long a stop may take, what that means for the
+//! sender of the signal, and exit codes.
 
 mod data_volume;
 mod kubernetes;
@@ -8,7 +9,9 @@ mod slurm;
 use std::time::Duration;
 
 pub(crate) use data_volume::{DataMount, DataVolume};
-pub(crate) use kubernetes::{Api, Memory, Resources, RunName, Setting, Site, Toleration, kubernetes, node_label};
+pub(crate) use kubernetes::{
+    Api, Memory, Resources, RunName, Setting, Site, Toleration, kubernetes, node_label,
+};
 pub(crate) use slurm::{NodeShare, slurm};
 
 /// Between the end of a stop and SIGKILL from the scheduler: the last messages, the last files.

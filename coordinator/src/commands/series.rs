@@ -1,6 +1,7 @@
-//! A series: several runs of one experiment, one after the other, each in a directory of its own below that of the series,
-//! each by a `launch` process of its own. Here they are started, signals are passed on to them, and `series.json` and the
-//! table over all of them are written. What a run is, is not known here.
+//! A series: several runs of one experiment, one after the other, each in a directory of its own
+//! below that of the series, each by a `launch` process of its own. Here they are started, signals
+//! are passed on to them, and `series.json` and the table over all of them are written. What a run
+//! is, is not known here.
 
 pub(crate) mod members;
 
@@ -47,7 +48,9 @@ impl Series {
     /// 65, naming the file.
     pub(crate) fn read(folder: &Path) -> Result<Self, Fatal> {
         let file = folder.join(SERIES);
-        let cannot = |error: &dyn std::fmt::Display| Fatal::new(EXIT_DATA, format!("{}: {error}", file.display()));
+        let cannot = |error: &dyn std::fmt::Display| {
+            Fatal::new(EXIT_DATA, format!("{}: {error}", file.display()))
+        };
         let text = fs::read_to_string(&file).map_err(|error| cannot(&error))?;
         serde_json::from_str(&text).map_err(|error| cannot(&error))
     }
@@ -55,14 +58,16 @@ impl Series {
     /// # Errors
     /// 74, naming what cannot be written.
     pub(crate) fn write(&self, folder: &Path) -> Result<(), Fatal> {
-        fs::create_dir_all(folder)
-            .map_err(|error| Fatal::new(EXIT_IO, format!("cannot make {}: {error}", folder.display())))?;
+        fs::create_dir_all(folder).map_err(|error| {
+            Fatal::new(EXIT_IO, format!("cannot make {}: {error}", folder.display()))
+        })?;
         let text = serde_json::to_string_pretty(self).expect("plain data is always JSON");
         write_durably(&folder.join(SERIES), format!("{text}\n").as_bytes())
     }
 }
 
-/// The run directories of what a user names: of a series those of its members that have results, else the directory itself.
+/// The run directories of what a user names: of a series those of its members that have results,
+/// else the directory itself.
 ///
 /// # Errors
 /// 65 if a `series.json` is damaged, or no member has results yet.
@@ -71,9 +76,12 @@ pub(crate) fn runs_at(folder: &Path) -> Result<Vec<PathBuf>, Fatal> {
         return Ok(vec![folder.into()]);
     }
     let members = Series::read(folder)?.members.into_iter().map(|member| folder.join(member));
-    let with_results: Vec<PathBuf> = members.filter(|run_dir| run_dir.join("results.json").exists()).collect();
+    let with_results: Vec<PathBuf> =
+        members.filter(|run_dir| run_dir.join("results.json").exists()).collect();
     match with_results.is_empty() {
-        true => Err(Fatal::new(EXIT_DATA, format!("there are no results yet: {}", folder.display()))),
+        true => {
+            Err(Fatal::new(EXIT_DATA, format!("there are no results yet: {}", folder.display())))
+        }
         false => Ok(with_results),
     }
 }
@@ -128,7 +136,8 @@ impl Starter {
 
     fn wait(&mut self, member: Pid) -> Result<u8> {
         loop {
-            // The member may have ended before this process waits for signals: a SIGCHLD is then pending.
+            // The member may have ended before this process waits for signals: a SIGCHLD is then
+            // pending.
             for signal in self.signals.wait() {
                 if signal != SIGCHLD {
                     self.stop_requested = true;
@@ -136,8 +145,12 @@ impl Starter {
                 }
             }
             match waitpid(member, Some(WaitPidFlag::WNOHANG))? {
-                WaitStatus::Exited(_, code) => return Ok(u8::try_from(code).unwrap_or(EXIT_UNREACHABLE)),
-                WaitStatus::Signaled(_, signal, _) if is_stop_signal(signal as i32) => return Ok(EXIT_STOPPED),
+                WaitStatus::Exited(_, code) => {
+                    return Ok(u8::try_from(code).unwrap_or(EXIT_UNREACHABLE));
+                }
+                WaitStatus::Signaled(_, signal, _) if is_stop_signal(signal as i32) => {
+                    return Ok(EXIT_STOPPED);
+                }
                 WaitStatus::Signaled(..) => return Ok(EXIT_UNREACHABLE),
                 _ => {}
             }

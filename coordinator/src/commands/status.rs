@@ -32,14 +32,20 @@ pub(crate) fn status(run_dir: &Path) -> Result<String, Fatal> {
         Some(last) => {
             let (stage, step) = (&last.stage, last.step + 1);
             let loss = last.loss.map_or("non-finite".into(), |loss| format!("{loss:.4}"));
-            line("position", format!("{step} steps of stage {stage}, epoch {}, loss {loss}", last.epoch));
+            line(
+                "position",
+                format!("{step} steps of stage {stage}, epoch {}, loss {loss}", last.epoch),
+            );
         }
         None => line("position", "before the first step".into()),
     }
     let latest = fs::read_to_string(run_dir.join("LATEST")).unwrap_or_else(|_| "none yet".into());
     line("checkpoint", latest.trim().into());
     if let Some(ended) = ending(&events) {
-        line("ended", ended["message"].as_str().or(ended["how"].as_str()).unwrap_or("somehow").into());
+        line(
+            "ended",
+            ended["message"].as_str().or(ended["how"].as_str()).unwrap_or("somehow").into(),
+        );
     }
     if let Ok(results) = Results::read(run_dir) {
         _ = write!(text, "\n{results}");
@@ -56,7 +62,11 @@ fn coordinator(run_dir: &Path, events: &[Value]) -> String {
         return "none: the run is complete".into();
     }
     let started = events.iter().rev().find_map(|event| event["command"].as_str());
-    format!("none: `thanos-coord {} --resume --run-dir {}` resumes it", started.unwrap_or("launch"), run_dir.display())
+    format!(
+        "none: `thanos-coord {} --resume --run-dir {}` resumes it",
+        started.unwrap_or("launch"),
+        run_dir.display()
+    )
 }
 
 /// The end of a run that was not resumed since.

@@ -1,5 +1,5 @@
-//! Runs a program that ends when the process ends that started it, however that is: a hidden command, since what asks the
-//! kernel for it has to be the program's own process.
+//! Runs a program that ends when the process ends that started it, however that is: a hidden
+//! command, since what asks the kernel for it has to be the program's own process.
 
 use crate::signals::end_with_parent;
 use anyhow::{Context, Result};

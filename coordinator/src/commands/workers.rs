@@ -1,6 +1,7 @@
-//! The workers of one machine or pod whose coordinator runs elsewhere: one process each, restarted when it fails, as
-//! workers/policy.rs decides. It may be process 1 of a container: it handles stop signals, forwards them once, reaps
-//! every process, and ends when the run does. It knows nothing of a run.
+//! The workers of one machine or pod whose coordinator runs elsewhere: one process each, restarted
+//! when it fails, as workers/policy.rs decides. It may be process 1 of a container: it handles stop
+//! signals, forwards them once, reaps every process, and ends when the run does. It knows nothing
+//! of a run.
 
 mod policy;
 
@@ -26,7 +27,8 @@ use thanos_transport::DeviceChoice;
 
 /// Between two kills of workers that have not ended yet: killed processes need a moment.
 const KILL_INTERVAL: Duration = Duration::from_secs(1);
-/// How long a coordinator may take to accept a connection, when this program asks whether there is one.
+/// How long a coordinator may take to accept a connection, when this program asks whether there is
+/// one.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long this program waits for the last lines of workers that have ended.
 const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(2);
@@ -48,7 +50,8 @@ pub(crate) struct LocalWorkers {
     pub(crate) status_port: Option<u16>,
     /// How long a worker tries to reach the coordinator when it starts.
     pub(crate) wait: Duration,
-    /// How long the workers may take to end after a stop signal, or after the first of them has ended for good.
+    /// How long the workers may take to end after a stop signal, or after the first of them has
+    /// ended for good.
     pub(crate) grace: Duration,
     pub(crate) max_restarts: u32,
 }
@@ -71,7 +74,11 @@ pub(crate) fn run(what: &LocalWorkers) -> Result<u8> {
             Ok(signal) => group.stop(Signal::try_from(signal)?, Instant::now()),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => {
-                return Err(Fatal::new(EXIT_UNREACHABLE, "the thread that receives signals has ended").into());
+                return Err(Fatal::new(
+                    EXIT_UNREACHABLE,
+                    "the thread that receives signals has ended",
+                )
+                .into());
             }
         }
         group.kill_late(Instant::now());
@@ -144,9 +151,12 @@ impl<'a> Group<'a> {
 
     /// The exit code, once all processes have ended for good.
     fn code(&self) -> Option<u8> {
-        let ending = self.ending.filter(|_| self.states.iter().all(|state| matches!(state, State::Ended)))?;
+        let ending = self
+            .ending
+            .filter(|_| self.states.iter().all(|state| matches!(state, State::Ended)))?;
         // All had finished when the signal arrived.
-        let is_done = ending.signalled.is_some() && ending.code == EXIT_STOPPED && self.all_finished;
+        let is_done =
+            ending.signalled.is_some() && ending.code == EXIT_STOPPED && self.all_finished;
         Some(if is_done { 0 } else { ending.code })
     }
 
@@ -160,17 +170,21 @@ impl<'a> Group<'a> {
         next.map_or(Duration::from_secs(3600), |next| next.saturating_duration_since(now))
     }
 
-    /// Takes note of every process that has ended. Process 1 inherits orphans, which are only reaped.
+    /// Takes note of every process that has ended. Process 1 inherits orphans, which are only
+    /// reaped.
     fn reap(&mut self) -> Result<()> {
         loop {
             let (pid, ended) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(pid, code)) => (pid, Ended::Exited(u8::try_from(code).unwrap_or(u8::MAX))),
+                Ok(WaitStatus::Exited(pid, code)) => {
+                    (pid, Ended::Exited(u8::try_from(code).unwrap_or(u8::MAX)))
+                }
                 Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, Ended::Killed(signal as i32)),
                 Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return Ok(()),
                 Ok(_) => continue,
                 Err(error) => return Err(error).context("the ends of the workers' processes"),
             };
-            let is_it = |state: &State| matches!(state, State::Running { pid: own, .. } if *own == pid);
+            let is_it =
+                |state: &State| matches!(state, State::Running { pid: own, .. } if *own == pid);
             if let Some(place) = self.states.iter().position(is_it) {
                 self.ended(place, ended, Instant::now());
             }
@@ -178,7 +192,10 @@ impl<'a> Group<'a> {
     }
 
     fn ended(&mut self, place: usize, ended: Ended, now: Instant) {
-        let State::Running { since, .. } = std::mem::replace(&mut self.states[place], State::Ended) else { return };
+        let State::Running { since, .. } = std::mem::replace(&mut self.states[place], State::Ended)
+        else {
+            return;
+        };
         let worker = self.what.worker(place);
         if let Some(ending) = &mut self.ending {
             self.all_finished &= ended == Ended::Exited(0);
@@ -203,7 +220,10 @@ impl<'a> Group<'a> {
             Next::End(code) => {
                 self.all_finished &= code == 0;
                 if !matches!(code, 0 | EXIT_STOPPED) {
-                    terminal::line(&format!("{worker} {ended}: the other workers have {:?} to exit", self.what.grace));
+                    terminal::line(&format!(
+                        "{worker} {ended}: the other workers have {:?} to exit",
+                        self.what.grace
+                    ));
                 }
                 self.end(Ending { code, signalled: None, deadline: now + self.what.grace });
             }
@@ -241,9 +261,14 @@ impl<'a> Group<'a> {
     }
 
     fn kill_late(&mut self, now: Instant) {
-        let Some(ending) = self.ending.as_mut().filter(|ending| ending.deadline <= now) else { return };
+        let Some(ending) = self.ending.as_mut().filter(|ending| ending.deadline <= now) else {
+            return;
+        };
         ending.deadline = now + KILL_INTERVAL;
-        terminal::line(&format!("workers are still running after {:?}: killing them", self.what.grace));
+        terminal::line(&format!(
+            "workers are still running after {:?}: killing them",
+            self.what.grace
+        ));
         self.signal_all(Signal::SIGKILL);
     }
 
@@ -266,9 +291,16 @@ impl LocalWorkers {
     fn spawn(&self, (place, again): (usize, bool), logs: &Logs) -> Result<Pid> {
         let worker = self.worker(place);
         let mut command = Command::new(&self.program);
-        let (coordinator, local_rank, threads) = (self.coordinator.as_str(), place.to_string(), self.threads);
-        WorkerProcess { coordinator, id: &worker, local_rank: &local_rank, threads, device: self.device }
-            .put_into(&mut command);
+        let (coordinator, local_rank, threads) =
+            (self.coordinator.as_str(), place.to_string(), self.threads);
+        WorkerProcess {
+            coordinator,
+            id: &worker,
+            local_rank: &local_rank,
+            threads,
+            device: self.device,
+        }
+        .put_into(&mut command);
         command.args(["--wait", &format!("{}ms", self.wait.as_millis())]).args(&self.arguments);
         if let Some(first) = self.status_port {
             command.args(["--status-port", &(usize::from(first) + place).to_string()]);
@@ -285,7 +317,9 @@ impl LocalWorkers {
                 Some(reader)
             }
         };
-        let cannot = || Fatal::new(EXIT_UNREACHABLE, format!("{} could not be started", self.program.display()));
+        let cannot = || {
+            Fatal::new(EXIT_UNREACHABLE, format!("{} could not be started", self.program.display()))
+        };
         let child = command.spawn().with_context(cannot)?;
         if let Some(output) = output {
             logs.copy_lines(output, worker);

@@ -10,17 +10,21 @@ use thanos_proto::StageResult;
 /// A notice as a line of `events.jsonl`.
 pub(super) fn line(notice: &Notice) -> (&'static str, Value) {
     match notice {
-        Notice::Joined { worker, host, pid, device } => {
-            ("joined", json!({"worker": worker, "host": host, "pid": pid, "device": device_json(device)}))
-        }
+        Notice::Joined { worker, host, pid, device } => (
+            "joined",
+            json!({"worker": worker, "host": host, "pid": pid, "device": device_json(device)}),
+        ),
         Notice::Fetched { worker, split, from, bytes } => {
             ("fetched", json!({"worker": worker, "split": split, "from": from, "bytes": bytes}))
         }
-        Notice::Refused { worker, reason } => ("refused", json!({"worker": worker, "reason": reason})),
+        Notice::Refused { worker, reason } => {
+            ("refused", json!({"worker": worker, "reason": reason}))
+        }
         Notice::Began { generation, workers, devices, collectives } => {
             let collectives = collectives.label();
             let fields = json!({
-                "generation": generation, "ranks": workers, "devices": devices, "collectives": collectives,
+                "generation": generation, "ranks": workers, "devices": devices,
+                "collectives": collectives,
             });
             ("began", fields)
         }
@@ -52,11 +56,14 @@ pub(super) fn line(notice: &Notice) -> (&'static str, Value) {
             ("skipped", json!({"stage": stage, "step": step, "problem": problem}))
         }
         Notice::Repaired { problem } => ("repaired", json!({"problem": problem})),
-        Notice::Straggler { worker, last_position, share } => {
-            ("straggler", json!({"worker": worker, "in": last_position, "share_of_time_waited_for": share}))
-        }
+        Notice::Straggler { worker, last_position, share } => (
+            "straggler",
+            json!({"worker": worker, "in": last_position, "share_of_time_waited_for": share}),
+        ),
         Notice::Lost { worker, reason } => ("lost", json!({"worker": worker, "reason": reason})),
-        Notice::GroupFailed { worker, reason } => ("group_failed", json!({"worker": worker, "reason": reason})),
+        Notice::GroupFailed { worker, reason } => {
+            ("group_failed", json!({"worker": worker, "reason": reason}))
+        }
         Notice::Restarting { worker, how, restart, .. } => {
             ("restarting", json!({"worker": worker, "how": how, "restart": restart}))
         }
@@ -68,7 +75,8 @@ pub(super) fn line(notice: &Notice) -> (&'static str, Value) {
                 RecoveredFrom::Start => json!("start"),
             };
             let fields = json!({
-                "generation": generation, "stage": stage, "step": step, "seconds": seconds, "from": from,
+                "generation": generation, "stage": stage, "step": step, "seconds": seconds,
+                "from": from,
             });
             ("recovered", fields)
         }
@@ -94,7 +102,9 @@ fn stage_result(result: &StageResult) -> Value {
 pub(super) fn ending(verdict: &Verdict) -> Value {
     match verdict {
         Verdict::Done => json!({"how": "done"}),
-        Verdict::Stopped { at: Some((stage, step)) } => json!({"how": "stopped", "stage": stage, "step": step}),
+        Verdict::Stopped { at: Some((stage, step)) } => {
+            json!({"how": "stopped", "stage": stage, "step": step})
+        }
         Verdict::Stopped { at: None } => json!({"how": "stopped"}),
         Verdict::Failed { message, exit_code } => {
             json!({"how": "failed", "message": message, "exit_code": exit_code})

@@ -1,5 +1,6 @@
-//! The event loop: one task that owns the run. It feeds the rules in `run.rs` with what happens, and carries out what
-//! they say; it decides nothing, and waits for nothing but events: what touches the run directory is `journal.rs`'s.
+//! The event loop: one task that owns the run. It feeds the rules in `run.rs` with what happens,
+//! and carries out what they say; it decides nothing, and waits for nothing but events: what
+//! touches the run directory is `journal.rs`'s.
 
 use crate::exit::{EXIT_IO, Fatal};
 use crate::launch::event_lines::ending;
@@ -60,7 +61,8 @@ impl EventLoop {
                 _ = ticks.tick() => {
                     // What was sent before the deadline is read before the deadline is checked.
                     let waiting = happened.len();
-                    let ended = (0..waiting).find_map(|_| self.apply(happened.try_recv().unwrap_or(Event::Tick)));
+                    let mut next = || happened.try_recv().unwrap_or(Event::Tick);
+                    let ended = (0..waiting).find_map(|_| self.apply(next()));
                     if let Some(verdict) = ended {
                         break verdict;
                     }
@@ -130,7 +132,9 @@ impl EventLoop {
         self.progress.notice(&notice);
         match (&notice, &self.launcher) {
             (Notice::StageComplete(result), _) => self.results.push(result.clone()),
-            (Notice::Began { generation, workers, .. }, _) => self.sessions.began(*generation, workers),
+            (Notice::Began { generation, workers, .. }, _) => {
+                self.sessions.began(*generation, workers)
+            }
             (Notice::SavingBeforeEnd { worker, .. }, _) => self.sessions.saves(worker),
             (Notice::Joined { worker, .. }, Some(launcher)) => launcher.joined(worker),
             _ => {}
@@ -146,7 +150,9 @@ impl EventLoop {
         };
         match (self.journal.finish(timeout).await, &verdict) {
             (Some(problem), Verdict::Done) => {
-                let message = format!("every stage is complete and committed, but the ledger is not: {problem}");
+                let message = format!(
+                    "every stage is complete and committed, but the ledger is not: {problem}"
+                );
                 Err(Fatal::new(EXIT_IO, message))
             }
             (Some(problem), _) => {

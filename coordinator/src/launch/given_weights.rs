@@ -1,6 +1,7 @@
-//! Weights that a user gives by `backbones.N.checkpoint`, as far as they can be checked without libtorch: that the file is
-//! there, is a whole safetensors file of this architecture, as far as it records one, and which content it has. Whether
-//! the tensors fit the model is checked by the workers.
+//! Weights that a user gives by `backbones.N.checkpoint`, as far as they can be checked without
+//! libtorch: that the file is there, is a whole safetensors file of this architecture, as far as it
+//! records one, and which content it has. Whether the tensors fit the model is checked by the
+//! workers.
 
 use crate::exit::{EXIT_DATA, Fatal};
 use safetensors::tensor::Metadata;
@@ -20,15 +21,20 @@ const MAX_HEADER: u64 = 100_000_000;
 /// SHA-256 of the weights of each backbone that is given by a file, by its name.
 ///
 /// # Errors
-/// 65, naming the backbone and the file, if it cannot be read, is not a safetensors file, or records another architecture.
+/// 65, naming the backbone and the file, if it cannot be read, is not a safetensors file, or
+/// records another architecture.
 pub(crate) fn read_given_weights(plan: &Plan) -> Result<BTreeMap<String, String>, Fatal> {
     let architecture = Architecture::of(&plan.config().model, plan.data());
     let read = |(name, path): (&str, PathBuf)| {
-        let Weights { sha256, record } = read(&path).map_err(|fault| cannot(name, &path, &fault))?;
+        let Weights { sha256, record } =
+            read(&path).map_err(|fault| cannot(name, &path, &fault))?;
         match record {
-            Some(record) => architecture.check(&record).map_err(|difference| cannot(name, &path, &difference))?,
+            Some(record) => architecture
+                .check(&record)
+                .map_err(|difference| cannot(name, &path, &difference))?,
             None => tracing::warn!(
-                "backbone {name}: {} records no architecture: only the names and shapes of its tensors are checked, \
+                "backbone {name}: {} records no architecture: only the names and shapes of its \
+                tensors are checked, \
                  which do not show the number of attention heads",
                 path.display()
             ),
@@ -53,8 +59,10 @@ pub(crate) fn refuse_changed(
             && expected != found
         {
             let message = format!(
-                "the weights of backbone {name} have changed: the SHA-256 of {} is {found}, the run was started with \
-                 {expected}; restore the original file, name it with backbones.N.checkpoint=FILE, or start a new run in \
+                "the weights of backbone {name} have changed: the SHA-256 of {} is {found}, the \
+                run was started with \
+                 {expected}; restore the original file, name it with backbones.N.checkpoint=FILE, \
+                 or start a new run in \
                  another --run-dir",
                 path.display()
             );
@@ -68,7 +76,9 @@ pub(crate) fn refuse_changed(
 fn given(plan: &Plan) -> impl Iterator<Item = (&str, PathBuf)> {
     let file = |path: &Path| if path.is_dir() { path.join(BEST) } else { path.to_owned() };
     let backbones = plan.config().backbones.iter();
-    backbones.filter_map(move |backbone| Some((backbone.name.as_str(), file(backbone.checkpoint.as_deref()?))))
+    backbones.filter_map(move |backbone| {
+        Some((backbone.name.as_str(), file(backbone.checkpoint.as_deref()?)))
+    })
 }
 
 fn cannot(name: &str, path: &Path, fault: &str) -> Fatal {
@@ -93,7 +103,8 @@ fn read(path: &Path) -> Result<Weights, String> {
         let advice = pytorch_file_advice(&start, &path.to_string_lossy());
         advice.unwrap_or_else(|| format!("not a safetensors file: {fault}"))
     })?;
-    let record = header.metadata().as_ref().and_then(|entries| entries.get(WEIGHTS_METADATA_KEY)).cloned();
+    let record =
+        header.metadata().as_ref().and_then(|entries| entries.get(WEIGHTS_METADATA_KEY)).cloned();
     let (_, sha256) = File::open(path).and_then(sha256_of).map_err(cannot_read)?;
     Ok(Weights { sha256, record })
 }
@@ -109,7 +120,11 @@ fn check_header(mut file: File, bytes: u64) -> Result<Metadata, String> {
     file.take(length).read_to_end(&mut header).map_err(|error| error.to_string())?;
     let header: Metadata = serde_json::from_slice(&header).map_err(|error| error.to_string())?;
     let expected = (LENGTH_BYTES + length).saturating_add(header.data_len() as u64);
-    if bytes == expected { Ok(header) } else { Err(format!("it has {bytes} bytes, its header requires {expected}")) }
+    if bytes == expected {
+        Ok(header)
+    } else {
+        Err(format!("it has {bytes} bytes, its header requires {expected}"))
+    }
 }
 
 #[cfg(test)]
@@ -156,20 +171,32 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("w.safetensors");
         let run = plan(&path);
-        let other = Plan::from_preset("digits_cnce", &["model.encoder.vit.heads=2".into()]).expect("valid");
+        let other =
+            Plan::from_preset("digits_cnce", &["model.encoder.vit.heads=2".into()]).expect("valid");
         let write = |plan: &Plan| {
-            let record = Architecture::of(&plan.config().model, plan.data()).record("cnce", plan.data(), &[]);
-            let metadata = std::collections::HashMap::from([(WEIGHTS_METADATA_KEY.to_owned(), record)]);
+            let record = Architecture::of(&plan.config().model, plan.data()).record(
+                "cnce",
+                plan.data(),
+                &[],
+            );
+            let metadata =
+                std::collections::HashMap::from([(WEIGHTS_METADATA_KEY.to_owned(), record)]);
             let view = TensorView::new(Dtype::U8, vec![4], &[0; 4]).expect("four bytes");
-            fs::write(&path, safetensors::serialize([("head", view)], Some(metadata)).expect("a file"))
-                .expect("written");
+            fs::write(
+                &path,
+                safetensors::serialize([("head", view)], Some(metadata)).expect("a file"),
+            )
+            .expect("written");
         };
         write(&run);
         read_given_weights(&run).expect("the same architecture");
         write(&other);
         let fatal = read_given_weights(&run).expect_err("another number of heads");
         assert_eq!(fatal.exit_code, EXIT_DATA);
-        assert!(fatal.message.contains("model.encoder.vit.heads: found 2 in the file, expected 4"), "{fatal}");
+        assert!(
+            fatal.message.contains("model.encoder.vit.heads: found 2 in the file, expected 4"),
+            "{fatal}"
+        );
     }
 
     #[test]
@@ -180,8 +207,9 @@ mod tests {
             fs::write(path, weights(value)).expect("written");
         }
         let expected = read_given_weights(&plan(&old)).expect("good");
-        let check =
-            |path: &Path| refuse_changed(&plan(path), &expected, &read_given_weights(&plan(path)).expect("good"));
+        let check = |path: &Path| {
+            refuse_changed(&plan(path), &expected, &read_given_weights(&plan(path)).expect("good"))
+        };
         check(&new).expect("the same content");
         let fatal = check(&other).expect_err("another content");
         let both = [&expected["cnce"], &read_given_weights(&plan(&other)).expect("good")["cnce"]];

@@ -1,7 +1,8 @@
-//! The journal: one thread that carries out, in order, every effect that touches the run directory: lines of the ledger,
-//! commits, and the commands that may only be sent once what precedes them is durable. The event loop never
-//! waits for storage. Where the run directory cannot be written the journal reports it and tries again: lines wait, and
-//! with them the acknowledgements that let training continue.
+//! The journal: one thread that carries out, in order, every effect that touches the run directory:
+//! lines of the ledger, commits, and the commands that may only be sent once what precedes them is
+//! durable. The event loop never waits for storage. Where the run directory cannot be written the
+//! journal reports it and tries again: lines wait, and with them the acknowledgements that let
+//! training continue.
 
 use crate::run::{CommitOutcome, Effect, Event, Notice, SessionId};
 use crate::run_dir::checkpoints::Checkpoints;
@@ -58,7 +59,8 @@ impl Journal {
             late: VecDeque::new(),
             unsent: Vec::new(),
         };
-        let thread = thread::Builder::new().name("journal".into()).spawn(move || writer.run(&receiver))?;
+        let thread =
+            thread::Builder::new().name("journal".into()).spawn(move || writer.run(&receiver))?;
         Ok(Self { jobs, thread, closing })
     }
 
@@ -127,7 +129,8 @@ impl Writer {
             Effect::Record(step) => self.until_written(|ledger| ledger.step(&step)),
             Effect::CutSteps { stages, first } => self.until_written(|ledger| {
                 ledger.cut(|line| {
-                    let is_first = |(stage, steps): &(String, u64)| *stage == line.stage && line.step < *steps;
+                    let is_first =
+                        |(stage, steps): &(String, u64)| *stage == line.stage && line.step < *steps;
                     stages.contains(&line.stage) || first.as_ref().is_some_and(is_first)
                 })
             }),
@@ -137,7 +140,10 @@ impl Writer {
                 self.commit(session, written);
             }
             Effect::Notify(notice) => self.notify(&notice),
-            Effect::OpenStore { .. } | Effect::Restart { .. } | Effect::Kill { .. } | Effect::End(_) => {}
+            Effect::OpenStore { .. }
+            | Effect::Restart { .. }
+            | Effect::Kill { .. }
+            | Effect::End(_) => {}
         }
     }
 
@@ -179,13 +185,15 @@ impl Writer {
         }
     }
 
-    /// Commits on a thread of its own, after the lines of the checkpoint's steps are durable: they must not be fewer.
+    /// Commits on a thread of its own, after the lines of the checkpoint's steps are durable: they
+    /// must not be fewer.
     fn commit(&mut self, session: SessionId, written: CheckpointWritten) {
         self.until_written(Ledger::sync);
         let (stage, step, result) = (written.stage.clone(), written.step, written.result.clone());
         let events = self.events.clone();
         let report = move |outcome| {
-            let commit = CommitOutcome { stage: stage.clone(), step, outcome, result: result.clone() };
+            let commit =
+                CommitOutcome { stage: stage.clone(), step, outcome, result: result.clone() };
             _ = events.blocking_send(Event::Committed { session, commit });
         };
         let (checkpoints, report_commit) = (self.checkpoints.clone(), report.clone());
@@ -197,7 +205,8 @@ impl Writer {
         }
     }
 
-    /// Tries until it succeeds or the run has ended; the first failure and the recovery are reported.
+    /// Tries until it succeeds or the run has ended; the first failure and the recovery are
+    /// reported.
     fn until_written(&mut self, mut write: impl FnMut(&mut Ledger) -> io::Result<()>) {
         loop {
             // An evaluation precedes the step that was made after it.

@@ -1,6 +1,7 @@
-//! What a launch needs before its first worker. Everything that can be refused is refused here, and a run directory is
-//! made, or changed, last: a launch that was refused leaves none, and can be typed again. A resume continues only with the
-//! data and the weights that the run has seen, known by their content.
+//! What a launch needs before its first worker. Everything that can be refused is refused here, and
+//! a run directory is made, or changed, last: a launch that was refused leaves none, and can be
+//! typed again. A resume continues only with the data and the weights that the run has seen, known
+//! by their content.
 
 use crate::exit::{EXIT_CONFIG, EXIT_DATA, EXIT_IO, EXIT_UNREACHABLE, Fatal};
 use crate::launch::given_weights::{read_given_weights, refuse_changed};
@@ -35,21 +36,25 @@ pub(crate) struct Prepared {
     pub(crate) status: Option<TcpListener>,
 }
 
-/// The data of a run: its packs, what they are known by, and the fine labels of the training images, [N].
+/// The data of a run: its packs, what they are known by, and the fine labels of the training
+/// images, [N].
 struct Data {
     packs: Packs,
     identity: DataIdentity,
     fine: Vec<i64>,
 }
 
-/// Checks everything that a launch needs, then makes its run directory, or opens that of the run to continue with.
+/// Checks everything that a launch needs, then makes its run directory, or opens that of the run to
+/// continue with.
 ///
 /// # Errors
 /// A [`Fatal`] with the exit code; a new run's directory is not made then.
 pub(crate) fn prepare(plan: &Plan, launch: &Launch) -> Result<Prepared> {
     check_descriptors(launch.workers)?;
     let status = launch.status.as_ref().map(|status| status.listener.try_clone()).transpose()?;
-    if let Starter::This { place: LaunchTarget::Here { .. }, interface: Some(name), .. } = &launch.starter {
+    if let Starter::This { place: LaunchTarget::Here { .. }, interface: Some(name), .. } =
+        &launch.starter
+    {
         check_interface(name).map_err(|names| {
             let message = format!("--interface {name} is not on this machine, which has {names}");
             Fatal::new(EXIT_UNREACHABLE, message)
@@ -64,9 +69,11 @@ fn start(plan: &Plan, launch: &Launch, status: Option<TcpListener>) -> Result<Pr
         None => pack(plan, &launch.packs_dir)?,
     };
     let weights = read_given_weights(plan)?;
-    let is_own = launch.credentials.as_ref().is_some_and(|folder| folder.starts_with(&launch.run_dir));
+    let is_own =
+        launch.credentials.as_ref().is_some_and(|folder| folder.starts_with(&launch.run_dir));
     let given = if is_own { None } else { open_credentials(launch)? };
-    let content = Content { data, weights, started_with: launch.started_with.clone(), quick: launch.quick };
+    let content =
+        Content { data, weights, started_with: launch.started_with.clone(), quick: launch.quick };
     let run_dir = RunDir::create(&launch.run_dir, plan, content)?;
     let checkpoints = checkpoints(plan, &run_dir, launch, None);
     // Those of a run that was here before would be taken for this one's.
@@ -99,7 +106,8 @@ fn resume(plan: &Plan, launch: &Launch, status: Option<TcpListener>) -> Result<P
     refuse_without_any(&run_dir, &found)?;
     let credentials = open_credentials(launch)?;
     let Data { packs, identity: data, .. } = data;
-    let content = Content { data, weights, started_with: launch.started_with.clone(), quick: launch.quick };
+    let content =
+        Content { data, weights, started_with: launch.started_with.clone(), quick: launch.quick };
     let changes = run_dir.reconfigure(plan, changes, content)?;
     changes.iter().filter_map(warning_of_threads).for_each(|warning| tracing::warn!("{warning}"));
     let aside = found.resume.as_ref().filter(|_| found.reopened).map(|resume| {
@@ -122,7 +130,8 @@ fn warning_of_threads(change: &RecordedChange) -> Option<String> {
     let (old, new) = (change.old.as_u64()?, change.new.as_u64()?);
     (change.key == THREADS_OPTION).then(|| {
         format!(
-            "each worker now has {new} threads instead of {old}: sums differ in their last bits, and the run is no longer \
+            "each worker now has {new} threads instead of {old}: sums differ in their last bits, \
+            and the run is no longer \
              bit-identical to an uninterrupted one; pass {THREADS_OPTION} {old} to keep it so"
         )
     })
@@ -140,9 +149,15 @@ fn open_credentials(launch: &Launch) -> Result<Option<Arc<Credentials>>, Fatal> 
     Ok(opened.transpose()?.map(Arc::new))
 }
 
-fn checkpoints(plan: &Plan, run_dir: &RunDir, launch: &Launch, resumed: Option<(&DataIdentity, u64)>) -> Checkpoints {
+fn checkpoints(
+    plan: &Plan,
+    run_dir: &RunDir,
+    launch: &Launch,
+    resumed: Option<(&DataIdentity, u64)>,
+) -> Checkpoints {
     let identity = run_dir.identity();
-    let steps = |stage: &StagePlan| Some((stage.name().to_owned(), plan.total_steps(stage, resumed?.1)));
+    let steps =
+        |stage: &StagePlan| Some((stage.name().to_owned(), plan.total_steps(stage, resumed?.1)));
     Checkpoints {
         run_dir: launch.run_dir.clone(),
         run: identity.id.clone(),
@@ -169,8 +184,9 @@ fn pack(plan: &Plan, packs_dir: &Path) -> Result<Data, Fatal> {
     // Before they are read: what changes meanwhile is another stamp.
     let raw_stamp = thanos_data::raw_stamp(config)?;
     let bar = Bar::new(Unit::Images);
-    let packs =
-        thanos_data::pack(config, packs_dir, test_images(plan), &|split, done, total| bar.at(split, done, total))?;
+    let packs = thanos_data::pack(config, packs_dir, test_images(plan), &|split, done, total| {
+        bar.at(split, done, total)
+    })?;
     bar.finish();
     report_packs(config.kind, &packs);
     open(plan, packs, raw_stamp)
@@ -183,8 +199,14 @@ fn open(plan: &Plan, packs: Packs, raw_stamp: Option<String>) -> Result<Data, Fa
     Ok(Data { packs, identity: DataIdentity { train, test, raw_stamp }, fine })
 }
 
-/// The data of a run to continue with. Raw files are read only if they seem to have changed, or the packs are not there.
-fn data_of_run(plan: &Plan, launch: &Launch, run_dir: &RunDir, changes: &[Change]) -> Result<Data, Fatal> {
+/// The data of a run to continue with. Raw files are read only if they seem to have changed, or the
+/// packs are not there.
+fn data_of_run(
+    plan: &Plan,
+    launch: &Launch,
+    run_dir: &RunDir,
+    changes: &[Change],
+) -> Result<Data, Fatal> {
     let Some(recorded) = &run_dir.identity().data else { return pack(plan, &launch.packs_dir) };
     let config = &plan.config().data;
     let elsewhere = changes.iter().any(|change| change.condition == Some(Condition::SameData));
@@ -196,7 +218,8 @@ fn data_of_run(plan: &Plan, launch: &Launch, run_dir: &RunDir, changes: &[Change
         }
     };
     let data = if !elsewhere && (launch.again || is_same()) {
-        match thanos_data::find_packs(config, &launch.packs_dir, [&recorded.train, &recorded.test]) {
+        match thanos_data::find_packs(config, &launch.packs_dir, [&recorded.train, &recorded.test])
+        {
             Some(packs) => open(plan, packs, recorded.raw_stamp.clone())?,
             None => pack(plan, &launch.packs_dir)?,
         }
@@ -211,10 +234,16 @@ fn data_of_run(plan: &Plan, launch: &Launch, run_dir: &RunDir, changes: &[Change
 ///
 /// # Errors
 /// 65 if they are not there and the raw data is missing, or has changed.
-pub(crate) fn packs_of_run(plan: &Plan, packs_dir: &Path, recorded: Option<&DataIdentity>) -> Result<Packs, Fatal> {
+pub(crate) fn packs_of_run(
+    plan: &Plan,
+    packs_dir: &Path,
+    recorded: Option<&DataIdentity>,
+) -> Result<Packs, Fatal> {
     let config = &plan.config().data;
     let prints = recorded.map(|recorded| [recorded.train.as_str(), recorded.test.as_str()]);
-    if let Some(packs) = prints.and_then(|prints| thanos_data::find_packs(config, packs_dir, prints)) {
+    if let Some(packs) =
+        prints.and_then(|prints| thanos_data::find_packs(config, packs_dir, prints))
+    {
         return Ok(packs);
     }
     let packs = thanos_data::pack(config, packs_dir, test_images(plan), &|_, _, _| {})?;
@@ -225,19 +254,30 @@ pub(crate) fn packs_of_run(plan: &Plan, packs_dir: &Path, recorded: Option<&Data
     Ok(packs)
 }
 
-fn refuse_other_data(recorded: &DataIdentity, packs: &Packs, found: &DataIdentity) -> Result<(), Fatal> {
+fn refuse_other_data(
+    recorded: &DataIdentity,
+    packs: &Packs,
+    found: &DataIdentity,
+) -> Result<(), Fatal> {
     let Some((split, expected, found)) = recorded.difference(found) else { return Ok(()) };
     let pack: &PackFile = if split == "train" { &packs.train } else { &packs.test };
     let message = format!(
-        "the data has changed: the {split} pack {} has the fingerprint {found}, the run was started with {expected}; \
-         set data.dir=DIR to the data that the run was started with, or start a new run in another --run-dir",
+        "the data has changed: the {split} pack {} has the fingerprint {found}, the run was \
+        started with {expected}; \
+         set data.dir=DIR to the data that the run was started with, or start a new run in another \
+         --run-dir",
         pack.path.display()
     );
     Err(Fatal::new(EXIT_DATA, message))
 }
 
 /// Steps that were made are not taken back. `images` are trained on.
-fn refuse_shorter(plan: &Plan, changes: &[Change], run_dir: &Path, images: u64) -> Result<(), Fatal> {
+fn refuse_shorter(
+    plan: &Plan,
+    changes: &[Change],
+    run_dir: &Path,
+    images: u64,
+) -> Result<(), Fatal> {
     let is_length = |change: &&Change| change.condition == Some(Condition::NotShorterThanMade);
     for change in changes.iter().filter(is_length) {
         for stage in plan.stages() {
@@ -245,11 +285,13 @@ fn refuse_shorter(plan: &Plan, changes: &[Change], run_dir: &Path, images: u64) 
                 StagePlan::Backbone(_) => "train.",
                 StagePlan::Transfer(_) => "transfer.",
             };
-            let (made, allowed) = (steps_made(run_dir, stage.name())?, plan.total_steps(stage, images));
+            let (made, allowed) =
+                (steps_made(run_dir, stage.name())?, plan.total_steps(stage, images));
             if change.key.starts_with(section) && made > allowed {
                 let (key, new, old, stage) = (&change.key, &change.new, &change.old, stage.name());
                 let message = format!(
-                    "{key}={new} allows {allowed} steps per stage, but stage {stage} has already made {made}; keep \
+                    "{key}={new} allows {allowed} steps per stage, but stage {stage} has already \
+                    made {made}; keep \
                      {old} or raise it, or start a new run in another --run-dir"
                 );
                 return Err(Fatal::new(EXIT_CONFIG, message));

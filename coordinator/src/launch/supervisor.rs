@@ -1,6 +1,7 @@
-//! The process that a user's `launch` is: it holds the ports, starts the coordinator, passes signals on to it, and restarts
-//! it when it is killed or crashes; the workers wait for it meanwhile. It knows nothing of a run. When it is gone
-//! itself, so is the coordinator at once, and so are the workers when their lease is over.
+//! The process that a user's `launch` is: it holds the ports, starts the coordinator, passes
+//! signals on to it, and restarts it when it is killed or crashes; the workers wait for it
+//! meanwhile. It knows nothing of a run. When it is gone itself, so is the coordinator at once, and
+//! so are the workers when their lease is over.
 
 use crate::exit::{EXIT_STOPPED, EXIT_UNREACHABLE, Fatal};
 use crate::launch::status_listener::StatusListener;
@@ -28,17 +29,23 @@ const MAX_STARTS: u32 = 5;
 /// Exit code of a Rust program that panics.
 const PANICKED: i32 = 101;
 
-/// What the coordinator is passed in addition to the user's arguments: its supervisor, and that it is not the first one.
+/// What the coordinator is passed in addition to the user's arguments: its supervisor, and that it
+/// is not the first one.
 pub(crate) const SUPERVISED: &str = "--supervised-by";
 pub(crate) const AGAIN: &str = "--again";
 /// That a stop was requested before it was restarted.
 pub(crate) const STOP_REQUESTED: &str = "--stop-requested";
 
-/// Runs the coordinator of a run to its end, with the arguments of this program, and returns its exit code.
+/// Runs the coordinator of a run to its end, with the arguments of this program, and returns its
+/// exit code.
 ///
 /// # Errors
 /// 69 if it cannot be started, or ends again and again.
-pub(crate) fn supervise(run_dir: &Path, listener: &TcpListener, status: Option<&StatusListener>) -> Result<u8> {
+pub(crate) fn supervise(
+    run_dir: &Path,
+    listener: &TcpListener,
+    status: Option<&StatusListener>,
+) -> Result<u8> {
     set_child_subreaper(true).context("cannot become the subreaper of orphaned workers")?;
     let mut signals = Signals::new(stop_and_child_signals()).context("cannot handle signals")?;
     fcntl(listener, FcntlArg::F_SETFD(FdFlag::empty()))
@@ -51,9 +58,13 @@ pub(crate) fn supervise(run_dir: &Path, listener: &TcpListener, status: Option<&
         let (ended, asked) = wait(coordinator, &mut signals)?;
         stop_requested |= asked;
         let how = match ended {
-            // It could not handle a stop request yet, whether that came through this process or from elsewhere.
-            WaitStatus::Signaled(_, signal, _) if is_stop_signal(signal as i32) => return Ok(EXIT_STOPPED),
-            // It was killed otherwise: only if there is a run yet may workers hold what no checkpoint has.
+            // It could not handle a stop request yet, whether that came through this process or
+            // from elsewhere.
+            WaitStatus::Signaled(_, signal, _) if is_stop_signal(signal as i32) => {
+                return Ok(EXIT_STOPPED);
+            }
+            // It was killed otherwise: only if there is a run yet may workers hold what no
+            // checkpoint has.
             WaitStatus::Signaled(..) if stop_requested && !run_dir.join("run.json").exists() => {
                 return Ok(EXIT_STOPPED);
             }
@@ -67,7 +78,9 @@ pub(crate) fn supervise(run_dir: &Path, listener: &TcpListener, status: Option<&
         starts = if made > steps { 1 } else { starts + 1 };
         steps = made;
         if starts > MAX_STARTS {
-            let message = format!("giving up: the coordinator {how}, {MAX_STARTS} times without a step in between");
+            let message = format!(
+                "giving up: the coordinator {how}, {MAX_STARTS} times without a step in between"
+            );
             return Err(Fatal::new(EXIT_UNREACHABLE, message).into());
         }
         terminal::line(&format!("the coordinator (pid {coordinator}) {how}: restarting it"));
@@ -79,9 +92,12 @@ pub(crate) fn supervise(run_dir: &Path, listener: &TcpListener, status: Option<&
 /// # Errors
 /// 69, naming the address.
 pub(crate) fn listen(address: SocketAddr, passed: &mut ListenFd) -> Result<TcpListener> {
-    let passed = passed.take_tcp_listener(0).context("the socket that was passed to this program")?;
+    let passed =
+        passed.take_tcp_listener(0).context("the socket that was passed to this program")?;
     let listener = passed.map_or_else(|| crate::server::bind(address), Ok);
-    Ok(listener.map_err(|error| Fatal::new(EXIT_UNREACHABLE, format!("cannot listen on {address}: {error}")))?)
+    Ok(listener.map_err(|error| {
+        Fatal::new(EXIT_UNREACHABLE, format!("cannot listen on {address}: {error}"))
+    })?)
 }
 
 /// Ends this process when its supervisor does.
@@ -95,10 +111,15 @@ pub(crate) fn end_with(supervisor: i32) -> Result<()> {
 }
 
 /// Starts the coordinator. It takes the first and the last of the descriptors that it is passed.
-fn spawn(run_dir: &Path, (first_fd, last_fd): (RawFd, RawFd), (again, stop_requested): (bool, bool)) -> Result<Pid> {
+fn spawn(
+    run_dir: &Path,
+    (first_fd, last_fd): (RawFd, RawFd),
+    (again, stop_requested): (bool, bool),
+) -> Result<Pid> {
     let program = std::env::current_exe().context("this program's own path")?;
     let mut arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-    let has_flag = |name: &str| std::env::args().any(|argument| argument.split('=').next() == Some(name));
+    let has_flag =
+        |name: &str| std::env::args().any(|argument| argument.split('=').next() == Some(name));
     if !has_flag("--run-dir") {
         arguments.extend(["--run-dir".into(), run_dir.into()]);
     }
@@ -128,8 +149,8 @@ fn spawn(run_dir: &Path, (first_fd, last_fd): (RawFd, RawFd), (again, stop_reque
     Ok(Pid::from_raw(i32::try_from(child.id())?))
 }
 
-/// Waits for the coordinator to end, and says whether it was asked to. Signals are forwarded to it; orphaned
-/// workers are reaped here.
+/// Waits for the coordinator to end, and says whether it was asked to. Signals are forwarded to it;
+/// orphaned workers are reaped here.
 fn wait(coordinator: Pid, signals: &mut Signals) -> Result<(WaitStatus, bool)> {
     let mut asked = false;
     loop {

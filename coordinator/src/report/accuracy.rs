@@ -16,8 +16,12 @@ pub(super) fn figure(rows: &[TestedRow]) -> Option<Figure> {
     let methods: Vec<String> = rows.iter().map(|row| row.method.clone()).collect();
     let mut canvas = Canvas::default();
     let top = canvas.legend((LEFT, 14.0), WIDTH, &methods) + 20.0;
-    let frame =
-        Frame { corner: (LEFT, top), size: (WIDTH - LEFT - 24.0, shown as f64 * STEP), x: (0.0, 100.0), y: (0.0, 1.0) };
+    let frame = Frame {
+        corner: (LEFT, top),
+        size: (WIDTH - LEFT - 24.0, shown as f64 * STEP),
+        x: (0.0, 100.0),
+        y: (0.0, 1.0),
+    };
     for tick in [0.0, 25.0, 50.0, 75.0, 100.0] {
         let (x, bottom) = frame.at(tick, 0.0);
         canvas.line((x, top), (x, bottom), "rule");

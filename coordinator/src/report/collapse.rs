@@ -30,7 +30,12 @@ pub(super) fn figure(update: &Value) -> Option<Figure> {
     let lowest = rows.iter().flat_map(|(_, cosines)| cosines.iter().flatten().copied());
     let low = lowest.fold(0.0, f64::min);
     let height = rows.len() as f64 * STEP;
-    let frame = Frame { corner: (LEFT, 8.0), size: (WIDTH - LEFT - 24.0, height), x: (low, 1.0), y: (0.0, 1.0) };
+    let frame = Frame {
+        corner: (LEFT, 8.0),
+        size: (WIDTH - LEFT - 24.0, height),
+        x: (low, 1.0),
+        y: (0.0, 1.0),
+    };
     let mut canvas = Canvas::default();
     for tick in ticks(low, 1.0) {
         let (x, bottom) = frame.at(tick, 0.0);

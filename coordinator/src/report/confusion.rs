@@ -15,7 +15,8 @@ const MAX_WIDTH: f64 = 1250.0;
 const MAX_WRITTEN: usize = 12;
 const MAX_NAMED: usize = 24;
 /// From few to all images of a class, light to dark: cells on white in either scheme.
-const SHADES: [&str; 8] = ["#e3eef9", "#c9def0", "#a4cbe4", "#76b0d9", "#4a94c8", "#2676b5", "#0d579b", "#08306b"];
+const SHADES: [&str; 8] =
+    ["#e3eef9", "#c9def0", "#a4cbe4", "#76b0d9", "#4a94c8", "#2676b5", "#0d579b", "#08306b"];
 /// Shades on which text is white.
 const DARK_SHADES: usize = 4;
 
@@ -70,13 +71,19 @@ type Counts = BTreeMap<(usize, usize), u64>;
 
 /// The pairs of different classes with the most images.
 fn most_confused(counts: &Counts) -> Vec<((usize, usize), u64)> {
-    let mut wrong: Vec<_> = counts.iter().filter(|((fine, predicted), _)| fine != predicted).collect();
+    let mut wrong: Vec<_> =
+        counts.iter().filter(|((fine, predicted), _)| fine != predicted).collect();
     wrong.sort_by_key(|(pair, images)| (std::cmp::Reverse(**images), **pair));
     wrong.into_iter().take(3).map(|(pair, images)| (*pair, *images)).collect()
 }
 
 /// Cells of one shade are one path.
-fn matrix(canvas: &mut Canvas, (left, top): (f64, f64), cell: f64, (counts, classes): (&Counts, usize)) {
+fn matrix(
+    canvas: &mut Canvas,
+    (left, top): (f64, f64),
+    cell: f64,
+    (counts, classes): (&Counts, usize),
+) {
     let side = number(cell * classes as f64);
     canvas.raw(&format!(
         "<rect x=\"{}\" y=\"{}\" width=\"{side}\" height=\"{side}\" fill=\"#fff\" class=\"rule\"/>",
@@ -140,14 +147,16 @@ mod tests {
     #[test]
     fn the_table_has_a_line_a_pair_and_quotes_names() {
         let rows = [row(vec![0, 0, 1], vec![0, 1, 1], &["a, b", "c"])];
-        let expected = "row,true,predicted,images\ncae,\"a, b\",\"a, b\",1\ncae,\"a, b\",c,1\ncae,c,c,1\n";
+        let expected =
+            "row,true,predicted,images\ncae,\"a, b\",\"a, b\",1\ncae,\"a, b\",c,1\ncae,c,c,1\n";
         assert_eq!(table(&rows).as_deref(), Some(expected));
         assert_eq!(table(&[]), None);
     }
 
     #[test]
     fn a_matrix_names_its_classes_and_what_it_confuses() {
-        let figure = figure(&[row(vec![0, 0, 0, 1], vec![1, 1, 0, 1], &["cat", "dog"])]).expect("a row");
+        let figure =
+            figure(&[row(vec![0, 0, 0, 1], vec![1, 1, 0, 1], &["cat", "dog"])]).expect("a row");
         assert!(figure.label.ends_with(" cae: 50.0 %. cat as dog: 2."), "{}", figure.label);
         let svg = figure.as_file();
         assert!(svg.matches(">cat<").count() == 2 && svg.contains(">2</text>"), "{svg}");

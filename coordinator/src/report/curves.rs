@@ -28,11 +28,20 @@ pub(super) fn figure(update: &Value) -> Option<Figure> {
         if losses.is_empty() {
             continue;
         }
-        for (title, across, lines) in [("loss", "steps", losses), ("validation, %", "epochs", accuracies)] {
+        for (title, across, lines) in
+            [("loss", "steps", losses), ("validation, %", "epochs", accuracies)]
+        {
             let column = (charts % CHARTS_ACROSS) as f64 * CELL.0;
             let row = (charts / CHARTS_ACROSS) as f64 * CELL.1;
-            chart(&mut canvas, (column, row), (&format!("{}: {title}", short(name)), across), &lines);
-            for (of, last) in lines.iter().filter_map(|line| Some((&line.name, line.points.last()?))) {
+            chart(
+                &mut canvas,
+                (column, row),
+                (&format!("{}: {title}", short(name)), across),
+                &lines,
+            );
+            for (of, last) in
+                lines.iter().filter_map(|line| Some((&line.name, line.points.last()?)))
+            {
                 _ = write!(label, " {name}: last {of} {}.", value(last.1));
             }
             charts += 1;
@@ -58,8 +67,9 @@ fn losses(series: &Value) -> Vec<Line> {
 
 fn accuracies(evaluations: &Value) -> Vec<Line> {
     let evaluations = evaluations.as_array().into_iter().flatten();
-    let points: Vec<(f64, f64)> =
-        evaluations.filter_map(|one| Some((one["epoch"].as_f64()? + 1.0, 100.0 * one["accuracy"].as_f64()?))).collect();
+    let points: Vec<(f64, f64)> = evaluations
+        .filter_map(|one| Some((one["epoch"].as_f64()? + 1.0, 100.0 * one["accuracy"].as_f64()?)))
+        .collect();
     if points.is_empty() {
         return Vec::new();
     }
@@ -84,7 +94,9 @@ fn joined(points: Vec<(f64, f64)>) -> Vec<(f64, f64)> {
 fn chart(canvas: &mut Canvas, corner: (f64, f64), (title, across): (&str, &str), lines: &[Line]) {
     let all = || lines.iter().flat_map(|line| line.points.iter().copied());
     let range = |values: &mut dyn Iterator<Item = f64>| {
-        values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)))
+        values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
+            (low.min(value), high.max(value))
+        })
     };
     let (left, top) = (corner.0 + MARGIN.0, corner.1 + MARGIN.1);
     let frame = Frame {
@@ -137,7 +149,8 @@ mod tests {
 
     #[test]
     fn points_are_joined_to_their_means() {
-        let points: Vec<(f64, f64)> = (0..401).map(|at| (f64::from(at), 2.0 * f64::from(at))).collect();
+        let points: Vec<(f64, f64)> =
+            (0..401).map(|at| (f64::from(at), 2.0 * f64::from(at))).collect();
         let joined = joined(points);
         assert_eq!((joined.len(), joined[0], joined[133]), (134, (1.0, 2.0), (399.5, 799.0)));
     }

@@ -29,7 +29,8 @@ pub(super) struct Figure {
 impl Figure {
     /// An SVG file.
     pub(super) fn as_file(&self) -> String {
-        let style = format!("<style>{STYLE}</style><rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>");
+        let style =
+            format!("<style>{STYLE}</style><rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>");
         self.svg("xmlns=\"http://www.w3.org/2000/svg\" ", &style)
     }
 
@@ -256,7 +257,10 @@ mod tests {
     fn numbers_and_ticks_are_short() {
         let shown = [0.0, -0.01, 12.345, 100.0].map(number);
         assert_eq!(shown, ["0", "0", "12.3", "100"]);
-        assert_eq!([0.0, 0.12345, 12.0, 1234.6, -3.0].map(value), ["0", "0.1235", "12", "1235", "-3"]);
+        assert_eq!(
+            [0.0, 0.12345, 12.0, 1234.6, -3.0].map(value),
+            ["0", "0.1235", "12", "1235", "-3"]
+        );
         assert_eq!(ticks(0.0, 100.0), [0.0, 50.0, 100.0]);
         assert_eq!(ticks(0.3, 1.1), [0.4, 0.6000000000000001, 0.8, 1.0]);
         assert_eq!(ticks(2.0, 2.0), [2.0]);
@@ -264,7 +268,8 @@ mod tests {
 
     #[test]
     fn a_frame_turns_the_vertical_axis_up() {
-        let frame = Frame { corner: (10.0, 20.0), size: (100.0, 50.0), x: (0.0, 4.0), y: (-1.0, 1.0) };
+        let frame =
+            Frame { corner: (10.0, 20.0), size: (100.0, 50.0), x: (0.0, 4.0), y: (-1.0, 1.0) };
         assert_eq!([frame.at(0.0, -1.0), frame.at(4.0, 1.0)], [(10.0, 70.0), (110.0, 20.0)]);
     }
 }

@@ -16,13 +16,17 @@ const ACROSS: usize = 5;
 const MAX_NAMED: usize = 40;
 /// Ten colours that people with any colour vision tell apart (Petroff, "Accessible Color Sequences
 /// for Data Visualization", 2021); classes beyond have another shape, then the same again.
-const FINE: [&str; 10] =
-    ["#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"];
+const FINE: [&str; 10] = [
+    "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70",
+    "#717581", "#92dadd",
+];
 /// Outlines on white: dark, none, then colours (Okabe and Ito, "Color Universal Design", 2008).
-const COARSE: [&str; 8] = ["#000000", "#ffffff", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"];
+const COARSE: [&str; 8] =
+    ["#000000", "#ffffff", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"];
 
 pub(super) fn figure(rows: &[TestedRow]) -> Option<Figure> {
-    let maps: Vec<(&TestedRow, &EmbeddingMap)> = rows.iter().filter_map(|row| Some((row, row.map.as_ref()?))).collect();
+    let maps: Vec<(&TestedRow, &EmbeddingMap)> =
+        rows.iter().filter_map(|row| Some((row, row.map.as_ref()?))).collect();
     let (first, map) = maps.first()?;
     let across = maps.len().min(ACROSS);
     let mut canvas = Canvas::default();
@@ -31,7 +35,8 @@ pub(super) fn figure(rows: &[TestedRow]) -> Option<Figure> {
     for (at, (row, map)) in maps.iter().enumerate() {
         let left = (at % across) as f64 * (SIDE + GAP) + GAP / 2.0;
         let top = (at / across) as f64 * block;
-        for (panel, (name, places)) in [("PCA", &map.pca), ("t-SNE", &map.tsne)].iter().enumerate() {
+        for (panel, (name, places)) in [("PCA", &map.pca), ("t-SNE", &map.tsne)].iter().enumerate()
+        {
             let top = top + panel as f64 * (SIDE + TITLE);
             let title = format!("{}, {name}", short(&row.method));
             canvas.text((left, top + 17.0), ("", "start"), &title);
@@ -42,15 +47,22 @@ pub(super) fn figure(rows: &[TestedRow]) -> Option<Figure> {
     let width = across as f64 * (SIDE + GAP);
     let top = maps.len().div_ceil(across) as f64 * block + 6.0;
     let height = legend(&mut canvas, top, width.max(400.0), (first, map));
-    let caption =
-        format!("The same {} test images of each row: fine class by colour, coarse class by outline", map.fine.len());
+    let caption = format!(
+        "The same {} test images of each row: fine class by colour, coarse class by outline",
+        map.fine.len()
+    );
     let size = (width.max(400.0), height);
     Some(Figure { name: "embeddings", caption, label, size, canvas })
 }
 
 /// The marks of one map in a white square. Marks of one class are one path, drawn twice: its
 /// outline, and what is within.
-fn dots(canvas: &mut Canvas, (left, top): (f64, f64), (map, places): (&EmbeddingMap, &[[f64; 2]]), panel: usize) {
+fn dots(
+    canvas: &mut Canvas,
+    (left, top): (f64, f64),
+    (map, places): (&EmbeddingMap, &[[f64; 2]]),
+    panel: usize,
+) {
     canvas.raw(&format!(
         "<rect x=\"{}\" y=\"{}\" width=\"{SIDE}\" height=\"{SIDE}\" fill=\"#fff\" class=\"rule\"/>",
         number(left),
@@ -97,7 +109,9 @@ fn dot_size(images: usize) -> f64 {
 fn scale(places: &[[f64; 2]], side: f64) -> impl Fn([f64; 2]) -> (f64, f64) {
     let range = |axis: usize| {
         let values = places.iter().map(move |place| place[axis]);
-        values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)))
+        values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
+            (low.min(value), high.max(value))
+        })
     };
     let (x, y) = (range(0), range(1));
     let extent = (x.1 - x.0).max(y.1 - y.0);
@@ -107,7 +121,12 @@ fn scale(places: &[[f64; 2]], side: f64) -> impl Fn([f64; 2]) -> (f64, f64) {
 }
 
 /// Coarse classes, each with its fine ones; where they end.
-fn legend(canvas: &mut Canvas, top: f64, width: f64, (row, map): (&TestedRow, &EmbeddingMap)) -> f64 {
+fn legend(
+    canvas: &mut Canvas,
+    top: f64,
+    width: f64,
+    (row, map): (&TestedRow, &EmbeddingMap),
+) -> f64 {
     let (fine_names, coarse_names) = (&row.predictions.fine_names, &row.predictions.coarse_names);
     let mut coarse_of: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     let mut pairs: Vec<_> = map.coarse.iter().zip(&map.fine).collect();
@@ -169,11 +188,13 @@ mod tests {
     fn row(images: usize, classes: usize) -> TestedRow {
         let fine: Vec<usize> = (0..images).map(|at| at % classes).collect();
         let coarse: Vec<usize> = fine.iter().map(|fine| fine % 2).collect();
-        let places: Vec<[f64; 2]> =
-            (0..images).map(|at| [(at as f64).sin() * 30.0, (at as f64 * 1.7).cos() * 10.0]).collect();
+        let places: Vec<[f64; 2]> = (0..images)
+            .map(|at| [(at as f64).sin() * 30.0, (at as f64 * 1.7).cos() * 10.0])
+            .collect();
         let fine_names = (0..classes).map(|class| format!("class {class}")).collect();
         let coarse_names = vec!["even".into(), "odd".into()];
-        let predictions = Predictions { fine: fine.clone(), predicted: fine.clone(), fine_names, coarse_names };
+        let predictions =
+            Predictions { fine: fine.clone(), predicted: fine.clone(), fine_names, coarse_names };
         let map = EmbeddingMap { fine, coarse, pca: places.clone(), tsne: places };
         TestedRow { method: "cae".into(), predictions, map: Some(map) }
     }

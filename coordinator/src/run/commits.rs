@@ -1,19 +1,29 @@
-//! The rules of what rank 0 reports: steps, which the ledger has once and in order, and checkpoints, which are committed.
-//! Every message is fenced: only rank 0 of the newest generation may send it, and only about the stage in training.
+//! The rules of what rank 0 reports: steps, which the ledger has once and in order, and
+//! checkpoints, which are committed. Every message is fenced: only rank 0 of the newest generation
+//! may send it, and only about the stage in training.
 
 use super::{CommitOutcome, Effect, Member, Notice, Phase, RECORDED_INTERVAL, Run, SessionId};
 use std::time::Duration;
 use thanos_proto::{CheckpointRef, CheckpointWritten, Command, StageResult, StepDone};
 
 impl Run {
-    pub(super) fn step(&mut self, session: SessionId, step: StepDone, now: Duration) -> Vec<Effect> {
-        let fenced = self.fence(session, step.generation).or_else(|| self.fence_stage(session, &step.stage));
+    pub(super) fn step(
+        &mut self,
+        session: SessionId,
+        step: StepDone,
+        now: Duration,
+    ) -> Vec<Effect> {
+        let fenced =
+            self.fence(session, step.generation).or_else(|| self.fence_stage(session, &step.stage));
         if let Some(problem) = fenced {
             return self.protocol_violation(session, &problem, now);
         }
         let expected = self.recorded_of_stage();
         if step.step > expected {
-            let problem = format!("it reported step {} of stage {}, expected {expected}", step.step, step.stage);
+            let problem = format!(
+                "it reported step {} of stage {}, expected {expected}",
+                step.step, step.stage
+            );
             return self.protocol_violation(session, &problem, now);
         }
         self.pace.step(&step);
@@ -53,31 +63,48 @@ impl Run {
     pub(super) fn record(&mut self, done: StepDone) -> Vec<Effect> {
         let StepDone { stage, step, skipped, .. } = done.clone();
         self.next_step = Some((stage.clone(), step + 1));
-        let skipped = skipped.map(|problem| Effect::Notify(Notice::Skipped { stage, step, problem }));
+        let skipped =
+            skipped.map(|problem| Effect::Notify(Notice::Skipped { stage, step, problem }));
         [Effect::Record(done)].into_iter().chain(skipped).collect()
     }
 
     /// Steps of the stage in training that the ledger has.
     pub(super) fn recorded_of_stage(&self) -> u64 {
-        self.next_step.as_ref().filter(|(stage, _)| stage == self.current_stage()).map_or(0, |(_, next)| *next)
+        self.next_step
+            .as_ref()
+            .filter(|(stage, _)| stage == self.current_stage())
+            .map_or(0, |(_, next)| *next)
     }
 
-    /// Where training continues from a checkpoint, or from a stage's start, the ledger goes back as well; also when it has
-    /// steps of a later stage.
+    /// Where training continues from a checkpoint, or from a stage's start, the ledger goes back as
+    /// well; also when it has steps of a later stage.
     pub(super) fn cut_steps(&mut self) -> Option<Effect> {
-        let first = self.start.resume.as_ref().map(|checkpoint| (checkpoint.stage.clone(), checkpoint.step));
-        let is_complete = |stage: &str| self.start.complete.iter().any(|complete| complete.stage == stage);
+        let first = self
+            .start
+            .resume
+            .as_ref()
+            .map(|checkpoint| (checkpoint.stage.clone(), checkpoint.step));
+        let is_complete =
+            |stage: &str| self.start.complete.iter().any(|complete| complete.stage == stage);
         let position = self.next_step.as_ref().filter(|(stage, _)| !is_complete(stage));
         let at_start = |place: &(String, u64)| place.1 == 0;
-        if position.filter(|place| !at_start(place)) == first.as_ref().filter(|place| !at_start(place)) {
+        if position.filter(|place| !at_start(place))
+            == first.as_ref().filter(|place| !at_start(place))
+        {
             return None;
         }
         self.next_step.clone_from(&first);
-        let stages = self.start.complete.iter().map(|checkpoint| checkpoint.stage.clone()).collect();
+        let stages =
+            self.start.complete.iter().map(|checkpoint| checkpoint.stage.clone()).collect();
         Some(Effect::CutSteps { stages, first })
     }
 
-    pub(super) fn checkpoint(&mut self, session: SessionId, written: CheckpointWritten, now: Duration) -> Vec<Effect> {
+    pub(super) fn checkpoint(
+        &mut self,
+        session: SessionId,
+        written: CheckpointWritten,
+        now: Duration,
+    ) -> Vec<Effect> {
         let saves_before_end = self.saves_before_end(session);
         let fenced = if saves_before_end { None } else { self.fence(session, written.generation) };
         if let Some(problem) = fenced.or_else(|| self.checkpoint_problem(&written)) {
@@ -90,7 +117,9 @@ impl Run {
     /// A checkpoint is of the stage in training, and not ahead of the ledger.
     fn checkpoint_problem(&self, written: &CheckpointWritten) -> Option<String> {
         let CheckpointWritten { stage, step, generation, result, .. } = written;
-        if stage != self.current_stage() || result.as_ref().is_some_and(|result| result.stage != *stage) {
+        if stage != self.current_stage()
+            || result.as_ref().is_some_and(|result| result.stage != *stage)
+        {
             return Some(format!(
                 "a checkpoint of stage `{stage}` while stage `{}` is in training",
                 self.current_stage()
@@ -110,8 +139,10 @@ impl Run {
     /// Why this session may not speak for the run, if so: only rank 0 of the newest generation may.
     fn fence(&self, session: SessionId, generation: u64) -> Option<String> {
         let current = self.generation;
-        let stale =
-            || (generation != current).then(|| format!("a message of generation {generation} in generation {current}"));
+        let stale = || {
+            (generation != current)
+                .then(|| format!("a message of generation {generation} in generation {current}"))
+        };
         self.fence_rank_0(session).or_else(stale)
     }
 
@@ -121,7 +152,8 @@ impl Run {
     }
 
     pub(super) fn fence_stage(&self, session: SessionId, stage: &str) -> Option<String> {
-        let other = || (stage != self.current_stage()).then(|| format!("a message about stage `{stage}`"));
+        let other =
+            || (stage != self.current_stage()).then(|| format!("a message about stage `{stage}`"));
         self.fence_rank_0(session).or_else(other)
     }
 
@@ -136,21 +168,28 @@ impl Run {
         if let Some(problem) = self.fence_stage(session, &stage).filter(|_| !saves_before_end) {
             return self.protocol_violation(session, &problem, now);
         }
-        let mut effects = vec![Effect::Notify(Notice::NotSaved { stage, step, reason: reason.clone() })];
+        let mut effects =
+            vec![Effect::Notify(Notice::NotSaved { stage, step, reason: reason.clone() })];
         if saves_before_end {
             effects.extend(self.save_failed(now, &reason));
         }
         effects
     }
 
-    pub(super) fn committed(&mut self, session: SessionId, commit: CommitOutcome, now: Duration) -> Vec<Effect> {
+    pub(super) fn committed(
+        &mut self,
+        session: SessionId,
+        commit: CommitOutcome,
+        now: Duration,
+    ) -> Vec<Effect> {
         let CommitOutcome { stage, step, outcome, result } = commit;
         self.committing = self.committing.saturating_sub(1);
         let notice = match &outcome {
             Ok(_) => Notice::Saved { stage, step },
             Err(reason) => Notice::NotSaved { stage, step, reason: reason.clone() },
         };
-        let mut effects = vec![Effect::Send { session, command: Command::Committed(outcome.clone()) }];
+        let mut effects =
+            vec![Effect::Send { session, command: Command::Committed(outcome.clone()) }];
         effects.push(Effect::Notify(notice));
         let saves_before_end = self.saves_before_end(session);
         match outcome {
@@ -177,7 +216,9 @@ impl Run {
                 self.start.stage += 1;
                 Some(Effect::Notify(Notice::StageComplete(result)))
             }
-            None if is_current && self.start.resume.as_ref().is_none_or(|newest| newest.step <= saved.step) => {
+            None if is_current
+                && self.start.resume.as_ref().is_none_or(|newest| newest.step <= saved.step) =>
+            {
                 self.start.resume = Some(saved);
                 None
             }

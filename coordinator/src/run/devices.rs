@@ -1,5 +1,5 @@
-//! The rules of devices: all workers of a run train on one kind, and a generation's collectives follow from the GPUs that
-//! its ranks have.
+//! The rules of devices: all workers of a run train on one kind, and a generation's collectives
+//! follow from the GPUs that its ranks have.
 
 use super::{Run, SessionId};
 use clap::ValueEnum;
@@ -35,7 +35,8 @@ impl Run {
         let kind = self.kind.or_else(|| others.clone().next().map(|other| other.device.kind));
         if let Some(kind) = kind.filter(|kind| *kind != device.kind) {
             return Some(format!(
-                "worker {worker} trains on {}, the others on {}: all workers of a run need the same kind of device, as \
+                "worker {worker} trains on {}, the others on {}: all workers of a run need the \
+                same kind of device, as \
                  their updates would differ in the last bits and the replicas would diverge",
                 described(device),
                 shown(kind)
@@ -45,12 +46,18 @@ impl Run {
             return None;
         }
         if device.kind == DeviceKind::Cpu {
-            return Some(format!("worker {worker} trains on {}: --collectives nccl needs GPUs", described(device)));
+            return Some(format!(
+                "worker {worker} trains on {}: --collectives nccl needs GPUs",
+                described(device)
+            ));
         }
         let id = device.id.as_ref().filter(|_| !self.start.shares_gpu)?;
-        let other = others.clone().find(|other| other.host == hello.host && other.device.id.as_ref() == Some(id))?;
+        let other = others
+            .clone()
+            .find(|other| other.host == hello.host && other.device.id.as_ref() == Some(id))?;
         Some(format!(
-            "workers {} and {worker} share the GPU {id} ({}) of {}: NCCL needs a GPU for each; use --collectives gloo, or \
+            "workers {} and {worker} share the GPU {id} ({}) of {}: NCCL needs a GPU for each; use \
+            --collectives gloo, or \
              --device cuda:N for tests",
             other.worker_id, device.name, hello.host
         ))
@@ -62,7 +69,8 @@ impl Run {
             CollectivesChoice::Gloo => Collectives::Gloo,
             CollectivesChoice::Nccl => Collectives::Nccl,
             CollectivesChoice::Auto => {
-                let hellos: Vec<&Hello> = sessions.iter().map(|session| &self.members[session].hello).collect();
+                let hellos: Vec<&Hello> =
+                    sessions.iter().map(|session| &self.members[session].hello).collect();
                 let on_gpus = hellos.iter().all(|hello| hello.device.kind == DeviceKind::Cuda);
                 match on_gpus && places(&hellos).len() == hellos.len() {
                     true => Collectives::Nccl,
@@ -74,8 +82,11 @@ impl Run {
 
     /// The devices of these workers as people read them: `CPU (model)`, or `CUDA (8 x model)`.
     pub(super) fn describe_devices(&self, sessions: &[SessionId]) -> String {
-        let hellos: Vec<&Hello> = sessions.iter().map(|session| &self.members[session].hello).collect();
-        let Some(kind) = hellos.first().map(|hello| hello.device.kind) else { return "no device".into() };
+        let hellos: Vec<&Hello> =
+            sessions.iter().map(|session| &self.members[session].hello).collect();
+        let Some(kind) = hellos.first().map(|hello| hello.device.kind) else {
+            return "no device".into();
+        };
         let is_shared = kind == DeviceKind::Cuda && places(&hellos).len() < hellos.len();
         let mut models: BTreeMap<&str, BTreeSet<(&str, Option<&str>)>> = BTreeMap::new();
         for hello in &hellos {
@@ -86,11 +97,17 @@ impl Run {
             _ => (*model).to_owned(),
         };
         let models: Vec<String> = models.iter().map(several).collect();
-        format!("{} ({}{})", shown(kind), models.join(", "), if is_shared { ", shared" } else { "" })
+        format!(
+            "{} ({}{})",
+            shown(kind),
+            models.join(", "),
+            if is_shared { ", shared" } else { "" }
+        )
     }
 }
 
-/// Where the hardware of a worker is: its host, and which GPU there. GPUs of one host that have no id count as one.
+/// Where the hardware of a worker is: its host, and which GPU there. GPUs of one host that have no
+/// id count as one.
 fn place(hello: &Hello) -> (&str, Option<&str>) {
     (&hello.host, hello.device.id.as_deref())
 }

@@ -1,10 +1,11 @@
-//! The vocabulary of the rules: what happened, what is to be done about it, and what users are notified of.
+//! The vocabulary of the rules: what happened, what is to be done about it, and what users are
+//! notified of.
 
 use nix::sys::signal::Signal;
 use std::time::Duration;
 use thanos_proto::{
-    BenchReport, CheckpointRef, CheckpointWritten, Collectives, Command, Device, Evaluated, Hello, StageResult,
-    StepDone, WorkerEvent,
+    BenchReport, CheckpointRef, CheckpointWritten, Collectives, Command, Device, Evaluated, Hello,
+    StageResult, StepDone, WorkerEvent,
 };
 
 const SIGKILL: i32 = 9;
@@ -90,7 +91,9 @@ impl ExitCause {
 
 /// Whether a process that ends by this signal, unable to handle it yet, was asked to stop.
 pub(crate) fn is_stop_signal(signal: i32) -> bool {
-    [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM, Signal::SIGUSR1].iter().any(|stop| *stop as i32 == signal)
+    [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM, Signal::SIGUSR1]
+        .iter()
+        .any(|stop| *stop as i32 == signal)
 }
 
 /// What is to be done.
@@ -121,8 +124,8 @@ pub(crate) enum Effect {
     Kill {
         worker: String,
     },
-    /// Take out of `steps.jsonl` what will be done again: all but the steps of these stages, and the first ones of
-    /// another.
+    /// Take out of `steps.jsonl` what will be done again: all but the steps of these stages, and
+    /// the first ones of another.
     CutSteps {
         stages: Vec<String>,
         first: Option<(String, u64)>,
@@ -174,7 +177,8 @@ pub(crate) enum Notice {
     Stopping {
         reason: String,
     },
-    /// A worker received SIGTERM, and most others did not: it trains on until it is killed, at most this long.
+    /// A worker received SIGTERM, and most others did not: it trains on until it is killed, at most
+    /// this long.
     Terminating {
         worker: String,
         limit: Duration,
@@ -185,7 +189,8 @@ pub(crate) enum Notice {
         stage: String,
         step: u64,
     },
-    /// The run directory cannot be written: training pauses when too many steps wait to be recorded.
+    /// The run directory cannot be written: training pauses when too many steps wait to be
+    /// recorded.
     StorageBlocked {
         problem: String,
     },
@@ -214,7 +219,8 @@ pub(crate) enum Notice {
         worker: String,
         reason: String,
     },
-    /// A rank left its generation because of an error that is not a lost connection; the step is made again once.
+    /// A rank left its generation because of an error that is not a lost connection; the step is
+    /// made again once.
     GroupFailed {
         worker: String,
         reason: String,

@@ -1,5 +1,6 @@
-//! The rules of a run that ends: done, stopped on request, or abandoned. State in memory that is newer than the last
-//! checkpoint is saved first: by the generation at a common step, or, where there is none any more, by a worker that holds it.
+//! The rules of a run that ends: done, stopped on request, or abandoned. State in memory that is
+//! newer than the last checkpoint is saved first: by the generation at a common step, or, where
+//! there is none any more, by a worker that holds it.
 
 use super::{Effect, Event, Member, Notice, Phase, Run, SessionId, Verdict};
 use crate::exit::{EXIT_IO, EXIT_STOPPED, EXIT_UNREACHABLE};
@@ -8,8 +9,8 @@ use thanos_proto::{BenchReport, Command, Failed, Held, WorkerEvent};
 
 /// What is left of the grace when a stop is given up: for the commands to reach the workers.
 const LEAVE_MARGIN: Duration = Duration::from_secs(2);
-/// How long a save before the end is tried again where no `--grace` says it, at most as long as storage is waited for, and
-/// the delay before each attempt.
+/// How long a save before the end is tried again where no `--grace` says it, at most as long as
+/// storage is waited for, and the delay before each attempt.
 const SAVE_RETRY_LIMIT: Duration = Duration::from_secs(60);
 const SAVE_RETRY_DELAY: Duration = Duration::from_secs(1);
 
@@ -28,7 +29,8 @@ pub(super) enum Ending {
 }
 
 impl Run {
-    /// After the end, workers that have not been sent an answer yet get it; everything else is ignored.
+    /// After the end, workers that have not been sent an answer yet get it; everything else is
+    /// ignored.
     pub(super) fn reply_after_end(&mut self, event: Event) -> Vec<Effect> {
         let reason = || "the run is over".to_owned();
         match event {
@@ -47,27 +49,53 @@ impl Run {
     pub(super) fn finished(&mut self, session: SessionId, now: Duration) -> Vec<Effect> {
         let is_bench = self.start.welcome.bench.is_some();
         if !is_bench && self.start.complete.len() < self.start.stages.len() {
-            return self.protocol_violation(session, "Finished before all stages were committed", now);
+            return self.protocol_violation(
+                session,
+                "Finished before all stages were committed",
+                now,
+            );
         }
         self.leaves(session)
     }
 
     /// A rank of a benchmark has measured what it was asked to; it commits nothing.
-    pub(super) fn benched(&mut self, session: SessionId, report: BenchReport, now: Duration) -> Vec<Effect> {
+    pub(super) fn benched(
+        &mut self,
+        session: SessionId,
+        report: BenchReport,
+        now: Duration,
+    ) -> Vec<Effect> {
         let rank = self.members.get(&session).and_then(Member::rank);
         if self.start.welcome.bench.is_none() || rank != Some(report.rank) {
-            return self.protocol_violation(session, "a benchmark report that was not requested", now);
+            return self.protocol_violation(
+                session,
+                "a benchmark report that was not requested",
+                now,
+            );
         }
         vec![Effect::Notify(Notice::Benched(report))]
     }
 
     /// A rank has stopped with its generation, after the checkpoint of that step was committed.
-    pub(super) fn stopped(&mut self, session: SessionId, at: (String, u64), now: Duration) -> Vec<Effect> {
-        let saved = self.start.resume.as_ref().map(|checkpoint| (checkpoint.stage.clone(), checkpoint.step));
+    pub(super) fn stopped(
+        &mut self,
+        session: SessionId,
+        at: (String, u64),
+        now: Duration,
+    ) -> Vec<Effect> {
+        let saved = self
+            .start
+            .resume
+            .as_ref()
+            .map(|checkpoint| (checkpoint.stage.clone(), checkpoint.step));
         let committed = saved.unwrap_or_else(|| (self.current_stage().to_owned(), 0));
         let is_stopping = matches!(self.ending, Some(Ending::Stop { .. })) || self.again;
         if !is_stopping || at != committed {
-            return self.protocol_violation(session, "Stopped without a request or without its checkpoint", now);
+            return self.protocol_violation(
+                session,
+                "Stopped without a request or without its checkpoint",
+                now,
+            );
         }
         self.stopped_at = Some(at);
         self.leaves(session)
@@ -79,7 +107,8 @@ impl Run {
         }
         let reason = "this worker's part is done".into();
         let mut effects = vec![Effect::Send { session, command: Command::Leave { reason } }];
-        // In a generation the others report the same; if it is broken, none of them is needed any more.
+        // In a generation the others report the same; if it is broken, none of them is needed any
+        // more.
         let broken = matches!(self.phase, Phase::Rendezvous { .. });
         if broken || self.all_ranks_have_left() {
             effects.extend(self.finish());
@@ -106,16 +135,25 @@ impl Run {
         self.members.values().any(Member::has_left)
     }
 
-    /// A worker reports that it cannot continue. A newcomer ends alone; a rank's failure is the run's, as its peers would fail
-    /// in the same way.
-    pub(super) fn failed(&mut self, session: SessionId, failed: &Failed, now: Duration) -> Vec<Effect> {
+    /// A worker reports that it cannot continue. A newcomer ends alone; a rank's failure is the
+    /// run's, as its peers would fail in the same way.
+    pub(super) fn failed(
+        &mut self,
+        session: SessionId,
+        failed: &Failed,
+        now: Duration,
+    ) -> Vec<Effect> {
         let Failed { phase, message, exit_code } = failed;
         let message = format!("{} failed in {phase}: {message}", self.name(session));
-        let leave = Effect::Send { session, command: Command::Leave { reason: "the failure is recorded".into() } };
+        let leave = Effect::Send {
+            session,
+            command: Command::Leave { reason: "the failure is recorded".into() },
+        };
         let Some(member) = self.members.get(&session) else { return Vec::new() };
         let trains = member.seat().is_some_and(|seat| !seat.newcomer);
-        let is_required =
-            self.is_first_rendezvous() && self.start.launched && self.start.min_workers == self.start.workers;
+        let is_required = self.is_first_rendezvous()
+            && self.start.launched
+            && self.start.min_workers == self.start.workers;
         let mut effects = vec![leave];
         if trains || is_required {
             self.members.remove(&session);
@@ -156,8 +194,8 @@ impl Run {
         effects
     }
 
-    /// Between generations a run that is to end waits only for those that may hold state which no checkpoint has; then the
-    /// one with the newest state saves it.
+    /// Between generations a run that is to end waits only for those that may hold state which no
+    /// checkpoint has; then the one with the newest state saves it.
     pub(super) fn end_if_nothing_is_held(&mut self, now: Duration) -> Vec<Effect> {
         let between = matches!(self.phase, Phase::Rendezvous { .. });
         if self.ending.is_none() || !between || self.awaits_survivors() || self.committing > 0 {
@@ -169,7 +207,11 @@ impl Run {
                 let since = self.awake;
                 self.phase = Phase::Saving { session, asked: Some(since), failed: since, since };
                 let worker = self.members[&session].hello.worker_id.clone();
-                let notice = Notice::SavingBeforeEnd { worker, stage: self.current_stage().into(), step: held.step };
+                let notice = Notice::SavingBeforeEnd {
+                    worker,
+                    stage: self.current_stage().into(),
+                    step: held.step,
+                };
                 vec![Effect::Send { session, command: Command::Save }, Effect::Notify(notice)]
             }
         }
@@ -178,11 +220,13 @@ impl Run {
     /// The waiting worker whose state is the newest, if no checkpoint has it.
     fn holds_unsaved(&self) -> Option<(SessionId, Held)> {
         let saved = self.start.resume.as_ref().map_or(0, |checkpoint| checkpoint.step);
-        let held = self.members.iter().filter_map(|(session, member)| Some((*session, member.held()?)));
+        let held =
+            self.members.iter().filter_map(|(session, member)| Some((*session, member.held()?)));
         held.filter(|(_, held)| held.step > saved).max_by_key(|(_, held)| *held)
     }
 
-    /// A save before the end has failed, or its worker does not answer: it is tried again for some time.
+    /// A save before the end has failed, or its worker does not answer: it is tried again for some
+    /// time.
     pub(super) fn save_failed(&mut self, now: Duration, reason: &str) -> Vec<Effect> {
         let Phase::Saving { session, since, .. } = self.phase else { return Vec::new() };
         let limit = SAVE_RETRY_LIMIT.min(self.start.timeouts.storage);
@@ -214,16 +258,23 @@ impl Run {
         self.end_if_nothing_is_held(now)
     }
 
-    /// Ends the run with the reason for which it was to end; `unsaved` says why state in memory is lost.
+    /// Ends the run with the reason for which it was to end; `unsaved` says why state in memory is
+    /// lost.
     pub(super) fn end_now(&mut self, unsaved: Option<&str>, now: Duration) -> Vec<Effect> {
-        let at = self.start.resume.as_ref().map(|checkpoint| (checkpoint.stage.clone(), checkpoint.step));
+        let at = self
+            .start
+            .resume
+            .as_ref()
+            .map(|checkpoint| (checkpoint.stage.clone(), checkpoint.step));
         let lost = unsaved.map(|reason| format!("the newest state could not be saved: {reason}"));
         let verdict = match (self.ending.clone(), lost) {
             (Some(Ending::Fail { message, exit_code }), lost) => {
                 let lost = lost.map_or_else(String::new, |lost| format!("; {lost}"));
                 Verdict::Failed { message: format!("{message}{lost}"), exit_code }
             }
-            (_, Some(message)) if self.grace_left(now).is_none() => Verdict::Failed { message, exit_code: EXIT_IO },
+            (_, Some(message)) if self.grace_left(now).is_none() => {
+                Verdict::Failed { message, exit_code: EXIT_IO }
+            }
             _ => Verdict::Stopped { at },
         };
         let reason = match &verdict {

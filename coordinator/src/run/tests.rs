@@ -1,11 +1,13 @@
 //! The rules one by one: what happens, and exactly what is to be done about it.
 
+mod elastic;
+
 use super::*;
 use std::collections::BTreeMap;
 use thanos_configs::TimeoutsConfig;
 use thanos_proto::{
-    Begin, BenchReport, BenchRequest, CheckpointWritten, Device, Evaluated, Failed, Heartbeat, PackRef, Rejoin,
-    StageResult, StepDone,
+    Begin, BenchReport, BenchRequest, CheckpointWritten, Device, Evaluated, Failed, Heartbeat,
+    PackRef, Rejoin, StageResult, StepDone,
 };
 
 pub(in crate::run) const NOW: Duration = Duration::from_secs(1);
@@ -44,12 +46,18 @@ pub(in crate::run) fn start(workers: usize) -> Start {
 }
 
 /// So long passes, with ticks and with heartbeats of these sessions.
-pub(in crate::run) fn pass(run: &mut Run, time: Duration, beats: &[(SessionId, WorkerEvent)]) -> Vec<Effect> {
+pub(in crate::run) fn pass(
+    run: &mut Run,
+    time: Duration,
+    beats: &[(SessionId, WorkerEvent)],
+) -> Vec<Effect> {
     let (mut effects, from) = (Vec::new(), run.last_event);
     for tenth in 1..=time.as_millis() / 100 {
         let now = from + Duration::from_millis(100) * u32::try_from(tenth).expect("minutes");
         for (session, event) in beats {
-            effects.extend(run.apply(Event::Received { session: *session, event: event.clone() }, now));
+            effects.extend(
+                run.apply(Event::Received { session: *session, event: event.clone() }, now),
+            );
         }
         effects.extend(run.apply(Event::Tick, now));
     }
@@ -78,8 +86,14 @@ pub(in crate::run) fn written(step: u64) -> CheckpointWritten {
 }
 
 /// A commit that has succeeded.
-pub(in crate::run) fn committed(session: SessionId, stage: &str, step: u64, result: Option<StageResult>) -> Event {
-    let commit = CommitOutcome { stage: stage.into(), step, outcome: Ok(checkpoint(stage, step)), result };
+pub(in crate::run) fn committed(
+    session: SessionId,
+    stage: &str,
+    step: u64,
+    result: Option<StageResult>,
+) -> Event {
+    let commit =
+        CommitOutcome { stage: stage.into(), step, outcome: Ok(checkpoint(stage, step)), result };
     Event::Committed { session, commit }
 }
 
@@ -122,7 +136,11 @@ pub(in crate::run) fn training() -> Run {
     run
 }
 
-pub(in crate::run) fn received(run: &mut Run, session: SessionId, event: WorkerEvent) -> Vec<Effect> {
+pub(in crate::run) fn received(
+    run: &mut Run,
+    session: SessionId,
+    event: WorkerEvent,
+) -> Vec<Effect> {
     run.apply(Event::Received { session, event }, NOW)
 }
 
@@ -135,7 +153,9 @@ pub(in crate::run) fn end(effects: &[Effect]) -> (Option<Verdict>, Vec<SessionId
     let is_stopped = matches!(verdict, Some(Verdict::Stopped { .. }));
     let notified = effects.iter().filter_map(|effect| match effect {
         Effect::Send { session, command: Command::Leave { .. } } => Some(*session),
-        Effect::Send { session, command: Command::Refused { exit_code: EXIT_STOPPED, .. } } if is_stopped => {
+        Effect::Send { session, command: Command::Refused { exit_code: EXIT_STOPPED, .. } }
+            if is_stopped =>
+        {
             Some(*session)
         }
         _ => None,
@@ -163,7 +183,9 @@ fn ranks_follow_the_workers_names_and_generations_rise() {
     let ranks: Vec<(SessionId, u32, u32)> = effects
         .iter()
         .filter_map(|effect| match effect {
-            Effect::Send { session, command: Command::Begin(begin) } => Some((*session, begin.rank, begin.world_size)),
+            Effect::Send { session, command: Command::Begin(begin) } => {
+                Some((*session, begin.rank, begin.world_size))
+            }
             _ => None,
         })
         .collect();
@@ -175,18 +197,31 @@ fn an_unsuitable_worker_is_refused_and_the_run_continues() {
     let check = |run: &mut Run, hello: Hello, exit_code: u8, part: &str| {
         let effects = run.apply(Event::Opened { session: 9, hello }, NOW);
         match &effects[..] {
-            [Effect::Send { session: 9, command: Command::Refused { reason, exit_code: code } }, Effect::Notify(_)] => {
+            [
+                Effect::Send { session: 9, command: Command::Refused { reason, exit_code: code } },
+                Effect::Notify(_),
+            ] => {
                 assert!(*code == exit_code && reason.contains(part), "{reason}");
             }
             other => panic!("expected a refusal, got {other:?}"),
         }
     };
     let mut run = Run::new(start(2), Duration::ZERO);
-    check(&mut run, Hello { version: "2".into(), ..hello("w") }, EXIT_CONFIG, "is version 2, the coordinator 1");
+    check(
+        &mut run,
+        Hello { version: "2".into(), ..hello("w") },
+        EXIT_CONFIG,
+        "is version 2, the coordinator 1",
+    );
     run.apply(Event::Opened { session: 1, hello: hello("w") }, NOW);
     let other = Hello { pid: 8, ..hello("w") };
     check(&mut run, other, EXIT_UNREACHABLE, "a worker named w has joined already (pid 7 on h)");
-    check(&mut training(), hello("late"), EXIT_STOPPED, "all 2 workers of this run have joined already");
+    check(
+        &mut training(),
+        hello("late"),
+        EXIT_STOPPED,
+        "all 2 workers of this run have joined already",
+    );
 }
 
 #[test]
@@ -196,7 +231,10 @@ fn another_digest_ends_the_run_with_both() {
     let effects = received(&mut run, 1, WorkerEvent::Ready { config_digest: "other".into() });
     let (message, exit_code) = failure(&effects);
     assert_eq!(exit_code, EXIT_CONFIG);
-    assert!(message.contains("other") && message.contains("digest at the coordinator"), "{message}");
+    assert!(
+        message.contains("other") && message.contains("digest at the coordinator"),
+        "{message}"
+    );
 }
 
 /// Two stages, both committed.
@@ -223,7 +261,8 @@ fn a_stop_is_sent_once_and_ends_at_the_agreed_step() {
     let mut run = training();
     let asked = || Event::StopRequested { reason: "SIGTERM".into() };
     let notified: Vec<Effect> = run.apply(asked(), NOW);
-    let stop = |session| Effect::Send { session, command: Command::Stop { reason: "SIGTERM".into() } };
+    let stop =
+        |session| Effect::Send { session, command: Command::Stop { reason: "SIGTERM".into() } };
     assert!(notified.contains(&stop(1)) && notified.contains(&stop(2)), "{notified:?}");
     assert_eq!(run.apply(asked(), NOW), []);
     run.apply(committed(1, "a", 7, None), NOW);
@@ -239,7 +278,8 @@ fn a_stop_is_sent_once_and_ends_at_the_agreed_step() {
     assert_eq!(end(&run.apply(Event::Closed { session: 2 }, NOW)).0, Some(Verdict::Stopped { at }));
 }
 
-/// Neither a worker that says that it has finished, or stopped, nor one that introduces itself twice ends a run.
+/// Neither a worker that says that it has finished, or stopped, nor one that introduces itself
+/// twice ends a run.
 #[test]
 fn last_messages_that_cannot_be_true_end_only_their_sender() {
     for event in [
@@ -275,21 +315,35 @@ fn a_stop_before_the_first_generation_ends_at_once() {
 #[test]
 fn a_failure_names_worker_rank_and_phase() {
     let mut run = training();
-    let failed = Failed { phase: "forward of step 3".into(), message: "boom".into(), exit_code: 70 };
+    let failed =
+        Failed { phase: "forward of step 3".into(), message: "boom".into(), exit_code: 70 };
     let effects = received(&mut run, 2, WorkerEvent::Failed(failed.clone()));
-    assert_eq!(end(&effects), (None, vec![2]), "the other one may hold more than the last checkpoint");
-    assert!(matches!(&effects[2], Effect::Send { session: 1, command: Command::Abandon { generation: 4, .. } }));
+    assert_eq!(
+        end(&effects),
+        (None, vec![2]),
+        "the other one may hold more than the last checkpoint"
+    );
+    assert!(matches!(
+        &effects[2],
+        Effect::Send { session: 1, command: Command::Abandon { generation: 4, .. } }
+    ));
     let effects = received(
         &mut run,
         1,
-        WorkerEvent::Rejoin(Rejoin { generation: 4, held: None, recent: Vec::new(), failure: None }),
+        WorkerEvent::Rejoin(Rejoin {
+            generation: 4,
+            held: None,
+            recent: Vec::new(),
+            failure: None,
+        }),
     );
     let expected = "worker-1 (rank 1, pid 7 on h) failed in forward of step 3: boom".to_string();
     assert_eq!(failure(&effects), (expected, 70));
     // The first error is the run's.
     let mut run = training();
     received(&mut run, 2, WorkerEvent::Failed(failed.clone()));
-    let later = received(&mut run, 1, WorkerEvent::Failed(Failed { message: "later".into(), ..failed }));
+    let later =
+        received(&mut run, 1, WorkerEvent::Failed(Failed { message: "later".into(), ..failed }));
     assert!(failure(&later).0.ends_with("boom"), "{later:?}");
 }
 
@@ -335,7 +389,8 @@ pub(in crate::run) fn begins(effects: &[Effect]) -> Vec<(SessionId, Begin)> {
 /// Its session ends, then its process; or the other way round.
 #[test]
 fn a_lost_worker_is_named_and_restarted() {
-    let lost = "worker-1 (rank 1, pid 7 on h) disconnected unexpectedly, last seen in reduce of step 3 of stage a";
+    let lost = "worker-1 (rank 1, pid 7 on h) disconnected unexpectedly, last seen in reduce of \
+        step 3 of stage a";
     let exited = || Event::Exited {
         worker: "worker-1".into(),
         how: "was killed by signal 9".into(),
@@ -348,7 +403,10 @@ fn a_lost_worker_is_named_and_restarted() {
     received(&mut run, 2, heartbeat(3, "reduce", 1));
     let effects = run.apply(Event::Closed { session: 2 }, NOW);
     assert_eq!(notices(&effects), [notice(lost)]);
-    assert!(effects.contains(&Effect::OpenStore { generation: 5 }), "no rank waits in the old rendezvous: {effects:?}");
+    assert!(
+        effects.contains(&Effect::OpenStore { generation: 5 }),
+        "no rank waits in the old rendezvous: {effects:?}"
+    );
     assert_eq!(end(&effects), (None, vec![]), "the others stay");
     assert!(run.apply(exited(), NOW).contains(&restart));
 
@@ -360,7 +418,8 @@ fn a_lost_worker_is_named_and_restarted() {
     assert!(effects.contains(&restart));
 }
 
-/// The survivor has made a step that the lost rank 0 did not report: it is recorded, and all continue after it.
+/// The survivor has made a step that the lost rank 0 did not report: it is recorded, and all
+/// continue after it.
 #[test]
 fn a_generation_continues_from_the_most_advanced_rank() {
     let mut run = training();
@@ -368,7 +427,11 @@ fn a_generation_continues_from_the_most_advanced_rank() {
     received(&mut run, 1, WorkerEvent::Step(steps[0].clone()));
     run.apply(Event::Closed { session: 1 }, NOW);
     run.apply(
-        Event::Exited { worker: "worker-0".into(), how: "was killed".into(), cause: ExitCause::Signalled(9) },
+        Event::Exited {
+            worker: "worker-0".into(),
+            how: "was killed".into(),
+            cause: ExitCause::Signalled(9),
+        },
         NOW,
     );
     let effects = received(&mut run, 2, rejoin(2));
@@ -420,78 +483,13 @@ fn a_worker_that_always_crashes_ends_the_run_with_the_first_loss() {
     assert_eq!(pauses, [0, 1, 2, 4, 8]);
     let (message, exit_code) = failure(&ended);
     assert!(
-        message.starts_with("giving up: worker-1 was restarted 5 times without a step; the first lost worker: "),
+        message.starts_with(
+            "giving up: worker-1 was restarted 5 times without a step; the first lost worker: "
+        ),
         "{message}"
     );
     assert!(message.contains("last seen in forward of step 0 of stage a"), "{message}");
     assert_eq!(exit_code, EXIT_UNREACHABLE);
-}
-
-/// Two workers at least, three at most, and a rendezvous timeout of ten seconds for the third.
-fn elastic() -> Run {
-    let mut run = Run::new(Start { min_workers: 2, ..start(3) }, Duration::ZERO);
-    for (session, worker) in [(1, "worker-0"), (2, "worker-1")] {
-        run.apply(Event::Opened { session, hello: hello(worker) }, NOW);
-        assert_eq!(begins(&received(&mut run, session, ready())), [], "a third may come");
-    }
-    assert_eq!(pass(&mut run, NOW * 9, &[]), []);
-    assert_eq!(begins(&pass(&mut run, NOW, &[])).len(), 2);
-    run
-}
-
-#[test]
-fn a_run_begins_with_min_workers_and_grows_when_more_join() {
-    let mut run = elastic();
-    let later = |event| Event::Received { session: 3, event };
-    run.apply(Event::Opened { session: 3, hello: hello("worker-2") }, NOW * 11);
-    let effects = run.apply(later(ready()), NOW * 11);
-    let regroup = |session| Effect::Send { session, command: Command::Regroup };
-    assert_eq!(effects, [regroup(1), regroup(2)], "they finish their step");
-    run.apply(Event::Received { session: 1, event: rejoin(5) }, NOW * 12);
-    let effects = run.apply(Event::Received { session: 2, event: rejoin(5) }, NOW * 12);
-    let ranks: Vec<(SessionId, u32, Option<u32>)> =
-        begins(&effects).iter().map(|(session, begin)| (*session, begin.world_size, begin.source)).collect();
-    assert_eq!(ranks, [(1, 3, Some(0)), (2, 3, Some(0)), (3, 3, Some(0))]);
-    assert!(!notices(&effects).iter().any(|notice| matches!(notice, Notice::Recovered { .. })), "nothing was lost");
-}
-
-#[test]
-fn a_run_shrinks_when_no_worker_rejoins_in_time() {
-    let mut run = elastic();
-    run.apply(Event::Opened { session: 3, hello: hello("worker-2") }, NOW * 11);
-    // It dies before it takes part: the others do not notice.
-    received(&mut run, 3, ready());
-    assert_eq!(notices(&run.apply(Event::Closed { session: 3 }, NOW * 11)).len(), 1);
-    let mut run = Run::new(Start { min_workers: 1, ..start(2) }, Duration::ZERO);
-    for (session, worker) in [(1, "worker-0"), (2, "worker-1")] {
-        run.apply(Event::Opened { session, hello: hello(worker) }, NOW);
-        received(&mut run, session, ready());
-    }
-    run.apply(Event::Closed { session: 2 }, NOW);
-    assert_eq!(begins(&received(&mut run, 1, rejoin(5))), []);
-    let begun = begins(&pass(&mut run, NOW * 10, &[(1, heartbeat(5, "waiting", 1))]));
-    assert_eq!((begun.len(), begun[0].1.world_size, begun[0].1.source), (1, 1, Some(0)));
-}
-
-#[test]
-fn a_worker_that_dies_before_it_joins_ends_the_run() {
-    let mut run = Run::new(start(2), Duration::ZERO);
-    let exited = Event::Exited {
-        worker: "worker-1".into(),
-        how: "ended with exit code 127".into(),
-        cause: ExitCause::Exited(127),
-    };
-    let (message, _) = failure(&run.apply(exited, NOW));
-    assert_eq!(message, "worker-1 ended with exit code 127 before it joined the run");
-    // One that was killed from outside is only restarted.
-    let mut run = Run::new(start(2), Duration::ZERO);
-    let killed = Event::Exited {
-        worker: "worker-1".into(),
-        how: "was killed by signal 9".into(),
-        cause: ExitCause::Signalled(9),
-    };
-    let effects = run.apply(killed, NOW);
-    assert!(effects.contains(&Effect::Restart { worker: "worker-1".into(), after: Duration::ZERO }), "{effects:?}");
 }
 
 #[test]
@@ -521,7 +519,10 @@ fn events_after_the_end_are_ignored() {
     assert_eq!(run.phase, Phase::Over);
     assert_eq!(received(&mut run, 1, WorkerEvent::Step(step("a", 0, 4))), []);
     let effects = run.apply(Event::Opened { session: 5, hello: hello("w") }, NOW);
-    assert!(matches!(&effects[..], [Effect::Send { session: 5, command: Command::Refused { .. } }]));
+    assert!(matches!(
+        &effects[..],
+        [Effect::Send { session: 5, command: Command::Refused { .. } }]
+    ));
 }
 
 #[test]
@@ -537,7 +538,8 @@ fn a_stop_that_takes_too_long_ends_at_the_last_checkpoint() {
     assert_eq!(end(&effects), (Some(Verdict::Stopped { at: Some(("a".into(), 5)) }), vec![1, 2]));
 }
 
-/// A benchmark's ranks report and finish without a checkpoint; a report that was not asked for ends its sender.
+/// A benchmark's ranks report and finish without a checkpoint; a report that was not asked for ends
+/// its sender.
 #[test]
 fn a_benchmark_is_done_when_all_ranks_have_reported() {
     let report = |rank: u32| {
@@ -563,7 +565,10 @@ fn a_benchmark_is_done_when_all_ranks_have_reported() {
     let mut run = training();
     run.start.welcome.bench = Some(BenchRequest { warmup_steps: 1, steps: 1 });
     let effects = received(&mut run, 1, report(1));
-    assert!(matches!(&notices(&effects)[..], [Notice::Lost { .. }]), "of another rank: {effects:?}");
+    assert!(
+        matches!(&notices(&effects)[..], [Notice::Lost { .. }]),
+        "of another rank: {effects:?}"
+    );
     let mut run = training();
     run.start.welcome.bench = Some(BenchRequest { warmup_steps: 1, steps: 1 });
     for (session, rank) in [(1, 0), (2, 1)] {

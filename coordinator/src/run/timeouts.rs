@@ -1,4 +1,5 @@
-//! The coordinator's timeouts, resolved: the keys of `timeouts` with the defaults that depend on where workers run.
+//! The coordinator's timeouts, resolved: the keys of `timeouts` with the defaults that depend on
+//! where workers run.
 
 use std::time::Duration;
 use thanos_configs::TimeoutsConfig;
@@ -37,7 +38,8 @@ pub(crate) struct Timeouts {
 impl Timeouts {
     pub(crate) fn new(config: &TimeoutsConfig, placement: Placement) -> Self {
         let seconds = Duration::from_secs_f64;
-        let heartbeat = if placement == Placement::Local { LOCAL_HEARTBEAT } else { REMOTE_HEARTBEAT };
+        let heartbeat =
+            if placement == Placement::Local { LOCAL_HEARTBEAT } else { REMOTE_HEARTBEAT };
         let rendezvous = config.rendezvous_seconds.map(seconds);
         let first_rendezvous = (placement != Placement::External).then_some(RENDEZVOUS);
         Self {

@@ -1,5 +1,6 @@
-//! Checkpoints as the coordinator sees them: it commits what rank 0 has written, finds the newest good ones when a
-//! run continues, and removes the old. A checkpoint is believed by its checksums, never by being there.
+//! Checkpoints as the coordinator sees them: it commits what rank 0 has written, finds the newest
+//! good ones when a run continues, and removes the old. A checkpoint is believed by its checksums,
+//! never by being there.
 
 mod transfer;
 
@@ -14,8 +15,8 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use thanos_configs::hex;
 use thanos_formats::{
-    CHECKPOINTS, MANIFEST, MANIFEST_FORMAT, MANIFEST_SHA256, Manifest, ManifestBest, ManifestData, ManifestFile,
-    ManifestResult, committed_folder, unfinished_folder,
+    CHECKPOINTS, MANIFEST, MANIFEST_FORMAT, MANIFEST_SHA256, Manifest, ManifestBest, ManifestData,
+    ManifestFile, ManifestResult, committed_folder, unfinished_folder,
 };
 use thanos_proto::{Best, CheckpointRef, CheckpointWritten, StageResult};
 pub(crate) use transfer::CheckpointFiles;
@@ -31,8 +32,8 @@ pub(crate) struct Checkpoints {
     pub data: Option<DataIdentity>,
     /// Newest checkpoints kept in each stage.
     pub keep_last: usize,
-    /// Steps of the stages in all their epochs. A stage whose result was measured after fewer continues; one that is not
-    /// here is complete when it has a result.
+    /// Steps of the stages in all their epochs. A stage whose result was measured after fewer
+    /// continues; one that is not here is complete when it has a result.
     pub total_steps: BTreeMap<String, u64>,
 }
 
@@ -42,7 +43,8 @@ pub(crate) struct Found {
     /// The last checkpoints of the stages that are complete, and what they measured.
     pub complete: Vec<CheckpointRef>,
     pub results: Vec<StageResult>,
-    /// Where the first stage that is not complete stands; `None`: at its start, or all are complete.
+    /// Where the first stage that is not complete stands; `None`: at its start, or all are
+    /// complete.
     pub resume: Option<CheckpointRef>,
     /// `resume` is the end of a stage that was complete, and is to make more steps.
     pub reopened: bool,
@@ -51,8 +53,9 @@ pub(crate) struct Found {
 }
 
 impl Checkpoints {
-    /// Makes a checkpoint of the files that rank 0 has written and synced: manifest, rename, `LATEST`; then removes
-    /// the old ones. A crash at any point leaves the checkpoint before it, or this one.
+    /// Makes a checkpoint of the files that rank 0 has written and synced: manifest, rename,
+    /// `LATEST`; then removes the old ones. A crash at any point leaves the checkpoint before it,
+    /// or this one.
     pub(crate) fn commit(&self, written: &CheckpointWritten) -> Result<CheckpointRef> {
         let folder = unfinished_folder(&written.stage, written.step);
         ensure!(written.folder == folder, "rank 0 wrote {}, expected {folder}", written.folder);
@@ -62,7 +65,12 @@ impl Checkpoints {
             ensure!(plain, "`{}` is not the name of a file of a checkpoint", file.name);
             let path = temporary.join(&file.name);
             let bytes = fs::metadata(&path).with_context(|| format!("{}", path.display()))?.len();
-            ensure!(bytes == file.bytes, "{}: {bytes} bytes, rank 0 wrote {}", path.display(), file.bytes);
+            ensure!(
+                bytes == file.bytes,
+                "{}: {bytes} bytes, rank 0 wrote {}",
+                path.display(),
+                file.bytes
+            );
         }
         let manifest = serde_json::to_vec_pretty(&self.manifest(written))?;
         let mut file = File::create(temporary.join(MANIFEST))?;
@@ -94,7 +102,10 @@ impl Checkpoints {
     }
 
     fn manifest(&self, written: &CheckpointWritten) -> Manifest {
-        let best = |best: Best| ManifestBest { epoch: best.epoch, validation_accuracy: best.validation_accuracy };
+        let best = |best: Best| ManifestBest {
+            epoch: best.epoch,
+            validation_accuracy: best.validation_accuracy,
+        };
         let file = |file: &thanos_proto::WrittenFile| ManifestFile {
             name: file.name.clone(),
             bytes: file.bytes,
@@ -126,7 +137,10 @@ impl Checkpoints {
             for folder in &folders[..folders.len() - self.keep_last] {
                 // The new one is committed, whatever becomes of the old.
                 if let Err(error) = remove(folder) {
-                    tracing::warn!("an old checkpoint could not be removed: {}: {error}", folder.display());
+                    tracing::warn!(
+                        "an old checkpoint could not be removed: {}: {error}",
+                        folder.display()
+                    );
                 }
             }
         }
@@ -159,7 +173,11 @@ impl Checkpoints {
     }
 
     /// The newest good checkpoint of a stage, and its result if the stage is complete.
-    fn newest(&self, stage: &str, warnings: &mut Vec<String>) -> Result<Option<(CheckpointRef, Option<StageResult>)>> {
+    fn newest(
+        &self,
+        stage: &str,
+        warnings: &mut Vec<String>,
+    ) -> Result<Option<(CheckpointRef, Option<StageResult>)>> {
         let folder = self.run_dir.join(CHECKPOINTS).join(stage);
         restore_set_aside(&folder).with_context(|| format!("{}", folder.display()))?;
         for place in committed(&folder)?.into_iter().rev() {
@@ -173,16 +191,29 @@ impl Checkpoints {
 
     fn usable(&self, place: &Path, stage: &str) -> Result<(CheckpointRef, Option<StageResult>)> {
         let (manifest, manifest_sha256) = verify(place)?;
-        ensure!(manifest.run == self.run, "it belongs to run {}, not to {}", manifest.run, self.run);
-        ensure!(manifest.config_digest == self.config_digest, "it belongs to another configuration");
-        if let (Some(data), Some(trained_on)) = (self.data.as_ref().map(manifest_data), &manifest.data) {
+        ensure!(
+            manifest.run == self.run,
+            "it belongs to run {}, not to {}",
+            manifest.run,
+            self.run
+        );
+        ensure!(
+            manifest.config_digest == self.config_digest,
+            "it belongs to another configuration"
+        );
+        if let (Some(data), Some(trained_on)) =
+            (self.data.as_ref().map(manifest_data), &manifest.data)
+        {
             ensure!(*trained_on == data, "it was trained on other data");
         }
         ensure!(manifest.stage == stage, "it belongs to stage {}", manifest.stage);
         let folder = committed_folder(stage, manifest.step);
         ensure!(place == self.run_dir.join(&folder), "it belongs to step {}", manifest.step);
         let result = manifest.result.as_ref().map(|result| stage_result(result, stage));
-        Ok((CheckpointRef { stage: stage.into(), folder, manifest_sha256, step: manifest.step }, result))
+        Ok((
+            CheckpointRef { stage: stage.into(), folder, manifest_sha256, step: manifest.step },
+            result,
+        ))
     }
 }
 
@@ -219,16 +250,22 @@ fn stage_result(kept: &ManifestResult, stage: &str) -> StageResult {
     }
 }
 
-/// Reads a committed checkpoint and checks every file's length and checksum, the manifest's among them, which is
-/// returned.
+/// Reads a committed checkpoint and checks every file's length and checksum, the manifest's among
+/// them, which is returned.
 pub fn verify(folder: &Path) -> Result<(Manifest, String)> {
     let bytes = fs::read(folder.join(MANIFEST)).context(MANIFEST)?;
     let expected = fs::read_to_string(folder.join(MANIFEST_SHA256)).context(MANIFEST_SHA256)?;
     let (found_manifest, expected) = (sha256(&bytes), expected.trim_end());
-    ensure!(expected == found_manifest, "manifest.json: its SHA-256 is {found_manifest}, expected {expected}");
+    ensure!(
+        expected == found_manifest,
+        "manifest.json: its SHA-256 is {found_manifest}, expected {expected}"
+    );
     let manifest: Manifest = serde_json::from_slice(&bytes).context(MANIFEST)?;
     let format = manifest.format;
-    ensure!(format == MANIFEST_FORMAT, "its format is {format}, this program reads {MANIFEST_FORMAT}");
+    ensure!(
+        format == MANIFEST_FORMAT,
+        "its format is {format}, this program reads {MANIFEST_FORMAT}"
+    );
     for file in &manifest.files {
         let content = fs::read(folder.join(&file.name)).with_context(|| file.name.clone())?;
         let found = content.len() as u64;
@@ -269,7 +306,8 @@ fn committed(stage: &Path) -> Result<Vec<PathBuf>> {
     let mut folders = Vec::new();
     for entry in entries {
         let path = entry?.path();
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let name =
+            path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         if name.strip_prefix("step-").is_some_and(|number| number.parse::<u64>().is_ok()) {
             folders.push(path);
         }
@@ -278,9 +316,10 @@ fn committed(stage: &Path) -> Result<Vec<PathBuf>> {
     Ok(folders)
 }
 
-/// Gives a folder its name. One that has the name already, of the same step, keeps it until this very moment where the
-/// file system can exchange two names; elsewhere (NFS, some FUSE file systems) it is set aside first, and
-/// [`restore_set_aside`] brings it back if a crash comes in between.
+/// Gives a folder its name. One that has the name already, of the same step, keeps it until this
+/// very moment where the file system can exchange two names; elsewhere (NFS, some FUSE file
+/// systems) it is set aside first, and [`restore_set_aside`] brings it back if a crash comes in
+/// between.
 fn rename_over(temporary: &Path, place: &Path) -> io::Result<()> {
     if !place.exists() {
         return fs::rename(temporary, place);
@@ -301,11 +340,13 @@ fn rename_over(temporary: &Path, place: &Path) -> io::Result<()> {
 const SET_ASIDE: &str = ".replaced-";
 
 fn set_aside(place: &Path) -> PathBuf {
-    let name = place.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let name =
+        place.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     place.with_file_name(format!("{SET_ASIDE}{name}"))
 }
 
-/// Gives checkpoints that a crash left set aside their names back, unless their replacements have them.
+/// Gives checkpoints that a crash left set aside their names back, unless their replacements have
+/// them.
 fn restore_set_aside(stage: &Path) -> io::Result<()> {
     let entries = match fs::read_dir(stage) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),

@@ -1,6 +1,7 @@
-//! Finished runs compared: runs of one recipe that differ in their seed are a group, with mean and standard deviation of
-//! what each method measured; groups are compared by the keys in which they differ, and by differences paired over seeds.
-//! How a comparison is printed is in `comparison/format.rs`.
+//! Finished runs compared: runs of one recipe that differ in their seed are a group, with mean and
+//! standard deviation of what each method measured; groups are compared by the keys in which they
+//! differ, and by differences paired over seeds. How a comparison is printed is in
+//! `comparison/format.rs`.
 
 mod format;
 mod statistics;
@@ -81,7 +82,8 @@ impl RunResults {
 
     /// Whether this run has all results of a plan, so that a launch of it would do nothing.
     pub(crate) fn is_complete(&self, plan: &Plan) -> bool {
-        let is_same = differences(&self.config, plan.config()).is_empty() && self.config.seed == plan.config().seed;
+        let is_same = differences(&self.config, plan.config()).is_empty()
+            && self.config.seed == plan.config().seed;
         is_same && self.results.rows.len() + self.results.backbones.len() == plan.stages().len()
     }
 
@@ -92,7 +94,8 @@ impl RunResults {
             return rows.iter().map(|row| (row.method.clone(), values(row))).collect();
         }
         let of_backbone = backbones.iter().map(|row| {
-            let cosines = [row.cosine_within_coarse, row.cosine_within_fine, Some(row.cosine_between_views)];
+            let cosines =
+                [row.cosine_within_coarse, row.cosine_within_fine, Some(row.cosine_between_views)];
             let accuracies = [None, Some(row.coarse_test_accuracy), Some(row.knn_fine_accuracy)];
             let [fine, coarse, knn] = accuracies;
             let [within_coarse, within_fine, views] = cosines;
@@ -133,8 +136,8 @@ pub(crate) struct RunTable {
     quick: bool,
     groups: Vec<Group>,
     differing_keys: Vec<DifferingKey>,
-    /// Differences over the seeds that both sides have: of each group from the first one, or, of a single group, of each
-    /// method from the first one.
+    /// Differences over the seeds that both sides have: of each group from the first one, or, of a
+    /// single group, of each method from the first one.
     paired_differences: Vec<PairedDifference>,
 }
 
@@ -194,11 +197,14 @@ impl RunTable {
             [single] => between_methods(single),
             [first, others @ ..] => {
                 let others = others.iter().zip(&labels[1..]);
-                others.flat_map(|(other, label)| between_groups((label, other), (&labels[0], first))).collect()
+                others
+                    .flat_map(|(other, label)| between_groups((label, other), (&labels[0], first)))
+                    .collect()
             }
             [] => Vec::new(),
         };
-        let groups = groups.iter().zip(labels).map(|(group, label)| Group::new(label, group)).collect();
+        let groups =
+            groups.iter().zip(labels).map(|(group, label)| Group::new(label, group)).collect();
         let quick = runs.iter().any(|run| run.identity.quick);
         Self { quick, groups, differing_keys, paired_differences }
     }
@@ -213,10 +219,14 @@ impl Group {
         let rows = methods(runs).into_iter().map(|method| {
             let of_seeds = by_seed(runs, &method);
             let summary = |(index, measure): (usize, &Measure)| {
-                let values: Vec<f64> = of_seeds.iter().filter_map(|(_, values)| values[index]).collect();
+                let values: Vec<f64> =
+                    of_seeds.iter().filter_map(|(_, values)| values[index]).collect();
                 Some((measure.name, Summary::of(&values)?))
             };
-            RowSummary { measures: MEASURES.iter().enumerate().filter_map(summary).collect(), method }
+            RowSummary {
+                measures: MEASURES.iter().enumerate().filter_map(summary).collect(),
+                method,
+            }
         });
         Self {
             rows: rows.collect(),
@@ -248,12 +258,14 @@ fn by_seed(runs: &[&RunResults], method: &str) -> Vec<(u64, Values)> {
     runs.iter().filter_map(of_run).collect()
 }
 
-/// Differences in accuracy over the seeds that both sides have; of runs of one seed, the first one counts.
+/// Differences in accuracy over the seeds that both sides have; of runs of one seed, the first one
+/// counts.
 fn paired(of: &[(u64, Values)], minus: &[(u64, Values)]) -> BTreeMap<&'static str, Difference> {
     let accuracies = MEASURES.iter().enumerate().filter(|(_, measure)| measure.is_accuracy);
     let difference = |(index, measure): (usize, &Measure)| {
         let by_seed = |side: &[(u64, Values)]| -> BTreeMap<u64, f64> {
-            let values = side.iter().rev().filter_map(|(seed, values)| Some((*seed, values[index]?)));
+            let values =
+                side.iter().rev().filter_map(|(seed, values)| Some((*seed, values[index]?)));
             values.collect()
         };
         let (of, minus) = (by_seed(of), by_seed(minus));
@@ -287,7 +299,11 @@ fn between_groups(
         measures: paired(&by_seed(of_runs, &method), &by_seed(minus_runs, &method)),
         method: Some(method),
     };
-    methods(of_runs).into_iter().map(difference).filter(|difference| !difference.measures.is_empty()).collect()
+    methods(of_runs)
+        .into_iter()
+        .map(difference)
+        .filter(|difference| !difference.measures.is_empty())
+        .collect()
 }
 
 /// Keys with another value in any group than in the first one.
@@ -322,15 +338,20 @@ fn digests(run: &RunResults) -> Value {
     serde_json::to_value(&run.identity.weights).expect("plain data is always JSON")
 }
 
-/// What distinguishes the groups: their names, else the keys in which they differ, else the paths of their first runs.
+/// What distinguishes the groups: their names, else the keys in which they differ, else the paths
+/// of their first runs.
 fn labels(firsts: &[&RunResults], keys: &[DifferingKey]) -> Vec<String> {
-    let is_distinct = |labels: &[String]| (1..labels.len()).all(|at| !labels[..at].contains(&labels[at]));
+    let is_distinct =
+        |labels: &[String]| (1..labels.len()).all(|at| !labels[..at].contains(&labels[at]));
     let names: Vec<String> = firsts.iter().map(|run| run.identity.preset.clone()).collect();
     if is_distinct(&names) {
         return names;
     }
     let of_group = |place: usize| -> String {
-        keys.iter().map(|key| format!("{}={}", key.key, shown(&key.values[place]))).collect::<Vec<_>>().join(", ")
+        keys.iter()
+            .map(|key| format!("{}={}", key.key, shown(&key.values[place])))
+            .collect::<Vec<_>>()
+            .join(", ")
     };
     let by_keys: Vec<String> = (0..firsts.len()).map(of_group).collect();
     if keys.len() <= MAX_LABEL_KEYS && is_distinct(&by_keys) {

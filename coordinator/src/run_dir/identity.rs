@@ -1,5 +1,5 @@
-//! `run.json`: which run a directory holds, what it is trained on, and what it was started with. Files that were written
-//! before a field was added still open.
+//! `run.json`: which run a directory holds, what it is trained on, and what it was started with.
+//! Files that were written before a field was added still open.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -30,22 +30,29 @@ pub struct Identity {
     pub changes: Vec<RecordedChange>,
 }
 
-/// The content of the packs: SHA-256 over header, images and labels as they were decoded, in hexadecimal.
+/// The content of the packs: SHA-256 over header, images and labels as they were decoded, in
+/// hexadecimal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataIdentity {
     pub train: String,
     pub test: String,
-    /// SHA-256 over names, lengths and times of the raw files when they were packed: as long as it is the same, they
-    /// need not be read again.
+    /// SHA-256 over names, lengths and times of the raw files when they were packed: as long as it
+    /// is the same, they need not be read again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub raw_stamp: Option<String>,
 }
 
 impl DataIdentity {
     /// The first pack whose content is not the other's: its split, what is here, and what is there.
-    pub(crate) fn difference<'a>(&'a self, other: &'a Self) -> Option<(&'static str, &'a str, &'a str)> {
+    pub(crate) fn difference<'a>(
+        &'a self,
+        other: &'a Self,
+    ) -> Option<(&'static str, &'a str, &'a str)> {
         let pairs = [("train", &self.train, &other.train), ("test", &self.test, &other.test)];
-        pairs.into_iter().find(|(_, here, there)| here != there).map(|(split, here, there)| (split, &**here, &**there))
+        pairs
+            .into_iter()
+            .find(|(_, here, there)| here != there)
+            .map(|(split, here, there)| (split, &**here, &**there))
     }
 }
 
@@ -87,8 +94,15 @@ impl StartedWith {
     /// What is different in `new`, as options of `launch`: name, old and new value.
     pub(crate) fn changes(&self, new: &Self) -> Vec<(&'static str, Value, Value)> {
         let options = |with: &Self| {
-            let Self { min_nodes, max_nodes, workers_per_node, threads_per_worker, launcher, device, collectives } =
-                with.clone();
+            let Self {
+                min_nodes,
+                max_nodes,
+                workers_per_node,
+                threads_per_worker,
+                launcher,
+                device,
+                collectives,
+            } = with.clone();
             [
                 ("--nodes", Value::from(format!("{min_nodes}:{max_nodes}"))),
                 ("--workers-per-node", workers_per_node.into()),
@@ -99,7 +113,10 @@ impl StartedWith {
             ]
         };
         let pairs = options(self).into_iter().zip(options(new));
-        pairs.filter(|(old, new)| old != new).map(|((name, old), (_, new))| (name, old, new)).collect()
+        pairs
+            .filter(|(old, new)| old != new)
+            .map(|((name, old), (_, new))| (name, old, new))
+            .collect()
     }
 }
 
@@ -109,8 +126,10 @@ mod tests {
 
     #[test]
     fn a_file_of_an_earlier_version_opens() {
-        let text = r#"{"id": "a", "preset": "p", "seed": 3, "config_digest": "d", "version": "0.1.0"}"#;
-        let identity: Identity = serde_json::from_str(text).expect("it has all that was asked for then");
+        let text =
+            r#"{"id": "a", "preset": "p", "seed": 3, "config_digest": "d", "version": "0.1.0"}"#;
+        let identity: Identity =
+            serde_json::from_str(text).expect("it has all that was asked for then");
         let expected = Identity {
             id: "a".into(),
             preset: "p".into(),
@@ -141,10 +160,16 @@ mod tests {
         ];
         assert_eq!(with.changes(&more), expected);
         let on_cpus = StartedWith { device: "cpu".into(), ..with.clone() };
-        assert_eq!(with.changes(&on_cpus), [("--device", Value::from("cuda:0"), Value::from("cpu"))]);
-        let text =
-            r#"{"min_nodes": 2, "max_nodes": 2, "workers_per_node": 1, "threads_per_worker": 1, "launcher": "local"}"#;
-        let before: StartedWith = serde_json::from_str(text).expect("it has all that was recorded then");
+        assert_eq!(
+            with.changes(&on_cpus),
+            [("--device", Value::from("cuda:0"), Value::from("cpu"))]
+        );
+        let text = r#"{
+            "min_nodes": 2, "max_nodes": 2, "workers_per_node": 1, "threads_per_worker": 1,
+            "launcher": "local"
+        }"#;
+        let before: StartedWith =
+            serde_json::from_str(text).expect("it has all that was recorded then");
         assert_eq!(before, StartedWith { device: auto(), ..with });
     }
 }

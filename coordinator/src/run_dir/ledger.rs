@@ -1,6 +1,6 @@
-//! The ledger of a run: `steps.jsonl`, one line a committed step, and `events.jsonl`, one line per event. It is what a
-//! run can be checked by, so it never holds a step twice: what a resumed run will redo is cut off first. How lines reach
-//! the disk is `lines.rs`.
+//! The ledger of a run: `steps.jsonl`, one line a committed step, and `events.jsonl`, one line per
+//! event. It is what a run can be checked by, so it never holds a step twice: what a resumed run
+//! will redo is cut off first. How lines reach the disk is `lines.rs`.
 
 mod lines;
 
@@ -66,16 +66,23 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    /// Opens the files of a run directory, or makes them. A last line that a crash cut off is removed.
+    /// Opens the files of a run directory, or makes them. A last line that a crash cut off is
+    /// removed.
     ///
     /// # Errors
     /// 74, naming the file.
     pub(crate) fn open(run_dir: &Path) -> Result<Self, Fatal> {
         let lines = |name: &str| {
             let path = run_dir.join(name);
-            Lines::open(&path).map_err(|error| Fatal::new(EXIT_IO, format!("cannot open {}: {error}", path.display())))
+            Lines::open(&path).map_err(|error| {
+                Fatal::new(EXIT_IO, format!("cannot open {}: {error}", path.display()))
+            })
         };
-        Ok(Self { path: run_dir.into(), steps: lines("steps.jsonl")?, events: lines("events.jsonl")? })
+        Ok(Self {
+            path: run_dir.into(),
+            steps: lines("steps.jsonl")?,
+            events: lines("events.jsonl")?,
+        })
     }
 
     /// Cuts the steps down to those that `keep` answers yes to.
@@ -85,7 +92,9 @@ impl Ledger {
     pub(crate) fn cut(&mut self, keep: impl Fn(&StepLine) -> bool) -> io::Result<()> {
         self.steps.sync()?;
         let mut text = String::new();
-        for line in read_steps(&self.path).map_err(io::Error::other)?.iter().filter(|line| keep(line)) {
+        for line in
+            read_steps(&self.path).map_err(io::Error::other)?.iter().filter(|line| keep(line))
+        {
             text.push_str(&serde_json::to_string(line).expect("a step is always JSON"));
             text.push('\n');
         }
@@ -99,7 +108,9 @@ impl Ledger {
     /// # Errors
     /// Naming the file, which is as it was before.
     pub(crate) fn step(&mut self, step: &StepDone) -> io::Result<()> {
-        self.steps.append(serde_json::to_string(&StepLine::from(step.clone())).expect("a step is always JSON"))
+        self.steps.append(
+            serde_json::to_string(&StepLine::from(step.clone())).expect("a step is always JSON"),
+        )
     }
 
     /// Returns when all lines are durable.
@@ -116,7 +127,9 @@ impl Ledger {
     /// # Errors
     /// Naming the file, which is as it was before.
     pub(crate) fn event(&mut self, kind: &str, fields: &Value) -> io::Result<()> {
-        let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as f64 / 1e3;
+        let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis()
+            as f64
+            / 1e3;
         let mut line = json!({ "time": time, "event": kind });
         if let (Value::Object(line), Value::Object(fields)) = (&mut line, fields) {
             line.extend(fields.clone());
@@ -125,8 +138,8 @@ impl Ledger {
     }
 }
 
-/// All committed steps of a run directory, in order; none if it has no ledger yet. A last line that a crash cut off
-/// is skipped.
+/// All committed steps of a run directory, in order; none if it has no ledger yet. A last line that
+/// a crash cut off is skipped.
 ///
 /// # Errors
 /// 65, naming the line that is malformed.
@@ -135,12 +148,17 @@ pub fn read_steps(run_dir: &Path) -> Result<Vec<StepLine>, Fatal> {
     let text = match fs::read_to_string(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(Fatal::new(EXIT_DATA, format!("cannot read {}: {error}", path.display()))),
+        Err(error) => {
+            return Err(Fatal::new(EXIT_DATA, format!("cannot read {}: {error}", path.display())));
+        }
     };
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
     let read = |(index, line): (usize, &str)| {
         serde_json::from_str(line).map_err(|error| {
-            Fatal::new(EXIT_DATA, format!("{}, line {}: not a step: {error}", path.display(), index + 1))
+            Fatal::new(
+                EXIT_DATA,
+                format!("{}, line {}: not a step: {error}", path.display(), index + 1),
+            )
         })
     };
     whole.lines().enumerate().map(read).collect()
@@ -155,7 +173,8 @@ pub(crate) fn last_generation(run_dir: &Path) -> Result<u64, Fatal> {
     Ok(generations.max().unwrap_or(0))
 }
 
-/// Workers of the newest generation, by name, unless the run has ended since: they may still hold its state.
+/// Workers of the newest generation, by name, unless the run has ended since: they may still hold
+/// its state.
 ///
 /// # Errors
 /// As [`last_generation`].
@@ -181,7 +200,10 @@ pub(crate) fn events(run_dir: &Path) -> Result<Vec<Value>, Fatal> {
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
     let read = |(index, line): (usize, &str)| {
         serde_json::from_str(line).map_err(|error| {
-            Fatal::new(EXIT_DATA, format!("{}, line {}: not an event: {error}", path.display(), index + 1))
+            Fatal::new(
+                EXIT_DATA,
+                format!("{}, line {}: not an event: {error}", path.display(), index + 1),
+            )
         })
     };
     whole.lines().enumerate().map(read).collect()
@@ -215,7 +237,9 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let mut ledger = Ledger::open(folder.path()).expect("new");
         let skipped = Some("the loss is non-finite".to_owned());
-        ledger.step(&StepDone { loss: f64::NAN, skipped: skipped.clone(), ..step("a", 0, 1) }).expect("written");
+        ledger
+            .step(&StepDone { loss: f64::NAN, skipped: skipped.clone(), ..step("a", 0, 1) })
+            .expect("written");
         let lines = read_steps(folder.path()).expect("whole");
         assert_eq!((lines[0].loss, &lines[0].skipped), (None, &skipped));
     }

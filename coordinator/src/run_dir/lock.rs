@@ -1,12 +1,14 @@
 //! The lock of a run directory: at most one coordinator writes to it.
 //!
-//! Where the file system has `flock`, the kernel holds the lock and drops it with the process; nothing can be left over.
-//! Where it has not (some FUSE and NFS mounts answer ENOSYS, EOPNOTSUPP or ENOLCK), `fcntl` locks fail as well, since
-//! they go through the same lock operation, and POSIX ones would be lost whenever any part of the program closes the
-//! file. What works on all of them is to create a file that must not exist (O_EXCL): `lock.held` names its holder, and
-//! the holder renews it every few seconds. Such a file outlives a holder that is killed, so a process that finds it decides:
-//! on the same machine exactly, by the process and its start time; from another one by the age of the last renewal.
-//! Both the renewal and the time that it is compared with are the file server's, so that no two clocks are compared.
+//! Where the file system has `flock`, the kernel holds the lock and drops it with the process;
+//! nothing can be left over. Where it has not (some FUSE and NFS mounts answer ENOSYS, EOPNOTSUPP
+//! or ENOLCK), `fcntl` locks fail as well, since they go through the same lock operation, and POSIX
+//! ones would be lost whenever any part of the program closes the file. What works on all of them
+//! is to create a file that must not exist (O_EXCL): `lock.held` names its holder, and the holder
+//! renews it every few seconds. Such a file outlives a holder that is killed, so a process that
+//! finds it decides: on the same machine exactly, by the process and its start time; from another
+//! one by the age of the last renewal. Both the renewal and the time that it is compared with are
+//! the file server's, so that no two clocks are compared.
 
 use super::cannot;
 use crate::exit::{EXIT_IO, EXIT_USAGE, Fatal};
@@ -24,7 +26,8 @@ const LOCK: &str = "lock";
 /// The file that is the lock where there is no `flock`.
 const HELD: &str = "lock.held";
 const RENEWAL_INTERVAL: Duration = Duration::from_secs(2);
-/// A holder on another machine whose file is older is taken for dead: many missed renewals, as file servers pause.
+/// A holder on another machine whose file is older is taken for dead: many missed renewals, as file
+/// servers pause.
 const STALE_AFTER: Duration = Duration::from_secs(30);
 /// Attempts to take over a stale lock while others try the same.
 const MAX_ATTEMPTS: u32 = 5;
@@ -47,7 +50,9 @@ impl Lock {
         let mut file = options.open(&path).map_err(failed)?;
         let renewed = match file.try_lock() {
             Ok(()) => None,
-            Err(TryLockError::Error(error)) if is_unsupported(&error) => Some(Renewed::take(run_dir)?),
+            Err(TryLockError::Error(error)) if is_unsupported(&error) => {
+                Some(Renewed::take(run_dir)?)
+            }
             Err(TryLockError::Error(error)) => return Err(failed(error)),
             Err(TryLockError::WouldBlock) => {
                 let mut holder = String::new();
@@ -73,7 +78,9 @@ pub(crate) fn holder(run_dir: &Path) -> Option<String> {
         Err(TryLockError::Error(error)) => {
             is_unsupported(&error) && {
                 let held = run_dir.join(HELD);
-                read(&held).is_ok_and(|holder| holder_state(&holder, &Holder::this(), age(&held)) != Judgement::Stale)
+                read(&held).is_ok_and(|holder| {
+                    holder_state(&holder, &Holder::this(), age(&held)) != Judgement::Stale
+                })
             }
         }
     };
@@ -81,7 +88,10 @@ pub(crate) fn holder(run_dir: &Path) -> Option<String> {
 }
 
 fn in_use(run_dir: &Path, holder: &str) -> Fatal {
-    Fatal::new(EXIT_USAGE, format!("{} is in use by another coordinator ({holder})", run_dir.display()))
+    Fatal::new(
+        EXIT_USAGE,
+        format!("{} is in use by another coordinator ({holder})", run_dir.display()),
+    )
 }
 
 fn is_unsupported(error: &io::Error) -> bool {
@@ -95,7 +105,8 @@ struct Holder {
     host: String,
     /// Which start of which machine: names of hosts are not unique.
     boot: String,
-    /// The namespace in which `pid` is a number: containers of a machine do not see each other's processes.
+    /// The namespace in which `pid` is a number: containers of a machine do not see each other's
+    /// processes.
     pid_namespace: String,
     pid: u32,
     /// In ticks after the machine's start: numbers of processes are used again.
@@ -140,7 +151,9 @@ enum Judgement {
 
 /// Whether the holder of a lock lives, seen by `this` process.
 fn holder_state(holder: &Holder, this: &Holder, age: Duration) -> Judgement {
-    if (&holder.boot, &holder.pid_namespace) == (&this.boot, &this.pid_namespace) && !holder.boot.is_empty() {
+    if (&holder.boot, &holder.pid_namespace) == (&this.boot, &this.pid_namespace)
+        && !holder.boot.is_empty()
+    {
         let alive = started_ticks(holder.pid) == Some(holder.started_ticks);
         return if alive { Judgement::Alive } else { Judgement::Stale };
     }
@@ -155,7 +168,9 @@ fn read(path: &Path) -> io::Result<Holder> {
 fn age(path: &Path) -> Duration {
     let probe = path.with_extension(format!("probe-{}", std::process::id()));
     let modified = |path: &Path| fs::metadata(path)?.modified();
-    let now = fs::write(&probe, "now").and_then(|()| modified(&probe)).unwrap_or_else(|_| SystemTime::now());
+    let now = fs::write(&probe, "now")
+        .and_then(|()| modified(&probe))
+        .unwrap_or_else(|_| SystemTime::now());
     _ = fs::remove_file(&probe);
     modified(path).map_or(Duration::ZERO, |written| now.duration_since(written).unwrap_or_default())
 }
@@ -196,13 +211,17 @@ impl Renewed {
                     let named = format!("pid {} on {}", holder.pid, holder.host);
                     match holder_state(&holder, &this, age(&path)) {
                         Judgement::Alive => return Err(in_use(run_dir, &named)),
-                        Judgement::Renewed(age) => return Err(in_use(run_dir, &remedy(&path, &named, age))),
+                        Judgement::Renewed(age) => {
+                            return Err(in_use(run_dir, &remedy(&path, &named, age)));
+                        }
                         Judgement::Stale => take_away(&path, Some(&holder)).map_err(failed)?,
                     }
                 }
             }
         }
-        Err(failed(io::Error::other(format!("{MAX_ATTEMPTS} attempts failed, as other processes took it meanwhile"))))
+        Err(failed(io::Error::other(format!(
+            "{MAX_ATTEMPTS} attempts failed, as other processes took it meanwhile"
+        ))))
     }
 
     fn renew(path: PathBuf, holder: Holder) -> Self {
@@ -212,10 +231,18 @@ impl Renewed {
             while stopped.recv_timeout(RENEWAL_INTERVAL) == Err(RecvTimeoutError::Timeout) {
                 match read(&renewed) {
                     Ok(holder) if holder == own => _ = write(&renewed, &own),
-                    // Two coordinators must not write: this one was taken for dead, and another has begun.
-                    Ok(holder) => end(&format!("now belongs to pid {} on {}", holder.pid, holder.host), &renewed),
-                    Err(error) if error.kind() == ErrorKind::NotFound => end("was removed", &renewed),
-                    Err(error) => tracing::warn!("{} cannot be renewed: {error}", renewed.display()),
+                    // Two coordinators must not write: this one was taken for dead, and another has
+                    // begun.
+                    Ok(holder) => end(
+                        &format!("now belongs to pid {} on {}", holder.pid, holder.host),
+                        &renewed,
+                    ),
+                    Err(error) if error.kind() == ErrorKind::NotFound => {
+                        end("was removed", &renewed)
+                    }
+                    Err(error) => {
+                        tracing::warn!("{} cannot be renewed: {error}", renewed.display())
+                    }
                 }
             }
         });
@@ -256,7 +283,8 @@ fn create(path: &Path, holder: &Holder) -> io::Result<()> {
     file.sync_all()
 }
 
-/// The same bytes again, which makes the file new; closed, so that other clients of a file server see it.
+/// The same bytes again, which makes the file new; closed, so that other clients of a file server
+/// see it.
 fn write(path: &Path, holder: &Holder) -> io::Result<()> {
     let mut file = File::options().write(true).open(path)?;
     file.write_all(&to_bytes(holder))?;
@@ -267,7 +295,8 @@ fn to_bytes(holder: &Holder) -> Vec<u8> {
     serde_json::to_vec(holder).expect("plain data is always JSON")
 }
 
-/// Removes a stale lock. Of several that try, one renames it; should that have been a new one already, it is put back.
+/// Removes a stale lock. Of several that try, one renames it; should that have been a new one
+/// already, it is put back.
 fn take_away(path: &Path, stale: Option<&Holder>) -> io::Result<()> {
     let aside = path.with_extension(format!("stale-{}", std::process::id()));
     match fs::rename(path, &aside) {
@@ -292,11 +321,19 @@ mod tests {
     fn a_local_holder_is_checked_and_a_remote_one_ages() {
         let this = Holder::this();
         let check = |holder: Holder, age: u64, expected| {
-            assert_eq!(holder_state(&holder, &this, Duration::from_secs(age)), expected, "{holder:?}");
+            assert_eq!(
+                holder_state(&holder, &this, Duration::from_secs(age)),
+                expected,
+                "{holder:?}"
+            );
         };
         check(this.clone(), 1000, Judgement::Alive);
         // The number of a process that lives, and started at another time.
-        check(Holder { started_ticks: this.started_ticks + 1, ..this.clone() }, 0, Judgement::Stale);
+        check(
+            Holder { started_ticks: this.started_ticks + 1, ..this.clone() },
+            0,
+            Judgement::Stale,
+        );
         check(Holder { pid: u32::MAX, ..this.clone() }, 0, Judgement::Stale);
         let elsewhere = Holder { boot: "another".into(), pid: u32::MAX, ..this.clone() };
         check(elsewhere.clone(), 5, Judgement::Renewed(Duration::from_secs(5)));
@@ -326,9 +363,16 @@ mod tests {
         let elsewhere = Holder { host: "other".into(), boot: "another".into(), ..holder_of(1) };
         fs::write(&path, to_bytes(&elsewhere)).expect("written");
         let refused = Renewed::take(folder.path()).expect_err("it was renewed just now").message;
-        assert!(refused.contains("pid 1 on other, renewed 0 s ago") && refused.contains("remove "), "{refused}");
+        assert!(
+            refused.contains("pid 1 on other, renewed 0 s ago") && refused.contains("remove "),
+            "{refused}"
+        );
         let old = SystemTime::now() - 2 * STALE_AFTER;
-        File::options().write(true).open(&path).and_then(|file| file.set_modified(old)).expect("made old");
+        File::options()
+            .write(true)
+            .open(&path)
+            .and_then(|file| file.set_modified(old))
+            .expect("made old");
         drop(Renewed::take(folder.path()).expect("too old to be held"));
         assert!(!path.exists());
     }

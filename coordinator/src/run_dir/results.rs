@@ -1,4 +1,5 @@
-//! The result table: made from what each stage measured, kept as `results.json`, printed for people.
+//! The result table: made from what each stage measured, kept as `results.json`, printed for
+//! people.
 
 use crate::exit::{EXIT_DATA, Fatal};
 use crate::run_dir::{Identity, write_durably};
@@ -9,11 +10,11 @@ use thanos_configs::{Plan, StagePlan, TransferPlan, ValidationMeasure};
 use thanos_proto::StageResult;
 
 /// The first line of the table of a quick run.
-pub(super) const QUICK_RUN: &str =
-    "QUICK RUN: a few steps on a few images, to see that every stage works; its numbers are not results";
+pub(super) const QUICK_RUN: &str = "QUICK RUN: a few steps on a few images, to see that every \
+    stage works; its numbers are not results";
 
-/// `results.json`. Accuracies in percent of the test images; cosines are means over pairs of test embeddings, null where
-/// no class has two test images.
+/// `results.json`. Accuracies in percent of the test images; cosines are means over pairs of test
+/// embeddings, null where no class has two test images.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Results {
     pub run: String,
@@ -53,9 +54,11 @@ pub struct Row {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BackboneRow {
     pub name: String,
-    /// Of the coarse head; with `selected_by: coarse_knn`, or without a trained head, of the nearest neighbours.
+    /// Of the coarse head; with `selected_by: coarse_knn`, or without a trained head, of the
+    /// nearest neighbours.
     pub coarse_validation_accuracy: f64,
-    /// What selected the epoch of these numbers: the accuracy of `coarse_head` or `coarse_knn`, or `last_epoch`.
+    /// What selected the epoch of these numbers: the accuracy of `coarse_head` or `coarse_knn`, or
+    /// `last_epoch`.
     #[serde(default)]
     pub selected_by: Option<String>,
     pub coarse_test_accuracy: f64,
@@ -81,7 +84,8 @@ impl Results {
                 StagePlan::Backbone(_) => backbones.push(backbone_row(result, selected_by)),
                 StagePlan::Transfer(transfer) => {
                     let trained = transfer.backbones.iter().filter_map(|name| of(name));
-                    let seconds = result.seconds + trained.map(|result| result.seconds).sum::<f64>();
+                    let seconds =
+                        result.seconds + trained.map(|result| result.seconds).sum::<f64>();
                     rows.push(row(transfer, result, (seconds, selected_by)));
                 }
             }
@@ -104,9 +108,11 @@ impl Results {
     /// 65, naming the file.
     pub fn read(run_dir: &Path) -> Result<Self, Fatal> {
         let path = run_dir.join("results.json");
-        let text = std::fs::read_to_string(&path)
-            .map_err(|error| Fatal::new(EXIT_DATA, format!("there are no results yet: {}: {error}", path.display())))?;
-        serde_json::from_str(&text).map_err(|error| Fatal::new(EXIT_DATA, format!("{}: {error}", path.display())))
+        let text = std::fs::read_to_string(&path).map_err(|error| {
+            Fatal::new(EXIT_DATA, format!("there are no results yet: {}: {error}", path.display()))
+        })?;
+        serde_json::from_str(&text)
+            .map_err(|error| Fatal::new(EXIT_DATA, format!("{}: {error}", path.display())))
     }
 
     pub fn to_json(&self) -> String {
@@ -146,7 +152,8 @@ fn backbone_row(result: &StageResult, selected_by: &str) -> BackboneRow {
     }
 }
 
-/// A share in 0..1 in percent, to a thousandth: a test set of 10,000 images has steps of a hundredth.
+/// A share in 0..1 in percent, to a thousandth: a test set of 10,000 images has steps of a
+/// hundredth.
 fn percent(share: f64) -> f64 {
     (share * 1e5).round() / 1e3
 }
@@ -168,8 +175,13 @@ impl fmt::Display for Results {
         if self.rows.is_empty() {
             return write!(out, "\nNo linear probe has been trained yet.");
         }
-        let width = self.rows.iter().map(|row| row.method.len()).max().unwrap_or(0).max("method".len());
-        writeln!(out, "\n{:width$}  {:^24}  {:^26}", "", "test accuracy, %", "mean cosine of test images")?;
+        let width =
+            self.rows.iter().map(|row| row.method.len()).max().unwrap_or(0).max("method".len());
+        writeln!(
+            out,
+            "\n{:width$}  {:^24}  {:^26}",
+            "", "test accuracy, %", "mean cosine of test images"
+        )?;
         writeln!(
             out,
             "{:width$}  {:>6}  {:>7}  {:>7}  {:>8}  {:>8}  {:>8}  {:>7}  backbones",
@@ -192,8 +204,10 @@ impl fmt::Display for Results {
         }
         write!(
             out,
-            "\nfine: a linear layer on the frozen embeddings; coarse: the backbones' own heads; kNN: fine labels by 20 nearest neighbours.\n\
-             Cosines within a coarse class, within a fine class, between two views of an image: 1 = fully collapsed."
+            "\nfine: a linear layer on the frozen embeddings; coarse: the backbones' own heads; \
+            kNN: fine labels by 20 nearest neighbours.\n\
+             Cosines within a coarse class, within a fine class, between two views of an image: 1 \
+             = fully collapsed."
         )
     }
 }
@@ -231,24 +245,41 @@ mod tests {
     #[test]
     fn a_row_is_a_probe_with_the_time_of_its_backbones() {
         let plan = Plan::from_preset("digits_thanos", &[]).expect("valid");
-        let identity = Identity { id: "r".into(), preset: "digits_thanos".into(), seed: 3, ..Identity::default() };
-        let stages =
-            [result("cnce", None, 10.0), result("cae", None, 20.04), result("transfer_thanos", Some(0.9512), 3.0)];
+        let identity = Identity {
+            id: "r".into(),
+            preset: "digits_thanos".into(),
+            seed: 3,
+            ..Identity::default()
+        };
+        let stages = [
+            result("cnce", None, 10.0),
+            result("cae", None, 20.04),
+            result("transfer_thanos", Some(0.9512), 3.0),
+        ];
         let results = Results::new(&identity, &plan, &stages);
         assert_eq!(results.rows.len(), 1);
         let row = &results.rows[0];
-        assert_eq!((row.fine_test_accuracy, row.coarse_test_accuracy, row.seconds), (95.12, 98.765, 33.0));
+        assert_eq!(
+            (row.fine_test_accuracy, row.coarse_test_accuracy, row.seconds),
+            (95.12, 98.765, 33.0)
+        );
         assert_eq!(row.backbones, ["cnce", "cae"]);
         assert_eq!(results.backbones.len(), 2);
         let text = results.to_string();
-        for part in
-            ["digits_thanos, seed 3", "thanos    95.1     98.8", "0:33  cnce + cae", "   0.900       n/a     1.000"]
-        {
+        for part in [
+            "digits_thanos, seed 3",
+            "thanos    95.1     98.8",
+            "0:33  cnce + cae",
+            "   0.900       n/a     1.000",
+        ] {
             assert!(text.contains(part), "no `{part}` in\n{text}");
         }
         assert!(!text.contains("QUICK RUN"), "{text}");
         let quick = Results::new(&Identity { quick: true, ..identity.clone() }, &plan, &stages);
-        assert!(quick.to_string().lines().nth(1).is_some_and(|line| line.starts_with("QUICK RUN: ")), "{quick}");
+        assert!(
+            quick.to_string().lines().nth(1).is_some_and(|line| line.starts_with("QUICK RUN: ")),
+            "{quick}"
+        );
         assert_eq!(Results::new(&identity, &plan, &stages[..1]).rows, []);
         let folder = tempfile::tempdir().expect("a folder");
         results.write(folder.path()).expect("written");

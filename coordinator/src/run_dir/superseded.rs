@@ -1,6 +1,6 @@
-//! What a run no longer needs when a stage that was complete is to make more steps: everything of the stages after it was
-//! made from its former end. It is moved aside into `superseded/N`, never deleted. A crash at any point leaves a run that
-//! the next resume brings to the same state.
+//! What a run no longer needs when a stage that was complete is to make more steps: everything of
+//! the stages after it was made from its former end. It is moved aside into `superseded/N`, never
+//! deleted. A crash at any point leaves a run that the next resume brings to the same state.
 
 use crate::exit::{EXIT_IO, Fatal};
 use crate::run_dir::ledger::{Ledger, read_steps};
@@ -16,8 +16,8 @@ const STEPS: &str = "steps.jsonl";
 const RESULTS: &str = "results.json";
 const LATEST: &str = "LATEST";
 
-/// Moves aside what the stages `later` have, and cuts the ledger back to `resume`. `complete` are the stages before it.
-/// Returns where it is now.
+/// Moves aside what the stages `later` have, and cuts the ledger back to `resume`. `complete` are
+/// the stages before it. Returns where it is now.
 ///
 /// # Errors
 /// 74, naming what cannot be moved.
@@ -29,7 +29,10 @@ pub(crate) fn move_aside(
 ) -> Result<PathBuf, Fatal> {
     let cannot = |error: io::Error| {
         let run_dir = run_dir.display();
-        Fatal::new(EXIT_IO, format!("cannot move superseded files to {run_dir}/superseded: {error}"))
+        Fatal::new(
+            EXIT_IO,
+            format!("cannot move superseded files to {run_dir}/superseded: {error}"),
+        )
     };
     let aside = new_folder(&run_dir.join("superseded")).map_err(cannot)?;
     copy(run_dir, &aside, STEPS).and_then(|()| copy(run_dir, &aside, RESULTS)).map_err(cannot)?;
@@ -120,23 +123,39 @@ mod tests {
         }
         fs::write(run_dir.join(RESULTS), "{}").expect("written");
         let before = fs::read(run_dir.join(STEPS)).expect("there");
-        assert_eq!(["a", "b", "c", "d"].map(|stage| steps_made(run_dir, stage).expect("whole")), [2, 3, 1, 0]);
+        assert_eq!(
+            ["a", "b", "c", "d"].map(|stage| steps_made(run_dir, stage).expect("whole")),
+            [2, 3, 1, 0]
+        );
         let reference = |stage: &str, step| {
             let folder = format!("checkpoints/{stage}/step-{step:08}");
             CheckpointRef { stage: stage.into(), folder, manifest_sha256: String::new(), step }
         };
         for number in ["1", "2"] {
-            let aside = move_aside(run_dir, &[reference("a", 2)], &reference("b", 3), &["c"]).expect("moved");
-            assert_eq!(aside, run_dir.join("superseded").join(number), "a second time is safe, too");
+            let aside = move_aside(run_dir, &[reference("a", 2)], &reference("b", 3), &["c"])
+                .expect("moved");
+            assert_eq!(
+                aside,
+                run_dir.join("superseded").join(number),
+                "a second time is safe, too"
+            );
         }
-        let kept = read_steps(run_dir).expect("whole").into_iter().map(|line| (line.stage, line.step));
-        let expected = [("a", 0), ("a", 1), ("b", 0), ("b", 1), ("b", 2)].map(|(stage, step)| (stage.to_owned(), step));
+        let kept =
+            read_steps(run_dir).expect("whole").into_iter().map(|line| (line.stage, line.step));
+        let expected = [("a", 0), ("a", 1), ("b", 0), ("b", 1), ("b", 2)]
+            .map(|(stage, step)| (stage.to_owned(), step));
         assert_eq!(kept.collect::<Vec<_>>(), expected);
         let aside = run_dir.join("superseded/1");
         assert_eq!(fs::read(aside.join(STEPS)).expect("copied"), before);
-        assert_eq!(fs::read_to_string(aside.join("checkpoints/c/step-00000001/file")).expect("moved"), "c");
+        assert_eq!(
+            fs::read_to_string(aside.join("checkpoints/c/step-00000001/file")).expect("moved"),
+            "c"
+        );
         assert!(run_dir.join("checkpoints/b").is_dir() && !run_dir.join("checkpoints/c").exists());
         assert!(aside.join(RESULTS).is_file() && !run_dir.join(RESULTS).exists());
-        assert_eq!(fs::read_to_string(run_dir.join(LATEST)).expect("there"), "checkpoints/b/step-00000003\n");
+        assert_eq!(
+            fs::read_to_string(run_dir.join(LATEST)).expect("there"),
+            "checkpoints/b/step-00000003\n"
+        );
     }
 }

@@ -36,7 +36,12 @@ impl Predictions {
         let (fine_names, coarse_names) = (names("fine_names")?, names("coarse_names")?);
         let labels = |name: &str| labels(&file, name, fine_names.len());
         let (fine, predicted) = (labels("fine")?, labels("predicted")?);
-        ensure!(fine.len() == predicted.len(), "{} labels, {} predictions", fine.len(), predicted.len());
+        ensure!(
+            fine.len() == predicted.len(),
+            "{} labels, {} predictions",
+            fine.len(),
+            predicted.len()
+        );
         Ok(Self { fine, predicted, fine_names, coarse_names })
     }
 

@@ -1,12 +1,12 @@
-//! Credentials of a run. Each run has a certificate authority of its own: the coordinator's certificate is from
-//! it, and a worker gets one by a join token, for its own id alone. Secrets are in files of mode 0600, and nowhere else:
-//! not in arguments, variables, logs or error texts.
+//! Credentials of a run. Each run has a certificate authority of its own: the coordinator's
+//! certificate is from it, and a worker gets one by a join token, for its own id alone. Secrets are
+//! in files of mode 0600, and nowhere else: not in arguments, variables, logs or error texts.
 
 use crate::exit::{EXIT_CONFIG, EXIT_IO, Fatal};
 use anyhow::{Context, Result};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
 };
 use sha2::{Digest, Sha256};
 use std::fs::{self, DirBuilder, OpenOptions};
@@ -55,7 +55,10 @@ pub(crate) struct Credentials {
 /// Why a worker gets no certificate.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NotEnrolled {
-    #[error("invalid worker id `{0}`: at most 63 letters, digits, `-`, `_` and, except at either end, `.`")]
+    #[error(
+        "invalid worker id `{0}`: at most 63 letters, digits, `-`, `_` and, except at either end, \
+        `.`"
+    )]
     Id(String),
     #[error("invalid join token for worker `{0}`, or it was already used")]
     Token(String),
@@ -64,30 +67,38 @@ pub(crate) enum NotEnrolled {
 }
 
 impl Credentials {
-    /// Opens a folder of credentials, and makes it if it is not there; `shared`: with a token that any worker may join
-    /// with, as often as it needs.
+    /// Opens a folder of credentials, and makes it if it is not there; `shared`: with a token that
+    /// any worker may join with, as often as it needs.
     ///
     /// # Errors
     /// 74 if files cannot be written, 78 if they are there and not credentials.
     pub(crate) fn open_or_make(folder: &Path, shared: bool) -> Result<Self, Fatal> {
         if !folder.join(CA).exists() {
             make(folder).map_err(|error| {
-                Fatal::new(EXIT_IO, format!("cannot make credentials in {}: {error:#}", folder.display()))
+                Fatal::new(
+                    EXIT_IO,
+                    format!("cannot make credentials in {}: {error:#}", folder.display()),
+                )
             })?;
         }
         if shared && !folder.join(TOKEN).exists() {
             new_token(&folder.join(TOKEN)).map_err(|error| {
-                Fatal::new(EXIT_IO, format!("cannot write {}: {error}", folder.join(TOKEN).display()))
+                Fatal::new(
+                    EXIT_IO,
+                    format!("cannot write {}: {error}", folder.join(TOKEN).display()),
+                )
             })?;
         }
-        Self::open(folder).map_err(|error| Fatal::new(EXIT_CONFIG, format!("{}: {error:#}", folder.display())))
+        Self::open(folder)
+            .map_err(|error| Fatal::new(EXIT_CONFIG, format!("{}: {error:#}", folder.display())))
     }
 
     fn open(folder: &Path) -> Result<Self> {
         let ca = fs::read_to_string(folder.join(CA)).context(CA)?;
         let key = fs::read_to_string(folder.join(CA_KEY)).context(CA_KEY)?;
         let key = KeyPair::from_pem(&key).ok().context("its key cannot be read")?;
-        let issuer = Issuer::from_ca_cert_pem(&ca, key).ok().context("its certificate cannot be read")?;
+        let issuer =
+            Issuer::from_ca_cert_pem(&ca, key).ok().context("its certificate cannot be read")?;
         let scrape_token = folder.join(SCRAPE_TOKEN);
         Ok(Self { folder: folder.into(), ca, issuer, scrape_token, enrolling: Mutex::default() })
     }
@@ -96,8 +107,8 @@ impl Credentials {
         &self.folder
     }
 
-    /// How the coordinator speaks TLS: with a new certificate each time, to every client; a client that has a
-    /// certificate presents it.
+    /// How the coordinator speaks TLS: with a new certificate each time, to every client; a client
+    /// that has a certificate presents it.
     pub(crate) fn tls(&self, protocols: &[&str]) -> Result<ServerConfig> {
         let key = KeyPair::generate()?;
         let mut params = named(COORDINATOR_NAME, ExtendedKeyUsagePurpose::ServerAuth);
@@ -106,9 +117,10 @@ impl Credentials {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(self.ca.as_bytes())?)?;
         let provider = Arc::new(default_provider());
-        let workers = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-            .allow_unauthenticated()
-            .build()?;
+        let workers =
+            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+                .allow_unauthenticated()
+                .build()?;
         let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(anyhow::Error::msg)?;
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&TLS13])?
@@ -118,7 +130,8 @@ impl Credentials {
         Ok(config)
     }
 
-    /// Makes a token that this worker may join with, once, and returns the folder that it finds it in.
+    /// Makes a token that this worker may join with, once, and returns the folder that it finds it
+    /// in.
     pub(crate) fn invite(&self, worker: &str) -> io::Result<PathBuf> {
         let folder = self.folder.join(WORKERS).join(worker);
         private_folder(&folder)?;
@@ -129,8 +142,9 @@ impl Credentials {
         Ok(folder)
     }
 
-    /// A certificate (PEM) for a worker that has a token. One of its own is used up, but for this worker and this key: the
-    /// answer may have been lost. It shows its pages with the certificate, too, at the address that it comes from.
+    /// A certificate (PEM) for a worker that has a token. One of its own is used up, but for this
+    /// worker and this key: the answer may have been lost. It shows its pages with the certificate,
+    /// too, at the address that it comes from.
     pub(crate) fn enrol(
         &self,
         worker: &str,
@@ -139,10 +153,13 @@ impl Credentials {
         from: Option<IpAddr>,
     ) -> Result<String, NotEnrolled> {
         if !is_worker_id(worker) {
-            return Err(NotEnrolled::Id(worker.chars().take(64).filter(|c| !c.is_control()).collect()));
+            return Err(NotEnrolled::Id(
+                worker.chars().take(64).filter(|c| !c.is_control()).collect(),
+            ));
         }
         let own = self.folder.join(WORKERS).join(worker);
-        let request = CertificateSigningRequestParams::from_der(&request.into()).map_err(|_| NotEnrolled::Request)?;
+        let request = CertificateSigningRequestParams::from_der(&request.into())
+            .map_err(|_| NotEnrolled::Request)?;
         let _one = self.enrolling.lock().unwrap_or_else(PoisonError::into_inner);
         let enrolment = enrolment(token, request.public_key.der_bytes());
         let is_own = is_token(&own.join(TOKEN), token);
@@ -155,9 +172,13 @@ impl Credentials {
         }
         let mut params = named(worker, ExtendedKeyUsagePurpose::ClientAuth);
         params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
-        // A socket of both families has IPv4 peers as IPv6 addresses; clients connect to them by IPv4.
-        params.subject_alt_names = from.map(|from| SanType::IpAddress(from.to_canonical())).into_iter().collect();
-        let signed = params.signed_by(&request.public_key, &self.issuer).map_err(|_| NotEnrolled::Request)?;
+        // A socket of both families has IPv4 peers as IPv6 addresses; clients connect to them by
+        // IPv4.
+        params.subject_alt_names =
+            from.map(|from| SanType::IpAddress(from.to_canonical())).into_iter().collect();
+        let signed = params
+            .signed_by(&request.public_key, &self.issuer)
+            .map_err(|_| NotEnrolled::Request)?;
         Ok(signed.pem())
     }
 
@@ -171,12 +192,15 @@ impl Credentials {
     /// # Errors
     /// 78 if it cannot be read, or is shorter than [`MIN_SITE_TOKEN_BYTES`].
     pub(crate) fn with_scrape_token(self, file: &Path) -> Result<Self, Fatal> {
-        let refuse =
-            |problem: String| Fatal::new(EXIT_CONFIG, format!("--scrape-token-file {}: {problem}", file.display()));
+        let refuse = |problem: String| {
+            Fatal::new(EXIT_CONFIG, format!("--scrape-token-file {}: {problem}", file.display()))
+        };
         let token = fs::read_to_string(file).map_err(|error| refuse(error.to_string()))?;
         let bytes = token.trim().len();
         if bytes < MIN_SITE_TOKEN_BYTES {
-            return Err(refuse(format!("a token has at least {MIN_SITE_TOKEN_BYTES} characters, this one {bytes}")));
+            return Err(refuse(format!(
+                "a token has at least {MIN_SITE_TOKEN_BYTES} characters, this one {bytes}"
+            )));
         }
         Ok(Self { scrape_token: file.into(), ..self })
     }
@@ -202,8 +226,8 @@ fn make(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A certificate has no end: it is valid as long as the authority's key exists, and clocks of machines
-/// differ.
+/// A certificate has no end: it is valid as long as the authority's key exists, and clocks of
+/// machines differ.
 fn named(name: &str, usage: ExtendedKeyUsagePurpose) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
@@ -219,7 +243,8 @@ fn is_token(file: &Path, token: &str) -> bool {
     held.len() == 2 * TOKEN_BYTES && held.as_bytes().ct_eq(token.trim().as_bytes()).into()
 }
 
-/// What an enrolment is known by when it is repeated: nothing that a token or a key could be got from.
+/// What an enrolment is known by when it is repeated: nothing that a token or a key could be got
+/// from.
 fn enrolment(token: &str, public_key: &[u8]) -> String {
     hex(&Sha256::new().chain_update(token.trim()).chain_update(public_key).finalize())
 }
@@ -299,7 +324,8 @@ mod tests {
         assert_eq!(credentials.enrol("worker-1", &other, b"?", None), Err(NotEnrolled::Request));
         // What was refused for another reason has not used it up; and a new one is as good.
         enrol("worker-1", &other).expect("its own token");
-        enrol("worker-0", &token(&credentials.invite("worker-0").expect("written"))).expect("the new one");
+        enrol("worker-0", &token(&credentials.invite("worker-0").expect("written")))
+            .expect("the new one");
     }
 
     #[test]
@@ -308,13 +334,19 @@ mod tests {
         let credentials = Credentials::open_or_make(folder.path(), false).expect("made");
         let first = token(&credentials.invite("worker-0").expect("written"));
         let request_of_key = request();
-        let enrol = |credentials: &Credentials, request: &[u8]| credentials.enrol("worker-0", &first, request, None);
+        let enrol = |credentials: &Credentials, request: &[u8]| {
+            credentials.enrol("worker-0", &first, request, None)
+        };
         enrol(&credentials, &request_of_key).expect("its own token");
         let again = enrol(&credentials, &request_of_key).expect("the answer was lost");
         assert_eq!(name(&again).as_deref(), Some("worker-0"));
         let refused = Err(NotEnrolled::Token("worker-0".into()));
         assert_eq!(enrol(&credentials, &request()), refused, "another key");
-        assert_eq!(credentials.enrol("worker-0", &"0".repeat(64), &request_of_key, None), refused, "another token");
+        assert_eq!(
+            credentials.enrol("worker-0", &"0".repeat(64), &request_of_key, None),
+            refused,
+            "another token"
+        );
         let restarted = Credentials::open_or_make(folder.path(), false).expect("opened");
         enrol(&restarted, &request_of_key).expect("the coordinator was restarted meanwhile");
         let record = folder.path().join(WORKERS).join("worker-0").join(ENROLLED);
@@ -322,7 +354,11 @@ mod tests {
         file.set_modified(SystemTime::now() - MAX_REPEAT).expect("set");
         assert_eq!(enrol(&credentials, &request_of_key), refused, "too late");
         let second = token(&credentials.invite("worker-0").expect("written"));
-        assert_eq!(enrol(&credentials, &request_of_key), refused, "the token of an earlier process");
+        assert_eq!(
+            enrol(&credentials, &request_of_key),
+            refused,
+            "the token of an earlier process"
+        );
         credentials.enrol("worker-0", &second, &request(), None).expect("the new one");
     }
 
@@ -333,7 +369,8 @@ mod tests {
         let token = token(folder.path());
         for worker in ["a", "b", "a"] {
             assert_eq!(
-                name(&credentials.enrol(worker, &token, &request(), None).expect("shared")).as_deref(),
+                name(&credentials.enrol(worker, &token, &request(), None).expect("shared"))
+                    .as_deref(),
                 Some(worker)
             );
         }
@@ -341,7 +378,11 @@ mod tests {
         assert_eq!(again.ca, credentials.ca);
         again.enrol("c", &token, &request(), None).expect("the same token");
         let sha256 = hex(&Sha256::digest(token.trim().as_bytes()));
-        assert_ne!(again.scrape_token_sha256().expect("written"), sha256, "each run has a token of its own");
+        assert_ne!(
+            again.scrape_token_sha256().expect("written"),
+            sha256,
+            "each run has a token of its own"
+        );
     }
 
     #[test]
@@ -350,7 +391,10 @@ mod tests {
         let credentials = Credentials::open_or_make(folder.path(), true).expect("made");
         let token = token(folder.path());
         for id in [COORDINATOR_NAME, "", "..", "../a", "a/b", ".a", "a\nb", &"a".repeat(64)] {
-            assert!(matches!(credentials.enrol(id, &token, &request(), None), Err(NotEnrolled::Id(_))), "{id}");
+            assert!(
+                matches!(credentials.enrol(id, &token, &request(), None), Err(NotEnrolled::Id(_))),
+                "{id}"
+            );
         }
     }
 
@@ -379,15 +423,28 @@ mod tests {
     fn a_site_has_a_scrape_token_of_its_own_that_is_not_short() {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("token");
-        let open = || Credentials::open_or_make(&folder.path().join("credentials"), true).expect("made");
-        let refusal = || open().with_scrape_token(&file).err().map(|fatal| (fatal.exit_code, fatal.message));
-        assert!(refusal().is_some_and(|(code, message)| code == EXIT_CONFIG && message.contains("No such file")));
+        let open =
+            || Credentials::open_or_make(&folder.path().join("credentials"), true).expect("made");
+        let refusal =
+            || open().with_scrape_token(&file).err().map(|fatal| (fatal.exit_code, fatal.message));
+        assert!(
+            refusal().is_some_and(
+                |(code, message)| code == EXIT_CONFIG && message.contains("No such file")
+            )
+        );
         for short in ["", "\n", "0123456789abcde\n"] {
             fs::write(&file, short).expect("written");
-            assert!(refusal().is_some_and(|(_, message)| message.contains("at least 16 characters")), "{short:?}");
+            assert!(
+                refusal().is_some_and(|(_, message)| message.contains("at least 16 characters")),
+                "{short:?}"
+            );
         }
         fs::write(&file, "0123456789abcdef\n").expect("written");
-        let of_site = open().with_scrape_token(&file).expect("long enough").scrape_token_sha256().expect("read");
+        let of_site = open()
+            .with_scrape_token(&file)
+            .expect("long enough")
+            .scrape_token_sha256()
+            .expect("read");
         assert_eq!(of_site, hex(&Sha256::digest(b"0123456789abcdef")));
         assert_ne!(open().scrape_token_sha256().expect("read"), of_site);
     }

@@ -28,14 +28,16 @@ fn check_limit(limit: u64, workers: usize) -> Result<(), Fatal> {
     let wanted = least + max_pending(workers) as u64;
     if limit < least {
         let message = format!(
-            "{workers} workers need {least} open descriptors, and this process may have {limit}: raise the hard limit \
+            "{workers} workers need {least} open descriptors, and this process may have {limit}: \
+            raise the hard limit \
              (ulimit -Hn, LimitNOFILE= of systemd, or a container's ulimits)"
         );
         return Err(Fatal::new(EXIT_UNREACHABLE, message));
     }
     if limit < wanted {
         tracing::warn!(
-            "{limit} open descriptors are enough for {workers} workers, but not for {wanted}, which unauthenticated \
+            "{limit} open descriptors are enough for {workers} workers, but not for {wanted}, \
+            which unauthenticated \
              connections could use up: raise the hard limit (ulimit -Hn)"
         );
     }
@@ -52,6 +54,8 @@ mod tests {
         assert!(check_limit(1024, 298).is_ok());
         let refused = check_limit(1024, 1000).expect_err("too low");
         assert_eq!(refused.exit_code, EXIT_UNREACHABLE);
-        assert!(refused.message.starts_with("1000 workers need 3128 open descriptors, and this process may have 1024"));
+        assert!(refused.message.starts_with(
+            "1000 workers need 3128 open descriptors, and this process may have 1024"
+        ));
     }
 }

@@ -1,5 +1,5 @@
-//! What a client without a certificate may call: `Enrol`, and nothing else. Other calls are refused by their path, before
-//! a byte of their body is read.
+//! What a client without a certificate may call: `Enrol`, and nothing else. Other calls are refused
+//! by their path, before a byte of their body is read.
 
 use std::convert::Infallible;
 use std::task::{Context, Poll};

@@ -4,7 +4,8 @@ use nix::errno::Errno;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 
-/// As [`TcpListener::bind`]; every address of both families is every IPv4 address where the kernel has no IPv6.
+/// As [`TcpListener::bind`]; every address of both families is every IPv4 address where the kernel
+/// has no IPv6.
 pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     match TcpListener::bind(address) {
         Err(error) if is_without_ipv6(&error) && address.ip() == Ipv6Addr::UNSPECIFIED => {

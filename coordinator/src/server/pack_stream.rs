@@ -1,5 +1,5 @@
-//! Packs for workers that do not see this machine's disk: their files, as streams of bounded chunks from any offset.
-//! It knows paths and bytes, nothing of what a pack holds.
+//! Packs for workers that do not see this machine's disk: their files, as streams of bounded chunks
+//! from any offset. It knows paths and bytes, nothing of what a pack holds.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -27,12 +27,16 @@ struct ServedPack {
     head: Head,
 }
 
-/// Length and SHA-256 of a whole file, computed when the first worker asks; others that ask meanwhile wait for it.
+/// Length and SHA-256 of a whole file, computed when the first worker asks; others that ask
+/// meanwhile wait for it.
 #[derive(Default)]
 struct Head(Mutex<Option<PackHead>>);
 
 impl Head {
-    fn get_or_compute(&self, compute: impl FnOnce() -> io::Result<PackHead>) -> io::Result<PackHead> {
+    fn get_or_compute(
+        &self,
+        compute: impl FnOnce() -> io::Result<PackHead>,
+    ) -> io::Result<PackHead> {
         // A panic here leaves no partial state.
         let mut head = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if head.is_none() {
@@ -52,11 +56,12 @@ impl PackServer {
         Self { packs: packs.into_iter().map(shelve).collect() }
     }
 
-    /// The parts of a pack's file: its head, then chunks from the offset to the end. They are read on a thread of
-    /// their own, no faster than they are taken.
+    /// The parts of a pack's file: its head, then chunks from the offset to the end. They are read
+    /// on a thread of their own, no faster than they are taken.
     ///
     /// # Errors
-    /// If it is none of this run's packs. A file that cannot be read ends the stream with the reason.
+    /// If it is none of this run's packs. A file that cannot be read ends the stream with the
+    /// reason.
     pub(crate) fn send(
         self: Arc<Self>,
         request: PackRequest,
@@ -69,7 +74,8 @@ impl PackServer {
         tokio::task::spawn_blocking(move || {
             let pack = &self.packs[at];
             if let Err(error) = pack.send(offset, &parts) {
-                let reason = format!("the coordinator cannot read {}: {error}", pack.path.display());
+                let reason =
+                    format!("the coordinator cannot read {}: {error}", pack.path.display());
                 _ = parts.blocking_send(Err(Status::unavailable(reason)));
             }
         });

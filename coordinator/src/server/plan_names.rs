@@ -1,5 +1,5 @@
-//! The names that a run's plan has. The stages and loss terms in a worker's messages must be among them: they become
-//! folders and labels of metrics.
+//! The names that a run's plan has. The stages and loss terms in a worker's messages must be among
+//! them: they become folders and labels of metrics.
 
 use std::collections::BTreeMap;
 use thanos_configs::{Plan, StagePlan};
@@ -13,7 +13,8 @@ pub(crate) struct PlanNames {
 
 impl PlanNames {
     pub(crate) fn new(plan: &Plan) -> Self {
-        let stages = plan.stages().iter().map(|stage| (stage.name().to_owned(), terms(stage))).collect();
+        let stages =
+            plan.stages().iter().map(|stage| (stage.name().to_owned(), terms(stage))).collect();
         Self { stages }
     }
 
@@ -32,9 +33,10 @@ impl PlanNames {
             WorkerEvent::Checkpoint(written) => {
                 self.stage(&written.stage)?;
                 match &written.result {
-                    Some(result) if result.stage != written.stage => {
-                        Err(format!("a result of stage `{}` in a checkpoint of `{}`", result.stage, written.stage))
-                    }
+                    Some(result) if result.stage != written.stage => Err(format!(
+                        "a result of stage `{}` in a checkpoint of `{}`",
+                        result.stage, written.stage
+                    )),
                     _ => Ok(()),
                 }
             }
@@ -98,7 +100,13 @@ mod tests {
         let (stage, terms) = names.stages.first_key_value().expect("a stage");
         let evaluated = |stage: &str| {
             let (stage, measure) = (stage.into(), "coarse_head".into());
-            WorkerEvent::Evaluated(Evaluated { stage, epoch: 0, validation_accuracy: 0.5, best: true, measure })
+            WorkerEvent::Evaluated(Evaluated {
+                stage,
+                epoch: 0,
+                validation_accuracy: 0.5,
+                best: true,
+                measure,
+            })
         };
         let heartbeat = |stage: &str| {
             let (stage, phase) = (stage.into(), "data".into());
@@ -113,10 +121,22 @@ mod tests {
                 in_collective: false,
             })
         };
-        let rejoin =
-            |step| WorkerEvent::Rejoin(Rejoin { generation: 1, held: None, recent: vec![step], failure: None });
-        let failure = GroupFailure { stage: "other".into(), step: 0, message: String::new(), peer_lost: false };
-        let failed = Rejoin { generation: 1, held: None, recent: Vec::new(), failure: Some(failure) };
+        let rejoin = |step| {
+            WorkerEvent::Rejoin(Rejoin {
+                generation: 1,
+                held: None,
+                recent: vec![step],
+                failure: None,
+            })
+        };
+        let failure = GroupFailure {
+            stage: "other".into(),
+            step: 0,
+            message: String::new(),
+            peer_lost: false,
+        };
+        let failed =
+            Rejoin { generation: 1, held: None, recent: Vec::new(), failure: Some(failure) };
         for good in [
             heartbeat("start"),
             heartbeat(stage),

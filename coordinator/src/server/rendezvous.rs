@@ -1,5 +1,5 @@
-//! The rendezvous: a key-value store for each generation, through which the ranks' process groups find each other.
-//! Only the newest generation has one: a stale worker cannot touch it.
+//! The rendezvous: a key-value store for each generation, through which the ranks' process groups
+//! find each other. Only the newest generation has one: a stale worker cannot touch it.
 
 use prost::bytes::Bytes;
 use std::collections::HashMap;
@@ -39,7 +39,8 @@ pub(crate) struct Store {
 struct Inner {
     generation: u64,
     values: HashMap<String, Bytes>,
-    /// Calls that wait, each at the first of its keys that is missing: a change wakes those alone that it completes.
+    /// Calls that wait, each at the first of its keys that is missing: a change wakes those alone
+    /// that it completes.
     waiters: HashMap<String, Vec<Waiter>>,
     waiting: usize,
 }
@@ -59,9 +60,11 @@ impl Store {
         *self.lock() = Inner { generation, ..Inner::default() };
     }
 
-    /// Answers one operation; a `get` waits until all its keys are there, at most as long as it says.
+    /// Answers one operation; a `get` waits until all its keys are there, at most as long as it
+    /// says.
     pub(crate) async fn answer(&self, request: StoreRequest) -> Result<StoreReply, Refusal> {
-        let operation = request.operation.ok_or_else(|| Refusal::Invalid("the request is empty".into()))?;
+        let operation =
+            request.operation.ok_or_else(|| Refusal::Invalid("the request is empty".into()))?;
         if let Operation::Get(get) = operation {
             let wait = Duration::from_millis(get.wait_ms).min(MAX_WAIT);
             return self.get(request.generation, get.keys, wait).await;
@@ -74,17 +77,28 @@ impl Store {
         self.current(generation).is_ok()
     }
 
-    async fn get(&self, generation: u64, keys: Vec<String>, wait: Duration) -> Result<StoreReply, Refusal> {
+    async fn get(
+        &self,
+        generation: u64,
+        keys: Vec<String>,
+        wait: Duration,
+    ) -> Result<StoreReply, Refusal> {
         let deadline = Instant::now() + wait;
         let (answer, mut answered) = oneshot::channel();
         let asked = keys.clone();
         self.current(generation)?.advance(Waiter { keys, seen: 0, answer })?;
         match timeout_at(deadline, &mut answered).await {
             Ok(Ok(values)) => Ok(StoreReply { values, number: 0 }),
-            Ok(Err(_)) => Err(Refusal::Stale { asked: generation, current: self.lock().generation }),
+            Ok(Err(_)) => {
+                Err(Refusal::Stale { asked: generation, current: self.lock().generation })
+            }
             Err(_) => {
                 let inner = self.current(generation)?;
-                let missing = asked.iter().find(|key| !inner.values.contains_key(*key)).cloned().unwrap_or_default();
+                let missing = asked
+                    .iter()
+                    .find(|key| !inner.values.contains_key(*key))
+                    .cloned()
+                    .unwrap_or_default();
                 Err(Refusal::Timeout { missing, keys: asked.len(), waited: wait })
             }
         }
@@ -97,8 +111,11 @@ impl Store {
         match operation {
             Operation::Set(set) => inner.insert(set.key, set.value).map(|()| number(0)),
             Operation::Add(add) => {
-                let held = values.get(&add.key).map_or(Ok(0), |text| String::from_utf8_lossy(text).parse::<i64>());
-                let held = held.map_err(|_| Refusal::Invalid(format!("`{}` is not a number", add.key)))?;
+                let held = values
+                    .get(&add.key)
+                    .map_or(Ok(0), |text| String::from_utf8_lossy(text).parse::<i64>());
+                let held =
+                    held.map_err(|_| Refusal::Invalid(format!("`{}` is not a number", add.key)))?;
                 let sum = held.wrapping_add(add.amount);
                 inner.insert(add.key, sum.to_string().into()).map(|()| number(sum))
             }
@@ -107,11 +124,16 @@ impl Store {
                 if held.map_or(request.expected.is_empty(), |held| *held == request.expected) {
                     inner.insert(request.key.clone(), request.desired.into())?;
                 }
-                let holds = inner.values.get(&request.key).cloned().unwrap_or(request.expected.into());
+                let holds =
+                    inner.values.get(&request.key).cloned().unwrap_or(request.expected.into());
                 Ok(StoreReply { values: vec![holds], number: 0 })
             }
-            Operation::Delete(delete) => Ok(number(i64::from(inner.values.remove(&delete.key).is_some()))),
-            Operation::Check(check) => Ok(number(i64::from(check.keys.iter().all(|key| values.contains_key(key))))),
+            Operation::Delete(delete) => {
+                Ok(number(i64::from(inner.values.remove(&delete.key).is_some())))
+            }
+            Operation::Check(check) => {
+                Ok(number(i64::from(check.keys.iter().all(|key| values.contains_key(key)))))
+            }
             Operation::Get(_) => Err(Refusal::Invalid("a get does not change anything".into())),
         }
     }
@@ -129,14 +151,20 @@ impl Store {
 
 impl Inner {
     fn insert(&mut self, key: String, value: Bytes) -> Result<(), Refusal> {
-        if value.len() > MAX_VALUE_BYTES || self.values.len() >= MAX_KEYS && !self.values.contains_key(&key) {
-            let message = format!("`{key}`: at most {MAX_KEYS} keys of {MAX_VALUE_BYTES} bytes are kept");
+        if value.len() > MAX_VALUE_BYTES
+            || self.values.len() >= MAX_KEYS && !self.values.contains_key(&key)
+        {
+            let message =
+                format!("`{key}`: at most {MAX_KEYS} keys of {MAX_VALUE_BYTES} bytes are kept");
             return Err(Refusal::Invalid(message));
         }
         let waiters = self.waiters.remove(&key).unwrap_or_default();
         self.values.insert(key, value);
         self.waiting -= waiters.len();
-        waiters.into_iter().filter(|waiter| !waiter.answer.is_closed()).try_for_each(|waiter| self.advance(waiter))
+        waiters
+            .into_iter()
+            .filter(|waiter| !waiter.answer.is_closed())
+            .try_for_each(|waiter| self.advance(waiter))
     }
 
     /// Answers a call whose keys are all there; else it waits at the first that is missing.
@@ -165,7 +193,9 @@ impl Inner {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use thanos_proto::v1::{StoreAdd, StoreCheck, StoreCompareSet, StoreDelete, StoreGet, StoreSet};
+    use thanos_proto::v1::{
+        StoreAdd, StoreCheck, StoreCompareSet, StoreDelete, StoreGet, StoreSet,
+    };
 
     fn request(generation: u64, operation: Operation) -> StoreRequest {
         StoreRequest { generation, operation: Some(operation) }
@@ -219,20 +249,32 @@ mod tests {
         tokio::time::sleep(Duration::from_secs(1)).await;
         store.answer(request(1, set("late", b"v"))).await.expect("set");
         assert_eq!(waiting.await.expect("no panic").expect("the key came").values, [&b"v"[..]]);
-        let refusal = store.answer(request(1, get("never", 2000))).await.expect_err("it never comes");
-        assert_eq!(refusal, Refusal::Timeout { missing: "never".into(), keys: 1, waited: Duration::from_secs(2) });
+        let refusal =
+            store.answer(request(1, get("never", 2000))).await.expect_err("it never comes");
+        assert_eq!(
+            refusal,
+            Refusal::Timeout { missing: "never".into(), keys: 1, waited: Duration::from_secs(2) }
+        );
     }
 
-    /// Ranks that all wait for all keys, which come in any order, and one of which is deleted meanwhile.
+    /// Ranks that all wait for all keys, which come in any order, and one of which is deleted
+    /// meanwhile.
     #[tokio::test]
     async fn a_change_wakes_the_calls_that_it_completes_and_no_others() {
         let store = std::sync::Arc::new(Store::default());
         store.open(1);
-        let all = || Operation::Get(StoreGet { keys: vec!["a".into(), "b".into(), "c".into()], wait_ms: 60_000 });
+        let all = || {
+            Operation::Get(StoreGet {
+                keys: vec!["a".into(), "b".into(), "c".into()],
+                wait_ms: 60_000,
+            })
+        };
         let waiting: Vec<_> = [all(), all(), get("c", 60_000)]
             .map(|operation| {
                 let store = store.clone();
-                tokio::spawn(async move { store.answer(request(1, operation)).await.expect("all came").values })
+                tokio::spawn(async move {
+                    store.answer(request(1, operation)).await.expect("all came").values
+                })
             })
             .into();
         tokio::task::yield_now().await;
@@ -244,12 +286,21 @@ mod tests {
         set_now("c").await;
         assert_eq!((done(), store.lock().waiting), (vec![false, false, true], 2));
         set_now("a").await;
-        store.answer(request(1, Operation::Delete(StoreDelete { key: "a".into() }))).await.expect("deleted");
+        store
+            .answer(request(1, Operation::Delete(StoreDelete { key: "a".into() })))
+            .await
+            .expect("deleted");
         set_now("b").await;
-        assert_eq!((done(), store.lock().waiting), (vec![false, false, true], 2), "one was deleted");
+        assert_eq!(
+            (done(), store.lock().waiting),
+            (vec![false, false, true], 2),
+            "one was deleted"
+        );
         set_now("a").await;
         assert_eq!((done(), store.lock().waiting), (vec![true; 3], 0));
-        for (task, values) in waiting.into_iter().zip([&["a", "b", "c"][..], &["a", "b", "c"], &["c"]]) {
+        for (task, values) in
+            waiting.into_iter().zip([&["a", "b", "c"][..], &["a", "b", "c"], &["c"]])
+        {
             assert_eq!(task.await.expect("no panic"), values);
         }
     }
@@ -275,7 +326,10 @@ mod tests {
         let store = Store::default();
         store.open(1);
         let large = vec![0; MAX_VALUE_BYTES + 1];
-        assert!(matches!(store.answer(request(1, set("a", &large))).await, Err(Refusal::Invalid(_))));
+        assert!(matches!(
+            store.answer(request(1, set("a", &large))).await,
+            Err(Refusal::Invalid(_))
+        ));
         let nothing = StoreRequest { generation: 1, operation: None };
         assert!(matches!(store.answer(nothing).await, Err(Refusal::Invalid(_))));
     }

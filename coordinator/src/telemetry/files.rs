@@ -1,6 +1,7 @@
-//! Two files that a site's monitoring reads: `metrics.prom` in the run directory for node_exporter's textfile collector, and
-//! `targets.json` for Prometheus's file-based service discovery, which is also kept in a folder of the site, since Prometheus
-//! looks for files in one folder. A thread of its own writes them, each by a rename: a disk that fails or hangs costs a
+//! Two files that a site's monitoring reads: `metrics.prom` in the run directory for
+//! node_exporter's textfile collector, and `targets.json` for Prometheus's file-based service
+//! discovery, which is also kept in a folder of the site, since Prometheus looks for files in one
+//! folder. A thread of its own writes them, each by a rename: a disk that fails or hangs costs a
 //! warning, never the run.
 
 use serde_json::Value;
@@ -51,7 +52,8 @@ impl Files {
     /// If there can be no more threads.
     pub(crate) fn start(run_dir: &Path, contents: Contents) -> io::Result<Self> {
         let (requests, receiver) = channel();
-        let writer = Writer { metrics: run_dir.join(METRICS), contents, written: None, warned: false };
+        let writer =
+            Writer { metrics: run_dir.join(METRICS), contents, written: None, warned: false };
         thread::Builder::new().name("telemetry".into()).spawn(move || writer.run(&receiver))?;
         Ok(Self { requests })
     }
@@ -68,7 +70,9 @@ impl Files {
 
     async fn request(&self, request: impl FnOnce(oneshot::Sender<()>) -> Request) {
         let (done, finished) = oneshot::channel();
-        if self.requests.send(request(done)).is_ok() && tokio::time::timeout(MAX_FINAL_WRITE, finished).await.is_err() {
+        if self.requests.send(request(done)).is_ok()
+            && tokio::time::timeout(MAX_FINAL_WRITE, finished).await.is_err()
+        {
             tracing::warn!("the files for monitoring were not written within {MAX_FINAL_WRITE:?}");
         }
     }
@@ -120,7 +124,8 @@ impl Writer {
         if self.written.as_ref() == Some(&text) {
             return;
         }
-        let written: Vec<_> = files.iter().map(|file| (file.clone(), replace(file, text.as_bytes()))).collect();
+        let written: Vec<_> =
+            files.iter().map(|file| (file.clone(), replace(file, text.as_bytes()))).collect();
         if written.iter().all(|(_, written)| written.is_ok()) {
             self.written = Some(text);
         }
@@ -130,9 +135,11 @@ impl Writer {
     /// While this coordinator waited for a last scrape another one may have resumed the run: its
     /// targets stay.
     fn remove_targets(&mut self) {
-        let files = self.contents.targets.as_ref().map_or(Vec::new(), |targets| targets.files.clone());
+        let files =
+            self.contents.targets.as_ref().map_or(Vec::new(), |targets| targets.files.clone());
         for file in files {
-            let is_ours = fs::read_to_string(&file).is_ok_and(|text| self.written.as_ref() == Some(&text));
+            let is_ours =
+                fs::read_to_string(&file).is_ok_and(|text| self.written.as_ref() == Some(&text));
             if is_ours {
                 self.report(&file, fs::remove_file(&file));
             }
@@ -151,7 +158,8 @@ impl Writer {
     }
 }
 
-/// Readers see the old file or the new one. After a crash of the machine the file may be empty: it is written again soon.
+/// Readers see the old file or the new one. After a crash of the machine the file may be empty: it
+/// is written again soon.
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = path.with_extension("new");
     let replaced = fs::write(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
@@ -181,7 +189,8 @@ mod tests {
     async fn the_files_are_written_and_the_targets_removed() {
         let folder = tempfile::tempdir().expect("a folder");
         let targets = Arc::new(Mutex::new(json!([{"targets": ["a:1"]}])));
-        let files = Files::start(folder.path(), contents(folder.path(), &targets)).expect("a thread");
+        let files =
+            Files::start(folder.path(), contents(folder.path(), &targets)).expect("a thread");
         files.write_metrics().await;
         let read = |name: &str| fs::read_to_string(folder.path().join(name));
         assert_eq!(read(METRICS).expect("written"), "loss 1\n");
@@ -202,11 +211,15 @@ mod tests {
     async fn the_targets_of_a_later_coordinator_stay() {
         let folder = tempfile::tempdir().expect("a folder");
         let targets = Arc::new(Mutex::new(json!([{"targets": ["a:1"]}])));
-        let files = Files::start(folder.path(), contents(folder.path(), &targets)).expect("a thread");
+        let files =
+            Files::start(folder.path(), contents(folder.path(), &targets)).expect("a thread");
         files.write_metrics().await;
         fs::write(folder.path().join(TARGETS), "of another").expect("written");
         files.remove_targets().await;
-        assert_eq!(fs::read_to_string(folder.path().join(TARGETS)).expect("it stays"), "of another");
+        assert_eq!(
+            fs::read_to_string(folder.path().join(TARGETS)).expect("it stays"),
+            "of another"
+        );
     }
 
     #[tokio::test]

@@ -1,5 +1,6 @@
-//! In which state a run is, and how long it has been in each: the share of `training` is the run's goodput. Pure: time is a
-//! parameter. The seconds of all states add up to the time since the coordinator began to serve.
+//! In which state a run is, and how long it has been in each: the share of `training` is the run's
+//! goodput. Pure: time is a parameter. The seconds of all states add up to the time since the
+//! coordinator began to serve.
 
 use std::time::Duration;
 use thanos_proto::RankPhase;
@@ -47,7 +48,9 @@ impl State {
     /// The state that a phase of rank 0 belongs to.
     fn of_phase(phase: &RankPhase) -> Self {
         match phase {
-            RankPhase::Start | RankPhase::Rendezvous | RankPhase::Connect | RankPhase::SetUp => Self::Starting,
+            RankPhase::Start | RankPhase::Rendezvous | RankPhase::Connect | RankPhase::SetUp => {
+                Self::Starting
+            }
             RankPhase::Evaluate | RankPhase::Measure => Self::Evaluating,
             RankPhase::Save => Self::Saving,
             RankPhase::Data
@@ -71,7 +74,8 @@ pub(crate) struct Goodput {
     since: Duration,
     spent: [Duration; State::ALL.len()],
     generation: u64,
-    /// What ranks of this generation and of older ones report is of a generation that was interrupted.
+    /// What ranks of this generation and of older ones report is of a generation that was
+    /// interrupted.
     interrupted: u64,
 }
 
@@ -109,7 +113,8 @@ impl Goodput {
         }
     }
 
-    /// Rank 0 of this generation is in this phase. Recovering ends with a step, or with the evaluation that is due.
+    /// Rank 0 of this generation is in this phase. Recovering ends with a step, or with the
+    /// evaluation that is due.
     pub(crate) fn phase(&mut self, generation: u64, phase: &RankPhase, now: Duration) {
         let state = State::of_phase(phase);
         let recovers = self.state == State::Recovering && state != State::Evaluating;
@@ -194,7 +199,11 @@ mod tests {
         run.phase(2, &RankPhase::Forward, at(7));
         assert_eq!(run.state(), State::Recovering, "the step in flight is made again");
         run.phase(2, &RankPhase::Evaluate, at(8));
-        assert_eq!(run.state(), State::Evaluating, "the evaluation was interrupted and is made again");
+        assert_eq!(
+            run.state(),
+            State::Evaluating,
+            "the evaluation was interrupted and is made again"
+        );
     }
 
     #[test]
@@ -204,6 +213,9 @@ mod tests {
         assert_eq!(run.state(), State::Recovering);
         run.began(8, at(2));
         run.step(8, at(3));
-        assert_eq!((run.state(), run.seconds(at(5))[5]), (State::Training, (State::Recovering, 3.0)));
+        assert_eq!(
+            (run.state(), run.seconds(at(5))[5]),
+            (State::Training, (State::Recovering, 3.0))
+        );
     }
 }

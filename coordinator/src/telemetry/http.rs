@@ -1,7 +1,8 @@
-//! What a run shows over HTTP, read only: `/metrics` for Prometheus, `/sd` for its service discovery (the workers'
-//! own pages), `/status` as JSON for people and scripts, `/healthz` (this process lives) and `/readyz` (a generation
-//! trains); `/` is the live page for browsers (`page.rs`). It sees what is done, and changes nothing. Where other machines
-//! can reach it, it speaks TLS and serves all but the last two only to clients with the run's scrape token.
+//! What a run shows over HTTP, read only: `/metrics` for Prometheus, `/sd` for its service
+//! discovery (the workers' own pages), `/status` as JSON for people and scripts, `/healthz` (this
+//! process lives) and `/readyz` (a generation trains); `/` is the live page for browsers
+//! (`page.rs`). It sees what is done, and changes nothing. Where other machines can reach it, it
+//! speaks TLS and serves all but the last two only to clients with the run's scrape token.
 
 use crate::server::credentials::Credentials;
 
@@ -50,9 +51,16 @@ impl Observed {
     ///
     /// # Errors
     /// 69, naming the address and the option, if it cannot be listened on.
-    pub(crate) fn listen(address: SocketAddr, option: &str) -> Result<std::net::TcpListener, Fatal> {
-        crate::server::bind(address)
-            .map_err(|error| Fatal::new(EXIT_UNREACHABLE, format!("cannot listen on {address} for {option}: {error}")))
+    pub(crate) fn listen(
+        address: SocketAddr,
+        option: &str,
+    ) -> Result<std::net::TcpListener, Fatal> {
+        crate::server::bind(address).map_err(|error| {
+            Fatal::new(
+                EXIT_UNREACHABLE,
+                format!("cannot listen on {address} for {option}: {error}"),
+            )
+        })
     }
 
     /// Shows a run on `listener` until this process ends.
@@ -93,10 +101,16 @@ impl Observed {
         let is_secure = credentials.is_some();
         let (status, ready, sessions) = (observed.clone(), observed.clone(), sessions.clone());
         let name = telemetry.run().to_owned();
-        let guarded = guarded
-            .merge(page.map_or_else(Router::new, |page| page.routes()))
-            .route("/status", get(move || async move { Json(status.status()) }))
-            .route("/sd", get(move || async move { Json(worker_targets(&name, &sessions.pages(), is_secure)) }));
+        let guarded =
+            guarded
+                .merge(page.map_or_else(Router::new, |page| page.routes()))
+                .route("/status", get(move || async move { Json(status.status()) }))
+                .route(
+                    "/sd",
+                    get(move || async move {
+                        Json(worker_targets(&name, &sessions.pages(), is_secure))
+                    }),
+                );
         let open = Router::new()
             .route("/healthz", get(|| async { "alive\n" }))
             .route("/readyz", get(move || async move { ready.ready().into_response() }));
@@ -117,12 +131,15 @@ impl Observed {
         match effect {
             Effect::Record(step) => {
                 state.position = json!({
-                    "stage": step.stage, "steps": step.step + 1, "of": step.total_steps, "epoch": step.epoch,
+                    "stage": step.stage, "steps": step.step + 1, "of": step.total_steps,
+                    "epoch": step.epoch,
                     "loss": step.loss,
                 });
             }
             // A generation is over, or begins.
-            Effect::OpenStore { generation } if *generation > state.generation => state.ranks.clear(),
+            Effect::OpenStore { generation } if *generation > state.generation => {
+                state.ranks.clear()
+            }
             Effect::Notify(Notice::Joined { worker, device, .. }) => {
                 state.devices.insert(worker.clone(), device_json(device));
             }
@@ -139,10 +156,13 @@ impl Observed {
 
     fn status(&self) -> Value {
         let state = self.lock();
-        let devices: Vec<&Value> = state.ranks.iter().filter_map(|rank| state.devices.get(rank)).collect();
+        let devices: Vec<&Value> =
+            state.ranks.iter().filter_map(|rank| state.devices.get(rank)).collect();
         json!({
-            "run": state.run, "generation": state.generation, "ranks": state.ranks, "devices": devices,
-            "collectives": state.collectives, "position": state.position, "checkpoint": state.checkpoint,
+            "run": state.run, "generation": state.generation, "ranks": state.ranks,
+            "devices": devices,
+            "collectives": state.collectives, "position": state.position,
+            "checkpoint": state.checkpoint,
         })
     }
 
@@ -159,7 +179,11 @@ impl Observed {
 }
 
 /// How the pages at an address are guarded, which a line on the terminal says.
-fn guard(address: SocketAddr, credentials: Option<&Credentials>, run_id: &str) -> Result<Option<Guard>> {
+fn guard(
+    address: SocketAddr,
+    credentials: Option<&Credentials>,
+    run_id: &str,
+) -> Result<Option<Guard>> {
     let Some(credentials) = credentials.filter(|_| needs_guard(address)) else {
         terminal::line(&format!("live page, metrics and status at http://{address}"));
         return Ok(None);
@@ -175,11 +199,18 @@ fn guard(address: SocketAddr, credentials: Option<&Credentials>, run_id: &str) -
     Ok(Some(Guard { tls, token_sha256: credentials.scrape_token_sha256()?, cookie }))
 }
 
-/// The coordinator's page and those of the workers in the form of Prometheus's file-based service discovery. `addresses` are
-/// those under which the coordinator's page is reached, the best one first.
-pub(crate) fn targets(run: &str, addresses: &[SocketAddr], sessions: &Sessions, is_secure: bool) -> Value {
+/// The coordinator's page and those of the workers in the form of Prometheus's file-based service
+/// discovery. `addresses` are those under which the coordinator's page is reached, the best one
+/// first.
+pub(crate) fn targets(
+    run: &str,
+    addresses: &[SocketAddr],
+    sessions: &Sessions,
+    is_secure: bool,
+) -> Value {
     let coordinator = addresses.first().map(|address| {
-        let labels = labels((run, "coordinator"), COORDINATOR_JOB, is_secure && needs_guard(*address));
+        let labels =
+            labels((run, "coordinator"), COORDINATOR_JOB, is_secure && needs_guard(*address));
         json!({"targets": [address.to_string()], "labels": labels})
     });
     let workers = worker_targets(run, &sessions.pages(), is_secure);
@@ -223,13 +254,18 @@ mod tests {
     fn targets_have_the_labels_that_alerts_select_by() {
         let pages = BTreeMap::from([("worker-0".to_owned(), "127.0.0.1:9".to_owned())]);
         let expected = json!([{"targets": ["127.0.0.1:9"], "labels": {
-            "job": "thanos_trainer_workers", "run": "r", "component": "worker", "__scheme__": "http", "worker": "worker-0",
+            "job": "thanos_trainer_workers", "run": "r", "component": "worker",
+            "__scheme__": "http", "worker": "worker-0",
         }}]);
         assert_eq!(worker_targets("r", &pages, true), expected, "on this machine there is no TLS");
-        let addresses = ["10.0.0.1:9464".parse().expect("an address"), "127.0.0.1:9464".parse().expect("an address")];
+        let addresses = [
+            "10.0.0.1:9464".parse().expect("an address"),
+            "127.0.0.1:9464".parse().expect("an address"),
+        ];
         for (is_secure, scheme) in [(true, "https"), (false, "http")] {
             let expected = json!([{"targets": ["10.0.0.1:9464"], "labels": {
-                "job": "thanos_trainer", "run": "r", "component": "coordinator", "__scheme__": scheme,
+                "job": "thanos_trainer", "run": "r", "component": "coordinator",
+                "__scheme__": scheme,
             }}]);
             assert_eq!(targets("r", &addresses, &Sessions::default(), is_secure), expected);
         }

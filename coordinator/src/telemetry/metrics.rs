@@ -1,33 +1,68 @@
-//! What Prometheus may know of a run: every metric with its help, and how what is done moves it. Names are
-//! `thanos_trainer_*` in base units (CNCF Thanos has `thanos_*`); labels are stages, loss terms, phases, outcomes and
-//! reasons, which a plan or a list bounds. Every series has the label `run` besides, which the recorder adds.
+//! What Prometheus may know of a run: every metric with its help, and how what is done moves it.
+//! Names are `thanos_trainer_*` in base units (CNCF Thanos has `thanos_*`); labels are stages, loss
+//! terms, phases, outcomes and reasons, which a plan or a list bounds. Every series has the label
+//! `run` besides, which the recorder adds.
 
 use crate::run::{Effect, ExitCause, Notice};
 use crate::server::REFUSED_ENROLMENTS;
-use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics::{
+    Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use thanos_proto::{StageResult, StepDone};
 
 /// Gauges, their units and help.
 pub const GAUGES: [(&str, Unit, &str); 20] = [
-    ("thanos_trainer_build_info", Unit::Count, "1; its labels are the version of the coordinator and its platform"),
-    ("thanos_trainer_run_info", Unit::Count, "1; its labels are the run's id and the name of its experiment"),
-    ("thanos_trainer_start_timestamp_seconds", Unit::Seconds, "When the coordinator began to serve, since 1970"),
-    ("thanos_trainer_end_timestamp_seconds", Unit::Seconds, "When the run ended, since 1970; 0 until then"),
-    ("thanos_trainer_ended", Unit::Count, "1 for the outcome of a run that has ended: done, stopped, failed; else 0"),
-    ("thanos_trainer_linger_seconds", Unit::Seconds, "How long the run waits at its end for a last scrape (--linger)"),
+    (
+        "thanos_trainer_build_info",
+        Unit::Count,
+        "1; its labels are the version of the coordinator and its platform",
+    ),
+    (
+        "thanos_trainer_run_info",
+        Unit::Count,
+        "1; its labels are the run's id and the name of its experiment",
+    ),
+    (
+        "thanos_trainer_start_timestamp_seconds",
+        Unit::Seconds,
+        "When the coordinator began to serve, since 1970",
+    ),
+    (
+        "thanos_trainer_end_timestamp_seconds",
+        Unit::Seconds,
+        "When the run ended, since 1970; 0 until then",
+    ),
+    (
+        "thanos_trainer_ended",
+        Unit::Count,
+        "1 for the outcome of a run that has ended: done, stopped, failed; else 0",
+    ),
+    (
+        "thanos_trainer_linger_seconds",
+        Unit::Seconds,
+        "How long the run waits at its end for a last scrape (--linger)",
+    ),
     (
         "thanos_trainer_progress_timestamp_seconds",
         Unit::Seconds,
         "When rank 0 last made progress of any kind, evaluation included, since 1970",
     ),
     ("thanos_trainer_storage_blocked", Unit::Count, "1 while the run directory cannot be written"),
-    ("thanos_trainer_loss", Unit::Count, "Loss of the last committed step by term; `total` is their weighted sum"),
+    (
+        "thanos_trainer_loss",
+        Unit::Count,
+        "Loss of the last committed step by term; `total` is their weighted sum",
+    ),
     ("thanos_trainer_learning_rate", Unit::Count, "Learning rate of the last committed step"),
     ("thanos_trainer_step", Unit::Count, "Committed steps of the stage"),
     ("thanos_trainer_stage_steps", Unit::Count, "Steps that the stage will have"),
     ("thanos_trainer_epoch", Unit::Count, "Epoch of the last committed step"),
-    ("thanos_trainer_validation_accuracy_ratio", Unit::Count, "Accuracy on the validation images, 0 to 1"),
+    (
+        "thanos_trainer_validation_accuracy_ratio",
+        Unit::Count,
+        "Accuracy on the validation images, 0 to 1",
+    ),
     (
         "thanos_trainer_test_accuracy_ratio",
         Unit::Count,
@@ -49,7 +84,11 @@ pub const GAUGES: [(&str, Unit, &str); 20] = [
         Unit::Seconds,
         "When the last checkpoint was committed, since 1970",
     ),
-    ("thanos_trainer_step_timestamp_seconds", Unit::Seconds, "When the last step was committed, since 1970"),
+    (
+        "thanos_trainer_step_timestamp_seconds",
+        Unit::Seconds,
+        "When the last step was committed, since 1970",
+    ),
 ];
 
 /// Of the last committed checkpoint.
@@ -60,14 +99,34 @@ const RESTARTS: &str = "thanos_trainer_restarts_total";
 /// Counters, which begin again with each coordinator.
 pub const COUNTERS: [(&str, Unit, &str); 11] = [
     ("thanos_trainer_steps_total", Unit::Count, "Committed steps"),
-    ("thanos_trainer_redone_steps_total", Unit::Count, "Steps recomputed after workers or state were lost"),
+    (
+        "thanos_trainer_redone_steps_total",
+        Unit::Count,
+        "Steps recomputed after workers or state were lost",
+    ),
     ("thanos_trainer_images_total", Unit::Count, "Images of committed steps"),
-    ("thanos_trainer_gathered_bytes_total", Unit::Bytes, "Candidates that rank 0 received, and gradients that it sent"),
-    ("thanos_trainer_skipped_steps_total", Unit::Count, "Updates skipped because a loss or gradient was non-finite"),
-    ("thanos_trainer_repairs_total", Unit::Count, "Replica divergences repaired with the state of the majority"),
+    (
+        "thanos_trainer_gathered_bytes_total",
+        Unit::Bytes,
+        "Candidates that rank 0 received, and gradients that it sent",
+    ),
+    (
+        "thanos_trainer_skipped_steps_total",
+        Unit::Count,
+        "Updates skipped because a loss or gradient was non-finite",
+    ),
+    (
+        "thanos_trainer_repairs_total",
+        Unit::Count,
+        "Replica divergences repaired with the state of the majority",
+    ),
     ("thanos_trainer_lost_workers_total", Unit::Count, "Workers lost"),
     (RESTARTS, Unit::Count, "Workers restarted, by reason: killed, exited, hung, other"),
-    ("thanos_trainer_stragglers_total", Unit::Count, "Times that a worker was reported as a straggler"),
+    (
+        "thanos_trainer_stragglers_total",
+        Unit::Count,
+        "Times that a worker was reported as a straggler",
+    ),
     (REFUSED_ENROLMENTS, Unit::Count, "Attempts to join that were refused"),
     (CHECKPOINTS, Unit::Count, "Checkpoint saves by outcome: committed, failed"),
 ];
@@ -83,12 +142,16 @@ const RECOVERY_SECONDS: &str = "thanos_trainer_recovery_seconds";
 pub const HISTOGRAMS: [(&str, &str); 4] = [
     (STEP_SECONDS, "Time of rank 0 for a step: the sum of its phases"),
     (PHASE_SECONDS, "Time of rank 0 in a phase of a step"),
-    (COMMIT_SECONDS, "Duration of the commit of a checkpoint: from written files to a checkpoint that can be resumed"),
+    (
+        COMMIT_SECONDS,
+        "Duration of the commit of a checkpoint: from written files to a checkpoint that can be \
+        resumed",
+    ),
     (RECOVERY_SECONDS, "From the loss of a worker to the next generation"),
 ];
 
-/// Gives every metric its help, and every counter and histogram with known labels the value 0: an increase is seen only from
-/// a value that was scraped before it.
+/// Gives every metric its help, and every counter and histogram with known labels the value 0: an
+/// increase is seen only from a value that was scraped before it.
 pub(crate) fn describe() {
     for (name, unit, help) in GAUGES {
         describe_gauge!(name, unit, help);
@@ -115,8 +178,11 @@ pub(crate) fn describe() {
 /// The run is served from now on.
 pub(crate) fn begin(run_id: &str, preset: &str, linger: Duration) {
     let (os, arch) = (std::env::consts::OS, std::env::consts::ARCH);
-    gauge!("thanos_trainer_build_info", "version" => env!("CARGO_PKG_VERSION"), "os" => os, "arch" => arch).set(1.0);
-    gauge!("thanos_trainer_run_info", "run_id" => run_id.to_owned(), "preset" => preset.to_owned()).set(1.0);
+    gauge!("thanos_trainer_build_info", "version" => env!("CARGO_PKG_VERSION"), "os" => os,
+    "arch" => arch)
+    .set(1.0);
+    gauge!("thanos_trainer_run_info", "run_id" => run_id.to_owned(), "preset" => preset.to_owned())
+        .set(1.0);
     gauge!("thanos_trainer_start_timestamp_seconds").set(now());
     gauge!("thanos_trainer_end_timestamp_seconds").set(0.0);
     gauge!("thanos_trainer_linger_seconds").set(linger.as_secs_f64());
@@ -169,7 +235,8 @@ fn recorded(step: &StepDone) {
     histogram!(STEP_SECONDS).record(step.seconds());
     for (phase, seconds) in &step.phase_seconds {
         // A label is one of a few, whatever a worker sends.
-        histogram!(PHASE_SECONDS, "phase" => phase.known_label().unwrap_or("other")).record(*seconds);
+        histogram!(PHASE_SECONDS, "phase" => phase.known_label().unwrap_or("other"))
+            .record(*seconds);
     }
 }
 
@@ -182,7 +249,8 @@ fn notified(notice: &Notice) {
         }
         Notice::Evaluated(evaluated) => {
             let stage = evaluated.stage.clone();
-            gauge!("thanos_trainer_validation_accuracy_ratio", "stage" => stage).set(evaluated.validation_accuracy);
+            gauge!("thanos_trainer_validation_accuracy_ratio", "stage" => stage)
+                .set(evaluated.validation_accuracy);
         }
         Notice::Saved { .. } => {
             gauge!("thanos_trainer_checkpoint_timestamp_seconds").set(now());
@@ -232,7 +300,8 @@ pub(crate) fn complete(result: &StageResult) {
     ];
     for (classes, classifier, accuracy) in accuracies {
         let (Some(accuracy), stage) = (accuracy, result.stage.clone()) else { continue };
-        let labels = [("stage", stage), ("classes", classes.into()), ("classifier", classifier.into())];
+        let labels =
+            [("stage", stage), ("classes", classes.into()), ("classifier", classifier.into())];
         gauge!("thanos_trainer_test_accuracy_ratio", &labels).set(accuracy);
     }
     let cosines = [
@@ -242,7 +311,9 @@ pub(crate) fn complete(result: &StageResult) {
     ];
     for (within, cosine) in cosines {
         let Some(cosine) = cosine else { continue };
-        gauge!("thanos_trainer_collapse_cosine", "stage" => result.stage.clone(), "within" => within).set(cosine);
+        gauge!("thanos_trainer_collapse_cosine", "stage" => result.stage.clone(),
+        "within" => within)
+        .set(cosine);
     }
 }
 

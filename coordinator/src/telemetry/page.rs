@@ -1,6 +1,7 @@
-//! The live page of a run: one embedded document at `/` that loads nothing from elsewhere, `/events` (server-sent events)
-//! that keep it up to date, and `/series?since=CURSOR`, the same JSON for scripts. A thread of its own reads the run
-//! directory (`page/feed.rs`); the run never waits for a page, and an error of a page never ends it.
+//! The live page of a run: one embedded document at `/` that loads nothing from elsewhere,
+//! `/events` (server-sent events) that keep it up to date, and `/series?since=CURSOR`, the same
+//! JSON for scripts. A thread of its own reads the run directory (`page/feed.rs`); the run never
+//! waits for a page, and an error of a page never ends it.
 
 mod document;
 mod feed;
@@ -61,12 +62,15 @@ impl Source {
                 (live.view(), ended.unwrap_or(state), seconds)
             }
             Self::Directory(run_dir) => {
-                let state = ended.unwrap_or(if is_at_work(run_dir) { "running" } else { "interrupted" });
+                let state =
+                    ended.unwrap_or(if is_at_work(run_dir) { "running" } else { "interrupted" });
                 (LiveView::default(), state, Vec::new())
             }
         };
-        let seconds: Vec<Value> =
-            seconds.iter().map(|(state, seconds)| json!({"state": state, "seconds": seconds.round()})).collect();
+        let seconds: Vec<Value> = seconds
+            .iter()
+            .map(|(state, seconds)| json!({"state": state, "seconds": seconds.round()}))
+            .collect();
         let is_live = matches!(self, Self::Run { .. });
         let about = json!({"state": state, "state_seconds": seconds, "is_live": is_live});
         match about {
@@ -76,8 +80,8 @@ impl Source {
     }
 }
 
-/// Whether a coordinator has written to a run directory just now. Its lock is not tried: a coordinator that
-/// starts at this moment would find it taken.
+/// Whether a coordinator has written to a run directory just now. Its lock is not tried: a
+/// coordinator that starts at this moment would find it taken.
 fn is_at_work(run_dir: &Path) -> bool {
     let written = fs::metadata(run_dir.join("metrics.prom")).and_then(|file| file.modified()).ok();
     written.and_then(|time| time.elapsed().ok()).is_some_and(|age| age < MAX_METRICS_AGE)
@@ -102,10 +106,12 @@ impl LivePage {
         let (following, reading) = (self.clone(), self.clone());
         Router::new()
             .route("/", get(|| async { document::response() }))
-            .route("/events", get(move |uri: Uri, headers: HeaderMap| async move { following.follow(&uri, &headers) }))
+            .route("/events", get(move |uri: Uri,
+            headers: HeaderMap| async move { following.follow(&uri, &headers) }))
             .route(
                 "/series",
-                get(move |uri: Uri, headers: HeaderMap| async move { reading.read(&uri, &headers).await }),
+                get(move |uri: Uri, headers: HeaderMap| async move { reading.read(&uri,
+                &headers).await }),
             )
     }
 
@@ -125,7 +131,9 @@ impl LivePage {
         let stream = ReceiverStream::new(updates).map(move |Update { id, json }| {
             // It is held as long as the stream.
             let _permit = &permit;
-            Ok::<_, Infallible>(Event::default().event("update").id(id).retry(RECONNECT_DELAY).data(json))
+            Ok::<_, Infallible>(
+                Event::default().event("update").id(id).retry(RECONNECT_DELAY).data(json),
+            )
         });
         let sse = Sse::new(stream).keep_alive(KeepAlive::new().interval(KEEP_ALIVE_INTERVAL));
         (document::SAFE_HEADERS, sse).into_response()

@@ -1,4 +1,5 @@
-//! What the terminal shows of a run: a bar for the stage in training, or plain lines when standard error is not a terminal.
+//! What the terminal shows of a run: a bar for the stage in training, or plain lines when standard
+//! error is not a terminal.
 
 use crate::run::{Notice, RecoveredFrom};
 use crate::terminal::{self, Unit};
@@ -10,8 +11,8 @@ use thanos_configs::DataKind;
 use thanos_data::{PackFile, Packs};
 use thanos_proto::{Heartbeat, RankPhase, StageResult, StepDone};
 
-/// Without a terminal, a line is printed this often at first, then whenever a run is a twentieth older, and finally so often:
-/// a day of training is 400 lines.
+/// Without a terminal, a line is printed this often at first, then whenever a run is a twentieth
+/// older, and finally so often: a day of training is 400 lines.
 const MIN_LINE_INTERVAL: Duration = Duration::from_secs(5);
 const MAX_LINE_INTERVAL: Duration = Duration::from_secs(300);
 /// The rate is that of the last seconds.
@@ -23,7 +24,8 @@ const MAX_NAMED: usize = 20;
 /// Shortest time between two states of a bar that is moved by many threads.
 const MIN_BAR_INTERVAL: Duration = Duration::from_millis(50);
 
-/// How far packing or a download is: a bar if standard error is a terminal, else nothing until it is done.
+/// How far packing or a download is: a bar if standard error is a terminal, else nothing until it
+/// is done.
 pub(crate) struct Bar {
     unit: Unit,
     shown: Mutex<Shown>,
@@ -55,7 +57,13 @@ impl Bar {
         }
         shown.when = Some(Instant::now());
         let (unit, position) = (self.unit, shown.position);
-        terminal::show_bar(terminal::Bar { unit, name: part.into(), position, length: total, text: String::new() });
+        terminal::show_bar(terminal::Bar {
+            unit,
+            name: part.into(),
+            position,
+            length: total,
+            text: String::new(),
+        });
     }
 
     pub(crate) fn finish(&self) {
@@ -63,19 +71,29 @@ impl Bar {
     }
 }
 
-/// What people should know of packs: that there are not as many images as were published, and which were skipped. A
-/// file that was cut off between two records has no other sign.
+/// What people should know of packs: that there are not as many images as were published, and which
+/// were skipped. A file that was cut off between two records has no other sign.
 pub(crate) fn report_packs(kind: DataKind, packs: &Packs) {
-    for (pack, published) in [&packs.train, &packs.test].into_iter().zip(kind.published_images().unwrap_or_default()) {
+    for (pack, published) in
+        [&packs.train, &packs.test].into_iter().zip(kind.published_images().unwrap_or_default())
+    {
         if published > 0 && pack.images != published {
-            terminal::line(&format!("note: {} {} images, {published} are published", pack.images, pack.split));
+            terminal::line(&format!(
+                "note: {} {} images, {published} are published",
+                pack.images, pack.split
+            ));
         }
     }
     let warnings = |pack: &PackFile| {
         let split = pack.split.clone();
-        pack.warnings.iter().map(move |warning| format!("of the {split} images, {warning}")).collect::<Vec<_>>()
+        pack.warnings
+            .iter()
+            .map(move |warning| format!("of the {split} images, {warning}"))
+            .collect::<Vec<_>>()
     };
-    for line in packs.notes.iter().cloned().chain(warnings(&packs.train)).chain(warnings(&packs.test)) {
+    for line in
+        packs.notes.iter().cloned().chain(warnings(&packs.train)).chain(warnings(&packs.test))
+    {
         terminal::line(&format!("note: {line}"));
     }
     report_skipped(&packs.train);
@@ -86,12 +104,18 @@ fn report_skipped(pack: &PackFile) {
     if pack.skipped_images == 0 {
         return;
     }
-    terminal::line(&format!("skipped {} {} images that cannot be decoded:", pack.skipped_images, pack.split));
+    terminal::line(&format!(
+        "skipped {} {} images that cannot be decoded:",
+        pack.skipped_images, pack.split
+    ));
     for image in pack.skipped.iter().take(MAX_NAMED) {
         terminal::line(&format!("  {}: {}", image.name, image.reason));
     }
     if pack.skipped_images > MAX_NAMED as u64 {
-        terminal::line(&format!("  and more, see `thanos-coord data info {}`", pack.path.display()));
+        terminal::line(&format!(
+            "  and more, see `thanos-coord data info {}`",
+            pack.path.display()
+        ));
     }
 }
 
@@ -151,18 +175,29 @@ impl Progress {
         let text = stage.describe(step, now);
         match &mut self.view {
             View::Bar => terminal::show_bar(stage.bar(text)),
-            View::Lines { began, last } if now.duration_since(*last) >= between_lines(now.duration_since(*began)) => {
+            View::Lines { began, last }
+                if now.duration_since(*last) >= between_lines(now.duration_since(*began)) =>
+            {
                 *last = now;
-                terminal::line(&format!("{}: step {}/{}, {text}", step.stage, step.step + 1, step.total_steps));
+                terminal::line(&format!(
+                    "{}: step {}/{}, {text}",
+                    step.stage,
+                    step.step + 1,
+                    step.total_steps
+                ));
             }
             View::Lines { .. } => {}
         }
     }
 
-    /// A rank says what it does. Between steps the bar shows it instead of a rate that no longer holds.
+    /// A rank says what it does. Between steps the bar shows it instead of a rate that no longer
+    /// holds.
     pub(crate) fn heartbeat(&self, heartbeat: &Heartbeat) {
         let (View::Bar, Some(stage)) = (&self.view, &self.stage) else { return };
-        let Some(activity) = activity(&heartbeat.phase).filter(|_| heartbeat.stage == stage.name) else { return };
+        let Some(activity) = activity(&heartbeat.phase).filter(|_| heartbeat.stage == stage.name)
+        else {
+            return;
+        };
         terminal::show_bar(stage.bar(activity.into()));
     }
 
@@ -170,7 +205,8 @@ impl Progress {
     pub(crate) fn notice(&mut self, notice: &Notice) {
         match notice {
             Notice::Began { generation, workers, devices, collectives } => {
-                let workers = workers_on(workers.len(), devices, collectives_name(collectives.label()));
+                let workers =
+                    workers_on(workers.len(), devices, collectives_name(collectives.label()));
                 terminal::line(&format!("generation {generation}: {workers}"));
             }
             Notice::StageComplete(result) => {
@@ -180,22 +216,34 @@ impl Progress {
             }
             Notice::SavingBeforeEnd { worker, stage, step } => {
                 terminal::line(&format!(
-                    "saving the state of {worker} (step {step} of stage {stage}) before the run ends"
+                    "saving the state of {worker} (step {step} of stage {stage}) before the run \
+                    ends"
                 ));
             }
             Notice::StorageBlocked { problem } => {
-                terminal::line(&format!("{problem}; retrying; training pauses when too many steps are unrecorded"));
+                terminal::line(&format!(
+                    "{problem}; retrying; training pauses when too many steps are unrecorded"
+                ));
             }
             Notice::StorageRecovered { seconds } => {
-                terminal::line(&format!("the run directory can be written again, after {seconds:.1} s"));
+                terminal::line(&format!(
+                    "the run directory can be written again, after {seconds:.1} s"
+                ));
             }
-            Notice::Stopping { reason } => terminal::line(&format!("stopping at a common step: {reason}")),
+            Notice::Stopping { reason } => {
+                terminal::line(&format!("stopping at a common step: {reason}"))
+            }
             Notice::Terminating { worker, limit } => terminal::line(&format!(
-                "{worker} received SIGTERM, most others did not: it trains on until it is killed, at most {limit:?}"
+                "{worker} received SIGTERM, most others did not: it trains on until it is killed, \
+                at most {limit:?}"
             )),
-            Notice::GraceOver => terminal::line("the grace period is over: the run ends at its last checkpoint"),
+            Notice::GraceOver => {
+                terminal::line("the grace period is over: the run ends at its last checkpoint")
+            }
             Notice::Skipped { stage, step, problem } => {
-                terminal::line(&format!("{problem} at step {step} of stage {stage}: the update is skipped"));
+                terminal::line(&format!(
+                    "{problem} at step {step} of stage {stage}: the update is skipped"
+                ));
             }
             Notice::Repaired { problem } => {
                 terminal::line(&format!("{problem}: repaired with the state of the majority"))
@@ -203,14 +251,21 @@ impl Progress {
             Notice::Straggler { worker, last_position, share } => {
                 let share = share * 100.0;
                 terminal::line(&format!(
-                    "{worker} is slow: the others wait for it {share:.0} % of the time, in {last_position}"
+                    "{worker} is slow: the others wait for it {share:.0} % of the time, in \
+                    {last_position}"
                 ));
             }
-            Notice::Lost { worker: _, reason } | Notice::GroupFailed { worker: _, reason } => terminal::line(reason),
-            Notice::Restarting { worker, how, restart, .. } => {
-                terminal::line(&format!("{worker} {how}: restarting it (restart {restart} since the last step)"));
+            Notice::Lost { worker: _, reason } | Notice::GroupFailed { worker: _, reason } => {
+                terminal::line(reason)
             }
-            Notice::Abandoned { worker, how } => terminal::line(&format!("{worker} {how}: not restarting it")),
+            Notice::Restarting { worker, how, restart, .. } => {
+                terminal::line(&format!(
+                    "{worker} {how}: restarting it (restart {restart} since the last step)"
+                ));
+            }
+            Notice::Abandoned { worker, how } => {
+                terminal::line(&format!("{worker} {how}: not restarting it"))
+            }
             Notice::Recovered { generation, step, seconds, from, .. } => {
                 let from = match from {
                     RecoveredFrom::Memory(worker) => format!("with the state of {worker}"),
@@ -218,12 +273,15 @@ impl Progress {
                     RecoveredFrom::Start => "from the start of the stage".into(),
                 };
                 terminal::line(&format!(
-                    "generation {generation} continues after step {step} {from}, recovered in {seconds:.1} s"
+                    "generation {generation} continues after step {step} {from}, recovered in \
+                    {seconds:.1} s"
                 ));
             }
             Notice::Refused { reason, .. } => terminal::line(&format!("refused: {reason}")),
             Notice::NotSaved { stage, step, reason } => {
-                terminal::line(&format!("checkpoint save failed: step {step} of stage {stage}: {reason}"));
+                terminal::line(&format!(
+                    "checkpoint save failed: step {step} of stage {stage}: {reason}"
+                ));
             }
             Notice::Fetched { worker, split, bytes, .. } => {
                 terminal::line(&format!(
@@ -231,7 +289,10 @@ impl Progress {
                     HumanBytes(*bytes)
                 ));
             }
-            Notice::Joined { .. } | Notice::Evaluated(_) | Notice::Saved { .. } | Notice::Benched(_) => {}
+            Notice::Joined { .. }
+            | Notice::Evaluated(_)
+            | Notice::Saved { .. }
+            | Notice::Benched(_) => {}
         }
     }
 }
@@ -295,7 +356,10 @@ fn summary(result: &StageResult) -> String {
         Some(fine) => format!("fine test accuracy {}", percent(fine)),
         None => {
             let knn = percent(result.knn_fine_accuracy);
-            format!("coarse test accuracy {}, kNN on fine labels {knn}", percent(result.coarse_test_accuracy))
+            format!(
+                "coarse test accuracy {}, kNN on fine labels {knn}",
+                percent(result.coarse_test_accuracy)
+            )
         }
     };
     format!("{}: done in {:.1} s, {accuracy}", result.stage, result.seconds)
@@ -307,7 +371,12 @@ mod tests {
 
     #[test]
     fn times_have_hours_minutes_and_seconds() {
-        let cases = [(193 * 60, "3:13:00"), (59, "0:00:59"), (3600, "1:00:00"), (100 * 3600 + 61, "100:01:01")];
+        let cases = [
+            (193 * 60, "3:13:00"),
+            (59, "0:00:59"),
+            (3600, "1:00:00"),
+            (100 * 3600 + 61, "100:01:01"),
+        ];
         for (seconds, shown) in cases {
             assert_eq!(clock(Duration::from_secs(seconds)), shown);
         }
@@ -316,7 +385,9 @@ mod tests {
     #[test]
     fn a_phase_without_steps_is_shown_as_an_activity() {
         assert_eq!(activity(&RankPhase::Evaluate), Some("evaluating"));
-        for phase in [RankPhase::Forward, RankPhase::Reduce, RankPhase::Other("anything else".into())] {
+        for phase in
+            [RankPhase::Forward, RankPhase::Reduce, RankPhase::Other("anything else".into())]
+        {
             assert_eq!(activity(&phase), None, "{phase:?}");
         }
     }

@@ -1,5 +1,6 @@
-//! A file of lines that another thread or process appends to, read as it grows. It may be replaced, or be cut back; a last
-//! line that is not whole yet is read later. It knows nothing of what the lines mean.
+//! A file of lines that another thread or process appends to, read as it grows. It may be replaced,
+//! or be cut back; a last line that is not whole yet is read later. It knows nothing of what the
+//! lines mean.
 
 use std::fs::{File, Metadata};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
@@ -71,7 +72,8 @@ impl Tail {
         };
         let metadata = file.metadata()?;
         let identity = FileIdentity::of(&metadata);
-        let replaced = self.offset > 0 && (self.identity != Some(identity) || metadata.len() < self.offset);
+        let replaced =
+            self.offset > 0 && (self.identity != Some(identity) || metadata.len() < self.offset);
         if replaced {
             self.offset = 0;
         }

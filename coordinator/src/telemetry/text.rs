@@ -1,5 +1,6 @@
-//! Prometheus's text format for the series that are known only when they are read: counters of fractions of a second, and
-//! series of workers, which end with their sessions. The recorder of `metrics` has neither.
+//! Prometheus's text format for the series that are known only when they are read: counters of
+//! fractions of a second, and series of workers, which end with their sessions. The recorder of
+//! `metrics` has neither.
 
 use std::fmt::Write;
 
@@ -31,10 +32,12 @@ fn escape(value: &str) -> String {
     value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
-/// Without the series of this process, which node_exporter has of its own under the same names and another help.
+/// Without the series of this process, which node_exporter has of its own under the same names and
+/// another help.
 pub(crate) fn without_process(text: &str) -> String {
     let is_kept = |line: &&str| {
-        let name = line.strip_prefix("# HELP ").or_else(|| line.strip_prefix("# TYPE ")).unwrap_or(line);
+        let name =
+            line.strip_prefix("# HELP ").or_else(|| line.strip_prefix("# TYPE ")).unwrap_or(line);
         !name.starts_with("process_")
     };
     text.lines().filter(is_kept).flat_map(|line| [line, "\n"]).collect()
@@ -52,13 +55,15 @@ mod tests {
         write(&mut text, "run", ("y", "gauge", "No samples"), &[]);
         assert_eq!(
             text,
-            "# HELP x_total Help\n# TYPE x_total counter\nx_total{run=\"a\\\"b\\nc\",worker=\"w\\\\0\"} 1.5\n\n"
+            "# HELP x_total Help\n# TYPE x_total \
+            counter\nx_total{run=\"a\\\"b\\nc\",worker=\"w\\\\0\"} 1.5\n\n"
         );
     }
 
     #[test]
     fn the_file_has_no_series_of_the_process() {
-        let text = "# HELP process_open_fds Help\n# TYPE process_open_fds gauge\nprocess_open_fds{run=\"r\"} 3\n\
+        let text = "# HELP process_open_fds Help\n# TYPE process_open_fds \
+            gauge\nprocess_open_fds{run=\"r\"} 3\n\
                     # HELP loss Help\nloss 1\n";
         assert_eq!(without_process(text), "# HELP loss Help\nloss 1\n");
     }

@@ -1,7 +1,7 @@
-//! Experiment trackers: where a run's numbers go in addition to its ledger. Each tracker has a thread
-//! of its own that reads the ledger as it grows and holds a bounded number of rows; what it cannot
-//! deliver stays in the ledger. So none can slow a step or end a run, and a restarted coordinator
-//! continues after the last row that the tracker has.
+//! Experiment trackers: where a run's numbers go in addition to its ledger. Each tracker has a
+//! thread of its own that reads the ledger as it grows and holds a bounded number of rows; what it
+//! cannot deliver stays in the ledger. So none can slow a step or end a run, and a restarted
+//! coordinator continues after the last row that the tracker has.
 
 mod csv_log;
 mod feed;
@@ -104,11 +104,14 @@ impl Trackers {
             let name = sink.name();
             let (ending, endings) = channel();
             let (run_dir, feed, taken) = (run_dir.to_owned(), Feed::new(run_dir), taken.clone());
-            let tracker = Tracker { run_dir, sink, feed, rows: Vec::new(), has_failed: false, taken };
+            let tracker =
+                Tracker { run_dir, sink, feed, rows: Vec::new(), has_failed: false, taken };
             match thread::Builder::new().name(name.into()).spawn(move || tracker.run(&endings)) {
                 Ok(handle) => Some(Thread { name, ending, handle }),
                 Err(error) => {
-                    terminal::line(&format!("{name}: cannot start a thread: {error}; the run continues without it"));
+                    terminal::line(&format!(
+                        "{name}: cannot start a thread: {error}; the run continues without it"
+                    ));
                     None
                 }
             }
@@ -116,8 +119,8 @@ impl Trackers {
         Self { run_dir: run_dir.into(), threads: threads.collect(), taken }
     }
 
-    /// Lets the trackers take what the ledger has, for a limited time; shorter if the run's stop has
-    /// a limit itself.
+    /// Lets the trackers take what the ledger has, for a limited time; shorter if the run's stop
+    /// has a limit itself.
     pub(crate) async fn finish(self, ending: Ending, has_deadline: bool) {
         let limit = if has_deadline { BRIEF_FLUSH_TIMEOUT } else { FLUSH_TIMEOUT };
         for thread in &self.threads {

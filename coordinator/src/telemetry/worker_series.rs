@@ -1,5 +1,5 @@
-//! The series of each connected worker, by its heartbeats. They begin with its session and end with it, so that a worker
-//! that was replaced leaves no series.
+//! The series of each connected worker, by its heartbeats. They begin with its session and end with
+//! it, so that a worker that was replaced leaves no series.
 
 use super::text::{Described, Sample};
 use crate::run::SessionId;
@@ -15,7 +15,8 @@ pub(super) const HEARTBEAT: Described = (
 pub(super) const COLLECTIVE: Described = (
     "thanos_trainer_worker_collective_seconds_total",
     "counter",
-    "Time that a connected worker has spent in collectives; a straggler is the worker that the others wait for, and spends \
+    "Time that a connected worker has spent in collectives; a straggler is the worker that the \
+    others wait for, and spends \
      the least",
 );
 
@@ -44,9 +45,14 @@ impl WorkerSeries {
 
     /// The session was admitted. One that is refused gets no series.
     pub(super) fn welcomed(&mut self, session: SessionId, now: f64) {
-        let Some((_, id)) = self.opened.take().filter(|(opened, _)| *opened == session) else { return };
+        let Some((_, id)) = self.opened.take().filter(|(opened, _)| *opened == session) else {
+            return;
+        };
         self.workers.retain(|_, worker| worker.id != id);
-        self.workers.insert(session, Worker { id, last_message: now, generation: 0, waited_ms: 0, collective_ms: 0 });
+        self.workers.insert(
+            session,
+            Worker { id, last_message: now, generation: 0, waited_ms: 0, collective_ms: 0 },
+        );
     }
 
     pub(super) fn closed(&mut self, session: SessionId) {
@@ -58,7 +64,8 @@ impl WorkerSeries {
         // It counts again in each generation.
         let before = if worker.generation == heartbeat.generation { worker.waited_ms } else { 0 };
         worker.collective_ms += heartbeat.waited_ms.saturating_sub(before);
-        (worker.last_message, worker.generation, worker.waited_ms) = (now, heartbeat.generation, heartbeat.waited_ms);
+        (worker.last_message, worker.generation, worker.waited_ms) =
+            (now, heartbeat.generation, heartbeat.waited_ms);
     }
 
     /// The worker of a session that was admitted.
@@ -71,7 +78,10 @@ impl WorkerSeries {
         let sample = |worker: &Worker, value| (vec![("worker", worker.id.clone())], value);
         let heartbeat = |worker: &Worker| sample(worker, worker.last_message);
         let collective = |worker: &Worker| sample(worker, worker.collective_ms as f64 / 1e3);
-        (self.workers.values().map(heartbeat).collect(), self.workers.values().map(collective).collect())
+        (
+            self.workers.values().map(heartbeat).collect(),
+            self.workers.values().map(collective).collect(),
+        )
     }
 }
 
@@ -81,7 +91,16 @@ mod tests {
 
     fn heartbeat(generation: u64, waited_ms: u64) -> Heartbeat {
         let (stage, phase) = ("supcon".into(), "forward".into());
-        Heartbeat { generation, stage, step: 0, phase, collectives: 0, waited_ms, progress: 0, in_collective: false }
+        Heartbeat {
+            generation,
+            stage,
+            step: 0,
+            phase,
+            collectives: 0,
+            waited_ms,
+            progress: 0,
+            in_collective: false,
+        }
     }
 
     #[test]
@@ -89,7 +108,9 @@ mod tests {
         let mut series = WorkerSeries::default();
         series.opened(1, "worker-0");
         series.welcomed(1, 100.0);
-        for (beat, time) in [(heartbeat(1, 500), 101.0), (heartbeat(1, 2000), 102.0), (heartbeat(2, 250), 103.0)] {
+        for (beat, time) in
+            [(heartbeat(1, 500), 101.0), (heartbeat(1, 2000), 102.0), (heartbeat(2, 250), 103.0)]
+        {
             series.beat(1, &beat, time);
         }
         let of_worker = || vec![("worker", "worker-0".to_owned())];

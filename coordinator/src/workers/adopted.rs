@@ -1,4 +1,5 @@
-//! Processes that an earlier coordinator of a run has started, and that are not children of this one.
+//! Processes that an earlier coordinator of a run has started, and that are not children of this
+//! one.
 
 use super::Killed;
 use crate::run::ExitCause;
@@ -13,9 +14,17 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Slurm's `srun` has a helper of the same command line, its child: the parents alone.
-fn without_children(found: HashMap<i32, String>, parent: impl Fn(i32) -> Option<i32>) -> HashMap<String, i32> {
-    let is_helper = |pid: i32| parent(pid).is_some_and(|parent| found.get(&parent) == found.get(&pid));
-    found.iter().filter(|(pid, _)| !is_helper(**pid)).map(|(pid, worker)| (worker.clone(), *pid)).collect()
+fn without_children(
+    found: HashMap<i32, String>,
+    parent: impl Fn(i32) -> Option<i32>,
+) -> HashMap<String, i32> {
+    let is_helper =
+        |pid: i32| parent(pid).is_some_and(|parent| found.get(&parent) == found.get(&pid));
+    found
+        .iter()
+        .filter(|(pid, _)| !is_helper(**pid))
+        .map(|(pid, worker)| (worker.clone(), *pid))
+        .collect()
 }
 
 /// A process that stands for a worker. It dies with this value.
@@ -25,15 +34,26 @@ pub(super) struct Adopted {
 }
 
 impl Adopted {
-    /// The processes that stand for these workers of this coordinator, by their names: on this machine a worker's own, else
-    /// the `srun` that started it. Reads /proc once, for all workers.
-    pub(super) fn find(workers: &[String], coordinator: &str, is_local: bool) -> HashMap<String, Self> {
+    /// The processes that stand for these workers of this coordinator, by their names: on this
+    /// machine a worker's own, else the `srun` that started it. Reads /proc once, for all workers.
+    pub(super) fn find(
+        workers: &[String],
+        coordinator: &str,
+        is_local: bool,
+    ) -> HashMap<String, Self> {
         let program = if is_local { "thanos-worker" } else { "srun" };
         let pids = std::fs::read_dir("/proc").into_iter().flatten().flatten();
         let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-        let found = pids.filter_map(|pid| Some((pid, worker_of(&command(pid), program, coordinator)?)));
-        let of_run = without_children(found.filter(|(_, worker)| workers.contains(worker)).collect(), parent);
-        of_run.into_iter().map(|(worker, pid)| (worker, Self { pid: Pid::from_raw(pid), program })).collect()
+        let found =
+            pids.filter_map(|pid| Some((pid, worker_of(&command(pid), program, coordinator)?)));
+        let of_run = without_children(
+            found.filter(|(_, worker)| workers.contains(worker)).collect(),
+            parent,
+        );
+        of_run
+            .into_iter()
+            .map(|(worker, pid)| (worker, Self { pid: Pid::from_raw(pid), program }))
+            .collect()
     }
 
     /// Waits until it has exited, and returns how, and why.
@@ -42,7 +62,8 @@ impl Adopted {
         loop {
             tokio::select! {
                 _ = looks.tick() => {}
-                () = &mut killed => return ("was killed by the coordinator".into(), ExitCause::Hung),
+                () = &mut killed => return ("was killed by the coordinator".into(),
+                ExitCause::Hung),
             }
             if !runs(self.pid.as_raw(), self.program) {
                 return ("has disappeared".into(), ExitCause::Vanished);
@@ -63,13 +84,14 @@ impl Drop for Adopted {
 /// The worker that a command line starts, if it is one of this coordinator.
 fn worker_of(words: &[String], program: &str, coordinator: &str) -> Option<String> {
     let is_program = words.first().is_some_and(|first| Path::new(first).ends_with(program));
-    let value = |name: &str| words.windows(2).find(|pair| pair[0] == name).map(|pair| pair[1].as_str());
+    let value =
+        |name: &str| words.windows(2).find(|pair| pair[0] == name).map(|pair| pair[1].as_str());
     let is_of_run = is_program && value("--coordinator") == Some(coordinator);
     value("--id").filter(|_| is_of_run).map(Into::into)
 }
 
-/// Whether this is the process of this worker, and started no later than then (seconds since 1970): its number may have
-/// been given to another process since, also to one of another run.
+/// Whether this is the process of this worker, and started no later than then (seconds since 1970):
+/// its number may have been given to another process since, also to one of another run.
 pub(crate) fn is_worker_since(pid: i32, worker: &str, then: f64) -> bool {
     let words = command(pid);
     words.first().is_some_and(|program| Path::new(program).ends_with("thanos-worker"))
@@ -85,7 +107,8 @@ const TICKS_PER_SECOND: f64 = 100.0;
 /// When a process was started, in seconds since 1970.
 fn started_at(pid: i32) -> Option<f64> {
     let ticks: f64 = field_after_name(pid, 19)?;
-    let uptime: f64 = std::fs::read_to_string("/proc/uptime").ok()?.split_whitespace().next()?.parse().ok()?;
+    let uptime: f64 =
+        std::fs::read_to_string("/proc/uptime").ok()?.split_whitespace().next()?.parse().ok()?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?.as_secs_f64();
     Some(now - uptime + ticks / TICKS_PER_SECOND)
 }
@@ -121,10 +144,14 @@ mod tests {
     #[test]
     fn helpers_of_srun_are_not_the_process_of_a_worker() {
         let words = |line: &str| line.split(' ').map(String::from).collect::<Vec<_>>();
-        let line = words("/usr/bin/srun --exact thanos-worker --coordinator h:1 --id n1-0 --threads 1");
+        let line =
+            words("/usr/bin/srun --exact thanos-worker --coordinator h:1 --id n1-0 --threads 1");
         assert_eq!(worker_of(&line, "srun", "h:1").as_deref(), Some("n1-0"));
         assert_eq!(worker_of(&line, "srun", "h:2"), None, "of another run");
-        assert_eq!(worker_of(&words("/usr/bin/thanos-worker --coordinator h:1 --id n1-0"), "srun", "h:1"), None);
+        assert_eq!(
+            worker_of(&words("/usr/bin/thanos-worker --coordinator h:1 --id n1-0"), "srun", "h:1"),
+            None
+        );
         // 11 is the helper of 10; 20 was started by a shell.
         let found = HashMap::from([(10, "n1-0".into()), (11, "n1-0".into()), (20, "n1-1".into())]);
         let parents = HashMap::from([(10, 1), (11, 10), (20, 5)]);

@@ -1,5 +1,6 @@
-//! What the workers of a launch train on, decided before one is started: `--device` and `--collectives` against the GPUs of
-//! this machine, and the program that is built for them. What other nodes have is checked by the workers there.
+//! What the workers of a launch train on, decided before one is started: `--device` and
+//! `--collectives` against the GPUs of this machine, and the program that is built for them. What
+//! other nodes have is checked by the workers there.
 
 use crate::exit::{EXIT_CONFIG, EXIT_UNREACHABLE, EXIT_USAGE, Fatal};
 use crate::run::CollectivesChoice;
@@ -54,14 +55,23 @@ pub(crate) fn on_this_machine(request: Request, facts: &GpuFacts) -> Result<Devi
         typed => typed,
     };
     match device {
-        DeviceChoice::Auto | DeviceChoice::Cpu if request.collectives == CollectivesChoice::Nccl => {
+        DeviceChoice::Auto | DeviceChoice::Cpu
+            if request.collectives == CollectivesChoice::Nccl =>
+        {
             Err(config("--collectives nccl needs GPUs, and none is visible on this machine".into()))
         }
-        DeviceChoice::Auto | DeviceChoice::Cpu => Ok(Devices { device, kind: DeviceKind::Cpu, notices: Vec::new() }),
-        DeviceChoice::Cuda | DeviceChoice::CudaIndex(_) if gpus == 0 => Err(none_visible(request.device, facts)),
+        DeviceChoice::Auto | DeviceChoice::Cpu => {
+            Ok(Devices { device, kind: DeviceKind::Cpu, notices: Vec::new() })
+        }
+        DeviceChoice::Cuda | DeviceChoice::CudaIndex(_) if gpus == 0 => {
+            Err(none_visible(request.device, facts))
+        }
         DeviceChoice::Cuda if workers > gpus => Err(too_many_workers(workers, gpus)),
         DeviceChoice::CudaIndex(index) if index >= gpus => {
-            let message = format!("--device cuda:{index}: {} on this machine, numbered from 0", count_gpus(gpus));
+            let message = format!(
+                "--device cuda:{index}: {} on this machine, numbered from 0",
+                count_gpus(gpus)
+            );
             Err(config(message))
         }
         DeviceChoice::Cuda | DeviceChoice::CudaIndex(_) => {
@@ -74,8 +84,8 @@ pub(crate) fn on_this_machine(request: Request, facts: &GpuFacts) -> Result<Devi
     }
 }
 
-/// The devices of workers on the nodes of a Slurm allocation, this one among them. Which program they need follows from
-/// what this node has; the rest is checked by each worker where it runs.
+/// The devices of workers on the nodes of a Slurm allocation, this one among them. Which program
+/// they need follows from what this node has; the rest is checked by each worker where it runs.
 ///
 /// # Errors
 /// 64 if the options contradict each other.
@@ -94,7 +104,8 @@ pub(crate) fn on_nodes(request: Request, facts: &GpuFacts) -> Result<Devices, Fa
 /// The workers' program: the one that was named, else that of this kind next to this program.
 ///
 /// # Errors
-/// 64 if the named one is not a file; 78 if the program for GPUs is missing, 69 if the one for CPUs is.
+/// 64 if the named one is not a file; 78 if the program for GPUs is missing, 69 if the one for CPUs
+/// is.
 pub(crate) fn worker_program(named: Option<&Path>, kind: DeviceKind) -> Result<PathBuf> {
     let here = std::env::current_exe().context("this program's own path")?;
     Ok(program_in(here.parent().unwrap_or(Path::new("")), named, kind)?)
@@ -103,28 +114,41 @@ pub(crate) fn worker_program(named: Option<&Path>, kind: DeviceKind) -> Result<P
 fn program_in(folder: &Path, named: Option<&Path>, kind: DeviceKind) -> Result<PathBuf, Fatal> {
     if let Some(named) = named {
         let absolute = std::path::absolute(named).ok().filter(|path| path.is_file());
-        let missing = || Fatal::new(EXIT_USAGE, format!("--worker-program {} is not a file", named.display()));
+        let missing = || {
+            Fatal::new(EXIT_USAGE, format!("--worker-program {} is not a file", named.display()))
+        };
         return absolute.ok_or_else(missing);
     }
     let program = folder.join(if kind == DeviceKind::Cuda { CUDA_PROGRAM } else { CPU_PROGRAM });
     match kind {
         _ if program.is_file() => Ok(program),
         DeviceKind::Cuda => Err(config(format!(
-            "workers are to train on GPUs, and {} does not exist: `make cuda` builds {CUDA_PROGRAM}; `--device cpu` trains \
+            "workers are to train on GPUs, and {} does not exist: `make cuda` builds \
+            {CUDA_PROGRAM}; `--device cpu` trains \
              on CPUs",
             program.display()
         ))),
         DeviceKind::Cpu => {
-            let message = format!("{} does not exist: `make build` puts it next to thanos-coord", program.display());
+            let message = format!(
+                "{} does not exist: `make build` puts it next to thanos-coord",
+                program.display()
+            );
             Err(Fatal::new(EXIT_UNREACHABLE, message))
         }
     }
 }
 
-/// Variables with which NCCL accepts workers that share a GPU: it compares GPUs within what it takes for a host.
-pub(crate) fn shared_nccl_variables(worker: &str, has_interface: bool) -> Vec<(&'static str, String)> {
-    let mut variables =
-        vec![("NCCL_HOSTID", worker.to_owned()), ("NCCL_IB_DISABLE", "1".into()), ("NCCL_NVLS_ENABLE", "0".into())];
+/// Variables with which NCCL accepts workers that share a GPU: it compares GPUs within what it
+/// takes for a host.
+pub(crate) fn shared_nccl_variables(
+    worker: &str,
+    has_interface: bool,
+) -> Vec<(&'static str, String)> {
+    let mut variables = vec![
+        ("NCCL_HOSTID", worker.to_owned()),
+        ("NCCL_IB_DISABLE", "1".into()),
+        ("NCCL_NVLS_ENABLE", "0".into()),
+    ];
     if !has_interface {
         variables.push(("NCCL_SOCKET_IFNAME", "lo".into()));
     }
@@ -134,7 +158,8 @@ pub(crate) fn shared_nccl_variables(worker: &str, has_interface: bool) -> Vec<(&
 fn check_options(request: Request) -> Result<(), Fatal> {
     match (request.device, request.collectives) {
         (DeviceChoice::Cpu, CollectivesChoice::Nccl) => {
-            let message = "--collectives nccl works between GPUs only: omit --device cpu, or use --collectives gloo";
+            let message = "--collectives nccl works between GPUs only: omit --device cpu, or use \
+                --collectives gloo";
             Err(Fatal::new(EXIT_USAGE, message))
         }
         _ => Ok(()),
@@ -143,11 +168,15 @@ fn check_options(request: Request) -> Result<(), Fatal> {
 
 fn none_visible(typed: DeviceChoice, facts: &GpuFacts) -> Fatal {
     let what = match typed {
-        DeviceChoice::Auto => format!("Slurm has allocated {} here, and", count_gpus(facts.allocated)),
+        DeviceChoice::Auto => {
+            format!("Slurm has allocated {} here, and", count_gpus(facts.allocated))
+        }
         typed => format!("--device {typed}:"),
     };
     let why = match &facts.cuda_visible_devices {
-        Some(list) if facts.are_hidden() => format!("CUDA_VISIBLE_DEVICES=\"{list}\" hides all GPUs of this machine"),
+        Some(list) if facts.are_hidden() => {
+            format!("CUDA_VISIBLE_DEVICES=\"{list}\" hides all GPUs of this machine")
+        }
         _ => "no GPU is visible on this machine".into(),
     };
     config(format!("{what} {why}; `--device cpu` trains on CPUs"))
@@ -156,7 +185,8 @@ fn none_visible(typed: DeviceChoice, facts: &GpuFacts) -> Fatal {
 fn too_many_workers(workers: usize, gpus: usize) -> Fatal {
     let one = if gpus == 1 { "it" } else { "one" };
     config(format!(
-        "{workers} workers but {} on this machine: start fewer workers, or let them share {one} with --device cuda:0",
+        "{workers} workers but {} on this machine: start fewer workers, or let them share {one} \
+        with --device cuda:0",
         count_gpus(gpus)
     ))
 }

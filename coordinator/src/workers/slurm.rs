@@ -1,5 +1,6 @@
-//! A run inside a Slurm allocation: its nodes, how they are reached and what the job has on each. Slurm's own programs are
-//! asked, as its libraries are of one version each. `srun` itself is in `slurm/step.rs`, the requeue in `slurm/requeue.rs`.
+//! A run inside a Slurm allocation: its nodes, how they are reached and what the job has on each.
+//! Slurm's own programs are asked, as its libraries are of one version each. `srun` itself is in
+//! `slurm/step.rs`, the requeue in `slurm/requeue.rs`.
 
 mod requeue;
 mod resources;
@@ -41,12 +42,16 @@ impl Allocation {
     /// 64 outside of one; 69 if Slurm does not answer.
     pub(crate) fn of_this_job() -> Result<Self, Fatal> {
         let (Some(list), Some(job)) = (variable("SLURM_JOB_NODELIST"), job_id()) else {
-            let message = "--launcher srun runs inside a Slurm allocation (SLURM_JOB_NODELIST is not set): \
+            let message = "--launcher srun runs inside a Slurm allocation (SLURM_JOB_NODELIST is \
+                not set): \
                            sbatch deploy/slurm/train.sbatch, or salloc";
             return Err(Fatal::new(EXIT_USAGE, message));
         };
         // --all: partitions may be hidden from ordinary users.
-        let listed = ask("sinfo", &["--all", "--noheader", "--Node", "--nodes", &list, "--format", "%N %o"])?;
+        let listed = ask(
+            "sinfo",
+            &["--all", "--noheader", "--Node", "--nodes", &list, "--format", "%N %o"],
+        )?;
         let addresses = addresses(&listed);
         if addresses.is_empty() {
             return Err(Fatal::new(EXIT_UNREACHABLE, format!("sinfo knows no node of {list}")));
@@ -55,13 +60,16 @@ impl Allocation {
         let mut shares = BTreeMap::new();
         for share in resources::shares(&job) {
             let names = ask("scontrol", &["show", "hostnames", share.nodes])?;
-            shares.extend(names.lines().map(|name| (name.trim().to_owned(), (share.cores, share.gpus))));
+            shares.extend(
+                names.lines().map(|name| (name.trim().to_owned(), (share.cores, share.gpus))),
+            );
         }
         let tasks = resources::tasks(variable);
         Ok(Self { nodes: nodes(addresses, &shares, &tasks) })
     }
 
-    /// Takes the first nodes, at most this many, with this many workers on each; `None`: as many as the job has GPUs or tasks.
+    /// Takes the first nodes, at most this many, with this many workers on each; `None`: as many as
+    /// the job has GPUs or tasks.
     pub(crate) fn limit(&mut self, nodes: usize, workers_per_node: Option<usize>) {
         self.nodes.truncate(nodes);
         for node in &mut self.nodes {
@@ -88,7 +96,8 @@ impl Allocation {
 
     /// What the user should know of the request, a line each.
     pub(crate) fn notices(&self) -> Vec<String> {
-        let starved: Vec<&Node> = self.nodes.iter().filter(|node| node.cores < node.workers).collect();
+        let starved: Vec<&Node> =
+            self.nodes.iter().filter(|node| node.cores < node.workers).collect();
         let Some(first) = starved.first() else { return Vec::new() };
         let others = match starved.len() - 1 {
             0 => String::new(),
@@ -96,7 +105,8 @@ impl Allocation {
         };
         let option = if first.gpus > 0 { "--cpus-per-gpu" } else { "--cpus-per-task" };
         vec![format!(
-            "warning: the job has {} on node {}{others} for {} workers, which will be slow: request more with {option}, \
+            "warning: the job has {} on node {}{others} for {} workers, which will be slow: \
+            request more with {option}, \
              or whole nodes with --exclusive",
             if first.cores == 1 { "1 core".into() } else { format!("{} cores", first.cores) },
             first.name,
@@ -104,25 +114,35 @@ impl Allocation {
         )]
     }
 
-    /// The address under which the other nodes reach this one: of an interface, or from which they are reached.
+    /// The address under which the other nodes reach this one: of an interface, or from which they
+    /// are reached.
     ///
     /// # Errors
     /// 69 if there is none.
     pub(crate) fn own_address(&self, interface: Option<&str>) -> Result<IpAddr, Fatal> {
         match interface {
             Some(name) => address_of(name),
-            None => match self.nodes.iter().find(|node| Some(&node.name) != variable("SLURMD_NODENAME").as_ref()) {
-                Some(other) => address_towards((other.address.as_str(), 1))
-                    .map_err(|error| Fatal::new(EXIT_UNREACHABLE, format!("node {}: {error}", other.name))),
+            None => match self
+                .nodes
+                .iter()
+                .find(|node| Some(&node.name) != variable("SLURMD_NODENAME").as_ref())
+            {
+                Some(other) => address_towards((other.address.as_str(), 1)).map_err(|error| {
+                    Fatal::new(EXIT_UNREACHABLE, format!("node {}: {error}", other.name))
+                }),
                 None => Ok(Ipv4Addr::LOCALHOST.into()),
             },
         }
     }
 }
 
-/// The nodes of these addresses, with the job's cores and GPUs on each, and the tasks of each in their order. In a job with
-/// GPUs a node without one has no worker, and is not used.
-fn nodes(addresses: Vec<(String, String)>, shares: &BTreeMap<String, (usize, usize)>, tasks: &[usize]) -> Vec<Node> {
+/// The nodes of these addresses, with the job's cores and GPUs on each, and the tasks of each in
+/// their order. In a job with GPUs a node without one has no worker, and is not used.
+fn nodes(
+    addresses: Vec<(String, String)>,
+    shares: &BTreeMap<String, (usize, usize)>,
+    tasks: &[usize],
+) -> Vec<Node> {
     let has_gpus = shares.values().any(|(_, gpus)| *gpus > 0);
     let node = |(index, (name, address)): (usize, (String, String))| {
         let (cores, gpus) = shares.get(&name).copied().unwrap_or((1, 0));
@@ -133,8 +153,8 @@ fn nodes(addresses: Vec<(String, String)>, shares: &BTreeMap<String, (usize, usi
     addresses.into_iter().enumerate().map(node).filter(|node| node.workers > 0).collect()
 }
 
-/// The name of this job as Slurm's programs take it; `None`: this process is in none. The number of an array's last task
-/// alone would be that of the whole array.
+/// The name of this job as Slurm's programs take it; `None`: this process is in none. The number of
+/// an array's last task alone would be that of the whole array.
 fn job_id() -> Option<String> {
     let task = variable("SLURM_ARRAY_JOB_ID").zip(variable("SLURM_ARRAY_TASK_ID"));
     task.map(|(array, task)| format!("{array}_{task}")).or(variable("SLURM_JOB_ID"))
@@ -157,7 +177,10 @@ fn address_of(interface: &str) -> Result<IpAddr, Fatal> {
     let all = getifaddrs().into_iter().flatten().filter(|one| one.interface_name == interface);
     let first = all.filter_map(|one| Some(one.address?.as_sockaddr_in()?.ip())).next();
     first.map(IpAddr::from).ok_or_else(|| {
-        Fatal::new(EXIT_UNREACHABLE, format!("--interface {interface} has no IPv4 address on this machine"))
+        Fatal::new(
+            EXIT_UNREACHABLE,
+            format!("--interface {interface} has no IPv4 address on this machine"),
+        )
     })
 }
 
@@ -165,12 +188,17 @@ fn ask(program: &str, arguments: &[&str]) -> Result<String, Fatal> {
     let mut command = Command::new(program);
     // A user's filters (SINFO_PARTITION) and formats are for what the user types.
     for (name, _) in std::env::vars_os() {
-        if name.to_str().is_some_and(|name| name.starts_with("SINFO_") || name.starts_with("SCONTROL_")) {
+        if name
+            .to_str()
+            .is_some_and(|name| name.starts_with("SINFO_") || name.starts_with("SCONTROL_"))
+        {
             command.env_remove(name);
         }
     }
     let output = command.args(arguments).stdin(Stdio::null()).output();
-    let failed = |reason: String| Fatal::new(EXIT_UNREACHABLE, format!("{program} {}: {reason}", arguments.join(" ")));
+    let failed = |reason: String| {
+        Fatal::new(EXIT_UNREACHABLE, format!("{program} {}: {reason}", arguments.join(" ")))
+    };
     let output = output.map_err(|error| failed(error.to_string()))?;
     match output.status.success() {
         true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
@@ -225,22 +253,36 @@ mod tests {
         let check = |shares: &[(usize, usize)], tasks: &[usize], cores, notice: Option<&str>| {
             let allocation = allocation(shares, tasks);
             let notices = allocation.notices();
-            assert_eq!((allocation.cores_per_worker(), notices.len()), (cores, usize::from(notice.is_some())));
+            assert_eq!(
+                (allocation.cores_per_worker(), notices.len()),
+                (cores, usize::from(notice.is_some()))
+            );
             assert!(notice.is_none_or(|part| notices[0].contains(part)), "{notices:?}");
         };
         check(&[(32, 8), (16, 8)], &[], 2, None);
-        check(&[(8, 8), (1, 8), (1, 8)], &[], 1, Some("1 core on node n1 (and 1 more such nodes) for 8 workers"));
+        check(
+            &[(8, 8), (1, 8), (1, 8)],
+            &[],
+            1,
+            Some("1 core on node n1 (and 1 more such nodes) for 8 workers"),
+        );
         check(
             &[(2, 0)],
             &[4],
             1,
-            Some("2 cores on node n0 for 4 workers, which will be slow: request more with --cpus-per-task"),
+            Some(
+                "2 cores on node n0 for 4 workers, which will be slow: request more with \
+                --cpus-per-task",
+            ),
         );
     }
 
     #[test]
     fn the_way_to_another_node_has_an_address_here() {
-        assert_eq!(address_towards(("127.0.0.1", 1)).expect("loopback"), IpAddr::from(Ipv4Addr::LOCALHOST));
+        assert_eq!(
+            address_towards(("127.0.0.1", 1)).expect("loopback"),
+            IpAddr::from(Ipv4Addr::LOCALHOST)
+        );
         assert_eq!(address_of("lo").expect("loopback"), IpAddr::from(Ipv4Addr::LOCALHOST));
         assert_eq!(address_of("nope0").expect_err("there is none").exit_code, EXIT_UNREACHABLE);
     }

@@ -41,22 +41,32 @@ fn value<'a>(words: &'a [String], option: &str) -> Option<&'a str> {
 fn a_worker_gets_its_device_and_its_place() {
     let (words, variables) = started(DeviceChoice::Cuda, false, LaunchTarget::Here { workers: 2 });
     assert_eq!(words[0], "/bin/thanos-worker");
-    assert_eq!((value(&words, "--device"), value(&words, "--local-rank")), (Some("cuda"), Some("1")));
+    assert_eq!(
+        (value(&words, "--device"), value(&words, "--local-rank")),
+        (Some("cuda"), Some("1"))
+    );
     assert!(!variables.keys().any(|name| name.starts_with("NCCL_")), "{variables:?}");
     // On another node the worker decides, by its own environment.
     let nodes = || LaunchTarget::Nodes { nodes: Vec::new(), srun_arguments: Vec::new() };
     let (words, _) = started(DeviceChoice::Auto, false, nodes());
     assert_eq!((words[0].as_str(), value(&words, "--device")), ("srun", None));
-    assert!(words.iter().any(|word| Path::new(word) == Path::new("/bin/thanos-worker")), "{words:?}");
+    assert!(
+        words.iter().any(|word| Path::new(word) == Path::new("/bin/thanos-worker")),
+        "{words:?}"
+    );
     assert_eq!(value(&started(DeviceChoice::Cpu, false, nodes()).0, "--device"), Some("cpu"));
 }
 
 #[test]
 fn workers_that_share_a_gpu_are_hosts_of_their_own_to_nccl() {
-    let (words, variables) = started(DeviceChoice::CudaIndex(0), true, LaunchTarget::Here { workers: 2 });
+    let (words, variables) =
+        started(DeviceChoice::CudaIndex(0), true, LaunchTarget::Here { workers: 2 });
     assert_eq!(value(&words, "--device"), Some("cuda:0"));
     let variable = |name: &str| variables.get(name).map(String::as_str);
-    assert_eq!((variable("NCCL_HOSTID"), variable("NCCL_SOCKET_IFNAME")), (Some("worker-1"), Some("lo")));
+    assert_eq!(
+        (variable("NCCL_HOSTID"), variable("NCCL_SOCKET_IFNAME")),
+        (Some("worker-1"), Some("lo"))
+    );
     assert_eq!((variable("NCCL_IB_DISABLE"), variable("NCCL_NVLS_ENABLE")), (Some("1"), Some("0")));
 }
 

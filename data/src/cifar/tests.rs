@@ -30,7 +30,9 @@ fn assert_pixels(images: &[u8], count: usize) {
 #[test]
 fn binary_planes_become_pixels() {
     let record = |head: &[u8]| [head, &planes()].concat();
-    let ten = Cifar::Ten.decode_binary(&[record(&[9]), record(&[0])].concat(), &labels(Cifar::Ten)).expect("good");
+    let ten = Cifar::Ten
+        .decode_binary(&[record(&[9]), record(&[0])].concat(), &labels(Cifar::Ten))
+        .expect("good");
     assert_eq!(ten.fine, [9, 0]);
     assert_pixels(&ten.images, 2);
     // An apple (0) is a fruit (4), a worm (99) a non-insect invertebrate (13).
@@ -47,8 +49,10 @@ fn pickled_planes_become_pixels() {
     let ten = Cifar::Ten.decode_pickle(&ten, &labels(Cifar::Ten)).expect("good");
     assert_eq!(ten.fine, [9, 0]);
     assert_pixels(&ten.images, 2);
-    let entries = [("coarse_labels", list(&[4, 13])), ("fine_labels", list(&[0, 99])), ("data", data)];
-    let hundred = Cifar::Hundred.decode_pickle(&dict(&entries), &labels(Cifar::Hundred)).expect("good");
+    let entries =
+        [("coarse_labels", list(&[4, 13])), ("fine_labels", list(&[0, 99])), ("data", data)];
+    let hundred =
+        Cifar::Hundred.decode_pickle(&dict(&entries), &labels(Cifar::Hundred)).expect("good");
     assert_eq!(hundred.fine, [0, 99]);
     assert_pixels(&hundred.images, 2);
 }
@@ -56,7 +60,8 @@ fn pickled_planes_become_pixels() {
 #[test]
 fn bad_records_say_what_is_wrong() {
     let check = |cifar: Cifar, content: &[u8], expected: &str| {
-        let error = cifar.decode_binary(content, &labels(cifar)).map(|_| ()).expect_err("bad").to_string();
+        let error =
+            cifar.decode_binary(content, &labels(cifar)).map(|_| ()).expect_err("bad").to_string();
         assert_eq!(error, expected);
     };
     check(Cifar::Ten, &[], "it holds no records");
@@ -73,13 +78,18 @@ fn bad_records_say_what_is_wrong() {
     (content[0], content[RECORD + 1], content[RECORD + 2]) = (4, 1, 100);
     check(Cifar::Hundred, &content, "record 1 at offset 3075: expected a label in 0..=99, got 100");
     content[RECORD + 2] = 0;
-    check(Cifar::Hundred, &content, "record 1 at offset 3074: fine label 0 has coarse label 4, got 1");
+    check(
+        Cifar::Hundred,
+        &content,
+        "record 1 at offset 3074: fine label 0 has coarse label 4, got 1",
+    );
 }
 
 #[test]
 fn pickles_of_another_structure_say_what_is_wrong() {
     let check = |cifar: Cifar, content: &[u8], expected: &str| {
-        let error = cifar.decode_pickle(content, &labels(cifar)).map(|_| ()).expect_err("bad").to_string();
+        let error =
+            cifar.decode_pickle(content, &labels(cifar)).map(|_| ()).expect_err("bad").to_string();
         assert!(error.contains(expected), "no `{expected}` in `{error}`");
     };
     let data = || array(1, PIXELS, &planes());
@@ -89,14 +99,34 @@ fn pickles_of_another_structure_say_what_is_wrong() {
         &dict(&[("data", data())]),
         "key `labels`: expected a list of labels, got nothing under this key",
     );
-    check(Cifar::Ten, &dict(&[("data", data()), ("labels", data())]), "expected a list of labels, got an array");
-    check(Cifar::Ten, &dict(&[("labels", list(&[1]))]), "key `data`: expected a numpy array of bytes, got nothing");
+    check(
+        Cifar::Ten,
+        &dict(&[("data", data()), ("labels", data())]),
+        "expected a list of labels, got an array",
+    );
+    check(
+        Cifar::Ten,
+        &dict(&[("labels", list(&[1]))]),
+        "key `data`: expected a numpy array of bytes, got nothing",
+    );
     let two = [("data", data()), ("labels", list(&[1, 2]))];
-    check(Cifar::Ten, &dict(&two), "key `data`: expected an array of [2, 3072], got one of [1, 3072]");
+    check(
+        Cifar::Ten,
+        &dict(&two),
+        "key `data`: expected an array of [2, 3072], got one of [1, 3072]",
+    );
     let eleven = [("data", data()), ("labels", list(&[11]))];
     check(Cifar::Ten, &dict(&eleven), "record 0 at offset 0: expected a label in 0..=9, got 11");
-    check(Cifar::Ten, &dict(&[("data", data()), ("fine_labels", list(&[1]))]), "this is CIFAR-100, expected CIFAR-10");
-    check(Cifar::Hundred, &dict(&[("data", data()), ("labels", list(&[1]))]), "this is CIFAR-10, expected CIFAR-100");
+    check(
+        Cifar::Ten,
+        &dict(&[("data", data()), ("fine_labels", list(&[1]))]),
+        "this is CIFAR-100, expected CIFAR-10",
+    );
+    check(
+        Cifar::Hundred,
+        &dict(&[("data", data()), ("labels", list(&[1]))]),
+        "this is CIFAR-10, expected CIFAR-100",
+    );
     let wrong = [("data", data()), ("fine_labels", list(&[0])), ("coarse_labels", list(&[3]))];
     check(Cifar::Hundred, &dict(&wrong), "fine label 0 has coarse label 4, got 3");
     let short = [("data", data()), ("fine_labels", list(&[0])), ("coarse_labels", list(&[]))];

@@ -1,5 +1,6 @@
-//! The part of a file on disk while it is downloaded: opened and locked, cut, appended to, hashed, and in the end given
-//! its final name. It must not know about addresses, answers or published sizes.
+//! The part of a file on disk while it is downloaded: opened and locked, cut, appended to, hashed,
+//! and in the end given its final name. It must not know about addresses, answers or published
+//! sizes.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
@@ -17,11 +18,18 @@ pub(super) struct Part {
 }
 
 impl Part {
-    /// Opens the part that an earlier run left, or makes an empty one, and locks it against other runs.
+    /// Opens the part that an earlier run left, or makes an empty one, and locks it against other
+    /// runs.
     pub(super) fn open(dir: &Path, file: &str) -> Result<Self, FetchError> {
         let path = dir.join(format!(".{file}.part"));
         let fail = |error| FetchError::io("open", &path, error);
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(fail)?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(fail)?;
         match file.try_lock() {
             Err(TryLockError::WouldBlock) => return Err(FetchError::Busy { path }),
             // A file system without locks is still good for one run at a time.
@@ -45,18 +53,22 @@ impl Part {
 
     /// Appends `bytes`. It must follow a `cut`, which sets the place.
     pub(super) fn append(&mut self, bytes: &[u8]) -> Result<(), FetchError> {
-        self.file.write_all(bytes).map_err(|error| FetchError::io("write to", &self.path, error))?;
+        self.file
+            .write_all(bytes)
+            .map_err(|error| FetchError::io("write to", &self.path, error))?;
         self.len += bytes.len() as u64;
         Ok(())
     }
 
-    /// The MD5 of what is on disk, read back so that the check covers what was written and what an earlier run left.
+    /// The MD5 of what is on disk, read back so that the check covers what was written and what an
+    /// earlier run left.
     pub(super) fn md5(&mut self) -> Result<String, FetchError> {
         let read = self.file.rewind().and_then(|()| md5_of(&mut self.file));
         read.map_err(|error| FetchError::io("read", &self.path, error))
     }
 
-    /// Waits until the bytes are on the disk, so that the final name never stands for bytes that a crash can lose.
+    /// Waits until the bytes are on the disk, so that the final name never stands for bytes that a
+    /// crash can lose.
     pub(super) fn sync(&self) -> Result<(), FetchError> {
         self.file.sync_all().map_err(|error| FetchError::io("write to", &self.path, error))
     }
@@ -65,13 +77,18 @@ impl Part {
     pub(super) fn keep_as(self, path: &Path, dir: &Path) -> Result<(), FetchError> {
         fs::rename(&self.path, path).map_err(|error| FetchError::io("name", path, error))?;
         // The new name is on the disk only when the folder is.
-        File::open(dir).and_then(|dir| dir.sync_all()).map_err(|error| FetchError::io("sync the folder", dir, error))
+        File::open(dir)
+            .and_then(|dir| dir.sync_all())
+            .map_err(|error| FetchError::io("sync the folder", dir, error))
     }
 
-    /// Removes the part's name. The bytes are left alone: after a rename by another run they are the final file.
+    /// Removes the part's name. The bytes are left alone: after a rename by another run they are
+    /// the final file.
     pub(super) fn discard(&self) -> Result<(), FetchError> {
         match fs::remove_file(&self.path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(FetchError::io("remove", &self.path, error)),
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(FetchError::io("remove", &self.path, error))
+            }
             _ => Ok(()),
         }
     }

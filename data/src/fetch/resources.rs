@@ -1,5 +1,5 @@
-//! The table of the published files: names, addresses, sizes and MD5 sums, as their publishers give them.
-//! It must not know how files are fetched or what is inside them.
+//! The table of the published files: names, addresses, sizes and MD5 sums, as their publishers give
+//! them. It must not know how files are fetched or what is inside them.
 
 /// One published file.
 #[derive(Debug)]
@@ -9,8 +9,8 @@ pub struct Resource {
     /// Where it is published, in the order to try.
     pub urls: &'static [&'static str],
     pub bytes: u64,
-    /// 32 lower-case hex digits. MD5 is what the publishers give; it guards against damage and mix-ups, while
-    /// against forgery there is https.
+    /// 32 lower-case hex digits. MD5 is what the publishers give; it guards against damage and
+    /// mix-ups, while against forgery there is https.
     pub md5: &'static str,
 }
 
@@ -40,7 +40,8 @@ static CIFAR100: [Resource; 1] = [Resource {
     md5: "03b5dce01913d631647c71ecec9e9cb8",
 }];
 
-/// The two mirrors that the deep-learning frameworks use: the official host, yann.lecun.com, has no https.
+/// The two mirrors that the deep-learning frameworks use: the official host, yann.lecun.com, has no
+/// https.
 macro_rules! mnist_urls {
     ($file:literal) => {
         &[
@@ -81,8 +82,15 @@ static MNIST: [Resource; 4] = [
 macro_rules! fashion_urls {
     ($file:literal) => {
         &[
-            concat!("https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/", $file),
-            concat!("https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/", $file),
+            concat!(
+                "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
+                $file
+            ),
+            concat!(
+                "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/",
+                "master/data/fashion/",
+                $file
+            ),
         ]
     };
 }
@@ -116,7 +124,10 @@ static FASHION_MNIST: [Resource; 4] = [
 
 static TINYIMAGENET: [Resource; 1] = [Resource {
     file: "tiny-imagenet-200.zip",
-    urls: &["https://cs231n.stanford.edu/tiny-imagenet-200.zip", "https://image-net.org/data/tiny-imagenet-200.zip"],
+    urls: &[
+        "https://cs231n.stanford.edu/tiny-imagenet-200.zip",
+        "https://image-net.org/data/tiny-imagenet-200.zip",
+    ],
     bytes: 248_100_043,
     md5: "90528d7ca1a48142e341f4ef8d21d0de",
 }];
@@ -136,10 +147,17 @@ mod tests {
             for each in files {
                 assert!(!each.urls.is_empty() && each.bytes > 0);
                 assert_eq!(each.md5.len(), 32, "{}", each.file);
-                assert!(each.md5.bytes().all(|digit| digit.is_ascii_digit() || (b'a'..=b'f').contains(&digit)));
+                assert!(
+                    each.md5
+                        .bytes()
+                        .all(|digit| digit.is_ascii_digit() || (b'a'..=b'f').contains(&digit))
+                );
                 assert!(!each.file.contains(['/', '\\']) && !each.file.starts_with('.'));
                 for url in each.urls {
-                    assert!(url.starts_with("https://") && url.ends_with(&format!("/{}", each.file)), "{url}");
+                    assert!(
+                        url.starts_with("https://") && url.ends_with(&format!("/{}", each.file)),
+                        "{url}"
+                    );
                 }
             }
         }
@@ -148,9 +166,10 @@ mod tests {
 
     #[test]
     fn no_two_files_share_a_sum() {
-        let all =
-            ["cifar10", "cifar100", "mnist", "fashion-mnist", "tinyimagenet"].map(|name| resources(name).unwrap());
-        let sums: Vec<&str> = all.iter().flat_map(|files| files.iter().map(|each| each.md5)).collect();
+        let all = ["cifar10", "cifar100", "mnist", "fashion-mnist", "tinyimagenet"]
+            .map(|name| resources(name).unwrap());
+        let sums: Vec<&str> =
+            all.iter().flat_map(|files| files.iter().map(|each| each.md5)).collect();
         assert_eq!(sums.iter().collect::<BTreeSet<_>>().len(), sums.len());
     }
 }

@@ -1,5 +1,5 @@
-//! Downloads from a scripted server on this machine: what must end under the final name, what must not, and what the
-//! user is notified. It must not know about real data sets, and needs no network.
+//! Downloads from a scripted server on this machine: what must end under the final name, what must
+//! not, and what the user is notified. It must not know about real data sets, and needs no network.
 
 mod resume;
 mod server;
@@ -15,8 +15,10 @@ use server::{Reply, Server, message, not_found, ok, redirect, rest};
 
 const FILE: &str = "data.bin";
 /// For tests where an answer is expected: long enough for a loaded machine to answer.
-const PATIENT: Timeouts = Timeouts { connect: Duration::from_secs(20), idle: Duration::from_secs(20) };
-const IMPATIENT: Timeouts = Timeouts { connect: Duration::from_secs(20), idle: Duration::from_secs(1) };
+const PATIENT: Timeouts =
+    Timeouts { connect: Duration::from_secs(20), idle: Duration::from_secs(20) };
+const IMPATIENT: Timeouts =
+    Timeouts { connect: Duration::from_secs(20), idle: Duration::from_secs(1) };
 
 struct Notes {
     lines: Vec<String>,
@@ -51,7 +53,12 @@ impl Trial {
         self.fetch_within(PATIENT, whole, urls)
     }
 
-    fn fetch_within(&mut self, times: Timeouts, whole: &[u8], urls: &[String]) -> Result<Vec<Fetched>, FetchError> {
+    fn fetch_within(
+        &mut self,
+        times: Timeouts,
+        whole: &[u8],
+        urls: &[String],
+    ) -> Result<Vec<Fetched>, FetchError> {
         fetch_within(times, &[published(whole, urls)], &[], self.dir.path(), &mut self.notes)
     }
 
@@ -80,11 +87,17 @@ impl Trial {
     }
 
     fn assert_only(&self, whole: &[u8]) {
-        assert!(self.holds() == [(FILE.to_string(), whole.to_vec())], "the folder must hold the file and nothing else");
+        assert!(
+            self.holds() == [(FILE.to_string(), whole.to_vec())],
+            "the folder must hold the file and nothing else"
+        );
     }
 
     fn assert_only_part(&self, bytes: &[u8]) {
-        assert!(self.holds() == [(format!(".{FILE}.part"), bytes.to_vec())], "the folder must hold the part alone");
+        assert!(
+            self.holds() == [(format!(".{FILE}.part"), bytes.to_vec())],
+            "the folder must hold the part alone"
+        );
     }
 
     fn assert_empty(&self) {
@@ -114,8 +127,8 @@ fn from_start(range: &str) -> Option<usize> {
     range.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok()
 }
 
-/// A server whose `/good` is whole, `/ranged` honours Range, `/bad` is of the right length but wrong, and which has
-/// nothing else.
+/// A server whose `/good` is whole, `/ranged` honours Range, `/bad` is of the right length but
+/// wrong, and which has nothing else.
 fn plain_server() -> Server {
     Server::start(|asked| match (asked.path.as_str(), &asked.range) {
         ("/ranged", Some(range)) => rest(&sample(0), from_start(range).unwrap()),
@@ -141,7 +154,10 @@ fn a_file_comes_whole_and_leaves_no_part() {
 
 #[test]
 fn a_mirror_is_tried_first_and_the_folder_is_created() {
-    let server = Server::start(|asked| if asked.path == "/m/data.bin" { ok(&sample(0)) } else { not_found() });
+    let server =
+        Server::start(
+            |asked| if asked.path == "/m/data.bin" { ok(&sample(0)) } else { not_found() },
+        );
     let mut trial = Trial::new();
     let dir = trial.dir.path().join("a/b");
     let resource = published(&sample(0), &[server.url("/published")]);
@@ -199,7 +215,12 @@ fn wrong_bytes_everywhere_leave_nothing() {
     let mut trial = Trial::new();
     let (code, message) = trial.fails(&sample(0), &[server.url("/bad")]);
     assert_eq!(code, 65);
-    let line = format!("{}: its MD5 is {}, expected {}", server.url("/bad"), md5(&sample(1)), md5(&sample(0)));
+    let line = format!(
+        "{}: its MD5 is {}, expected {}",
+        server.url("/bad"),
+        md5(&sample(1)),
+        md5(&sample(0))
+    );
     assert_eq!(message, format!("{FILE}: its only address failed:\n  {line}"));
     assert_eq!(trial.notes.lines, [format!("{FILE}: {line}")]);
     assert_eq!(server.asked().len(), 1);
@@ -234,7 +255,10 @@ fn a_body_without_end_is_cut() {
     let server = Server::start(|_| Reply::Endless);
     let mut trial = Trial::new();
     let (code, message) = trial.fails(&sample(0), &[server.url("/f")]);
-    assert!(code == 65 && message.contains(&format!("more than {} bytes", sample(0).len())), "{message}");
+    assert!(
+        code == 65 && message.contains(&format!("more than {} bytes", sample(0).len())),
+        "{message}"
+    );
     trial.assert_empty();
 }
 
@@ -256,14 +280,23 @@ fn a_chunked_body_may_be_right_or_short() {
 #[test]
 fn a_wrong_announced_length_is_refused_before_the_body() {
     let server = Server::start(|_| {
-        // If the body were waited for, this would end only after the long timeout and with another reason.
-        Reply::Stall(message("200 OK", &[("Content-Length", &(sample(0).len() + 1).to_string())], b""))
+        // If the body were waited for, this would end only after the long timeout and with another
+        // reason.
+        Reply::Stall(message(
+            "200 OK",
+            &[("Content-Length", &(sample(0).len() + 1).to_string())],
+            b"",
+        ))
     });
     let mut trial = Trial::new();
     trial.put_part(&sample(0)[..10]);
     let (code, message) = trial.fails(&sample(0), &[server.url("/f")]);
     let length = sample(0).len();
-    assert!(code == 65 && message.contains(&format!("declares {} bytes, expected {length}", length + 1)), "{message}");
+    assert!(
+        code == 65
+            && message.contains(&format!("declares {} bytes, expected {length}", length + 1)),
+        "{message}"
+    );
     // Nothing was read, so what an earlier run brought is still good.
     trial.assert_only_part(&sample(0)[..10]);
 }

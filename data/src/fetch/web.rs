@@ -1,6 +1,7 @@
-//! Asks one address for a file or the rest of it: which addresses are allowed, where redirects may lead, and whether
-//! an answer's head fits. Redirects are followed by hand, since each target must pass the same rules.
-//! It must not know about files on this machine, checksums, or the other addresses of a file.
+//! Asks one address for a file or the rest of it: which addresses are allowed, where redirects may
+//! lead, and whether an answer's head fits. Redirects are followed by hand, since each target must
+//! pass the same rules. It must not know about files on this machine, checksums, or the other
+//! addresses of a file.
 
 use std::io::Read;
 use std::net::IpAddr;
@@ -12,7 +13,8 @@ use super::{Reason, Timeouts};
 
 /// How many redirects one request may take.
 const MAX_REDIRECTS: usize = 5;
-/// Statuses that say "look there instead"; the other ones from 300 to 399 do not name another address.
+/// Statuses that say "look there instead"; the other ones from 300 to 399 do not name another
+/// address.
 const REDIRECTS: [u16; 5] = [301, 302, 303, 307, 308];
 const USER_AGENT: &str = "thanos-coord";
 
@@ -20,13 +22,14 @@ const USER_AGENT: &str = "thanos-coord";
 pub(super) struct Answer {
     /// Where in the file the body starts.
     pub(super) start: u64,
-    /// Whether the body says by itself where it ends, so that an early end is not a broken connection.
+    /// Whether the body says by itself where it ends, so that an early end is not a broken
+    /// connection.
     pub(super) chunked: bool,
     pub(super) body: Box<dyn Read>,
 }
 
-/// Asks `url` for the file of `total` bytes from byte `from` on. If it cannot give that rest it is asked for the
-/// whole, as the answer's `start` shows.
+/// Asks `url` for the file of `total` bytes from byte `from` on. If it cannot give that rest it is
+/// asked for the whole, as the answer's `start` shows.
 pub(super) fn open(times: &Timeouts, url: &str, from: u64, total: u64) -> Result<Answer, Reason> {
     if from > 0
         && let Some(answer) = classify(follow(times, url, from)?, from, total)?
@@ -38,7 +41,8 @@ pub(super) fn open(times: &Timeouts, url: &str, from: u64, total: u64) -> Result
 
 /// What the head of an answer means; `None` for a rest that does not fit what was asked for.
 fn classify(response: Response<Body>, from: u64, total: u64) -> Result<Option<Answer>, Reason> {
-    let length = text(&response, header::CONTENT_LENGTH).and_then(|length| length.parse::<u64>().ok());
+    let length =
+        text(&response, header::CONTENT_LENGTH).and_then(|length| length.parse::<u64>().ok());
     let start = match response.status().as_u16() {
         200 => {
             if let Some(got) = length.filter(|&got| got != total) {
@@ -57,7 +61,8 @@ fn classify(response: Response<Body>, from: u64, total: u64) -> Result<Option<An
         416 if from > 0 => return Ok(None),
         other => return Err(Reason::Status(other)),
     };
-    let chunked = text(&response, header::TRANSFER_ENCODING).is_some_and(|how| how.eq_ignore_ascii_case("chunked"));
+    let chunked = text(&response, header::TRANSFER_ENCODING)
+        .is_some_and(|how| how.eq_ignore_ascii_case("chunked"));
     Ok(Some(Answer { start, chunked, body: Box::new(response.into_body().into_reader()) }))
 }
 
@@ -65,8 +70,8 @@ fn text(response: &Response<Body>, name: header::HeaderName) -> Option<&str> {
     response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::trim)
 }
 
-/// Whether a Content-Range such as `bytes 400-999/1000` is the rest of a file of `total` bytes from `from` on. A
-/// server that does not know the total may write `*` for it.
+/// Whether a Content-Range such as `bytes 400-999/1000` is the rest of a file of `total` bytes from
+/// `from` on. A server that does not know the total may write `*` for it.
 fn is_rest(range: Option<&str>, from: u64, total: u64) -> bool {
     let is = |text: &str, number: u64| text.trim().parse() == Ok(number);
     range
@@ -74,7 +79,9 @@ fn is_rest(range: Option<&str>, from: u64, total: u64) -> bool {
         .and_then(|range| range.split_once('/'))
         .and_then(|(span, whole)| span.split_once('-').map(|(first, last)| (first, last, whole)))
         .is_some_and(|(first, last, whole)| {
-            is(first, from) && is(last, total.saturating_sub(1)) && (whole.trim() == "*" || is(whole, total))
+            is(first, from)
+                && is(last, total.saturating_sub(1))
+                && (whole.trim() == "*" || is(whole, total))
         })
 }
 
@@ -86,8 +93,9 @@ fn follow(times: &Timeouts, url: &str, from: u64) -> Result<Response<Body>, Reas
         if !REDIRECTS.contains(&response.status().as_u16()) {
             return Ok(response);
         }
-        let location = text(&response, header::LOCATION)
-            .ok_or_else(|| Reason::Refused(format!("{at} redirects without a readable Location")))?;
+        let location = text(&response, header::LOCATION).ok_or_else(|| {
+            Reason::Refused(format!("{at} redirects without a readable Location"))
+        })?;
         at = redirected(&at, location)?;
     }
     Err(Reason::Refused(format!("more than {MAX_REDIRECTS} redirects, the last one to {at}")))
@@ -116,8 +124,8 @@ fn get(times: &Timeouts, uri: &Uri, from: u64) -> Result<Response<Body>, Reason>
     request.call().map_err(|error| Reason::NoAnswer(error.to_string()))
 }
 
-/// `url`, if this module may ask it, or why not: any https address, or http on this machine, which no other machine can
-/// intercept.
+/// `url`, if this module may ask it, or why not: any https address, or http on this machine, which
+/// no other machine can intercept.
 fn allowed(url: &str) -> Result<Uri, String> {
     let scheme = scheme_of(url);
     let is_http = match scheme.as_deref() {
@@ -125,11 +133,13 @@ fn allowed(url: &str) -> Result<Uri, String> {
         Some("http") => true,
         _ => return Err("an address must start with https://".to_string()),
     };
-    let uri: Uri = url.parse().map_err(|error| format!("it cannot be read as an address: {error}"))?;
+    let uri: Uri =
+        url.parse().map_err(|error| format!("it cannot be read as an address: {error}"))?;
     match uri.host() {
         None | Some("") => Err("it names no host".to_string()),
         Some(host) if is_http && !is_loopback(host) => {
-            Err("http is for this machine only (127.0.0.0/8, ::1, localhost); use https".to_string())
+            Err("http is for this machine only (127.0.0.0/8, ::1, localhost); use https"
+                .to_string())
         }
         Some(_) => Ok(uri),
     }
@@ -137,11 +147,13 @@ fn allowed(url: &str) -> Result<Uri, String> {
 
 fn is_loopback(host: &str) -> bool {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
-    host.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    host.eq_ignore_ascii_case("localhost")
+        || bare.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-/// The scheme of an address in lower case; `None` for a relative one. By hand, since `Uri` cannot read all addresses
-/// that a redirect may name, such as `file:///etc/passwd`, and the message should still say what they are.
+/// The scheme of an address in lower case; `None` for a relative one. By hand, since `Uri` cannot
+/// read all addresses that a redirect may name, such as `file:///etc/passwd`, and the message
+/// should still say what they are.
 fn scheme_of(url: &str) -> Option<String> {
     let (scheme, _) = url.split_once(':')?;
     let is_scheme = scheme.starts_with(|first: char| first.is_ascii_alphabetic())
@@ -161,7 +173,9 @@ fn redirected(at: &Uri, location: &str) -> Result<Uri, Reason> {
         Some(_) => location.to_string(),
         None => resolved(at, &old, location),
     };
-    allowed(&target).map_err(|why| Reason::Refused(format!("a redirect from {at} to {target} is refused: {why}")))
+    allowed(&target).map_err(|why| {
+        Reason::Refused(format!("a redirect from {at} to {target} is refused: {why}"))
+    })
 }
 
 /// A relative `location` as seen from `at`, after RFC 3986, section 5.2.
@@ -214,15 +228,24 @@ mod tests {
 
     #[test]
     fn only_https_and_this_machine_are_allowed() {
-        for url in ["https://a.example/f", "HTTPS://a.example/f", "http://localhost:80/f", "http://[::1]/f"] {
+        for url in [
+            "https://a.example/f",
+            "HTTPS://a.example/f",
+            "http://localhost:80/f",
+            "http://[::1]/f",
+        ] {
             assert!(allowed(url).is_ok(), "{url}");
         }
         assert!(allowed("http://127.3.2.1:9/f").is_ok());
-        let refused = ["http://a.example/f", "http://127.0.0.1@a.example/f", "http://localhost.a.example/f"];
-        for url in refused.into_iter().chain(["http://127.1/f", "http://[::2]/f", "http://0.0.0.0/f"]) {
+        let refused =
+            ["http://a.example/f", "http://127.0.0.1@a.example/f", "http://localhost.a.example/f"];
+        for url in
+            refused.into_iter().chain(["http://127.1/f", "http://[::2]/f", "http://0.0.0.0/f"])
+        {
             assert!(allowed(url).unwrap_err().contains("use https"), "{url}");
         }
-        for url in ["ftp://a.example/f", "file:///etc/passwd", "a.example/f", "", "localhost:80/f"] {
+        for url in ["ftp://a.example/f", "file:///etc/passwd", "a.example/f", "", "localhost:80/f"]
+        {
             assert!(allowed(url).unwrap_err().contains("https://"), "{url}");
         }
         assert!(allowed("https:///f").is_err());
@@ -232,14 +255,20 @@ mod tests {
     #[test]
     fn a_redirect_keeps_its_scheme() {
         let at = uri("https://a.example/f");
-        for (location, new) in [("http://b.example/f", "http"), ("ftp://b/f", "ftp"), ("file:///f", "file")] {
+        for (location, new) in
+            [("http://b.example/f", "http"), ("ftp://b/f", "ftp"), ("file:///f", "file")]
+        {
             let message = redirected(&at, location).unwrap_err().to_string();
-            assert!(message.contains(&format!("from https to {new}")) && message.contains(location), "{message}");
+            assert!(
+                message.contains(&format!("from https to {new}")) && message.contains(location),
+                "{message}"
+            );
         }
         // Not even to this machine, where http is allowed otherwise.
         assert!(redirected(&at, "http://127.0.0.1/f").is_err());
         assert_eq!(redirected(&at, "HTTPS://b.example/f").unwrap(), uri("https://b.example/f"));
-        let message = redirected(&uri("http://127.0.0.1/f"), "https://b.example/f").unwrap_err().to_string();
+        let message =
+            redirected(&uri("http://127.0.0.1/f"), "https://b.example/f").unwrap_err().to_string();
         assert!(message.contains("from http to https"), "{message}");
         assert!(redirected(&uri("http://127.0.0.1/f"), "//b.example/f").is_err());
     }
@@ -265,7 +294,15 @@ mod tests {
     fn a_content_range_must_be_the_rest() {
         assert!(is_rest(Some("bytes 4-9/10"), 4, 10));
         assert!(is_rest(Some("bytes 4-9/*"), 4, 10));
-        for range in ["bytes 3-9/10", "bytes 4-8/10", "bytes 4-9/11", "bytes */10", "4-9/10", "bytes 4-9", ""] {
+        for range in [
+            "bytes 3-9/10",
+            "bytes 4-8/10",
+            "bytes 4-9/11",
+            "bytes */10",
+            "4-9/10",
+            "bytes 4-9",
+            "",
+        ] {
             assert!(!is_rest(Some(range), 4, 10), "{range}");
         }
         assert!(!is_rest(None, 4, 10));

@@ -1,5 +1,6 @@
-//! Takes numbers, lengths, texts and lines off the bytes of a pickle, and names the place of what is wrong there.
-//! It knows how one operand of an opcode is written; what an opcode does with it is the machine's.
+//! Takes numbers, lengths, texts and lines off the bytes of a pickle, and names the place of what
+//! is wrong there. It knows how one operand of an opcode is written; what an opcode does with it is
+//! the machine's.
 
 use super::node::{Node, shown};
 use super::{Outcome, PickleFault};
@@ -15,7 +16,11 @@ pub(super) struct Input<'a> {
 }
 
 impl<'a> Input<'a> {
-    pub(super) fn unexpected(&self, expected: impl Into<String>, got: impl Into<String>) -> PickleFault {
+    pub(super) fn unexpected(
+        &self,
+        expected: impl Into<String>,
+        got: impl Into<String>,
+    ) -> PickleFault {
         PickleFault::Unexpected { at: self.opcode_at, expected: expected.into(), got: got.into() }
     }
 
@@ -69,7 +74,9 @@ impl<'a> Input<'a> {
                 self.next += length + 1;
                 Ok(&rest[..length])
             }
-            None if rest.len() > LONGEST_LINE => Err(self.too_much(LONGEST_LINE, "bytes in one line")),
+            None if rest.len() > LONGEST_LINE => {
+                Err(self.too_much(LONGEST_LINE, "bytes in one line"))
+            }
             None => Err(PickleFault::OpenLine { at: self.next }),
         }
     }
@@ -95,7 +102,9 @@ impl<'a> Input<'a> {
         let length = self.length::<1>()?;
         let bytes = self.take(length)?;
         if bytes.len() > 8 {
-            return Err(self.unexpected("a 64-bit integer", format!("one of {} bytes", bytes.len())));
+            return Err(
+                self.unexpected("a 64-bit integer", format!("one of {} bytes", bytes.len()))
+            );
         }
         let negative = bytes.last().is_some_and(|byte| *byte >= 0x80);
         let mut wide = [if negative { 0xff } else { 0 }; 8];
@@ -122,7 +131,9 @@ impl<'a> Input<'a> {
                 Some(Some(b'n')) => b'\n',
                 Some(Some(b'r')) => b'\r',
                 Some(Some(b't')) => b'\t',
-                Some(Some(b'x')) => hex(&mut bytes, 2).and_then(|code| code.try_into().ok()).ok_or_else(no_literal)?,
+                Some(Some(b'x')) => hex(&mut bytes, 2)
+                    .and_then(|code| code.try_into().ok())
+                    .ok_or_else(no_literal)?,
                 Some(Some(same @ (b'\\' | b'\'' | b'"'))) => *same,
                 Some(_) => return Err(no_literal()),
             });
@@ -130,7 +141,8 @@ impl<'a> Input<'a> {
         Ok(Node::Bytes(Cow::Owned(text)))
     }
 
-    /// UNICODE: Latin-1 bytes, with \uXXXX and \UXXXXXXXX for the other characters; it becomes UTF-8.
+    /// UNICODE: Latin-1 bytes, with \uXXXX and \UXXXXXXXX for the other characters; it becomes
+    /// UTF-8.
     pub(super) fn unicode_line(&mut self) -> Outcome<Node<'a>> {
         let line = self.line()?;
         let mut text = String::with_capacity(line.len());
@@ -146,7 +158,11 @@ impl<'a> Input<'a> {
             };
             bytes.next();
             let character = hex(&mut bytes, digits).and_then(char::from_u32);
-            text.push(character.ok_or_else(|| self.unexpected("a string with complete escapes", shown(line)))?);
+            text.push(
+                character.ok_or_else(|| {
+                    self.unexpected("a string with complete escapes", shown(line))
+                })?,
+            );
         }
         Ok(Node::Bytes(Cow::Owned(text.into_bytes())))
     }

@@ -1,5 +1,6 @@
-//! The stack machine a pickle is a program for, with every opcode that makes more than plain data omitted.
-//! It builds nodes that point at each other and at the input; how they unfold into values it does not know.
+//! The stack machine a pickle is a program for, with every opcode that makes more than plain data
+//! omitted. It builds nodes that point at each other and at the input; how they unfold into values
+//! it does not know.
 
 use super::input::Input;
 use super::node::{Global, Id, Node, shortened};
@@ -7,7 +8,8 @@ use super::{MAX_NESTED, MAX_OPCODES, Outcome, PickleFault};
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-/// Far more than images need. Arrays can share one shape in the pickle, yet each keeps its own copy.
+/// Far more than images need. Arrays can share one shape in the pickle, yet each keeps its own
+/// copy.
 const MAX_DIMENSIONS: usize = 8;
 
 pub(super) struct Machine<'a> {
@@ -17,7 +19,8 @@ pub(super) struct Machine<'a> {
     /// Heights of the stack; nothing below the last one can be taken before that mark is.
     marks: Vec<usize>,
     memo: HashMap<u32, Id>,
-    /// Bytes of text put through `_codecs.encode` so far, which a pickle could ask for again and again.
+    /// Bytes of text put through `_codecs.encode` so far, which a pickle could ask for again and
+    /// again.
     decoded: usize,
 }
 
@@ -62,9 +65,12 @@ impl<'a> Machine<'a> {
             return Ok(());
         }
         match opcode {
-            0x80 => self.protocol(),                                                               // PROTO
-            0x95 => self.input.length::<8>().and_then(|length| self.input.need(length)).map(drop), // FRAME
-            b'(' | b'0' | b'1' | b't' | b'l' | b'd' | 0x85..=0x87 | b'a' | b'e' | b's' | b'u' => self.gather(opcode),
+            0x80 => self.protocol(), // PROTO
+            0x95 => self.input.length::<8>().and_then(|length| self.input.need(length)).map(drop),
+            // FRAME
+            b'(' | b'0' | b'1' | b't' | b'l' | b'd' | 0x85..=0x87 | b'a' | b'e' | b's' | b'u' => {
+                self.gather(opcode)
+            }
             b'p' | b'q' | b'r' | 0x94 => {
                 let key = self.memo_key(opcode)?;
                 let top = self.top()?;
@@ -73,7 +79,10 @@ impl<'a> Machine<'a> {
             }
             b'g' | b'h' | b'j' => {
                 let key = self.memo_key(opcode)?;
-                let missing = || self.input.unexpected("a memo entry", format!("number {key}, which was never put"));
+                let missing = || {
+                    self.input
+                        .unexpected("a memo entry", format!("number {key}, which was never put"))
+                };
                 self.stack.push(*self.memo.get(&key).ok_or_else(missing)?);
                 Ok(())
             }
@@ -93,7 +102,10 @@ impl<'a> Machine<'a> {
             b'b' => self.build(),
             _ if self.input.opcode_at == 0 => {
                 let start = self.input.content.iter().take(4).map(|byte| format!("{byte:02x}"));
-                Err(PickleFault::NoPickle(format!("it begins with 0x{}", start.collect::<String>())))
+                Err(PickleFault::NoPickle(format!(
+                    "it begins with 0x{}",
+                    start.collect::<String>()
+                )))
             }
             _ => Err(PickleFault::Opcode { at: self.input.opcode_at, opcode }),
         }
@@ -125,7 +137,8 @@ impl<'a> Machine<'a> {
             b'G' => Node::Float(f64::from_be_bytes(input.array()?)), // BINFLOAT
             b'S' => input.quoted_line()?,
             b'V' => input.unicode_line()?,
-            b'U' | b'C' | 0x8c => input.counted::<1>()?, // SHORT_BINSTRING, SHORT_BINBYTES, SHORT_BINUNICODE
+            b'U' | b'C' | 0x8c => input.counted::<1>()?,
+            // SHORT_BINSTRING, SHORT_BINBYTES, SHORT_BINUNICODE
             b'T' | b'B' | b'X' => input.counted::<4>()?, // BINSTRING, BINBYTES, BINUNICODE
             0x8d | 0x8e | 0x96 => input.counted::<8>()?, // BINUNICODE8, BINBYTES8, BYTEARRAY8
             b']' => Node::List(Vec::new()),
@@ -138,9 +151,12 @@ impl<'a> Machine<'a> {
     /// The opcodes that mark the stack, take from it, or put what they took into a container.
     fn gather(&mut self, opcode: u8) -> Outcome<()> {
         match opcode {
-            b'(' if self.marks.len() == MAX_NESTED => return Err(self.input.too_much(MAX_NESTED, "nested marks")),
+            b'(' if self.marks.len() == MAX_NESTED => {
+                return Err(self.input.too_much(MAX_NESTED, "nested marks"));
+            }
             b'(' => self.marks.push(self.stack.len()),
-            b'0' if self.marks.last() == Some(&self.stack.len()) => drop(self.marks.pop()), // POP of a bare mark
+            b'0' if self.marks.last() == Some(&self.stack.len()) => drop(self.marks.pop()),
+            // POP of a bare mark
             b'0' => drop(self.pop()?),
             b'1' => drop(self.since_mark()?), // POP_MARK
             b't' => {
@@ -178,7 +194,9 @@ impl<'a> Machine<'a> {
         match &mut self.nodes[target] {
             Node::List(list) if !is_dict => list.extend(items),
             Node::Dict(pairs) if is_dict && items.len().is_multiple_of(2) => pairs.extend(items),
-            Node::Dict(_) if is_dict => return Err(self.input.unexpected("a value for each key", "a lone key")),
+            Node::Dict(_) if is_dict => {
+                return Err(self.input.unexpected("a value for each key", "a lone key"));
+            }
             other => {
                 let expected = if is_dict { "a dict to put into" } else { "a list to append to" };
                 return Err(self.input.unexpected(expected, other.kind()));
@@ -194,7 +212,10 @@ impl<'a> Machine<'a> {
 
     fn top(&self) -> Outcome<Id> {
         let reachable = &self.stack[self.marks.last().copied().unwrap_or(0)..];
-        reachable.last().copied().ok_or_else(|| self.input.unexpected("a value on the stack", "none"))
+        reachable
+            .last()
+            .copied()
+            .ok_or_else(|| self.input.unexpected("a value on the stack", "none"))
     }
 
     fn pop(&mut self) -> Outcome<Id> {
@@ -210,7 +231,8 @@ impl<'a> Machine<'a> {
     }
 
     fn since_mark(&mut self) -> Outcome<Vec<Id>> {
-        let height = self.marks.pop().ok_or_else(|| self.input.unexpected("a mark on the stack", "none"))?;
+        let height =
+            self.marks.pop().ok_or_else(|| self.input.unexpected("a mark on the stack", "none"))?;
         Ok(self.stack.drain(height..).collect())
     }
 
@@ -222,13 +244,15 @@ impl<'a> Machine<'a> {
             }
             b'q' | b'h' => self.input.byte()?.into(),
             b'r' | b'j' => u32::from_le_bytes(self.input.array()?),
-            _ => self.memo.len() as u32, // MEMOIZE counts by itself; MAX_OPCODES keeps the count small
+            _ => self.memo.len() as u32,
+            // MEMOIZE counts by itself; MAX_OPCODES keeps the count small
         })
     }
 
     fn global(&self, module: &[u8], name: &[u8]) -> Outcome<Global> {
         let asked = || format!("{}.{}", shortened(module), shortened(name));
-        Global::find(module, name).ok_or_else(|| PickleFault::Global { at: self.input.opcode_at, name: asked() })
+        Global::find(module, name)
+            .ok_or_else(|| PickleFault::Global { at: self.input.opcode_at, name: asked() })
     }
 
     fn refused<T>(&self, expected: &str, got: Id) -> Outcome<T> {
@@ -254,7 +278,8 @@ impl<'a> Machine<'a> {
         let (arguments, called) = (self.pop()?, self.pop()?);
         let made = match self.nodes[called] {
             Node::Global(Global::Reconstruct) => {
-                let [class, ..] = self.fields::<3>(arguments, "(numpy.ndarray, shape, type code)")?;
+                let [class, ..] =
+                    self.fields::<3>(arguments, "(numpy.ndarray, shape, type code)")?;
                 match self.nodes[class] {
                     Node::Global(Global::Ndarray) => Node::Blank,
                     _ => return self.refused("the class numpy.ndarray", class),
@@ -263,12 +288,15 @@ impl<'a> Machine<'a> {
             Node::Global(Global::Dtype) => {
                 let [name, ..] = self.fields::<3>(arguments, "(dtype name, align, copy)")?;
                 match &self.nodes[name] {
-                    Node::Bytes(name) if matches!(&name[..], b"u1" | b"|u1" | b"uint8") => Node::Dtype,
+                    Node::Bytes(name) if matches!(&name[..], b"u1" | b"|u1" | b"uint8") => {
+                        Node::Dtype
+                    }
                     _ => return self.refused("the dtype `u1` (unsigned bytes)", name),
                 }
             }
             Node::Global(Global::FromBuffer) => {
-                let [bytes, dtype, shape, order] = self.fields(arguments, "(bytes, dtype, shape, order)")?;
+                let [bytes, dtype, shape, order] =
+                    self.fields(arguments, "(bytes, dtype, shape, order)")?;
                 match self.text(order)? {
                     b"C" => self.array(shape, dtype, bytes)?,
                     _ => return self.refused("an array in C order", order),
@@ -287,19 +315,22 @@ impl<'a> Machine<'a> {
         if !matches!(self.text(encoding)?, b"latin1" | b"latin-1") {
             return self.refused("the encoding `latin1`", encoding);
         }
-        let max = self.input.content.len().saturating_mul(2); // a Latin-1 byte of the pickle is two of a text
+        // A Latin-1 byte of the pickle is two of a text.
+        let max = self.input.content.len().saturating_mul(2);
         self.decoded += self.text(text)?.len();
         if self.decoded > max {
             return Err(self.input.too_much(max, "bytes of encoded text"));
         }
-        let latin = |text: &str| text.chars().map(|character| u8::try_from(character).ok()).collect();
+        let latin =
+            |text: &str| text.chars().map(|character| u8::try_from(character).ok()).collect();
         match str::from_utf8(self.text(text)?).ok().and_then(latin) {
             Some(bytes) => Ok(Node::Bytes(Cow::Owned(bytes))),
             None => self.refused("a string of Latin-1 characters", text),
         }
     }
 
-    /// BUILD: gives an array its shape and bytes. A dtype's state says nothing new about unsigned bytes.
+    /// BUILD: gives an array its shape and bytes. A dtype's state says nothing new about unsigned
+    /// bytes.
     fn build(&mut self) -> Outcome<()> {
         let state = self.pop()?;
         let target = self.top()?;
@@ -311,7 +342,9 @@ impl<'a> Machine<'a> {
                 match self.nodes[is_fortran] {
                     Node::Bool(false) | Node::Int(0) => {}
                     Node::Bool(true) | Node::Int(_) => {
-                        return Err(self.input.unexpected("an array in C order", "one in Fortran order"));
+                        return Err(self
+                            .input
+                            .unexpected("an array in C order", "one in Fortran order"));
                     }
                     _ => return self.refused("whether the array is in Fortran order", is_fortran),
                 }
@@ -332,14 +365,18 @@ impl<'a> Machine<'a> {
             return Err(self.input.too_much(MAX_DIMENSIONS, "dimensions"));
         }
         let side = |id: &Id| match self.nodes[*id] {
-            Node::Int(side) => usize::try_from(side).or_else(|_| self.refused("a side of an array", *id)),
+            Node::Int(side) => {
+                usize::try_from(side).or_else(|_| self.refused("a side of an array", *id))
+            }
             _ => self.refused("a side of an array", *id),
         };
         let shape = sides.iter().map(side).collect::<Outcome<Vec<usize>>>()?;
         let product = shape.iter().try_fold(1_usize, |product, side| product.checked_mul(*side));
         let got = self.text(bytes)?.len();
         if product != Some(got) {
-            return Err(self.input.unexpected(format!("an array of shape {shape:?}"), format!("{got} bytes")));
+            return Err(self
+                .input
+                .unexpected(format!("an array of shape {shape:?}"), format!("{got} bytes")));
         }
         Ok(Node::Array(shape, bytes))
     }

@@ -15,8 +15,12 @@ pub(super) enum Global {
 impl Global {
     pub(super) fn find(module: &[u8], name: &[u8]) -> Option<Global> {
         match (module, name) {
-            (b"numpy.core.multiarray" | b"numpy._core.multiarray", b"_reconstruct") => Some(Global::Reconstruct),
-            (b"numpy.core.numeric" | b"numpy._core.numeric", b"_frombuffer") => Some(Global::FromBuffer),
+            (b"numpy.core.multiarray" | b"numpy._core.multiarray", b"_reconstruct") => {
+                Some(Global::Reconstruct)
+            }
+            (b"numpy.core.numeric" | b"numpy._core.numeric", b"_frombuffer") => {
+                Some(Global::FromBuffer)
+            }
             (b"numpy", b"ndarray") => Some(Global::Ndarray),
             (b"numpy", b"dtype") => Some(Global::Dtype),
             (b"_codecs", b"encode") => Some(Global::Encode),
@@ -25,11 +29,12 @@ impl Global {
     }
 }
 
-/// The place of a node in `Machine::nodes`. Places are only ever handed out by `Machine::push`, so each is valid.
+/// The place of a node in `Machine::nodes`. Places are only ever handed out by `Machine::push`, so
+/// each is valid.
 pub(super) type Id = usize;
 
-/// One value as the pickle builds it. Containers hold places, not values: sharing costs nothing, a list that
-/// contains itself is harmless, and dropping them all is one flat loop.
+/// One value as the pickle builds it. Containers hold places, not values: sharing costs nothing, a
+/// list that contains itself is harmless, and dropping them all is one flat loop.
 pub(super) enum Node<'a> {
     None,
     Bool(bool),

@@ -1,5 +1,5 @@
-//! JPEG as Pillow reads it: what follows the end marker is ignored, damaged data is decoded as far as it goes, and a file
-//! without an end marker is cut off.
+//! JPEG as Pillow reads it: what follows the end marker is ignored, damaged data is decoded as far
+//! as it goes, and a file without an end marker is cut off.
 
 use super::super::error::RawFault;
 use super::{MAX_SIDE, Oddity, Rules, check_size};
@@ -17,13 +17,16 @@ const SCAN: u8 = 0xda;
 
 /// As [`super::decode_rgb`].
 pub(super) fn decode(content: &[u8], rules: Rules) -> Result<(RgbImage, Option<Oddity>), RawFault> {
-    // Some decoders fill what is missing with grey: a file that does not end like one is not decoded at all.
+    // Some decoders fill what is missing with grey: a file that does not end like one is not
+    // decoded at all.
     let end = end(content).ok_or(RawFault::PictureCutOff { got: content.len() as u64 })?;
     let (content, rest) = content.split_at(end);
     match pixels(content, rules, true) {
         Err(RawFault::Picture(_)) => Ok((pixels(content, rules, false)?, Some(Oddity::Damaged))),
         // Padding to a whole block of a disk or a network is nothing unusual.
-        decoded => Ok((decoded?, rest.iter().any(|byte| *byte != 0).then_some(Oddity::BytesAfterEnd))),
+        decoded => {
+            Ok((decoded?, rest.iter().any(|byte| *byte != 0).then_some(Oddity::BytesAfterEnd)))
+        }
     }
 }
 
@@ -40,27 +43,33 @@ fn pixels(content: &[u8], rules: Rules, strict: bool) -> Result<RgbImage, RawFau
     let (width, height) = (u32::from(info.width), u32::from(info.height));
     check_size(width, height, rules.size)?;
     let exif = decoder.exif().filter(|_| rules.exif_orientation);
-    let orientation = exif.and_then(|exif| Orientation::from_exif_chunk(exif)).unwrap_or(Orientation::NoTransforms);
+    let orientation = exif
+        .and_then(|exif| Orientation::from_exif_chunk(exif))
+        .unwrap_or(Orientation::NoTransforms);
     let pixels = decoder.decode().map_err(damaged)?;
     let length = pixels.len();
-    let picture = RgbImage::from_raw(width, height, pixels)
-        .ok_or_else(|| RawFault::Picture(format!("{length} bytes for {width} x {height} pixels")))?;
+    let picture = RgbImage::from_raw(width, height, pixels).ok_or_else(|| {
+        RawFault::Picture(format!("{length} bytes for {width} x {height} pixels"))
+    })?;
     let mut picture = DynamicImage::from(picture);
     picture.apply_orientation(orientation);
     Ok(picture.into_rgb8())
 }
 
-/// Where the picture ends, which is after its end marker; segments may hold markers of other pictures (previews).
+/// Where the picture ends, which is after its end marker; segments may hold markers of other
+/// pictures (previews).
 fn end(content: &[u8]) -> Option<usize> {
     let mut data = None;
     by_segments(content, &mut data).or_else(|| {
-        // A damaged length leads past the end: the last end marker among compressed data is that of the picture.
+        // A damaged length leads past the end: the last end marker among compressed data is that of
+        // the picture.
         let data = data?;
         content[data..].windows(2).rposition(|two| two == [MARKER, END]).map(|at| data + at + 2)
     })
 }
 
-/// The end marker that is found from segment to segment; `data` becomes where the first compressed data begins.
+/// The end marker that is found from segment to segment; `data` becomes where the first compressed
+/// data begins.
 fn by_segments(content: &[u8], data: &mut Option<usize>) -> Option<usize> {
     let mut at = 2;
     loop {
@@ -98,11 +107,13 @@ mod tests {
 
     #[test]
     fn the_end_is_that_of_the_picture() {
-        let segment =
-            |marker: u8, body: &[u8]| [&[MARKER, marker][..], &(body.len() as u16 + 2).to_be_bytes(), body].concat();
+        let segment = |marker: u8, body: &[u8]| {
+            [&[MARKER, marker][..], &(body.len() as u16 + 2).to_be_bytes(), body].concat()
+        };
         let preview = segment(0xe1, &[MARKER, 0xd8, MARKER, END]);
         let scan = [segment(SCAN, &[1]), vec![7, MARKER, 0, MARKER, 0xd3, 9]].concat();
-        let whole = [&[MARKER, 0xd8][..], &preview, &[0, MARKER], &scan, &scan, &[MARKER, END]].concat();
+        let whole =
+            [&[MARKER, 0xd8][..], &preview, &[0, MARKER], &scan, &scan, &[MARKER, END]].concat();
         assert_eq!(end(&whole), Some(whole.len()));
         let next = [&whole[..], &whole].concat();
         assert_eq!(end(&next), Some(whole.len()), "of the first of two");

@@ -14,7 +14,10 @@ pub(super) fn of(picture: DynamicImage) -> RgbImage {
     }
 }
 
-fn upper_bytes<P: image::Pixel<Subpixel = u16>>(picture: &ImageBuffer<P, Vec<u16>>, channels: [usize; 3]) -> RgbImage {
+fn upper_bytes<P: image::Pixel<Subpixel = u16>>(
+    picture: &ImageBuffer<P, Vec<u16>>,
+    channels: [usize; 3],
+) -> RgbImage {
     RgbImage::from_fn(picture.width(), picture.height(), |x, y| {
         let pixel = picture.get_pixel(x, y).channels();
         image::Rgb(channels.map(|channel| (pixel[channel] >> 8) as u8))

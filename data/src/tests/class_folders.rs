@@ -1,5 +1,5 @@
-//! Folders of pictures as people have them: which folders are the splits and the classes, which files count, in
-//! torchvision's order, and what is next to them.
+//! Folders of pictures as people have them: which folders are the splits and the classes, which
+//! files count, in torchvision's order, and what is next to them.
 
 use super::super::tree::Tree;
 use super::writers::{jpeg, png, solid_png, zip};
@@ -40,7 +40,9 @@ fn two_classes(train: &str, test: &str) -> Folders {
 /// Every file is of a colour of its own, so that an image of the pack names its file.
 #[test]
 fn samples_labels_and_classes_are_those_of_torchvision() {
-    let of = |kind: &str| GOLDEN.lines().filter_map(|line| line.strip_prefix(kind)).map(str::to_owned).collect();
+    let of = |kind: &str| {
+        GOLDEN.lines().filter_map(|line| line.strip_prefix(kind)).map(str::to_owned).collect()
+    };
     let (files, links, classes, samples): (Vec<String>, Vec<String>, Vec<String>, Vec<String>) =
         (of("file "), of("link "), of("class "), of("sample "));
     let folders = Folders::new();
@@ -60,15 +62,20 @@ fn samples_labels_and_classes_are_those_of_torchvision() {
     for (at, sample) in samples.iter().enumerate() {
         let (name, label) = sample.split_once('\t').unwrap();
         let file = fs::canonicalize(folders.raw.path().join(name)).unwrap();
-        let number = files.iter().position(|name| fs::canonicalize(folders.raw.path().join(name)).unwrap() == file);
+        let number = files
+            .iter()
+            .position(|name| fs::canonicalize(folders.raw.path().join(name)).unwrap() == file);
         assert_eq!(usize::from(images[at * 192]), number.unwrap() * 5, "sample {at}, {name}");
         assert_eq!(fine[at].to_string(), label, "sample {at}, {name}");
     }
     let notes = packs.notes.join("\n");
-    assert!(notes.contains("1 images in train/ are in no class folder and not used: train/loose.png"), "{notes}");
     assert!(
-        notes.contains("3 files in train/ are not used, as their names are not those of images: train/9/x.png.bak")
+        notes.contains("1 images in train/ are in no class folder and not used: train/loose.png"),
+        "{notes}"
     );
+    assert!(notes.contains(
+        "3 files in train/ are not used, as their names are not those of images: train/9/x.png.bak"
+    ));
 }
 
 #[test]
@@ -76,11 +83,18 @@ fn splits_have_any_common_name_or_a_given_one() {
     let expected = pack_with(&two_classes("train", "test"), |_| {}).unwrap();
     let prints = |packs: Packs| (packs.train.fingerprint, packs.test.fingerprint);
     let expected = prints(expected);
-    for (train, test) in [("Train", "val"), ("training", "valid"), ("train", "Validation"), ("TRAINING", "TESTING")] {
-        assert_eq!(prints(pack_with(&two_classes(train, test), |_| {}).unwrap()), expected, "{train} {test}");
+    for (train, test) in
+        [("Train", "val"), ("training", "valid"), ("train", "Validation"), ("TRAINING", "TESTING")]
+    {
+        assert_eq!(
+            prints(pack_with(&two_classes(train, test), |_| {}).unwrap()),
+            expected,
+            "{train} {test}"
+        );
     }
     let named = |config: &mut DataConfig| {
-        (config.train_folder, config.test_folder) = (Some("images/a".into()), Some("images/b".into()));
+        (config.train_folder, config.test_folder) =
+            (Some("images/a".into()), Some("images/b".into()));
     };
     assert_eq!(prints(pack_with(&two_classes("images/a", "images/b"), named).unwrap()), expected);
     let check = |folders: Folders, expected: &str| {
@@ -103,7 +117,10 @@ fn splits_have_any_common_name_or_a_given_one() {
     check(folders, "RAW/test: 1 images are directly in it, expected one folder per class");
     let folders = two_classes("train", "test");
     folders.put("test/cow/a.png", &solid_png(3));
-    check(folders, "RAW/test/cow: `cow` is not a class of the training images, which are in train/: cat, dog");
+    check(
+        folders,
+        "RAW/test/cow: `cow` is not a class of the training images, which are in train/: cat, dog",
+    );
     let folders = Folders::new();
     fs::create_dir(folders.raw.path().join("train")).unwrap();
     folders.put("val/cat/a.png", &solid_png(3));
@@ -117,11 +134,13 @@ fn without_test_images_those_held_out_are_measured() {
         folders.put(&format!("train/{}/{number:02}.png", number % 2), &solid_png(number * 10));
     }
     let refused = refusal(&folders, |_| {});
-    let expected = "data.dir=RAW: found train/ and no test images; name their folder with data.test_folder=FOLDER, or \
+    let expected = "data.dir=RAW: found train/ and no test images; name their folder with \
+        data.test_folder=FOLDER, or \
                     train backbones only with rows=[]";
     assert_eq!(refused, expected);
     let config = folder_config(&folders);
-    let packs = || pack(&config, folders.packs.path(), TestImages::Optional, &|_, _, _| {}).unwrap();
+    let packs =
+        || pack(&config, folders.packs.path(), TestImages::Optional, &|_, _, _| {}).unwrap();
     let first = packs();
     let (_, all, labels, _) = tensors(&first.train);
     let held_out = split_train_validation(20, 0.1).validation;
@@ -130,7 +149,11 @@ fn without_test_images_those_held_out_are_measured() {
     for (at, id) in held_out.iter().map(|id| *id as usize).enumerate() {
         assert_eq!((images[at * 192], fine[at]), (all[id * 192], labels[id]));
     }
-    assert!(first.notes.iter().any(|note| note.starts_with("there are no test images")), "{:?}", first.notes);
+    assert!(
+        first.notes.iter().any(|note| note.starts_with("there are no test images")),
+        "{:?}",
+        first.notes
+    );
     assert!(packs().reused);
     let third = DataConfig { validation_fraction: 0.3, ..config.clone() };
     let third = pack(&third, folders.packs.path(), TestImages::Optional, &|_, _, _| {}).unwrap();
@@ -144,16 +167,30 @@ fn what_is_beside_the_images_does_not_matter() {
     let first = pack_with(&folders, |_| {}).unwrap();
     let stamp = || raw_stamp(&folder_config(&folders)).unwrap();
     let before = stamp();
-    folders.put("logs/run.log", b"1").put("lost+found/x", b"").put("train/Thumbs.db", b"x").put(".git/x", b"");
-    folders.put("train/cat/Thumbs.db", b"x").put("train/.DS_Store", b"x").put("train/cat/._a.png", b"x");
-    folders.put("train/__MACOSX/a.png", b"x").put("train/cat/labels.csv", b"x").put("test/readme.md", b"x");
+    folders
+        .put("logs/run.log", b"1")
+        .put("lost+found/x", b"")
+        .put("train/Thumbs.db", b"x")
+        .put(".git/x", b"");
+    folders
+        .put("train/cat/Thumbs.db", b"x")
+        .put("train/.DS_Store", b"x")
+        .put("train/cat/._a.png", b"x");
+    folders
+        .put("train/__MACOSX/a.png", b"x")
+        .put("train/cat/labels.csv", b"x")
+        .put("test/readme.md", b"x");
     folders.put(&format!("{}x", "deep/".repeat(60)), b"");
     fs::create_dir(folders.raw.path().join("train/empty")).unwrap();
     symlink("nowhere", folders.raw.path().join("link")).unwrap();
     symlink("nowhere", folders.raw.path().join("train/cat/gone.png")).unwrap();
     symlink("self.png", folders.raw.path().join("train/cat/self.png")).unwrap();
     symlink("..", folders.raw.path().join("train/cat/loop")).unwrap();
-    nix::unistd::mkfifo(&folders.raw.path().join("train/cat/pipe.png"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    nix::unistd::mkfifo(
+        &folders.raw.path().join("train/cat/pipe.png"),
+        nix::sys::stat::Mode::S_IRWXU,
+    )
+    .unwrap();
     let raw = std::ffi::OsStr::from_bytes(b"not \xff UTF-8");
     fs::create_dir(folders.raw.path().join(raw)).unwrap();
     let second = pack_with(&folders, |_| {}).unwrap();
@@ -161,7 +198,8 @@ fn what_is_beside_the_images_does_not_matter() {
     assert_eq!(stamp(), before);
     let notes = second.notes.join("\n");
     for part in [
-        "1 files in train/ are not used, as their names are not those of images: train/cat/labels.csv",
+        "1 files in train/ are not used, as their names are not those of images: \
+        train/cat/labels.csv",
         "1 files in test/ are not used",
         "2 entries are dangling links and not used: train/cat/gone.png, train/cat/self.png",
         "1 entries are circular links and not used: train/cat/loop",
@@ -180,8 +218,12 @@ fn what_is_beside_the_images_does_not_matter() {
 fn one_class_may_be_encoded_in_two_ways() {
     let (composed, decomposed) = ("caf\u{e9}", "cafe\u{301}");
     let folders = Folders::new();
-    folders.put(&format!("train/{decomposed}/a.png"), &solid_png(1)).put("train/b/a.png", &solid_png(2));
-    folders.put(&format!("test/{composed}/a.png"), &solid_png(3)).put("test/b/a.png", &solid_png(4));
+    folders
+        .put(&format!("train/{decomposed}/a.png"), &solid_png(1))
+        .put("train/b/a.png", &solid_png(2));
+    folders
+        .put(&format!("test/{composed}/a.png"), &solid_png(3))
+        .put("test/b/a.png", &solid_png(4));
     folders.put("map.yaml", format!("{composed}: food\nb: {decomposed}\n").as_bytes());
     let map = folders.raw.path().join("map.yaml");
     let packs = pack_with(&folders, |config| config.coarse_map = Some(map)).unwrap();
@@ -193,7 +235,10 @@ fn one_class_may_be_encoded_in_two_ways() {
     );
     folders.put(&format!("train/{composed}/a.png"), &solid_png(1));
     let refused = refusal(&folders, |_| {});
-    assert!(refused.contains("differ only in how an accent is encoded (Unicode normalisation)"), "{refused}");
+    assert!(
+        refused.contains("differ only in how an accent is encoded (Unicode normalisation)"),
+        "{refused}"
+    );
 }
 
 #[test]
@@ -210,11 +255,16 @@ fn a_zip_is_the_same_with_and_without_folders_around_all() {
         let path = folders.put("mine.ZIP", &zip(&files)).raw.path().join("mine.ZIP");
         let packs = pack_with(&folders, |config| config.dir = Some(path)).unwrap();
         let prints = (packs.train.fingerprint, packs.test.fingerprint);
-        assert_eq!(prints, (expected.train.fingerprint.clone(), expected.test.fingerprint.clone()), "{prefix}");
+        assert_eq!(
+            prints,
+            (expected.train.fingerprint.clone(), expected.test.fingerprint.clone()),
+            "{prefix}"
+        );
     }
 }
 
-/// A .zip of 5 GiB: zeros that nothing asks for, and then a directory of two pictures, whose offsets need 64 bits.
+/// A .zip of 5 GiB: zeros that nothing asks for, and then a directory of two pictures, whose
+/// offsets need 64 bits.
 #[test]
 fn a_zip_may_be_longer_than_memory() {
     let folders = Folders::new();
@@ -243,12 +293,19 @@ fn bytes_after_the_end_are_noted_and_read_again() {
     let plain = pack_with(&folders, |_| {}).unwrap();
     folders.put("train/cat/b.jpg", &[&whole[..], b"\nmotion"].concat());
     let odd = pack_with(&folders, |_| {}).unwrap();
-    let expected = "1 image has bytes after the end of the image, which are ignored; the first is train/cat/b.jpg";
+    let expected = "1 image has bytes after the end of the image, which are ignored; the first is \
+        train/cat/b.jpg";
     assert_eq!(odd.train.warnings, [expected]);
     assert_eq!(odd.train.fingerprint, plain.train.fingerprint, "the same pixels and labels");
     verify(&odd.train.path).unwrap();
-    assert_eq!(pack_with(&folders, |_| {}).unwrap().train.warnings, [expected], "when it is reused, too");
-    assert!(info(&odd.train.path).unwrap().to_string().contains(&format!("\nwarning      {expected}")));
+    assert_eq!(
+        pack_with(&folders, |_| {}).unwrap().train.warnings,
+        [expected],
+        "when it is reused, too"
+    );
+    assert!(
+        info(&odd.train.path).unwrap().to_string().contains(&format!("\nwarning      {expected}"))
+    );
     folders.put("train/dog/b.png", &png(9, 9, 1));
     assert!(!pack_with(&folders, |_| {}).unwrap().reused);
 }
@@ -259,10 +316,12 @@ fn a_new_map_decodes_nothing() {
     let folders = two_classes("train", "test");
     folders.put("train/cat/b.jpg", &[&jpeg(32, 1)[..], b"x"].concat());
     let first = pack_with(&folders, |_| {}).unwrap();
-    let stamp = fs::metadata(folders.raw.path().join("train/cat/a.png")).unwrap().modified().unwrap();
+    let stamp =
+        fs::metadata(folders.raw.path().join("train/cat/a.png")).unwrap().modified().unwrap();
     let length = solid_png(1).len();
     folders.put("train/cat/a.png", &vec![0; length]);
-    let file = fs::File::options().write(true).open(folders.raw.path().join("train/cat/a.png")).unwrap();
+    let file =
+        fs::File::options().write(true).open(folders.raw.path().join("train/cat/a.png")).unwrap();
     file.set_modified(stamp).unwrap();
     folders.put("map.yaml", b"cat: pet\ndog: pet\n");
     let map = folders.raw.path().join("map.yaml");

@@ -1,5 +1,6 @@
-//! A short fuzz run over each reader of raw files: whatever bytes come, it ends, without a panic, with samples that
-//! are whole or a fault that says something. Mutations are seeded, so a failure names the seed that repeats it.
+//! A short fuzz run over each reader of raw files: whatever bytes come, it ends, without a panic,
+//! with samples that are whole or a fault that says something. Mutations are seeded, so a failure
+//! names the seed that repeats it.
 
 use super::super::cifar::Cifar;
 use super::super::picture::{self, Rules, Size};
@@ -37,7 +38,8 @@ fn mutated(good: &[u8], seed: u64) -> Vec<u8> {
     bytes
 }
 
-/// Runs a reader on the good bytes, which must pass, and on mutations of them; `whole` checks what it accepts.
+/// Runs a reader on the good bytes, which must pass, and on mutations of them; `whole` checks what
+/// it accepts.
 fn fuzz<T, E: std::fmt::Display>(
     name: &str,
     good: &[u8],
@@ -51,7 +53,9 @@ fn fuzz<T, E: std::fmt::Display>(
     let mut refused = 0;
     for seed in 0..SEEDS {
         match read(&mutated(good, seed)) {
-            Ok(read) => assert!(whole(&read), "{name}, seed {seed}: something half-read was accepted"),
+            Ok(read) => {
+                assert!(whole(&read), "{name}, seed {seed}: something half-read was accepted")
+            }
             Err(error) => {
                 refused += 1;
                 assert!(!error.to_string().is_empty(), "{name}, seed {seed}");
@@ -72,9 +76,19 @@ fn is_whole(samples: &Samples, bytes: usize, classes: i64) -> bool {
 
 #[test]
 fn idx_and_digits() {
-    fuzz("idx images", &idx_images(2), |bytes| idx::images(bytes, 28).map(<[u8]>::len), |len| len % 784 == 0);
+    fuzz(
+        "idx images",
+        &idx_images(2),
+        |bytes| idx::images(bytes, 28).map(<[u8]>::len),
+        |len| len % 784 == 0,
+    );
     let labels = idx_labels(&[1, 2, 3]);
-    fuzz("idx labels", &labels, |bytes| idx::labels(bytes, 10), |labels| labels.iter().all(|label| *label < 10));
+    fuzz(
+        "idx labels",
+        &labels,
+        |bytes| idx::labels(bytes, 10),
+        |labels| labels.iter().all(|label| *label < 10),
+    );
     let content = RawFile::embedded(digits::NAME, digits::EMBEDDED).content().unwrap().into_owned();
     let read = |bytes: &[u8]| digits::decode(bytes, Split::Train);
     // The text is long and mostly right after any change: fewer seeds would do, and all are quick.
@@ -122,7 +136,9 @@ fn archives() {
     let path = folder.path().join("archive");
     let read = |bytes: &[u8]| {
         fs::write(&path, bytes).unwrap();
-        unpack(&RawFile::read(&path)?, 2, |name| ["one", "two"].iter().position(|known| *known == name))
+        unpack(&RawFile::read(&path)?, 2, |name| {
+            ["one", "two"].iter().position(|known| *known == name)
+        })
     };
     let contents = |(files, _): &(Vec<Option<RawFile>>, Vec<String>)| {
         // The checksum covers every byte: what is accepted is what was written.
@@ -142,7 +158,9 @@ fn archives() {
         let read = |(_, file)| tree.read(file).map_err(|fault| DataError::raw(&path, fault));
         tree.below("").map(read).collect()
     };
-    let contents = |files: &Vec<Vec<u8>>| files.iter().all(|file| [&[1; 700][..], &[2; 9]].contains(&file.as_slice()));
+    let contents = |files: &Vec<Vec<u8>>| {
+        files.iter().all(|file| [&[1; 700][..], &[2; 9]].contains(&file.as_slice()))
+    };
     fuzz("zip", &zip(&files), read, contents);
 }
 
@@ -150,13 +168,16 @@ fn archives() {
 fn pictures() {
     let read = |bytes: &[u8]| {
         let mut out = vec![0; 16 * 16 * 3];
-        picture::decode(bytes, Rules { size: Size::Fit(16), exif_orientation: true }, &mut out).map(|_| out)
+        picture::decode(bytes, Rules { size: Size::Fit(16), exif_orientation: true }, &mut out)
+            .map(|_| out)
     };
     let whole = |out: &Vec<u8>| out.len() == 768;
     fuzz("JPEG", &jpeg(16, 1), read, whole);
     fuzz("grey JPEG", &jpeg(24, 2), read, whole);
     fuzz("PNG", &png(20, 16, 3), read, whole);
-    for format in [ImageFormat::WebP, ImageFormat::Bmp, ImageFormat::Tiff, ImageFormat::Gif, ImageFormat::Pnm] {
+    for format in
+        [ImageFormat::WebP, ImageFormat::Bmp, ImageFormat::Tiff, ImageFormat::Gif, ImageFormat::Pnm]
+    {
         fuzz(&format!("{format:?}"), &picture_in(format), read, whole);
     }
 }

@@ -1,5 +1,5 @@
-//! What Pillow makes of small pictures of every kind, in golden/pillow.zip (golden/pillow.py wrote it): the same are
-//! read, to the same pixels, as near as two decoders of a lossy format come.
+//! What Pillow makes of small pictures of every kind, in golden/pillow.zip (golden/pillow.py wrote
+//! it): the same are read, to the same pixels, as near as two decoders of a lossy format come.
 
 use super::super::picture::{Oddity, Rules, Size, decode_rgb};
 use std::collections::HashMap;
@@ -55,11 +55,16 @@ fn the_same_pictures_are_read_to_the_same_pixels() {
             (Ok((picture, _)), true) => {
                 let theirs = &files[&format!("{name}.rgb")];
                 if picture.dimensions() != (*width, *height) {
-                    wrong.push(format!("{name}: {:?}, expected {width} x {height}", picture.dimensions()));
+                    wrong.push(format!(
+                        "{name}: {:?}, expected {width} x {height}",
+                        picture.dimensions()
+                    ));
                     continue;
                 }
                 let (max, mean) = difference(picture.as_raw(), theirs);
-                let is_lossy = files[name].starts_with(&[0xff, 0xd8]) || name == "lossy.webp" || name == "jpeg.tif";
+                let is_lossy = files[name].starts_with(&[0xff, 0xd8])
+                    || name == "lossy.webp"
+                    || name == "jpeg.tif";
                 let allowed = if is_lossy { (6, 1.0) } else { (0, 0.0) };
                 if (max > allowed.0 || mean > allowed.1) && !OWN_PIXELS.contains(&name.as_str()) {
                     wrong.push(format!("{name}: differs by up to {max}, {mean:.3} on average"));
@@ -92,8 +97,9 @@ fn what_is_odd_is_noted() {
 fn exif_orientation_is_applied_on_request() {
     let (_, files) = golden();
     for name in ["exif6.jpg", "exif6.png"] {
-        let read =
-            |exif_orientation| decode_rgb(&files[name], Rules { size: Size::Fit(8), exif_orientation }).expect(name).0;
+        let read = |exif_orientation| {
+            decode_rgb(&files[name], Rules { size: Size::Fit(8), exif_orientation }).expect(name).0
+        };
         let (plain, turned) = (read(false), read(true));
         assert_eq!((plain.dimensions(), turned.dimensions()), ((31, 22), (22, 31)), "{name}");
         let right_column: Vec<_> = (0..31).map(|y| *turned.get_pixel(21, y)).collect();

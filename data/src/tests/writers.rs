@@ -10,7 +10,8 @@ use std::path::Path;
 use zip::ZipWriter;
 use zip::write::SimpleFileOptions;
 
-/// A protocol 2 pickle as Python 2 wrote the published batches: a dict of `entries`, each pickled already.
+/// A protocol 2 pickle as Python 2 wrote the published batches: a dict of `entries`, each pickled
+/// already.
 pub(crate) fn dict(entries: &[(&str, Vec<u8>)]) -> Vec<u8> {
     let mut pickle = b"\x80\x02}(".to_vec();
     for (key, value) in entries {
@@ -26,7 +27,8 @@ fn text(bytes: &[u8]) -> Vec<u8> {
 }
 
 pub(crate) fn list(labels: &[i64]) -> Vec<u8> {
-    let items = labels.iter().flat_map(|label| [&b"J"[..], &(*label as i32).to_le_bytes()].concat());
+    let items =
+        labels.iter().flat_map(|label| [&b"J"[..], &(*label as i32).to_le_bytes()].concat());
     b"](".iter().copied().chain(items).chain(*b"e").collect()
 }
 
@@ -37,7 +39,8 @@ pub(crate) fn array(rows: usize, columns: usize, bytes: &[u8]) -> Vec<u8> {
         &b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85U\x01b\x87R(K\x01"[..],
         &number(rows),
         &number(columns),
-        b"\x86cnumpy\ndtype\nU\x02u1K\0K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb\x89",
+        b"\x86cnumpy\ndtype\nU\x02u1K\0K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\
+             \xffK\0tb\x89",
         &text(bytes),
         b"tb",
     ]
@@ -83,7 +86,9 @@ pub(crate) fn jpeg(side: u32, seed: u8) -> Vec<u8> {
     let mut encoder = JpegEncoder::new_with_quality(&mut file, 90);
     let value = |x: u32, y: u32| (x * 3 + y * 2 + u32::from(seed) * 11) as u8;
     if seed % 3 == 2 {
-        encoder.encode_image(&GrayImage::from_fn(side, side, |x, y| image::Luma([value(x, y)]))).unwrap();
+        encoder
+            .encode_image(&GrayImage::from_fn(side, side, |x, y| image::Luma([value(x, y)])))
+            .unwrap();
     } else {
         let pixel = |x, y| image::Rgb([value(x, y), value(y, x), seed]);
         encoder.encode_image(&RgbImage::from_fn(side, side, pixel)).unwrap();
@@ -124,7 +129,8 @@ pub(crate) fn unpacked(folder: &Path, files: &[(String, Vec<u8>)]) {
     }
 }
 
-/// A TinyImageNet of 200 classes n00..n199 with a picture each, and three pictures to test; names begin with `prefix`.
+/// A TinyImageNet of 200 classes n00..n199 with a picture each, and three pictures to test; names
+/// begin with `prefix`.
 pub(crate) fn tinyimagenet(prefix: &str) -> Vec<(String, Vec<u8>)> {
     let wnid = |class: usize| format!("n{class:03}");
     // Not in sorted order, like the official list.
@@ -133,7 +139,10 @@ pub(crate) fn tinyimagenet(prefix: &str) -> Vec<(String, Vec<u8>)> {
     for class in 0..200 {
         let folder = format!("train/{}", wnid(class));
         files.push((format!("{folder}/images/{}_0.JPEG", wnid(class)), jpeg(64, class as u8)));
-        files.push((format!("{folder}/{}_boxes.txt", wnid(class)), b"n_0.JPEG\t0\t0\t62\t62\n".to_vec()));
+        files.push((
+            format!("{folder}/{}_boxes.txt", wnid(class)),
+            b"n_0.JPEG\t0\t0\t62\t62\n".to_vec(),
+        ));
     }
     let mut annotations = String::new();
     for (image, class) in [7, 150, 7].into_iter().enumerate() {

@@ -1,4 +1,5 @@
-//! The files of a folder on disk: links are followed wherever they lead, what is not a file is noted and skipped.
+//! The files of a folder on disk: links are followed wherever they lead, what is not a file is
+//! noted and skipped.
 
 use super::super::error::{DataError, RawFault};
 use super::super::stamp::length_and_change;
@@ -30,14 +31,25 @@ pub(super) fn top(root: &Path) -> Result<Top, DataError> {
 }
 
 /// The files below `root/name`, or that file itself.
-pub(super) fn list(root: &Path, name: &str, skipped: &mut Vec<Passed>) -> Result<Vec<TreeFile>, DataError> {
+pub(super) fn list(
+    root: &Path,
+    name: &str,
+    skipped: &mut Vec<Passed>,
+) -> Result<Vec<TreeFile>, DataError> {
     let start = root.join(name);
     let mut files = Vec::new();
     if fs::symlink_metadata(&start).is_err() {
         return Ok(files);
     }
-    let is_kept = |entry: &DirEntry| entry.depth() == 0 || !is_system_file(&entry.file_name().to_string_lossy());
-    for entry in WalkDir::new(&start).follow_links(true).max_depth(MAX_DEPTH).into_iter().filter_entry(is_kept) {
+    let is_kept = |entry: &DirEntry| {
+        entry.depth() == 0 || !is_system_file(&entry.file_name().to_string_lossy())
+    };
+    for entry in WalkDir::new(&start)
+        .follow_links(true)
+        .max_depth(MAX_DEPTH)
+        .into_iter()
+        .filter_entry(is_kept)
+    {
         let entry = match entry {
             Ok(entry) => entry,
             Err(error) => {
@@ -62,7 +74,8 @@ pub(super) fn list(root: &Path, name: &str, skipped: &mut Vec<Passed>) -> Result
 }
 
 fn file(root: &Path, entry: &DirEntry) -> Result<TreeFile, DataError> {
-    let found = entry.metadata().map_err(io::Error::from).and_then(|found| length_and_change(&found));
+    let found =
+        entry.metadata().map_err(io::Error::from).and_then(|found| length_and_change(&found));
     let (bytes, changed) = found.map_err(|error| DataError::raw(entry.path(), error.into()))?;
     let path = entry.path().strip_prefix(root).unwrap_or(entry.path());
     let name = name_of(path);
@@ -90,7 +103,9 @@ fn not_walked(root: &Path, error: walkdir::Error) -> Result<Passed, DataError> {
     if error.loop_ancestor().is_some() {
         return Ok(passed(root, &path, CIRCULAR));
     }
-    if is_link && fs::metadata(&path).is_err_and(|error| error.kind() != io::ErrorKind::PermissionDenied) {
+    if is_link
+        && fs::metadata(&path).is_err_and(|error| error.kind() != io::ErrorKind::PermissionDenied)
+    {
         return Ok(passed(root, &path, DANGLING));
     }
     Err(DataError::raw(&path, RawFault::Io(error.into())))

@@ -1,5 +1,6 @@
-//! The files of a .zip of any size: its directory is read at once, each file when it is asked for. Archives come from
-//! elsewhere, so names that lead out, names that are there twice, and links are refused.
+//! The files of a .zip of any size: its directory is read at once, each file when it is asked for.
+//! Archives come from elsewhere, so names that lead out, names that are there twice, and links are
+//! refused.
 
 use super::super::error::{DataError, RawFault};
 use super::super::raw::at_most;
@@ -29,7 +30,8 @@ pub(super) struct Zip {
 impl Zip {
     pub(super) fn open(root: &Path) -> Result<Self, DataError> {
         let refuse = |fault| DataError::raw(root, fault);
-        let file = File::open(root).and_then(SharedFile::new).map_err(|error| refuse(error.into()))?;
+        let file =
+            File::open(root).and_then(SharedFile::new).map_err(|error| refuse(error.into()))?;
         let archive = ZipArchive::new(file).map_err(|error| refuse(fault(&error)))?;
         let mut entries = list(root, &archive)?;
         entries.sort();
@@ -45,7 +47,9 @@ impl Zip {
             let top = self.directly_in("");
             let mut folders = top.folders.iter();
             match (folders.next(), folders.next(), top.files.is_empty()) {
-                (Some(only), None, true) if !splits.iter().any(|split| split.eq_ignore_ascii_case(only)) => {
+                (Some(only), None, true)
+                    if !splits.iter().any(|split| split.eq_ignore_ascii_case(only)) =>
+                {
                     self.prefix = format!("{}{only}/", self.prefix);
                 }
                 _ => return top,
@@ -66,7 +70,9 @@ impl Zip {
         let start = format!("{}{folder}", self.prefix);
         for name in self.entries.iter().filter_map(|entry| entry.name.strip_prefix(&start)) {
             match name.split_once('/') {
-                Some((folder, _)) if !top.folders.contains(folder) => _ = top.folders.insert(folder.into()),
+                Some((folder, _)) if !top.folders.contains(folder) => {
+                    _ = top.folders.insert(folder.into())
+                }
                 Some(_) => {}
                 None => _ = top.files.insert(name.into()),
             }
@@ -153,7 +159,10 @@ fn list(root: &Path, archive: &ZipArchive<SharedFile>) -> Result<Vec<TreeFile>, 
         if entry.size() > MAX_FILE_BYTES {
             return Err(DataError::raw(&path, RawFault::TooLarge { max: MAX_FILE_BYTES }));
         }
-        files.push(TreeFile { name, at: At::Zip { index, bytes: entry.size(), crc32: entry.crc32() } });
+        files.push(TreeFile {
+            name,
+            at: At::Zip { index, bytes: entry.size(), crc32: entry.crc32() },
+        });
     }
     Ok(files)
 }

@@ -1,4 +1,5 @@
-//! Conversions of what a worker trains on, and of the library that its generation's collectives use.
+//! Conversions of what a worker trains on, and of the library that its generation's collectives
+//! use.
 
 use super::{Malformed, malformed};
 use crate::message::{Collectives, Device, DeviceKind, Hello};
@@ -21,7 +22,9 @@ impl TryFrom<v1::Device> for Device {
         let kind = match from.kind() {
             v1::DeviceKind::Cpu => DeviceKind::Cpu,
             v1::DeviceKind::Cuda => DeviceKind::Cuda,
-            v1::DeviceKind::Unspecified => return Err(malformed("Device", format!("kind {} is unknown", from.kind))),
+            v1::DeviceKind::Unspecified => {
+                return Err(malformed("Device", format!("kind {} is unknown", from.kind)));
+            }
         };
         Ok(Self { kind, name: from.name, id: from.id })
     }
@@ -50,7 +53,10 @@ impl TryFrom<v1::Hello> for Hello {
             pid: from.pid,
             version: from.version,
             generation: from.generation,
-            device: from.device.ok_or_else(|| malformed("Hello", "it names no device"))?.try_into()?,
+            device: from
+                .device
+                .ok_or_else(|| malformed("Hello", "it names no device"))?
+                .try_into()?,
         })
     }
 }

@@ -1,4 +1,5 @@
-//! Every domain type goes over the wire and comes back equal; what is malformed does not come through.
+//! Every domain type goes over the wire and comes back equal; what is malformed does not come
+//! through.
 
 use super::*;
 use crate::message::{Collectives, Device, DeviceKind, Hello};
@@ -48,7 +49,11 @@ fn events_come_back_equal() {
         best: Some(Best { epoch: 0, validation_accuracy: 0.0 }),
         post_step_done: true,
     };
-    check_event(WorkerEvent::Checkpoint(CheckpointWritten { result: None, best: None, ..written.clone() }));
+    check_event(WorkerEvent::Checkpoint(CheckpointWritten {
+        result: None,
+        best: None,
+        ..written.clone()
+    }));
     check_event(WorkerEvent::Checkpoint(written));
 }
 
@@ -66,7 +71,12 @@ fn small_events_come_back_equal() {
     check_event(WorkerEvent::Hello(Hello { device: gpu, ..hello.clone() }));
     check_event(WorkerEvent::Hello(hello));
     check_event(WorkerEvent::Ready { config_digest: "d".into() });
-    check_event(WorkerEvent::Fetching(Fetching { split: "train".into(), from: 0, done: 1, total: u64::MAX }));
+    check_event(WorkerEvent::Fetching(Fetching {
+        split: "train".into(),
+        from: 0,
+        done: 1,
+        total: u64::MAX,
+    }));
     let heartbeat = Heartbeat {
         generation: 1,
         stage: "s".into(),
@@ -100,19 +110,34 @@ fn small_events_come_back_equal() {
     let message = "broadcast: invalid usage".into();
     let failure = GroupFailure { stage: "cnce".into(), step: 9, message, peer_lost: true };
     let recent = vec![made, skipped];
-    check_event(WorkerEvent::Rejoin(Rejoin { generation: 3, held: Some(held), recent, failure: Some(failure) }));
-    check_event(WorkerEvent::Rejoin(Rejoin { generation: 3, held: None, recent: Vec::new(), failure: None }));
+    check_event(WorkerEvent::Rejoin(Rejoin {
+        generation: 3,
+        held: Some(held),
+        recent,
+        failure: Some(failure),
+    }));
+    check_event(WorkerEvent::Rejoin(Rejoin {
+        generation: 3,
+        held: None,
+        recent: Vec::new(),
+        failure: None,
+    }));
     check_event(WorkerEvent::Repaired { problem: "p".into() });
     check_event(WorkerEvent::Shows { address: "h:1".into() });
     check_event(WorkerEvent::StopRequested { reason: "SIGINT received by worker-0".into() });
     check_event(WorkerEvent::TerminationNotice);
     let measure = "coarse_head".into();
-    let evaluated = Evaluated { stage: "s".into(), epoch: 1, validation_accuracy: 0.5, best: true, measure };
+    let evaluated =
+        Evaluated { stage: "s".into(), epoch: 1, validation_accuracy: 0.5, best: true, measure };
     check_event(WorkerEvent::Evaluated(evaluated));
     check_event(WorkerEvent::NotSaved { stage: "s".into(), step: 3, reason: "full".into() });
     check_event(WorkerEvent::StageFinished { stage: "s".into() });
     check_event(WorkerEvent::Stopped { stage: "s".into(), step: 3 });
-    check_event(WorkerEvent::Failed(Failed { phase: "p".into(), message: "m".into(), exit_code: 255 }));
+    check_event(WorkerEvent::Failed(Failed {
+        phase: "p".into(),
+        message: "m".into(),
+        exit_code: 255,
+    }));
     check_event(WorkerEvent::Finished);
 }
 
@@ -165,7 +190,11 @@ fn commands_come_back_equal() {
         collectives: Collectives::Gloo,
     };
     check_command(Command::Begin(Begin { collectives: Collectives::Nccl, ..begin.clone() }));
-    check_command(Command::Begin(Begin { resume: Some(checkpoint()), source: Some(0), ..begin.clone() }));
+    check_command(Command::Begin(Begin {
+        resume: Some(checkpoint()),
+        source: Some(0),
+        ..begin.clone()
+    }));
     check_command(Command::Begin(begin));
     check_command(Command::Committed(Ok(checkpoint())));
     check_command(Command::Committed(Err("disk full".into())));
@@ -185,21 +214,41 @@ fn what_is_malformed_says_so() {
     assert!(Command::try_from(v1::Command { command: None }).is_err());
     let begin = v1::Begin { generation: 1, rank: 2, world_size: 2, ..v1::Begin::default() };
     assert_eq!(Begin::try_from(begin), Err(malformed("Begin", "rank 2 of 2 ranks")));
-    let begin = v1::Begin { generation: 1, rank: 1, world_size: 2, source: Some(2), ..v1::Begin::default() };
+    let begin = v1::Begin {
+        generation: 1,
+        rank: 1,
+        world_size: 2,
+        source: Some(2),
+        ..v1::Begin::default()
+    };
     assert_eq!(Begin::try_from(begin), Err(malformed("Begin", "source 2 of 2 ranks")));
     let begin = v1::Begin { world_size: 1, ..v1::Begin::default() };
     assert_eq!(Begin::try_from(begin), Err(malformed("Begin", "its collectives are unknown")));
-    assert_eq!(Hello::try_from(v1::Hello::default()), Err(malformed("Hello", "it names no device")));
-    let hello = v1::Hello { device: Some(v1::Device { kind: 3, ..v1::Device::default() }), ..v1::Hello::default() };
+    assert_eq!(
+        Hello::try_from(v1::Hello::default()),
+        Err(malformed("Hello", "it names no device"))
+    );
+    let hello = v1::Hello {
+        device: Some(v1::Device { kind: 3, ..v1::Device::default() }),
+        ..v1::Hello::default()
+    };
     assert_eq!(Hello::try_from(hello), Err(malformed("Device", "kind 3 is unknown")));
-    let refused = v1::command::Command::Refused(v1::Refused { reason: String::new(), exit_code: 256 });
+    let refused =
+        v1::command::Command::Refused(v1::Refused { reason: String::new(), exit_code: 256 });
     assert!(Command::try_from(v1::Command { command: Some(refused) }).is_err());
 }
 
-/// The further one of two states is the greater: by stage, then by updates, then by what follows the last.
+/// The further one of two states is the greater: by stage, then by updates, then by what follows
+/// the last.
 #[test]
 fn states_in_memory_are_in_the_order_of_training() {
     let held = |stage, step, post_step_done| Held { stage, step, post_step_done };
-    let order = [held(0, 0, false), held(0, 5, false), held(0, 5, true), held(0, 6, false), held(1, 0, false)];
+    let order = [
+        held(0, 0, false),
+        held(0, 5, false),
+        held(0, 5, true),
+        held(0, 6, false),
+        held(1, 0, false),
+    ];
     assert!(order.is_sorted());
 }

@@ -40,16 +40,24 @@ fn a_description_of_the_driver_is_read() {
     };
     assert_eq!(read, expected);
     assert_eq!(described("a", &H100.replace("\t No", "\t Yes")), None, "an excluded GPU");
-    let unknown = described("0000:0f:00.0", "GPU UUID: \t GPU-????????-????\n").expect("not excluded");
+    let unknown =
+        described("0000:0f:00.0", "GPU UUID: \t GPU-????????-????\n").expect("not excluded");
     assert_eq!(unknown, Gpu { bus: Some("0000:0f:00.0".into()), ..Gpu::default() });
     assert_eq!(unknown.id().as_deref(), Some("0000:0f:00.0"));
-    assert_eq!((read.id(), node(3).id(), Gpu::default().id()), (expected.uuid, Some("nvidia3".into()), None));
+    assert_eq!(
+        (read.id(), node(3).id(), Gpu::default().id()),
+        (expected.uuid, Some("nvidia3".into()), None)
+    );
 }
 
 #[test]
 fn the_order_is_that_of_the_pci_bus() {
     let swapped = Gpu { minor: Some(0), ..gpu(1) };
-    let facts = GpuFacts { driver: vec![gpu(2), swapped.clone()], nodes: vec![0, 2], ..GpuFacts::default() };
+    let facts = GpuFacts {
+        driver: vec![gpu(2), swapped.clone()],
+        nodes: vec![0, 2],
+        ..GpuFacts::default()
+    };
     assert_eq!(facts.usable(), [swapped, gpu(2)]);
 }
 
@@ -58,7 +66,8 @@ fn visible_devices_select_and_reorder() {
     let check = |list: Option<&str>, expected: &[u32]| {
         let driver = vec![gpu(0), gpu(1), gpu(2)];
         let cuda_visible_devices = list.map(Into::into);
-        let facts = GpuFacts { driver, nodes: vec![0, 1, 2], cuda_visible_devices, ..GpuFacts::default() };
+        let facts =
+            GpuFacts { driver, nodes: vec![0, 1, 2], cuda_visible_devices, ..GpuFacts::default() };
         let expected: Vec<Gpu> = expected.iter().map(|index| gpu(*index)).collect();
         assert_eq!(facts.usable(), expected, "{list:?}");
         assert_eq!(facts.are_hidden(), expected.is_empty(), "{list:?}");
@@ -85,7 +94,12 @@ fn a_mig_instance_is_one_device() {
     let cuda_visible_devices = || Some("MIG-a,MIG-b".into());
     let facts = |driver: Vec<Gpu>| {
         let nodes = driver.iter().filter_map(|gpu| gpu.minor).collect();
-        GpuFacts { driver, nodes, cuda_visible_devices: cuda_visible_devices(), ..GpuFacts::default() }
+        GpuFacts {
+            driver,
+            nodes,
+            cuda_visible_devices: cuda_visible_devices(),
+            ..GpuFacts::default()
+        }
     };
     let ids: Vec<_> = facts(vec![gpu(0)]).usable().iter().map(Gpu::id).collect();
     assert_eq!(ids, [Some("MIG-a".into())]);
@@ -94,16 +108,17 @@ fn a_mig_instance_is_one_device() {
 
 #[test]
 fn a_container_has_the_gpus_of_its_device_nodes() {
-    let check_on = |makes_nodes, driver: &[u32], nodes: &[u32], container: Option<&str>, expected: &[Gpu]| {
-        let facts = GpuFacts {
-            makes_nodes,
-            driver: driver.iter().map(|index| gpu(*index)).collect(),
-            nodes: nodes.to_vec(),
-            nvidia_visible_devices: container.map(Into::into),
-            ..GpuFacts::default()
+    let check_on =
+        |makes_nodes, driver: &[u32], nodes: &[u32], container: Option<&str>, expected: &[Gpu]| {
+            let facts = GpuFacts {
+                makes_nodes,
+                driver: driver.iter().map(|index| gpu(*index)).collect(),
+                nodes: nodes.to_vec(),
+                nvidia_visible_devices: container.map(Into::into),
+                ..GpuFacts::default()
+            };
+            assert_eq!(facts.usable(), expected, "{driver:?} {nodes:?} {container:?}");
         };
-        assert_eq!(facts.usable(), expected, "{driver:?} {nodes:?} {container:?}");
-    };
     let check = |driver: &[u32], nodes: &[u32], container: Option<&str>, expected: &[Gpu]| {
         check_on(false, driver, nodes, container, expected);
         if !nodes.is_empty() {
@@ -112,7 +127,8 @@ fn a_container_has_the_gpus_of_its_device_nodes() {
     };
     check(&[], &[], None, &[]);
     check(&[0, 1], &[0, 1], None, &[gpu(0), gpu(1)]);
-    // A container of a machine with GPUs that was given none; and that machine before CUDA's first use.
+    // A container of a machine with GPUs that was given none; and that machine before CUDA's first
+    // use.
     check_on(false, &[0, 1], &[], None, &[]);
     check_on(true, &[0, 1], &[], None, &[gpu(0), gpu(1)]);
     check_on(true, &[0, 1], &[], Some("void"), &[]);
@@ -129,8 +145,9 @@ fn a_container_has_the_gpus_of_its_device_nodes() {
 #[test]
 fn slurm_says_what_is_allocated() {
     let check = |variables: &[(&str, &str)], expected: usize| {
-        let variable =
-            |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
+        let variable = |name: &str| {
+            variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+        };
         assert_eq!(allocated(&variable), expected, "{variables:?}");
     };
     check(&[], 0);
@@ -167,7 +184,8 @@ fn a_machine_is_read_from_its_files() {
 
 #[test]
 fn a_processor_is_named_where_the_kernel_names_it() {
-    let intel = "processor\t: 0\nvendor_id\t: GenuineIntel\nmodel name\t: Intel(R) Xeon(R) Processor\n";
+    let intel =
+        "processor\t: 0\nvendor_id\t: GenuineIntel\nmodel name\t: Intel(R) Xeon(R) Processor\n";
     assert_eq!(cpu_model(intel, "x86_64"), "Intel(R) Xeon(R) Processor");
     assert_eq!(cpu_model("processor\t: 0\nBogoMIPS\t: 50.00\n", "aarch64"), "aarch64");
 }

@@ -1,7 +1,8 @@
-// What a GPU needs beside its tensors, and tch does not bind: which one this thread uses, its memory, events on its
-// streams, and the precision of its products. As in shim.cpp, every function returns the text of an error, or null.
-// It goes through c10's interface for any device: CUDA's own headers would bring inline calls of the CUDA runtime, which
-// this program would then have to be linked with and to find.
+// What a GPU needs beside its tensors, and tch does not bind: which one this thread uses, its
+// memory, events on its streams, and the precision of its products. As in shim.cpp, every function
+// returns the text of an error, or null. It goes through c10's interface for any device: CUDA's own
+// headers would bring inline calls of the CUDA runtime, which this program would then have to be
+// linked with and to find.
 #include <ATen/Context.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/DeviceGuard.h>
@@ -18,7 +19,8 @@
 namespace {
 
 c10::impl::VirtualGuardImpl cuda() {
-  if (!c10::impl::hasDeviceGuardImpl(c10::kCUDA)) throw std::runtime_error("this program was built without CUDA");
+  if (!c10::impl::hasDeviceGuardImpl(c10::kCUDA))
+    throw std::runtime_error("this program was built without CUDA");
   return c10::impl::VirtualGuardImpl(c10::kCUDA);
 }
 
@@ -26,7 +28,8 @@ c10::impl::VirtualGuardImpl cuda() {
 
 extern "C" {
 
-// TensorFloat-32 in products and convolutions of float32. libtorch's defaults differ: on in cuDNN, off in cuBLAS.
+// TensorFloat-32 in products and convolutions of float32. libtorch's defaults differ: on in cuDNN,
+// off in cuBLAS.
 char* thanos_set_tf32(bool allowed) {
   return guard([&] {
     at::globalContext().setAllowTF32CuDNN(allowed);
@@ -37,8 +40,8 @@ char* thanos_set_tf32(bool allowed) {
 // NCCL reads it when it first starts. Not thread-safe, as setenv is not.
 void thanos_use_interface(const char* name) { setenv("NCCL_SOCKET_IFNAME", name, /*overwrite=*/0); }
 
-// Of this thread: pinned memory, streams and events without a tensor belong to the current device. Its work goes to a stream
-// of its own, as the default one cannot be recorded.
+// Of this thread: pinned memory, streams and events without a tensor belong to the current device.
+// Its work goes to a stream of its own, as the default one cannot be recorded.
 char* thanos_use_gpu(int32_t gpu) {
   return guard([&] {
     const auto impl = cuda();

@@ -1,5 +1,5 @@
-// CUDA graphs: what a piece of code launches, recorded once and launched again by one call. As in shim.cpp, every function
-// returns the text of an error, or null.
+// CUDA graphs: what a piece of code launches, recorded once and launched again by one call. As in
+// shim.cpp, every function returns the text of an error, or null.
 #include <cstdlib>
 #include <memory>
 #include <stdexcept>
@@ -57,7 +57,9 @@ struct Graph {
   void capture_begin() { unavailable(); }
   void capture_end() { unavailable(); }
   void replay() { unavailable(); }
-  [[noreturn]] static void unavailable() { throw std::runtime_error("this program was built without CUDA"); }
+  [[noreturn]] static void unavailable() {
+    throw std::runtime_error("this program was built without CUDA");
+  }
 };
 
 #endif

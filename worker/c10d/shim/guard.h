@@ -1,4 +1,5 @@
-// How every C function of this folder fails: by the kind and the text of a C++ exception, never by the exception itself.
+// How every C function of this folder fails: by the kind and the text of a C++ exception, never by
+// the exception itself.
 #pragma once
 
 #include <c10/util/Exception.h>
@@ -15,16 +16,17 @@ constexpr char kOtherError = 'O';
 // NCCL's results have no types of their own: c10d names them in the text of a DistBackendError.
 inline bool is_lost_nccl_peer(const std::string& text) {
   const auto has = [&](const char* part) { return text.find(part) != std::string::npos; };
-  for (const char* own_fault :
-       {"ncclInvalidUsage:", "ncclInvalidArgument:", "ncclUnhandledCudaError:", "ncclInternalError:"}) {
+  for (const char* own_fault : {"ncclInvalidUsage:", "ncclInvalidArgument:",
+                                "ncclUnhandledCudaError:", "ncclInternalError:"}) {
     if (has(own_fault)) return false;
   }
-  return has("ncclRemoteError:") || has("ncclSystemError:") || has("NCCL communicator was aborted") ||
-         has("NCCL timeout") || has("collective operation timeout");
+  return has("ncclRemoteError:") || has("ncclSystemError:") ||
+         has("NCCL communicator was aborted") || has("NCCL timeout") ||
+         has("collective operation timeout");
 }
 
-// The exception that is being handled, as a message after its kind. Whatever is not known to come from a lost
-// connection is an error that may repeat.
+// The exception that is being handled, as a message after its kind. Whatever is not known to come
+// from a lost connection is an error that may repeat.
 inline std::string describe_current_exception() {
   const auto described = [](bool peer_lost, const std::string& text) {
     return (peer_lost ? kPeerLost : kOtherError) + text;
@@ -41,7 +43,8 @@ inline std::string describe_current_exception() {
     const std::string text = error.what_without_backtrace();
     return described(is_lost_nccl_peer(text), text);
   } catch (const c10::Error& error) {
-    // c10d replaces Gloo's own exception, of connections that could not be made, by one of its base class.
+    // c10d replaces Gloo's own exception, of connections that could not be made, by one of its base
+    // class.
     const std::string text = error.what_without_backtrace();
     return described(text.starts_with("Gloo connectFullMesh failed with "), text);
   } catch (const std::exception& error) {

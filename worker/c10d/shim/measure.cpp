@@ -1,5 +1,6 @@
-// What a piece of a program computes, for benchmarks: operators, floating point operations and, with CUDA, kernels and
-// memory. The other side is ../src/measure.rs. The formulas are those of torch.utils.flop_counter.
+// What a piece of a program computes, for benchmarks: operators, floating point operations and,
+// with CUDA, kernels and memory. The other side is ../src/measure.rs. The formulas are those of
+// torch.utils.flop_counter.
 #include <ATen/core/Tensor.h>
 #include <ATen/record_function.h>
 #ifdef USE_C10D_NCCL
@@ -31,8 +32,8 @@ using Inputs = c10::ArrayRef<const c10::IValue>;
 std::atomic<uint64_t> operators{0};
 std::atomic<uint64_t> flops{0};
 
-// Operators that this thread is inside of, and the depth of the one whose operations are counted (0: none): those that
-// it is made of are not counted again.
+// Operators that this thread is inside of, and the depth of the one whose operations are counted
+// (0: none): those that it is made of are not counted again.
 thread_local int depth = 0;
 thread_local int counted_at = 0;
 
@@ -57,7 +58,8 @@ int64_t at_dimension(const c10::List<int64_t>& list, size_t dimension) {
   return list.get(list.size() == 1 ? 0 : dimension);
 }
 
-// Every weight is multiplied once for each image and each place of the output, or of the input if it is transposed.
+// Every weight is multiplied once for each image and each place of the output, or of the input if
+// it is transposed.
 uint64_t convolution_part(uint64_t images, const at::Tensor& weight, at::IntArrayRef places) {
   return 2 * images * product(weight.sizes()) * product(places);
 }
@@ -68,7 +70,8 @@ uint64_t convolution(Inputs inputs) {
   const auto& weight = inputs[1].toTensor();
   const auto images = static_cast<uint64_t>(input.size(0));
   if (inputs[6].toBool()) return convolution_part(images, weight, input.sizes().slice(2));
-  const auto stride = inputs[3].toIntList(), padding = inputs[4].toIntList(), dilation = inputs[5].toIntList();
+  const auto stride = inputs[3].toIntList(), padding = inputs[4].toIntList(),
+             dilation = inputs[5].toIntList();
   std::vector<int64_t> output;
   for (int64_t i = 0; i + 2 < input.dim(); i++) {
     const auto span = at_dimension(dilation, i) * (weight.size(i + 2) - 1) + 1;
@@ -78,14 +81,15 @@ uint64_t convolution(Inputs inputs) {
   return convolution_part(images, weight, output);
 }
 
-// (output's gradient, input, weight, bias sizes, stride, padding, dilation, transposed, .., .., mask of outputs): the
-// gradients of the input and of the weight are as large as the convolution each.
+// (output's gradient, input, weight, bias sizes, stride, padding, dilation, transposed, .., ..,
+// mask of outputs): the gradients of the input and of the weight are as large as the convolution
+// each.
 uint64_t convolution_backward(Inputs inputs) {
   const auto& gradient = inputs[0].toTensor();
   const auto& input = inputs[1].toTensor();
   const auto& places = inputs[7].toBool() ? input : gradient;
-  const auto part =
-      convolution_part(static_cast<uint64_t>(input.size(0)), inputs[2].toTensor(), places.sizes().slice(2));
+  const auto part = convolution_part(static_cast<uint64_t>(input.size(0)), inputs[2].toTensor(),
+                                     places.sizes().slice(2));
   const auto mask = inputs[10].toBoolList();
   return part * (static_cast<uint64_t>(mask.get(0)) + static_cast<uint64_t>(mask.get(1)));
 }
@@ -100,8 +104,8 @@ uint64_t weighted_values(const at::Tensor& query, const at::Tensor& value) {
   return 2 * product(query.sizes().slice(0, 3)) * from_end(value, 2) * from_end(value, 1);
 }
 
-// The fused attentions: (query, key, value, ..), and backwards (output's gradient, query, key, value, ..), which
-// computes the scores again and has four products of gradients.
+// The fused attentions: (query, key, value, ..), and backwards (output's gradient, query, key,
+// value, ..), which computes the scores again and has four products of gradients.
 uint64_t attention(std::string_view name, Inputs inputs) {
   const size_t first = name.ends_with("_backward") ? 1 : 0;
   const auto& query = inputs[first].toTensor();
@@ -110,10 +114,12 @@ uint64_t attention(std::string_view name, Inputs inputs) {
   return first == 0 ? pairs + values : 3 * pairs + 2 * values;
 }
 
-// The fused attention of `thanos-fused`, whose products no operator of libtorch makes: queries [n, s, d] of all heads
-// together, keys and values [n, t, 2d]. Backwards it computes the scores again and has four products of gradients.
+// The fused attention of `thanos-fused`, whose products no operator of libtorch makes: queries [n,
+// s, d] of all heads together, keys and values [n, t, 2d]. Backwards it computes the scores again
+// and has four products of gradients.
 uint64_t own_attention(std::string_view name, Inputs inputs) {
-  const auto product_of_pairs = 2 * product(inputs[0].toTensor().sizes()) * from_end(inputs[1].toTensor(), 2);
+  const auto product_of_pairs =
+      2 * product(inputs[0].toTensor().sizes()) * from_end(inputs[1].toTensor(), 2);
   return (name.ends_with("_backward") ? 5 : 2) * product_of_pairs;
 }
 
@@ -122,14 +128,17 @@ uint64_t flops_of(std::string_view name, Inputs inputs) {
   constexpr std::string_view kNamespace = "aten::", kAttention = "_scaled_dot_product_";
   if (!name.starts_with(kNamespace)) return 0;
   name.remove_prefix(kNamespace.size());
-  if (name == "mm" || name == "bmm") return matrix_product(inputs[0].toTensor(), inputs[1].toTensor());
-  if (name == "addmm" || name == "baddbmm" || name == "addmm_" || name == "baddbmm_" || name == "_addmm_activation") {
+  if (name == "mm" || name == "bmm")
+    return matrix_product(inputs[0].toTensor(), inputs[1].toTensor());
+  if (name == "addmm" || name == "baddbmm" || name == "addmm_" || name == "baddbmm_" ||
+      name == "_addmm_activation") {
     return matrix_product(inputs[1].toTensor(), inputs[2].toTensor());
   }
   if (name == "convolution") return convolution(inputs);
   if (name == "convolution_backward") return convolution_backward(inputs);
   // The unfused one is made of `bmm`.
-  const bool fused = name.starts_with(kAttention) && !name.starts_with("_scaled_dot_product_attention_math");
+  const bool fused =
+      name.starts_with(kAttention) && !name.starts_with("_scaled_dot_product_attention_math");
   return fused ? attention(name, inputs) : 0;
 }
 
@@ -158,7 +167,9 @@ char* thanos_count_begin(uint64_t* handle) {
   return guard([&] {
     operators = 0;
     flops = 0;
-    auto callback = at::RecordFunctionCallback(enter, leave).needsInputs(true).scopes({at::RecordScope::FUNCTION});
+    auto callback = at::RecordFunctionCallback(enter, leave)
+                        .needsInputs(true)
+                        .scopes({at::RecordScope::FUNCTION});
     *handle = at::addThreadLocalCallback(callback);
   });
 }
@@ -184,10 +195,12 @@ struct Spent {
 // Microseconds, calls and name of each kernel, the costliest first.
 void write_times(const char* path, const std::map<std::string, Spent>& spent) {
   std::vector<std::pair<std::string, Spent>> sorted(spent.begin(), spent.end());
-  std::sort(sorted.begin(), sorted.end(),
-            [](const auto& a, const auto& b) { return a.second.nanoseconds > b.second.nanoseconds; });
+  std::sort(sorted.begin(), sorted.end(), [](const auto& a, const auto& b) {
+    return a.second.nanoseconds > b.second.nanoseconds;
+  });
   std::ofstream out(path);
-  for (const auto& [name, own] : sorted) out << own.nanoseconds / 1e3 << '\t' << own.calls << '\t' << name << '\n';
+  for (const auto& [name, own] : sorted)
+    out << own.nanoseconds / 1e3 << '\t' << own.calls << '\t' << name << '\n';
 }
 
 }  // namespace
@@ -223,13 +236,16 @@ char* thanos_kernels_end(uint64_t* kernels) {
 }
 
 char* thanos_cuda_reset_peak(int32_t device) {
-  return guard([&] { c10::cuda::CUDACachingAllocator::resetPeakStats(static_cast<c10::DeviceIndex>(device)); });
+  return guard([&] {
+    c10::cuda::CUDACachingAllocator::resetPeakStats(static_cast<c10::DeviceIndex>(device));
+  });
 }
 
 // Bytes that the allocator has reserved at most since.
 char* thanos_cuda_peak(int32_t device, uint64_t* bytes) {
   return guard([&] {
-    const auto stats = c10::cuda::CUDACachingAllocator::getDeviceStats(static_cast<c10::DeviceIndex>(device));
+    const auto stats =
+        c10::cuda::CUDACachingAllocator::getDeviceStats(static_cast<c10::DeviceIndex>(device));
     const auto all = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
     *bytes = static_cast<uint64_t>(stats.reserved_bytes[all].peak);
   });
@@ -237,14 +253,18 @@ char* thanos_cuda_peak(int32_t device, uint64_t* bytes) {
 
 // `name` is malloc'ed, and freed by the caller.
 char* thanos_cuda_name(int32_t device, char** name) {
-  return guard([&] { *name = strdup(at::cuda::getDeviceProperties(static_cast<c10::DeviceIndex>(device))->name); });
+  return guard([&] {
+    *name = strdup(at::cuda::getDeviceProperties(static_cast<c10::DeviceIndex>(device))->name);
+  });
 }
 
 #else
 
 namespace {
 char* without_cuda() {
-  return guard([] { throw std::runtime_error("this build has no CUDA: build it with the cargo feature `cuda`"); });
+  return guard([] {
+    throw std::runtime_error("this build has no CUDA: build it with the cargo feature `cuda`");
+  });
 }
 }  // namespace
 

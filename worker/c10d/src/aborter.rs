@@ -1,7 +1,8 @@
-//! `GroupAborter`: ends a group from another thread. A rank whose peer is stopped, hung or cut off waits in its collective
-//! until the group's timeout, as nothing closes the connection. Gloo waits at sockets, which are shut down; so does NCCL
-//! while it makes its communicator. Once that is there, its kernels wait for memory of the peer's GPU, which no socket
-//! ends: the communicator is aborted.
+//! `GroupAborter`: ends a group from another thread. A rank whose peer is stopped, hung or cut off
+//! waits in its collective until the group's timeout, as nothing closes the connection. Gloo waits
+//! at sockets, which are shut down; so does NCCL while it makes its communicator. Once that is
+//! there, its kernels wait for memory of the peer's GPU, which no socket ends: the communicator is
+//! aborted.
 
 use crate::error::check;
 use crate::group::ProcessGroup;
@@ -12,8 +13,8 @@ use std::fs::{read_dir, read_link};
 use std::os::fd::{BorrowedFd, RawFd};
 use std::thread;
 
-/// What is needed to end one group. The sockets that it will open are those that this process has not got yet; libtorch
-/// names none of them.
+/// What is needed to end one group. The sockets that it will open are those that this process has
+/// not got yet; libtorch names none of them.
 #[derive(Debug)]
 pub struct GroupAborter {
     before: BTreeMap<RawFd, String>,
@@ -22,7 +23,10 @@ pub struct GroupAborter {
 
 impl GroupAborter {
     /// Made before the group is: what is open now is not the group's.
-    #[allow(clippy::new_without_default, reason = "an aborter belongs to the moment in which it was made")]
+    #[allow(
+        clippy::new_without_default,
+        reason = "an aborter belongs to the moment in which it was made"
+    )]
     pub fn new() -> Self {
         Self { before: sockets(), group: None }
     }
@@ -32,8 +36,8 @@ impl GroupAborter {
         self.group = Some(SharedGroup::of(group));
     }
 
-    /// A collective, or a rendezvous, that waits for a peer fails at once on this rank, and on its peers. Sockets that
-    /// listen are left alone. It does not block.
+    /// A collective, or a rendezvous, that waits for a peer fails at once on this rank, and on its
+    /// peers. Sockets that listen are left alone. It does not block.
     pub fn abort(self) {
         let is_nccl = self.group.as_ref().is_some_and(|group| group.is_nccl);
         if let Some(group) = self.group {
@@ -58,7 +62,10 @@ unsafe impl Send for SharedGroup {}
 impl SharedGroup {
     fn of(group: &ProcessGroup) -> Self {
         // SAFETY: the group is alive; the shim returns a new reference.
-        Self { raw: unsafe { raw::thanos_group_share(group.raw()) }, is_nccl: group.gpu().is_some() }
+        Self {
+            raw: unsafe { raw::thanos_group_share(group.raw()) },
+            is_nccl: group.gpu().is_some(),
+        }
     }
 
     /// NCCL's abort waits for the kernels that run, so it gets a thread of its own.
@@ -67,7 +74,8 @@ impl SharedGroup {
             self.abort_here();
             return;
         }
-        let spawned = thread::Builder::new().name("abort-group".into()).spawn(move || self.abort_here());
+        let spawned =
+            thread::Builder::new().name("abort-group".into()).spawn(move || self.abort_here());
         if let Err(error) = spawned {
             tracing::warn!("no thread to abort the group: {error}");
         }
@@ -98,7 +106,8 @@ fn shut_down_since(before: &BTreeMap<RawFd, String>) {
     }
 }
 
-/// Descriptors and names (`socket:[inode]`) of this process's sockets: a number that is used again has another name.
+/// Descriptors and names (`socket:[inode]`) of this process's sockets: a number that is used again
+/// has another name.
 fn sockets() -> BTreeMap<RawFd, String> {
     let entries = read_dir("/proc/self/fd").into_iter().flatten().flatten();
     let socket = |entry: std::fs::DirEntry| {
@@ -110,8 +119,8 @@ fn sockets() -> BTreeMap<RawFd, String> {
 }
 
 fn listens(descriptor: RawFd) -> bool {
-    // SAFETY: only used within this call; should the number be closed meanwhile, the call fails or answers of another
-    // socket, and changes nothing.
+    // SAFETY: only used within this call; should the number be closed meanwhile, the call fails or
+    // answers of another socket, and changes nothing.
     let borrowed = unsafe { BorrowedFd::borrow_raw(descriptor) };
     getsockopt(&borrowed, sockopt::AcceptConn).unwrap_or(true)
 }

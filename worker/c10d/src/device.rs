@@ -1,13 +1,15 @@
-//! What a GPU needs beside its tensors, and tch does not bind. In a build without the feature `cuda` all of it fails, except
-//! for [`set_tf32`] and [`use_interface`], which then change nothing that is used.
+//! What a GPU needs beside its tensors, and tch does not bind. In a build without the feature
+//! `cuda` all of it fails, except for [`set_tf32`] and [`use_interface`], which then change nothing
+//! that is used.
 
 use crate::error::{Error, c_string, check};
 use crate::raw;
 use std::ptr;
 use std::time::Duration;
 
-/// Makes a GPU the current one of this thread: pinned memory, streams and events belong to it. What this thread launches
-/// goes to a stream of its own. Convolutions give the same bits at every call, for the whole process.
+/// Makes a GPU the current one of this thread: pinned memory, streams and events belong to it. What
+/// this thread launches goes to a stream of its own. Convolutions give the same bits at every call,
+/// for the whole process.
 ///
 /// # Errors
 /// If there is no such GPU.
@@ -20,8 +22,8 @@ pub fn use_gpu(index: usize) -> Result<(), Error> {
     Ok(())
 }
 
-/// Whether float32 products and convolutions on GPUs may use TensorFloat-32 (10 bits of mantissa). libtorch allows it in
-/// convolutions by default, and not in matrix products. Process-wide.
+/// Whether float32 products and convolutions on GPUs may use TensorFloat-32 (10 bits of mantissa).
+/// libtorch allows it in convolutions by default, and not in matrix products. Process-wide.
 ///
 /// # Errors
 /// If libtorch refuses the setting.
@@ -30,15 +32,16 @@ pub fn set_tf32(allowed: bool) -> Result<(), Error> {
     check("set_tf32", unsafe { raw::thanos_set_tf32(allowed) })
 }
 
-/// Has NCCL use this network interface, unless the user's environment names one. Call it before other threads run, which
-/// might read the environment, and before the first group is made.
+/// Has NCCL use this network interface, unless the user's environment names one. Call it before
+/// other threads run, which might read the environment, and before the first group is made.
 ///
 /// # Errors
 /// If the name holds a NUL.
 pub fn use_interface(name: &str) -> Result<(), Error> {
     // Without the `=`, `eth1` would also stand for `eth10`.
     let name = c_string("use_interface", &format!("={name}"))?;
-    // SAFETY: a NUL-terminated string, copied within the call; no other thread runs, by this function's contract.
+    // SAFETY: a NUL-terminated string, copied within the call; no other thread runs, by this
+    // function's contract.
     unsafe { raw::thanos_use_interface(name.as_ptr()) };
     Ok(())
 }
@@ -59,13 +62,15 @@ pub fn gpu_memory() -> Result<GpuMemory, Error> {
     Ok(GpuMemory { free, total })
 }
 
-/// A point on the current GPU's current stream: it is reached when everything launched before is done.
+/// A point on the current GPU's current stream: it is reached when everything launched before is
+/// done.
 #[derive(Debug)]
 pub struct DeviceEvent {
     raw: *mut raw::Event,
 }
 
-// SAFETY: CUDA events may be used from any thread; the shim's object is used by one at a time, as there is no Sync.
+// SAFETY: CUDA events may be used from any thread; the shim's object is used by one at a time, as
+// there is no Sync.
 unsafe impl Send for DeviceEvent {}
 
 impl DeviceEvent {
@@ -94,7 +99,9 @@ impl DeviceEvent {
     pub fn until(&self, later: &Self) -> Result<Duration, Error> {
         let mut milliseconds = 0.0;
         // SAFETY: both events are alive, and so is the number.
-        check("event_elapsed", unsafe { raw::thanos_event_elapsed(self.raw, later.raw, &raw mut milliseconds) })?;
+        check("event_elapsed", unsafe {
+            raw::thanos_event_elapsed(self.raw, later.raw, &raw mut milliseconds)
+        })?;
         Ok(Duration::try_from_secs_f64(milliseconds / 1e3).unwrap_or_default())
     }
 }

@@ -3,7 +3,8 @@
 use crate::raw;
 use std::ffi::{CStr, CString, c_char};
 
-/// What libtorch said when a collective, or the making of a group, failed: a dead peer, a timeout, a wrong shape.
+/// What libtorch said when a collective, or the making of a group, failed: a dead peer, a timeout,
+/// a wrong shape.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{operation}: {message}")]
 pub struct Error {
@@ -22,7 +23,8 @@ pub enum ErrorKind {
 }
 
 impl Error {
-    /// A collective that failed within a backward pass, which libtorch reports as an error of the whole pass.
+    /// A collective that failed within a backward pass, which libtorch reports as an error of the
+    /// whole pass.
     pub fn in_backward(message: &str) -> Option<Self> {
         let at = message.find(LOST_IN_BACKWARD)?;
         let first_line = message[at + LOST_IN_BACKWARD.len()..].lines().next().unwrap_or_default();
@@ -33,7 +35,9 @@ impl Error {
     fn parse(operation: &'static str, description: &str) -> Self {
         let (kind, message) = match description.strip_prefix(PEER_LOST) {
             Some(message) => (ErrorKind::PeerLost, message),
-            None => (ErrorKind::Other, description.strip_prefix(OTHER_ERROR).unwrap_or(description)),
+            None => {
+                (ErrorKind::Other, description.strip_prefix(OTHER_ERROR).unwrap_or(description))
+            }
         };
         Self { operation, message: message.into(), kind }
     }
@@ -47,7 +51,8 @@ const OTHER_ERROR: char = 'O';
 const LOST_IN_BACKWARD: &str = "a collective of the backward pass failed: ";
 
 pub(crate) fn c_string(operation: &'static str, text: &str) -> Result<CString, Error> {
-    let invalid = |error| Error { operation, message: format!("`{text}`: {error}"), kind: ErrorKind::Other };
+    let invalid =
+        |error| Error { operation, message: format!("`{text}`: {error}"), kind: ErrorKind::Other };
     CString::new(text).map_err(invalid)
 }
 
@@ -76,9 +81,14 @@ mod tests {
         ] {
             let error = Error::parse("all_reduce", description);
             assert_eq!((error.kind, error.message.as_str()), (kind, message));
-            let in_backward = Error::in_backward(&format!("{LOST_IN_BACKWARD}{description}\nException raised from"));
+            let in_backward = Error::in_backward(&format!(
+                "{LOST_IN_BACKWARD}{description}\nException raised from"
+            ));
             let error = in_backward.expect("a collective of a backward pass");
-            assert_eq!((error.operation, error.kind, error.message.as_str()), ("all_reduce", kind, message));
+            assert_eq!(
+                (error.operation, error.kind, error.message.as_str()),
+                ("all_reduce", kind, message)
+            );
         }
         assert!(Error::in_backward("element 0 of tensors does not require grad").is_none());
     }

@@ -11,12 +11,13 @@ pub struct Graph {
 }
 
 impl Graph {
-    /// Records what `body` launches on the current stream; nothing of it runs. Tensors that `body` makes are where each
-    /// [`Self::replay`] writes them; those that it reads must live as long as the graph, at the same place. It may not wait
-    /// for the GPU.
+    /// Records what `body` launches on the current stream; nothing of it runs. Tensors that `body`
+    /// makes are where each [`Self::replay`] writes them; those that it reads must live as long as
+    /// the graph, at the same place. It may not wait for the GPU.
     ///
     /// # Errors
-    /// What `body` returns, and if something in it cannot be recorded. Stream and allocator then work as before.
+    /// What `body` returns, and if something in it cannot be recorded. Stream and allocator then
+    /// work as before.
     pub fn record<T, E: From<Error>>(body: impl FnOnce() -> Result<T, E>) -> Result<(Self, T), E> {
         let mut raw = ptr::null_mut();
         // SAFETY: `raw` lives through the call.

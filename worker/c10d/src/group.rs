@@ -12,7 +12,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tch::{Device, TchError, Tensor};
 
-/// What Gloo binds to. It is never left to resolve the machine's own name: many resolve to 127.0.1.1.
+/// What Gloo binds to. It is never left to resolve the machine's own name: many resolve to
+/// 127.0.1.1.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
     Host(String),
@@ -47,7 +48,8 @@ pub struct Exchanged {
     pub time: Duration,
 }
 
-// SAFETY: c10d groups may be moved between threads; they are only used by one at a time, as there is no Sync.
+// SAFETY: c10d groups may be moved between threads; they are only used by one at a time, as there
+// is no Sync.
 unsafe impl Send for ProcessGroup {}
 
 impl ProcessGroup {
@@ -65,7 +67,8 @@ impl ProcessGroup {
         };
         let (host, interface) = (c_string("gloo", host)?, c_string("gloo", interface)?);
         Self::create("gloo", (rank, size), None, |out| {
-            // SAFETY: strings and `out` live through the call; the shim owns the store from here on.
+            // SAFETY: strings and `out` live through the call; the shim owns the store from here
+            // on.
             unsafe {
                 raw::thanos_gloo_create(
                     into_raw(store),
@@ -82,7 +85,8 @@ impl ProcessGroup {
         })
     }
 
-    /// Joins an NCCL group whose collectives run on this GPU; [`Self::connect`] makes its communicator.
+    /// Joins an NCCL group whose collectives run on this GPU; [`Self::connect`] makes its
+    /// communicator.
     ///
     /// # Errors
     /// Without the feature `cuda`, or without that GPU.
@@ -110,8 +114,8 @@ impl ProcessGroup {
         })
     }
 
-    /// Makes NCCL's communicator now, not in the first collective: it takes seconds, and blocks until all ranks are there.
-    /// A Gloo group is connected when it is made.
+    /// Makes NCCL's communicator now, not in the first collective: it takes seconds, and blocks
+    /// until all ranks are there. A Gloo group is connected when it is made.
     ///
     /// # Errors
     /// A peer that does not come, or two ranks on one GPU.
@@ -139,8 +143,8 @@ impl ProcessGroup {
 
     /// Replaces `tensor` by its sum over the ranks. It must be contiguous.
     ///
-    /// On NCCL this and the other collectives return when they are launched. Results that are read on the host, or that
-    /// change a state, are safe only after [`Self::synchronize`].
+    /// On NCCL this and the other collectives return when they are launched. Results that are read
+    /// on the host, or that change a state, are safe only after [`Self::synchronize`].
     pub fn all_reduce(&self, tensor: &mut Tensor) -> Result<(), Error> {
         // SAFETY: group and tensor are alive; the shim keeps no pointer.
         check("all_reduce", unsafe { raw::thanos_all_reduce(self.raw, tensor_ptr(tensor)) })
@@ -153,9 +157,15 @@ impl ProcessGroup {
         self.read(&sums)
     }
 
-    /// The sums over the ranks of a row [n] f64 on the training device and of numbers of the host, and then what the ranks
-    /// hold alike, [m] f64: all of it read at once, as each reading waits for the device.
-    pub fn sum_and_read(&self, row: &Tensor, numbers: &[f64], alike: &Tensor) -> Result<Vec<f64>, Error> {
+    /// The sums over the ranks of a row [n] f64 on the training device and of numbers of the host,
+    /// and then what the ranks hold alike, [m] f64: all of it read at once, as each reading waits
+    /// for the device.
+    pub fn sum_and_read(
+        &self,
+        row: &Tensor,
+        numbers: &[f64],
+        alike: &Tensor,
+    ) -> Result<Vec<f64>, Error> {
         if self.size == 1 {
             let mut read: Vec<f64> = self.read(&Tensor::cat(&[row, alike], 0))?;
             let sums = row.size()[0] as usize;
@@ -186,8 +196,9 @@ impl ProcessGroup {
     /// Waits until the collectives that were called are done.
     ///
     /// # Errors
-    /// If the group was aborted or NCCL has reported an error. After an abort the kernels of collectives return as if they
-    /// were done, with anything in their results: call this before a result changes a state that outlives the group.
+    /// If the group was aborted or NCCL has reported an error. After an abort the kernels of
+    /// collectives return as if they were done, with anything in their results: call this before a
+    /// result changes a state that outlives the group.
     pub fn synchronize(&self) -> Result<(), Error> {
         // SAFETY: the group is alive.
         check("synchronize", unsafe { raw::thanos_group_synchronize(self.raw) })
@@ -200,7 +211,9 @@ impl ProcessGroup {
     {
         // Into pinned memory, so that one wait is for the collectives and for the copy.
         let result = match (result.device(), self.gpu) {
-            (Device::Cuda(_), Some(_)) => &result.to_device_(Device::Cpu, result.kind(), true, false),
+            (Device::Cuda(_), Some(_)) => {
+                &result.to_device_(Device::Cpu, result.kind(), true, false)
+            }
             _ => result,
         };
         self.synchronize()?;
@@ -216,7 +229,8 @@ impl ProcessGroup {
         self.gpu.map_or(Device::Cpu, Device::Cuda)
     }
 
-    /// The `input` of every rank, concatenated in rank order: [n, ...] -> [size * n, ...]. Shapes must be equal.
+    /// The `input` of every rank, concatenated in rank order: [n, ...] -> [size * n, ...]. Shapes
+    /// must be equal.
     pub fn all_gather(&self, input: &Tensor) -> Result<Tensor, Error> {
         let input = input.detach().contiguous();
         if self.size == 1 {
@@ -251,7 +265,9 @@ impl ProcessGroup {
     /// Replaces `tensor` by that of rank `root`. It must be contiguous.
     pub fn broadcast(&self, tensor: &mut Tensor, root: usize) -> Result<(), Error> {
         // SAFETY: group and tensor are alive; the shim keeps no pointer.
-        check("broadcast", unsafe { raw::thanos_broadcast(self.raw, tensor_ptr(tensor), root as i32) })
+        check("broadcast", unsafe {
+            raw::thanos_broadcast(self.raw, tensor_ptr(tensor), root as i32)
+        })
     }
 
     /// Returns when every rank has come here.
@@ -263,7 +279,8 @@ impl ProcessGroup {
     /// The sum over the ranks, in the graph: its backward sums the gradients over the ranks.
     pub fn all_reduce_differentiable(&self, input: &Tensor) -> Result<Tensor, Error> {
         let mut output: *mut c_void = ptr::null_mut();
-        // SAFETY: group, tensor and `output` are alive; the graph holds its own reference to the group.
+        // SAFETY: group, tensor and `output` are alive; the graph holds its own reference to the
+        // group.
         check("all_reduce", unsafe {
             raw::thanos_all_reduce_differentiable(self.raw, tensor_ptr(input), &raw mut output)
         })?;
@@ -282,13 +299,15 @@ impl ProcessGroup {
         Ok(Self { raw, rank, size, gpu, exchanges: RefCell::default() })
     }
 
-    /// What was exchanged since this was asked for the last time. On NCCL only after [`Self::synchronize`].
+    /// What was exchanged since this was asked for the last time. On NCCL only after
+    /// [`Self::synchronize`].
     ///
     /// # Errors
     /// If an exchange has not been reached on the GPU yet.
     pub fn take_exchanged(&self) -> Result<Exchanged, Error> {
         let Exchanges { bytes, time, spans } = self.exchanges.take();
-        let on_gpu: Duration = spans.iter().map(|(begin, end)| begin.until(end)).sum::<Result<_, _>>()?;
+        let on_gpu: Duration =
+            spans.iter().map(|(begin, end)| begin.until(end)).sum::<Result<_, _>>()?;
         Ok(Exchanged { bytes, time: if spans.is_empty() { time } else { on_gpu } })
     }
 
@@ -311,7 +330,8 @@ impl ProcessGroup {
         let mut exchanges = self.exchanges.borrow_mut();
         exchanges.spans.extend(begin.zip(end));
         exchanges.time += began.elapsed();
-        exchanges.bytes += (part.numel() * part.kind().elt_size_in_bytes() * (self.size - 1)) as u64;
+        exchanges.bytes +=
+            (part.numel() * part.kind().elt_size_in_bytes() * (self.size - 1)) as u64;
         done
     }
 }

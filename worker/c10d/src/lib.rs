@@ -1,11 +1,11 @@
 //! libtorch's own process groups for Rust: Gloo on CPU and, with the feature `cuda`, NCCL on GPUs.
 //!
 //! A [`ProcessGroup`] is one rank's membership in a group; its peers find each other through a
-//! [`KeyValueStore`], which is the caller's. Three layers: `shim/shim.cpp` turns C++ exceptions into text,
-//! `raw.rs` declares it, `group.rs`, `store.rs`, `aborter.rs`, `device.rs` and `error.rs` are safe;
-//! `measure.rs` with
-//! `shim/measure.cpp` counts what a step computes. Beside `thanos-fused` this is the only crate of the workspace with
-//! `unsafe` code. It knows tensors and ranks, nothing of training.
+//! [`KeyValueStore`], which is the caller's. Three layers: `shim/shim.cpp` turns C++ exceptions
+//! into text, `raw.rs` declares it, `group.rs`, `store.rs`, `aborter.rs`, `device.rs` and
+//! `error.rs` are safe; `measure.rs` with `shim/measure.cpp` counts what a step computes. Beside
+//! `thanos-fused` this is the only crate of the workspace with `unsafe` code. It knows tensors and
+//! ranks, nothing of training.
 
 mod aborter;
 mod device;
@@ -24,6 +24,7 @@ pub use graph::Graph;
 pub use group::{Address, Exchanged, ProcessGroup};
 pub use measure::{Counted, count, count_kernels, cuda_name, cuda_peak_bytes, reset_cuda_peak};
 pub use process::{
-    AdamWParameter, AdamWRates, Collectives, LearningRate, collectives, exit_now, fused_adamw, keep_freed_memory,
+    AdamWParameter, AdamWRates, Collectives, LearningRate, collectives, exit_now, fused_adamw,
+    keep_freed_memory,
 };
 pub use store::{KeyValueStore, MemoryStore};

@@ -1,5 +1,6 @@
-//! What a piece of a program computes, for benchmarks: the operators that it dispatches, their floating point operations,
-//! and, in a build with CUDA, kernels and peak memory. `shim/measure.cpp` has the formulas.
+//! What a piece of a program computes, for benchmarks: the operators that it dispatches, their
+//! floating point operations, and, in a build with CUDA, kernels and peak memory.
+//! `shim/measure.cpp` has the formulas.
 
 use crate::error::{Error, check};
 use crate::raw;
@@ -22,7 +23,8 @@ unsafe extern "C" {
 pub struct Counted {
     /// Operators that were dispatched, without those that they are made of.
     pub operators: u64,
-    /// Floating point operations of matrix products, convolutions and attention; a multiplication and an addition are two.
+    /// Floating point operations of matrix products, convolutions and attention; a multiplication
+    /// and an addition are two.
     pub flops: u64,
 }
 
@@ -43,8 +45,11 @@ impl Counting {
     fn end(&mut self) -> Result<Counted, Error> {
         let mut counted = Counted::default();
         let handle = std::mem::take(&mut self.0);
-        // SAFETY: both numbers live through the call; the handle is of this thread and not used again.
-        check("count", unsafe { thanos_count_end(handle, &raw mut counted.operators, &raw mut counted.flops) })?;
+        // SAFETY: both numbers live through the call; the handle is of this thread and not used
+        // again.
+        check("count", unsafe {
+            thanos_count_end(handle, &raw mut counted.operators, &raw mut counted.flops)
+        })?;
         Ok(counted)
     }
 }
@@ -58,7 +63,8 @@ impl Drop for Counting {
     }
 }
 
-/// Runs `body` and counts what it dispatches on this thread and in its backward passes. Not to be called within itself.
+/// Runs `body` and counts what it dispatches on this thread and in its backward passes. Not to be
+/// called within itself.
 ///
 /// # Errors
 /// If libtorch does not take the callback.
@@ -69,7 +75,8 @@ pub fn count<T>(body: impl FnOnce() -> T) -> Result<(T, Counted), Error> {
     Ok((done, counting.end()?))
 }
 
-/// Runs `body` and counts the kernels that this process's GPU runs for it. Other uses of the profiler must not overlap.
+/// Runs `body` and counts the kernels that this process's GPU runs for it. Other uses of the
+/// profiler must not overlap.
 ///
 /// # Errors
 /// Without the feature `cuda`, and if the profiler does not start.
@@ -142,14 +149,18 @@ mod tests {
         let (a, b) = (random(&[2, 4, 3, 5], false), random(&[2, 4, 5, 7], false));
         assert_eq!(flops(|| _ = a.matmul(&b)), 2 * 4 * 2 * 3 * 5 * 7);
         let sum = random(&[3, 7], false);
-        assert_eq!(flops(|| _ = sum.addmm(&random(&[3, 5], false), &random(&[5, 7], false))), 2 * 3 * 5 * 7);
+        assert_eq!(
+            flops(|| _ = sum.addmm(&random(&[3, 5], false), &random(&[5, 7], false))),
+            2 * 3 * 5 * 7
+        );
         let sum = random(&[2, 3, 7], false);
-        let product = || sum.baddbmm(&random(&[2, 3, 5], false), &random(&[2, 5, 7], false), 1.0, 1.0);
+        let product =
+            || sum.baddbmm(&random(&[2, 3, 5], false), &random(&[2, 5, 7], false), 1.0, 1.0);
         assert_eq!(flops(|| _ = product()), 2 * 2 * 3 * 5 * 7);
     }
 
-    /// Forward, the gradient of the weight and that of the input are 2 x 4 x 6 x 5 each; an input without a gradient
-    /// saves one.
+    /// Forward, the gradient of the weight and that of the input are 2 x 4 x 6 x 5 each; an input
+    /// without a gradient saves one.
     #[test]
     fn a_linear_layer_costs_three_products() {
         let (weight, bias) = (random(&[5, 6], true), random(&[5], true));
@@ -163,8 +174,8 @@ mod tests {
         assert_eq!(flops(|| _ = tch::no_grad(|| x.linear(&weight, Some(&bias)))), 2 * 6 * 6 * 5);
     }
 
-    /// 3x3 weights from 3 to 4 channels, stride 2 and padding 1: 8x8 becomes 4x4, and each of the two images costs
-    /// 2 x (4 x 3 x 9) x 16. Transposed, each place of the input counts instead.
+    /// 3x3 weights from 3 to 4 channels, stride 2 and padding 1: 8x8 becomes 4x4, and each of the
+    /// two images costs 2 x (4 x 3 x 9) x 16. Transposed, each place of the input counts instead.
     #[test]
     fn a_convolution_costs_three_times_its_forward_pass() {
         let (x, weight) = (random(&[2, 3, 8, 8], true), random(&[4, 3, 3, 3], true));
@@ -173,23 +184,40 @@ mod tests {
         assert_eq!(flops(|| _ = convolved()), forward);
         assert_eq!(flops(|| convolved().sum(Kind::Float).backward()), 3 * forward);
         let input = x.detach();
-        let step = || input.conv2d(&weight, None::<&Tensor>, [2, 2], [1, 1], [1, 1], 1).sum(Kind::Float).backward();
+        let step = || {
+            input
+                .conv2d(&weight, None::<&Tensor>, [2, 2], [1, 1], [1, 1], 1)
+                .sum(Kind::Float)
+                .backward()
+        };
         assert_eq!(flops(step), 2 * forward);
         let weight = random(&[3, 4, 2, 2], true);
         let forward = 2 * 2 * (3 * 4 * 4) * 64;
-        let transposed = || x.conv_transpose2d(&weight, None::<&Tensor>, [2, 2], [0, 0], [0, 0], 1, [1, 1]);
+        let transposed =
+            || x.conv_transpose2d(&weight, None::<&Tensor>, [2, 2], [0, 0], [0, 0], 1, [1, 1]);
         assert_eq!(flops(|| _ = transposed()), forward);
         assert_eq!(flops(|| transposed().sum(Kind::Float).backward()), 3 * forward);
     }
 
-    /// Two products forward; backward five, as the fused kernel computes the scores again. 5 queries, 7 keys, width 4.
+    /// Two products forward; backward five, as the fused kernel computes the scores again. 5
+    /// queries, 7 keys, width 4.
     #[test]
     fn fused_attention_costs_two_products_and_five_backward() {
         let (query, key, value) =
             (random(&[2, 3, 5, 4], true), random(&[2, 3, 7, 4], true), random(&[2, 3, 7, 4], true));
         let product = 2 * 2 * 3 * 5 * 7 * 4;
-        let attended =
-            || Tensor::scaled_dot_product_attention(&query, &key, &value, None::<&Tensor>, 0.0, false, None, false);
+        let attended = || {
+            Tensor::scaled_dot_product_attention(
+                &query,
+                &key,
+                &value,
+                None::<&Tensor>,
+                0.0,
+                false,
+                None,
+                false,
+            )
+        };
         assert_eq!(flops(|| _ = attended()), 2 * product);
         assert_eq!(flops(|| attended().sum(Kind::Float).backward()), 7 * product);
     }
@@ -198,7 +226,9 @@ mod tests {
     fn other_threads_and_later_operators_are_not_counted() {
         let a = random(&[3, 3], false);
         let (_, counted) = count(|| {
-            std::thread::spawn(|| random(&[3, 3], false).matmul(&random(&[3, 3], false))).join().expect("no panic")
+            std::thread::spawn(|| random(&[3, 3], false).matmul(&random(&[3, 3], false)))
+                .join()
+                .expect("no panic")
         })
         .expect("counted");
         assert_eq!(counted, Counted::default());
@@ -212,6 +242,8 @@ mod tests {
     fn without_cuda_there_are_no_kernels() {
         let error = count_kernels(|| ()).expect_err("no CUDA").to_string();
         assert!(error.contains("cargo feature `cuda`"), "{error}");
-        assert!(cuda_name(0).is_err() && cuda_peak_bytes(0).is_err() && reset_cuda_peak(0).is_err());
+        assert!(
+            cuda_name(0).is_err() && cuda_peak_bytes(0).is_err() && reset_cuda_peak(0).is_err()
+        );
     }
 }

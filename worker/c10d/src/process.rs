@@ -1,5 +1,5 @@
-//! What concerns the whole process: two things of libtorch and glibc that tch does not reach and a fast step needs, and
-//! the count of its collectives.
+//! What concerns the whole process: two things of libtorch and glibc that tch does not reach and a
+//! fast step needs, and the count of its collectives.
 
 use crate::error::{Error, check};
 use crate::group::tensor_ptr;
@@ -27,7 +27,8 @@ pub enum LearningRate<'a> {
     Tensor(&'a Tensor),
 }
 
-/// One parameter of an AdamW update, with its state; all five of one device, the first four of one shape.
+/// One parameter of an AdamW update, with its state; all five of one device, the first four of one
+/// shape.
 pub struct AdamWParameter<'a> {
     pub parameter: &'a Tensor,
     pub gradient: &'a Tensor,
@@ -39,8 +40,10 @@ pub struct AdamWParameter<'a> {
 
 /// One AdamW update in place, by the kernel of `torch.optim.AdamW(fused=True)`.
 pub fn fused_adamw(parameters: &[AdamWParameter<'_>], rates: AdamWRates<'_>) -> Result<(), Error> {
-    let list = |of: fn(&AdamWParameter<'_>) -> *mut c_void| parameters.iter().map(of).collect::<Vec<_>>();
-    let (weights, gradients) = (list(|p| tensor_ptr(p.parameter)), list(|p| tensor_ptr(p.gradient)));
+    let list =
+        |of: fn(&AdamWParameter<'_>) -> *mut c_void| parameters.iter().map(of).collect::<Vec<_>>();
+    let (weights, gradients) =
+        (list(|p| tensor_ptr(p.parameter)), list(|p| tensor_ptr(p.gradient)));
     let (means, squares) = (list(|p| tensor_ptr(p.mean)), list(|p| tensor_ptr(p.square)));
     let steps = list(|p| tensor_ptr(p.step));
     let (learning_rate, on_device) = match rates.learning_rate {
@@ -48,7 +51,8 @@ pub fn fused_adamw(parameters: &[AdamWParameter<'_>], rates: AdamWRates<'_>) -> 
         LearningRate::Tensor(rate) => (0.0, tensor_ptr(rate)),
     };
     let rates = [learning_rate, rates.beta1, rates.beta2, rates.weight_decay, rates.eps];
-    // SAFETY: five arrays of `count` pointers to tensors that are borrowed for the call, one more or null, five numbers.
+    // SAFETY: five arrays of `count` pointers to tensors that are borrowed for the call, one more
+    // or null, five numbers.
     check("fused_adamw", unsafe {
         raw::thanos_fused_adamw(
             parameters.len(),
@@ -81,14 +85,15 @@ pub fn collectives() -> Collectives {
     Collectives { entered, left, waited: Duration::from_micros(waited_us) }
 }
 
-/// Ends this process now. Other threads may be in the middle of an operation: libtorch's statics, which an exit would
-/// destroy under them, are left alone.
+/// Ends this process now. Other threads may be in the middle of an operation: libtorch's statics,
+/// which an exit would destroy under them, are left alone.
 pub fn exit_now(code: u8) -> ! {
     // SAFETY: it ends the process, and touches nothing.
     unsafe { raw::_exit(code.into()) }
 }
 
-/// Keeps the memory that a step frees for the next step, instead of giving it back to the kernel. Process-wide.
+/// Keeps the memory that a step frees for the next step, instead of giving it back to the kernel.
+/// Process-wide.
 pub fn keep_freed_memory() {
     // SAFETY: mallopt takes a lock and sets numbers.
     unsafe { raw::thanos_keep_freed_memory() }

@@ -42,7 +42,8 @@ pub(crate) const STORE_WAIT: i32 = 6;
 pub(crate) const STORE_MULTI_GET: i32 = 7;
 pub(crate) const STORE_FAILED: i64 = i64::MIN;
 
-pub(crate) type StoreCall = unsafe extern "C" fn(*mut c_void, i32, *const Slice, usize, i64, *mut Bytes) -> i64;
+pub(crate) type StoreCall =
+    unsafe extern "C" fn(*mut c_void, i32, *const Slice, usize, i64, *mut Bytes) -> i64;
 pub(crate) type StoreDrop = unsafe extern "C" fn(*mut c_void);
 
 unsafe extern "C" {
@@ -80,9 +81,21 @@ unsafe extern "C" {
     pub(crate) fn thanos_group_synchronize(group: *mut Group) -> *mut c_char;
     pub(crate) fn thanos_group_free(group: *mut Group);
     pub(crate) fn thanos_all_reduce(group: *mut Group, tensor: *mut c_void) -> *mut c_char;
-    pub(crate) fn thanos_all_gather(group: *mut Group, output: *mut c_void, input: *mut c_void) -> *mut c_char;
-    pub(crate) fn thanos_reduce_scatter(group: *mut Group, output: *mut c_void, input: *mut c_void) -> *mut c_char;
-    pub(crate) fn thanos_broadcast(group: *mut Group, tensor: *mut c_void, root: i32) -> *mut c_char;
+    pub(crate) fn thanos_all_gather(
+        group: *mut Group,
+        output: *mut c_void,
+        input: *mut c_void,
+    ) -> *mut c_char;
+    pub(crate) fn thanos_reduce_scatter(
+        group: *mut Group,
+        output: *mut c_void,
+        input: *mut c_void,
+    ) -> *mut c_char;
+    pub(crate) fn thanos_broadcast(
+        group: *mut Group,
+        tensor: *mut c_void,
+        root: i32,
+    ) -> *mut c_char;
     pub(crate) fn thanos_barrier(group: *mut Group) -> *mut c_char;
     pub(crate) fn thanos_all_reduce_differentiable(
         group: *mut Group,
@@ -107,7 +120,11 @@ unsafe extern "C" {
     pub(crate) fn thanos_gpu_memory(free_bytes: *mut u64, total_bytes: *mut u64) -> *mut c_char;
     pub(crate) fn thanos_event_record(out: *mut *mut Event) -> *mut c_char;
     pub(crate) fn thanos_event_wait(event: *mut Event) -> *mut c_char;
-    pub(crate) fn thanos_event_elapsed(from: *mut Event, to: *mut Event, milliseconds: *mut f64) -> *mut c_char;
+    pub(crate) fn thanos_event_elapsed(
+        from: *mut Event,
+        to: *mut Event,
+        milliseconds: *mut f64,
+    ) -> *mut c_char;
     pub(crate) fn thanos_event_free(event: *mut Event);
     pub(crate) fn _exit(code: i32) -> !;
     pub(crate) fn free(pointer: *mut c_void);

@@ -8,7 +8,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// What c10d asks of a store. Errors are words for a human; they reach the caller of the collective.
+/// What c10d asks of a store. Errors are words for a human; they reach the caller of the
+/// collective.
 pub trait KeyValueStore: Send + Sync {
     fn set(&self, key: &str, value: &[u8]) -> Result<(), String>;
     /// Waits until `key` is there, at most `timeout`.
@@ -19,7 +20,8 @@ pub trait KeyValueStore: Send + Sync {
     }
     /// Adds to the decimal number at `key`, which is 0 at first, and returns the sum.
     fn add(&self, key: &str, amount: i64) -> Result<i64, String>;
-    /// Sets `key` to `desired` if it holds `expected` (or is absent and `expected` is empty); returns what it holds.
+    /// Sets `key` to `desired` if it holds `expected` (or is absent and `expected` is empty);
+    /// returns what it holds.
     fn compare_set(&self, key: &str, expected: &[u8], desired: &[u8]) -> Result<Vec<u8>, String>;
     fn delete(&self, key: &str) -> Result<bool, String>;
     /// Whether all keys are there.
@@ -51,12 +53,14 @@ impl KeyValueStore for MemoryStore {
 
     fn get(&self, key: &str, timeout: Duration) -> Result<Vec<u8>, String> {
         self.wait(&[key], timeout)?;
-        self.update(|values| values.get(key).cloned()).ok_or_else(|| format!("`{key}` was deleted while it was read"))
+        self.update(|values| values.get(key).cloned())
+            .ok_or_else(|| format!("`{key}` was deleted while it was read"))
     }
 
     fn add(&self, key: &str, amount: i64) -> Result<i64, String> {
         self.update(|values| {
-            let held = values.get(key).map_or(Ok(0), |text| String::from_utf8_lossy(text).parse::<i64>());
+            let held =
+                values.get(key).map_or(Ok(0), |text| String::from_utf8_lossy(text).parse::<i64>());
             let sum = held.map_err(|error| format!("`{key}` is not a number: {error}"))? + amount;
             values.insert(key.into(), sum.to_string().into_bytes());
             Ok(sum)
@@ -89,7 +93,8 @@ impl KeyValueStore for MemoryStore {
             if left.is_zero() {
                 return Err(format!("not all of {keys:?} were there after {timeout:?}"));
             }
-            values = self.changed.wait_timeout(values, left).unwrap_or_else(PoisonError::into_inner).0;
+            values =
+                self.changed.wait_timeout(values, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         Ok(())
     }
@@ -107,10 +112,12 @@ pub(crate) unsafe extern "C" fn drop_store(store: *mut c_void) {
     drop(unsafe { Box::from_raw(store.cast::<Arc<dyn KeyValueStore>>()) });
 }
 
-/// Answers one store operation of the shim; a panic of the store becomes an error, as nothing may unwind into C++.
+/// Answers one store operation of the shim; a panic of the store becomes an error, as nothing may
+/// unwind into C++.
 ///
 /// # Safety
-/// `store` came from [`into_raw`]; `slices` points to `count` slices and `out` to a vector, all alive for the call.
+/// `store` came from [`into_raw`]; `slices` points to `count` slices and `out` to a vector, all
+/// alive for the call.
 pub(crate) unsafe extern "C" fn call_store(
     store: *mut c_void,
     operation: i32,
@@ -121,7 +128,8 @@ pub(crate) unsafe extern "C" fn call_store(
 ) -> i64 {
     // SAFETY: the caller's promise; the store outlives the call.
     let store = unsafe { &*store.cast::<Arc<dyn KeyValueStore>>() };
-    // SAFETY: the caller's promise. Empty slices may have a null pointer, which `from_raw_parts` must not see.
+    // SAFETY: the caller's promise. Empty slices may have a null pointer, which `from_raw_parts`
+    // must not see.
     let parts: Vec<&[u8]> = unsafe { (0..count).map(|i| &*slices.add(i)).collect::<Vec<_>>() }
         .into_iter()
         .map(|slice| match slice.len {
@@ -130,8 +138,9 @@ pub(crate) unsafe extern "C" fn call_store(
             len => unsafe { std::slice::from_raw_parts(slice.data, len) },
         })
         .collect();
-    let answer = catch_unwind(AssertUnwindSafe(|| answer(store.as_ref(), operation, &parts, number)))
-        .unwrap_or_else(|_| Err("the store panicked".into()));
+    let answer =
+        catch_unwind(AssertUnwindSafe(|| answer(store.as_ref(), operation, &parts, number)))
+            .unwrap_or_else(|_| Err("the store panicked".into()));
     let (number, bytes) = match answer {
         Ok((number, bytes)) => (number, bytes),
         Err(message) => (raw::STORE_FAILED, message.into_bytes()),
@@ -141,17 +150,29 @@ pub(crate) unsafe extern "C" fn call_store(
     number
 }
 
-fn answer(store: &dyn KeyValueStore, operation: i32, parts: &[&[u8]], number: i64) -> Result<(i64, Vec<u8>), String> {
-    let text = |part: &[u8]| String::from_utf8(part.to_vec()).map_err(|error| format!("a key is not UTF-8: {error}"));
+fn answer(
+    store: &dyn KeyValueStore,
+    operation: i32,
+    parts: &[&[u8]],
+    number: i64,
+) -> Result<(i64, Vec<u8>), String> {
+    let text = |part: &[u8]| {
+        String::from_utf8(part.to_vec()).map_err(|error| format!("a key is not UTF-8: {error}"))
+    };
     let keys = || parts.iter().map(|part| text(part)).collect::<Result<Vec<_>, _>>();
-    let key = || parts.first().ok_or_else(|| "no key was given".to_string()).and_then(|part| text(part));
-    let value = |at: usize| parts.get(at).copied().ok_or_else(|| format!("operation {operation} lacks value {at}"));
+    let key =
+        || parts.first().ok_or_else(|| "no key was given".to_string()).and_then(|part| text(part));
+    let value = |at: usize| {
+        parts.get(at).copied().ok_or_else(|| format!("operation {operation} lacks value {at}"))
+    };
     let wait = Duration::from_millis(number.max(0) as u64);
     match operation {
         raw::STORE_SET => store.set(&key()?, value(1)?).map(|()| (0, Vec::new())),
         raw::STORE_GET => store.get(&key()?, wait).map(|value| (0, value)),
         raw::STORE_ADD => store.add(&key()?, number).map(|sum| (sum, Vec::new())),
-        raw::STORE_COMPARE_SET => store.compare_set(&key()?, value(1)?, value(2)?).map(|value| (0, value)),
+        raw::STORE_COMPARE_SET => {
+            store.compare_set(&key()?, value(1)?, value(2)?).map(|value| (0, value))
+        }
         raw::STORE_DELETE => store.delete(&key()?).map(|deleted| (i64::from(deleted), Vec::new())),
         raw::STORE_CHECK | raw::STORE_WAIT | raw::STORE_MULTI_GET => {
             let keys = keys()?;

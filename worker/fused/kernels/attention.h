@@ -1,5 +1,6 @@
-// x[:, :s] + depth(dropout(attention(norm(x)))) as one operation of autograd. Kept for the gradient: x, q, keys and
-// values, and for each row mean, deviation and log-sum-exp. Probabilities and masks are made again.
+// x[:, :s] + depth(dropout(attention(norm(x)))) as one operation of autograd. Kept for the
+// gradient: x, q, keys and values, and for each row mean, deviation and log-sum-exp. Probabilities
+// and masks are made again.
 #pragma once
 
 #include <ATen/core/custom_class.h>
@@ -31,7 +32,8 @@ struct AttentionDraws {
     const auto at = [&](AttentionSite site) { return Draw{drop.key, row, drop.site + site}; };
     query.resize(shape.queries);
     factors<T>(at(kQuery), drop.query, shape.queries, query.data(), few);
-    const auto probabilities = shape.heads * shape.drawn_by_head(), outputs = shape.queries * shape.width;
+    const auto probabilities = shape.heads * shape.drawn_by_head(),
+               outputs = shape.queries * shape.width;
     weights.resize(probabilities + kSlack);
     output.resize(in_groups(outputs) + kSlack);
     weights_random = drawn(at(kWeights), drop.weights, probabilities, weights.data());
@@ -45,16 +47,19 @@ struct AttentionKept : torch::CustomClassHolder {
 };
 
 template <typename T>
-at::Tensor attention_forward(const at::Tensor& x, const at::Tensor& norm_weight, const at::Tensor& norm_bias,
-                             const at::Tensor& weight, const at::Tensor& rows, const AttentionCall& call,
+at::Tensor attention_forward(const at::Tensor& x, const at::Tensor& norm_weight,
+                             const at::Tensor& norm_bias, const at::Tensor& weight,
+                             const at::Tensor& rows, const AttentionCall& call,
                              AttentionKept* kept) {
   const auto n = x.size(0), t = x.size(1), d = x.size(2), s = call.queries;
   const AttentionShape shape{t, s, d, call.heads};
   const auto chunk = chunk_of(n, t);
   const auto held = kept ? n : std::min(n, chunk);
   const auto make = [&](at::IntArrayRef sizes) { return at::empty(sizes, x.options()); };
-  const auto out = make({n, s, d}), q = make({held * s, d}), kv = make({held * t, 2 * d}), lse = make({held, call.heads * s});
-  const auto mean = make({held, t}), rstd = make({held, t}), normed = make({std::min(n, chunk), t, d});
+  const auto out = make({n, s, d}), q = make({held * s, d}), kv = make({held * t, 2 * d}),
+             lse = make({held, call.heads * s});
+  const auto mean = make({held, t}), rstd = make({held, t}),
+             normed = make({std::min(n, chunk), t, d});
   const Products products(call.bfloat16);
   const auto factor = products.factor(weight);
   const auto q_weight = factor.narrow(0, 0, d).t(), kv_weight = factor.narrow(0, d, 2 * d).t();
@@ -64,22 +69,26 @@ at::Tensor attention_forward(const at::Tensor& x, const at::Tensor& norm_weight,
   for_chunks<T>(rows, chunk, call.drop, kAttentionDepth, [&](const Chunk<T>& here) {
     const auto at = kept ? here.from : 0, images = here.size();
     for_images(here, [&](int64_t i, int64_t image) {
-      k.norm(t, d, read<T>(x) + image * t * d, read<T>(norm_weight), read<T>(norm_bias), static_cast<T>(call.eps),
-             write<T>(normed) + i * t * d, write<T>(mean) + (at + i) * t, write<T>(rstd) + (at + i) * t);
+      k.norm(t, d, read<T>(x) + image * t * d, read<T>(norm_weight), read<T>(norm_bias),
+             static_cast<T>(call.eps), write<T>(normed) + i * t * d, write<T>(mean) + (at + i) * t,
+             write<T>(rstd) + (at + i) * t);
     });
     const auto normed_here = products.factor(normed.narrow(0, 0, images));
     auto q_here = q.narrow(0, at * s, images * s), kv_here = kv.narrow(0, at * t, images * t);
     products.write(q_here, first_rows(normed_here, s), q_weight);
     products.write(kv_here, normed_here.view({images * t, d}), kv_weight);
-    record_attention("thanos::attention", q_here.view({images, s, d}), kv_here.view({images, t, 2 * d}));
+    record_attention("thanos::attention", q_here.view({images, s, d}),
+                     kv_here.view({images, t, 2 * d}));
     for_images_with(here, make_draws, [&](AttentionDraws<T>& draws, int64_t i, int64_t image) {
       draws.draw(call.drop, shape, ids[image]);
-      k.attention(shape, read<T>(q_here) + i * s * d, read<T>(kv_here) + i * t * 2 * d, draws.query.data(),
-                  draws.weights_random, keep_of(call.drop.weights), read<T>(x) + image * t * d, here.depth,
-                  draws.output_random, keep_of(call.drop.output), write<T>(out) + image * s * d,
+      k.attention(shape, read<T>(q_here) + i * s * d, read<T>(kv_here) + i * t * 2 * d,
+                  draws.query.data(), draws.weights_random, keep_of(call.drop.weights),
+                  read<T>(x) + image * t * d, here.depth, draws.output_random,
+                  keep_of(call.drop.output), write<T>(out) + image * s * d,
                   write<T>(lse) + (at + i) * call.heads * s, draws.scratch.data());
     });
-    for (const auto image : here.skipped) out.select(0, image).copy_(x.select(0, image).narrow(0, 0, s));
+    for (const auto image : here.skipped)
+      out.select(0, image).copy_(x.select(0, image).narrow(0, 0, s));
   });
   if (kept) {
     kept->call = call;
@@ -92,7 +101,8 @@ at::Tensor attention_forward(const at::Tensor& x, const at::Tensor& norm_weight,
 template <typename T>
 std::vector<at::Tensor> attention_gradients(const at::Tensor& x, const at::Tensor& norm_weight,
                                             const at::Tensor& norm_bias, const at::Tensor& weight,
-                                            const at::Tensor& rows, const AttentionKept& kept, const at::Tensor& grad) {
+                                            const at::Tensor& rows, const AttentionKept& kept,
+                                            const at::Tensor& grad) {
   const auto& call = kept.call;
   const auto n = x.size(0), t = x.size(1), d = x.size(2), s = call.queries;
   const AttentionShape shape{t, s, d, call.heads};
@@ -112,11 +122,12 @@ std::vector<at::Tensor> attention_gradients(const at::Tensor& x, const at::Tenso
     const auto at = here.from, images = here.size();
     for_images_with(here, make_draws, [&](AttentionDraws<T>& draws, int64_t i, int64_t image) {
       draws.draw(call.drop, shape, ids[image]);
-      k.attention_backward(shape, read<T>(kept.q) + (at + i) * s * d, read<T>(kept.kv) + (at + i) * t * 2 * d,
-                           draws.query.data(), draws.weights_random, keep_of(call.drop.weights),
-                           read<T>(grad) + image * s * d, here.depth, draws.output_random, keep_of(call.drop.output),
-                           read<T>(kept.lse) + (at + i) * call.heads * s, write<T>(dq) + i * s * d,
-                           write<T>(dkv) + i * t * 2 * d, draws.scratch.data());
+      k.attention_backward(
+          shape, read<T>(kept.q) + (at + i) * s * d, read<T>(kept.kv) + (at + i) * t * 2 * d,
+          draws.query.data(), draws.weights_random, keep_of(call.drop.weights),
+          read<T>(grad) + image * s * d, here.depth, draws.output_random, keep_of(call.drop.output),
+          read<T>(kept.lse) + (at + i) * call.heads * s, write<T>(dq) + i * s * d,
+          write<T>(dkv) + i * t * 2 * d, draws.scratch.data());
       k.norm_again(t, d, read<T>(x) + image * t * d, read<T>(norm_weight), read<T>(norm_bias),
                    read<T>(kept.mean) + (at + i) * t, read<T>(kept.rstd) + (at + i) * t,
                    write<T>(normed) + i * t * d);
@@ -125,7 +136,8 @@ std::vector<at::Tensor> attention_gradients(const at::Tensor& x, const at::Tenso
     auto dnormed_here = dnormed.narrow(0, 0, images);
     const auto dq_here = products.factor(dq.narrow(0, 0, images * s));
     const auto dkv_here = products.factor(dkv.narrow(0, 0, images * t));
-    record_attention("thanos::attention_backward", dq_here.view({images, s, d}), dkv_here.view({images, t, 2 * d}));
+    record_attention("thanos::attention_backward", dq_here.view({images, s, d}),
+                     dkv_here.view({images, t, 2 * d}));
     products.add(dq_weight, dq_here.t(), first_rows(normed_here, s));
     products.add(dkv_weight, dkv_here.t(), normed_here.view({images * t, d}));
     auto dnormed_rows = dnormed_here.view({images * t, d});
@@ -133,9 +145,10 @@ std::vector<at::Tensor> attention_gradients(const at::Tensor& x, const at::Tenso
     if (s == t) products.add(dnormed_rows, dq_here, q_weight);
     else dnormed_here.narrow(1, 0, s).add_(dq_here.mm(q_weight).view({images, s, d}));
     for_images(here, [&](int64_t i, int64_t image) {
-      k.norm_backward(t, d, read<T>(x) + image * t * d, read<T>(norm_weight), read<T>(kept.mean) + (at + i) * t,
-                      read<T>(kept.rstd) + (at + i) * t, read<T>(dnormed_here) + i * t * d,
-                      read<T>(grad) + image * s * d, s, write<T>(dx) + image * t * d, write<T>(sums) + i * 2 * d);
+      k.norm_backward(t, d, read<T>(x) + image * t * d, read<T>(norm_weight),
+                      read<T>(kept.mean) + (at + i) * t, read<T>(kept.rstd) + (at + i) * t,
+                      read<T>(dnormed_here) + i * t * d, read<T>(grad) + image * s * d, s,
+                      write<T>(dx) + image * t * d, write<T>(sums) + i * 2 * d);
     });
     for (const auto image : here.skipped) {
       dx.select(0, image).narrow(0, 0, s).copy_(grad.select(0, image));
@@ -149,8 +162,9 @@ std::vector<at::Tensor> attention_gradients(const at::Tensor& x, const at::Tenso
 class Attention : public torch::autograd::Function<Attention> {
  public:
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& x,
-                            const at::Tensor& norm_weight, const at::Tensor& norm_bias, const at::Tensor& weight,
-                            const at::Tensor& rows, AttentionCall call, bool trains) {
+                            const at::Tensor& norm_weight, const at::Tensor& norm_bias,
+                            const at::Tensor& weight, const at::Tensor& rows, AttentionCall call,
+                            bool trains) {
     auto kept = trains ? c10::make_intrusive<AttentionKept>() : c10::intrusive_ptr<AttentionKept>();
     const auto out = AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "attention", [&] {
       return attention_forward<scalar_t>(x, norm_weight, norm_bias, weight, rows, call, kept.get());
@@ -169,7 +183,8 @@ class Attention : public torch::autograd::Function<Attention> {
         c10::static_intrusive_pointer_cast<AttentionKept>(context->saved_data["kept"].toCapsule());
     const auto grad = gradients[0].contiguous();
     const auto found = AT_DISPATCH_FLOATING_TYPES(grad.scalar_type(), "attention_backward", [&] {
-      return attention_gradients<scalar_t>(saved[0], saved[1], saved[2], saved[3], saved[4], *kept, grad);
+      return attention_gradients<scalar_t>(saved[0], saved[1], saved[2], saved[3], saved[4], *kept,
+                                           grad);
     });
     context->saved_data.clear();
     return {found[0], found[1], found[2], found[3], at::Tensor(), at::Tensor(), at::Tensor()};

@@ -1,4 +1,5 @@
-// How every C function of this crate fails: by the text of a C++ exception, never by the exception itself.
+// How every C function of this crate fails: by the text of a C++ exception, never by the exception
+// itself.
 #pragma once
 
 #include <c10/util/Exception.h>

@@ -1,4 +1,5 @@
-// The kernels of one instruction set: compiled once for each, with THANOS_KERNELS as the name of the set.
+// The kernels of one instruction set: compiled once for each, with THANOS_KERNELS as the name of
+// the set.
 #include "kernels.h"
 #include "maps.h"
 #include "products.h"
@@ -18,15 +19,18 @@ struct Mask {
   V<T> scale;
 
   Mask(const uint16_t* random, Keep keep, T factor = 1)
-      : random(random), below(static_cast<int32_t>(keep.kept)),
+      : random(random),
+        below(static_cast<int32_t>(keep.kept)),
         scale(all<T>(random ? static_cast<T>(keep.scale) * factor : factor)) {}
 
-  V<T> at(int64_t element) const { return random ? kept<T>(random + element, below, scale) : scale; }
+  V<T> at(int64_t element) const {
+    return random ? kept<T>(random + element, below, scale) : scale;
+  }
 };
 
 template <typename T>
-static void norm_again(int64_t rows, int64_t d, const T* x, const T* weight, const T* bias, const T* mean,
-                       const T* rstd, T* out) {
+static void norm_again(int64_t rows, int64_t d, const T* x, const T* weight, const T* bias,
+                       const T* mean, const T* rstd, T* out) {
   for (int64_t row = 0; row < rows; row++, x += d, out += d) {
     const V<T> centre = all<T>(mean[row]), scale = all<T>(rstd[row]);
     for (int64_t i = 0; i < d; i += W<T>) {
@@ -37,7 +41,8 @@ static void norm_again(int64_t rows, int64_t d, const T* x, const T* weight, con
 }
 
 template <typename T>
-static void norm(int64_t rows, int64_t d, const T* x, const T* weight, const T* bias, T eps, T* out, T* mean, T* rstd) {
+static void norm(int64_t rows, int64_t d, const T* x, const T* weight, const T* bias, T eps, T* out,
+                 T* mean, T* rstd) {
   for (int64_t row = 0; row < rows; row++) {
     const T* from = x + row * d;
     V<T> total{};
@@ -58,8 +63,9 @@ static void norm(int64_t rows, int64_t d, const T* x, const T* weight, const T* 
 }
 
 template <typename T>
-static void norm_backward(int64_t rows, int64_t d, const T* x, const T* weight, const T* mean, const T* rstd,
-                          const T* grad, const T* residual, int64_t added, T* dx, T* sums) {
+static void norm_backward(int64_t rows, int64_t d, const T* x, const T* weight, const T* mean,
+                          const T* rstd, const T* grad, const T* residual, int64_t added, T* dx,
+                          T* sums) {
   for (int64_t i = 0; i < 2 * d; i++) sums[i] = 0;
   for (int64_t row = 0; row < rows; row++, x += d, grad += d, dx += d) {
     const V<T> centre = all<T>(mean[row]), scale = all<T>(rstd[row]);
@@ -92,10 +98,14 @@ static void norm_backward(int64_t rows, int64_t d, const T* x, const T* weight, 
 template <typename T>
 struct Head {
   int64_t tokens, queries, width, padded_tokens, padded_width;
-  T *queries_scaled, *keys, *values, *keys_transposed, *values_transposed, *scores, *kept_scores, *grad, *result;
+  T *queries_scaled, *keys, *values, *keys_transposed, *values_transposed, *scores, *kept_scores,
+      *grad, *result;
 
   Head(const AttentionShape& shape, T* scratch)
-      : tokens(shape.tokens), queries(shape.queries), width(shape.head()), padded_tokens(padded<T>(tokens)),
+      : tokens(shape.tokens),
+        queries(shape.queries),
+        width(shape.head()),
+        padded_tokens(padded<T>(tokens)),
         padded_width(padded<T>(width)) {
     T* free = scratch;
     const auto take = [&free](int64_t rows, int64_t columns) {
@@ -130,7 +140,8 @@ struct Head {
   void transpose(const T* from, T* to) const {
     for (int64_t column = 0; column < width; column++) {
       T* row = to + column * padded_tokens;
-      for (int64_t token = 0; token < tokens; token++) row[token] = from[token * padded_width + column];
+      for (int64_t token = 0; token < tokens; token++)
+        row[token] = from[token * padded_width + column];
       for (int64_t token = tokens; token < padded_tokens; token++) row[token] = 0;
     }
   }
@@ -142,12 +153,13 @@ struct Head {
     for (int64_t row = 0; row < queries; row++) {
       T* scaled = queries_scaled + row * padded_width;
       const V<T> factor = all<T>(query[row] * root);
-      for (int64_t i = 0; i < padded_width; i += W<T>) store<T>(scaled + i, load<T>(scaled + i) * factor);
+      for (int64_t i = 0; i < padded_width; i += W<T>)
+        store<T>(scaled + i, load<T>(scaled + i) * factor);
     }
     copy(tokens, kv, 2 * d, keys);
     transpose(keys, keys_transposed);
-    product<T>(queries, padded_tokens, width, queries_scaled, padded_width, 1, keys_transposed, padded_tokens, scores,
-               padded_tokens);
+    product<T>(queries, padded_tokens, width, queries_scaled, padded_width, 1, keys_transposed,
+               padded_tokens, scores, padded_tokens);
   }
 };
 
@@ -156,7 +168,8 @@ static int64_t attention_scratch(const AttentionShape& shape) {
   return Head<T>(shape, nullptr).used;
 }
 
-// Logits [padded_tokens] to exp(logit - `subtracted`), zeros after the last token; returns their sum.
+// Logits [padded_tokens] to exp(logit - `subtracted`), zeros after the last token; returns their
+// sum.
 template <typename T>
 INLINE T exponentials(const Head<T>& head, T* row, T subtracted) {
   V<T> total{};
@@ -175,9 +188,9 @@ INLINE T exponentials(const Head<T>& head, T* row, T subtracted) {
 }
 
 template <typename T>
-static void attention(const AttentionShape& shape, const T* q, const T* kv, const T* query, const uint16_t* random,
-                      Keep keep, const T* x, T factor, const uint16_t* out_random, Keep out_keep, T* out, T* lse,
-                      T* scratch) {
+static void attention(const AttentionShape& shape, const T* q, const T* kv, const T* query,
+                      const uint16_t* random, Keep keep, const T* x, T factor,
+                      const uint16_t* out_random, Keep out_keep, T* out, T* lse, T* scratch) {
   Head<T> head(shape, scratch);
   const int64_t d = shape.width, width = head.width;
   const Mask<T> out_mask(out_random, out_keep, factor);
@@ -204,8 +217,8 @@ static void attention(const AttentionShape& shape, const T* q, const T* kv, cons
       }
     }
     head.copy(head.tokens, kv + d + first, 2 * d, head.values);
-    product<T>(head.queries, head.padded_width, head.tokens, head.scores, head.padded_tokens, 1, head.values,
-               head.padded_width, head.result, head.padded_width);
+    product<T>(head.queries, head.padded_width, head.tokens, head.scores, head.padded_tokens, 1,
+               head.values, head.padded_width, head.result, head.padded_width);
     for (int64_t row = 0; row < head.queries; row++) {
       const int64_t at = row * d + first;
       for (int64_t i = 0; i < width; i += W<T>) {
@@ -216,7 +229,8 @@ static void attention(const AttentionShape& shape, const T* q, const T* kv, cons
   }
 }
 
-// Probabilities P and gradients of dropped-out ones to P with dropout, in place of the scores, and gradients of logits.
+// Probabilities P and gradients of dropped-out ones to P with dropout, in place of the scores, and
+// gradients of logits.
 template <typename T>
 static void softmax_backward(const Head<T>& head, const Mask<T>& mask, const T* lse) {
   for (int64_t row = 0; row < head.queries; row++) {
@@ -240,19 +254,22 @@ static void softmax_backward(const Head<T>& head, const Mask<T>& mask, const T* 
 
 // Rows of `result` [rows, padded_width] times `factor` to rows that are `stride` apart.
 template <typename T>
-static void write(const Head<T>& head, int64_t rows, const T* query, T factor, T* to, int64_t stride) {
+static void write(const Head<T>& head, int64_t rows, const T* query, T factor, T* to,
+                  int64_t stride) {
   for (int64_t row = 0; row < rows; row++) {
     const V<T> scale = all<T>(query ? query[row] * factor : factor);
     for (int64_t i = 0; i < head.width; i += W<T>) {
-      store<T>(to + row * stride + i, load<T>(head.result + row * head.padded_width + i) * scale, head.width - i);
+      store<T>(to + row * stride + i, load<T>(head.result + row * head.padded_width + i) * scale,
+               head.width - i);
     }
   }
 }
 
 template <typename T>
 static void attention_backward(const AttentionShape& shape, const T* q, const T* kv, const T* query,
-                               const uint16_t* random, Keep keep, const T* grad, T factor, const uint16_t* out_random,
-                               Keep out_keep, const T* lse, T* dq, T* dkv, T* scratch) {
+                               const uint16_t* random, Keep keep, const T* grad, T factor,
+                               const uint16_t* out_random, Keep out_keep, const T* lse, T* dq,
+                               T* dkv, T* scratch) {
   Head<T> head(shape, scratch);
   const int64_t d = shape.width, width = head.width;
   const T root = 1 / static_cast<T>(__builtin_sqrt(static_cast<double>(width)));
@@ -269,25 +286,27 @@ static void attention_backward(const AttentionShape& shape, const T* q, const T*
     }
     head.copy(head.tokens, kv + d + first, 2 * d, head.values);
     head.transpose(head.values, head.values_transposed);
-    product<T>(head.queries, head.padded_tokens, width, head.grad, head.padded_width, 1, head.values_transposed,
-               head.padded_tokens, head.kept_scores, head.padded_tokens);
-    softmax_backward<T>(head, {random ? random + h * shape.drawn_by_head() : nullptr, keep}, lse + h * head.queries);
+    product<T>(head.queries, head.padded_tokens, width, head.grad, head.padded_width, 1,
+               head.values_transposed, head.padded_tokens, head.kept_scores, head.padded_tokens);
+    softmax_backward<T>(head, {random ? random + h * shape.drawn_by_head() : nullptr, keep},
+                        lse + h * head.queries);
     // dV = P^T dO, dQ = dS K, dK = dS^T Q.
-    product<T>(head.tokens, head.padded_width, head.queries, head.scores, 1, head.padded_tokens, head.grad,
-               head.padded_width, head.result, head.padded_width);
+    product<T>(head.tokens, head.padded_width, head.queries, head.scores, 1, head.padded_tokens,
+               head.grad, head.padded_width, head.result, head.padded_width);
     write<T>(head, head.tokens, nullptr, 1, dkv + d + first, 2 * d);
-    product<T>(head.queries, head.padded_width, head.tokens, head.kept_scores, head.padded_tokens, 1, head.keys,
-               head.padded_width, head.result, head.padded_width);
+    product<T>(head.queries, head.padded_width, head.tokens, head.kept_scores, head.padded_tokens,
+               1, head.keys, head.padded_width, head.result, head.padded_width);
     write<T>(head, head.queries, query, root, dq + first, d);
-    product<T>(head.tokens, head.padded_width, head.queries, head.kept_scores, 1, head.padded_tokens,
-               head.queries_scaled, head.padded_width, head.result, head.padded_width);
+    product<T>(head.tokens, head.padded_width, head.queries, head.kept_scores, 1,
+               head.padded_tokens, head.queries_scaled, head.padded_width, head.result,
+               head.padded_width);
     write<T>(head, head.tokens, nullptr, 1, dkv + first, 2 * d);
   }
 }
 
 template <typename T>
-static void activation(int64_t rows, int64_t m, const T* hidden, const T* bias, const uint16_t* random, Keep keep,
-                       T* out) {
+static void activation(int64_t rows, int64_t m, const T* hidden, const T* bias,
+                       const uint16_t* random, Keep keep, T* out) {
   const Mask<T> mask(random, keep);
   for (int64_t at = 0; at < rows * m; at += m) {
     for (int64_t i = 0; i < m; i += W<T>) {
@@ -298,14 +317,15 @@ static void activation(int64_t rows, int64_t m, const T* hidden, const T* bias, 
 }
 
 template <typename T>
-static void activation_backward(int64_t rows, int64_t m, const T* hidden, const T* bias, const uint16_t* random,
-                                Keep keep, T* grad, T* out, T* sums) {
+static void activation_backward(int64_t rows, int64_t m, const T* hidden, const T* bias,
+                                const uint16_t* random, Keep keep, T* grad, T* out, T* sums) {
   const Mask<T> mask(random, keep);
   for (int64_t i = 0; i < m; i++) sums[i] = 0;
   for (int64_t at = 0; at < rows * m; at += m) {
     for (int64_t i = 0; i < m; i += W<T>) {
       const int64_t left = m - i;
-      const V<T> u = load<T>(hidden + at + i, left) + load<T>(bias + i, left), scale = mask.at(at + i);
+      const V<T> u = load<T>(hidden + at + i, left) + load<T>(bias + i, left),
+                 scale = mask.at(at + i);
       const Normal<T> found = normal(u);
       const V<T> inner = load<T>(grad + at + i, left) * scale * (found.below + u * found.density);
       store<T>(out + at + i, u * found.below * scale, left);
@@ -328,8 +348,8 @@ static void residual(int64_t rows, int64_t d, const T* x, const T* fed, const T*
 }
 
 template <typename T>
-static void residual_backward(int64_t rows, int64_t d, const T* grad, T factor, const uint16_t* random, Keep keep,
-                              T* dfed, T* sums) {
+static void residual_backward(int64_t rows, int64_t d, const T* grad, T factor,
+                              const uint16_t* random, Keep keep, T* dfed, T* sums) {
   const Mask<T> mask(random, keep, factor);
   for (int64_t i = 0; i < d; i++) sums[i] = 0;
   for (int64_t at = 0; at < rows * d; at += d) {
@@ -352,7 +372,7 @@ static void round(int64_t elements, const float* x, uint16_t* out) {
     bits = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     const Bits rounded = value == value ? bits : Bits{} + 0x7fc0;
     const auto narrow = __builtin_convertvector(rounded & 0xffff, Lanes<float>::U);
-    __builtin_memcpy(out + i, &narrow, (left < W<float> ? left : W<float>) * sizeof(uint16_t));
+    __builtin_memcpy(out + i, &narrow, (left < W<float> ? left : W<float>)*sizeof(uint16_t));
   }
 }
 
@@ -361,7 +381,7 @@ static void widen(int64_t elements, const uint16_t* x, float* out) {
   for (int64_t i = 0; i < elements; i += W<float>) {
     const int64_t left = elements - i;
     Lanes<float>::U narrow{};
-    __builtin_memcpy(&narrow, x + i, (left < W<float> ? left : W<float>) * sizeof(uint16_t));
+    __builtin_memcpy(&narrow, x + i, (left < W<float> ? left : W<float>)*sizeof(uint16_t));
     const I<float> bits = __builtin_convertvector(narrow, I<float>) << 16;
     V<float> value;
     __builtin_memcpy(&value, &bits, sizeof(value));
@@ -372,13 +392,18 @@ static void widen(int64_t elements, const uint16_t* x, float* out) {
 
 template <typename T>
 constexpr thanos::Kernels<T> kernels() {
-  return {attention_scratch<T>, norm<T>,       norm_again<T>,          norm_backward<T>, attention<T>,
-          attention_backward<T>, activation<T>, activation_backward<T>, residual<T>,      residual_backward<T>,
-          moments<T>,            moments_backward<T>, standardise<T>,   standardise_backward<T>};
+  return {attention_scratch<T>, norm<T>,
+          norm_again<T>,        norm_backward<T>,
+          attention<T>,         attention_backward<T>,
+          activation<T>,        activation_backward<T>,
+          residual<T>,          residual_backward<T>,
+          moments<T>,           moments_backward<T>,
+          standardise<T>,       standardise_backward<T>};
 }
 
 }  // namespace
 
 namespace thanos {
-extern const KernelSet THANOS_KERNELS = {round, widen<false>, widen<true>, draw, kernels<float>(), kernels<double>()};
+extern const KernelSet THANOS_KERNELS = {round, widen<false>,     widen<true>,
+                                         draw,  kernels<float>(), kernels<double>()};
 }

@@ -1,5 +1,5 @@
-// Kernels of feature maps: see kernels.h. A channel's sums are added image by image, so that they do not depend on which
-// other channels a call works on.
+// Kernels of feature maps: see kernels.h. A channel's sums are added image by image, so that they
+// do not depend on which other channels a call works on.
 #pragma once
 
 #include "kernels.h"
@@ -20,7 +20,8 @@ INLINE void for_maps(const Maps& maps, const F& body) {
 }
 
 INLINE void clear(const Maps& maps, double* sums) {
-  for (int64_t channel = maps.from; channel < maps.to; channel++) sums[channel] = sums[maps.channels + channel] = 0;
+  for (int64_t channel = maps.from; channel < maps.to; channel++)
+    sums[channel] = sums[maps.channels + channel] = 0;
 }
 
 template <typename T>
@@ -49,10 +50,11 @@ static void moments(const Maps& maps, const T* x, double* sums) {
 }
 
 template <typename T>
-static void moments_backward(const Maps& maps, const T* x, const T* grad, const T* centre, const T* slope,
-                             const T* offset, T* dx) {
+static void moments_backward(const Maps& maps, const T* x, const T* grad, const T* centre,
+                             const T* slope, const T* offset, T* dx) {
   for_maps(maps, [&](int64_t channel, int64_t at) {
-    const V<T> middle = all<T>(centre[channel]), factor = all<T>(slope[channel]), added = all<T>(offset[channel]);
+    const V<T> middle = all<T>(centre[channel]), factor = all<T>(slope[channel]),
+               added = all<T>(offset[channel]);
     for (int64_t i = 0; i < maps.pixels; i += W<T>) {
       const int64_t left = maps.pixels - i;
       const V<T> away = load<T>(x + at + i, left) - middle;
@@ -62,11 +64,12 @@ static void moments_backward(const Maps& maps, const T* x, const T* grad, const 
 }
 
 template <typename T>
-static void standardise(const Maps& maps, const T* x, const T* centre, const T* scale, const T* shift,
-                        const T* residual, bool relu, T* out) {
+static void standardise(const Maps& maps, const T* x, const T* centre, const T* scale,
+                        const T* shift, const T* residual, bool relu, T* out) {
   const V<T> zero{};
   for_maps(maps, [&](int64_t channel, int64_t at) {
-    const V<T> middle = all<T>(centre[channel]), factor = all<T>(scale[channel]), added = all<T>(shift[channel]);
+    const V<T> middle = all<T>(centre[channel]), factor = all<T>(scale[channel]),
+               added = all<T>(shift[channel]);
     for (int64_t i = 0; i < maps.pixels; i += W<T>) {
       const int64_t left = maps.pixels - i;
       V<T> value = (load<T>(x + at + i, left) - middle) * factor + added;
@@ -79,8 +82,8 @@ static void standardise(const Maps& maps, const T* x, const T* centre, const T* 
 }
 
 template <typename T>
-static void standardise_backward(const Maps& maps, const T* x, const T* out, const T* grad, const T* centre,
-                                 const T* scale, T* dx, T* masked, double* sums) {
+static void standardise_backward(const Maps& maps, const T* x, const T* out, const T* grad,
+                                 const T* centre, const T* scale, T* dx, T* masked, double* sums) {
   const V<T> zero{};
   clear(maps, sums);
   for_maps(maps, [&](int64_t channel, int64_t at) {

@@ -1,4 +1,5 @@
-// Around the kernels: which of them this machine runs, buffers, and loops over the images of a chunk.
+// Around the kernels: which of them this machine runs, buffers, and loops over the images of a
+// chunk.
 #pragma once
 
 #include <ATen/Functions.h>
@@ -34,7 +35,8 @@ const Kernels<T>& kernels() {
   else return kernel_set().doubles;
 }
 
-// Rates as the shares of 65536 that are kept, and the key of the step. The same in Rust: ../src/raw.rs.
+// Rates as the shares of 65536 that are kept, and the key of the step. The same in Rust:
+// ../src/raw.rs.
 struct Drop {
   uint64_t key;
   // Sites `site` and on are this operation's.
@@ -57,14 +59,16 @@ inline const uint16_t* drawn(const Draw& draw, uint32_t kept, int64_t elements, 
 
 // Factor of each of the first elements of a site: 0 or `scale`.
 template <typename T>
-void factors(const Draw& draw, uint32_t kept, int64_t elements, T* out, std::vector<uint16_t>& buffer) {
+void factors(const Draw& draw, uint32_t kept, int64_t elements, T* out,
+             std::vector<uint16_t>& buffer) {
   buffer.resize(in_groups(elements) + kSlack);
   const auto* random = drawn(draw, kept, elements, buffer.data());
   const auto scale = static_cast<T>(keep_of(kept).scale);
   for (int64_t i = 0; i < elements; i++) out[i] = random == nullptr || random[i] < kept ? scale : 0;
 }
 
-// Rows of a matrix product that fill the processor's units and leave the elements of a chunk in the second cache.
+// Rows of a matrix product that fill the processor's units and leave the elements of a chunk in the
+// second cache.
 constexpr int64_t kRowsOfChunk = 1040;
 
 template <typename T>
@@ -81,14 +85,14 @@ T* write(const at::Tensor& tensor) {
 inline int64_t chunk_of(int64_t images, int64_t tokens) {
   const auto rows = kRowsOfChunk * at::get_num_threads();
   const auto most = std::max<int64_t>(1, rows / std::max<int64_t>(1, tokens));
-  // Chunks of one size, not a rest: the library adds up a product of a few rows in another order, and an image's bits would
-  // depend on how many others its rank has.
+  // Chunks of one size, not a rest: the library adds up a product of a few rows in another order,
+  // and an image's bits would depend on how many others its rank has.
   const auto chunks = std::max<int64_t>(1, (images + most - 1) / most);
   return std::max<int64_t>(1, (images + chunks - 1) / chunks);
 }
 
-// Images of a chunk by what stochastic depth makes of a branch: the factor of those that compute it, and those that skip
-// it, for which nothing is computed.
+// Images of a chunk by what stochastic depth makes of a branch: the factor of those that compute
+// it, and those that skip it, for which nothing is computed.
 template <typename T>
 struct Chunk {
   int64_t from;
@@ -100,7 +104,8 @@ struct Chunk {
 
 // Calls `body(chunk)` for each chunk. `site` is that of stochastic depth.
 template <typename T, typename F>
-void for_chunks(const at::Tensor& rows, int64_t chunk, const Drop& drop, uint32_t site, const F& body) {
+void for_chunks(const at::Tensor& rows, int64_t chunk, const Drop& drop, uint32_t site,
+                const F& body) {
   const auto n = rows.size(0);
   const auto* ids = rows.const_data_ptr<int64_t>();
   std::vector<uint16_t> buffer;
@@ -108,7 +113,8 @@ void for_chunks(const at::Tensor& rows, int64_t chunk, const Drop& drop, uint32_
     Chunk<T> here{from};
     for (int64_t image = from; image < std::min(n, from + chunk); image++) {
       T depth = 1;
-      factors<T>({drop.key, static_cast<uint64_t>(ids[image]), drop.site + site}, drop.depth, 1, &depth, buffer);
+      factors<T>({drop.key, static_cast<uint64_t>(ids[image]), drop.site + site}, drop.depth, 1,
+                 &depth, buffer);
       if (depth == 0) {
         here.skipped.push_back(image);
       } else {
@@ -120,8 +126,8 @@ void for_chunks(const at::Tensor& rows, int64_t chunk, const Drop& drop, uint32_
   }
 }
 
-// Calls `body(index, image)` for each image of a chunk that computes the branch, shared among threads; the index is that
-// in the chunk's buffers.
+// Calls `body(index, image)` for each image of a chunk that computes the branch, shared among
+// threads; the index is that in the chunk's buffers.
 template <typename T, typename F>
 void for_images(const Chunk<T>& chunk, const F& body) {
   at::parallel_for(0, chunk.size(), 1, [&](int64_t begin, int64_t end) {
@@ -138,8 +144,8 @@ void for_images_with(const Chunk<T>& chunk, const M& make, const F& body) {
   });
 }
 
-// Matrix products of an operation: in the tensors' own kind, or of factors rounded to bfloat16. A result is in the kind of
-// the tensor that takes it.
+// Matrix products of an operation: in the tensors' own kind, or of factors rounded to bfloat16. A
+// result is in the kind of the tensor that takes it.
 class Products {
  public:
   explicit Products(bool bfloat16) : bfloat16_(bfloat16) {}
@@ -187,9 +193,11 @@ class Products {
   // All of them are dense, also the slices of a chunk.
   template <typename F>
   static void for_elements(const at::Tensor& tensor, const F& body) {
-    TORCH_CHECK(tensor.is_contiguous() && tensor.scalar_type() == at::kFloat, "bfloat16 products are of dense float32");
+    TORCH_CHECK(tensor.is_contiguous() && tensor.scalar_type() == at::kFloat,
+                "bfloat16 products are of dense float32");
     constexpr int64_t kGrain = 1 << 15;
-    at::parallel_for(0, tensor.numel(), kGrain, [&](int64_t begin, int64_t end) { body(begin, end - begin); });
+    at::parallel_for(0, tensor.numel(), kGrain,
+                     [&](int64_t begin, int64_t end) { body(begin, end - begin); });
   }
 
   bool bfloat16_;

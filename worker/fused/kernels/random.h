@@ -1,6 +1,6 @@
-// Philox4x32-10 (Salmon et al., SC 2011) of 16 counters at a time: 64 numbers of 32 bits, kGroup numbers of 16 bits.
-// Counter (16 group + lane, site, row's low word, row's high word); of element e of a group the 16 bits are those from
-// bit 16 x (e / 16 % 2) on of word e / 32 of lane e % 16.
+// Philox4x32-10 (Salmon et al., SC 2011) of 16 counters at a time: 64 numbers of 32 bits, kGroup
+// numbers of 16 bits. Counter (16 group + lane, site, row's low word, row's high word); of element
+// e of a group the 16 bits are those from bit 16 x (e / 16 % 2) on of word e / 32 of lane e % 16.
 #pragma once
 
 #include "kernels.h"
@@ -18,13 +18,15 @@ constexpr int kRounds = 10, kCounters = 16;
 
 #ifdef __AVX512F__
 
-// Eight counters; their words are the low halves of the lanes, the high halves are whatever is left there.
+// Eight counters; their words are the low halves of the lanes, the high halves are whatever is left
+// there.
 struct Eight {
   __m512i word[4];
 };
 
 INLINE void rounds(Eight& state, uint64_t key) {
-  const __m512i multiply0 = _mm512_set1_epi64(kMultiply0), multiply1 = _mm512_set1_epi64(kMultiply1);
+  const __m512i multiply0 = _mm512_set1_epi64(kMultiply0),
+                multiply1 = _mm512_set1_epi64(kMultiply1);
   uint32_t key0 = static_cast<uint32_t>(key), key1 = static_cast<uint32_t>(key >> 32);
   constexpr int kXor3 = 0x96;
   for (int round = 0; round < kRounds; round++, key0 += kWeyl0, key1 += kWeyl1) {
@@ -46,7 +48,8 @@ static void draw(const thanos::Draw& draw, int64_t elements, uint16_t* out) {
   const __m512i lanes = _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0);
   for (int64_t group = 0; group * thanos::kGroup < elements; group++, out += thanos::kGroup) {
     Eight first{{_mm512_add_epi64(lanes, _mm512_set1_epi64(group * kCounters)), site, low, high}};
-    Eight second{{_mm512_add_epi64(lanes, _mm512_set1_epi64(group * kCounters + 8)), site, low, high}};
+    Eight second{
+        {_mm512_add_epi64(lanes, _mm512_set1_epi64(group * kCounters + 8)), site, low, high}};
     rounds(first, draw.key);
     rounds(second, draw.key);
     for (int word = 0; word < 4; word++) {
@@ -83,7 +86,8 @@ static void draw(const thanos::Draw& draw, int64_t elements, uint16_t* out) {
     }
     for (int part = 0; part < 8; part++) {
       for (int lane = 0; lane < kCounters; lane++) {
-        out[part * kCounters + lane] = static_cast<uint16_t>(word[part / 2][lane] >> (part % 2 * 16));
+        out[part * kCounters + lane] =
+            static_cast<uint16_t>(word[part / 2][lane] >> (part % 2 * 16));
       }
     }
   }

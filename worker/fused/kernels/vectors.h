@@ -1,5 +1,6 @@
-// Vectors of the instruction set that the including file is compiled for, by the compiler's vector extension, and the
-// functions of them that the kernels need. Everything is in an unnamed namespace: see ../build.rs.
+// Vectors of the instruction set that the including file is compiled for, by the compiler's vector
+// extension, and the functions of them that the kernels need. Everything is in an unnamed
+// namespace: see ../build.rs.
 #pragma once
 
 #include <cstdint>
@@ -127,7 +128,8 @@ INLINE V<double> exponential(V<double> x) {
   return x;
 }
 
-// Relative error 1e-7: x = n ln 2 + r, a polynomial of r in [-ln 2 / 2, ln 2 / 2] (Cephes, expf), times 2^n.
+// Relative error 1e-7: x = n ln 2 + r, a polynomial of r in [-ln 2 / 2, ln 2 / 2] (Cephes, expf),
+// times 2^n.
 INLINE V<float> exponential(V<float> x) {
   typedef V<float> F;
   x = x < all(-87.0f) ? all(-87.0f) : x;

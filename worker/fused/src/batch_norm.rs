@@ -1,5 +1,6 @@
-//! Batch norm over the images of all ranks, and what follows it in a residual network, as two operations around a sum over
-//! the ranks. On the CPU they are C++ kernels; elsewhere plain tensor operations, which the tests compare them with.
+//! Batch norm over the images of all ranks, and what follows it in a residual network, as two
+//! operations around a sum over the ranks. On the CPU they are C++ kernels; elsewhere plain tensor
+//! operations, which the tests compare them with.
 
 use crate::draws::has_kernels;
 use crate::{Error, calls};
@@ -43,9 +44,10 @@ impl Epilogue<'_> {
 }
 
 impl BatchNorm<'_> {
-    /// Feature maps [n, C, H, W] to the same shape by the statistics of the batch, which move the running ones. The batch
-    /// may be empty on this rank. `sum` adds up float64 moments [2 C + 1] over the ranks within the graph: sums of the
-    /// elements of each channel, sums of their squares, and the number of elements of a channel.
+    /// Feature maps [n, C, H, W] to the same shape by the statistics of the batch, which move the
+    /// running ones. The batch may be empty on this rank. `sum` adds up float64 moments [2 C + 1]
+    /// over the ranks within the graph: sums of the elements of each channel, sums of their
+    /// squares, and the number of elements of a channel.
     ///
     /// # Errors
     /// If shapes do not fit, or `sum` fails.
@@ -84,7 +86,8 @@ impl BatchNorm<'_> {
         let axes = &[0_i64, 2, 3][..];
         let len = n * height * width;
         // Moments about this rank's own mean: a variance far below the mean's square is not lost.
-        let own_mean = (x.detach().sum_dim_intlist(axes, false, None) / len.max(1) as f64).to_kind(x.kind()); // [C]
+        let own_mean =
+            (x.detach().sum_dim_intlist(axes, false, None) / len.max(1) as f64).to_kind(x.kind());
         let centred = x - own_mean.view([1, c, 1, 1]);
         let total = |x: &Tensor| x.sum_dim_intlist(axes, false, None).to_kind(Kind::Double); // [C]
         let (first, second) = (total(&centred), total(&centred.square()));
@@ -128,7 +131,11 @@ impl BatchNorm<'_> {
             let alike = tensor.kind() == x.kind() && tensor.device() == x.device();
             if tensor.size() != [c] || !alike || !tensor.is_contiguous() {
                 let found = (tensor.size(), tensor.kind(), tensor.device());
-                return error(format!("{name} is {found:?} for {c} channels of {:?} on {:?}", x.kind(), x.device()));
+                return error(format!(
+                    "{name} is {found:?} for {c} channels of {:?} on {:?}",
+                    x.kind(),
+                    x.device()
+                ));
             }
         }
         match epilogue.residual() {

@@ -14,18 +14,26 @@ pub struct Error {
     pub message: String,
 }
 
-/// Forgets the gradients of parameters: the next backward pass makes them, instead of adding to zeros.
+/// Forgets the gradients of parameters: the next backward pass makes them, instead of adding to
+/// zeros.
 ///
 /// # Errors
 /// If libtorch refuses, as for a tensor that is not a leaf.
 pub fn drop_gradients<'a>(parameters: impl IntoIterator<Item = &'a Tensor>) -> Result<(), Error> {
     let pointers: Vec<*mut c_void> = parameters.into_iter().map(pointer).collect();
     // SAFETY: an array of so many pointers to tensors that are borrowed for the call.
-    check("drop_gradients", unsafe { raw::thanos_drop_gradients(pointers.len(), pointers.as_ptr()) })
+    check("drop_gradients", unsafe {
+        raw::thanos_drop_gradients(pointers.len(), pointers.as_ptr())
+    })
 }
 
 /// A mask [n, elements] on the CPU, of the key in `drop` and of `rows` [n] i64.
-pub(crate) fn mask(rows: &Tensor, elements: i64, kind: Kind, drop: &raw::Drop) -> Result<Tensor, Error> {
+pub(crate) fn mask(
+    rows: &Tensor,
+    elements: i64,
+    kind: Kind,
+    drop: &raw::Drop,
+) -> Result<Tensor, Error> {
     result("mask", |out| {
         // SAFETY: the tensor, `drop` and `out` live through the call.
         unsafe { raw::thanos_mask(pointer(rows), elements, kind == Kind::Double, drop, out) }
@@ -51,7 +59,8 @@ pub(crate) fn attention(
     let tensors = tensors.map(pointer);
     let bfloat16 = products == Products::Bfloat16;
     result("attention", |out| {
-        // SAFETY: five pointers to tensors that are borrowed for the call; `drop` and `out` live through it.
+        // SAFETY: five pointers to tensors that are borrowed for the call; `drop` and `out` live
+        // through it.
         unsafe { raw::thanos_attention(tensors.as_ptr(), heads, queries, eps, bfloat16, drop, out) }
     })
 }
@@ -65,7 +74,8 @@ pub(crate) fn feed_forward(
     let tensors = tensors.map(pointer);
     let bfloat16 = products == Products::Bfloat16;
     result("feed_forward", |out| {
-        // SAFETY: eight pointers to tensors that are borrowed for the call; `drop` and `out` live through it.
+        // SAFETY: eight pointers to tensors that are borrowed for the call; `drop` and `out` live
+        // through it.
         unsafe { raw::thanos_feed_forward(tensors.as_ptr(), eps, bfloat16, drop, out) }
     })
 }
@@ -87,10 +97,11 @@ pub(crate) fn batch_norm(
     relu: bool,
 ) -> Result<Tensor, Error> {
     let [x, moments, weight, bias, mean, variance] = tensors.map(pointer);
-    let tensors = [x, moments, weight, bias, mean, variance, residual.map_or(ptr::null_mut(), pointer)];
+    let tensors =
+        [x, moments, weight, bias, mean, variance, residual.map_or(ptr::null_mut(), pointer)];
     result("batch_norm", |out| {
-        // SAFETY: seven pointers to tensors that are borrowed for the call, the last of which may be null; `out` lives
-        // through it.
+        // SAFETY: seven pointers to tensors that are borrowed for the call, the last of which may
+        // be null; `out` lives through it.
         unsafe { raw::thanos_batch_norm(tensors.as_ptr(), eps, momentum, relu, out) }
     })
 }

@@ -1,12 +1,15 @@
-//! Random numbers that are functions of a key, a row, a site and an element: Philox4x32-10 (Salmon et al., SC 2011).
+//! Random numbers that are functions of a key, a row, a site and an element: Philox4x32-10 (Salmon
+//! et al., SC 2011).
 //!
-//! The key is 64 bits of the seed, the stage and the step; a row stands for a sample and a view, a site for a place in the
-//! network. So a mask does not depend on which worker makes it, on how a batch is shared, or on what was drawn before.
+//! The key is 64 bits of the seed, the stage and the step; a row stands for a sample and a view, a
+//! site for a place in the network. So a mask does not depend on which worker makes it, on how a
+//! batch is shared, or on what was drawn before.
 //!
-//! An element has 16 bits of the generator's output, which halves its cost: a rate is rounded to a multiple of 1/65536,
-//! and what is kept is scaled by the inverse of the rounded probability, so that the expectation is exact. Elements come
-//! in groups of 128, from 16 counters (16 group + lane, site, row's low word, row's high word); element e of a group has
-//! 16 bits of word e / 32 of lane e % 16, from bit 16 x (e / 16 % 2) on.
+//! An element has 16 bits of the generator's output, which halves its cost: a rate is rounded to a
+//! multiple of 1/65536, and what is kept is scaled by the inverse of the rounded probability, so
+//! that the expectation is exact. Elements come in groups of 128, from 16 counters (16 group +
+//! lane, site, row's low word, row's high word); element e of a group has 16 bits of word e / 32 of
+//! lane e % 16, from bit 16 x (e / 16 % 2) on.
 
 use crate::raw;
 use tch::{Device, Kind, Tensor};
@@ -16,8 +19,8 @@ pub(crate) const GROUP: i64 = 128;
 const COUNTERS: i64 = 16;
 const WORD: i64 = 0xffff_ffff;
 
-/// What the random numbers of one forward pass are functions of, besides the site and the element. On a GPU the kernels
-/// read it there.
+/// What the random numbers of one forward pass are functions of, besides the site and the element.
+/// On a GPU the kernels read it there.
 #[derive(Debug)]
 pub struct Draws {
     /// [1] i64, the bits of the key.
@@ -32,10 +35,13 @@ pub struct Draws {
 const NETWORK_SITES: u32 = 1 << 16;
 
 impl Draws {
-    /// For a batch with so many views of each sample, flattened as (sample, view). `key` is of the seed, the stage and the
-    /// step.
+    /// For a batch with so many views of each sample, flattened as (sample, view). `key` is of the
+    /// seed, the stage and the step.
     pub fn new(key: u64, samples: &[u64], views: u64) -> Self {
-        Self::from_tensors(Tensor::from_slice(&[key as i64]), Tensor::from_slice(&rows_of(samples, views)))
+        Self::from_tensors(
+            Tensor::from_slice(&[key as i64]),
+            Tensor::from_slice(&rows_of(samples, views)),
+        )
     }
 
     /// From a key [1] and rows [n], i64, both on the device of the images.
@@ -46,7 +52,11 @@ impl Draws {
     /// The same on another device.
     #[must_use]
     pub fn to_device(&self, device: Device) -> Self {
-        Self { key: self.key.to_device(device), rows: self.rows.to_device(device), first_site: self.first_site }
+        Self {
+            key: self.key.to_device(device),
+            rows: self.rows.to_device(device),
+            first_site: self.first_site,
+        }
     }
 
     pub(crate) fn rows(&self) -> &Tensor {
@@ -76,7 +86,9 @@ impl Draws {
 
 /// The row of each of so many views of each sample.
 pub fn rows_of(samples: &[u64], views: u64) -> Vec<i64> {
-    let rows = |sample: u64| (0..views).map(move |view| sample.wrapping_mul(views).wrapping_add(view) as i64);
+    let rows = |sample: u64| {
+        (0..views).map(move |view| sample.wrapping_mul(views).wrapping_add(view) as i64)
+    };
     samples.iter().copied().flat_map(rows).collect()
 }
 
@@ -130,7 +142,9 @@ pub(crate) fn numbers(draws: &Draws, site: u32, elements: i64, device: Device) -
     let words = philox(counter, draws.key()); // 4 x [n, 16 groups]
     let parts: Vec<Tensor> = words
         .iter()
-        .flat_map(|word| [0, 16].map(|bits| word.bitwise_right_shift_tensor_scalar(bits).bitwise_and(0xffff)))
+        .flat_map(|word| {
+            [0, 16].map(|bits| word.bitwise_right_shift_tensor_scalar(bits).bitwise_and(0xffff))
+        })
         .map(|part| part.reshape([n, groups, COUNTERS]))
         .collect();
     Tensor::stack(&parts, 2).reshape([n, elements]) // [n, groups, 8, 16]
@@ -145,7 +159,8 @@ pub(crate) fn philox(counter: [Tensor; 4], key: u64) -> [Tensor; 4] {
     for _ in 0..10 {
         // A product of two 32-bit words fills all 64 bits of its i64.
         let (left, right) = (&first * MULTIPLY[0], &third * MULTIPLY[1]);
-        let high = |product: &Tensor| product.bitwise_right_shift_tensor_scalar(32).bitwise_and(WORD);
+        let high =
+            |product: &Tensor| product.bitwise_right_shift_tensor_scalar(32).bitwise_and(WORD);
         first = high(&right).bitwise_xor_tensor(&second).bitwise_xor(i64::from(keys[0]));
         third = high(&left).bitwise_xor_tensor(&fourth).bitwise_xor(i64::from(keys[1]));
         (second, fourth) = (right.bitwise_and(WORD), left.bitwise_and(WORD));

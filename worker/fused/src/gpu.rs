@@ -1,5 +1,6 @@
-//! Kernels of GPUs: the branches in bfloat16, masks, and views. They take what the program was built for and the GPU has
-//! memory for; [`is_available`] says whether there are any. The same kernels run on the CPU, slowly, for tests.
+//! Kernels of GPUs: the branches in bfloat16, masks, and views. They take what the program was
+//! built for and the GPU has memory for; [`is_available`] says whether there are any. The same
+//! kernels run on the CPU, slowly, for tests.
 
 use crate::calls::{Error, check, pointer, result};
 use crate::draws::{Draws, GROUP};
@@ -50,13 +51,18 @@ pub(crate) fn takes_attention(x: &Tensor, heads: i64, queries: i64, products: Pr
     is_for_kernels(x, products)
         && fits_attention(&x.size(), heads, queries)
         // SAFETY: a function of three numbers.
-        && unsafe { raw::thanos_gpu_attention_bytes(x.size()[1], queries, x.size()[2] / heads) } <= shared_bytes()
+        && unsafe { raw::thanos_gpu_attention_bytes(x.size()[1], queries,
+        x.size()[2] / heads) } <= shared_bytes()
 }
 
 /// Whether the sizes are those of the kernels: rows are whole groups of random numbers.
 pub(crate) fn fits_attention(x: &[i64], heads: i64, queries: i64) -> bool {
     let (t, d, limits) = (x[1], x[2], limits());
-    d % GROUP == 0 && d <= limits.width && t <= limits.tokens && queries <= t && HEAD_WIDTHS.contains(&(d / heads))
+    d % GROUP == 0
+        && d <= limits.width
+        && t <= limits.tokens
+        && queries <= t
+        && HEAD_WIDTHS.contains(&(d / heads))
 }
 
 /// `m`: hidden features.
@@ -84,7 +90,12 @@ fn limits() -> Limits {
 }
 
 /// A mask [n, elements] on a device, of the site and the share kept of `drop.output`.
-pub(crate) fn mask(draws: &Draws, elements: i64, device: Device, drop: &raw::Drop) -> Result<Tensor, Error> {
+pub(crate) fn mask(
+    draws: &Draws,
+    elements: i64,
+    device: Device,
+    drop: &raw::Drop,
+) -> Result<Tensor, Error> {
     let [key, rows] = draws_of(Some(draws), device);
     let tensors = [&key, &rows].map(pointer);
     result("mask", |out| {
@@ -117,7 +128,8 @@ pub(crate) fn feed_forward(
 ) -> Result<Tensor, Error> {
     let [x, weight, bias, input, input_bias, output, output_bias] = tensors;
     let [key, rows] = draws_of(draws, x.device());
-    let tensors = [x, weight, bias, input, input_bias, output, output_bias, &key, &rows].map(pointer);
+    let tensors =
+        [x, weight, bias, input, input_bias, output, output_bias, &key, &rows].map(pointer);
     result("feed_forward", |out| {
         // SAFETY: nine pointers to tensors that live through the call, as `drop` and `out` do.
         unsafe { raw::thanos_gpu_feed_forward(tensors.as_ptr(), eps, drop, out) }
@@ -165,8 +177,9 @@ pub fn takes_views(images: &Tensor) -> bool {
         && unsafe { raw::thanos_gpu_view_bytes(size[1] * size[2] * size[3]) } <= shared_bytes()
 }
 
-/// Writes views to `out` [n, C, S, S] f32. View i is of image `rows[i]`, [n] i64, of `images` [N, S, S, C] u8, by
-/// `parameters[i]`, [n, 14] i32 as [`ViewParameters::words`]; then pixels in [0, 1] become pixel * scale + shift, by channel.
+/// Writes views to `out` [n, C, S, S] f32. View i is of image `rows[i]`, [n] i64, of `images` [N,
+/// S, S, C] u8, by `parameters[i]`, [n, 14] i32 as [`ViewParameters::words`]; then pixels in [0, 1]
+/// become pixel * scale + shift, by channel.
 ///
 /// Rows and crops that are not within the images read other memory: they are the caller's to check.
 ///
@@ -193,11 +206,16 @@ pub fn views(
         return Err(misfit(&size));
     }
     let tensors = [images, rows, parameters, out].map(pointer);
-    // SAFETY: four pointers to tensors that are borrowed for the call, of the kinds and sizes that C++ reads and writes;
-    // `scale` and `shift` have a number for each channel.
-    check("views", unsafe { raw::thanos_gpu_views(tensors.as_ptr(), scale.as_ptr(), shift.as_ptr()) })
+    // SAFETY: four pointers to tensors that are borrowed for the call, of the kinds and sizes that
+    // C++ reads and writes; `scale` and `shift` have a number for each channel.
+    check("views", unsafe {
+        raw::thanos_gpu_views(tensors.as_ptr(), scale.as_ptr(), shift.as_ptr())
+    })
 }
 
 fn misfit(images: &[i64]) -> Error {
-    Error { operation: "views", message: format!("rows, parameters or output do not fit images {images:?}") }
+    Error {
+        operation: "views",
+        message: format!("rows, parameters or output do not fit images {images:?}"),
+    }
 }

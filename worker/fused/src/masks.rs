@@ -9,7 +9,13 @@ use tch::{Device, Kind, Tensor};
 ///
 /// # Errors
 /// If there is no memory for it.
-pub fn keep_mask(draws: &Draws, site: u32, elements: i64, kept: Kept, like: (Kind, Device)) -> Result<Tensor, Error> {
+pub fn keep_mask(
+    draws: &Draws,
+    site: u32,
+    elements: i64,
+    kept: Kept,
+    like: (Kind, Device),
+) -> Result<Tensor, Error> {
     let drop = raw::Drop { site: draws.site(site), output: kept.share(), ..keep_everything() };
     if gpu::takes_masks(like) {
         return gpu::mask(draws, elements, like.1, &drop);

@@ -1,4 +1,5 @@
-//! The two branches of a block: their weights, rates and sites, and which implementation computes them.
+//! The two branches of a block: their weights, rates and sites, and which implementation computes
+//! them.
 
 use crate::draws::{Draws, Kept, has_kernels, keep_everything};
 use crate::products::Products;
@@ -24,7 +25,8 @@ pub struct Linear<'a> {
     pub bias: &'a Tensor,
 }
 
-/// What attention keeps: of each query's logits, of the probabilities, of the output's elements, and of the branch.
+/// What attention keeps: of each query's logits, of the probabilities, of the output's elements,
+/// and of the branch.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionRates {
     pub query: Kept,
@@ -35,7 +37,8 @@ pub struct AttentionRates {
 
 /// `x[:, :s] + depth(dropout(attention(norm(x))))`. Attention has no output projection.
 ///
-/// A query that is dropped has logits of zero, so it attends uniformly. Its sites are `site` and the three after it.
+/// A query that is dropped has logits of zero, so it attends uniformly. Its sites are `site` and
+/// the three after it.
 #[derive(Clone, Copy, Debug)]
 pub struct Attention<'a> {
     pub norm: Norm<'a>,
@@ -47,7 +50,8 @@ pub struct Attention<'a> {
     pub site: u32,
 }
 
-/// What the feed-forward branch keeps: of the activation's elements, of the output's, and of the branch.
+/// What the feed-forward branch keeps: of the activation's elements, of the output's, and of the
+/// branch.
 #[derive(Clone, Copy, Debug)]
 pub struct FeedForwardRates {
     pub hidden: Kept,
@@ -55,7 +59,8 @@ pub struct FeedForwardRates {
     pub depth: Kept,
 }
 
-/// `x + depth(dropout(output(dropout(gelu(input(norm(x)))))))`. Its sites are `site` and the two after it.
+/// `x + depth(dropout(output(dropout(gelu(input(norm(x)))))))`. Its sites are `site` and the two
+/// after it.
 #[derive(Clone, Copy, Debug)]
 pub struct FeedForward<'a> {
     pub norm: Norm<'a>,
@@ -69,17 +74,29 @@ pub struct FeedForward<'a> {
 }
 
 impl Attention<'_> {
-    /// Tokens [n, t, d] to the first `queries` of them, [n, s, d]. Without draws nothing is dropped.
+    /// Tokens [n, t, d] to the first `queries` of them, [n, s, d]. Without draws nothing is
+    /// dropped.
     ///
     /// # Errors
     /// If shapes do not fit.
-    pub fn forward(&self, x: &Tensor, queries: i64, draws: Option<&Draws>) -> Result<Tensor, Error> {
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        queries: i64,
+        draws: Option<&Draws>,
+    ) -> Result<Tensor, Error> {
         let (n, t, d) = check_input("attention", x, draws)?;
-        let expected =
-            [("norm", self.norm.weight, vec![d]), ("bias", self.norm.bias, vec![d]), ("qkv", self.qkv, vec![3 * d, d])];
+        let expected = [
+            ("norm", self.norm.weight, vec![d]),
+            ("bias", self.norm.bias, vec![d]),
+            ("qkv", self.qkv, vec![3 * d, d]),
+        ];
         check_weights("attention", x, &expected)?;
         if self.heads < 1 || d % self.heads != 0 || queries < 1 || queries > t {
-            let message = format!("{} heads and {queries} queries do not fit tokens [{n}, {t}, {d}]", self.heads);
+            let message = format!(
+                "{} heads and {queries} queries do not fit tokens [{n}, {t}, {d}]",
+                self.heads
+            );
             return Err(Error { operation: "attention", message });
         }
         if gpu::takes_attention(x, self.heads, queries, self.products) {
@@ -95,7 +112,12 @@ impl Attention<'_> {
     }
 
     /// By the kernels of GPUs, which run on the CPU as well, slowly.
-    pub(crate) fn on_gpu(&self, x: &Tensor, queries: i64, draws: Option<&Draws>) -> Result<Tensor, Error> {
+    pub(crate) fn on_gpu(
+        &self,
+        x: &Tensor,
+        queries: i64,
+        draws: Option<&Draws>,
+    ) -> Result<Tensor, Error> {
         let drop = self.drop_of(draws, |_| 0);
         let tensors = [x, self.norm.weight, self.norm.bias, self.qkv];
         gpu::attention(tensors, (self.heads, queries), self.norm.eps, (draws, &drop))
@@ -173,7 +195,10 @@ fn takes(x: &Tensor) -> bool {
 
 /// Without draws the rows are not read.
 fn rows(draws: Option<&Draws>, n: i64) -> Tensor {
-    draws.map_or_else(|| Tensor::zeros([n], (Kind::Int64, Device::Cpu)), |draws| draws.rows().shallow_clone())
+    draws.map_or_else(
+        || Tensor::zeros([n], (Kind::Int64, Device::Cpu)),
+        |draws| draws.rows().shallow_clone(),
+    )
 }
 
 /// Of an operation whose first site is `site`.
@@ -189,22 +214,35 @@ fn drop_of(
 }
 
 /// [n, t, d] with a row for each image.
-fn check_input(operation: &'static str, x: &Tensor, draws: Option<&Draws>) -> Result<(i64, i64, i64), Error> {
+fn check_input(
+    operation: &'static str,
+    x: &Tensor,
+    draws: Option<&Draws>,
+) -> Result<(i64, i64, i64), Error> {
     let error = |message| Error { operation, message };
-    let shape = x.size3().map_err(|_| error(format!("tokens are [n, t, d], not {:?}", x.size())))?;
+    let shape =
+        x.size3().map_err(|_| error(format!("tokens are [n, t, d], not {:?}", x.size())))?;
     match draws.map(|draws| draws.rows().size()[0]) {
-        Some(rows) if rows != shape.0 => Err(error(format!("draws of {rows} rows for {} images", shape.0))),
+        Some(rows) if rows != shape.0 => {
+            Err(error(format!("draws of {rows} rows for {} images", shape.0)))
+        }
         _ => Ok(shape),
     }
 }
 
-fn check_weights(operation: &'static str, x: &Tensor, expected: &[(&str, &Tensor, Vec<i64>)]) -> Result<(), Error> {
+fn check_weights(
+    operation: &'static str,
+    x: &Tensor,
+    expected: &[(&str, &Tensor, Vec<i64>)],
+) -> Result<(), Error> {
     for (name, weight, size) in expected {
         let alike = weight.kind() == x.kind() && weight.device() == x.device();
         if weight.size() != *size || !alike || !weight.is_contiguous() {
             let found = (weight.size(), weight.kind(), weight.device());
             let (kind, device) = (x.kind(), x.device());
-            let message = format!("{name} is {found:?}, expected {size:?} of {kind:?} on {device:?}, contiguous");
+            let message = format!(
+                "{name} is {found:?}, expected {size:?} of {kind:?} on {device:?}, contiguous"
+            );
             return Err(Error { operation, message });
         }
     }

@@ -1,5 +1,5 @@
-//! What matrix products and convolutions multiply: tensors as they are, or rounded to bfloat16. Results, and everything
-//! else, stay in the kind of the tensors.
+//! What matrix products and convolutions multiply: tensors as they are, or rounded to bfloat16.
+//! Results, and everything else, stay in the kind of the tensors.
 
 use tch::{Kind, Tensor};
 
@@ -21,12 +21,14 @@ impl Products {
         }
     }
 
-    /// x [.., input] times the transpose of `weight` [output, input], plus `bias` [output]; in the kind of `x`.
+    /// x [.., input] times the transpose of `weight` [output, input], plus `bias` [output]; in the
+    /// kind of `x`.
     pub fn linear(self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
         match self {
             Products::Full => x.linear(weight, bias),
             Products::Bfloat16 => {
-                let product = self.factor(x).linear::<&Tensor>(&self.factor(weight), None).to_kind(x.kind());
+                let product =
+                    self.factor(x).linear::<&Tensor>(&self.factor(weight), None).to_kind(x.kind());
                 match bias {
                     Some(bias) => product + bias,
                     None => product,

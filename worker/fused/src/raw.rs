@@ -1,4 +1,5 @@
-//! The C functions of `kernels/operations.cpp` and `kernels/gpu/calls.cpp`, as they are. Nothing here is safe; nothing here decides.
+//! The C functions of `kernels/operations.cpp` and `kernels/gpu/calls.cpp`, as they are. Nothing
+//! here is safe; nothing here decides.
 
 use std::ffi::{c_char, c_void};
 
@@ -24,7 +25,12 @@ unsafe extern "C" {
         out: *mut *mut c_void,
     ) -> *mut c_char;
     #[cfg(test)]
-    pub(crate) fn thanos_draw(drop: *const Drop, row: u64, elements: i64, out: *mut u16) -> *mut c_char;
+    pub(crate) fn thanos_draw(
+        drop: *const Drop,
+        row: u64,
+        elements: i64,
+        out: *mut u16,
+    ) -> *mut c_char;
     pub(crate) fn thanos_attention(
         tensors: *const *mut c_void,
         heads: i64,
@@ -73,7 +79,14 @@ unsafe extern "C" {
         drop: *const Drop,
         out: *mut *mut c_void,
     ) -> *mut c_char;
-    pub(crate) fn thanos_gpu_views(tensors: *const *mut c_void, scale: *const f32, shift: *const f32) -> *mut c_char;
-    pub(crate) fn thanos_drop_gradients(count: usize, parameters: *const *mut c_void) -> *mut c_char;
+    pub(crate) fn thanos_gpu_views(
+        tensors: *const *mut c_void,
+        scale: *const f32,
+        shift: *const f32,
+    ) -> *mut c_char;
+    pub(crate) fn thanos_drop_gradients(
+        count: usize,
+        parameters: *const *mut c_void,
+    ) -> *mut c_char;
     pub(crate) fn free(pointer: *mut c_void);
 }

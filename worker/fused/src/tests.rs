@@ -1,10 +1,12 @@
 //! The kernels against plain tensor operations, in every instruction set that this machine has.
 
+mod batch_norm;
+
 use crate::draws::{in_groups, keep_everything, numbers, philox};
 use crate::masks::plain_mask;
 use crate::{
-    Attention, AttentionRates, BatchNorm, Draws, Epilogue, Error, FeedForward, FeedForwardRates, Kept, Linear, Norm,
-    Products, calls, drop_gradients, gpu, keep_mask, raw,
+    Attention, AttentionRates, Draws, FeedForward, FeedForwardRates, Kept, Linear, Norm, Products,
+    calls, drop_gradients, gpu, keep_mask, raw,
 };
 use std::cell::Cell;
 use std::env;
@@ -26,7 +28,8 @@ struct Sizes {
     m: i64,
 }
 
-/// The network of CIFAR whole and with one query, sizes that no vector divides, several chunks, none, and the largest.
+/// The network of CIFAR whole and with one query, sizes that no vector divides, several chunks,
+/// none, and the largest.
 const SIZES: [Sizes; 8] = [
     Sizes { n: 3, t: 65, queries: 65, d: 256, heads: 8, m: 512 },
     Sizes { n: 3, t: 65, queries: 1, d: 256, heads: 8, m: 512 },
@@ -43,14 +46,17 @@ fn draws(n: i64) -> Draws {
     Draws::new(0x0123_4567_89ab_cdef, &samples, 1)
 }
 
-/// Uniform in +-1; a matrix as a linear layer begins, in +-1 / sqrt(input), so that its products are of the same size. From a
-/// generator of this thread, a test: torch's is shared by all of them.
+/// Uniform in +-1; a matrix as a linear layer begins, in +-1 / sqrt(input), so that its products
+/// are of the same size. From a generator of this thread, a test: torch's is shared by all of them.
 fn random(size: &[i64], kind: Kind) -> Tensor {
     thread_local!(static STATE: Cell<u64> = const { Cell::new(1) });
     let bound = if size.len() == 2 { 1.0 / (size[1] as f64).sqrt() } else { 1.0 };
     let next = || {
         // Knuth's multiplier and increment of MMIX; the high bits are the good ones.
-        let state = STATE.get().wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let state = STATE
+            .get()
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         STATE.set(state);
         ((state >> 11) as f64 / (1_u64 << 52) as f64 - 1.0) * bound
     };
@@ -62,7 +68,8 @@ fn close(what: &str, found: &Tensor, expected: &Tensor, tolerance: f64) {
     assert_eq!(found.size(), expected.size(), "{what}");
     let norm = |x: &Tensor| x.to_kind(Kind::Double).norm().double_value(&[]);
     let apart = norm(&(found.to_kind(Kind::Double) - expected.to_kind(Kind::Double)));
-    // Terms are of size 1: where a few of them cancel out, the error of bfloat16 is still that of the terms.
+    // Terms are of size 1: where a few of them cancel out, the error of bfloat16 is still that of
+    // the terms.
     let of_terms = if tolerance == BFLOAT16 { (expected.numel() as f64).sqrt() / 2.0 } else { 0.0 };
     let scale = norm(expected).max(of_terms);
     assert!(apart <= tolerance * scale, "{what}: {apart:e} apart from {:e}", norm(expected));
@@ -70,7 +77,8 @@ fn close(what: &str, found: &Tensor, expected: &Tensor, tolerance: f64) {
 
 /// The value and the gradients of `inputs` for a cotangent.
 fn gradients(output: &Tensor, inputs: &[&Tensor], cotangent: &Tensor) -> Vec<Tensor> {
-    let mut found = Tensor::run_backward(&[(output * cotangent).sum(None::<Kind>)], inputs, false, false);
+    let mut found =
+        Tensor::run_backward(&[(output * cotangent).sum(None::<Kind>)], inputs, false, false);
     found.push(output.detach());
     found
 }
@@ -89,7 +97,8 @@ enum Kernels {
     Gpu,
 }
 
-const GPU: Precision = Precision { kind: Kind::Float, products: Products::Bfloat16, kernels: Kernels::Gpu };
+const GPU: Precision =
+    Precision { kind: Kind::Float, products: Products::Bfloat16, kernels: Kernels::Gpu };
 
 /// Those of CIFAR, one query, rows that no tile divides, one token, no image, the widest.
 const GPU_SIZES: [Sizes; 7] = [
@@ -111,8 +120,10 @@ fn compare(
     plain: &dyn Fn(&[&Tensor]) -> Tensor,
 ) {
     let Precision { kind, products, .. } = precision;
-    let exact: Vec<Tensor> =
-        inputs.iter().map(|input| input.detach().to_kind(Kind::Double).set_requires_grad(true)).collect();
+    let exact: Vec<Tensor> = inputs
+        .iter()
+        .map(|input| input.detach().to_kind(Kind::Double).set_requires_grad(true))
+        .collect();
     let exact: Vec<&Tensor> = exact.iter().collect();
     let (output, expected) = (branch(inputs), plain(&exact));
     let cotangent = (&expected.detach() * 3.0).sin();
@@ -144,19 +155,34 @@ fn check_attention(sizes: &Sizes, precision: Precision, with: bool) {
     let Sizes { n, t, queries, d, heads, .. } = *sizes;
     let draws = draws(n);
     let [query, weights, output, depth] = rates(with);
-    let inputs = [random(&[n, t, d], kind), random(&[d], kind), random(&[d], kind), random(&[3 * d, d], kind)];
+    let inputs = [
+        random(&[n, t, d], kind),
+        random(&[d], kind),
+        random(&[d], kind),
+        random(&[3 * d, d], kind),
+    ];
     let inputs: Vec<&Tensor> = inputs.iter().collect();
     let run = |inputs: &[&Tensor], by_kernels: bool| {
         let products = if by_kernels { products } else { Products::Full };
         let rates = AttentionRates { query, weights, output, depth };
-        let branch = Attention { norm: norm(inputs[1], inputs[2]), qkv: inputs[3], heads, products, rates, site: 9 };
+        let branch = Attention {
+            norm: norm(inputs[1], inputs[2]),
+            qkv: inputs[3],
+            heads,
+            products,
+            rates,
+            site: 9,
+        };
         match by_kernels {
-            true if kernels == Kernels::Gpu => branch.on_gpu(inputs[0], queries, Some(&draws)).expect("shapes fit"),
+            true if kernels == Kernels::Gpu => {
+                branch.on_gpu(inputs[0], queries, Some(&draws)).expect("shapes fit")
+            }
             true => branch.forward(inputs[0], queries, Some(&draws)).expect("shapes fit"),
             false => branch.plain(inputs[0], queries, Some(&draws)),
         }
     };
-    let what = format!("attention of [{n}, {t}, {d}], {heads} heads, {queries} queries, dropout {with}");
+    let what =
+        format!("attention of [{n}, {t}, {d}], {heads} heads, {queries} queries, dropout {with}");
     compare(&what, precision, &inputs, &|inputs| run(inputs, true), &|inputs| run(inputs, false));
 }
 
@@ -179,7 +205,9 @@ fn check_feed_forward(sizes: &Sizes, precision: Precision, with: bool) {
             site: 13,
         };
         match by_kernels {
-            true if kernels == Kernels::Gpu => branch.on_gpu(inputs[0], Some(&draws)).expect("shapes fit"),
+            true if kernels == Kernels::Gpu => {
+                branch.on_gpu(inputs[0], Some(&draws)).expect("shapes fit")
+            }
             true => branch.forward(inputs[0], Some(&draws)).expect("shapes fit"),
             false => branch.plain(inputs[0], Some(&draws)),
         }
@@ -191,9 +219,11 @@ fn check_feed_forward(sizes: &Sizes, precision: Precision, with: bool) {
 #[test]
 fn kernels_match_plain_operations() {
     for sizes in &SIZES {
-        for (kind, products) in
-            [(Kind::Double, Products::Full), (Kind::Float, Products::Full), (Kind::Float, Products::Bfloat16)]
-        {
+        for (kind, products) in [
+            (Kind::Double, Products::Full),
+            (Kind::Float, Products::Full),
+            (Kind::Float, Products::Bfloat16),
+        ] {
             let precision = Precision { kind, products, kernels: Kernels::Cpu };
             for with in [false, true] {
                 check_attention(sizes, precision, with);
@@ -201,89 +231,6 @@ fn kernels_match_plain_operations() {
             }
         }
     }
-}
-
-/// One pixel, fewer than a vector has, sizes that no vector divides, a ResNet's, no image on this rank.
-const MAPS: [[i64; 4]; 6] = [[3, 5, 1, 1], [2, 70, 2, 2], [4, 6, 3, 5], [2, 64, 16, 16], [2, 3, 7, 7], [0, 4, 3, 3]];
-
-/// Adds the moments of a rank with ten elements a channel of mean 0.5 and variance 1.
-fn with_another_rank(moments: &Tensor) -> Result<Tensor, Error> {
-    let channels = (moments.numel() as i64 - 1) / 2;
-    let of = |value: f64, len: i64| Tensor::full([len], value, (Kind::Double, Device::Cpu));
-    Ok(moments + Tensor::cat(&[of(5.0, channels), of(12.5, channels), of(10.0, 1)], 0))
-}
-
-/// Output, gradients and running statistics; inputs are maps, weight, bias and residual.
-fn check_batch_norm(size: [i64; 4], kind: Kind, (epilogue, mean): (&str, f64)) {
-    let c = size[1];
-    let x = (random(&size, kind).detach() + mean).set_requires_grad(true);
-    let inputs = [x, random(&[c], kind), random(&[c], kind), random(&size, kind)];
-    let inputs: Vec<&Tensor> = inputs.iter().collect();
-    let run = |inputs: &[&Tensor], by_kernels: bool| {
-        let kind = inputs[0].kind();
-        let like = (kind, Device::Cpu);
-        let (running_mean, running_var) = (Tensor::full([c], 0.25, like), Tensor::full([c], 2.0, like));
-        let norm = BatchNorm {
-            weight: inputs[1],
-            bias: inputs[2],
-            running_mean: &running_mean,
-            running_var: &running_var,
-            eps: 1e-5,
-            momentum: 0.1,
-        };
-        let epilogue = match epilogue {
-            "none" => Epilogue::None,
-            "relu" => Epilogue::Relu,
-            _ => Epilogue::AddRelu(inputs[3]),
-        };
-        let out = match by_kernels {
-            true => norm.train(inputs[0], epilogue, with_another_rank),
-            false => norm.plain(inputs[0], epilogue, with_another_rank),
-        };
-        // Into the output, that they are compared as well; every input takes part.
-        let unused = inputs[3].sum(kind) * 0.0;
-        Tensor::cat(&[(out.expect("shapes fit") + unused).flatten(0, -1), running_mean, running_var], 0)
-    };
-    let what = format!("batch norm of {size:?}, epilogue {epilogue}, mean {mean}");
-    let precision = Precision { kind, products: Products::Full, kernels: Kernels::Cpu };
-    compare(&what, precision, &inputs, &|inputs| run(inputs, true), &|inputs| run(inputs, false));
-}
-
-#[test]
-fn kernels_match_plain_batch_norms() {
-    for size in MAPS {
-        for epilogue in ["none", "relu", "add and relu"] {
-            check_batch_norm(size, Kind::Double, (epilogue, 0.0));
-            check_batch_norm(size, Kind::Float, (epilogue, 0.0));
-        }
-    }
-}
-
-/// A mean of a thousand deviations: float32 holds four digits of the deviation, and the norm loses no more.
-#[test]
-fn kernels_keep_a_small_variance() {
-    let x = (random(&[64, 3, 4, 4], Kind::Double).detach() + 1000.0).to_kind(Kind::Float);
-    let like = (Kind::Float, Device::Cpu);
-    let (ones, zeros) = (Tensor::ones([3], like), Tensor::zeros([3], like));
-    let norm =
-        BatchNorm { weight: &ones, bias: &zeros, running_mean: &zeros, running_var: &ones, eps: 0.0, momentum: 0.0 };
-    let found = norm.train(&x, Epilogue::None, |moments| Ok::<_, Error>(moments.shallow_clone())).expect("shapes fit");
-    let x = x.to_kind(Kind::Double);
-    let (var, mean) = x.var_mean_dim(&[0_i64, 2, 3][..], false, true);
-    close("norm", &found, &((x - mean) / var.sqrt()), FLOAT32);
-}
-
-#[test]
-fn a_batch_norm_refuses_other_shapes() {
-    let (x, d4, d5) =
-        (random(&[2, 4, 3, 3], Kind::Float), random(&[4], Kind::Float).detach(), random(&[5], Kind::Float));
-    let norm = BatchNorm { weight: &d4, bias: &d4, running_mean: &d4, running_var: &d4, eps: 1e-5, momentum: 0.1 };
-    let refused = |norm: &BatchNorm<'_>, x: &Tensor, epilogue: Epilogue<'_>| {
-        norm.train(x, epilogue, with_another_rank).expect_err("refused").to_string()
-    };
-    assert!(refused(&norm, &d4, Epilogue::None).contains("[n, C, H, W], not [4]"));
-    assert!(refused(&BatchNorm { bias: &d5, ..norm }, &x, Epilogue::None).contains("bias is ([5], Float, Cpu)"));
-    assert!(refused(&norm, &x, Epilogue::AddRelu(&d4)).contains("the residual is ([4], Float)"));
 }
 
 /// The kernels of GPUs, as functions of the CPU.
@@ -320,13 +267,23 @@ fn gpu_kernels_draw_the_same_masks() {
 /// The plain operations, which run on a GPU, round where the kernels do.
 #[test]
 fn bfloat16_products_round_alike() {
-    let (x, weight, qkv) =
-        (random(&[3, 17, 64], Kind::Float), random(&[64], Kind::Float), random(&[192, 64], Kind::Float));
+    let (x, weight, qkv) = (
+        random(&[3, 17, 64], Kind::Float),
+        random(&[64], Kind::Float),
+        random(&[192, 64], Kind::Float),
+    );
     for with in [false, true] {
         let [query, weights, output, depth] = rates(with);
         let rates = AttentionRates { query, weights, output, depth };
         let products = Products::Bfloat16;
-        let branch = Attention { norm: norm(&weight, &weight), qkv: &qkv, heads: 4, products, rates, site: 9 };
+        let branch = Attention {
+            norm: norm(&weight, &weight),
+            qkv: &qkv,
+            heads: 4,
+            products,
+            rates,
+            site: 9,
+        };
         let exact = Attention { products: Products::Full, ..branch };
         let draws = draws(3);
         let found = branch.forward(&x, 17, Some(&draws)).expect("shapes fit") - &x;
@@ -364,7 +321,15 @@ fn kernels_draw_the_same_bits() {
         let elements = in_groups(1000);
         let expected = numbers(&drawn, site, elements, Device::Cpu);
         for row in 0..drawn.rows().size()[0] {
-            let drop = raw::Drop { key: drawn.key(), site, query: 0, weights: 0, output: 0, hidden: 0, depth: 0 };
+            let drop = raw::Drop {
+                key: drawn.key(),
+                site,
+                query: 0,
+                weights: 0,
+                output: 0,
+                hidden: 0,
+                depth: 0,
+            };
             let id = drawn.rows().int64_value(&[row]) as u64;
             let found = calls::draw(&drop, id, elements as usize).expect("drawn");
             let expected = Vec::<i64>::try_from(expected.get(row)).expect("numbers");
@@ -401,13 +366,22 @@ fn other_instruction_sets_agree() {
 fn a_mask_is_a_function_of_its_key() {
     let like = (Kind::Float, Device::Cpu);
     let mask = |key: u64, samples: &[u64], site: u32| {
-        keep_mask(&Draws::new(key, samples, 2), site, 200, Kept::of_rate(0.5), like).expect("a mask")
+        keep_mask(&Draws::new(key, samples, 2), site, 200, Kept::of_rate(0.5), like)
+            .expect("a mask")
     };
     let all = mask(1, &[4, 9, 2], 0); // [6, 200]
     assert!(all.narrow(0, 2, 2).equal(&mask(1, &[9], 0)));
-    let other_network = keep_mask(&Draws::new(1, &[4], 2).of_network(1), 0, 200, Kept::of_rate(0.5), like);
+    let other_network =
+        keep_mask(&Draws::new(1, &[4], 2).of_network(1), 0, 200, Kept::of_rate(0.5), like);
     let other_network = other_network.expect("a mask").get(0);
-    let others = [all.get(0), all.get(1), all.get(2), mask(1, &[4], 1).get(0), mask(2, &[4], 0).get(0), other_network];
+    let others = [
+        all.get(0),
+        all.get(1),
+        all.get(2),
+        mask(1, &[4], 1).get(0),
+        mask(2, &[4], 0).get(0),
+        other_network,
+    ];
     for (at, one) in others.iter().enumerate() {
         assert!(others[..at].iter().all(|other| !one.equal(other)), "mask {at}");
     }
@@ -420,7 +394,8 @@ fn rates_are_those_asked_for() {
         let kept = Kept::of_rate(rate);
         assert!((kept.probability() - (1.0 - rate)).abs() <= 0.5 / 65536.0);
         let samples: Vec<u64> = (0..64).collect();
-        let mask = keep_mask(&Draws::new(3, &samples, 1), 0, 1 << 14, kept, (Kind::Double, Device::Cpu));
+        let mask =
+            keep_mask(&Draws::new(3, &samples, 1), 0, 1 << 14, kept, (Kind::Double, Device::Cpu));
         let mask = mask.expect("a mask");
         let share = mask.gt(0.0).to_kind(Kind::Double).mean(Kind::Double).double_value(&[]);
         assert!((share - kept.probability()).abs() < 2.5e-3, "{rate}: {share}");
@@ -435,7 +410,14 @@ fn shapes_that_do_not_fit_are_refused() {
     let qkv = random(&[24, 8], Kind::Float);
     let all = Kept::EVERYTHING;
     let rates = AttentionRates { query: all, weights: all, output: all, depth: all };
-    let branch = Attention { norm: norm(&d1, &d1), qkv: &qkv, heads: 2, products: Products::Full, rates, site: 0 };
+    let branch = Attention {
+        norm: norm(&d1, &d1),
+        qkv: &qkv,
+        heads: 2,
+        products: Products::Full,
+        rates,
+        site: 0,
+    };
     let refused = |branch: &Attention<'_>, queries: i64, draws: Option<&Draws>| {
         branch.forward(&x, queries, draws).expect_err("refused").to_string()
     };
@@ -443,9 +425,15 @@ fn shapes_that_do_not_fit_are_refused() {
     assert!(refused(&branch, 3, Some(&draws(3))).contains("draws of 3 rows for 2 images"));
     assert!(refused(&Attention { heads: 3, ..branch }, 3, None).contains("3 heads"));
     let narrow = random(&[16, 8], Kind::Float);
-    assert!(refused(&Attention { qkv: &narrow, ..branch }, 3, None).contains("qkv is ([16, 8], Float, Cpu)"));
+    assert!(
+        refused(&Attention { qkv: &narrow, ..branch }, 3, None)
+            .contains("qkv is ([16, 8], Float, Cpu)")
+    );
     let double = random(&[24, 8], Kind::Double);
-    assert!(refused(&Attention { qkv: &double, ..branch }, 3, None).contains("expected [24, 8] of Float on Cpu"));
+    assert!(
+        refused(&Attention { qkv: &double, ..branch }, 3, None)
+            .contains("expected [24, 8] of Float on Cpu")
+    );
 }
 
 #[test]
@@ -459,8 +447,8 @@ fn gradients_are_dropped() {
     assert_eq!(x.grad().double_value(&[0]), 1.0);
 }
 
-/// A NaN reaches the result, also where it would be dropped or is far from the numbers that are exact, and no
-/// other image.
+/// A NaN reaches the result, also where it would be dropped or is far from the numbers that are
+/// exact, and no other image.
 #[test]
 fn a_nan_is_not_lost() {
     let draws = draws(3);
@@ -470,8 +458,14 @@ fn a_nan_is_not_lost() {
         let (weight, qkv) = (random(&[12], kind), random(&[36, 12], kind));
         let [query, weights, output, depth] = rates(true);
         let rates = AttentionRates { query, weights, output, depth };
-        let attention =
-            Attention { norm: norm(&weight, &weight), qkv: &qkv, heads: 3, products: Products::Full, rates, site: 1 };
+        let attention = Attention {
+            norm: norm(&weight, &weight),
+            qkv: &qkv,
+            heads: 3,
+            products: Products::Full,
+            rates,
+            site: 1,
+        };
         let (input, output_weight) = (random(&[7, 12], kind), random(&[12, 7], kind));
         let (bias, output_bias) = (random(&[7], kind), random(&[12], kind));
         let feed_forward = FeedForward {
@@ -482,15 +476,20 @@ fn a_nan_is_not_lost() {
             rates: FeedForwardRates { hidden: output, output, depth },
             site: 5,
         };
-        for out in [attention.forward(&x, 5, Some(&draws)), feed_forward.forward(&x, Some(&draws))] {
+        for out in [attention.forward(&x, 5, Some(&draws)), feed_forward.forward(&x, Some(&draws))]
+        {
             let is_nan = out.expect("shapes fit").isnan().flatten(1, 2).any_dim(1, false);
-            assert_eq!(Vec::<bool>::try_from(is_nan).expect("flags"), [false, true, false], "{kind:?}");
+            assert_eq!(
+                Vec::<bool>::try_from(is_nan).expect("flags"),
+                [false, true, false],
+                "{kind:?}"
+            );
         }
     }
 }
 
-/// An image's embedding must not depend on which others are in its rank's slice: what follows (batch norm over small
-/// variances) can amplify last bits a thousand times.
+/// An image's embedding must not depend on which others are in its rank's slice: what follows
+/// (batch norm over small variances) can amplify last bits a thousand times.
 #[test]
 fn an_image_has_the_same_bits_in_every_batch() {
     let (n, t, d, m) = (256, 17, 64, 128);
@@ -502,8 +501,14 @@ fn an_image_has_the_same_bits_in_every_batch() {
     let [none, ..] = rates(false);
     let run = |x: &Tensor, queries: i64| {
         let rates = AttentionRates { query: none, weights: none, output: none, depth: none };
-        let attention =
-            Attention { norm: norm(&weight, &bias), qkv: &qkv, heads: 4, products: Products::Full, rates, site: 9 };
+        let attention = Attention {
+            norm: norm(&weight, &bias),
+            qkv: &qkv,
+            heads: 4,
+            products: Products::Full,
+            rates,
+            site: 9,
+        };
         let attended = attention.forward(x, queries, None).expect("shapes fit");
         let fed = FeedForward {
             norm: norm(&weight, &bias),
@@ -521,8 +526,13 @@ fn an_image_has_the_same_bits_in_every_batch() {
         for slice in [9, 12, 23, 25, 61, 62, 66, 68, 84, 86, 123, 128, 184, 200] {
             for from in [0, 56] {
                 let part = run(&x.narrow(0, from, slice), queries);
-                for (what, (part, whole)) in ["attention", "feed-forward"].iter().zip(part.iter().zip(&whole)) {
-                    let apart = part.ne_tensor(&whole.narrow(0, from, slice)).sum(Kind::Int64).int64_value(&[]);
+                for (what, (part, whole)) in
+                    ["attention", "feed-forward"].iter().zip(part.iter().zip(&whole))
+                {
+                    let apart = part
+                        .ne_tensor(&whole.narrow(0, from, slice))
+                        .sum(Kind::Int64)
+                        .int64_value(&[]);
                     assert_eq!(apart, 0, "{what}, {queries} queries, {slice} images from {from}");
                 }
             }

@@ -1,7 +1,9 @@
-//! The contrastive loss and its gradient over tiles: memory O(rows x d), never anchors x candidates.
+//! The contrastive loss and its gradient over tiles: memory O(rows x d), never anchors x
+//! candidates.
 //!
-//! Legend: b anchors of this call, B candidates, d width; s [r, c] the logits of a tile; P the candidates of an
-//! anchor's class, its own other view among them; N the others; z and q log-sum-exp over N and over P.
+//! Legend: b anchors of this call, B candidates, d width; s [r, c] the logits of a tile; P the
+//! candidates of an anchor's class, its own other view among them; N the others; z and q
+//! log-sum-exp over N and over P.
 
 use tch::{Device, Kind, Tensor};
 
@@ -20,8 +22,8 @@ impl Tile {
         Self { rows: side, columns: side }
     }
 
-    /// For `b` anchors: on a CPU tiles that stay in its caches, 4 MiB each; on a GPU, where each tile costs about 68 kernel
-    /// launches, 64 MiB.
+    /// For `b` anchors: on a CPU tiles that stay in its caches, 4 MiB each; on a GPU, where each
+    /// tile costs about 68 kernel launches, 64 MiB.
     pub fn for_anchors(b: i64, kind: Kind, device: Device) -> Self {
         let bytes = if device.is_cuda() { 64 << 20 } else { 4 << 20 };
         let elements = bytes / kind.elt_size_in_bytes() as i64;
@@ -35,8 +37,8 @@ const MAX_ROWS: i64 = 1024;
 
 /// The loss's form: the mean over anchors of (a attraction + b spread) / (a + b).
 ///
-/// Attraction is the mean over p in P of log(e^s_p + Z) - s_p, Z the sum of e^s over N; spread is class-conditional
-/// InfoNCE, q - s of the own other view (arXiv 2204.07596).
+/// Attraction is the mean over p in P of log(e^s_p + Z) - s_p, Z the sum of e^s over N; spread is
+/// class-conditional InfoNCE, q - s of the own other view (arXiv 2204.07596).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LossForm {
     /// Weight `a` of attraction and weight `b` of class-conditional InfoNCE.
@@ -71,17 +73,26 @@ pub struct Contrast<'a> {
     pub own: i64,
 }
 
-/// The sum over the anchors of the call, divided by `anchors_in_all`: (value, gradient of the anchors [b, d],
-/// gradient of the candidates [B, d]). The value is a float64 scalar.
+/// The sum over the anchors of the call, divided by `anchors_in_all`: (value, gradient of the
+/// anchors [b, d], gradient of the candidates [B, d]). The value is a float64 scalar.
 ///
 /// # Panics
 /// If shapes do not fit: anchors [b, d], candidates [B, d], labels [B] with own + b <= B.
-pub fn contrast(rows: Contrast<'_>, form: &LossForm, anchors_in_all: i64, tile: Tile) -> (Tensor, Tensor, Tensor) {
+pub fn contrast(
+    rows: Contrast<'_>,
+    form: &LossForm,
+    anchors_in_all: i64,
+    tile: Tile,
+) -> (Tensor, Tensor, Tensor) {
     let (b, d) = rows.anchors.size2().expect("anchors are [b, d]");
     let (candidates, width) = rows.candidates.size2().expect("candidates are [B, d]");
     assert!(
-        width == d && rows.labels.size() == [candidates] && rows.own >= 0 && rows.own + b <= candidates,
-        "anchors [{b}, {d}] from {} on do not fit candidates [{candidates}, {width}] and labels {:?}",
+        width == d
+            && rows.labels.size() == [candidates]
+            && rows.own >= 0
+            && rows.own + b <= candidates,
+        "anchors [{b}, {d}] from {} on do not fit candidates [{candidates}, {width}] and labels \
+        {:?}",
         rows.own,
         rows.labels.size(),
     );
@@ -127,7 +138,8 @@ struct RowSums {
     positives: Tensor,
     /// Sum over P of the clamped logits.
     clamped: Tensor,
-    /// Sum over P of log(e^s + Z), and of sigmoid(s - z); attraction without positives in the denominator.
+    /// Sum over P of log(e^s + Z), and of sigmoid(s - z); attraction without positives in the
+    /// denominator.
     logs: Tensor,
     sigmoids: Tensor,
     /// Logit of the own other view.
@@ -141,7 +153,11 @@ impl Block {
             .step_by(columns as usize)
             .map(|first| {
                 let c = columns.min(candidates - first);
-                (first, rows.candidates.narrow(0, first, c), rows.labels.narrow(0, first, c).unsqueeze(0))
+                (
+                    first,
+                    rows.candidates.narrow(0, first, c),
+                    rows.labels.narrow(0, first, c).unsqueeze(0),
+                )
             })
             .collect();
         let own = rows.own + from;
@@ -160,7 +176,8 @@ impl Block {
         block
     }
 
-    /// (s [r, c], whether j is in P_i [r, c]) of a tile; recomputed at each pass unless there is only one.
+    /// (s [r, c], whether j is in P_i [r, c]) of a tile; recomputed at each pass unless there is
+    /// only one.
     fn logits(&self, tile: usize) -> (Tensor, Tensor) {
         if let Some((s, positive)) = &self.only {
             return (s.shallow_clone(), positive.shallow_clone());
@@ -191,7 +208,8 @@ impl Block {
             sums.z = sums.z.logaddexp(&negatives.logsumexp(&[1_i64][..], true));
             sums.q = sums.q.logaddexp(&positives.logsumexp(&[1_i64][..], true));
             sums.positives += row_sum(&positive.to_kind(like.0));
-            let counted = form.clamp_positive_logits.map_or(s.shallow_clone(), |most| s.clamp_max(most));
+            let counted =
+                form.clamp_positive_logits.map_or(s.shallow_clone(), |most| s.clamp_max(most));
             sums.clamped += row_sum(&keep(&counted, &positive));
         }
         if form.attract > 0.0 && !form.positives_in_denominator {
@@ -222,7 +240,13 @@ impl Block {
     }
 
     /// Pass 3: adds G K to the anchors' gradient [r, d] and G^T U to the candidates' [B, d].
-    fn gradient(&self, sums: &RowSums, form: &LossForm, scale: f64, into: (&mut Tensor, &mut Tensor)) {
+    fn gradient(
+        &self,
+        sums: &RowSums,
+        form: &LossForm,
+        scale: f64,
+        into: (&mut Tensor, &mut Tensor),
+    ) {
         let (attract, spread) = form.weights();
         let (anchors_gradient, candidates_gradient) = into;
         for (tile, (first, candidates, _)) in self.tiles.iter().enumerate() {
@@ -235,7 +259,9 @@ impl Block {
                 g += keep(&(&s - &sums.q).exp(), &positive) * (spread * scale);
             }
             _ = anchors_gradient.addmm_(&g, candidates);
-            _ = candidates_gradient.narrow(0, *first, candidates.size()[0]).addmm_(&g.tr(), &self.anchors);
+            _ = candidates_gradient
+                .narrow(0, *first, candidates.size()[0])
+                .addmm_(&g.tr(), &self.anchors);
         }
         if spread > 0.0 {
             *anchors_gradient -= &self.own_rows * (spread * scale);
@@ -245,12 +271,14 @@ impl Block {
     }
 }
 
-/// dL/ds of the mean attraction of each row, [r, c], in closed form. All positives of a row meet its negatives in one
-/// scalar, r = 1 - mean of sigmoid(s - z) over P.
+/// dL/ds of the mean attraction of each row, [r, c], in closed form. All positives of a row meet
+/// its negatives in one scalar, r = 1 - mean of sigmoid(s - z) over P.
 fn attraction(s: &Tensor, positive: &Tensor, sums: &RowSums, form: &LossForm) -> Tensor {
     let share = sums.positives.reciprocal(); // [r, 1]
     // The published gradient mask of the clamp is inclusive.
-    let pulled = form.clamp_positive_logits.map_or(positive.shallow_clone(), |most| positive.logical_and(&s.le(most)));
+    let pulled = form
+        .clamp_positive_logits
+        .map_or(positive.shallow_clone(), |most| positive.logical_and(&s.le(most)));
     let pull = pulled.to_kind(s.kind()) * &share;
     if form.positives_in_denominator {
         return (s - sums.q.logaddexp(&sums.z)).exp() - pull;

@@ -9,11 +9,13 @@ pub enum Similarity {
     Cosine,
     /// <u_i, w_j>
     Dot,
-    /// <u_i, w_j> / (|u_j| |w_j|): the published code's, whose gradient reaches u_j through column j as well.
+    /// <u_i, w_j> / (|u_j| |w_j|): the published code's, whose gradient reaches u_j through column
+    /// j as well.
     Reference,
 }
 
-/// Rows such that s_ij = `anchors`_i . `candidates`_j. Both [b, d]; row j of each belongs to the same image.
+/// Rows such that s_ij = `anchors`_i . `candidates`_j. Both [b, d]; row j of each belongs to the
+/// same image.
 pub struct Prepared {
     pub anchors: Tensor,
     pub candidates: Tensor,
@@ -46,11 +48,16 @@ impl Prepared {
     /// From the gradients of the rows to those of the embeddings: (du, dw), each [b, d].
     ///
     /// `candidates_gradient` must be the sum over all anchors of the global batch.
-    pub fn finish(&self, anchors_gradient: &Tensor, candidates_gradient: &Tensor) -> (Tensor, Tensor) {
+    pub fn finish(
+        &self,
+        anchors_gradient: &Tensor,
+        candidates_gradient: &Tensor,
+    ) -> (Tensor, Tensor) {
         let (du, h, t) = (anchors_gradient, candidates_gradient, self.temperature);
         let (u_norm, w_norm) = (&self.norms.0, &self.norms.1);
-        let along =
-            |gradient: &Tensor, row: &Tensor| (gradient * row).sum_dim_intlist(&[1_i64][..], true, None::<Kind>);
+        let along = |gradient: &Tensor, row: &Tensor| {
+            (gradient * row).sum_dim_intlist(&[1_i64][..], true, None::<Kind>)
+        };
         match self.similarity {
             Similarity::Dot => (du.shallow_clone(), h / t),
             Similarity::Cosine => {

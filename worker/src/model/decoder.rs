@@ -1,5 +1,6 @@
-//! The decoder of the class-conditional autoencoder (arXiv 2204.07596): a ResNet-18 turned round, with the
-//! published parameter names. Legend: w width of the first stage (512), S the images' side in pixels.
+//! The decoder of the class-conditional autoencoder (arXiv 2204.07596): a ResNet-18 turned round,
+//! with the published parameter names. Legend: w width of the first stage (512), S the images' side
+//! in pixels.
 
 use super::Mode;
 use super::layers::{Conv, ConvShape, linear};
@@ -20,7 +21,8 @@ pub struct Decoder {
     products: Products,
 }
 
-/// Sizes: embeddings of width `d` to images of `channels` x `side` x `side` pixels, through `width` channels at first.
+/// Sizes: embeddings of width `d` to images of `channels` x `side` x `side` pixels, through `width`
+/// channels at first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DecoderShape {
     pub d: i64,
@@ -29,7 +31,8 @@ pub struct DecoderShape {
     pub side: usize,
 }
 
-/// Two 3x3 convolutions; where `shortcut` is there, the second follows a doubling of the map's side.
+/// Two 3x3 convolutions; where `shortcut` is there, the second follows a doubling of the map's
+/// side.
 #[derive(Debug)]
 struct Block {
     conv1: Conv,
@@ -40,14 +43,25 @@ struct Block {
 }
 
 impl Decoder {
-    pub fn new(path: &nn::Path<'_>, shape: DecoderShape, products: Products, sum: &Rc<dyn BatchSum>) -> Self {
+    pub fn new(
+        path: &nn::Path<'_>,
+        shape: DecoderShape,
+        products: Products,
+        sum: &Rc<dyn BatchSum>,
+    ) -> Self {
         let DecoderShape { d, width, channels, side } = shape;
         let mut blocks = Vec::new();
         let mut input = width;
-        for (stage, planes) in [width / 2, width / 4, width / 8, width / 8].into_iter().enumerate() {
+        for (stage, planes) in [width / 2, width / 4, width / 8, width / 8].into_iter().enumerate()
+        {
             let path = path / format!("layer{}", stage + 1);
             let mut push = |index: usize, from, upsample| {
-                blocks.push(Block::new(&(&path / index), [from, planes], (upsample, products), sum));
+                blocks.push(Block::new(
+                    &(&path / index),
+                    [from, planes],
+                    (upsample, products),
+                    sum,
+                ));
             };
             push(0, input, stage < 3);
             push(1, planes, false);
@@ -116,15 +130,21 @@ fn conv(path: &nn::Path<'_>, [input, output]: [i64; 2], kernel: i64, products: P
     Conv::new(path, ConvShape { input, output, kernel, stride: 1 }, products)
 }
 
-/// Nearest-neighbour resize of [n, C, H, W] to `side`. An empty batch passes, which libtorch refuses.
+/// Nearest-neighbour resize of [n, C, H, W] to `side`. An empty batch passes, which libtorch
+/// refuses.
 fn resize(x: &Tensor, side: i64) -> Tensor {
     let (n, c, height, width) = x.size4().expect("feature maps have four dimensions");
     if (height, width) == (side, side) {
         return x.shallow_clone();
     }
-    let index = |from: i64| (Tensor::arange(side, (Kind::Int64, x.device())) * from).divide_scalar_mode(side, "floor");
+    let index = |from: i64| {
+        (Tensor::arange(side, (Kind::Int64, x.device())) * from).divide_scalar_mode(side, "floor")
+    };
     if n == 0 {
-        return x.index_select(2, &index(height)).index_select(3, &index(width)).reshape([n, c, side, side]);
+        return x
+            .index_select(2, &index(height))
+            .index_select(3, &index(width))
+            .reshape([n, c, side, side]);
     }
     x.upsample_nearest2d([side, side], None, None)
 }

@@ -1,4 +1,5 @@
-//! Layers with torch's default initialisation, which tch does not use by itself, and convolutions in each precision.
+//! Layers with torch's default initialisation, which tch does not use by itself, and convolutions
+//! in each precision.
 
 use tch::Tensor;
 use tch::nn::{self, Init};
@@ -19,7 +20,8 @@ pub(crate) fn linear(path: &nn::Path<'_>, input: i64, output: i64, bias: bool) -
     nn::linear(path, input, output, nn::LinearConfig { ws_init: init, bs_init: Some(init), bias })
 }
 
-/// `torch.nn.Conv2d` without bias, with a square kernel of odd size. Padding keeps the size at stride 1.
+/// `torch.nn.Conv2d` without bias, with a square kernel of odd size. Padding keeps the size at
+/// stride 1.
 #[derive(Debug)]
 pub(crate) struct Conv {
     /// [output, input, kernel, kernel]
@@ -43,16 +45,27 @@ impl Conv {
         Self::with_init(path, shape, uniform(shape.input * shape.kernel * shape.kernel), products)
     }
 
-    pub(crate) fn with_init(path: &nn::Path<'_>, shape: ConvShape, init: Init, products: Products) -> Self {
+    pub(crate) fn with_init(
+        path: &nn::Path<'_>,
+        shape: ConvShape,
+        init: Init,
+        products: Products,
+    ) -> Self {
         let ConvShape { input, output, kernel, stride } = shape;
-        Self { weight: path.var("weight", &[output, input, kernel, kernel], init), stride, products }
+        Self {
+            weight: path.var("weight", &[output, input, kernel, kernel], init),
+            stride,
+            products,
+        }
     }
 
     /// [n, input, H, W] to [n, output, H / stride, W / stride], rounded up; in the kind of `x`.
     pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
         let padding = self.weight.size()[2] / 2;
         let (factor, weight) = (self.products.factor(x), self.products.factor(&self.weight));
-        factor.conv2d::<&Tensor>(&weight, None, [self.stride; 2], [padding; 2], [1, 1], 1).to_kind(x.kind())
+        factor
+            .conv2d::<&Tensor>(&weight, None, [self.stride; 2], [padding; 2], [1, 1], 1)
+            .to_kind(x.kind())
     }
 }
 

@@ -1,8 +1,8 @@
 //! The networks: an encoder, a linear head on coarse labels, and for autoencoders a decoder.
 //!
-//! They do not know that they are distributed, with one exception in the open: batch norm takes its statistics
-//! over the global batch through a [`BatchSum`]. Parameter names are those of the published code, so that a
-//! checkpoint opens in PyTorch; they are always visited in sorted order.
+//! They do not know that they are distributed, with one exception in the open: batch norm takes its
+//! statistics over the global batch through a [`BatchSum`]. Parameter names are those of the
+//! published code, so that a checkpoint opens in PyTorch; they are always visited in sorted order.
 
 mod decoder;
 mod layers;
@@ -24,8 +24,8 @@ use tch::{Device, Tensor};
 use thanos_configs::{DataSet, EncoderConfig, ModelConfig, Precision};
 use thanos_fused::Draws;
 
-/// Whether dropout, stochastic depth and batch statistics are in force. All that is random in training is a function of
-/// the draws; nothing comes from torch's generator.
+/// Whether dropout, stochastic depth and batch statistics are in force. All that is random in
+/// training is a function of the draws; nothing comes from torch's generator.
 #[derive(Clone, Copy, Debug)]
 pub enum Mode<'a> {
     Train(&'a Draws),
@@ -50,15 +50,36 @@ pub enum Encoder {
 }
 
 impl Encoder {
-    fn new(root: &nn::Path<'_>, config: &ModelConfig, data: &DataSet, sum: &Rc<dyn BatchSum>) -> Self {
-        let input = |stem| resnet::Input { channels: data.channels, stem, products: products(config.precision) };
+    fn new(
+        root: &nn::Path<'_>,
+        config: &ModelConfig,
+        data: &DataSet,
+        sum: &Rc<dyn BatchSum>,
+    ) -> Self {
+        let input = |stem| resnet::Input {
+            channels: data.channels,
+            stem,
+            products: products(config.precision),
+        };
         match config.encoder {
             EncoderConfig::Vit { patch, width, depth, heads, mlp } => {
-                let shape = VitShape { channels: data.channels, side: data.side, patch, width, depth, heads, mlp };
+                let shape = VitShape {
+                    channels: data.channels,
+                    side: data.side,
+                    patch,
+                    width,
+                    depth,
+                    heads,
+                    mlp,
+                };
                 Encoder::Vit(Box::new(Vit::new(root, shape, config)))
             }
-            EncoderConfig::Resnet18 { stem } => Encoder::Resnet(Resnet::eighteen(root, input(stem), sum)),
-            EncoderConfig::Resnet50 { stem } => Encoder::Resnet(Resnet::fifty(root, input(stem), sum)),
+            EncoderConfig::Resnet18 { stem } => {
+                Encoder::Resnet(Resnet::eighteen(root, input(stem), sum))
+            }
+            EncoderConfig::Resnet50 { stem } => {
+                Encoder::Resnet(Resnet::fifty(root, input(stem), sum))
+            }
         }
     }
 
@@ -84,7 +105,8 @@ impl Encoder {
 #[derive(Debug)]
 pub struct Model {
     variables: VarStore,
-    /// Names of what is not trained by gradients: moving statistics. Frozen or not, they are the same.
+    /// Names of what is not trained by gradients: moving statistics. Frozen or not, they are the
+    /// same.
     buffers: Vec<String>,
     pub encoder: Encoder,
     /// Linear d -> classes, `cls.*` in checkpoints.
@@ -93,7 +115,8 @@ pub struct Model {
 }
 
 impl Model {
-    /// Initial weights come from torch's global generator of the CPU, whatever the device: seed it first.
+    /// Initial weights come from torch's global generator of the CPU, whatever the device: seed it
+    /// first.
     pub fn new(
         config: &ModelConfig,
         data: &DataSet,
@@ -116,7 +139,8 @@ impl Model {
             Decoder::new(&(&root / "decoder"), shape, products(config.precision), sum)
         });
         variables.set_device(device);
-        let is_buffer = |(name, tensor): (String, Tensor)| (!tensor.requires_grad()).then_some(name);
+        let is_buffer =
+            |(name, tensor): (String, Tensor)| (!tensor.requires_grad()).then_some(name);
         let buffers = variables.variables().into_iter().filter_map(is_buffer).collect();
         let mut model = Self { variables, buffers, encoder, head, decoder };
         if config.precision == Precision::Float64 {

@@ -1,5 +1,6 @@
-//! Batch normalisation whose training statistics are those of the global batch, so that the curve does not depend
-//! on how many ranks share it. The only place where a model knows that there are others.
+//! Batch normalisation whose training statistics are those of the global batch, so that the curve
+//! does not depend on how many ranks share it. The only place where a model knows that there are
+//! others.
 
 use super::Mode;
 use anyhow::Result;
@@ -59,7 +60,12 @@ impl BatchNorm {
     }
 
     /// [n, C, H, W] to the same shape. A rank may hold no image.
-    pub(crate) fn forward(&self, x: &Tensor, epilogue: Epilogue<'_>, mode: Mode<'_>) -> Result<Tensor> {
+    pub(crate) fn forward(
+        &self,
+        x: &Tensor,
+        epilogue: Epilogue<'_>,
+        mode: Mode<'_>,
+    ) -> Result<Tensor> {
         let norm = thanos_fused::BatchNorm {
             weight: &self.weight,
             bias: &self.bias,

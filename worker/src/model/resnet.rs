@@ -1,5 +1,6 @@
-//! ResNet-18 and ResNet-50 encoders with torchvision's parameter names (torchvision/models/resnet.py), without the
-//! classifier; a stem for 32 x 32 images beside torchvision's own.
+//! ResNet-18 and ResNet-50 encoders with torchvision's parameter names
+//! (torchvision/models/resnet.py), without the classifier; a stem for 32 x 32 images beside
+//! torchvision's own.
 
 use super::Mode;
 use super::layers::{Conv, ConvShape};
@@ -61,13 +62,22 @@ impl Resnet {
         Self::new(root, input, (Kind::Bottleneck, [3, 4, 6, 3]), sum)
     }
 
-    fn new(root: &nn::Path<'_>, input: Input, (kind, depths): (Kind, [usize; 4]), sum: &Rc<dyn BatchSum>) -> Self {
+    fn new(
+        root: &nn::Path<'_>,
+        input: Input,
+        (kind, depths): (Kind, [usize; 4]),
+        sum: &Rc<dyn BatchSum>,
+    ) -> Self {
         let Input { channels, stem, products } = input;
         let (kernel, stride) = match stem {
             Stem::Imagenet => (7, 2),
             Stem::Cifar => (3, 1),
         };
-        let conv1 = conv(&(root / "conv1"), ConvShape { input: channels as i64, output: 64, kernel, stride }, products);
+        let conv1 = conv(
+            &(root / "conv1"),
+            ConvShape { input: channels as i64, output: 64, kernel, stride },
+            products,
+        );
         let bn1 = BatchNorm::new(&(root / "bn1"), 64, sum);
         let mut input = 64;
         let mut blocks = Vec::new();
@@ -112,7 +122,9 @@ impl Block {
         // torchvision puts a bottleneck's stride on its 3x3 convolution.
         let sizes = match kind {
             Kind::Basic => vec![(input, planes, 3, stride), (planes, planes, 3, 1)],
-            Kind::Bottleneck => vec![(input, planes, 1, 1), (planes, planes, 3, stride), (planes, output, 1, 1)],
+            Kind::Bottleneck => {
+                vec![(input, planes, 1, 1), (planes, planes, 3, stride), (planes, output, 1, 1)]
+            }
         };
         let layers = sizes
             .into_iter()
@@ -148,7 +160,10 @@ impl Block {
 
 /// No bias; He-normal over the outputs, as torchvision initialises.
 fn conv(path: &nn::Path<'_>, shape: ConvShape, products: Products) -> Conv {
-    let init =
-        Init::Kaiming { dist: NormalOrUniform::Normal, fan: FanInOut::FanOut, non_linearity: NonLinearity::ReLU };
+    let init = Init::Kaiming {
+        dist: NormalOrUniform::Normal,
+        fan: FanInOut::FanOut,
+        non_linearity: NonLinearity::ReLU,
+    };
     Conv::with_init(path, shape, init, products)
 }

@@ -1,6 +1,6 @@
-//! The vision transformer of the paper's published code (arXiv 2204.07596): pre-norm blocks, no projection after the
-//! attention, query dropout, stochastic depth. Legend: n images, T patches, t = T + 1 tokens, d width, h heads.
-//! What a block computes, and how it draws, is `thanos-fused`'s.
+//! The vision transformer of the paper's published code (arXiv 2204.07596): pre-norm blocks, no
+//! projection after the attention, query dropout, stochastic depth. Legend: n images, T patches, t
+//! = T + 1 tokens, d width, h heads. What a block computes, and how it draws, is `thanos-fused`'s.
 
 use super::Mode;
 use super::layers::{linear, products};
@@ -8,12 +8,12 @@ use tch::Tensor;
 use tch::nn::{self, LayerNorm, Linear, Module};
 use thanos_configs::ModelConfig;
 use thanos_fused::{
-    Attention, AttentionRates, Draws, Error, FeedForward, FeedForwardRates, Kept, Linear as Weights, Norm, Products,
-    keep_mask,
+    Attention, AttentionRates, Draws, Error, FeedForward, FeedForwardRates, Kept,
+    Linear as Weights, Norm, Products, keep_mask,
 };
 
-/// Sites of random draws (see `thanos_fused::Draws`): the patch embedding's, and those of each block, from 8 (block + 1)
-/// on: four of its attention, and three of its feed-forward branch.
+/// Sites of random draws (see `thanos_fused::Draws`): the patch embedding's, and those of each
+/// block, from 8 (block + 1) on: four of its attention, and three of its feed-forward branch.
 const EMBEDDING_SITE: u32 = 0;
 const SITES_OF_BLOCK: u32 = 8;
 const ATTENTION_SITES: u32 = 4;
@@ -43,7 +43,11 @@ impl Dropout {
         if config.dropout == 0.0 {
             return Self { embedding: 0.0, query: 0.0, block: 0.0 };
         }
-        Self { embedding: config.embedding_dropout, query: config.query_dropout, block: config.dropout }
+        Self {
+            embedding: config.embedding_dropout,
+            query: config.query_dropout,
+            block: config.dropout,
+        }
     }
 }
 
@@ -84,8 +88,9 @@ impl Vit {
         let (pre, enc) = (root / "pre" / "emb", root / "enc");
         let dropout = Dropout::of(config);
         let last = shape.depth.saturating_sub(1).max(1) as f64;
-        let blocks =
-            (0..shape.depth).map(|k| Block::new(&(&enc / "f" / k), (shape, k), dropout, k as f64 / last)).collect();
+        let blocks = (0..shape.depth)
+            .map(|k| Block::new(&(&enc / "f" / k), (shape, k), dropout, k as f64 / last))
+            .collect();
         let products = products(config.precision);
         let clipped = |path: &nn::Path<'_>, name: &str, dims: &[i64]| {
             let mut variable = path.var(name, dims, nn::Init::Randn { mean: 0.0, stdev: 0.1 });
@@ -96,7 +101,12 @@ impl Vit {
             shape,
             dropout,
             products,
-            patches: linear(&(&pre / 0), (shape.patch * shape.patch * shape.channels) as i64, d, true),
+            patches: linear(
+                &(&pre / 0),
+                (shape.patch * shape.patch * shape.channels) as i64,
+                d,
+                true,
+            ),
             patches_norm: nn::layer_norm(&pre / 1, vec![d], Default::default()),
             cls_token: clipped(&enc, "cls_token", &[1, 1, d]),
             positions: clipped(&enc, "pe", &[patches + 3, d]),
@@ -116,7 +126,11 @@ impl Vit {
     pub fn forward(&self, images: &Tensor, mode: Mode<'_>) -> Result<Tensor, Error> {
         let draws = mode.draws();
         let n = images.size()[0];
-        let tokens = self.products.linear(&self.patchify(images), &self.patches.ws, self.patches.bs.as_ref()); // [n, T, d]
+        let tokens = self.products.linear(
+            &self.patchify(images),
+            &self.patches.ws,
+            self.patches.bs.as_ref(),
+        ); // [n, T, d]
         let tokens = self.drop_embedding(self.patches_norm.forward(&tokens), draws)?;
         let cls = self.cls_token.expand([n, 1, self.width()], false);
         let tokens = Tensor::cat(&[cls, tokens], 1); // [n, t, d]
@@ -133,10 +147,15 @@ impl Vit {
 
     /// [n, C, S, S] to [n, T, p * p * C], a patch flattened as (row, column, channel).
     fn patchify(&self, images: &Tensor) -> Tensor {
-        let (n, c, s) = images.size4().map(|(n, c, s, _)| (n, c, s)).expect("images have four dimensions");
+        let (n, c, s) =
+            images.size4().map(|(n, c, s, _)| (n, c, s)).expect("images have four dimensions");
         let p = self.shape.patch as i64;
         let side = s / p;
-        images.reshape([n, c, side, p, side, p]).permute([0, 2, 4, 3, 5, 1]).reshape([n, side * side, p * p * c])
+        images.reshape([n, c, side, p, side, p]).permute([0, 2, 4, 3, 5, 1]).reshape([
+            n,
+            side * side,
+            p * p * c,
+        ])
     }
 
     /// Dropout of patches [n, T, d].
@@ -144,14 +163,20 @@ impl Vit {
         let kept = Kept::of_rate(self.dropout.embedding);
         let Some(draws) = draws.filter(|_| kept != Kept::EVERYTHING) else { return Ok(patches) };
         let elements = patches.size()[1..].iter().product();
-        let mask = keep_mask(draws, EMBEDDING_SITE, elements, kept, (patches.kind(), patches.device()))?;
+        let mask =
+            keep_mask(draws, EMBEDDING_SITE, elements, kept, (patches.kind(), patches.device()))?;
         Ok(&patches * mask.view_as(&patches))
     }
 }
 
 impl Block {
     /// `depth` of 0 to 1: how far up the block is, which scales its stochastic depth.
-    fn new(path: &nn::Path<'_>, (shape, index): (VitShape, usize), dropout: Dropout, depth: f64) -> Self {
+    fn new(
+        path: &nn::Path<'_>,
+        (shape, index): (VitShape, usize),
+        dropout: Dropout,
+        depth: f64,
+    ) -> Self {
         let (d, mlp) = (shape.width as i64, shape.mlp as i64);
         let (attention, feed) = (path / "mha" / "f", path / "ffn" / "f");
         let (output, depth) = (Kept::of_rate(dropout.block), Kept::of_rate(dropout.block * depth));
@@ -162,7 +187,12 @@ impl Block {
             mlp_in: linear(&(&feed / "f" / "f" / 0), d, mlp, true),
             mlp_out: linear(&(&feed / "f" / "f" / 3), mlp, d, true),
             heads: shape.heads as i64,
-            attention_rates: AttentionRates { query: Kept::of_rate(dropout.query), weights: output, output, depth },
+            attention_rates: AttentionRates {
+                query: Kept::of_rate(dropout.query),
+                weights: output,
+                output,
+                depth,
+            },
             feed_forward_rates: FeedForwardRates { hidden: output, output, depth },
             site: SITES_OF_BLOCK * (index as u32 + 1),
         }
@@ -198,11 +228,16 @@ impl Block {
 
 fn norm_of(norm: &LayerNorm) -> Norm<'_> {
     match (&norm.ws, &norm.bs) {
-        (Some(weight), Some(bias)) => Norm { weight, bias, eps: nn::LayerNormConfig::default().eps },
+        (Some(weight), Some(bias)) => {
+            Norm { weight, bias, eps: nn::LayerNormConfig::default().eps }
+        }
         _ => unreachable!("tch's default layer norm has a weight and a bias"),
     }
 }
 
 fn weights_of(linear: &Linear) -> Weights<'_> {
-    Weights { weight: &linear.ws, bias: linear.bs.as_ref().expect("these layers are made with a bias") }
+    Weights {
+        weight: &linear.ws,
+        bias: linear.bs.as_ref().expect("these layers are made with a bias"),
+    }
 }

@@ -1,5 +1,5 @@
-//! How a worker is admitted: it makes a key, which never leaves this process, and exchanges its join token for a
-//! certificate. The run's authority is all that it trusts.
+//! How a worker is admitted: it makes a key, which never leaves this process, and exchanges its
+//! join token for a certificate. The run's authority is all that it trusts.
 
 use crate::error::WorkerError;
 use anyhow::{Context, Result};
@@ -25,8 +25,8 @@ pub(super) enum Admission {
     Token {
         authority: Certificate,
         token: String,
-        /// The same at every attempt: an enrolment whose answer was lost is repeated, and the coordinator knows it by its
-        /// key.
+        /// The same at every attempt: an enrolment whose answer was lost is repeated, and the
+        /// coordinator knows it by its key.
         key: Box<KeyPair>,
     },
     Certificate {
@@ -45,7 +45,8 @@ impl Admission {
         let Some(folder) = folder else { return Ok(Self::Insecure) };
         let read = |name: &str| {
             let file = folder.join(name);
-            std::fs::read_to_string(&file).map_err(|error| refused(format!("cannot read {}: {error}", file.display())))
+            std::fs::read_to_string(&file)
+                .map_err(|error| refused(format!("cannot read {}: {error}", file.display())))
         };
         let (authority, token) = (Certificate::from_pem(read(CA)?), read(TOKEN)?.trim().into());
         Ok(Self::Token { authority, token, key: Box::new(KeyPair::generate()?) })
@@ -55,32 +56,53 @@ impl Admission {
     pub(super) fn hint(&self) -> &'static str {
         match self {
             Self::Insecure => " (a coordinator without --insecure needs --credentials)",
-            Self::Token { .. } | Self::Certificate { .. } => " (one with --insecure needs the same of its workers)",
+            Self::Token { .. } | Self::Certificate { .. } => {
+                " (one with --insecure needs the same of its workers)"
+            }
         }
     }
 
-    /// The coordinator's address for a client with credentials; a token is exchanged for them first.
+    /// The coordinator's address for a client with credentials; a token is exchanged for them
+    /// first.
     ///
     /// # Errors
     /// [`WorkerError::Refused`] if the coordinator is not the run's, or does not take the token;
     /// else it could not be reached.
-    pub(super) async fn endpoint(&mut self, coordinator: &str, worker_id: &str) -> Result<Endpoint> {
+    pub(super) async fn endpoint(
+        &mut self,
+        coordinator: &str,
+        worker_id: &str,
+    ) -> Result<Endpoint> {
         let endpoint = |scheme: &str| {
             let endpoint = Endpoint::from_shared(format!("{scheme}://{coordinator}"));
             endpoint.with_context(|| format!("`{coordinator}` is not HOST:PORT"))
         };
         if let Self::Token { authority, token, key } = self {
-            let tls = ClientTlsConfig::new().ca_certificate(authority.clone()).domain_name(COORDINATOR_NAME);
-            let certificate_request = CertificateParams::default().serialize_request(key.as_ref())?.der().to_vec();
-            let request = EnrolRequest { worker_id: worker_id.into(), token: token.clone(), certificate_request };
-            let channel = endpoint("https")?.tls_config(tls.clone())?.connect().await.map_err(unless_untrusted)?;
-            let reply = CoordinatorClient::new(channel).enrol(request).await.map_err(unless_refused)?;
+            let tls = ClientTlsConfig::new()
+                .ca_certificate(authority.clone())
+                .domain_name(COORDINATOR_NAME);
+            let certificate_request =
+                CertificateParams::default().serialize_request(key.as_ref())?.der().to_vec();
+            let request = EnrolRequest {
+                worker_id: worker_id.into(),
+                token: token.clone(),
+                certificate_request,
+            };
+            let channel = endpoint("https")?
+                .tls_config(tls.clone())?
+                .connect()
+                .await
+                .map_err(unless_untrusted)?;
+            let reply =
+                CoordinatorClient::new(channel).enrol(request).await.map_err(unless_refused)?;
             let identity = (reply.into_inner().certificate, key.serialize_pem());
             let tls = tls.identity(Identity::from_pem(&identity.0, &identity.1));
             *self = Self::Certificate { tls: Box::new(tls), identity };
         }
         match self {
-            Self::Certificate { tls, .. } => Ok(endpoint("https")?.tls_config(tls.as_ref().clone())?),
+            Self::Certificate { tls, .. } => {
+                Ok(endpoint("https")?.tls_config(tls.as_ref().clone())?)
+            }
             Self::Insecure | Self::Token { .. } => endpoint("http"),
         }
     }

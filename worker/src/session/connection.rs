@@ -1,4 +1,5 @@
-//! One stream to the coordinator, as the training thread holds it: events out, answers in, until it is lost.
+//! One stream to the coordinator, as the training thread holds it: events out, answers in, until it
+//! is lost.
 
 use super::MAX_UNRECORDED;
 use crate::error::{Result, WorkerError};
@@ -86,10 +87,15 @@ impl Connection {
 
     pub(super) fn send_step(&self, step: StepDone) -> Result<()> {
         let too_many = |steps: &mut Steps| {
-            !steps.lost && !steps.released && steps.reported - steps.recorded >= MAX_UNRECORDED as u64
+            !steps.lost
+                && !steps.released
+                && steps.reported - steps.recorded >= MAX_UNRECORDED as u64
         };
-        let mut steps =
-            self.window.changed.wait_while(self.window.lock(), too_many).unwrap_or_else(PoisonError::into_inner);
+        let mut steps = self
+            .window
+            .changed
+            .wait_while(self.window.lock(), too_many)
+            .unwrap_or_else(PoisonError::into_inner);
         steps.reported += 1;
         drop(steps);
         self.send(WorkerEvent::Step(step))
@@ -136,13 +142,17 @@ mod tests {
             connection.send_step(step(number)).expect("room");
         }
         let window = far.window.clone();
-        let waiting = std::thread::spawn(move || connection.send_step(step(64)).map(|()| connection));
+        let waiting =
+            std::thread::spawn(move || connection.send_step(step(64)).map(|()| connection));
         assert!(!waiting.is_finished());
         window.recorded(1);
         let connection = waiting.join().expect("no panic").expect("one was recorded");
         let waiting = std::thread::spawn(move || connection.send_step(step(65)));
         window.lose();
-        assert!(waiting.join().expect("no panic").is_err(), "no thread waits for a lost connection");
+        assert!(
+            waiting.join().expect("no panic").is_err(),
+            "no thread waits for a lost connection"
+        );
         let reported = std::iter::from_fn(|| far.events.try_recv().ok()).count();
         assert_eq!(reported, 65);
     }

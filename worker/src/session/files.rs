@@ -1,4 +1,5 @@
-//! The files of checkpoints, with the coordinator, as blocking calls: for a worker that does not see the run directory.
+//! The files of checkpoints, with the coordinator, as blocking calls: for a worker that does not
+//! see the run directory.
 
 use super::stream::Client;
 use crate::failpoints::crash;
@@ -53,7 +54,8 @@ impl RunFiles for Remote {
             let parts = std::iter::once(head).chain(chunks.into_iter().map(Part::Chunk));
             let parts = tokio_stream::iter(parts.map(|part| FilePart { part: Some(part) }));
             let mut client = self.client.clone();
-            self.wait(client.store_file(parts)).with_context(|| format!("{name} to the coordinator"))?;
+            self.wait(client.store_file(parts))
+                .with_context(|| format!("{name} to the coordinator"))?;
             crash("save-written");
         }
         crash("save-synced");

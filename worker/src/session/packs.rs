@@ -16,7 +16,12 @@ pub(crate) struct PackParts {
 }
 
 impl PackParts {
-    pub(super) fn open(mut client: Client, runtime: Handle, fingerprint: &str, offset: u64) -> Result<Self> {
+    pub(super) fn open(
+        mut client: Client,
+        runtime: Handle,
+        fingerprint: &str,
+        offset: u64,
+    ) -> Result<Self> {
         let request = PackRequest { fingerprint: fingerprint.into(), offset };
         let parts = runtime
             .block_on(async { tokio::time::timeout(MAX_SILENCE, client.fetch_pack(request)).await })
@@ -26,9 +31,14 @@ impl PackParts {
     }
 
     fn next(&mut self) -> Result<Option<Part>> {
-        let message = self.runtime.block_on(async { tokio::time::timeout(MAX_SILENCE, self.parts.message()).await });
-        let message = message.with_context(|| format!("no chunk was received for {MAX_SILENCE:?}"))?;
-        Ok(message.map_err(|status| anyhow::anyhow!("{}", status.message()))?.and_then(|part| part.part))
+        let message = self
+            .runtime
+            .block_on(async { tokio::time::timeout(MAX_SILENCE, self.parts.message()).await });
+        let message =
+            message.with_context(|| format!("no chunk was received for {MAX_SILENCE:?}"))?;
+        Ok(message
+            .map_err(|status| anyhow::anyhow!("{}", status.message()))?
+            .and_then(|part| part.part))
     }
 
     /// Length and SHA-256 of the whole file.

@@ -1,7 +1,7 @@
-//! Stop signals of this worker: systemd, Slurm, process groups and preemption deliver them to workers as well, or to
-//! workers only. The first one is reported to the coordinator, and training continues: SIGTERM as a notice, as it may be for
-//! this worker only, when its node is drained; the others as a request to stop the whole run, with a checkpoint. A later
-//! signal ends this process.
+//! Stop signals of this worker: systemd, Slurm, process groups and preemption deliver them to
+//! workers as well, or to workers only. The first one is reported to the coordinator, and training
+//! continues: SIGTERM as a notice, as it may be for this worker only, when its node is drained; the
+//! others as a request to stop the whole run, with a checkpoint. A later signal ends this process.
 
 use anyhow::{Context, Result};
 use std::time::{Duration, Instant};
@@ -12,7 +12,8 @@ use thanos_transport::hangup_is_ignored;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
-/// Signals within this time of the first one are the same request: it may be delivered more than once.
+/// Signals within this time of the first one are the same request: it may be delivered more than
+/// once.
 const DUPLICATE_INTERVAL: Duration = Duration::from_secs(1);
 
 const SIGTERM: &str = "SIGTERM";
@@ -20,7 +21,8 @@ const SIGTERM: &str = "SIGTERM";
 /// What the coordinator is sent; `None`: no signal has come.
 pub(super) type StopRequest = watch::Sender<Option<WorkerEvent>>;
 
-/// Handles stop signals from now on, on the runtime that this is called in: SIGHUP is one unless it is ignored.
+/// Handles stop signals from now on, on the runtime that this is called in: SIGHUP is one unless it
+/// is ignored.
 ///
 /// # Errors
 /// If a signal cannot be handled.
@@ -47,7 +49,11 @@ pub(super) fn handle(request: StopRequest, worker_id: String) -> Result<()> {
     Ok(())
 }
 
-async fn act_on(mut signals: mpsc::Receiver<&'static str>, request: StopRequest, worker_id: String) {
+async fn act_on(
+    mut signals: mpsc::Receiver<&'static str>,
+    request: StopRequest,
+    worker_id: String,
+) {
     let mut first: Option<Instant> = None;
     while let Some(name) = signals.recv().await {
         match first {
@@ -57,7 +63,9 @@ async fn act_on(mut signals: mpsc::Receiver<&'static str>, request: StopRequest,
             None => {
                 first = Some(Instant::now());
                 request.send_replace(Some(report_of(name, &worker_id)));
-                tracing::warn!("{name}: reported to the coordinator, which decides whether the run stops");
+                tracing::warn!(
+                    "{name}: reported to the coordinator, which decides whether the run stops"
+                );
             }
         }
     }
@@ -71,7 +79,10 @@ fn report_of(signal: &str, worker_id: &str) -> WorkerEvent {
 }
 
 /// Sends the report on a session's stream: at once if there is one, as after a reconnection.
-pub(super) async fn report(events: mpsc::Sender<WorkerEvent>, mut request: watch::Receiver<Option<WorkerEvent>>) {
+pub(super) async fn report(
+    events: mpsc::Sender<WorkerEvent>,
+    mut request: watch::Receiver<Option<WorkerEvent>>,
+) {
     let event = tokio::select! {
         () = events.closed() => return,
         asked = request.wait_for(Option::is_some) => asked.ok().and_then(|event| event.clone()),
@@ -95,7 +106,8 @@ mod tests {
         let (again, mut sent_again) = mpsc::channel(4);
         report(again, request.subscribe()).await;
         before.await.expect("no panic");
-        let expected = || Some(WorkerEvent::StopRequested { reason: "SIGINT received by w".into() });
+        let expected =
+            || Some(WorkerEvent::StopRequested { reason: "SIGINT received by w".into() });
         assert_eq!((sent.recv().await, sent_again.recv().await), (expected(), expected()));
         assert_eq!(report_of("SIGTERM", "w"), WorkerEvent::TerminationNotice);
     }

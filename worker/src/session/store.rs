@@ -1,5 +1,6 @@
-//! The coordinator as the rendezvous of a process group: each store operation is one call, fenced by generation. A rank
-//! sets its own address and gets those of all others in one call, however many they are.
+//! The coordinator as the rendezvous of a process group: each store operation is one call, fenced
+//! by generation. A rank sets its own address and gets those of all others in one call, however
+//! many they are.
 
 use super::stream::Client;
 use std::collections::HashMap;
@@ -19,7 +20,11 @@ pub(super) struct CoordinatorStore {
 }
 
 impl CoordinatorStore {
-    pub(super) fn new(client: Client, runtime: Handle, (generation, world_size): (u64, usize)) -> Self {
+    pub(super) fn new(
+        client: Client,
+        runtime: Handle,
+        (generation, world_size): (u64, usize),
+    ) -> Self {
         Self { client, runtime, generation, world_size, ahead: Mutex::default() }
     }
 
@@ -45,7 +50,8 @@ impl CoordinatorStore {
     }
 }
 
-/// The keys of all ranks, if these are the keys of the first ones: a prefix and the numbers from 0 on.
+/// The keys of all ranks, if these are the keys of the first ones: a prefix and the numbers from 0
+/// on.
 fn keys_of_all_ranks(keys: &[&str], world_size: usize) -> Option<Vec<String>> {
     let prefix = keys.first()?.strip_suffix('0')?;
     let are_first = keys.iter().enumerate().all(|(rank, key)| *key == format!("{prefix}{rank}"));
@@ -56,7 +62,8 @@ fn keys_of_all_ranks(keys: &[&str], world_size: usize) -> Option<Vec<String>> {
 
 impl KeyValueStore for CoordinatorStore {
     fn set(&self, key: &str, value: &[u8]) -> Result<(), String> {
-        self.call(Operation::Set(v1::StoreSet { key: key.into(), value: value.to_vec().into() })).map(drop)
+        self.call(Operation::Set(v1::StoreSet { key: key.into(), value: value.to_vec().into() }))
+            .map(drop)
     }
 
     fn get(&self, key: &str, timeout: Duration) -> Result<Vec<u8>, String> {
@@ -68,8 +75,11 @@ impl KeyValueStore for CoordinatorStore {
         if let Some(values) = self.take_ahead(keys) {
             return Ok(values);
         }
-        let Some(all) = keys_of_all_ranks(keys, self.world_size) else { return self.values(keys, timeout) };
-        let mut values = self.values(&all.iter().map(String::as_str).collect::<Vec<_>>(), timeout)?;
+        let Some(all) = keys_of_all_ranks(keys, self.world_size) else {
+            return self.values(keys, timeout);
+        };
+        let mut values =
+            self.values(&all.iter().map(String::as_str).collect::<Vec<_>>(), timeout)?;
         let rest = values.split_off(keys.len().min(values.len()));
         let ahead = all.into_iter().skip(keys.len()).zip(rest);
         self.ahead.lock().unwrap_or_else(PoisonError::into_inner).extend(ahead);
@@ -77,17 +87,25 @@ impl KeyValueStore for CoordinatorStore {
     }
 
     fn add(&self, key: &str, amount: i64) -> Result<i64, String> {
-        self.call(Operation::Add(v1::StoreAdd { key: key.into(), amount })).map(|reply| reply.number)
+        self.call(Operation::Add(v1::StoreAdd { key: key.into(), amount }))
+            .map(|reply| reply.number)
     }
 
     fn compare_set(&self, key: &str, expected: &[u8], desired: &[u8]) -> Result<Vec<u8>, String> {
-        let request = v1::StoreCompareSet { key: key.into(), expected: expected.into(), desired: desired.into() };
+        let request = v1::StoreCompareSet {
+            key: key.into(),
+            expected: expected.into(),
+            desired: desired.into(),
+        };
         let first = self.call(Operation::CompareSet(request))?.values.into_iter().next();
-        first.map(Into::into).ok_or_else(|| format!("the coordinator answered `{key}` without a value"))
+        first
+            .map(Into::into)
+            .ok_or_else(|| format!("the coordinator answered `{key}` without a value"))
     }
 
     fn delete(&self, key: &str) -> Result<bool, String> {
-        self.call(Operation::Delete(v1::StoreDelete { key: key.into() })).map(|reply| reply.number != 0)
+        self.call(Operation::Delete(v1::StoreDelete { key: key.into() }))
+            .map(|reply| reply.number != 0)
     }
 
     fn check(&self, keys: &[&str]) -> Result<bool, String> {
@@ -106,7 +124,9 @@ mod tests {
 
     #[test]
     fn a_first_batch_of_ranks_is_completed_to_all() {
-        let all = |keys: &[&str], world_size| keys_of_all_ranks(keys, world_size).map(|keys| keys.join(" "));
+        let all = |keys: &[&str], world_size| {
+            keys_of_all_ranks(keys, world_size).map(|keys| keys.join(" "))
+        };
         for (keys, world_size, expected) in [
             (&["0/0", "0/1"][..], 4, Some("0/0 0/1 0/2 0/3")),
             (&["0/0", "0/1"], 2, None),

@@ -1,5 +1,6 @@
-//! The session's own thread: it opens the stream, pumps events out and commands in, heartbeats, opens another stream
-//! when one breaks, and ends the process when the coordinator says so or does not come back.
+//! The session's own thread: it opens the stream, pumps events out and commands in, heartbeats,
+//! opens another stream when one breaks, and ends the process when the coordinator says so or does
+//! not come back.
 
 use super::admission::{Admission, unless_refused, unless_untrusted};
 use super::connection::{Connection, ConnectionPeer};
@@ -70,7 +71,10 @@ impl Reconnector {
     /// # Errors
     /// [`WorkerError::StoppedWaiting`] if a stop signal arrives first: there is no coordinator that
     /// could be asked to stop.
-    pub(super) async fn open_first(mut self, wait: Duration) -> Result<(Reconnecting, Client, Connection)> {
+    pub(super) async fn open_first(
+        mut self,
+        wait: Duration,
+    ) -> Result<(Reconnecting, Client, Connection)> {
         let mut stop_request = self.shared.stop_request.subscribe();
         let (client, connection, open) = tokio::select! {
             opened = self.open(wait) => opened?,
@@ -95,14 +99,18 @@ impl Reconnector {
                 Err(_) => {}
             }
             if Instant::now() >= deadline {
-                return Err(WorkerError::NotReached { coordinator: self.coordinator.clone(), within: wait, reason });
+                return Err(WorkerError::NotReached {
+                    coordinator: self.coordinator.clone(),
+                    within: wait,
+                    reason,
+                });
             }
             sleep(ATTEMPT_INTERVAL).await;
         }
     }
 
-    /// As [`Self::open`]; the lease is of a coordinator that is not there. While its port accepts connections it is only
-    /// paused, or being restarted, and what this worker holds is kept.
+    /// As [`Self::open`]; the lease is of a coordinator that is not there. While its port accepts
+    /// connections it is only paused, or being restarted, and what this worker holds is kept.
     async fn reconnect(&mut self, lease: Duration) -> Result<(Client, Connection, Open)> {
         loop {
             match self.open(lease).await {
@@ -122,7 +130,8 @@ impl Reconnector {
             .http2_keep_alive_interval(PING_INTERVAL)
             .keep_alive_timeout(MAX_SILENCE)
             .keep_alive_while_idle(true);
-        let mut client = CoordinatorClient::new(endpoint.connect().await.map_err(unless_untrusted)?);
+        let mut client =
+            CoordinatorClient::new(endpoint.connect().await.map_err(unless_untrusted)?);
         let (connection, ConnectionPeer { events, answers, window }) = Connection::new();
         let first = tokio_stream::once(WorkerEvent::Hello(self.hello.clone()));
         let stream = first.chain(ReceiverStream::new(events)).map(v1::WorkerEvent::from);
@@ -140,9 +149,11 @@ impl Reconnecting {
         loop {
             let Some(reason) = reconnector.pump(&mut open).await else { return };
             open.window.lose();
-            // Without a coordinator a rank cannot learn which workers are lost: all leave the generation, and keep their state.
+            // Without a coordinator a rank cannot learn which workers are lost: all leave the
+            // generation, and keep their state.
             reconnector.shared.break_group(None);
-            let lease = reconnector.welcome.as_ref().map_or(Duration::ZERO, |welcome| welcome.lease);
+            let lease =
+                reconnector.welcome.as_ref().map_or(Duration::ZERO, |welcome| welcome.lease);
             reconnector.hello.generation = reconnector.shared.heartbeat().generation;
             tracing::warn!("{reason}; retrying for {lease:?}");
             match reconnector.reconnect(lease).await {
@@ -165,9 +176,9 @@ impl Reconnecting {
 }
 
 impl Reconnector {
-    /// Hands commands on until the stream ends, and says why it did; `None`: the worker was asked to leave, as it
-    /// wanted. A worker whose run is over while it still trains ends at once: its training thread may hang in a
-    /// collective with a dead peer.
+    /// Hands commands on until the stream ends, and says why it did; `None`: the worker was asked
+    /// to leave, as it wanted. A worker whose run is over while it still trains ends at once: its
+    /// training thread may hang in a collective with a dead peer.
     async fn pump(&mut self, open: &mut Open) -> Option<String> {
         loop {
             let command = match open.commands.next().await {
@@ -178,27 +189,37 @@ impl Reconnector {
             let done = self.shared.done.load(Ordering::Relaxed);
             match command {
                 Err(reason) => return Some(reason),
-                Ok(command @ (Command::Leave { .. } | Command::Refused { .. })) if done || self.welcome.is_none() => {
+                Ok(command @ (Command::Leave { .. } | Command::Refused { .. }))
+                    if done || self.welcome.is_none() =>
+                {
                     _ = open.answers.send(command);
                     return None;
                 }
-                Ok(Command::Leave { reason }) => end(&format!("leaving: {reason}"), EXIT_UNREACHABLE),
-                Ok(Command::Refused { reason, exit_code }) => end(&format!("refused: {reason}"), exit_code),
+                Ok(Command::Leave { reason }) => {
+                    end(&format!("leaving: {reason}"), EXIT_UNREACHABLE)
+                }
+                Ok(Command::Refused { reason, exit_code }) => {
+                    end(&format!("refused: {reason}"), exit_code)
+                }
                 Ok(Command::Welcome(welcome)) => match &self.welcome {
                     None => {
                         self.welcome = Some(welcome.clone());
                         _ = open.answers.send(Command::Welcome(welcome));
                     }
                     Some(first)
-                        if (&first.run_id, &first.config_digest) == (&welcome.run_id, &welcome.config_digest) => {}
+                        if (&first.run_id, &first.config_digest)
+                            == (&welcome.run_id, &welcome.config_digest) => {}
                     Some(first) if first.run_id == welcome.run_id => {
-                        let reason = "the run was resumed with another configuration: this worker must be restarted";
+                        let reason = "the run was resumed with another configuration: this worker \
+                            must be restarted";
                         end(reason, EXIT_STOPPED);
                     }
                     Some(first) => {
                         let (ours, theirs) = (&first.run_id, &welcome.run_id);
                         end(
-                            &format!("this worker is of run {ours}, the coordinator now has run {theirs}"),
+                            &format!(
+                                "this worker is of run {ours}, the coordinator now has run {theirs}"
+                            ),
                             EXIT_CONFIG,
                         );
                     }
@@ -239,7 +260,8 @@ impl Reconnector {
 
 /// Whether something listens at HOST:PORT.
 async fn accepts(address: &str) -> bool {
-    let connected = tokio::time::timeout(CONNECT_TIMEOUT, tokio::net::TcpStream::connect(address)).await;
+    let connected =
+        tokio::time::timeout(CONNECT_TIMEOUT, tokio::net::TcpStream::connect(address)).await;
     matches!(connected, Ok(Ok(_)))
 }
 
@@ -248,7 +270,8 @@ fn end(reason: &str, exit_code: u8) -> ! {
     exit_now(exit_code)
 }
 
-/// Four times a second, until the stream ends: generation, stage, step, phase, and what was waited for.
+/// Four times a second, until the stream ends: generation, stage, step, phase, and what was waited
+/// for.
 async fn heartbeats(events: mpsc::Sender<WorkerEvent>, shared: Arc<Shared>) {
     let mut ticks = tokio::time::interval(HEARTBEAT);
     let mut shown = false;
@@ -258,7 +281,8 @@ async fn heartbeats(events: mpsc::Sender<WorkerEvent>, shared: Arc<Shared>) {
             shown = events.send(WorkerEvent::Shows { address: address.to_string() }).await.is_ok();
         }
         let heartbeat = shared.heartbeat();
-        if heartbeat.generation > 0 && events.send(WorkerEvent::Heartbeat(heartbeat)).await.is_err() {
+        if heartbeat.generation > 0 && events.send(WorkerEvent::Heartbeat(heartbeat)).await.is_err()
+        {
             return;
         }
     }

@@ -23,7 +23,11 @@ pub(super) struct TermName {
 
 impl Computed {
     pub(super) fn new(losses: &Losses, gradient: Tensor) -> Self {
-        let terms = losses.terms().iter().map(|term| TermName { name: term.name, weight: term.weight }).collect();
+        let terms = losses
+            .terms()
+            .iter()
+            .map(|term| TermName { name: term.name, weight: term.weight })
+            .collect();
         Self { terms, shares: losses.shares(), gradient, norm: None }
     }
 
@@ -43,8 +47,8 @@ impl Computed {
     }
 }
 
-/// The norm of a gradient, [1] f64. The squares of finite float32 values never overflow there: it is non-finite only if a
-/// value is.
+/// The norm of a gradient, [1] f64. The squares of finite float32 values never overflow there: it
+/// is non-finite only if a value is.
 pub(super) fn norm_of(gradient: &Tensor) -> Tensor {
     gradient.norm_scalaropt_dtype(2, Kind::Double).reshape([1])
 }

@@ -1,4 +1,5 @@
-//! What is due after an update and at the end of a stage: evaluations, checkpoints, the metrics of the best weights.
+//! What is due after an update and at the end of a stage: evaluations, checkpoints, the metrics of
+//! the best weights.
 
 use super::{StageOutcome, StepCounts, Trainer};
 use crate::checkpoint;
@@ -16,8 +17,14 @@ use thanos_proto::{Best, CheckpointWritten, Evaluated, RankPhase, StageResult, W
 type Finished = (StageResult, Vec<(&'static str, StateDict)>);
 
 impl Trainer<'_> {
-    /// What is due after the update `at`: an evaluation, a checkpoint. `false`: a stop was requested meanwhile.
-    pub(super) fn run_post_step(&mut self, at: Position, steps: StepCounts, stop: bool) -> Result<bool> {
+    /// What is due after the update `at`: an evaluation, a checkpoint. `false`: a stop was
+    /// requested meanwhile.
+    pub(super) fn run_post_step(
+        &mut self,
+        at: Position,
+        steps: StepCounts,
+        stop: bool,
+    ) -> Result<bool> {
         let last = self.step == steps.total;
         let evaluated = last || self.is_evaluated_after(at, steps.per_epoch);
         if evaluated && !self.evaluate(at.epoch)? {
@@ -60,15 +67,18 @@ impl Trainer<'_> {
         Ok(StageOutcome::Stopped { step: self.step })
     }
 
-    /// Keeps the weights of the first of the best epochs, or of the last one. `false`: a stop was requested meanwhile.
+    /// Keeps the weights of the first of the best epochs, or of the last one. `false`: a stop was
+    /// requested meanwhile.
     pub(super) fn evaluate(&mut self, epoch: u64) -> Result<bool> {
         self.phase(RankPhase::Evaluate);
         let validation_accuracy = match self.stage.validation_accuracy() {
             Err(WorkerError::StopRequested) => return Ok(false),
             evaluated => evaluated?,
         };
-        let is_better = |(best, _): &(Best, StateDict)| validation_accuracy > best.validation_accuracy;
-        let better = self.spec.train.select == Select::Last || self.best.as_ref().is_none_or(is_better);
+        let is_better =
+            |(best, _): &(Best, StateDict)| validation_accuracy > best.validation_accuracy;
+        let better =
+            self.spec.train.select == Select::Last || self.best.as_ref().is_none_or(is_better);
         if better {
             self.best = Some((Best { epoch, validation_accuracy }, snapshot(&self.stage.state())));
         }
@@ -93,7 +103,8 @@ impl Trainer<'_> {
         if let Some((_, weights)) = &self.best {
             files.push((checkpoint::BEST, snapshot(weights)));
         }
-        let (result, more) = result.map_or((None, Vec::new()), |(result, more)| (Some(result), more));
+        let (result, more) =
+            result.map_or((None, Vec::new()), |(result, more)| (Some(result), more));
         files.extend(more);
         let reported = CheckpointWritten {
             stage: self.spec.name.into(),
@@ -121,10 +132,12 @@ impl Trainer<'_> {
         Ok(self.context.group.barrier()?)
     }
 
-    /// Evaluates the best weights on the test images, and saves the stage as complete with the last weights.
+    /// Evaluates the best weights on the test images, and saves the stage as complete with the last
+    /// weights.
     pub(super) fn finish(&mut self) -> Result<StageOutcome> {
         self.phase(RankPhase::Measure);
-        let (best, weights) = self.best.as_ref().context("a stage's last step is always evaluated")?;
+        let (best, weights) =
+            self.best.as_ref().context("a stage's last step is always evaluated")?;
         let (best, weights) = (*best, snapshot(weights));
         let last = snapshot(&self.stage.state());
         copy_into(&self.stage.state(), &weights)?;

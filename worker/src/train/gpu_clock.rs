@@ -1,5 +1,6 @@
-//! How long the phases of a step take on a GPU. The host only launches kernels there: what it measures between two phases
-//! is how long that took. On the CPU the session's own measurements are right, and this does nothing.
+//! How long the phases of a step take on a GPU. The host only launches kernels there: what it
+//! measures between two phases is how long that took. On the CPU the session's own measurements are
+//! right, and this does nothing.
 
 use crate::error::Result;
 use std::collections::BTreeMap;
@@ -11,7 +12,8 @@ use thanos_proto::RankPhase;
 pub(super) struct GpuClock {
     is_gpu: bool,
     marks: Vec<(RankPhase, DeviceEvent)>,
-    /// Begin and end of the last update, which the host does not wait for: read in the step after it.
+    /// Begin and end of the last update, which the host does not wait for: read in the step after
+    /// it.
     update: Option<(DeviceEvent, DeviceEvent)>,
 }
 
@@ -20,7 +22,8 @@ impl GpuClock {
         Self { is_gpu: device.is_cuda(), marks: Vec::new(), update: None }
     }
 
-    /// Reached when everything that was launched so far is done; `None` on the CPU, where it is done.
+    /// Reached when everything that was launched so far is done; `None` on the CPU, where it is
+    /// done.
     pub(super) fn event(&self) -> Result<Option<DeviceEvent>> {
         Ok(self.is_gpu.then(DeviceEvent::record).transpose()?)
     }
@@ -38,8 +41,8 @@ impl GpuClock {
         Ok(())
     }
 
-    /// The update begins, the sums having been read: seconds of the phases before it, and of the update before this one.
-    /// Empty on the CPU.
+    /// The update begins, the sums having been read: seconds of the phases before it, and of the
+    /// update before this one. Empty on the CPU.
     pub(super) fn begin_update(&mut self) -> Result<BTreeMap<RankPhase, f64>> {
         let mut seconds = BTreeMap::new();
         self.mark(RankPhase::Update)?;
@@ -55,8 +58,8 @@ impl GpuClock {
         Ok(seconds)
     }
 
-    /// The update is launched. It has changed the state, so nothing may fail between it and its commit: without an event
-    /// its time is not known.
+    /// The update is launched. It has changed the state, so nothing may fail between it and its
+    /// commit: without an event its time is not known.
     pub(super) fn end_update(&mut self) {
         let begin = self.marks.pop().map(|(_, begin)| begin);
         self.update = begin.and_then(|begin| Some((begin, DeviceEvent::record().ok()?)));

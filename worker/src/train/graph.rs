@@ -1,8 +1,10 @@
-//! A step's kernels as two CUDA graphs, on a single GPU: one makes the gradient, the other the update, and between them
-//! the host looks at the numbers. Launching some hundred kernels one by one takes longer than running them.
+//! A step's kernels as two CUDA graphs, on a single GPU: one makes the gradient, the other the
+//! update, and between them the host looks at the numbers. Launching some hundred kernels one by
+//! one takes longer than running them.
 //!
-//! A step is recorded once its sizes have come a few times; a batch of other sizes, such as an epoch's last, runs as
-//! before. Both ways run the same kernels on the same numbers: it cannot be seen from the result which one it was.
+//! A step is recorded once its sizes have come a few times; a batch of other sizes, such as an
+//! epoch's last, runs as before. Both ways run the same kernels on the same numbers: it cannot be
+//! seen from the result which one it was.
 
 use super::Trainer;
 use super::computed::Computed;
@@ -18,7 +20,8 @@ use thanos_c10d::Graph;
 use thanos_fused::gpu;
 use thanos_proto::RankPhase;
 
-/// Steps of the same sizes before one is recorded: libraries allocate and choose their algorithms in the first ones.
+/// Steps of the same sizes before one is recorded: libraries allocate and choose their algorithms
+/// in the first ones.
 const STEPS_BEFORE: u32 = 3;
 
 /// A step's recording, and the tensors that it reads and writes.
@@ -34,14 +37,19 @@ pub(super) struct StepGraph {
 }
 
 impl StepGraph {
-    /// Starts the forward and the backward pass: what they compute, and the buffers before them. `rates` are those of the
-    /// update, which are on their way while the GPU computes.
-    pub(super) fn compute(&mut self, inputs: &Inputs, rates: [f32; 2]) -> Result<(Computed, StateDict)> {
+    /// Starts the forward and the backward pass: what they compute, and the buffers before them.
+    /// `rates` are those of the update, which are on their way while the GPU computes.
+    pub(super) fn compute(
+        &mut self,
+        inputs: &Inputs,
+        rates: [f32; 2],
+    ) -> Result<(Computed, StateDict)> {
         self.inputs.replace_by(inputs);
         self.gradient.replay()?;
         self.rates.copy_(&upload(&rates, self.rates.device()));
-        let shared =
-            |named: &StateDict| named.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
+        let shared = |named: &StateDict| {
+            named.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
+        };
         Ok((self.computed.shallow_clone(), shared(&self.buffers_before)))
     }
 
@@ -63,12 +71,14 @@ pub(super) struct Graphs {
 }
 
 impl Graphs {
-    /// For a stage whose parameters are of this kind on this device, with so many ranks. With several, collectives within a
-    /// step would have to be recorded; masks in float64 are drawn with the host's help; what tests break on purpose is
-    /// between the kernels.
+    /// For a stage whose parameters are of this kind on this device, with so many ranks. With
+    /// several, collectives within a step would have to be recorded; masks in float64 are drawn
+    /// with the host's help; what tests break on purpose is between the kernels.
     pub(super) fn new((kind, device): (Kind, Device), ranks: usize) -> Self {
-        let is_possible = device.is_cuda() && kind == Kind::Float && ranks == 1 && gpu::is_available();
-        let is_enabled = is_possible && !failpoints::are_armed() && !HAS_FAILED.load(Ordering::Relaxed);
+        let is_possible =
+            device.is_cuda() && kind == Kind::Float && ranks == 1 && gpu::is_available();
+        let is_enabled =
+            is_possible && !failpoints::are_armed() && !HAS_FAILED.load(Ordering::Relaxed);
         Self { is_enabled, steps: BTreeMap::new(), recorded: None }
     }
 
@@ -124,7 +134,9 @@ impl Trainer<'_> {
             losses.backward()?;
             Ok((Computed::new(&losses, self.optimizer.flat_gradient()).with_norm(), before))
         })?;
-        let update = || self.optimizer.apply_on_device(&computed.gradient, &rates).map_err(WorkerError::from);
+        let update = || {
+            self.optimizer.apply_on_device(&computed.gradient, &rates).map_err(WorkerError::from)
+        };
         let (update, ()) = Graph::record(update)?;
         Ok(StepGraph { inputs, computed, buffers_before, gradient, update, rates })
     }

@@ -1,4 +1,5 @@
-//! The state of a stage under way: from a checkpoint or from another rank's memory, and back into memory.
+//! The state of a stage under way: from a checkpoint or from another rank's memory, and back into
+//! memory.
 
 use super::{ResumeFrom, Trainer};
 use crate::checkpoint::{self, Committed};
@@ -53,11 +54,16 @@ impl Trainer<'_> {
 
     /// A checkpoint's tensors, with this rank's buffers where an earlier version did not save them.
     fn with_buffers(&self, mut saved: StateDict, checkpoint: &Committed) -> StateDict {
-        let missing: StateDict =
-            snapshot(&self.buffers).into_iter().filter(|(name, _)| !saved.contains_key(name)).collect();
+        let missing: StateDict = snapshot(&self.buffers)
+            .into_iter()
+            .filter(|(name, _)| !saved.contains_key(name))
+            .collect();
         if let Some(name) = missing.keys().next() {
             let step = checkpoint.step();
-            tracing::warn!("the checkpoint of step {step} was saved without `{name}`: it is as at the stage's start");
+            tracing::warn!(
+                "the checkpoint of step {step} was saved without `{name}`: it is as at the stage's \
+                start"
+            );
         }
         saved.extend(missing);
         saved
@@ -66,13 +72,15 @@ impl Trainer<'_> {
     pub(super) fn recall(&mut self, memory: ReplicaState) -> Result<()> {
         copy_into(&self.stage.state(), &memory.model)?;
         self.optimizer.load(&memory.optimizer)?;
-        (self.step, self.post_step_done, self.seconds_before) = (memory.step, memory.post_step_done, memory.seconds);
+        (self.step, self.post_step_done, self.seconds_before) =
+            (memory.step, memory.post_step_done, memory.seconds);
         (self.best, self.recent) = (memory.best, memory.recent);
         self.started = Instant::now();
         Ok(())
     }
 
-    /// What this rank holds: the state after its last update, whatever it was doing when its group was lost.
+    /// What this rank holds: the state after its last update, whatever it was doing when its group
+    /// was lost.
     pub(super) fn memory(&self) -> ReplicaState {
         let mut model = snapshot(&self.stage.state());
         model.extend(snapshot(&self.buffers_before));

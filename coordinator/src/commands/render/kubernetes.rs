@@ -1,5 +1,6 @@
-//! `render kubernetes`: the manifests of deploy/kubernetes with the name, the numbers and the site of one run. The files are
-//! those that kustomize reads: base and components, applied in the order that deploy/kubernetes/README.md gives.
+//! `render kubernetes`: the manifests of deploy/kubernetes with the name, the numbers and the site
+//! of one run. The files are those that kustomize reads: base and components, applied in the order
+//! that deploy/kubernetes/README.md gives.
 
 mod merge;
 mod name;
@@ -23,17 +24,22 @@ const BASE: [&str; 4] = [
     include_str!("../../../../deploy/kubernetes/base/network-policy.yaml"),
 ];
 const GPU: &str = include_str!("../../../../deploy/kubernetes/components/gpu/workers.yaml");
-const SHARED_VOLUME: &str = include_str!("../../../../deploy/kubernetes/components/shared-volume/workers.yaml");
-const SHARED_CLAIMS: &str = include_str!("../../../../deploy/kubernetes/components/shared-volume/claims.yaml");
+const SHARED_VOLUME: &str =
+    include_str!("../../../../deploy/kubernetes/components/shared-volume/workers.yaml");
+const SHARED_CLAIMS: &str =
+    include_str!("../../../../deploy/kubernetes/components/shared-volume/claims.yaml");
 
-const JOBSET: &str = include_str!("../../../../deploy/kubernetes/components/jobset/copy/jobset.yaml");
-const POD_MONITORS: &str = include_str!("../../../../deploy/kubernetes/components/monitoring/pod-monitor.yaml");
+const JOBSET: &str =
+    include_str!("../../../../deploy/kubernetes/components/jobset/copy/jobset.yaml");
+const POD_MONITORS: &str =
+    include_str!("../../../../deploy/kubernetes/components/monitoring/pod-monitor.yaml");
 
 /// The label that distinguishes the two Jobs, and its values.
 const COMPONENT: &str = "app.kubernetes.io/component";
 const COORDINATOR: &str = "coordinator";
 const WORKER: &str = "worker";
-/// Between the end of the workers' grace and SIGKILL from the kubelet: the supervisor ends the pod itself.
+/// Between the end of the workers' grace and SIGKILL from the kubelet: the supervisor ends the pod
+/// itself.
 const SUPERVISOR_MARGIN: Duration = Duration::from_secs(10);
 /// Memory of each worker's NCCL buffers, in GiB.
 const SHM_GIB: usize = 1;
@@ -71,8 +77,8 @@ impl From<Unknown> for Fatal {
 /// Manifests for `kubectl apply`.
 ///
 /// # Errors
-/// 64 or 78 if a path of the plan is in no volume of the pods, 74 if the manifests that this program was built with are not
-/// those that it knows.
+/// 64 or 78 if a path of the plan is in no volume of the pods, 74 if the manifests that this
+/// program was built with are not those that it knows.
 pub(crate) fn kubernetes(plan: &Plan, setting: &Setting<'_>) -> Result<String, Fatal> {
     let data = DataMount::of(plan, setting.data)?;
     let mut documents = Vec::new();
@@ -100,7 +106,9 @@ pub(crate) fn kubernetes(plan: &Plan, setting: &Setting<'_>) -> Result<String, F
     for component in [COORDINATOR, WORKER] {
         let is_worker = component == WORKER;
         set_numbers(job(&mut documents, component)?, is_worker, setting)?;
-        setting.site.put_into(&mut job(&mut documents, component)?["spec"]["template"]["spec"], is_worker);
+        setting
+            .site
+            .put_into(&mut job(&mut documents, component)?["spec"]["template"]["spec"], is_worker);
     }
     if setting.api == Api::Jobset {
         replace_jobs(&mut documents)?;
@@ -110,7 +118,8 @@ pub(crate) fn kubernetes(plan: &Plan, setting: &Setting<'_>) -> Result<String, F
     let mut text = String::new();
     for document in documents {
         text += "---\n";
-        text += &serde_yaml::to_string(&document).map_err(|error| Fatal::new(EXIT_IO, error.to_string()))?;
+        text += &serde_yaml::to_string(&document)
+            .map_err(|error| Fatal::new(EXIT_IO, error.to_string()))?;
     }
     Ok(text)
 }
@@ -124,9 +133,13 @@ fn parse(file: &str) -> Result<Vec<Value>, Fatal> {
 fn apply_components(documents: &mut [Value], setting: &Setting<'_>) -> Result<(), Fatal> {
     let mut apply = |kind: &str, component: Option<&str>, patch: &str| -> Result<(), Fatal> {
         for patch in parse(patch)? {
-            let is_target =
-                |one: &&mut Value| one["kind"] == kind && component.is_none_or(|component| is(one, component));
-            documents.iter_mut().filter(is_target).for_each(|one| merge::merge(&mut one["spec"], &patch["spec"]));
+            let is_target = |one: &&mut Value| {
+                one["kind"] == kind && component.is_none_or(|component| is(one, component))
+            };
+            documents
+                .iter_mut()
+                .filter(is_target)
+                .for_each(|one| merge::merge(&mut one["spec"], &patch["spec"]));
         }
         Ok(())
     };
@@ -143,7 +156,9 @@ fn apply_components(documents: &mut [Value], setting: &Setting<'_>) -> Result<()
 /// The ConfigMap of the base, which kustomize generates; its content follows.
 fn experiment() -> Value {
     let map = |entries: Vec<(&str, Value)>| -> Value {
-        Value::Mapping(entries.into_iter().map(|(key, value)| (Value::from(key), value)).collect::<Mapping>())
+        Value::Mapping(
+            entries.into_iter().map(|(key, value)| (Value::from(key), value)).collect::<Mapping>(),
+        )
     };
     let labels = map(vec![
         ("app.kubernetes.io/name", "thanos-trainer".into()),
@@ -168,8 +183,9 @@ fn job<'a>(documents: &'a mut [Value], component: &str) -> Result<&'a mut Value,
 
 /// A PodMonitor sees the ports that it lists: one for each worker of a pod.
 fn scrape_workers(documents: &mut [Value], gpus: usize) -> Result<(), Unknown> {
-    let is_workers =
-        |one: &&mut Value| one["kind"] == "PodMonitor" && one["spec"]["selector"]["matchLabels"][COMPONENT] == WORKER;
+    let is_workers = |one: &&mut Value| {
+        one["kind"] == "PodMonitor" && one["spec"]["selector"]["matchLabels"][COMPONENT] == WORKER
+    };
     let monitor = documents.iter_mut().find(is_workers).ok_or(Unknown("PodMonitor of workers"))?;
     let endpoints = monitor["spec"]["podMetricsEndpoints"].as_sequence_mut();
     repeat(endpoints.ok_or(Unknown("podMetricsEndpoints"))?, gpus, |endpoint, worker| {
@@ -182,7 +198,8 @@ fn set_ports(container: &mut Value, gpus: usize) -> Result<(), Unknown> {
     let ports = container["ports"].as_sequence_mut().ok_or(Unknown("ports"))?;
     repeat(ports, gpus, |port, worker| {
         port["name"] = port_name(worker).into();
-        port["containerPort"] = (port["containerPort"].as_u64().unwrap_or_default() + worker as u64).into();
+        port["containerPort"] =
+            (port["containerPort"].as_u64().unwrap_or_default() + worker as u64).into();
     })
 }
 
@@ -191,7 +208,11 @@ fn port_name(worker: usize) -> String {
 }
 
 /// The only entry of a list is that of a pod's first worker: adds one for each of the others.
-fn repeat(entries: &mut Vec<Value>, workers: usize, change: impl Fn(&mut Value, usize)) -> Result<(), Unknown> {
+fn repeat(
+    entries: &mut Vec<Value>,
+    workers: usize,
+    change: impl Fn(&mut Value, usize),
+) -> Result<(), Unknown> {
     let first = entries.first().ok_or(Unknown("port of a worker"))?.clone();
     entries.extend((1..workers).map(|worker| {
         let mut entry = first.clone();
@@ -206,10 +227,17 @@ fn replace_jobs(documents: &mut Vec<Value>) -> Result<(), Unknown> {
     for (component, replicated) in [(COORDINATOR, "coordinator"), (WORKER, "workers")] {
         let mut spec = job(documents, component)?["spec"].clone();
         // The JobSet counts from its own end.
-        spec.as_mapping_mut().ok_or(Unknown("specification of a Job"))?.remove("ttlSecondsAfterFinished");
-        let jobset = documents.iter_mut().find(|one| one["kind"] == "JobSet").ok_or(Unknown("JobSet"))?;
-        let jobs = jobset["spec"]["replicatedJobs"].as_sequence_mut().ok_or(Unknown("replicatedJobs"))?;
-        let entry = jobs.iter_mut().find(|one| one["name"] == replicated).ok_or(Unknown("replicated Job"))?;
+        spec.as_mapping_mut()
+            .ok_or(Unknown("specification of a Job"))?
+            .remove("ttlSecondsAfterFinished");
+        let jobset =
+            documents.iter_mut().find(|one| one["kind"] == "JobSet").ok_or(Unknown("JobSet"))?;
+        let jobs =
+            jobset["spec"]["replicatedJobs"].as_sequence_mut().ok_or(Unknown("replicatedJobs"))?;
+        let entry = jobs
+            .iter_mut()
+            .find(|one| one["name"] == replicated)
+            .ok_or(Unknown("replicated Job"))?;
         entry["template"]["spec"] = spec;
     }
     documents.retain(|one| one["kind"] != "Job");
@@ -220,8 +248,10 @@ fn replace_jobs(documents: &mut Vec<Value>) -> Result<(), Unknown> {
 fn set_numbers(job: &mut Value, is_worker: bool, setting: &Setting<'_>) -> Result<(), Unknown> {
     let Numbers { nodes, gpus, grace } = setting.numbers;
     let spec = &mut job["spec"];
-    let rules = spec["podFailurePolicy"]["rules"].as_sequence_mut().ok_or(Unknown("podFailurePolicy"))?;
-    let codes = |codes: &[u8]| Value::Sequence(codes.iter().map(|code| u64::from(*code).into()).collect());
+    let rules =
+        spec["podFailurePolicy"]["rules"].as_sequence_mut().ok_or(Unknown("podFailurePolicy"))?;
+    let codes =
+        |codes: &[u8]| Value::Sequence(codes.iter().map(|code| u64::from(*code).into()).collect());
     rules[0]["onExitCodes"]["values"] = codes(&PERMANENT);
     rules[1]["onExitCodes"]["values"] = codes(&[EXIT_STOPPED]);
     if is_worker {
@@ -265,7 +295,8 @@ fn set_variable(container: &mut Value, name: &'static str, value: String) -> Res
 
 fn set_shm(pod: &mut Value, gpus: usize) -> Result<(), Unknown> {
     let volumes = pod["volumes"].as_sequence_mut().ok_or(Unknown("volumes"))?;
-    let shm = volumes.iter_mut().find(|volume| volume["name"] == "shm").ok_or(Unknown("volume shm"))?;
+    let shm =
+        volumes.iter_mut().find(|volume| volume["name"] == "shm").ok_or(Unknown("volume shm"))?;
     shm["emptyDir"]["sizeLimit"] = format!("{}Gi", gpus * SHM_GIB).into();
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! `render slurm`: a script for `sbatch`. It is deploy/slurm/train.sbatch with the numbers of one run: nodes, what a
-//! worker gets of its node, and how long a stop may take.
+//! `render slurm`: a script for `sbatch`. It is deploy/slurm/train.sbatch with the numbers of one
+//! run: nodes, what a worker gets of its node, and how long a stop may take.
 
 use super::Numbers;
 
@@ -19,13 +19,18 @@ impl NodeShare {
     fn options(&self, gpus: usize) -> String {
         match (self, gpus) {
             (Self::Whole, _) => "--exclusive --mem=0".into(),
-            (Self::PerWorker { cpus, memory }, 0) => format!("--cpus-per-task={cpus} --mem={memory}"),
-            (Self::PerWorker { cpus, memory }, _) => format!("--cpus-per-gpu={cpus} --mem-per-gpu={memory}"),
+            (Self::PerWorker { cpus, memory }, 0) => {
+                format!("--cpus-per-task={cpus} --mem={memory}")
+            }
+            (Self::PerWorker { cpus, memory }, _) => {
+                format!("--cpus-per-gpu={cpus} --mem-per-gpu={memory}")
+            }
         }
     }
 }
 
-/// A script for `sbatch`. `target` is what was typed after the options: preset or file, and overrides.
+/// A script for `sbatch`. `target` is what was typed after the options: preset or file, and
+/// overrides.
 pub(crate) fn slurm(target: &[String], numbers: &Numbers, share: &NodeShare) -> String {
     let workers = match numbers.gpus {
         0 => "--ntasks-per-node=1".into(),
@@ -80,7 +85,10 @@ mod tests {
         let share = NodeShare::PerWorker { cpus: 6, memory: "20G".into() };
         let check = |gpus, share: &NodeShare, line: &str| {
             let script = script(gpus, share);
-            assert!(script.contains(&format!("#SBATCH --nodes=3 {line}\n")), "no `{line}` in\n{script}");
+            assert!(
+                script.contains(&format!("#SBATCH --nodes=3 {line}\n")),
+                "no `{line}` in\n{script}"
+            );
         };
         check(0, &share, "--ntasks-per-node=1 --cpus-per-task=6 --mem=20G");
         check(0, &NodeShare::Whole, "--ntasks-per-node=1 --exclusive --mem=0");

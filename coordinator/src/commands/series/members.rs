@@ -1,5 +1,5 @@
-//! Which runs a series has: one for each seed, and for each combination of the listed values of keys. Pure: it reads text
-//! and returns names and overrides.
+//! Which runs a series has: one for each seed, and for each combination of the listed values of
+//! keys. Pure: it reads text and returns names and overrides.
 
 use crate::exit::{EXIT_USAGE, Fatal};
 use std::collections::BTreeSet;
@@ -89,10 +89,14 @@ pub(crate) fn members(seeds: Option<&Seeds>, sweeps: &[Sweep]) -> Result<Vec<Mem
     let seed_key = seeds.map(|_| "seed");
     for key in seed_key.into_iter().chain(sweeps.iter().map(|sweep| sweep.key.as_str())) {
         if !keys.insert(key) {
-            return Err(Fatal::new(EXIT_USAGE, format!("{key} is listed twice: name all its values in one option")));
+            return Err(Fatal::new(
+                EXIT_USAGE,
+                format!("{key} is listed twice: name all its values in one option"),
+            ));
         }
     }
-    let combinations = sweeps.iter().fold(1_usize, |product, sweep| product.saturating_mul(sweep.values.len()));
+    let combinations =
+        sweeps.iter().fold(1_usize, |product, sweep| product.saturating_mul(sweep.values.len()));
     let count = combinations.saturating_mul(seeds.map_or(1, |seeds| seeds.0.clone().count()));
     if count > MAX_MEMBERS {
         let message = format!("{count} runs: a series has at most {MAX_MEMBERS}");
@@ -100,25 +104,38 @@ pub(crate) fn members(seeds: Option<&Seeds>, sweeps: &[Sweep]) -> Result<Vec<Mem
     }
     let mut swept = vec![Vec::new()];
     for Sweep { key, values } in sweeps {
-        let with = |before: &Vec<String>, value: &String| [&before[..], &[format!("{key}={value}")]].concat();
-        swept = swept.iter().flat_map(|before| values.iter().map(|value| with(before, value))).collect();
+        let with = |before: &Vec<String>, value: &String| {
+            [&before[..], &[format!("{key}={value}")]].concat()
+        };
+        swept = swept
+            .iter()
+            .flat_map(|before| values.iter().map(|value| with(before, value)))
+            .collect();
     }
-    let found: Vec<Member> = swept.iter().flat_map(|overrides| with_seeds(overrides, seeds)).collect();
+    let found: Vec<Member> =
+        swept.iter().flat_map(|overrides| with_seeds(overrides, seeds)).collect();
     let mut names = BTreeSet::new();
     match found.iter().find(|member| !names.insert(member.name.as_str())) {
         None => Ok(found),
-        Some(Member { name, .. }) => {
-            Err(Fatal::new(EXIT_USAGE, format!("two runs of the series would have the same directory {name}")))
-        }
+        Some(Member { name, .. }) => Err(Fatal::new(
+            EXIT_USAGE,
+            format!("two runs of the series would have the same directory {name}"),
+        )),
     }
 }
 
 /// One combination of swept values with each seed.
 fn with_seeds(overrides: &[String], seeds: Option<&Seeds>) -> Vec<Member> {
     let folder = directory_name(&overrides.join(","));
-    let Some(Seeds(seeds)) = seeds else { return vec![Member { name: folder, overrides: overrides.to_vec() }] };
+    let Some(Seeds(seeds)) = seeds else {
+        return vec![Member { name: folder, overrides: overrides.to_vec() }];
+    };
     let member = |seed: u64| {
-        let name = if overrides.is_empty() { format!("seed-{seed}") } else { format!("{folder}/seed-{seed}") };
+        let name = if overrides.is_empty() {
+            format!("seed-{seed}")
+        } else {
+            format!("{folder}/seed-{seed}")
+        };
         Member { name, overrides: [overrides, &[format!("seed={seed}")]].concat() }
     };
     seeds.clone().map(member).collect()
@@ -127,7 +144,11 @@ fn with_seeds(overrides: &[String], seeds: Option<&Seeds>) -> Vec<Member> {
 /// Letters, digits and `._=,+-` stay as they are.
 fn directory_name(text: &str) -> String {
     let kept = |character: char| {
-        if character.is_ascii_alphanumeric() || "._=,+-".contains(character) { character } else { '_' }
+        if character.is_ascii_alphanumeric() || "._=,+-".contains(character) {
+            character
+        } else {
+            '_'
+        }
     };
     text.chars().map(kept).take(MAX_NAME_CHARS).collect()
 }
@@ -161,7 +182,8 @@ mod tests {
 
     #[test]
     fn every_combination_is_trained_with_every_seed() {
-        let sweeps: Vec<Sweep> = ["a=1,2", "b=[x/y],z"].map(|text| text.parse().expect("valid")).into_iter().collect();
+        let sweeps: Vec<Sweep> =
+            ["a=1,2", "b=[x/y],z"].map(|text| text.parse().expect("valid")).into_iter().collect();
         let names = |seeds: Option<&Seeds>, sweeps: &[Sweep]| -> Vec<String> {
             members(seeds, sweeps).expect("valid").into_iter().map(|member| member.name).collect()
         };

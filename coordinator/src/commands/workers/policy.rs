@@ -1,4 +1,5 @@
-//! What happens after a worker's process has ended: it is restarted, or the whole group ends. Pure decisions.
+//! What happens after a worker's process has ended: it is restarted, or the whole group ends. Pure
+//! decisions.
 
 use crate::exit::{EXIT_STOPPED, EXIT_UNREACHABLE, PERMANENT};
 use std::fmt;
@@ -49,13 +50,20 @@ impl Ended {
     fn code(self) -> u8 {
         match self {
             Self::Exited(code) => code,
-            Self::Killed(signal) => u8::try_from(signal).map_or(u8::MAX, |signal| SIGNALLED.saturating_add(signal)),
+            Self::Killed(signal) => {
+                u8::try_from(signal).map_or(u8::MAX, |signal| SIGNALLED.saturating_add(signal))
+            }
         }
     }
 }
 
-/// What follows. `coordinator_accepts` is asked only of a worker that may have waited in vain for a coordinator.
-pub(super) fn after(ended: Ended, attempt: Attempt, coordinator_accepts: impl FnOnce() -> bool) -> Next {
+/// What follows. `coordinator_accepts` is asked only of a worker that may have waited in vain for a
+/// coordinator.
+pub(super) fn after(
+    ended: Ended,
+    attempt: Attempt,
+    coordinator_accepts: impl FnOnce() -> bool,
+) -> Next {
     let code = ended.code();
     let Attempt { restarts, max_restarts, ran, wait } = attempt;
     if code == 0 || code == EXIT_STOPPED || PERMANENT.contains(&code) || restarts >= max_restarts {
@@ -78,8 +86,13 @@ mod tests {
     #[test]
     fn what_follows_an_end() {
         let check = |ended, (restarts, ran_seconds, accepts), expected| {
-            let attempt = Attempt { restarts, max_restarts: 3, ran: SECOND * ran_seconds, wait: SECOND * 60 };
-            assert_eq!(after(ended, attempt, || accepts), expected, "{ended:?}, {restarts} restarts, {ran_seconds} s");
+            let attempt =
+                Attempt { restarts, max_restarts: 3, ran: SECOND * ran_seconds, wait: SECOND * 60 };
+            assert_eq!(
+                after(ended, attempt, || accepts),
+                expected,
+                "{ended:?}, {restarts} restarts, {ran_seconds} s"
+            );
         };
         for code in [0, 75, 64, 65, 70, 77, 78] {
             check(Exited(code), (0, 5, true), Next::End(code));

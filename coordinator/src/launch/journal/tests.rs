@@ -1,4 +1,5 @@
-//! What is handed to the journal is written in order. (Disks that fail are in the end-to-end tests.)
+//! What is handed to the journal is written in order. (Disks that fail are in the end-to-end
+//! tests.)
 
 use super::*;
 use crate::run::test_step;
@@ -17,7 +18,10 @@ fn journal(run_dir: &Path) -> (Journal, mpsc::Receiver<Event>) {
         total_steps: BTreeMap::new(),
     };
     let ledger = Ledger::open(run_dir).expect("new");
-    (Journal::start(ledger, checkpoints, (Sessions::default(), events)).expect("a thread"), happened)
+    (
+        Journal::start(ledger, checkpoints, (Sessions::default(), events)).expect("a thread"),
+        happened,
+    )
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -29,6 +33,7 @@ async fn steps_are_written_in_order_and_a_finished_journal_has_them_all() {
     }
     journal.event("ended", Value::Null);
     assert_eq!(journal.finish(Duration::from_secs(5)).await, None);
-    let steps: Vec<u64> = read_steps(folder.path()).expect("whole").iter().map(|line| line.step).collect();
+    let steps: Vec<u64> =
+        read_steps(folder.path()).expect("whole").iter().map(|line| line.step).collect();
     assert_eq!(steps, (0..100).collect::<Vec<u64>>());
 }

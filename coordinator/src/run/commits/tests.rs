@@ -1,7 +1,8 @@
 //! Steps and checkpoints: which are recorded and committed, and whose are refused.
 
 use crate::run::tests::{
-    NOW, begins, checkpoint, committed, end, hello, notices, ready, received, rejoin, start, step, training, written,
+    NOW, begins, checkpoint, committed, end, hello, notices, ready, received, rejoin, start, step,
+    training, written,
 };
 use crate::run::{Effect, Event, Notice, Run, Start};
 use std::time::Duration;
@@ -22,7 +23,9 @@ fn steps_come_from_rank_0_in_order_and_of_this_generation() {
     // One that does not keep to the protocol is evicted, and the run continues.
     let check = |session, done: StepDone, part: &str| {
         let effects = received(&mut training(), session, WorkerEvent::Step(done));
-        let Some(Notice::Lost { reason, .. }) = notices(&effects).into_iter().next() else { panic!("{effects:?}") };
+        let Some(Notice::Lost { reason, .. }) = notices(&effects).into_iter().next() else {
+            panic!("{effects:?}")
+        };
         assert!(reason.contains(part), "{reason}");
         assert_eq!(end(&effects), (None, vec![]));
         assert!(!effects.iter().any(|effect| matches!(effect, Effect::Record(_))));
@@ -38,7 +41,8 @@ fn steps_come_from_rank_0_in_order_and_of_this_generation() {
 fn a_resumed_stage_continues_after_its_checkpoint() {
     let next_step = Some(("b".into(), 5));
     let complete = vec![checkpoint("a", 9)];
-    let start = Start { resume: Some(checkpoint("b", 5)), stage: 1, complete, next_step, ..start(1) };
+    let start =
+        Start { resume: Some(checkpoint("b", 5)), stage: 1, complete, next_step, ..start(1) };
     let mut run = Run::new(start, Duration::ZERO);
     run.apply(Event::Opened { session: 1, hello: hello("w") }, NOW);
     received(&mut run, 1, ready());
@@ -63,18 +67,24 @@ fn a_commit_is_answered_and_a_complete_stage_reported() {
         received(&mut run, 1, WorkerEvent::Step(step("a", 0, 4)));
         let effects = received(&mut run, session, WorkerEvent::Checkpoint(written));
         assert!(matches!(notices(&effects)[0], Notice::Lost { .. }), "{effects:?}");
-        assert!(!effects.iter().any(|effect| matches!(effect, Effect::Commit { .. })), "{effects:?}");
+        assert!(
+            !effects.iter().any(|effect| matches!(effect, Effect::Commit { .. })),
+            "{effects:?}"
+        );
     };
     violates(2, |_| {});
     violates(1, |written| written.stage = "b".into());
     violates(1, |written| written.step = 2);
     violates(1, |written| written.generation = 3);
-    violates(1, |written| written.result = Some(StageResult { stage: "b".into(), ..StageResult::default() }));
+    violates(1, |written| {
+        written.result = Some(StageResult { stage: "b".into(), ..StageResult::default() })
+    });
     let answer = run.apply(committed(1, "a", 1, None), NOW);
     let saved = checkpoint("a", 1);
     assert!(answer.contains(&Effect::Send { session: 1, command: Command::Committed(Ok(saved)) }));
     let refused = Err("no space left".to_string());
-    let commit = CommitOutcome { stage: "a".into(), step: 1, outcome: refused.clone(), result: None };
+    let commit =
+        CommitOutcome { stage: "a".into(), step: 1, outcome: refused.clone(), result: None };
     let failed = Event::Committed { session: 1, commit };
     let answer = run.apply(failed, NOW);
     assert!(answer.contains(&Effect::Send { session: 1, command: Command::Committed(refused) }));
@@ -95,7 +105,12 @@ fn without_state_in_memory_a_generation_continues_from_the_last_commit() {
     }
     received(&mut run, 3, ready());
     let begun = begins(&received(&mut run, 4, ready()));
-    assert!(begun.iter().all(|(_, begin)| begin.resume == Some(saved.clone()) && begin.source.is_none()), "{begun:?}");
+    assert!(
+        begun
+            .iter()
+            .all(|(_, begin)| begin.resume == Some(saved.clone()) && begin.source.is_none()),
+        "{begun:?}"
+    );
 }
 
 #[test]
@@ -111,7 +126,8 @@ fn steps_are_answered_so_that_no_rank_runs_ahead_of_the_ledger() {
     assert_eq!(effects[1], Effect::Send { session: 1, command: Command::Recorded { steps: 16 } });
 }
 
-/// All survivors still hold the end of a stage whose commit was the last that rank 0 did: the next one begins.
+/// All survivors still hold the end of a stage whose commit was the last that rank 0 did: the next
+/// one begins.
 #[test]
 fn a_stage_that_is_committed_is_not_done_again() {
     let mut run = training();

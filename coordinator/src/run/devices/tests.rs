@@ -33,7 +33,9 @@ fn began(mut run: Run, hellos: &[Hello]) -> (Collectives, String) {
     let first = sent.next().expect("a generation began");
     assert!(sent.all(|other| other == first), "the same for all ranks");
     let notice = effects.iter().find_map(|effect| match effect {
-        Effect::Notify(Notice::Began { devices, collectives, .. }) => Some((*collectives, devices.clone())),
+        Effect::Notify(Notice::Began { devices, collectives, .. }) => {
+            Some((*collectives, devices.clone()))
+        }
         _ => None,
     });
     assert_eq!(notice.as_ref().map(|(collectives, _)| *collectives), Some(first));
@@ -45,19 +47,39 @@ fn collectives_follow_from_the_gpus() {
     let cpu = || Device::cpu("Xeon");
     let check = |(choice, shares), devices: &[(&str, Device)], collectives, described: &str| {
         let named = (0..).zip(devices);
-        let hellos: Vec<Hello> =
-            named.map(|(index, (host, device))| on(&format!("worker-{index}"), host, device.clone())).collect();
+        let hellos: Vec<Hello> = named
+            .map(|(index, (host, device))| on(&format!("worker-{index}"), host, device.clone()))
+            .collect();
         let expected = (collectives, described.to_owned());
-        assert_eq!(began(run(choice, shares, hellos.len()), &hellos), expected, "{choice:?} {devices:?}");
+        assert_eq!(
+            began(run(choice, shares, hellos.len()), &hellos),
+            expected,
+            "{choice:?} {devices:?}"
+        );
     };
     let auto = (Auto, false);
     check(auto, &[("a", cpu())], Collectives::Gloo, "CPU (Xeon)");
     check(auto, &[("a", cpu()), ("b", cpu())], Collectives::Gloo, "CPU (Xeon)");
     check(auto, &[("a", cpu()), ("b", Device::cpu("EPYC"))], Collectives::Gloo, "CPU (EPYC, Xeon)");
     check(auto, &[("a", gpu(Some("1")))], Collectives::Nccl, "CUDA (H100)");
-    check(auto, &[("a", gpu(Some("1"))), ("a", gpu(Some("2")))], Collectives::Nccl, "CUDA (2 x H100)");
-    check(auto, &[("a", gpu(Some("1"))), ("b", gpu(Some("1")))], Collectives::Nccl, "CUDA (2 x H100)");
-    check(auto, &[("a", gpu(Some("1"))), ("a", gpu(Some("1")))], Collectives::Gloo, "CUDA (H100, shared)");
+    check(
+        auto,
+        &[("a", gpu(Some("1"))), ("a", gpu(Some("2")))],
+        Collectives::Nccl,
+        "CUDA (2 x H100)",
+    );
+    check(
+        auto,
+        &[("a", gpu(Some("1"))), ("b", gpu(Some("1")))],
+        Collectives::Nccl,
+        "CUDA (2 x H100)",
+    );
+    check(
+        auto,
+        &[("a", gpu(Some("1"))), ("a", gpu(Some("1")))],
+        Collectives::Gloo,
+        "CUDA (H100, shared)",
+    );
     check(auto, &[("a", gpu(None)), ("a", gpu(None))], Collectives::Gloo, "CUDA (H100, shared)");
     check(auto, &[("a", gpu(None)), ("b", gpu(None))], Collectives::Nccl, "CUDA (2 x H100)");
     let mixed = Device { name: "A100".into(), ..gpu(Some("3")) };
@@ -65,7 +87,12 @@ fn collectives_follow_from_the_gpus() {
     check(auto, &three, Collectives::Nccl, "CUDA (A100, 2 x H100)");
     check((Gloo, false), &three[..2], Collectives::Gloo, "CUDA (2 x H100)");
     check((Nccl, false), &three[..2], Collectives::Nccl, "CUDA (2 x H100)");
-    check((Nccl, true), &[("a", gpu(Some("1"))), ("a", gpu(Some("1")))], Collectives::Nccl, "CUDA (H100, shared)");
+    check(
+        (Nccl, true),
+        &[("a", gpu(Some("1"))), ("a", gpu(Some("1")))],
+        Collectives::Nccl,
+        "CUDA (H100, shared)",
+    );
 }
 
 /// The reason for which a worker is refused, which must be one of the configuration.
@@ -73,7 +100,10 @@ fn collectives_follow_from_the_gpus() {
 fn refusal(run: &mut Run, hello: Hello) -> String {
     let effects = run.apply(Event::Opened { session: 9, hello }, NOW);
     match &effects[..] {
-        [Effect::Send { session: 9, command: Command::Refused { reason, exit_code } }, Effect::Notify(_)] => {
+        [
+            Effect::Send { session: 9, command: Command::Refused { reason, exit_code } },
+            Effect::Notify(_),
+        ] => {
             assert_eq!(*exit_code, EXIT_CONFIG, "{reason}");
             reason.clone()
         }
@@ -104,12 +134,16 @@ fn nccl_needs_a_gpu_for_each_worker_unless_one_is_shared_on_purpose() {
     assert_eq!(reason, "worker a trains on CPU (Xeon): --collectives nccl needs GPUs");
     nccl.apply(Event::Opened { session: 1, hello: on("a", "h", gpu(Some("GPU-1"))) }, NOW);
     let reason = refusal(&mut nccl, on("b", "h", gpu(Some("GPU-1"))));
-    let expected = "workers a and b share the GPU GPU-1 (H100) of h: NCCL needs a GPU for each; use --collectives gloo, \
+    let expected = "workers a and b share the GPU GPU-1 (H100) of h: NCCL needs a GPU for each; \
+        use --collectives gloo, \
                     or --device cuda:N for tests";
     assert_eq!(reason, expected);
     let accepted = |run: &mut Run, hello: Hello| {
         let effects = run.apply(Event::Opened { session: 5, hello }, NOW);
-        assert!(matches!(effects[0], Effect::Send { command: Command::Welcome(_), .. }), "{effects:?}");
+        assert!(
+            matches!(effects[0], Effect::Send { command: Command::Welcome(_), .. }),
+            "{effects:?}"
+        );
     };
     accepted(&mut nccl, on("b", "other", gpu(Some("GPU-1"))));
     let mut shared = run(Nccl, true, 2);
@@ -117,7 +151,8 @@ fn nccl_needs_a_gpu_for_each_worker_unless_one_is_shared_on_purpose() {
     accepted(&mut shared, on("b", "h", gpu(Some("GPU-1"))));
 }
 
-/// A worker that finds its device unusable ends before it joins: its message and its exit code are the run's.
+/// A worker that finds its device unusable ends before it joins: its message and its exit code are
+/// the run's.
 #[test]
 fn a_configuration_error_of_a_worker_is_that_of_the_run() {
     let ended = |code: i32| {

@@ -1,6 +1,9 @@
-//! Which workers are evicted, and which are left alone, however long their steps, checkpoints and evaluations take.
+//! Which workers are evicted, and which are left alone, however long their steps, checkpoints and
+//! evaluations take.
 
-use crate::run::tests::{NOW, begins, heartbeat, hello, notices, pass, ready, received, rejoin, step, training};
+use crate::run::tests::{
+    NOW, begins, heartbeat, hello, notices, pass, ready, received, rejoin, step, training,
+};
 use crate::run::{Effect, Event, Notice, Run, SessionId};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,7 +15,8 @@ const SECOND: Duration = NOW;
 fn paced(seconds: f64) -> Run {
     let mut run = training();
     for number in 0..10 {
-        let phase_seconds = BTreeMap::from([("forward".into(), seconds / 2.0), ("backward".into(), seconds / 2.0)]);
+        let phase_seconds =
+            BTreeMap::from([("forward".into(), seconds / 2.0), ("backward".into(), seconds / 2.0)]);
         let done = StepDone { phase_seconds, ..step("a", number, 4) };
         received(&mut run, 1, WorkerEvent::Step(done));
     }
@@ -39,23 +43,30 @@ fn a_hung_worker_is_named_and_evicted() {
     assert_eq!(notices(&pass(&mut run, SECOND * 10, &waits)), [], "not yet");
     let effects = pass(&mut run, SECOND, &waits);
     assert_eq!(killed(&effects), ["worker-1"]);
-    let Some(Notice::Lost { reason, .. }) = notices(&effects).into_iter().next() else { panic!("{effects:?}") };
+    let Some(Notice::Lost { reason, .. }) = notices(&effects).into_iter().next() else {
+        panic!("{effects:?}")
+    };
     assert!(
-        reason.contains("rank 1") && reason.contains("is hung (heartbeats continue, no progress for 10"),
+        reason.contains("rank 1")
+            && reason.contains("is hung (heartbeats continue, no progress for 10"),
         "{reason}"
     );
     assert!(reason.contains("last seen in forward of step 10 of stage a"), "{reason}");
 }
 
-/// Limits follow the stage: five times its longest recent step, and generous ones until that is known, or where ranks load
-/// images, evaluate and save.
+/// Limits follow the stage: five times its longest recent step, and generous ones until that is
+/// known, or where ranks load images, evaluate and save.
 #[test]
 fn a_slow_worker_is_left_alone() {
     let waits = |phase| beats(("reduce", 31), (phase, 30));
     assert_eq!(killed(&pass(&mut paced(8.0), SECOND * 39, &waits("forward"))), [""; 0]);
     assert_eq!(killed(&pass(&mut paced(8.0), SECOND * 41, &waits("forward"))), ["worker-1"]);
     for phase in ["data", "evaluate", "save", "measure", "set up"] {
-        assert_eq!(killed(&pass(&mut paced(0.01), SECOND * 590, &waits(phase))), [""; 0], "{phase}");
+        assert_eq!(
+            killed(&pass(&mut paced(0.01), SECOND * 590, &waits(phase))),
+            [""; 0],
+            "{phase}"
+        );
     }
     // Another stage begins, whose steps are slower.
     let mut run = paced(0.01);
@@ -73,10 +84,13 @@ fn a_worker_that_makes_progress_is_left_alone() {
     let mut run = paced(0.01);
     for second in 0..60 {
         let beat = |event| match event {
-            WorkerEvent::Heartbeat(beat) => WorkerEvent::Heartbeat(Heartbeat { progress: second, ..beat }),
+            WorkerEvent::Heartbeat(beat) => {
+                WorkerEvent::Heartbeat(Heartbeat { progress: second, ..beat })
+            }
             other => other,
         };
-        let waits = beats(("reduce", 31), ("forward", 30)).map(|(session, event)| (session, beat(event)));
+        let waits =
+            beats(("reduce", 31), ("forward", 30)).map(|(session, event)| (session, beat(event)));
         assert_eq!(killed(&pass(&mut run, SECOND, &waits)), [""; 0]);
     }
 }
@@ -88,14 +102,16 @@ fn unresponsive_workers_are_evicted_together() {
     assert_eq!(effects, [], "not yet");
     let effects = pass(&mut run, SECOND * 2, &[]);
     assert_eq!(killed(&effects), ["worker-0", "worker-1"]);
-    let reason = "worker-1 (rank 1, pid 7 on h) sent no heartbeat for 3s and is terminated, last seen in start";
+    let reason = "worker-1 (rank 1, pid 7 on h) sent no heartbeat for 3s and is terminated, last \
+        seen in start";
     let lost = Notice::Lost { worker: "worker-1".into(), reason: reason.into() };
     assert!(notices(&effects).contains(&lost), "{effects:?}");
     let opened = effects.iter().filter(|effect| matches!(effect, Effect::OpenStore { .. })).count();
     assert_eq!(opened, 1, "one regroup for all");
 }
 
-/// A pause of this process is not a worker's fault, however long it is, and whatever its heartbeats report later.
+/// A pause of this process is not a worker's fault, however long it is, and whatever its heartbeats
+/// report later.
 #[test]
 fn a_pause_of_the_coordinator_is_not_counted() {
     let mut run = paced(0.01);
@@ -147,7 +163,8 @@ fn a_straggler_is_reported_once_and_stays() {
     }
 }
 
-/// Rank 2 of three is lost, and with it the generation; rank 0 has left it and holds the state, rank 1 has not.
+/// Rank 2 of three is lost, and with it the generation; rank 0 has left it and holds the state,
+/// rank 1 has not.
 fn draining(phase: &str, in_collective: bool, held: bool, time: Duration) -> Vec<Effect> {
     let mut run = Run::new(crate::run::tests::start(3), Duration::ZERO);
     for (session, worker) in [(1, "worker-0"), (2, "worker-1"), (3, "worker-2")] {
@@ -156,7 +173,11 @@ fn draining(phase: &str, in_collective: bool, held: bool, time: Duration) -> Vec
     }
     for number in 0..10 {
         let phase_seconds = BTreeMap::from([("forward".into(), 8.0)]);
-        received(&mut run, 1, WorkerEvent::Step(StepDone { phase_seconds, ..step("a", number, 4) }));
+        received(
+            &mut run,
+            1,
+            WorkerEvent::Step(StepDone { phase_seconds, ..step("a", number, 4) }),
+        );
     }
     let WorkerEvent::Heartbeat(beat) = heartbeat(10, phase, 30) else { return Vec::new() };
     let beat = WorkerEvent::Heartbeat(Heartbeat { in_collective, ..beat });
@@ -181,7 +202,8 @@ fn a_worker_that_does_not_leave_a_generation_is_evicted_unless_it_computes() {
     assert_eq!(killed(&draining("reduce", true, false, SECOND * 39)), [""; 0]);
 }
 
-/// A newcomer that keeps a generation from its first step is evicted, and not those that hold the state.
+/// A newcomer that keeps a generation from its first step is evicted, and not those that hold the
+/// state.
 #[test]
 fn a_newcomer_that_blocks_a_generation_is_evicted_alone() {
     let mut run = paced(0.01);

@@ -14,7 +14,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 use thanos_configs::SplitMix64;
 use thanos_proto::{
-    Begin, CheckpointRef, CheckpointWritten, Command, Failed, Rejoin, StageResult, StepDone, WorkerEvent,
+    Begin, CheckpointRef, CheckpointWritten, Command, Failed, Rejoin, StageResult, StepDone,
+    WorkerEvent,
 };
 use worker::{Activity, Health, Worker};
 
@@ -89,7 +90,8 @@ impl World {
             save: pick(&[0.1, 2.0, 18.0, 60.0]),
             evaluate: pick(&[0.1, 4.0, 40.0]),
         };
-        let start = Start { min_workers, rendezvous_timeout: Duration::from_secs(2), ..start(count) };
+        let start =
+            Start { min_workers, rendezvous_timeout: Duration::from_secs(2), ..start(count) };
         let workers = (0..count).map(|_| Worker::starting(Duration::ZERO)).collect();
         Self {
             run: Run::new(start, Duration::ZERO),
@@ -116,7 +118,12 @@ impl World {
     /// One quantum of time.
     pub(super) fn advance(&mut self) {
         self.now += QUANTUM;
-        assert!(self.now < DEADLINE, "a run that nothing disturbs any more ends: {:?} {:?}", self.workers, self.group);
+        assert!(
+            self.now < DEADLINE,
+            "a run that nothing disturbs any more ends: {:?} {:?}",
+            self.workers,
+            self.group
+        );
         if self.now < DISTURBED {
             self.disturb();
         }
@@ -157,7 +164,11 @@ impl World {
             // A preemption reaches all.
             26 => (0..self.workers.len()).for_each(|index| self.terminate(index)),
             13..25
-                if self.workers.iter().enumerate().any(|(index, worker)| index != victim && worker.saves.is_some()) =>
+                if self
+                    .workers
+                    .iter()
+                    .enumerate()
+                    .any(|(index, worker)| index != victim && worker.saves.is_some()) =>
             {
                 self.die(victim);
             }
@@ -186,12 +197,19 @@ impl World {
     fn apply(&mut self, event: Event) {
         let over = self.verdict.is_some();
         let traced = std::env::var_os("SIMULATION_SEED").is_some();
-        if traced && !matches!(event, Event::Tick | Event::Received { event: WorkerEvent::Heartbeat(_), .. }) {
+        if traced
+            && !matches!(
+                event,
+                Event::Tick | Event::Received { event: WorkerEvent::Heartbeat(_), .. }
+            )
+        {
             println!("{:?} {event:?}", self.now);
         }
         let effects = self.run.apply(event, self.now);
         // Before anyone is sent away.
-        if let Some(Effect::End(verdict)) = effects.iter().find(|effect| matches!(effect, Effect::End(_))) {
+        if let Some(Effect::End(verdict)) =
+            effects.iter().find(|effect| matches!(effect, Effect::End(_)))
+        {
             self.end(verdict.clone());
         }
         self.source = self.source_of(&effects).or(self.source);
@@ -205,7 +223,11 @@ impl World {
                 Effect::Send { session, command } => self.deliver(session, command),
                 Effect::Commit { session, written } => {
                     let seconds = self.chance.uniform(0.0, 1.0);
-                    self.commits.push((self.now + Duration::from_secs_f64(seconds), session, written));
+                    self.commits.push((
+                        self.now + Duration::from_secs_f64(seconds),
+                        session,
+                        written,
+                    ));
                 }
                 Effect::Restart { worker, after } => {
                     let index = index_of(&worker);
@@ -215,7 +237,8 @@ impl World {
                 }
                 Effect::Kill { worker } => self.kill(index_of(&worker)),
                 Effect::CutSteps { stages, first } => self.recorded.retain(|(stage, step)| {
-                    stages.contains(stage) || first.as_ref().is_some_and(|(first, n)| first == stage && step < n)
+                    stages.contains(stage)
+                        || first.as_ref().is_some_and(|(first, n)| first == stage && step < n)
                 }),
                 Effect::End(_) | Effect::OpenStore { .. } | Effect::Notify(_) => {}
             }
@@ -225,18 +248,33 @@ impl World {
     /// Every step once, in order.
     fn record(&mut self, step: &StepDone) {
         assert!(step.generation <= self.run.generation);
-        let mut all = STAGES.iter().flat_map(|(stage, steps)| (0..*steps).map(move |step| ((*stage).to_owned(), step)));
+        let mut all = STAGES
+            .iter()
+            .flat_map(|(stage, steps)| (0..*steps).map(move |step| ((*stage).to_owned(), step)));
         let next = all.nth(self.recorded.len());
-        assert_eq!(next, Some((step.stage.clone(), step.step)), "recorded so far: {:?}", self.recorded);
+        assert_eq!(
+            next,
+            Some((step.stage.clone(), step.step)),
+            "recorded so far: {:?}",
+            self.recorded
+        );
         self.recorded.extend(next);
     }
 
     /// The coordinator terminates a worker: none that is healthy.
     fn kill(&mut self, index: usize) {
         let worker = &self.workers[index];
-        let is_asked = worker.terminating.is_some_and(|since| self.now >= since + TERMINATION_LIMIT / 2);
-        let is_healthy = worker.is_alive() && worker.health == Health::Healthy && !worker.misbehaved && !is_asked;
-        assert!(!is_healthy, "at {:?} a healthy worker was terminated: {worker:?} {:?}", self.now, self.group);
+        let is_asked =
+            worker.terminating.is_some_and(|since| self.now >= since + TERMINATION_LIMIT / 2);
+        let is_healthy = worker.is_alive()
+            && worker.health == Health::Healthy
+            && !worker.misbehaved
+            && !is_asked;
+        assert!(
+            !is_healthy,
+            "at {:?} a healthy worker was terminated: {worker:?} {:?}",
+            self.now, self.group
+        );
         self.die(index);
     }
 
@@ -244,12 +282,15 @@ impl World {
     fn end(&mut self, verdict: Verdict) {
         assert!(self.verdict.is_none(), "ended twice");
         let saved = self.saved();
-        let lost = self.workers.iter().filter(|worker| worker.health == Health::Healthy && !worker.misbehaved);
-        let lost = lost
-            .filter_map(|worker| worker.state.as_ref())
-            .find(|state| state.generation == self.run.generation && state.at > saved && state.at.made > 0);
-        let saves_failed =
-            matches!(&verdict, Verdict::Failed { message, .. } if message.contains("could not be saved"));
+        let lost = self
+            .workers
+            .iter()
+            .filter(|worker| worker.health == Health::Healthy && !worker.misbehaved);
+        let lost = lost.filter_map(|worker| worker.state.as_ref()).find(|state| {
+            state.generation == self.run.generation && state.at > saved && state.at.made > 0
+        });
+        let saves_failed = matches!(&verdict, Verdict::Failed { message,
+        .. } if message.contains("could not be saved"));
         assert!(
             lost.is_none() || saves_failed,
             "at {:?} {:?} was dropped, saved is {saved:?}: {verdict:?}",
@@ -270,14 +311,19 @@ impl World {
         match self.verdict.as_ref().expect("ended") {
             Verdict::Done => {
                 assert!(!self.has_repeating_fault(), "a step that always fails was made");
-                assert_eq!(self.recorded.len() as u64, STAGES.iter().map(|(_, steps)| steps).sum::<u64>());
+                assert_eq!(
+                    self.recorded.len() as u64,
+                    STAGES.iter().map(|(_, steps)| steps).sum::<u64>()
+                );
             }
             Verdict::Failed { message, .. } => {
                 let expected = ["giving up", "the newest state could not be saved"];
                 // One that stopped or hung before it joined is not replaced.
                 let missing = self.is_missing && message.contains("workers were ready within");
                 let repeated = self.has_repeating_fault() && message.contains(REPEATED);
-                let is_expected = repeated || missing || expected.iter().any(|begins| message.starts_with(begins));
+                let is_expected = repeated
+                    || missing
+                    || expected.iter().any(|begins| message.starts_with(begins));
                 assert!(self.nonsense || is_expected, "nothing was wrong, and yet: {message}");
             }
             Verdict::Stopped { .. } => {}
@@ -285,7 +331,10 @@ impl World {
     }
 
     fn deliver(&mut self, session: SessionId, command: Command) {
-        let Some(index) = self.workers.iter().position(|worker| worker.session == Some(session)) else { return };
+        let Some(index) = self.workers.iter().position(|worker| worker.session == Some(session))
+        else {
+            return;
+        };
         match command {
             Command::Begin(begin) => self.begin(index, &begin),
             Command::Leave { .. } | Command::Refused { .. } => self.leave(index),
@@ -312,10 +361,19 @@ impl World {
         };
         assert_eq!(at.stage, begin.stage as usize, "a stage that is committed is not made again");
         assert_eq!(begin.complete.len(), begin.stage as usize);
-        for worker in self.workers.iter().filter(|worker| worker.health == Health::Healthy && !worker.misbehaved) {
+        for worker in self
+            .workers
+            .iter()
+            .filter(|worker| worker.health == Health::Healthy && !worker.misbehaved)
+        {
             let Some(state) = worker.state.as_ref().filter(|_| worker.is_alive()) else { continue };
-            let lost = state.generation + 1 == begin.generation && state.at > at && state.at.made > 0;
-            assert!(!lost, "{:?}: {worker:?} holds {:?}, and all continue from {at:?}", self.now, state.at);
+            let lost =
+                state.generation + 1 == begin.generation && state.at > at && state.at.made > 0;
+            assert!(
+                !lost,
+                "{:?}: {worker:?} holds {:?}, and all continue from {at:?}",
+                self.now, state.at
+            );
         }
         let group = match self.group.take() {
             Some(group) if group.generation == begin.generation => group,
@@ -329,7 +387,9 @@ impl World {
     /// What the source of a generation holds, before its ranks begin.
     fn source_of(&self, effects: &[Effect]) -> Option<StagePoint> {
         let session = effects.iter().find_map(|effect| match effect {
-            Effect::Send { session, command: Command::Begin(begin) } if begin.source == Some(begin.rank) => {
+            Effect::Send { session, command: Command::Begin(begin) }
+                if begin.source == Some(begin.rank) =>
+            {
                 Some(*session)
             }
             _ => None,
@@ -337,8 +397,8 @@ impl World {
         Some(*self.reported.get(&session).expect("the source holds something"))
     }
 
-    /// The coordinator dies, and another one starts with what is on the disk; what was being committed may be there. `stop`:
-    /// it is asked to stop before workers have reconnected.
+    /// The coordinator dies, and another one starts with what is on the disk; what was being
+    /// committed may be there. `stop`: it is asked to stop before workers have reconnected.
     fn restart_coordinator(&mut self, stop: bool) {
         self.losses += 1;
         let mut start = self.run.start.clone();
@@ -387,24 +447,40 @@ impl World {
 
     fn finish_commits(&mut self) {
         let due = self.commits.iter().position(|(due, _, _)| *due <= self.now);
-        let Some((_, session, written)) = due.map(|index| self.commits.remove(index)) else { return };
+        let Some((_, session, written)) = due.map(|index| self.commits.remove(index)) else {
+            return;
+        };
         let CheckpointWritten { stage, step, folder, result, .. } = written;
-        let committed = CheckpointRef { stage: stage.clone(), folder, manifest_sha256: "0".into(), step };
-        self.send(Event::Committed { session, commit: CommitOutcome { stage, step, outcome: Ok(committed), result } });
+        let committed =
+            CheckpointRef { stage: stage.clone(), folder, manifest_sha256: "0".into(), step };
+        self.send(Event::Committed {
+            session,
+            commit: CommitOutcome { stage, step, outcome: Ok(committed), result },
+        });
     }
 
     /// A message that a correct worker would not send now, or one from a session that never was.
     fn send_nonsense(&mut self) {
         let session = self.chance.below(self.next_session + 2);
-        if let Some(worker) = self.workers.iter_mut().find(|worker| worker.session == Some(session)) {
+        if let Some(worker) = self.workers.iter_mut().find(|worker| worker.session == Some(session))
+        {
             worker.misbehaved = true;
             self.nonsense = true;
         }
         let event = match self.chance.below(6) {
             0 => WorkerEvent::Step(step("a", self.chance.below(9), self.chance.below(9))),
             1 => WorkerEvent::Hello(hello("again")),
-            2 => WorkerEvent::Failed(Failed { phase: "p".into(), message: "m".into(), exit_code: 70 }),
-            3 => WorkerEvent::Rejoin(Rejoin { generation: 99, held: None, recent: Vec::new(), failure: None }),
+            2 => WorkerEvent::Failed(Failed {
+                phase: "p".into(),
+                message: "m".into(),
+                exit_code: 70,
+            }),
+            3 => WorkerEvent::Rejoin(Rejoin {
+                generation: 99,
+                held: None,
+                recent: Vec::new(),
+                failure: None,
+            }),
             4 => WorkerEvent::Finished,
             _ => WorkerEvent::Ready { config_digest: "another".into() },
         };

@@ -1,7 +1,9 @@
 //! SIGTERM for most workers stops the run; for a few it is the loss of those, in time.
 
 use super::TERMINATION_LIMIT;
-use crate::run::tests::{NOW, begins, end, heartbeat, hello, notices, pass, ready, received, rejoin, start, training};
+use crate::run::tests::{
+    NOW, begins, end, heartbeat, hello, notices, pass, ready, received, rejoin, start, training,
+};
 use crate::run::{Effect, Event, Notice, Run, SessionId, Start};
 use std::time::Duration;
 use thanos_proto::{Command, WorkerEvent};
@@ -37,7 +39,8 @@ fn the_run_stops_when_most_workers_received_sigterm() {
         }
         let effects = notice(&mut run, enough as SessionId);
         assert_eq!(stops(&effects), Some(reason), "{enough} of {workers}");
-        let asked = |effect: &&Effect| matches!(effect, Effect::Send { command: Command::Stop { .. }, .. });
+        let asked =
+            |effect: &&Effect| matches!(effect, Effect::Send { command: Command::Stop { .. }, .. });
         assert_eq!(effects.iter().filter(asked).count(), workers, "{effects:?}");
         assert_eq!(notice(&mut run, workers as SessionId), [], "a stop is requested once");
     };
@@ -66,16 +69,25 @@ fn one_worker_that_received_sigterm_trains_on_until_it_is_killed() {
 fn a_worker_that_is_not_killed_is_terminated_and_the_others_continue() {
     let mut run = running(3, 2);
     notice(&mut run, 3);
-    let beats = |number: u64| [1, 2, 3].map(|session| (session, heartbeat(number, "forward", number)));
+    let beats =
+        |number: u64| [1, 2, 3].map(|session| (session, heartbeat(number, "forward", number)));
     assert_eq!(pass(&mut run, TERMINATION_LIMIT - NOW, &beats(1)), []);
     let effects = pass(&mut run, NOW * 2, &beats(2));
     let killed = Effect::Kill { worker: "worker-2".into() };
     assert!(effects.contains(&killed), "{effects:?}");
-    assert!(!effects.iter().any(|effect| matches!(effect, Effect::Kill { worker } if *worker != "worker-2")));
+    assert!(
+        !effects
+            .iter()
+            .any(|effect| matches!(effect, Effect::Kill { worker } if *worker != "worker-2"))
+    );
     received(&mut run, 1, rejoin(10));
     received(&mut run, 2, rejoin(10));
     let rendezvous_timeout = run.start.rendezvous_timeout;
-    assert_eq!(begins(&pass(&mut run, rendezvous_timeout + NOW, &beats(2)[..2])).len(), 2, "with those that are left");
+    assert_eq!(
+        begins(&pass(&mut run, rendezvous_timeout + NOW, &beats(2)[..2])).len(),
+        2,
+        "with those that are left"
+    );
 }
 
 /// Two of four are drained, and the others are lost: no other rank would hold the state.

@@ -19,10 +19,17 @@ fn checkpoints(run_dir: &Path) -> Checkpoints {
 fn write(run_dir: &Path, stage: &str, step: u64, complete: bool) -> CheckpointWritten {
     let folder = format!("checkpoints/{stage}/.tmp-step-{step:08}");
     fs::create_dir_all(run_dir.join(&folder)).expect("a folder");
-    let files = [("model.safetensors", format!("weights {step}")), ("optimizer.safetensors", "state".into())];
+    let files = [
+        ("model.safetensors", format!("weights {step}")),
+        ("optimizer.safetensors", "state".into()),
+    ];
     let files = files.map(|(name, content)| {
         fs::write(run_dir.join(&folder).join(name), &content).expect("a file");
-        WrittenFile { name: name.into(), bytes: content.len() as u64, sha256: sha256(content.as_bytes()) }
+        WrittenFile {
+            name: name.into(),
+            bytes: content.len() as u64,
+            sha256: sha256(content.as_bytes()),
+        }
     });
     let result = StageResult {
         stage: stage.into(),
@@ -118,9 +125,15 @@ fn what_rank_0_did_not_write_is_not_committed() {
         assert!(error.contains(part), "no `{part}` in {error}");
     };
     let good = write(folder.path(), "a", 5, false);
-    refused(CheckpointWritten { folder: "checkpoints/../../etc".into(), ..good.clone() }, "expected checkpoints/a/");
+    refused(
+        CheckpointWritten { folder: "checkpoints/../../etc".into(), ..good.clone() },
+        "expected checkpoints/a/",
+    );
     let file = WrittenFile { name: "../x".into(), bytes: 1, sha256: String::new() };
-    refused(CheckpointWritten { files: vec![file], ..good.clone() }, "not the name of a file of a checkpoint");
+    refused(
+        CheckpointWritten { files: vec![file], ..good.clone() },
+        "not the name of a file of a checkpoint",
+    );
     let mut short = good.clone();
     short.files[0].bytes += 1;
     refused(short, "9 bytes, rank 0 wrote 10");
@@ -136,11 +149,17 @@ type Damage = fn(&Path);
 fn damage_is_seen_and_the_one_before_is_used() {
     let damage: [(&str, Damage); 7] = [
         ("expected", |place| fs::write(place.join("model.safetensors"), "x").expect("written")),
-        ("SHA-256", |place| fs::write(place.join("model.safetensors"), "weighty 10").expect("written")),
-        ("optimizer", |place| fs::remove_file(place.join("optimizer.safetensors")).expect("removed")),
+        ("SHA-256", |place| {
+            fs::write(place.join("model.safetensors"), "weighty 10").expect("written")
+        }),
+        ("optimizer", |place| {
+            fs::remove_file(place.join("optimizer.safetensors")).expect("removed")
+        }),
         ("manifest", |place| fs::remove_file(place.join("manifest.json")).expect("removed")),
         ("manifest", |place| fs::write(place.join("manifest.json"), "{").expect("written")),
-        ("manifest.sha256", |place| fs::remove_file(place.join("manifest.sha256")).expect("removed")),
+        ("manifest.sha256", |place| {
+            fs::remove_file(place.join("manifest.sha256")).expect("removed")
+        }),
         ("to run other", |place| {
             let manifest = place.join("manifest.json");
             replace(&manifest, "\"run\": \"run\"", "\"run\": \"other\"");
@@ -157,16 +176,22 @@ fn damage_is_seen_and_the_one_before_is_used() {
         damage(&folder.path().join("checkpoints/a/step-00000010"));
         let found = checkpoints.find(&["a"]).expect("found");
         assert_eq!(found.resume.as_ref().map(|found| found.step), Some(5), "{part}");
-        assert!(found.warnings.len() == 1 && found.warnings[0].contains(part), "{part}: {:?}", found.warnings);
+        assert!(
+            found.warnings.len() == 1 && found.warnings[0].contains(part),
+            "{part}: {:?}",
+            found.warnings
+        );
     }
 }
 
-/// Bits flipped, bytes put in or taken out, files cut off, emptied, exchanged or removed: of ten thousand changes of a
-/// checkpoint none is taken for good, and each is refused with a reason. Seeded, so a failure can be repeated.
+/// Bits flipped, bytes put in or taken out, files cut off, emptied, exchanged or removed: of ten
+/// thousand changes of a checkpoint none is taken for good, and each is refused with a reason.
+/// Seeded, so a failure can be repeated.
 #[test]
 fn no_changed_checkpoint_is_loaded() {
     let folder = tempfile::tempdir().expect("a folder");
-    let reference = checkpoints(folder.path()).commit(&write(folder.path(), "a", 5, false)).expect("committed");
+    let reference =
+        checkpoints(folder.path()).commit(&write(folder.path(), "a", 5, false)).expect("committed");
     let place = folder.path().join(&reference.folder);
     let names = ["model.safetensors", "optimizer.safetensors", "manifest.json", "manifest.sha256"];
     let good = names.map(|name| fs::read(place.join(name)).expect("there"));
@@ -194,7 +219,11 @@ fn no_changed_checkpoint_is_loaded() {
         let same = names[file] == "manifest.sha256"
             && String::from_utf8_lossy(&bytes).trim_end().as_bytes() == good[3].trim_ascii_end();
         match verify(&place) {
-            Ok(_) => assert!(same && path.exists(), "seed {seed}: a changed {} was taken for good", names[file]),
+            Ok(_) => assert!(
+                same && path.exists(),
+                "seed {seed}: a changed {} was taken for good",
+                names[file]
+            ),
             Err(error) => assert!(!format!("{error:#}").is_empty(), "seed {seed}"),
         }
         fs::write(&path, &good[file]).expect("written");
@@ -212,14 +241,18 @@ fn replace(path: &Path, from: &str, to: &str) {
 fn a_manifest_with_a_former_key_is_read() {
     let folder = tempfile::tempdir().expect("a folder");
     let checkpoints = checkpoints(folder.path());
-    let place = folder.path().join(checkpoints.commit(&write(folder.path(), "a", 5, false)).expect("committed").folder);
+    let place = folder
+        .path()
+        .join(checkpoints.commit(&write(folder.path(), "a", 5, false)).expect("committed").folder);
     let manifest = place.join("manifest.json");
     replace(&manifest, "\"post_step_done\"", "\"settled\"");
-    fs::write(place.join("manifest.sha256"), sha256(&fs::read(&manifest).expect("read"))).expect("written");
+    fs::write(place.join("manifest.sha256"), sha256(&fs::read(&manifest).expect("read")))
+        .expect("written");
     assert!(verify(&place).expect("read").0.post_step_done);
 }
 
-/// A stage that was complete continues where it is to make more steps; what comes after it is not looked at.
+/// A stage that was complete continues where it is to make more steps; what comes after it is not
+/// looked at.
 #[test]
 fn a_complete_stage_with_too_few_steps_is_reopened() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -244,8 +277,12 @@ fn a_complete_stage_with_too_few_steps_is_reopened() {
 #[test]
 fn a_checkpoint_of_other_data_is_not_used_and_one_that_does_not_say_is() {
     let folder = tempfile::tempdir().expect("a folder");
-    let data = |train: &str| Some(DataIdentity { train: train.into(), test: "t".into(), raw_stamp: None });
-    let with = |train: Option<&str>| Checkpoints { data: train.and_then(data), ..checkpoints(folder.path()) };
+    let data =
+        |train: &str| Some(DataIdentity { train: train.into(), test: "t".into(), raw_stamp: None });
+    let with = |train: Option<&str>| Checkpoints {
+        data: train.and_then(data),
+        ..checkpoints(folder.path())
+    };
     let found = |train| with(train).find(&["a"]).expect("listed");
     with(None).commit(&write(folder.path(), "a", 5, false)).expect("committed");
     assert!(found(Some("one")).resume.is_some(), "of an earlier version");

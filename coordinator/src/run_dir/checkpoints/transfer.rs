@@ -1,14 +1,14 @@
-//! Checkpoints of workers that do not see the run directory: a file of a committed one is sent to them, and what their
-//! rank 0 writes is written here. Stages and names are those of the plan and of the format, so that no request chooses a
-//! path. What is committed is not decided here.
+//! Checkpoints of workers that do not see the run directory: a file of a committed one is sent to
+//! them, and what their rank 0 writes is written here. Stages and names are those of the plan and
+//! of the format, so that no request chooses a path. What is committed is not decided here.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use thanos_formats::{
-    BEST, BEST_STATE, CHECKPOINTS, EMBEDDINGS, MANIFEST, MODEL, OPTIMIZER, PREDICTIONS, UNFINISHED, committed_name,
-    unfinished_name,
+    BEST, BEST_STATE, CHECKPOINTS, EMBEDDINGS, MANIFEST, MODEL, OPTIMIZER, PREDICTIONS, UNFINISHED,
+    committed_name, unfinished_name,
 };
 use thanos_proto::v1::file_part::Part;
 use thanos_proto::v1::{CheckpointFile, FileChunk, FileHead, FilePart};
@@ -38,14 +38,19 @@ impl CheckpointFiles {
     fn stage(&self, file: &CheckpointFile) -> Result<PathBuf, Status> {
         let known = self.stages.contains(&file.stage) && NAMES.contains(&file.name.as_str());
         let path = self.run_dir.join(CHECKPOINTS).join(&file.stage);
-        known.then_some(path).ok_or_else(|| Status::invalid_argument("no such stage, or no such file of a checkpoint"))
+        known.then_some(path).ok_or_else(|| {
+            Status::invalid_argument("no such stage, or no such file of a checkpoint")
+        })
     }
 
     /// A file of a committed checkpoint, in chunks.
     ///
     /// # Errors
     /// If a checkpoint has no such file. One that cannot be read ends the stream with the reason.
-    pub(crate) fn send(&self, file: &CheckpointFile) -> Result<mpsc::Receiver<Result<FileChunk, Status>>, Status> {
+    pub(crate) fn send(
+        &self,
+        file: &CheckpointFile,
+    ) -> Result<mpsc::Receiver<Result<FileChunk, Status>>, Status> {
         let path = self.stage(file)?.join(committed_name(file.step)).join(&file.name);
         let (chunks, receiver) = mpsc::channel(MAX_WAITING);
         tokio::task::spawn_blocking(move || {
@@ -57,8 +62,8 @@ impl CheckpointFiles {
         Ok(receiver)
     }
 
-    /// Writes and syncs a file that comes in parts. `may_write` says whether its sender is rank 0 of the newest generation,
-    /// which the file must be of.
+    /// Writes and syncs a file that comes in parts. `may_write` says whether its sender is rank 0
+    /// of the newest generation, which the file must be of.
     ///
     /// # Errors
     /// If the sender may not write it, or it has no head, ends too early, or cannot be written.
@@ -67,14 +72,16 @@ impl CheckpointFiles {
         mut parts: impl Stream<Item = Result<FilePart, Status>> + Unpin,
         may_write: impl Fn(u64) -> bool,
     ) -> Result<(), Status> {
-        let Some(FilePart { part: Some(Part::Head(FileHead { generation, file: Some(file), first })) }) =
-            parts.next().await.transpose()?
+        let Some(FilePart {
+            part: Some(Part::Head(FileHead { generation, file: Some(file), first })),
+        }) = parts.next().await.transpose()?
         else {
             return Err(Status::invalid_argument("a file without a header"));
         };
         let stage = self.stage(&file)?;
         if !may_write(generation) {
-            let reason = format!("generation {generation} is over, or this worker is not its rank 0");
+            let reason =
+                format!("generation {generation} is over, or this worker is not its rank 0");
             return Err(Status::failed_precondition(reason));
         }
         let (chunks, taken) = mpsc::channel(MAX_WAITING);
@@ -91,7 +98,9 @@ impl CheckpointFiles {
         _ = chunks.send(Chunk::End).await;
         drop(chunks);
         let written = written.await.map_err(|error| Status::internal(error.to_string()))?;
-        written.map_err(|error| Status::resource_exhausted(format!("the coordinator cannot write it: {error}")))
+        written.map_err(|error| {
+            Status::resource_exhausted(format!("the coordinator cannot write it: {error}"))
+        })
     }
 }
 
@@ -112,7 +121,12 @@ fn read(path: &Path, chunks: &mpsc::Sender<Result<FileChunk, Status>>) -> io::Re
     }
 }
 
-fn write(stage: &Path, file: &CheckpointFile, first: bool, mut chunks: mpsc::Receiver<Chunk>) -> io::Result<()> {
+fn write(
+    stage: &Path,
+    file: &CheckpointFile,
+    first: bool,
+    mut chunks: mpsc::Receiver<Chunk>,
+) -> io::Result<()> {
     if first {
         remove_unfinished(stage)?;
     }
@@ -177,7 +191,8 @@ mod tests {
         let parts = parts.chain(bytes.chunks(CHUNK).map(chunk));
         files.clone().take(iter(parts), |generation| generation == 2).await.expect("stored");
         assert!(!stage.join(".tmp-step-00000003").exists());
-        fs::rename(stage.join(".tmp-step-00000007"), stage.join("step-00000007")).expect("committed");
+        fs::rename(stage.join(".tmp-step-00000007"), stage.join("step-00000007"))
+            .expect("committed");
         let mut chunks = files.send(&file("cae", 7, "model.safetensors")).expect("known");
         let mut sent = Vec::new();
         while let Some(chunk) = chunks.recv().await {
@@ -192,9 +207,17 @@ mod tests {
     async fn files_that_are_not_of_the_run_are_refused() {
         let folder = tempfile::tempdir().expect("a folder");
         let files = Arc::new(CheckpointFiles::new(folder.path(), ["cae"]));
-        for other in [file("..", 1, "manifest.json"), file("cae", 1, "../x"), file("cae", 1, "x"), file("", 1, "")] {
+        for other in [
+            file("..", 1, "manifest.json"),
+            file("cae", 1, "../x"),
+            file("cae", 1, "x"),
+            file("", 1, ""),
+        ] {
             assert!(files.send(&other).is_err(), "{other:?}");
-            assert!(files.clone().take(iter([head(other.clone(), true)]), |_| true).await.is_err(), "{other:?}");
+            assert!(
+                files.clone().take(iter([head(other.clone(), true)]), |_| true).await.is_err(),
+                "{other:?}"
+            );
         }
         let model = || file("cae", 1, "model.safetensors");
         for (parts, is_current) in [

@@ -6,8 +6,19 @@ use crate::run_dir::results::QUICK_RUN;
 use std::collections::BTreeMap;
 use std::fmt;
 
-const CSV_HEADER: [&str; 11] =
-    ["kind", "group", "minus", "method", "measure", "n", "mean", "sd", "ci95_low", "ci95_high", "seeds"];
+const CSV_HEADER: [&str; 11] = [
+    "kind",
+    "group",
+    "minus",
+    "method",
+    "measure",
+    "n",
+    "mean",
+    "sd",
+    "ci95_low",
+    "ci95_high",
+    "seeds",
+];
 
 impl fmt::Display for RunTable {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -21,23 +32,34 @@ impl fmt::Display for RunTable {
         }
         if !self.differing_keys.is_empty() {
             writeln!(out, "\ndiffering keys")?;
-            let values = |values: &[serde_json::Value]| values.iter().map(shown).collect::<Vec<_>>().join(" | ");
-            let lines: Vec<Vec<String>> =
-                self.differing_keys.iter().map(|key| vec![key.key.clone(), values(&key.values)]).collect();
+            let values = |values: &[serde_json::Value]| {
+                values.iter().map(shown).collect::<Vec<_>>().join(" | ")
+            };
+            let lines: Vec<Vec<String>> = self
+                .differing_keys
+                .iter()
+                .map(|key| vec![key.key.clone(), values(&key.values)])
+                .collect();
             write_columns(out, &lines, 2)?;
         }
-        writeln!(out, "\nmean ± sample standard deviation; accuracies in % of the test images, cosines between them")?;
+        writeln!(
+            out,
+            "\nmean ± sample standard deviation; accuracies in % of the test images, cosines \
+            between them"
+        )?;
         write_columns(out, &self.lines(), 2)?;
         if !self.paired_differences.is_empty() {
             writeln!(
                 out,
-                "\npaired differences over seeds, in percentage points, with their 95 % confidence interval"
+                "\npaired differences over seeds, in percentage points, with their 95 % confidence \
+                interval"
             )?;
             write_columns(out, &self.difference_lines(), 1)?;
         }
         write!(
             out,
-            "\nfine: a linear layer on the frozen embeddings; coarse: the backbones' own heads; kNN: fine labels by 20 \
+            "\nfine: a linear layer on the frozen embeddings; coarse: the backbones' own heads; \
+            kNN: fine labels by 20 \
              nearest neighbours.\nThe interval is by Student's t over n - 1 degrees of freedom."
         )
     }
@@ -47,12 +69,15 @@ impl RunTable {
     /// The cells of the table.
     fn lines(&self) -> Vec<Vec<String>> {
         let named = self.groups.len() > 1;
-        let titles = ["method", "n"].into_iter().chain(MEASURES.iter().map(|measure| measure.title));
+        let titles =
+            ["method", "n"].into_iter().chain(MEASURES.iter().map(|measure| measure.title));
         let mut lines = vec![with_label(named, "group", titles.map(str::to_owned).collect())];
         for group in &self.groups {
             for RowSummary { method, measures } in &group.rows {
                 let n = measures.values().map(|summary| summary.n).max().unwrap_or(0);
-                let cells = MEASURES.iter().map(|measure| mean_and_sd(measures.get(measure.name), measure, " ± "));
+                let cells = MEASURES
+                    .iter()
+                    .map(|measure| mean_and_sd(measures.get(measure.name), measure, " ± "));
                 let cells = [method.clone(), n.to_string()].into_iter().chain(cells).collect();
                 lines.push(with_label(named, &group.label, cells));
             }
@@ -62,11 +87,13 @@ impl RunTable {
 
     fn difference_lines(&self) -> Vec<Vec<String>> {
         let accuracies = || MEASURES.iter().filter(|measure| measure.is_accuracy);
-        let titles = ["difference", "n"].into_iter().chain(accuracies().map(|measure| measure.title));
+        let titles =
+            ["difference", "n"].into_iter().chain(accuracies().map(|measure| measure.title));
         let mut lines = vec![titles.map(str::to_owned).collect()];
         for difference in &self.paired_differences {
             let n = difference.measures.values().map(|one| one.summary.n).max().unwrap_or(0);
-            let cells = accuracies().map(|measure| with_interval(difference.measures.get(measure.name)));
+            let cells =
+                accuracies().map(|measure| with_interval(difference.measures.get(measure.name)));
             lines.push([name_of(difference), n.to_string()].into_iter().chain(cells).collect());
         }
         lines
@@ -78,29 +105,37 @@ impl RunTable {
     /// Never: memory takes every write.
     pub(crate) fn to_csv(&self) -> String {
         let mut writer = csv::Writer::from_writer(Vec::new());
-        let mut write = |line: [String; CSV_HEADER.len()]| writer.write_record(line).expect("memory takes every write");
+        let mut write = |line: [String; CSV_HEADER.len()]| {
+            writer.write_record(line).expect("memory takes every write")
+        };
         write(CSV_HEADER.map(str::to_owned));
         for group in &self.groups {
             let seeds = group.seeds.iter().map(u64::to_string).collect::<Vec<_>>().join(" ");
             for RowSummary { method, measures } in &group.rows {
                 for (name, Summary { n, mean, sd, .. }) in ordered(measures) {
                     let start = ["mean", &group.label, "", method, name].map(str::to_owned);
-                    let numbers = [n.to_string(), mean.to_string(), text(*sd), String::new(), String::new()];
+                    let numbers =
+                        [n.to_string(), mean.to_string(), text(*sd), String::new(), String::new()];
                     write(joined(start, numbers, seeds.clone()));
                 }
             }
         }
         for PairedDifference { of, minus, method, measures } in &self.paired_differences {
-            for (name, Difference { summary: Summary { n, mean, sd, .. }, confidence_interval_95 }) in ordered(measures)
+            for (
+                name,
+                Difference { summary: Summary { n, mean, sd, .. }, confidence_interval_95 },
+            ) in ordered(measures)
             {
                 let method = method.as_deref().unwrap_or("");
                 let start = ["paired_difference", of, minus, method, name].map(str::to_owned);
-                let [low, high] = confidence_interval_95.map_or([None, None], |[low, high]| [Some(low), Some(high)]);
+                let [low, high] = confidence_interval_95
+                    .map_or([None, None], |[low, high]| [Some(low), Some(high)]);
                 let numbers = [n.to_string(), mean.to_string(), text(*sd), text(low), text(high)];
                 write(joined(start, numbers, String::new()));
             }
         }
-        String::from_utf8(writer.into_inner().expect("memory takes every write")).expect("all of it was text")
+        String::from_utf8(writer.into_inner().expect("memory takes every write"))
+            .expect("all of it was text")
     }
 
     /// A `tabular` for the `booktabs` package.
@@ -111,7 +146,8 @@ impl RunTable {
             if named { "ll" } else { "l" },
             "r".repeat(MEASURES.len())
         );
-        let titles = ["method", "$n$"].into_iter().chain(MEASURES.iter().map(|measure| measure.title));
+        let titles =
+            ["method", "$n$"].into_iter().chain(MEASURES.iter().map(|measure| measure.title));
         text += &latex_line(&with_label(named, "group", titles.map(str::to_owned).collect()));
         for group in &self.groups {
             text += "\\midrule\n";
@@ -131,7 +167,9 @@ impl RunTable {
 }
 
 /// In the order of the table.
-fn ordered<'a, T>(measures: &'a BTreeMap<&'static str, T>) -> impl Iterator<Item = (&'static str, &'a T)> {
+fn ordered<'a, T>(
+    measures: &'a BTreeMap<&'static str, T>,
+) -> impl Iterator<Item = (&'static str, &'a T)> {
     MEASURES.iter().filter_map(|measure| Some((measure.name, measures.get(measure.name)?)))
 }
 
@@ -158,7 +196,9 @@ fn mean_and_sd(summary: Option<&Summary>, measure: &Measure, sign: &str) -> Stri
 fn with_interval(difference: Option<&Difference>) -> String {
     match difference {
         None => "n/a".into(),
-        Some(Difference { summary, confidence_interval_95: None }) => format!("{:+.2}", summary.mean),
+        Some(Difference { summary, confidence_interval_95: None }) => {
+            format!("{:+.2}", summary.mean)
+        }
         Some(Difference { summary, confidence_interval_95: Some([low, high]) }) => {
             format!("{:+.2} [{low:+.2}, {high:+.2}]", summary.mean)
         }
@@ -175,7 +215,8 @@ fn name_of(difference: &PairedDifference) -> String {
 
 /// Columns of equal width; the first `left` ones are aligned left.
 fn write_columns(out: &mut fmt::Formatter<'_>, lines: &[Vec<String>], left: usize) -> fmt::Result {
-    let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
+    let width =
+        |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..lines.first().map_or(0, Vec::len)).map(width).collect();
     for line in lines {
         let cells = line.iter().zip(&widths).enumerate().map(|(column, (cell, width))| {

@@ -1,4 +1,5 @@
-//! Mean, sample standard deviation, and the confidence interval of paired differences by Student's t.
+//! Mean, sample standard deviation, and the confidence interval of paired differences by Student's
+//! t.
 
 use serde::Serialize;
 use statrs::distribution::{ContinuousCDF, StudentsT};
@@ -34,8 +35,8 @@ impl Summary {
 pub(super) struct Difference {
     #[serde(flatten)]
     pub(super) summary: Summary,
-    /// In which the mean of all differences is with a confidence of 95 %, if they are normally distributed; `None` of a
-    /// single pair.
+    /// In which the mean of all differences is with a confidence of 95 %, if they are normally
+    /// distributed; `None` of a single pair.
     pub(super) confidence_interval_95: Option<[f64; 2]>,
 }
 
@@ -54,7 +55,8 @@ impl Difference {
 
 /// The quantile of Student's t that a two-sided interval needs.
 fn t_quantile(degrees_of_freedom: usize) -> f64 {
-    let students_t = StudentsT::new(0.0, 1.0, degrees_of_freedom as f64).expect("at least two values have been given");
+    let students_t = StudentsT::new(0.0, 1.0, degrees_of_freedom as f64)
+        .expect("at least two values have been given");
     students_t.inverse_cdf(f64::midpoint(1.0, CONFIDENCE))
 }
 
@@ -63,7 +65,10 @@ mod tests {
     use super::*;
 
     fn close(found: f64, expected: f64) {
-        assert!((found - expected).abs() < 1e-6 * expected.abs().max(1.0), "{found}, expected {expected}");
+        assert!(
+            (found - expected).abs() < 1e-6 * expected.abs().max(1.0),
+            "{found}, expected {expected}"
+        );
     }
 
     /// R: `qt(0.975, c(1, 2, 4, 9, 30, 999))`.
@@ -95,7 +100,10 @@ mod tests {
     #[test]
     fn a_single_value_has_no_deviation_and_none_has_no_mean() {
         let single = Difference::of(&[2.0]).expect("one");
-        assert_eq!((single.summary.mean, single.summary.sd, single.confidence_interval_95), (2.0, None, None));
+        assert_eq!(
+            (single.summary.mean, single.summary.sd, single.confidence_interval_95),
+            (2.0, None, None)
+        );
         assert_eq!(Summary::of(&[]), None);
     }
 }

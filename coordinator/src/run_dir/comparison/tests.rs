@@ -36,13 +36,23 @@ fn run(overrides: &[&str], fine: f64) -> RunResults {
 
 #[test]
 fn runs_that_differ_in_their_seed_are_one_group() {
-    let runs = [run(&["seed=2"], 0.98), run(&["seed=0"], 0.94), run(&["seed=1", "log.tensorboard=false"], 0.96)];
+    let runs = [
+        run(&["seed=2"], 0.98),
+        run(&["seed=0"], 0.94),
+        run(&["seed=1", "log.tensorboard=false"], 0.96),
+    ];
     let table = RunTable::new(&runs);
-    assert_eq!((table.groups.len(), table.differing_keys.len(), table.paired_differences.len()), (1, 0, 0));
+    assert_eq!(
+        (table.groups.len(), table.differing_keys.len(), table.paired_differences.len()),
+        (1, 0, 0)
+    );
     let group = &table.groups[0];
     assert_eq!((group.label.as_str(), &group.seeds), ("digits_thanos", &vec![0, 1, 2]));
     let fine = &group.rows[0].measures["fine_test_accuracy"];
-    assert_eq!((fine.n, fine.mean, fine.sd, &fine.values), (3, 96.0, Some(2.0), &vec![94.0, 96.0, 98.0]));
+    assert_eq!(
+        (fine.n, fine.mean, fine.sd, &fine.values),
+        (3, 96.0, Some(2.0), &vec![94.0, 96.0, 98.0])
+    );
     assert!(!group.rows[0].measures.contains_key("cosine_within_fine"), "no run has it");
     let text = table.to_string();
     for part in ["digits_thanos: 3 runs, seeds 0 1 2", "96.00 ± 2.00", "0.900 ± 0.000", "n/a"] {
@@ -65,14 +75,23 @@ fn groups_are_compared_over_the_seeds_that_both_have() {
     assert_eq!(labels, ["objective.temperature=0.5", "objective.temperature=0.9"]);
     assert_eq!(table.differing_keys.len(), 1);
     assert_eq!(table.differing_keys[0].values, [Value::from(0.5), Value::from(0.9)]);
-    let [difference] = &table.paired_differences[..] else { panic!("{:?}", table.paired_differences) };
+    let [difference] = &table.paired_differences[..] else {
+        panic!("{:?}", table.paired_differences)
+    };
     let fine = &difference.measures["fine_test_accuracy"];
     assert_eq!(fine.summary.values, [1.0, 2.0]);
     // R: t.test(c(1, 2))$conf.int
     let [low, high] = fine.confidence_interval_95.expect("two pairs");
-    assert!((low + 4.853_102_368).abs() < 1e-6 && (high - 7.853_102_368).abs() < 1e-6, "{low} {high}");
+    assert!(
+        (low + 4.853_102_368).abs() < 1e-6 && (high - 7.853_102_368).abs() < 1e-6,
+        "{low} {high}"
+    );
     let text = table.to_string();
-    for part in ["0.5 | 0.9", "+1.50 [-4.85, +7.85]", "thanos: objective.temperature=0.9 - objective.temperature=0.5"] {
+    for part in [
+        "0.5 | 0.9",
+        "+1.50 [-4.85, +7.85]",
+        "thanos: objective.temperature=0.9 - objective.temperature=0.5",
+    ] {
         assert!(text.contains(part), "no `{part}` in\n{text}");
     }
 }
@@ -82,12 +101,22 @@ fn csv_and_latex_hold_the_same_numbers() {
     let runs = [run(&["seed=0"], 0.94), run(&["seed=1"], 0.96), run(&["seed=0", "name=a_b"], 0.95)];
     let table = RunTable::new(&runs);
     let csv = table.to_csv();
-    assert!(csv.starts_with("kind,group,minus,method,measure,n,mean,sd,ci95_low,ci95_high,seeds\n"), "{csv}");
+    assert!(
+        csv.starts_with("kind,group,minus,method,measure,n,mean,sd,ci95_low,ci95_high,seeds\n"),
+        "{csv}"
+    );
     let line = "mean,digits_thanos,,thanos,fine_test_accuracy,2,95,1.4142135623730951,,,0 1\n";
     assert!(csv.contains(line), "{csv}");
-    assert!(csv.contains("paired_difference,a_b,digits_thanos,thanos,fine_test_accuracy,1,1,,,,\n"), "{csv}");
+    assert!(
+        csv.contains("paired_difference,a_b,digits_thanos,thanos,fine_test_accuracy,1,1,,,,\n"),
+        "{csv}"
+    );
     let latex = table.to_latex();
-    for part in ["digits\\_thanos & thanos & 2 & $95.00 \\pm 1.41$", "a\\_b & thanos & 1 & $95.00$", " & -- & "] {
+    for part in [
+        "digits\\_thanos & thanos & 2 & $95.00 \\pm 1.41$",
+        "a\\_b & thanos & 1 & $95.00$",
+        " & -- & ",
+    ] {
         assert!(latex.contains(part), "no `{part}` in\n{latex}");
     }
 }
@@ -106,5 +135,8 @@ fn a_run_is_complete_with_all_stages_of_the_same_plan() {
     check(&["seed=1", "train.epochs=99"], false);
     let mut partial = finished.clone();
     partial.results.rows.clear();
-    assert!(!partial.is_complete(&Plan::from_preset("digits_thanos", &["seed=1".into()]).expect("valid")));
+    assert!(
+        !partial
+            .is_complete(&Plan::from_preset("digits_thanos", &["seed=1".into()]).expect("valid"))
+    );
 }

@@ -1,5 +1,6 @@
-//! A file of lines that is appended to: it always ends in a whole line, and what was not durable yet when a sync failed is
-//! written again. (After a failed fsync Linux may drop the pages and report success the next time: fsync(2), NOTES.)
+//! A file of lines that is appended to: it always ends in a whole line, and what was not durable
+//! yet when a sync failed is written again. (After a failed fsync Linux may drop the pages and
+//! report success the next time: fsync(2), NOTES.)
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -26,7 +27,13 @@ impl Lines {
         if whole < bytes.len() {
             file.set_len(whole as u64)?;
         }
-        Ok(Self { path: path.into(), file, synced: whole as u64, unsynced: Vec::new(), in_doubt: false })
+        Ok(Self {
+            path: path.into(),
+            file,
+            synced: whole as u64,
+            unsynced: Vec::new(),
+            in_doubt: false,
+        })
     }
 
     /// Appends in one write, so that a reader sees whole lines.
@@ -61,7 +68,8 @@ impl Lines {
         if !self.in_doubt {
             return Ok(());
         }
-        let rewritten = self.file.set_len(self.synced).and_then(|()| self.file.write_all(&self.unsynced));
+        let rewritten =
+            self.file.set_len(self.synced).and_then(|()| self.file.write_all(&self.unsynced));
         rewritten.map_err(|error| self.cannot_write(&error))?;
         self.in_doubt = false;
         Ok(())

@@ -1,8 +1,9 @@
-//! The document: HTML, style and scripts as one response, with a content security policy that allows these scripts and
-//! this style by their hashes, requests to this server, and nothing else.
+//! The document: HTML, style and scripts as one response, with a content security policy that
+//! allows these scripts and this style by their hashes, requests to this server, and nothing else.
 
 use axum::http::header::{
-    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, REFERRER_POLICY,
+    X_CONTENT_TYPE_OPTIONS,
 };
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
@@ -31,9 +32,12 @@ pub(super) const SAFE_HEADERS: [(HeaderName, &str); 2] =
 static DOCUMENT: LazyLock<(String, String)> = LazyLock::new(|| {
     let embed = |html: String, (mark, text): &(&str, &str)| html.replacen(mark, text, 1);
     let html = STYLES.iter().chain(&SCRIPTS).fold(HTML.to_owned(), embed);
-    let hashes = |parts: &[(&str, &str)]| parts.iter().map(|(_, text)| hash(text)).collect::<Vec<_>>().join(" ");
+    let hashes = |parts: &[(&str, &str)]| {
+        parts.iter().map(|(_, text)| hash(text)).collect::<Vec<_>>().join(" ")
+    };
     let policy = format!(
-        "default-src 'none'; script-src {}; style-src {}; connect-src 'self'; img-src data:; base-uri 'none'; \
+        "default-src 'none'; script-src {}; style-src {}; connect-src 'self'; img-src data:; \
+        base-uri 'none'; \
          form-action 'none'; frame-ancestors 'none'",
         hashes(&SCRIPTS),
         hashes(&STYLES)
@@ -86,7 +90,8 @@ mod tests {
     fn a_snapshot_cannot_end_its_element_and_figures_are_before_it() {
         let update = "{\"name\":\"</script><!-- <script> <!-- figures -->\"}";
         let html = with_snapshot(update, &["<svg></svg>".into()]);
-        let escaped = "{\"name\":\"\\u003c/script>\\u003c!-- \\u003cscript> \\u003c!-- figures -->\"}";
+        let escaped =
+            "{\"name\":\"\\u003c/script>\\u003c!-- \\u003cscript> \\u003c!-- figures -->\"}";
         assert!(html.contains(&format!("id=\"snapshot\">{escaped}</script>")), "{html}");
         assert_eq!(html.matches("</script>").count(), SCRIPTS.len() + 1);
         assert_eq!(html.matches("Figures</h2>\n<svg></svg></section>").count(), 1);

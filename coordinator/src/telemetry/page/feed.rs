@@ -1,5 +1,6 @@
-//! The thread that reads the run directory for the pages that are open, and sends each what it lacks. It works only while
-//! there are some; a page that does not read what it is sent is skipped, later disconnected. The run waits for none of it.
+//! The thread that reads the run directory for the pages that are open, and sends each what it
+//! lacks. It works only while there are some; a page that does not read what it is sent is skipped,
+//! later disconnected. The run waits for none of it.
 
 use super::Source;
 use super::model::{Cursor, Model};
@@ -42,7 +43,12 @@ enum Request {
 pub(super) fn snapshot(run_dir: &Path) -> io::Result<String> {
     let mut model = Model::new(run_dir);
     model.read()?;
-    let reader = Reader { model, source: Source::Directory(run_dir.into()), pages: Vec::new(), problem: None };
+    let reader = Reader {
+        model,
+        source: Source::Directory(run_dir.into()),
+        pages: Vec::new(),
+        problem: None,
+    };
     Ok(reader.new_since(None, Some(&reader.state())).json)
 }
 
@@ -57,7 +63,8 @@ impl Feed {
     /// If there can be no more threads.
     pub(super) fn start(run_dir: &Path, source: Source) -> io::Result<Self> {
         let (requests, receiver) = sync_channel(MAX_REQUESTS);
-        let reader = Reader { model: Model::new(run_dir), source, pages: Vec::new(), problem: None };
+        let reader =
+            Reader { model: Model::new(run_dir), source, pages: Vec::new(), problem: None };
         thread::Builder::new().name("page".into()).spawn(move || reader.run(&receiver))?;
         Ok(Self { requests })
     }
@@ -174,7 +181,8 @@ impl Reader {
                 return since.elapsed() < MAX_SLOWNESS;
             }
             let update = self.new_since(page.cursor.as_ref(), is_new.then_some(&state));
-            (page.cursor, page.state, page.slow_since) = (Some(now.clone()), Some(text.clone()), None);
+            (page.cursor, page.state, page.slow_since) =
+                (Some(now.clone()), Some(text.clone()), None);
             page.sender.try_send(update).is_ok()
         });
         self.pages = pages;
@@ -189,7 +197,8 @@ mod tests {
     async fn a_page_that_does_not_read_holds_up_no_other_and_gets_everything_later() {
         let folder = tempfile::tempdir().expect("a folder");
         let ledger = folder.path().join("events.jsonl");
-        let feed = Feed::start(folder.path(), Source::Directory(folder.path().into())).expect("a thread");
+        let feed =
+            Feed::start(folder.path(), Source::Directory(folder.path().into())).expect("a thread");
         let mut slow = feed.follow(None).expect("a page");
         let mut events = String::new();
         for number in 0..MAX_UNREAD + 3 {
@@ -197,7 +206,8 @@ mod tests {
             std::fs::write(&ledger, &events).expect("written");
             // Every page that follows makes the thread read, and send to all.
             let mut quick = feed.follow(None).expect("a page");
-            let update: Value = serde_json::from_str(&quick.recv().await.expect("an update").json).expect("JSON");
+            let update: Value =
+                serde_json::from_str(&quick.recv().await.expect("an update").json).expect("JSON");
             assert_eq!(update["events"].as_array().map(Vec::len), Some(number + 1));
         }
         let mut seen = Vec::new();
@@ -206,7 +216,13 @@ mod tests {
             if update["reset"] == true {
                 seen.clear();
             }
-            seen.extend(update["events"].as_array().expect("a list").iter().map(|event| event["number"].clone()));
+            seen.extend(
+                update["events"]
+                    .as_array()
+                    .expect("a list")
+                    .iter()
+                    .map(|event| event["number"].clone()),
+            );
             seen.len()
         };
         while take(slow.recv().await.expect("an update")) < MAX_UNREAD + 3 {}

@@ -1,5 +1,6 @@
-//! What the page shows of a run that the ledger does not have: heartbeats, what workers wait for, the seconds of phases, the
-//! speed. The event loop feeds it under a lock that is held for microseconds; it starts again with each coordinator.
+//! What the page shows of a run that the ledger does not have: heartbeats, what workers wait for,
+//! the seconds of phases, the speed. The event loop feeds it under a lock that is held for
+//! microseconds; it starts again with each coordinator.
 
 use crate::run::{Effect, Event, Notice, SessionId};
 use serde_json::{Map, Value, json};
@@ -49,7 +50,8 @@ struct Beat {
     /// `None`: there was no heartbeat yet.
     phase: Option<RankPhase>,
     generation: u64,
-    /// The beginning of the window in which waiting is measured, and the time that it had waited then.
+    /// The beginning of the window in which waiting is measured, and the time that it had waited
+    /// then.
     window: (Instant, u64),
     wait_share: Option<f64>,
 }
@@ -96,7 +98,9 @@ impl Live {
     pub(crate) fn on_event(&self, event: &Event) {
         let mut facts = self.lock();
         match event {
-            Event::Opened { session, hello } => facts.opened = Some((*session, hello.worker_id.clone())),
+            Event::Opened { session, hello } => {
+                facts.opened = Some((*session, hello.worker_id.clone()))
+            }
             Event::Closed { session } => _ = facts.sessions.remove(session),
             Event::Received { session, event: WorkerEvent::Heartbeat(heartbeat) } => {
                 if let Some((_, beat)) = facts.sessions.get_mut(session) {
@@ -113,7 +117,9 @@ impl Live {
         match effect {
             Effect::Send { session, command: Command::Welcome(_) } => facts.admit(*session),
             Effect::Record(step) => facts.step(step, Instant::now()),
-            Effect::Notify(Notice::StorageBlocked { problem }) => facts.storage_problem = Some(problem.clone()),
+            Effect::Notify(Notice::StorageBlocked { problem }) => {
+                facts.storage_problem = Some(problem.clone())
+            }
             Effect::Notify(Notice::StorageRecovered { .. }) => facts.storage_problem = None,
             _ => {}
         }
@@ -131,7 +137,9 @@ impl Live {
 impl Facts {
     /// The session was admitted; a former session of its worker counts no more.
     fn admit(&mut self, session: SessionId) {
-        let Some((_, worker)) = self.opened.take().filter(|(opened, _)| *opened == session) else { return };
+        let Some((_, worker)) = self.opened.take().filter(|(opened, _)| *opened == session) else {
+            return;
+        };
         self.sessions.retain(|_, (other, _)| *other != worker);
         self.sessions.insert(session, (worker, Beat::new(Instant::now())));
     }
@@ -162,7 +170,11 @@ impl Facts {
     }
 
     fn view(&mut self, now: Instant) -> LiveView {
-        while self.times.front().is_some_and(|(when, _)| now.saturating_duration_since(*when) > SPEED_WINDOW) {
+        while self
+            .times
+            .front()
+            .is_some_and(|(when, _)| now.saturating_duration_since(*when) > SPEED_WINDOW)
+        {
             self.times.pop_front();
         }
         let speed = self.times.front().filter(|_| self.times.len() > 1).map(|(first, _)| {
@@ -173,7 +185,13 @@ impl Facts {
         let workers = self.sessions.values().map(|(worker, beat)| {
             let heartbeat_age = now.saturating_duration_since(beat.heard);
             let (stage, phase) = (beat.stage.clone(), beat.phase.clone());
-            let live = LiveWorker { stage, step: beat.step, phase, heartbeat_age, wait_share: beat.wait_share };
+            let live = LiveWorker {
+                stage,
+                step: beat.step,
+                phase,
+                heartbeat_age,
+                wait_share: beat.wait_share,
+            };
             (worker.clone(), live)
         });
         LiveView {
@@ -202,7 +220,8 @@ impl Beat {
         let elapsed = now.saturating_duration_since(began);
         if self.generation != heartbeat.generation || heartbeat.waited_ms < waited_ms {
             // It counts from 0 in each generation.
-            (self.generation, self.window, self.wait_share) = (heartbeat.generation, (now, heartbeat.waited_ms), None);
+            (self.generation, self.window, self.wait_share) =
+                (heartbeat.generation, (now, heartbeat.waited_ms), None);
         } else if elapsed >= WAIT_WINDOW {
             let waited = Duration::from_millis(heartbeat.waited_ms - waited_ms);
             self.wait_share = Some((waited.as_secs_f64() / elapsed.as_secs_f64()).min(1.0));
@@ -211,8 +230,8 @@ impl Beat {
     }
 }
 
-/// Phases as the page has them, in the order in which a step goes through them, without those of the start of a stage once
-/// they count for nothing.
+/// Phases as the page has them, in the order in which a step goes through them, without those of
+/// the start of a stage once they count for nothing.
 pub(super) fn phases_json(phases: &BTreeMap<RankPhase, f64>) -> Vec<Value> {
     let least = phases.values().sum::<f64>() * MIN_PHASE_SHARE;
     let listed = phases.iter().filter(|(_, seconds)| **seconds > least);
@@ -226,7 +245,16 @@ mod tests {
 
     fn heartbeat(generation: u64, waited_ms: u64) -> Heartbeat {
         let (stage, phase) = ("supcon".into(), "gather".into());
-        Heartbeat { generation, stage, step: 7, phase, collectives: 0, waited_ms, progress: 0, in_collective: true }
+        Heartbeat {
+            generation,
+            stage,
+            step: 7,
+            phase,
+            collectives: 0,
+            waited_ms,
+            progress: 0,
+            in_collective: true,
+        }
     }
 
     #[test]

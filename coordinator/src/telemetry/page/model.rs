@@ -1,5 +1,6 @@
-//! What the page shows of a run directory: its ledger, its configuration and its table, read as they grow. Everything is
-//! bounded. The same for a run that is served, one that another process trains, and one that has ended.
+//! What the page shows of a run directory: its ledger, its configuration and its table, read as
+//! they grow. Everything is bounded. The same for a run that is served, one that another process
+//! trains, and one that has ended.
 
 use super::live::{LiveView, phases_json};
 use super::roster::Roster;
@@ -15,7 +16,8 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use thanos_configs::{Plan, StagePlan};
 
-/// Events, checkpoints and evaluations of a stage that are kept: the newest, of evaluations about evenly spread ones.
+/// Events, checkpoints and evaluations of a stage that are kept: the newest, of evaluations about
+/// evenly spread ones.
 const MAX_EVENTS: usize = 200;
 const MAX_CHECKPOINTS: usize = 20;
 const MAX_EVALUATIONS: usize = 2048;
@@ -127,7 +129,8 @@ impl StageView {
         self.steps_of_first_epoch += u64::from(line.epoch == 0);
     }
 
-    /// The steps that it will have; `None` before its first epoch is over, unless a worker has reported it.
+    /// The steps that it will have; `None` before its first epoch is over, unless a worker has
+    /// reported it.
     fn total(&self, live: &LiveView) -> Option<u64> {
         if let Some(total) = live.totals.get(&self.name) {
             return Some(*total);
@@ -135,8 +138,11 @@ impl StageView {
         if self.result.is_some() {
             return Some(self.steps);
         }
-        let of_epochs = self.epochs.map(|epochs| epochs * self.steps_of_first_epoch).filter(|_| self.epoch > 0);
-        of_epochs.map_or(self.max_steps, |steps| Some(self.max_steps.map_or(steps, |max| max.min(steps))))
+        let of_epochs =
+            self.epochs.map(|epochs| epochs * self.steps_of_first_epoch).filter(|_| self.epoch > 0);
+        of_epochs.map_or(self.max_steps, |steps| {
+            Some(self.max_steps.map_or(steps, |max| max.min(steps)))
+        })
     }
 
     fn json(&self, live: &LiveView, is_last: bool) -> Value {
@@ -147,7 +153,8 @@ impl StageView {
             (None, false, _) => "interrupted",
         };
         json!({
-            "name": self.name, "kind": self.kind, "state": state, "steps": self.steps, "total": self.total(live),
+            "name": self.name, "kind": self.kind, "state": state, "steps": self.steps,
+            "total": self.total(live),
             "epoch": self.epoch, "epochs": self.epochs, "result": self.result,
         })
     }
@@ -208,8 +215,9 @@ impl Model {
 
     /// What is there besides the ledger, if it has changed.
     fn read_files(&mut self) {
-        let changed = ["run.json", "config.yaml", "results.json"]
-            .map(|name| fs::metadata(self.run_dir.join(name)).and_then(|file| file.modified()).ok());
+        let changed = ["run.json", "config.yaml", "results.json"].map(|name| {
+            fs::metadata(self.run_dir.join(name)).and_then(|file| file.modified()).ok()
+        });
         if changed == self.files_changed {
             return;
         }
@@ -221,9 +229,11 @@ impl Model {
             config = format!("{} bytes: see config.yaml\n", config.len());
         }
         if let Ok(run) = identity(&self.run_dir) {
-            let directory = std::path::absolute(&self.run_dir).unwrap_or_else(|_| self.run_dir.clone());
+            let directory =
+                std::path::absolute(&self.run_dir).unwrap_or_else(|_| self.run_dir.clone());
             self.about = json!({
-                "id": run.id, "preset": run.preset, "seed": run.seed, "quick": run.quick, "version": run.version,
+                "id": run.id, "preset": run.preset, "seed": run.seed, "quick": run.quick,
+                "version": run.version,
                 "directory": directory.display().to_string(), "config": config,
             });
         }
@@ -316,13 +326,17 @@ impl Model {
     }
 
     fn evaluated(&mut self, event: &Value, number: u64) {
-        let (Some(stage), Some(epoch)) = (event["stage"].as_str(), event["epoch"].as_u64()) else { return };
+        let (Some(stage), Some(epoch)) = (event["stage"].as_str(), event["epoch"].as_u64()) else {
+            return;
+        };
         let stage = stage.to_owned();
         let Some(stage) = self.stage(&stage) else { return };
-        let [accuracy, best, measure] = ["validation_accuracy", "best", "measure"].map(|key| event[key].clone());
-        stage
-            .evaluations
-            .insert(epoch, json!({"epoch": epoch, "accuracy": accuracy, "best": best, "measure": measure}));
+        let [accuracy, best, measure] =
+            ["validation_accuracy", "best", "measure"].map(|key| event[key].clone());
+        stage.evaluations.insert(
+            epoch,
+            json!({"epoch": epoch, "accuracy": accuracy, "best": best, "measure": measure}),
+        );
         stage.evaluated_at = number;
         if stage.evaluations.len() > MAX_EVALUATIONS {
             let mut index = 0_usize;
@@ -338,7 +352,9 @@ impl Model {
 
     /// A stage that was complete makes more steps, and those after it begin again.
     fn reopened(&mut self, name: Option<&str>) {
-        let Some(index) = self.stages.iter().position(|stage| name == Some(&stage.name)) else { return };
+        let Some(index) = self.stages.iter().position(|stage| name == Some(&stage.name)) else {
+            return;
+        };
         self.stages[index].result = None;
         for later in &mut self.stages[index + 1..] {
             (later.result, later.evaluated_at) = (None, self.event_lines);
@@ -350,17 +366,24 @@ impl Model {
     pub(super) fn cursor(&self) -> Cursor {
         let id = self.about["id"].as_str().unwrap_or("none");
         let part = |identity: Option<FileIdentity>| {
-            identity.map_or_else(|| "0".to_owned(), |file| format!("{:x}{:x}", file.inode, file.created))
+            identity.map_or_else(
+                || "0".to_owned(),
+                |file| format!("{:x}{:x}", file.inode, file.created),
+            )
         };
-        let version = format!("{id}-{}-{}", part(self.steps.identity()), part(self.events.identity()));
+        let version =
+            format!("{id}-{}-{}", part(self.steps.identity()), part(self.events.identity()));
         Cursor { version, steps: self.step_lines, events: self.event_lines }
     }
 
-    /// What a reader lacks of steps, evaluations and events. One that has read another ledger, or none, gets everything.
+    /// What a reader lacks of steps, evaluations and events. One that has read another ledger, or
+    /// none, gets everything.
     pub(super) fn since(&self, cursor: Option<&Cursor>) -> Map<String, Value> {
         let now = self.cursor();
         let is_known = |cursor: &&Cursor| {
-            cursor.version == now.version && cursor.steps <= now.steps && cursor.events <= now.events
+            cursor.version == now.version
+                && cursor.steps <= now.steps
+                && cursor.events <= now.events
         };
         let known = cursor.filter(is_known);
         let (steps, events) = known.map_or((0, 0), |cursor| (cursor.steps, cursor.events));
@@ -370,12 +393,18 @@ impl Model {
         if known.is_none() {
             new.insert("run".into(), self.about.clone());
         }
-        let series = self.stages.iter().filter_map(|stage| Some((stage.name.clone(), stage.series.since(steps)?)));
-        let evaluations = self.stages.iter().filter(|stage| known.is_none() || stage.evaluated_at > events);
-        let evaluations = evaluations.map(|stage| (stage.name.clone(), stage.evaluations.values().cloned().collect()));
+        let series = self
+            .stages
+            .iter()
+            .filter_map(|stage| Some((stage.name.clone(), stage.series.since(steps)?)));
+        let evaluations =
+            self.stages.iter().filter(|stage| known.is_none() || stage.evaluated_at > events);
+        let evaluations = evaluations
+            .map(|stage| (stage.name.clone(), stage.evaluations.values().cloned().collect()));
         new.insert("series".into(), Value::Object(series.collect()));
         new.insert("evaluations".into(), Value::Object(evaluations.collect()));
-        let log = self.log.iter().filter(|(number, _)| *number > events).map(|(_, event)| event.clone());
+        let log =
+            self.log.iter().filter(|(number, _)| *number > events).map(|(_, event)| event.clone());
         new.insert("events".into(), log.collect());
         new
     }
@@ -383,26 +412,36 @@ impl Model {
     /// What is small, and is sent whole when it has changed.
     pub(super) fn state(&self, live: &LiveView) -> Map<String, Value> {
         let active = self.last.as_ref().map(|last| last.stage.as_str());
-        let first = self.stages.iter().find(|stage| stage.result.is_none()).map(|stage| stage.name.as_str());
-        let active =
-            active.filter(|name| self.stages.iter().any(|stage| stage.name == *name && stage.result.is_none()));
+        let first = self
+            .stages
+            .iter()
+            .find(|stage| stage.result.is_none())
+            .map(|stage| stage.name.as_str());
+        let active = active.filter(|name| {
+            self.stages.iter().any(|stage| stage.name == *name && stage.result.is_none())
+        });
         let active = active.or(first);
         let is_active = |stage: &StageView| active == Some(stage.name.as_str());
-        let stages: Vec<Value> = self.stages.iter().map(|stage| stage.json(live, is_active(stage))).collect();
+        let stages: Vec<Value> =
+            self.stages.iter().map(|stage| stage.json(live, is_active(stage))).collect();
         let left = self.stages.iter().find(|stage| is_active(stage));
         let left = left.and_then(|stage| stage.total(live)?.checked_sub(stage.steps));
         let eta_seconds = left.zip(live.steps_per_second).map(|(left, speed)| left as f64 / speed);
         let (workers, more_workers) = self.roster.json(&live.workers);
         let last = self.last.as_ref().map(|last| {
-            json!({"stage": last.stage, "step": last.step, "epoch": last.epoch, "loss": last.loss, "lr": last.lr,
+            json!({"stage": last.stage, "step": last.step, "epoch": last.epoch, "loss": last.loss,
+            "lr": last.lr,
                    "images": last.images, "losses": last.losses})
         });
         let state = json!({
-            "stages": stages, "last": last, "ended": self.ended, "starts": self.starts, "damaged": self.damaged,
+            "stages": stages, "last": last, "ended": self.ended, "starts": self.starts,
+            "damaged": self.damaged,
             "workers": workers, "more_workers": more_workers, "lost": self.roster.lost,
-            "restarts": self.roster.restarts(), "generation": self.roster.generation, "devices": self.roster.devices,
+            "restarts": self.roster.restarts(), "generation": self.roster.generation,
+            "devices": self.roster.devices,
             "collectives": self.roster.collectives, "phases": phases_json(&live.phases),
-            "checkpoints": self.checkpoints, "checkpoint_count": self.checkpoint_count, "results": self.results,
+            "checkpoints": self.checkpoints, "checkpoint_count": self.checkpoint_count,
+            "results": self.results,
             "eta_seconds": eta_seconds, "steps_per_second": live.steps_per_second,
             "images_per_second": live.images_per_second, "storage_problem": live.storage_problem,
         });

@@ -70,7 +70,8 @@ impl Roster {
                 self.generation = event["generation"].as_u64().unwrap_or_default();
                 (self.devices, self.collectives) = (text("devices"), text("collectives"));
                 self.workers.values_mut().for_each(|worker| worker.rank = None);
-                let ranks = event["ranks"].as_array().into_iter().flatten().filter_map(Value::as_str);
+                let ranks =
+                    event["ranks"].as_array().into_iter().flatten().filter_map(Value::as_str);
                 for (rank, name) in ranks.take(MAX_WORKERS).enumerate() {
                     let worker = self.workers.entry(name.into()).or_default();
                     (worker.rank, worker.state) = (Some(rank), State::Ready);
@@ -87,7 +88,10 @@ impl Roster {
                 }
             }
             "abandoned" => self.enter(event, State::Abandoned, text("how")),
-            "ended" => self.workers.values_mut().for_each(|worker| (worker.state, worker.rank) = (State::Ended, None)),
+            "ended" => self
+                .workers
+                .values_mut()
+                .for_each(|worker| (worker.state, worker.rank) = (State::Ended, None)),
             _ => {}
         }
     }
@@ -107,16 +111,19 @@ impl Roster {
         Some(self.workers.entry(name.into()).or_default())
     }
 
-    /// The workers as the page lists them, those that were lost first, by rank, then by name, with what is known of those that are connected; and how
-    /// many more there are.
+    /// The workers as the page lists them, those that were lost first, by rank, then by name, with
+    /// what is known of those that are connected; and how many more there are.
     pub(super) fn json(&self, live: &HashMap<String, LiveWorker>) -> (Vec<Value>, usize) {
         let mut workers: Vec<(&String, &Worker)> = self.workers.iter().collect();
         let is_well = |worker: &Worker| [State::Ready, State::Ended].contains(&worker.state);
-        workers.sort_by_key(|(name, worker)| (is_well(worker), worker.rank.unwrap_or(usize::MAX), *name));
+        workers.sort_by_key(|(name, worker)| {
+            (is_well(worker), worker.rank.unwrap_or(usize::MAX), *name)
+        });
         let more = workers.len().saturating_sub(MAX_LISTED);
         let json = |(name, worker): (&String, &Worker)| {
             let mut json = json!({
-                "worker": name, "rank": worker.rank, "host": worker.host, "pid": worker.pid, "device": worker.device,
+                "worker": name, "rank": worker.rank, "host": worker.host, "pid": worker.pid,
+                "device": worker.device,
                 "state": worker.state.label(), "reason": worker.reason, "restarts": worker.restarts,
             });
             if let (Some(live), Value::Object(json)) = (live.get(name), &mut json) {
@@ -156,18 +163,23 @@ mod tests {
                 .collect();
             assert_eq!((found.as_slice(), more), (expected, 0), "{event}");
         };
-        let joined = |worker: &str| json!({"event": "joined", "worker": worker, "host": "h", "pid": 1});
+        let joined =
+            |worker: &str| json!({"event": "joined", "worker": worker, "host": "h", "pid": 1});
         check(joined("a"), &[("a", None, "ready", 0)]);
         check(joined("b"), &[("a", None, "ready", 0), ("b", None, "ready", 0)]);
         let began = |ranks: &[&str]| json!({"event": "began", "generation": 1, "ranks": ranks});
         check(began(&["a", "b"]), &[("a", Some(0), "ready", 0), ("b", Some(1), "ready", 0)]);
         let lost = json!({"event": "lost", "worker": "a", "reason": "its connection ended"});
         check(lost, &[("a", None, "lost", 0), ("b", Some(1), "ready", 0)]);
-        let restarting = json!({"event": "restarting", "worker": "a", "how": "killed by SIGKILL", "restart": 1});
+        let restarting =
+            json!({"event": "restarting", "worker": "a", "how": "killed by SIGKILL", "restart": 1});
         check(restarting, &[("a", None, "restarting", 1), ("b", Some(1), "ready", 0)]);
         check(joined("a"), &[("b", Some(1), "ready", 0), ("a", None, "ready", 1)]);
         check(began(&["a", "b"]), &[("a", Some(0), "ready", 1), ("b", Some(1), "ready", 0)]);
-        check(json!({"event": "ended", "how": "done"}), &[("a", None, "ended", 1), ("b", None, "ended", 0)]);
+        check(
+            json!({"event": "ended", "how": "done"}),
+            &[("a", None, "ended", 1), ("b", None, "ended", 0)],
+        );
     }
 
     #[test]

@@ -1,5 +1,6 @@
-//! The series of a stage's steps with bounded memory: once there are too many points, each covers twice as many steps and
-//! has their mean. Which points a reader lacks is known by the line of the ledger up to which it has read.
+//! The series of a stage's steps with bounded memory: once there are too many points, each covers
+//! twice as many steps and has their mean. Which points a reader lacks is known by the line of the
+//! ledger up to which it has read.
 
 use crate::run_dir::ledger::StepLine;
 use serde_json::{Map, Value, json};
@@ -16,7 +17,8 @@ pub(super) struct Series {
     points: Vec<Point>,
     /// Steps that a point covers.
     stride: u64,
-    /// The line of the ledger that made points cover more steps: a reader that is not beyond it has other points.
+    /// The line of the ledger that made points cover more steps: a reader that is not beyond it has
+    /// other points.
     merged_at: u64,
 }
 
@@ -78,7 +80,14 @@ impl Series {
                 self.merge(line);
             }
             let (loss, lr) = (Mean::default(), Mean::default());
-            self.points.push(Point { step: step.step, line, steps: 0, loss, lr, terms: Vec::new() });
+            self.points.push(Point {
+                step: step.step,
+                line,
+                steps: 0,
+                loss,
+                lr,
+                terms: Vec::new(),
+            });
         }
         let Some(point) = self.points.last_mut() else { return };
         (point.step, point.line) = (step.step, line);
@@ -101,7 +110,11 @@ impl Series {
                 first.loss.merge(other.loss);
                 first.lr.merge(other.lr);
                 first.terms.resize(other.terms.len().max(first.terms.len()), Mean::default());
-                first.terms.iter_mut().zip(&other.terms).for_each(|(mean, other)| mean.merge(*other));
+                first
+                    .terms
+                    .iter_mut()
+                    .zip(&other.terms)
+                    .for_each(|(mean, other)| mean.merge(*other));
             }
             first
         });
@@ -110,8 +123,8 @@ impl Series {
         self.merged_at = line;
     }
 
-    /// The points that a reader of the ledger's first `lines` lines lacks, and from which index on they replace its own;
-    /// `None`: it lacks none.
+    /// The points that a reader of the ledger's first `lines` lines lacks, and from which index on
+    /// they replace its own; `None`: it lacks none.
     pub(super) fn since(&self, lines: u64) -> Option<Value> {
         let from = match lines < self.merged_at {
             true => 0,
@@ -119,7 +132,8 @@ impl Series {
         };
         // A point that has grown since is sent again.
         let new = self.points.get(from..).filter(|new| !new.is_empty())?;
-        let column = |value: &dyn Fn(&Point) -> Value| new.iter().map(value).collect::<Vec<Value>>();
+        let column =
+            |value: &dyn Fn(&Point) -> Value| new.iter().map(value).collect::<Vec<Value>>();
         let mut terms = Map::new();
         for (index, term) in self.terms.iter().enumerate() {
             let mean = |point: &Point| point.terms.get(index).copied().unwrap_or_default().json();
@@ -158,7 +172,11 @@ mod tests {
     }
 
     fn numbers(json: &Value) -> Vec<f64> {
-        json.as_array().expect("a list").iter().map(|number| number.as_f64().expect("a number")).collect()
+        json.as_array()
+            .expect("a list")
+            .iter()
+            .map(|number| number.as_f64().expect("a number"))
+            .collect()
     }
 
     /// What a reader has after it took what it lacked.

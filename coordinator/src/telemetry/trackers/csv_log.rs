@@ -1,5 +1,5 @@
-//! `log.csv`: the committed steps as a table that every spreadsheet reads. A restarted coordinator writes it again
-//! from the ledger, so that no line is missing or there twice.
+//! `log.csv`: the committed steps as a table that every spreadsheet reads. A restarted coordinator
+//! writes it again from the ledger, so that no line is missing or there twice.
 
 use super::feed::Row;
 use super::{Ending, Sink};
@@ -9,8 +9,17 @@ use std::path::{Path, PathBuf};
 
 /// Terms of all losses, each a column.
 const TERMS: [&str; 3] = ["cross_entropy", "contrastive", "reconstruction"];
-const COLUMNS: [&str; 9] =
-    ["stage", "epoch", "step", "generation", "world_size", "images", "learning_rate", "validation_accuracy", "loss"];
+const COLUMNS: [&str; 9] = [
+    "stage",
+    "epoch",
+    "step",
+    "generation",
+    "world_size",
+    "images",
+    "learning_rate",
+    "validation_accuracy",
+    "loss",
+];
 
 pub(super) struct CsvLog {
     path: PathBuf,
@@ -33,12 +42,17 @@ impl CsvLog {
                 self.writer.insert(writer)
             }
         };
-        let text = |number: Option<f64>| number.map_or_else(String::new, |number| number.to_string());
+        let text =
+            |number: Option<f64>| number.map_or_else(String::new, |number| number.to_string());
         for Row { step, validation_accuracy, .. } in rows {
-            let numbers = [step.epoch, step.step, step.generation, u64::from(step.world_size), step.images];
-            let line = [step.stage.clone()].into_iter().chain(numbers.map(|number| number.to_string()));
-            let line = line.chain([step.lr.to_string(), text(*validation_accuracy), text(step.loss)]);
-            writer.write_record(line.chain(TERMS.map(|term| text(step.losses.get(term).copied()))))?;
+            let numbers =
+                [step.epoch, step.step, step.generation, u64::from(step.world_size), step.images];
+            let line =
+                [step.stage.clone()].into_iter().chain(numbers.map(|number| number.to_string()));
+            let line =
+                line.chain([step.lr.to_string(), text(*validation_accuracy), text(step.loss)]);
+            writer
+                .write_record(line.chain(TERMS.map(|term| text(step.losses.get(term).copied()))))?;
         }
         writer.flush()
     }

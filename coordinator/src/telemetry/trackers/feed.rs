@@ -1,7 +1,7 @@
 //! The rows of a run, read from its ledger while it is written: each committed step once, with the
-//! evaluation after it and, at the end of a stage, what its model shows on the test images. A ledger
-//! that was cut for a resume is read again; rows that were delivered are skipped, since their steps
-//! are made again to the bit.
+//! evaluation after it and, at the end of a stage, what its model shows on the test images. A
+//! ledger that was cut for a resume is read again; rows that were delivered are skipped, since
+//! their steps are made again to the bit.
 
 use crate::run_dir::ledger::StepLine;
 use crate::telemetry::tail::Tail;
@@ -49,10 +49,11 @@ impl Row {
         total.into_iter().chain([("learning_rate".to_owned(), *lr)]).chain(terms).collect()
     }
 
-    /// Those that are measured after it. A run that ends before may have them after its resume: then
-    /// its last row is offered again.
+    /// Those that are measured after it. A run that ends before may have them after its resume:
+    /// then its last row is offered again.
     pub(super) fn later_values(&self) -> Vec<(String, f64)> {
-        let accuracy = self.validation_accuracy.map(|accuracy| (VALIDATION_ACCURACY.to_owned(), accuracy));
+        let accuracy =
+            self.validation_accuracy.map(|accuracy| (VALIDATION_ACCURACY.to_owned(), accuracy));
         accuracy.into_iter().chain(self.measures.iter().cloned()).collect()
     }
 }
@@ -84,12 +85,17 @@ impl Feed {
         }
     }
 
-    /// The next rows from `first` on, at most so many and those of one more read; none if the ledger
-    /// has no more. The last step of the ledger is among them only if the run has ended.
+    /// The next rows from `first` on, at most so many and those of one more read; none if the
+    /// ledger has no more. The last step of the ledger is among them only if the run has ended.
     ///
     /// # Errors
     /// If the ledger cannot be read.
-    pub(super) fn rows(&mut self, first: u64, limit: usize, has_ended: bool) -> io::Result<Vec<Row>> {
+    pub(super) fn rows(
+        &mut self,
+        first: u64,
+        limit: usize,
+        has_ended: bool,
+    ) -> io::Result<Vec<Row>> {
         let mut rows = Vec::new();
         while rows.len() < limit {
             let growth = self.steps.read()?;
@@ -136,14 +142,20 @@ impl Feed {
             for line in growth.text.lines() {
                 let event: Value = serde_json::from_str(line)?;
                 let Some(stage) = event["stage"].as_str().map(str::to_owned) else { continue };
-                match (event["event"].as_str(), event["epoch"].as_u64(), event["validation_accuracy"].as_f64()) {
+                match (
+                    event["event"].as_str(),
+                    event["epoch"].as_u64(),
+                    event["validation_accuracy"].as_f64(),
+                ) {
                     (Some("evaluated"), Some(epoch), Some(accuracy)) => {
                         // If the stage was complete, it makes more steps now.
                         self.measured.remove(&stage);
                         self.evaluated.insert((stage, epoch), accuracy);
                     }
                     (Some("stage_complete"), ..) => {
-                        let measure = |(field, name): (&str, &str)| Some((name.to_owned(), event[field].as_f64()?));
+                        let measure = |(field, name): (&str, &str)| {
+                            Some((name.to_owned(), event[field].as_f64()?))
+                        };
                         let measures = MEASURES.into_iter().filter_map(measure);
                         self.measured.insert(stage, measures.collect());
                     }
@@ -177,12 +189,16 @@ mod tests {
         let mut feed = Feed::new(folder.path());
         assert_eq!(feed.rows(0, 9, false).expect("no ledger yet"), []);
         let mut ledger = Ledger::open(folder.path()).expect("new");
-        let evaluated = |epoch: u64| json!({"stage": "a", "epoch": epoch, "validation_accuracy": 0.5});
+        let evaluated =
+            |epoch: u64| json!({"stage": "a", "epoch": epoch, "validation_accuracy": 0.5});
         for number in 0..4 {
             ledger.step(&step("a", number)).expect("written");
         }
         ledger.event("evaluated", &evaluated(0)).expect("written");
-        assert_eq!(shown(&feed.rows(0, 9, false).expect("read")), [(0, 0, None), (1, 1, Some(0.5)), (2, 2, None)]);
+        assert_eq!(
+            shown(&feed.rows(0, 9, false).expect("read")),
+            [(0, 0, None), (1, 1, Some(0.5)), (2, 2, None)]
+        );
         ledger.event("evaluated", &evaluated(1)).expect("written");
         ledger.cut(|line| line.step < 3).expect("cut");
         // An evaluation of steps that are made again is not that of an earlier one.
@@ -191,7 +207,8 @@ mod tests {
             ledger.step(&step("a", number)).expect("written");
         }
         assert_eq!(shown(&feed.rows(3, 9, false).expect("read")), [(3, 3, Some(0.5))]);
-        let complete = json!({"stage": "a", "coarse_test_accuracy": 0.75, "fine_test_accuracy": null});
+        let complete =
+            json!({"stage": "a", "coarse_test_accuracy": 0.75, "fine_test_accuracy": null});
         ledger.event("stage_complete", &complete).expect("written");
         ledger.step(&step("b", 0)).expect("written");
         let rows = feed.rows(4, 9, true).expect("read");
@@ -199,6 +216,9 @@ mod tests {
         assert_eq!(rows[0].later_values(), [("test/coarse_accuracy".to_owned(), 0.75)]);
         assert_eq!(feed.rows(6, 9, true).expect("read"), []);
         // Another coordinator begins at the start, and skips what the tracker has.
-        assert_eq!(shown(&Feed::new(folder.path()).rows(5, 9, true).expect("read")), [(5, 0, None)]);
+        assert_eq!(
+            shown(&Feed::new(folder.path()).rows(5, 9, true).expect("read")),
+            [(5, 0, None)]
+        );
     }
 }

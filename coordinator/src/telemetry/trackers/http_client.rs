@@ -1,5 +1,5 @@
-//! Calls of a tracker's HTTP API, with JSON in both directions, bounded in time and size. It knows no
-//! tracker. Its messages name the server, never what authenticates us.
+//! Calls of a tracker's HTTP API, with JSON in both directions, bounded in time and size. It knows
+//! no tracker. Its messages name the server, never what authenticates us.
 
 use serde_json::Value;
 use std::fmt;
@@ -113,9 +113,14 @@ impl HttpClient {
         self.answer(request.content_type("application/json").send(body.to_string()))
     }
 
-    fn answer(&self, answer: Result<Response<ureq::Body>, ureq::Error>) -> Result<Value, CallError> {
-        let unreachable =
-            |error: ureq::Error| CallError::Unreachable { base: self.base.clone(), cause: cause_of(&error) };
+    fn answer(
+        &self,
+        answer: Result<Response<ureq::Body>, ureq::Error>,
+    ) -> Result<Value, CallError> {
+        let unreachable = |error: ureq::Error| CallError::Unreachable {
+            base: self.base.clone(),
+            cause: cause_of(&error),
+        };
         let answer = answer.map_err(unreachable)?;
         let status = answer.status();
         let location = answer.headers().get(header::LOCATION);
@@ -130,12 +135,16 @@ impl HttpClient {
         match json {
             Some(json) if status.is_success() => Ok(json),
             Some(json) => {
-                let message = ["message", "error", "detail"].iter().find_map(|key| json[key].as_str());
+                let message =
+                    ["message", "error", "detail"].iter().find_map(|key| json[key].as_str());
                 refused(json["error_code"].as_str().unwrap_or(""), quoted(message.unwrap_or("")))
             }
             None if status.is_redirection() => {
                 let target = location.unwrap_or_default();
-                refused("", quoted(&format!("it redirects to {target}: use the address that is served")))
+                refused(
+                    "",
+                    quoted(&format!("it redirects to {target}: use the address that is served")),
+                )
             }
             None if status.is_success() => refused("", "it is not the API of a tracker".into()),
             // A page for people.
@@ -166,7 +175,8 @@ fn quoted(text: &str) -> String {
 
 fn is_loopback(host: &str) -> bool {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
-    host.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    host.eq_ignore_ascii_case("localhost")
+        || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 #[cfg(test)]
@@ -194,19 +204,26 @@ mod tests {
 
     #[test]
     fn an_error_is_named_as_the_server_names_it() {
-        let length = |body: &str| format!("Content-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
-        let answer = |head: &str, body: &str| -> &'static str { (head.to_owned() + &length(body)).leak() };
+        let length = |body: &str| {
+            format!("Content-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
+        };
+        let answer =
+            |head: &str, body: &str| -> &'static str { (head.to_owned() + &length(body)).leak() };
         assert_eq!(shown(answer("HTTP/1.1 200 OK\r\n", "{\"a\": 1}")), "{\"a\":1}");
         let body = "{\"error_code\": \"X\", \"message\": \"no such\\nrun\"}";
         let expected = "BASE answered with HTTP status 404: no such run";
         assert_eq!(shown(answer("HTTP/1.1 404 Not Found\r\n", body)), expected);
         let expected = "BASE answered with HTTP status 400: a token is required";
-        assert_eq!(shown(answer("HTTP/1.1 400 Bad Request\r\n", "{\"error\": \"a token is required\"}")), expected);
+        assert_eq!(
+            shown(answer("HTTP/1.1 400 Bad Request\r\n", "{\"error\": \"a token is required\"}")),
+            expected
+        );
         let expected = "BASE answered with HTTP status 502";
         assert_eq!(shown(answer("HTTP/1.1 502 Bad Gateway\r\n", "<html>")), expected);
         let expected = "BASE answered with HTTP status 200: it is not the API of a tracker";
         assert_eq!(shown(answer("HTTP/1.1 200 OK\r\n", "<html>")), expected);
-        let expected = "BASE answered with HTTP status 301: it redirects to https://b/: use the address that is served";
+        let expected = "BASE answered with HTTP status 301: it redirects to https://b/: use the \
+            address that is served";
         assert_eq!(shown(answer("HTTP/1.1 301 Moved\r\nLocation: https://b/\r\n", "")), expected);
         assert!(shown("").starts_with("cannot reach BASE: "));
     }

@@ -61,8 +61,9 @@ impl Mlflow {
             run: identity.id.clone(),
             ..Position::default()
         };
-        let is_same =
-            |found: &Position| (&found.uri, &found.experiment, &found.run) == (&new.uri, &new.experiment, &new.run);
+        let is_same = |found: &Position| {
+            (&found.uri, &found.experiment, &found.run) == (&new.uri, &new.experiment, &new.run)
+        };
         let mut position = file.read().filter(is_same).unwrap_or(new);
         if !position.is_done {
             // The last row again: it may have been evaluated since.
@@ -112,7 +113,9 @@ impl Mlflow {
             None => {
                 let requested = self.position.requested_ms;
                 if requested.is_some_and(|at| now_ms() < at + CREATION_MS) {
-                    return Err(io::Error::other("the run was requested, and has not appeared yet"));
+                    return Err(io::Error::other(
+                        "the run was requested, and has not appeared yet",
+                    ));
                 }
                 self.position.requested_ms = Some(now_ms());
                 self.save()?;
@@ -197,7 +200,12 @@ impl Sink for Mlflow {
             Ending::Done(results) => {
                 let (step, timestamp) = (self.position.first.saturating_sub(1), now_ms());
                 let values = result_values(results).into_iter();
-                let metric = |(key, value): (String, f64)| Metric { key: valid_key(&key), value, timestamp, step };
+                let metric = |(key, value): (String, f64)| Metric {
+                    key: valid_key(&key),
+                    value,
+                    timestamp,
+                    step,
+                };
                 // Once, whatever was killed after they were sent.
                 let missing = self.calls.missing(&run, values.map(metric).collect())?;
                 self.calls.log(&run, &missing)?;

@@ -1,5 +1,5 @@
-//! The calls of MLflow's REST API (mlflow.org/docs/latest/rest-api.html) that a run needs, and how its
-//! own client authenticates. It knows nothing of rows.
+//! The calls of MLflow's REST API (mlflow.org/docs/latest/rest-api.html) that a run needs, and how
+//! its own client authenticates. It knows nothing of rows.
 
 use super::http_client::{CallError, HttpClient};
 use base64::Engine;
@@ -49,7 +49,9 @@ impl Calls {
     /// The id of an experiment, which is created if it does not exist.
     pub(super) fn experiment(&self, name: &str) -> io::Result<String> {
         let found = || self.get("experiments/get-by-name", &[("experiment_name", name)]);
-        let id = |answer: &Value, id: &Value| id.as_str().map(str::to_owned).ok_or_else(|| unknown(answer));
+        let id = |answer: &Value, id: &Value| {
+            id.as_str().map(str::to_owned).ok_or_else(|| unknown(answer))
+        };
         match found() {
             Err(error) if error.is("RESOURCE_DOES_NOT_EXIST") => {}
             answer => {
@@ -80,7 +82,8 @@ impl Calls {
 
     pub(super) fn create(&self, experiment: &str, run: &NewRun) -> io::Result<String> {
         let id = [(RUN_TAG, run.id.clone())];
-        let tags = id.iter().chain(&run.tags).map(|(key, value)| json!({"key": key, "value": value}));
+        let tags =
+            id.iter().chain(&run.tags).map(|(key, value)| json!({"key": key, "value": value}));
         let body = json!({
             "experiment_id": experiment, "run_name": run.name, "start_time": run.start_ms,
             "tags": tags.collect::<Vec<Value>>(),
@@ -93,22 +96,25 @@ impl Calls {
     /// Adds the parameters that the run does not have: they cannot be changed.
     pub(super) fn add_params(&self, run: &str, params: &[(String, Value)]) -> io::Result<()> {
         let answer = self.get("runs/get", &[("run_id", run)]).map_err(explained)?;
-        let there: BTreeSet<&str> =
-            array(&answer["run"]["data"]["params"]).filter_map(|param| param["key"].as_str()).collect();
+        let there: BTreeSet<&str> = array(&answer["run"]["data"]["params"])
+            .filter_map(|param| param["key"].as_str())
+            .collect();
         let params = params.iter().map(|(key, value)| (valid_key(key), param_text(value)));
         let missing: Vec<Value> = params
             .filter(|(key, _)| !there.contains(key.as_str()))
             .map(|(key, value)| json!({"key": key, "value": value}))
             .collect();
         for params in missing.chunks(MAX_PARAMS) {
-            self.post("runs/log-batch", &json!({"run_id": run, "params": params})).map_err(explained)?;
+            self.post("runs/log-batch", &json!({"run_id": run, "params": params}))
+                .map_err(explained)?;
         }
         Ok(())
     }
 
     pub(super) fn log(&self, run: &str, metrics: &[Metric]) -> io::Result<()> {
         for metrics in metrics.chunks(MAX_METRICS) {
-            self.post("runs/log-batch", &json!({"run_id": run, "metrics": metrics})).map_err(explained)?;
+            self.post("runs/log-batch", &json!({"run_id": run, "metrics": metrics}))
+                .map_err(explained)?;
         }
         Ok(())
     }
@@ -121,24 +127,40 @@ impl Calls {
         for key in keys {
             let mut page = String::new();
             loop {
-                let query = [("run_id", run), ("metric_key", key), ("max_results", PAGE), ("page_token", &page)];
+                let query = [
+                    ("run_id", run),
+                    ("metric_key", key),
+                    ("max_results", PAGE),
+                    ("page_token", &page),
+                ];
                 let query = if page.is_empty() { &query[..3] } else { &query };
                 let answer = self.get("metrics/get-history", query).map_err(explained)?;
                 // A step may be there as a number or, as protobuf writes it, as a text.
-                let step = |metric: &Value| metric["step"].as_u64().or_else(|| metric["step"].as_str()?.parse().ok());
+                let step = |metric: &Value| {
+                    metric["step"].as_u64().or_else(|| metric["step"].as_str()?.parse().ok())
+                };
                 let steps = array(&answer["metrics"]).map(|metric| step(metric).unwrap_or(0));
-                there.extend(steps.filter(|step| *step >= first).map(|step| (key.to_owned(), step)));
+                there
+                    .extend(steps.filter(|step| *step >= first).map(|step| (key.to_owned(), step)));
                 match answer["next_page_token"].as_str() {
                     Some(next) if !next.is_empty() => page = next.into(),
                     _ => break,
                 }
             }
         }
-        Ok(metrics.into_iter().filter(|metric| !there.contains(&(metric.key.clone(), metric.step))).collect())
+        Ok(metrics
+            .into_iter()
+            .filter(|metric| !there.contains(&(metric.key.clone(), metric.step)))
+            .collect())
     }
 
     /// `end_ms`: only of a run that has ended.
-    pub(super) fn set_status(&self, run: &str, status: &str, end_ms: Option<u64>) -> io::Result<()> {
+    pub(super) fn set_status(
+        &self,
+        run: &str,
+        status: &str,
+        end_ms: Option<u64>,
+    ) -> io::Result<()> {
         let body = json!({"run_id": run, "status": status, "end_time": end_ms});
         self.post("runs/update", &body).map(drop).map_err(explained)
     }
@@ -156,14 +178,17 @@ impl Calls {
 fn authorization(variable: impl Fn(&str) -> Option<String>) -> Option<(&'static str, String)> {
     let value = |name: &str| variable(name).filter(|value| !value.is_empty());
     let user = value("MLFLOW_TRACKING_USERNAME").zip(value("MLFLOW_TRACKING_PASSWORD"));
-    let basic = user.map(|(user, password)| format!("Basic {}", STANDARD.encode(format!("{user}:{password}"))));
-    let authorization = basic.or_else(|| Some(format!("Bearer {}", value("MLFLOW_TRACKING_TOKEN")?)));
+    let basic = user
+        .map(|(user, password)| format!("Basic {}", STANDARD.encode(format!("{user}:{password}"))));
+    let authorization =
+        basic.or_else(|| Some(format!("Bearer {}", value("MLFLOW_TRACKING_TOKEN")?)));
     authorization.map(|value| ("Authorization", value))
 }
 
 /// With what a user can do.
 fn explained(error: CallError) -> io::Error {
-    let hint = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN";
+    let hint =
+        "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN";
     match error.status() {
         Some(401 | 403) => io::Error::other(format!("{error} ({hint})")),
         _ => error.into(),
@@ -180,8 +205,10 @@ fn array(value: &Value) -> impl Iterator<Item = &Value> {
 
 /// MLflow takes letters, digits and `_-. :/` in a name.
 pub(super) fn valid_key(key: &str) -> String {
-    let is_valid = |character: char| character.is_ascii_alphanumeric() || "_-. :/".contains(character);
-    let valid: String = key.chars().map(|character| if is_valid(character) { character } else { '_' }).collect();
+    let is_valid =
+        |character: char| character.is_ascii_alphanumeric() || "_-. :/".contains(character);
+    let valid: String =
+        key.chars().map(|character| if is_valid(character) { character } else { '_' }).collect();
     valid.chars().take(MAX_KEY_BYTES).collect()
 }
 
@@ -197,10 +224,16 @@ mod tests {
     #[test]
     fn the_credentials_are_those_of_the_client() {
         let check = |set: &[(&str, &str)], expected: Option<&str>| {
-            let variable = |name: &str| Some(set.iter().find(|(key, _)| *key == name)?.1.to_owned());
-            assert_eq!(authorization(variable).map(|(_, value)| value).as_deref(), expected, "{set:?}");
+            let variable =
+                |name: &str| Some(set.iter().find(|(key, _)| *key == name)?.1.to_owned());
+            assert_eq!(
+                authorization(variable).map(|(_, value)| value).as_deref(),
+                expected,
+                "{set:?}"
+            );
         };
-        let (user, password) = (("MLFLOW_TRACKING_USERNAME", "me"), ("MLFLOW_TRACKING_PASSWORD", "secret"));
+        let (user, password) =
+            (("MLFLOW_TRACKING_USERNAME", "me"), ("MLFLOW_TRACKING_PASSWORD", "secret"));
         let token = ("MLFLOW_TRACKING_TOKEN", "t");
         check(&[], None);
         // Python: `base64.b64encode(b"me:secret")`.
@@ -213,7 +246,10 @@ mod tests {
     fn names_and_values_are_those_that_mlflow_takes() {
         assert_eq!(valid_key("cae/loss/total (a:b)"), "cae/loss/total _a:b_");
         assert_eq!(valid_key(&"é".repeat(300)), "_".repeat(250));
-        assert_eq!([json!("x"), json!(null), json!([1])].map(|value| param_text(&value)), ["x", "null", "[1]"]);
+        assert_eq!(
+            [json!("x"), json!(null), json!([1])].map(|value| param_text(&value)),
+            ["x", "null", "[1]"]
+        );
         // The longest call: names, and numbers of 17 digits with sign and exponent.
         let metric = Metric {
             key: "k".repeat(MAX_KEY_BYTES),
@@ -221,7 +257,8 @@ mod tests {
             timestamp: u64::MAX,
             step: u64::MAX,
         };
-        let body = json!({"run_id": "0".repeat(32), "metrics": vec![metric; MAX_METRICS]}).to_string();
+        let body =
+            json!({"run_id": "0".repeat(32), "metrics": vec![metric; MAX_METRICS]}).to_string();
         assert!(body.len() < 1_000_000, "{}", body.len());
     }
 }

@@ -1,10 +1,11 @@
 //! TensorBoard's event files of a run: the rows of the ledger, one folder per stage.
 //!
 //! Each coordinator of a run writes files of its own. TensorBoard puts them together: a file that
-//! begins again at an earlier step says so (`SessionLog::START`), and what was at that step and after
-//! it is dropped. So a new file begins at the last step of the newest one, unless that is complete,
-//! and no step is missing or there twice. After a full disk the file continues where it was. The format
-//! is that of TensorFlow's `core/util/event.proto` and `core/lib/io/record_writer.h`.
+//! begins again at an earlier step says so (`SessionLog::START`), and what was at that step and
+//! after it is dropped. So a new file begins at the last step of the newest one, unless that is
+//! complete, and no step is missing or there twice. After a full disk the file continues where it
+//! was. The format is that of TensorFlow's `core/util/event.proto` and
+//! `core/lib/io/record_writer.h`.
 
 use super::feed::Row;
 use super::{Ending, Sink};
@@ -104,8 +105,11 @@ impl TensorBoard {
             self.stage = Some(Stage { name: name.into(), last: last_of(&folder)?, file: None });
         }
         let Some(stage) = &mut self.stage else { return Ok(()) };
-        let missing: Vec<(i64, &Row)> =
-            rows.iter().map(|row| (row.step.step as i64, *row)).filter(|(step, row)| stage.lacks(*step, row)).collect();
+        let missing: Vec<(i64, &Row)> = rows
+            .iter()
+            .map(|row| (row.step.step as i64, *row))
+            .filter(|(step, row)| stage.lacks(*step, row))
+            .collect();
         let Some((first, _)) = missing.first() else { return Ok(()) };
         let mut bytes = Vec::new();
         if stage.file.is_none() {
@@ -158,7 +162,8 @@ impl Sink for TensorBoard {
 impl Stage {
     /// Whether a part of an event is left in the file.
     fn is_torn(&self) -> bool {
-        let whole = |file: &EventFile| file.file.metadata().is_ok_and(|found| found.len() == file.bytes);
+        let whole =
+            |file: &EventFile| file.file.metadata().is_ok_and(|found| found.len() == file.bytes);
         self.file.as_ref().is_some_and(|file| !whole(file))
     }
 
@@ -186,7 +191,8 @@ impl EventFile {
         Ok(new)
     }
 
-    /// In one call: a process that is killed has written all of it, or nothing; and so has a disk that is full.
+    /// In one call: a process that is killed has written all of it, or nothing; and so has a disk
+    /// that is full.
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
         if let Err(error) = self.file.write_all(bytes) {
             self.file.set_len(self.bytes)?;
@@ -213,7 +219,9 @@ fn last_of(folder: &Path) -> io::Result<Option<Last>> {
     let mut last = Last::default();
     for event in events(&mut BufReader::new(File::open(folder.join(newest))?)) {
         let tags = match event.what {
-            Some(What::Summary(summary)) => summary.value.into_iter().map(|value| value.tag).collect(),
+            Some(What::Summary(summary)) => {
+                summary.value.into_iter().map(|value| value.tag).collect()
+            }
             // What was before it is in earlier files.
             Some(What::SessionLog(_)) => BTreeSet::new(),
             _ => continue,
@@ -245,15 +253,19 @@ fn events(file: &mut impl Read) -> impl Iterator<Item = Event> {
 
 /// Names of the files in a folder.
 fn names(folder: &Path) -> io::Result<Vec<String>> {
-    fs::read_dir(folder)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+    fs::read_dir(folder)?
+        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+        .collect()
 }
 
-/// `events.out.tfevents.SECONDS.HOST.PID.N`, as TensorFlow's and PyTorch's writers name their files:
-/// other readers take the seconds for the start, and the next part for the host. Files are read in the
-/// order of their names, so a new one is later than those before it by a second at least.
+/// `events.out.tfevents.SECONDS.HOST.PID.N`, as TensorFlow's and PyTorch's writers name their
+/// files: other readers take the seconds for the start, and the next part for the host. Files are
+/// read in the order of their names, so a new one is later than those before it by a second at
+/// least.
 fn file_name(now_seconds: u64, before: &[String]) -> String {
     let started = |name: &String| name.strip_prefix(PREFIX)?.split('.').next()?.parse::<u64>().ok();
-    let seconds = before.iter().filter_map(started).map(|start| start + 1).fold(now_seconds, u64::max);
+    let seconds =
+        before.iter().filter_map(started).map(|start| start + 1).fold(now_seconds, u64::max);
     format!("{PREFIX}{seconds:010}.{}.{}.{}", host(), std::process::id(), before.len())
 }
 
@@ -273,7 +285,8 @@ fn record(content: &[u8]) -> Vec<u8> {
     [&length[..], &masked(&length), content, &masked(content)].concat()
 }
 
-/// CRC-32C as the format has it, rotated and moved: a plain checksum of data that contains checksums is weak.
+/// CRC-32C as the format has it, rotated and moved: a plain checksum of data that contains
+/// checksums is weak.
 fn masked(bytes: &[u8]) -> [u8; 4] {
     crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()
 }
@@ -286,19 +299,29 @@ mod tests {
     #[test]
     fn a_record_is_that_of_the_format() {
         // The first record of every file of TensorFlow 2 that begins at time 0.
-        let event = Event { wall_time: 0.0, step: 0, what: Some(What::FileVersion("brain.Event:2".into())) };
+        let event = Event {
+            wall_time: 0.0,
+            step: 0,
+            what: Some(What::FileVersion("brain.Event:2".into())),
+        };
         let bytes = record(&event.encode_to_vec());
         assert_eq!(bytes[..8], 15_u64.to_le_bytes());
         assert_eq!(&bytes[12..27], b"\x1a\x0dbrain.Event:2");
         // RFC 3720, B.4: 32 bytes of zeroes.
         assert_eq!(crc32c::crc32c(&[0; 32]), 0x8a91_36aa);
-        assert_eq!(masked(&[0; 32]), (0x8a91_36aa_u32.rotate_right(15).wrapping_add(0xa282_ead8)).to_le_bytes());
+        assert_eq!(
+            masked(&[0; 32]),
+            (0x8a91_36aa_u32.rotate_right(15).wrapping_add(0xa282_ead8)).to_le_bytes()
+        );
     }
 
-    /// What a reader has in the end: (tag, step) in the order of the files, forgotten where one begins again.
+    /// What a reader has in the end: (tag, step) in the order of the files, forgotten where one
+    /// begins again.
     fn read(folder: &Path) -> Vec<(String, i64)> {
-        let mut files: Vec<PathBuf> =
-            fs::read_dir(folder).expect("a folder").map(|one| one.expect("a file").path()).collect();
+        let mut files: Vec<PathBuf> = fs::read_dir(folder)
+            .expect("a folder")
+            .map(|one| one.expect("a file").path())
+            .collect();
         files.sort();
         let mut seen: Vec<(String, i64)> = Vec::new();
         for file in files {
@@ -330,7 +353,8 @@ mod tests {
         // What each coordinator is offered.
         let coordinators = [
             vec![row(0), evaluated(1), row(2), row(3)],
-            // All of them again, as it does not know what the files have; the last one has been evaluated since.
+            // All of them again, as it does not know what the files have; the last one has been
+            // evaluated since.
             vec![row(0), evaluated(1), row(2), evaluated(3), row(4)],
             vec![row(0), evaluated(1), row(2), evaluated(3), row(4)],
             vec![row(4), row(5)],
@@ -341,10 +365,12 @@ mod tests {
         let stage = folder.path().join("tensorboard/cae");
         let seen = read(&stage);
         for tag in ["loss/total", "loss/cosine", "learning_rate"] {
-            let steps: Vec<i64> = seen.iter().filter(|(name, _)| name == tag).map(|(_, step)| *step).collect();
+            let steps: Vec<i64> =
+                seen.iter().filter(|(name, _)| name == tag).map(|(_, step)| *step).collect();
             assert_eq!(steps, [0, 1, 2, 3, 4, 5], "{tag}");
         }
-        let accuracy: Vec<_> = seen.iter().filter(|(name, _)| name == "validation/accuracy").collect();
+        let accuracy: Vec<_> =
+            seen.iter().filter(|(name, _)| name == "validation/accuracy").collect();
         assert_eq!(accuracy.iter().map(|(_, step)| *step).collect::<Vec<_>>(), [1, 3]);
         assert_eq!(names(&stage).expect("listed").len(), 3, "one coordinator had nothing to add");
     }
@@ -357,7 +383,10 @@ mod tests {
         }
         let mut sorted = names.clone();
         sorted.sort();
-        assert_eq!(sorted, names, "also of an earlier version, within a second, and with a clock that was set back");
+        assert_eq!(
+            sorted, names,
+            "also of an earlier version, within a second, and with a clock that was set back"
+        );
         let end = format!("{}.{}.1", host(), std::process::id());
         assert_eq!(names[1], format!("events.out.tfevents.1764186001.{end}"));
     }
@@ -374,7 +403,8 @@ mod tests {
         fs::remove_file(&blocked).expect("removed");
         board.write(&[row(0), row(1)]).expect("written");
         board.write(&[row(2)]).expect("written");
-        let steps = read(&blocked.join("cae")).into_iter().filter(|(tag, _)| tag == "learning_rate");
+        let steps =
+            read(&blocked.join("cae")).into_iter().filter(|(tag, _)| tag == "learning_rate");
         assert_eq!(steps.map(|(_, step)| step).collect::<Vec<_>>(), [0, 1, 2]);
     }
 }

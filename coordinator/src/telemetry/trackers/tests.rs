@@ -56,13 +56,20 @@ fn each_row_is_taken_once_by_a_sink_that_fails_and_takes_parts() {
     for number in 0..9 {
         ledger.step(&test_step("a", number, 1)).expect("written");
     }
-    let evaluated = json!({"stage": "a", "epoch": test_step("a", 8, 1).epoch, "validation_accuracy": 0.5});
+    let evaluated =
+        json!({"stage": "a", "epoch": test_step("a", 8, 1).epoch, "validation_accuracy": 0.5});
     ledger.event("evaluated", &evaluated).expect("written");
     let taken = Taken::default();
     let (run_dir, feed) = (folder.path().to_owned(), Feed::new(folder.path()));
     let sink = Box::new(Moody { taken: taken.clone(), calls: 0 });
-    let tracker =
-        Tracker { run_dir, sink, feed, rows: Vec::new(), has_failed: false, taken: Arc::new(AtomicU64::new(0)) };
+    let tracker = Tracker {
+        run_dir,
+        sink,
+        feed,
+        rows: Vec::new(),
+        has_failed: false,
+        taken: Arc::new(AtomicU64::new(0)),
+    };
     assert!(tracker.finish(&Ending::Failed(70)));
     let expected: Vec<(u64, bool)> = (0..9).map(|index| (index, index == 8)).collect();
     assert_eq!(*taken.lock().expect("no panic"), expected);
@@ -71,7 +78,8 @@ fn each_row_is_taken_once_by_a_sink_that_fails_and_takes_parts() {
 #[test]
 fn a_configuration_is_flat_and_its_lists_are_whole() {
     let keys = config_keys(&RunConfig::default());
-    let value = |name: &str| keys.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
+    let value =
+        |name: &str| keys.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
     assert_eq!(value("log.wandb.tags"), Some(json!([])));
     assert_eq!(value("train.schedule"), Some(json!("cosine")));
     assert_eq!(value("train"), None);

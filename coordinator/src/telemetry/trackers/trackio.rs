@@ -42,7 +42,12 @@ impl Trackio {
     pub(super) fn open(run_dir: &Path, url: &str, config: &RunConfig, identity: &Identity) -> Self {
         let file = PositionFile::new(run_dir, "trackio");
         let project = &config.log.trackio.project;
-        let new = Position { url: url.into(), project: project.clone(), run: identity.id.clone(), next_row: 0 };
+        let new = Position {
+            url: url.into(),
+            project: project.clone(),
+            run: identity.id.clone(),
+            next_row: 0,
+        };
         let found: Option<Position> = file.read();
         let is_same = |found: &Position| Position { next_row: 0, ..found.clone() } == new;
         // The last row again: it may have been evaluated since.
@@ -74,9 +79,12 @@ impl Trackio {
         let stage = &row.step.stage;
         let value = |(name, value): (String, f64)| (format!("{stage}/{name}"), value.into());
         let numbers = [("epoch", row.step.epoch), ("step", row.step.step)];
-        let numbers = numbers.into_iter().map(|(name, number)| (format!("{stage}/{name}"), number.into()));
-        let mut entries =
-            vec![self.entry((row.index, ""), numbers.chain(row.step_values().into_iter().map(value)).collect())];
+        let numbers =
+            numbers.into_iter().map(|(name, number)| (format!("{stage}/{name}"), number.into()));
+        let mut entries = vec![self.entry(
+            (row.index, ""),
+            numbers.chain(row.step_values().into_iter().map(value)).collect(),
+        )];
         for (name, number) in row.later_values() {
             let part = format!("-{name}");
             entries.push(self.entry((row.index, &part), Map::from_iter([value((name, number))])));
@@ -151,7 +159,8 @@ mod tests {
                 _ => None,
             };
             let headers = headers(url, variables);
-            let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+            let headers: Vec<(&str, &str)> =
+                headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
             assert_eq!(headers, expected, "{url}");
         };
         let write = ("X-Trackio-Write-Token", "write");

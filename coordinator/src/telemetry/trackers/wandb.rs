@@ -1,13 +1,15 @@
-//! Weights & Biases: each coordinator of a run writes a file of its own, below `wandb/` in the run directory, as their
-//! client does offline. With `log.wandb.mode: online` the user's own client uploads them meanwhile (`wandb_client.rs`): this
-//! program has no credentials and opens no connection. The client (0.31 or newer) adds each file's rows to those that the
-//! server has. Rows that it had uploaded online when it was killed are uploaded again by the next coordinator's client.
+//! Weights & Biases: each coordinator of a run writes a file of its own, below `wandb/` in the run
+//! directory, as their client does offline. With `log.wandb.mode: online` the user's own client
+//! uploads them meanwhile (`wandb_client.rs`): this program has no credentials and opens no
+//! connection. The client (0.31 or newer) adds each file's rows to those that the server has. Rows
+//! that it had uploaded online when it was killed are uploaded again by the next coordinator's
+//! client.
 
 use super::feed::Row;
 use super::wandb_client::Client;
 use super::wandb_file::{
-    Config, Content, Decoded, Encoder, Exit, Header, History, HistoryStep, Item, Run, Summary, Timestamp, VersionInfo,
-    decode,
+    Config, Content, Decoded, Encoder, Exit, Header, History, HistoryStep, Item, Run, Summary,
+    Timestamp, VersionInfo, decode,
 };
 use super::{Ending, Sink, result_values, run_name};
 use crate::exit::EXIT_STOPPED;
@@ -50,12 +52,16 @@ struct RunFile {
 }
 
 impl Wandb {
-    /// Continues with the last row of the files that are there: only what it lacks is added. Its own
-    /// file is made with its first row.
+    /// Continues with the last row of the files that are there: only what it lacks is added. Its
+    /// own file is made with its first row.
     ///
     /// # Errors
     /// If those cannot be read.
-    pub(super) fn open(run_dir: &Path, config: &RunConfig, identity: &Identity) -> io::Result<Self> {
+    pub(super) fn open(
+        run_dir: &Path,
+        config: &RunConfig,
+        identity: &Identity,
+    ) -> io::Result<Self> {
         let folder = run_dir.join("wandb");
         let mut run = run_record(config, identity);
         let (mut last, mut is_done): (Option<Delivered>, bool) = (None, false);
@@ -64,7 +70,8 @@ impl Wandb {
             let bytes = fs::read(&file)?;
             let Decoded { records, len } = decode(&bytes);
             if !records.iter().any(|record| matches!(record.content, Some(Content::Run(_)))) {
-                // Its coordinator was killed before it wrote what run this is: the client would stop at it.
+                // Its coordinator was killed before it wrote what run this is: the client would
+                // stop at it.
                 remove_with_folder(&file)?;
                 continue;
             }
@@ -76,8 +83,10 @@ impl Wandb {
                 match record.content {
                     Some(Content::History(history)) => {
                         is_done = false;
-                        let index = u64::try_from(history.step.map_or(0, |step| step.num)).unwrap_or(0);
-                        let mut keys: Vec<String> = history.item.into_iter().map(|item| item.key).collect();
+                        let index =
+                            u64::try_from(history.step.map_or(0, |step| step.num)).unwrap_or(0);
+                        let mut keys: Vec<String> =
+                            history.item.into_iter().map(|item| item.key).collect();
                         if let Some(last) = last.filter(|last| last.index == index) {
                             keys.extend(last.keys);
                         }
@@ -97,7 +106,8 @@ impl Wandb {
         let starting_step = last.as_ref().map_or(0, |last| last.index + 1);
         run.starting_step = i64::try_from(starting_step).map_err(io::Error::other)?;
         run.start_time = Some(Timestamp { seconds: start_seconds, nanos: 0 });
-        let client = (config.log.wandb.mode == WandbMode::Online).then(|| Client::new(&folder, earlier));
+        let client =
+            (config.log.wandb.mode == WandbMode::Online).then(|| Client::new(&folder, earlier));
         let next_row = last.as_ref().map_or(0, |last| last.index);
         Ok(Self { folder, run, file: None, next_row, last, is_done, client })
     }
@@ -109,7 +119,10 @@ impl Wandb {
             None => self.file.insert(RunFile::create(&self.path())?),
         };
         let version = VersionInfo { producer: VERSION.into(), min_consumer: VERSION.into() };
-        let start = [Content::Header(Header { version_info: Some(version) }), Content::Run(self.run.clone())];
+        let start = [
+            Content::Header(Header { version_info: Some(version) }),
+            Content::Run(self.run.clone()),
+        ];
         let written = file.append(start.into_iter().filter(|_| is_new).chain(contents));
         if is_new && written.is_err() {
             // Without its first records it is no run.
@@ -143,8 +156,10 @@ impl Wandb {
         let stage = &row.step.stage;
         let last = self.last.as_ref().filter(|last| last.index == row.index);
         let is_new = |key: &String| last.is_none_or(|last| !last.keys.contains(key));
-        let values = row.values().into_iter().map(|(name, value)| (format!("{stage}/{name}"), value));
-        let values: Vec<Item> = values.filter(|(key, _)| is_new(key)).map(|(key, value)| item(&key, &value)).collect();
+        let values =
+            row.values().into_iter().map(|(name, value)| (format!("{stage}/{name}"), value));
+        let values: Vec<Item> =
+            values.filter(|(key, _)| is_new(key)).map(|(key, value)| item(&key, &value)).collect();
         if values.is_empty() {
             return None;
         }
@@ -157,7 +172,10 @@ impl Wandb {
             item("step", &row.step.step),
         ];
         let step = HistoryStep { num: i64::try_from(row.index).unwrap_or(i64::MAX) };
-        Some(Content::History(History { item: place.into_iter().chain(values).collect(), step: Some(step) }))
+        Some(Content::History(History {
+            item: place.into_iter().chain(values).collect(),
+            step: Some(step),
+        }))
     }
 }
 
@@ -187,8 +205,11 @@ impl Sink for Wandb {
             Ending::Done(_) if self.is_done => {}
             Ending::Done(results) => self.append(vec![summary(results), exit(0)])?,
             Ending::Failed(code) => self.append(vec![exit(i32::from(*code))])?,
-            // It continues in the file of the next coordinator. Without this record a client would wait for more in this one.
-            Ending::Stopped if self.file.is_some() => self.append(vec![exit(i32::from(EXIT_STOPPED))])?,
+            // It continues in the file of the next coordinator. Without this record a client would
+            // wait for more in this one.
+            Ending::Stopped if self.file.is_some() => {
+                self.append(vec![exit(i32::from(EXIT_STOPPED))])?
+            }
             Ending::Stopped => {}
         }
         self.client.as_mut().map_or(Ok(()), Client::finish)
@@ -254,16 +275,22 @@ fn run_record(config: &RunConfig, identity: &Identity) -> Run {
 /// The result table.
 fn summary(results: &Results) -> Content {
     let values = result_values(results);
-    Content::Summary(Summary { update: values.iter().map(|(key, value)| item(key, value)).collect() })
+    Content::Summary(Summary {
+        update: values.iter().map(|(key, value)| item(key, value)).collect(),
+    })
 }
 
 fn item(key: &str, value: &impl Serialize) -> Item {
-    Item { key: key.into(), value_json: serde_json::to_string(value).expect("plain data is always JSON") }
+    Item {
+        key: key.into(),
+        value_json: serde_json::to_string(value).expect("plain data is always JSON"),
+    }
 }
 
 /// Seconds since 1970 as `YYYYMMDD_HHMMSS`, UTC.
 fn date_and_time(seconds: i64) -> String {
-    let time = time::OffsetDateTime::from_unix_timestamp(seconds).unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
+    let time = time::OffsetDateTime::from_unix_timestamp(seconds)
+        .unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
     let (date, (hour, minute, second)) = (time.date(), time.to_hms());
     let (year, month, day) = date.to_calendar_date();
     format!("{year:04}{:02}{day:02}_{hour:02}{minute:02}{second:02}", u8::from(month))
@@ -276,9 +303,11 @@ mod tests {
     use thanos_configs::Plan;
 
     fn open(run_dir: &Path) -> Wandb {
-        let overrides = ["wandb.mode=offline", "log.wandb.group=g", "log.wandb.tags=[a, b]"].map(str::to_owned);
+        let overrides =
+            ["wandb.mode=offline", "log.wandb.group=g", "log.wandb.tags=[a, b]"].map(str::to_owned);
         let plan = Plan::from_preset("digits_cae", &overrides).expect("valid");
-        Wandb::open(run_dir, plan.config(), &Identity { id: "0a1b".into(), ..Identity::default() }).expect("opened")
+        Wandb::open(run_dir, plan.config(), &Identity { id: "0a1b".into(), ..Identity::default() })
+            .expect("opened")
     }
 
     #[test]
@@ -291,7 +320,11 @@ mod tests {
         // Killed while it wrote: the last record is cut off.
         let file = first.path();
         let length = fs::metadata(&file).expect("there").len();
-        File::options().write(true).open(&file).and_then(|file| file.set_len(length - 3)).expect("cut");
+        File::options()
+            .write(true)
+            .open(&file)
+            .and_then(|file| file.set_len(length - 3))
+            .expect("cut");
         let mut second = open(folder.path());
         assert_eq!(second.next_row(), 1, "the last one may have been evaluated since");
         second.write(&[row(1), row(2)]).expect("written");
@@ -321,7 +354,9 @@ mod tests {
         let files = files(&folder.join("wandb"), "0a1b").expect("listed");
         let records = files.iter().flat_map(|file| decode(&fs::read(file).expect("read")).records);
         let keys = records.filter_map(|record| match record.content {
-            Some(Content::History(history)) => Some(history.item.into_iter().map(|item| item.key).collect()),
+            Some(Content::History(history)) => {
+                Some(history.item.into_iter().map(|item| item.key).collect())
+            }
             _ => None,
         });
         keys.collect()

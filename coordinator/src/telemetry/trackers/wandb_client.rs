@@ -1,6 +1,6 @@
-//! The user's own W&B client, which uploads the files of a run while they grow: `wandb beta sync --live`. It has the user's
-//! credentials, server and retries. Without it, or when it cannot keep up, the files stay, and the command that uploads
-//! them is printed once.
+//! The user's own W&B client, which uploads the files of a run while they grow:
+//! `wandb beta sync --live`. It has the user's credentials, server and retries. Without it, or when
+//! it cannot keep up, the files stay, and the command that uploads them is printed once.
 
 use crate::terminal;
 use nix::sys::signal::{Signal, kill};
@@ -30,7 +30,9 @@ impl Client {
     /// `earlier` are the files of earlier coordinators.
     pub(super) fn new(folder: &Path, earlier: Vec<PathBuf>) -> Self {
         let paths: Vec<String> = earlier.iter().map(|file| file.display().to_string()).collect();
-        let first = [vec!["beta".into(), "sync".into(), "--yes".into(), "--skip-synced".into()], paths].concat();
+        let first =
+            [vec!["beta".into(), "sync".into(), "--yes".into(), "--skip-synced".into()], paths]
+                .concat();
         let waiting = if earlier.is_empty() { VecDeque::new() } else { VecDeque::from([first]) };
         Self { folder: folder.into(), waiting, running: None, following: false, has_failed: false }
     }
@@ -77,7 +79,9 @@ impl Client {
         if !self.has_failed {
             self.has_failed = true;
             let folder = self.folder.display();
-            terminal::line(&format!("W&B: {problem}; the run is kept offline, `wandb sync {folder}` uploads it"));
+            terminal::line(&format!(
+                "W&B: {problem}; the run is kept offline, `wandb sync {folder}` uploads it"
+            ));
         }
     }
 
@@ -97,7 +101,10 @@ impl Client {
         if let Some(child) = self.running.take() {
             self.fail("not everything has been uploaded yet");
             // It ends the processes that it has started.
-            kill(Pid::from_raw(i32::try_from(child.id()).map_err(io::Error::other)?), Signal::SIGTERM)?;
+            kill(
+                Pid::from_raw(i32::try_from(child.id()).map_err(io::Error::other)?),
+                Signal::SIGTERM,
+            )?;
         }
         Ok(())
     }

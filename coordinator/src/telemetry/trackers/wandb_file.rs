@@ -1,6 +1,7 @@
-//! The file of an offline run of Weights & Biases, as their client writes and reads it: seven bytes of header, then
-//! LevelDB's log format (github.com/google/leveldb, doc/log_format.md) with CRC-32 as zlib has it, each record a protobuf
-//! `Record`. The messages are those fields of `wandb_internal.proto` (PyPI wandb 0.31, MIT) that a run needs.
+//! The file of an offline run of Weights & Biases, as their client writes and reads it: seven bytes
+//! of header, then LevelDB's log format (github.com/google/leveldb, doc/log_format.md) with CRC-32
+//! as zlib has it, each record a protobuf `Record`. The messages are those fields of
+//! `wandb_internal.proto` (PyPI wandb 0.31, MIT) that a run needs.
 
 use prost::{Message, Oneof};
 
@@ -200,7 +201,8 @@ pub(super) fn decode(bytes: &[u8]) -> Decoded {
         if left < FRAGMENT_HEADER_BYTES {
             position += left;
         }
-        let Some((header, rest)) = bytes.get(position..).and_then(<[u8]>::split_first_chunk::<FRAGMENT_HEADER_BYTES>)
+        let Some((header, rest)) =
+            bytes.get(position..).and_then(<[u8]>::split_first_chunk::<FRAGMENT_HEADER_BYTES>)
         else {
             return decoded;
         };
@@ -249,11 +251,15 @@ mod tests {
         }
         let Decoded { records: decoded, len } = decode(&bytes);
         assert_eq!(len, bytes.len());
-        let contents: Vec<Option<Content>> = decoded.iter().map(|record| record.content.clone()).collect();
+        let contents: Vec<Option<Content>> =
+            decoded.iter().map(|record| record.content.clone()).collect();
         assert_eq!(contents, lengths.map(|length| Some(history(length))).collect::<Vec<_>>());
         assert_eq!(decoded.last().map(|record| record.num), Some(123));
         let cut = decode(&bytes[..bytes.len() - 1]);
-        assert_eq!((cut.records.len(), decode(&bytes[..cut.len])), (122, decode(&bytes[..cut.len + 3])));
+        assert_eq!(
+            (cut.records.len(), decode(&bytes[..cut.len])),
+            (122, decode(&bytes[..cut.len + 3]))
+        );
         *bytes.last_mut().expect("not empty") ^= 1;
         assert_eq!(decode(&bytes).records.len(), 122);
         assert_eq!(decode(b"something else"), Decoded::default());

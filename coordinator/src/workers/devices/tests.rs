@@ -6,7 +6,11 @@ use thanos_transport::Gpu;
 
 fn machine(gpus: u32) -> GpuFacts {
     let gpu = |minor| Gpu { minor: Some(minor), ..Gpu::default() };
-    GpuFacts { driver: (0..gpus).map(gpu).collect(), nodes: (0..gpus).collect(), ..GpuFacts::default() }
+    GpuFacts {
+        driver: (0..gpus).map(gpu).collect(),
+        nodes: (0..gpus).collect(),
+        ..GpuFacts::default()
+    }
 }
 
 fn request(device: DeviceChoice, workers: usize) -> Request {
@@ -40,25 +44,32 @@ fn workers_get_the_gpus_of_this_machine_if_there_are_any() {
 
 #[test]
 fn what_this_machine_cannot_satisfy_is_refused() {
-    let check = |request, facts: &GpuFacts, message| refused(on_this_machine(request, facts), EXIT_CONFIG, message);
-    let numbered = "--device cuda:1: no GPU is visible on this machine; `--device cpu` trains on CPUs";
+    let check = |request, facts: &GpuFacts, message| {
+        refused(on_this_machine(request, facts), EXIT_CONFIG, message)
+    };
+    let numbered =
+        "--device cuda:1: no GPU is visible on this machine; `--device cpu` trains on CPUs";
     check(request(CudaIndex(1), 1), &machine(0), numbered);
     let none = "--device cuda: no GPU is visible on this machine; `--device cpu` trains on CPUs";
     check(request(Cuda, 1), &machine(0), none);
     let hidden = GpuFacts { cuda_visible_devices: Some("-1".into()), ..machine(2) };
-    let message =
-        "--device cuda: CUDA_VISIBLE_DEVICES=\"-1\" hides all GPUs of this machine; `--device cpu` trains on CPUs";
+    let message = "--device cuda: CUDA_VISIBLE_DEVICES=\"-1\" hides all GPUs of this machine; \
+        `--device cpu` trains on CPUs";
     check(request(Cuda, 1), &hidden, message);
     let allocated = GpuFacts { allocated: 4, ..machine(0) };
-    let message =
-        "Slurm has allocated 4 GPUs here, and no GPU is visible on this machine; `--device cpu` trains on CPUs";
+    let message = "Slurm has allocated 4 GPUs here, and no GPU is visible on this machine; \
+        `--device cpu` trains on CPUs";
     check(request(Auto, 1), &allocated, message);
     let fewer = "start fewer workers, or let them share";
     let message = format!("2 workers but 1 GPU on this machine: {fewer} it with --device cuda:0");
     check(request(Auto, 2), &machine(1), &message);
     let message = format!("3 workers but 2 GPUs on this machine: {fewer} one with --device cuda:0");
     check(request(Cuda, 3), &machine(2), &message);
-    check(request(CudaIndex(2), 1), &machine(2), "--device cuda:2: 2 GPUs on this machine, numbered from 0");
+    check(
+        request(CudaIndex(2), 1),
+        &machine(2),
+        "--device cuda:2: 2 GPUs on this machine, numbered from 0",
+    );
     let nccl = Request { collectives: CollectivesChoice::Nccl, ..request(Auto, 2) };
     check(nccl, &machine(0), "--collectives nccl needs GPUs, and none is visible on this machine");
 }
@@ -74,7 +85,10 @@ fn cpus_and_nccl_contradict_each_other_everywhere() {
 
 #[test]
 fn nccl_on_a_shared_gpu_is_for_tests() {
-    let nccl = |device, workers| Request { collectives: CollectivesChoice::Nccl, ..request(device, workers) };
+    let nccl = |device, workers| Request {
+        collectives: CollectivesChoice::Nccl,
+        ..request(device, workers)
+    };
     let message = "NCCL between workers that share a GPU is slow: use it for tests only";
     check(nccl(CudaIndex(0), 2), &machine(1), CudaIndex(0), &[message]);
     check(nccl(CudaIndex(0), 1), &machine(1), CudaIndex(0), &[]);
@@ -108,12 +122,14 @@ fn the_program_is_beside_this_one_or_named() {
     let path = |name: &str| folder.path().join(name);
     let (cpu, cuda, other) = (path(CPU_PROGRAM), path(CUDA_PROGRAM), path("other"));
     let beside = |kind| program_in(folder.path(), None, kind);
-    let message = format!("{} does not exist: `make build` puts it next to thanos-coord", cpu.display());
+    let message =
+        format!("{} does not exist: `make build` puts it next to thanos-coord", cpu.display());
     refused(beside(DeviceKind::Cpu), EXIT_UNREACHABLE, &message);
     std::fs::write(&cpu, "").expect("written");
     assert_eq!(beside(DeviceKind::Cpu).expect("there"), cpu);
     let message = format!(
-        "workers are to train on GPUs, and {} does not exist: `make cuda` builds thanos-worker-cuda; `--device cpu` trains \
+        "workers are to train on GPUs, and {} does not exist: `make cuda` builds \
+        thanos-worker-cuda; `--device cpu` trains \
          on CPUs",
         cuda.display()
     );
@@ -121,6 +137,10 @@ fn the_program_is_beside_this_one_or_named() {
     std::fs::write(&cuda, "").expect("written");
     assert_eq!(beside(DeviceKind::Cuda).expect("there"), cuda);
     let named = |path: &Path| program_in(folder.path(), Some(path), DeviceKind::Cuda);
-    refused(named(&other), EXIT_USAGE, &format!("--worker-program {} is not a file", other.display()));
+    refused(
+        named(&other),
+        EXIT_USAGE,
+        &format!("--worker-program {} is not a file", other.display()),
+    );
     assert_eq!(named(&cpu).expect("there"), cpu);
 }

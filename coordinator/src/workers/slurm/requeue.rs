@@ -1,5 +1,6 @@
-//! A job that is requeued when its run was stopped before its end: by the program, as the job script stays a line. A job
-//! that comes no further, or was queued too often, ends instead: it would take its turn for ever.
+//! A job that is requeued when its run was stopped before its end: by the program, as the job
+//! script stays a line. A job that comes no further, or was queued too often, ends instead: it
+//! would take its turn for ever.
 
 use super::{ask, job_id};
 use crate::terminal;
@@ -26,17 +27,19 @@ enum Decision {
     Leave,
 }
 
-/// Queues this job again, if it may be and Slurm has not done so: it has had fewer than `max_requeues` restarts, and a
-/// checkpoint was committed since `before`.
+/// Queues this job again, if it may be and Slurm has not done so: it has had fewer than
+/// `max_requeues` restarts, and a checkpoint was committed since `before`.
 pub(crate) fn requeue(run_dir: &Path, before: &Checkpointed, max_requeues: u32) {
     let Some(job) = job_id() else { return };
     // --all: its partition may be hidden from ordinary users.
-    let description = ask("scontrol", &["--all", "--oneliner", "show", "job", &job]).unwrap_or_default();
+    let description =
+        ask("scontrol", &["--all", "--oneliner", "show", "job", &job]).unwrap_or_default();
     let has_progressed = *before != Checkpointed::of(run_dir);
     match decide(&description, has_progressed, max_requeues) {
         Decision::Leave => {}
         Decision::End(why) => terminal::line(&format!(
-            "job {job} is not requeued: {why}; the run is unchanged, and another job can resume it with \
+            "job {job} is not requeued: {why}; the run is unchanged, and another job can resume it \
+            with \
              --resume --run-dir {}",
             run_dir.display()
         )),
@@ -55,12 +58,15 @@ fn decide(job: &str, has_progressed: bool, max_requeues: u32) -> Decision {
     if !["JobState=RUNNING", "Requeue=1", "BatchFlag=1"].into_iter().all(says) {
         return Decision::Leave;
     }
-    let restarts = job.split_whitespace().find_map(|word| word.strip_prefix("Restarts=")?.parse::<u32>().ok());
+    let restarts =
+        job.split_whitespace().find_map(|word| word.strip_prefix("Restarts=")?.parse::<u32>().ok());
     match restarts.unwrap_or(0) {
-        _ if !has_progressed => Decision::End("no checkpoint was committed since it started".into()),
-        restarts if restarts >= max_requeues => {
-            Decision::End(format!("it was restarted {restarts} times, and --max-requeues is {max_requeues}"))
+        _ if !has_progressed => {
+            Decision::End("no checkpoint was committed since it started".into())
         }
+        restarts if restarts >= max_requeues => Decision::End(format!(
+            "it was restarted {restarts} times, and --max-requeues is {max_requeues}"
+        )),
         _ => Decision::Requeue,
     }
 }
@@ -72,12 +78,16 @@ mod tests {
     #[test]
     fn a_job_is_requeued_while_it_progresses_and_may_be() {
         let job = |fields: &str| format!("JobId=7 {fields} RunTime=00:00:10");
-        let running = |restarts: u32| job(&format!("JobState=RUNNING Requeue=1 Restarts={restarts} BatchFlag=1"));
+        let running = |restarts: u32| {
+            job(&format!("JobState=RUNNING Requeue=1 Restarts={restarts} BatchFlag=1"))
+        };
         let check = |job: &str, has_progressed, max_requeues, expected: Result<Decision, &str>| {
             let found = decide(job, has_progressed, max_requeues);
             match expected {
                 Ok(expected) => assert_eq!(found, expected, "{job}"),
-                Err(part) => assert!(matches!(&found, Decision::End(why) if why.contains(part)), "{found:?}"),
+                Err(part) => {
+                    assert!(matches!(&found, Decision::End(why) if why.contains(part)), "{found:?}")
+                }
             }
         };
         check(&running(0), true, 20, Ok(Decision::Requeue));
@@ -102,7 +112,8 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let before = Checkpointed::of(folder.path());
         assert_eq!(before, Checkpointed::of(folder.path()));
-        std::fs::write(folder.path().join("LATEST"), "checkpoints/a/step-00000010").expect("written");
+        std::fs::write(folder.path().join("LATEST"), "checkpoints/a/step-00000010")
+            .expect("written");
         assert_ne!(before, Checkpointed::of(folder.path()));
     }
 }

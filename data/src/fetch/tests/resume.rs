@@ -1,5 +1,5 @@
-//! Downloads that break off and continue: within one run, from the part of an earlier run, and with parts that are wrong.
-//! It must not know about real data sets, and needs no network.
+//! Downloads that break off and continue: within one run, from the part of an earlier run, and with
+//! parts that are wrong. It must not know about real data sets, and needs no network.
 
 use super::server::{Reply, Server, message, ok, rest, torn};
 use super::*;
@@ -22,7 +22,9 @@ fn a_body_that_is_always_torn_gives_way_to_the_next_address() {
     let start = |whole: bool| {
         Server::start(move |asked| match &asked.range {
             None => torn(sample(0).len(), &sample(0)[..TORN]),
-            Some(range) if asked.path == "/next" && whole => rest(&sample(0), from_start(range).unwrap()),
+            Some(range) if asked.path == "/next" && whole => {
+                rest(&sample(0), from_start(range).unwrap())
+            }
             // One byte more each time.
             Some(range) => {
                 let from = from_start(range).unwrap();
@@ -46,7 +48,8 @@ fn a_body_that_is_always_torn_gives_way_to_the_next_address() {
     let mut trial = Trial::new();
     let (code, message) = trial.fails(&sample(0), &[server.url("/torn")]);
     assert!(
-        code == 69 && message.contains(&format!("broke at {} of {} bytes", TORN + 3, sample(0).len())),
+        code == 69
+            && message.contains(&format!("broke at {} of {} bytes", TORN + 3, sample(0).len())),
         "{message}"
     );
     trial.assert_only_part(&sample(0)[..TORN + 3]);
@@ -149,7 +152,11 @@ fn a_range_that_does_not_fit_is_requested_again() {
     ];
     for range in unfit {
         let server = Server::start(move |asked| match asked.range {
-            Some(_) => Reply::Bytes(message("206 Partial Content", &[("Content-Range", &range)], &sample(0)[TORN..])),
+            Some(_) => Reply::Bytes(message(
+                "206 Partial Content",
+                &[("Content-Range", &range)],
+                &sample(0)[TORN..],
+            )),
             None => ok(&sample(0)),
         });
         let mut trial = Trial::new();
@@ -176,7 +183,11 @@ fn two_runs_do_not_write_to_one_part() {
 fn a_server_that_stalls_in_the_body_counts_as_broken() {
     let length = sample(0).len();
     let server = Server::start(move |asked| match asked.range {
-        None => Reply::Stall(message("200 OK", &[("Content-Length", &length.to_string())], &sample(0)[..TORN])),
+        None => Reply::Stall(message(
+            "200 OK",
+            &[("Content-Length", &length.to_string())],
+            &sample(0)[..TORN],
+        )),
         Some(_) => {
             let range = format!("bytes {TORN}-{}/{length}", length - 1);
             Reply::Stall(message("206 Partial Content", &[("Content-Range", &range)], b""))
@@ -184,7 +195,10 @@ fn a_server_that_stalls_in_the_body_counts_as_broken() {
     });
     let mut trial = Trial::new();
     let error = trial.fetch_within(IMPATIENT, &sample(0), &[server.url("/f")]).unwrap_err();
-    assert!(error.exit_code() == 69 && error.to_string().contains(&format!("broke at {TORN} of")), "{error}");
+    assert!(
+        error.exit_code() == 69 && error.to_string().contains(&format!("broke at {TORN} of")),
+        "{error}"
+    );
     assert_eq!(server.asked().len(), 2);
     trial.assert_only_part(&sample(0)[..TORN]);
 }
@@ -207,7 +221,9 @@ fn a_chunked_body_that_is_torn_is_resumed() {
 #[test]
 fn a_refused_range_is_requested_as_a_whole() {
     let server = Server::start(|asked| match asked.range {
-        Some(_) => Reply::Bytes(message("416 Range Not Satisfiable", &[("Content-Length", "0")], b"")),
+        Some(_) => {
+            Reply::Bytes(message("416 Range Not Satisfiable", &[("Content-Length", "0")], b""))
+        }
         None => ok(&sample(0)),
     });
     let mut trial = Trial::new();

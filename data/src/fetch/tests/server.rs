@@ -1,5 +1,5 @@
-//! A small HTTP/1.1 server for tests: on this machine, a thread a connection, one request a connection, and answers
-//! that the test scripts by path and by how often that path was asked for.
+//! A small HTTP/1.1 server for tests: on this machine, a thread a connection, one request a
+//! connection, and answers that the test scripts by path and by how often that path was asked for.
 //! It must not know what is fetched or how: it also gives answers that no proper server would give.
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -63,7 +63,11 @@ impl Server {
 
     /// The Range headers of all requests for `path`, in order.
     pub(super) fn ranges(&self, path: &str) -> Vec<Option<String>> {
-        self.asked().into_iter().filter(|asked| asked.path == path).map(|asked| asked.range).collect()
+        self.asked()
+            .into_iter()
+            .filter(|asked| asked.path == path)
+            .map(|asked| asked.range)
+            .collect()
     }
 }
 
@@ -90,7 +94,8 @@ fn serve(mut stream: TcpStream, log: &Mutex<Vec<Asked>>, answer: &dyn Fn(&Asked)
             let _ = stream.read(&mut [0]);
         }
         Reply::Endless => {
-            let mut sent = stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+            let mut sent =
+                stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
             while sent.is_ok() {
                 sent = stream.write_all(format!("400\r\n{}\r\n", "x".repeat(0x400)).as_bytes());
             }
@@ -105,7 +110,9 @@ fn read_request(stream: &TcpStream, log: &Mutex<Vec<Asked>>) -> Option<Asked> {
     for line in lines {
         let line = line.ok()?;
         match line.split_once(':') {
-            Some((name, value)) if name.eq_ignore_ascii_case("range") => range = Some(value.trim().to_string()),
+            Some((name, value)) if name.eq_ignore_ascii_case("range") => {
+                range = Some(value.trim().to_string())
+            }
             Some(_) => {}
             None => break,
         }
@@ -144,7 +151,8 @@ pub(super) fn redirect(location: &str) -> Reply {
 }
 
 pub(super) fn message(status: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
-    let lines: Vec<String> = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let lines: Vec<String> =
+        headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     let mut all = format!("HTTP/1.1 {status}\r\n{}\r\n", lines.concat()).into_bytes();
     all.extend_from_slice(body);
     all

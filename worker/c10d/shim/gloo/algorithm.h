@@ -1,2 +1,3 @@
-// Opaque declarations of gloo: no wheel ships its headers, and c10d names its types only by pointers.
+// Opaque declarations of gloo: no wheel ships its headers, and c10d names its types only by
+// pointers.
 #pragma once

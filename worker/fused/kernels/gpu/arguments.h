@@ -1,5 +1,6 @@
-// What each kernel is given, in one struct, so that a launch passes one argument. Arrays are dense unless a row's distance
-// is named. Legend: n images, t tokens, s <= t queries (the first tokens), d width, m hidden features, h heads.
+// What each kernel is given, in one struct, so that a launch passes one argument. Arrays are dense
+// unless a row's distance is named. Legend: n images, t tokens, s <= t queries (the first tokens),
+// d width, m hidden features, h heads.
 #pragma once
 
 #include "../kernels.h"
@@ -15,7 +16,8 @@ struct Site {
   float scale;
 };
 
-// On the device, so that a graph of kernels can be run again with other values. Both are null where nothing is dropped.
+// On the device, so that a graph of kernels can be run again with other values. Both are null where
+// nothing is dropped.
 struct Randomness {
   const uint64_t* key;  // [1], of the seed, the stage and the step
   const int64_t* rows;  // [n], of the sample and the view
@@ -39,8 +41,9 @@ struct NormArguments {
   float eps;
 };
 
-// The gradient of the norm's output to that of x, plus `residual` [n, s, d] for the first s tokens of each image. A block
-// for kNormRows rows; `sums` [blocks, 2, d] are its parts of the gradients of weight and bias.
+// The gradient of the norm's output to that of x, plus `residual` [n, s, d] for the first s tokens
+// of each image. A block for kNormRows rows; `sums` [blocks, 2, d] are its parts of the gradients
+// of weight and bias.
 struct NormBackwardArguments {
   const float *x, *weight, *mean, *rstd;
   const void* grad;  // bfloat16 [n x t, d]
@@ -50,7 +53,8 @@ struct NormBackwardArguments {
   int d, t, s;
 };
 
-// out = dropout(gelu(hidden + bias)), bfloat16 [rows, m]; a thread for 8 columns of `rows_each` rows.
+// out = dropout(gelu(hidden + bias)), bfloat16 [rows, m]; a thread for 8 columns of `rows_each`
+// rows.
 struct ActivationArguments {
   const void* hidden;
   const float* bias;
@@ -61,7 +65,8 @@ struct ActivationArguments {
   int m, t, rows_each;
 };
 
-// The gradient of `out` of that becomes the gradient of `hidden`; `sums` [row blocks, m] are parts of that of the bias.
+// The gradient of `out` of that becomes the gradient of `hidden`; `sums` [row blocks, m] are parts
+// of that of the bias.
 struct ActivationBackwardArguments {
   const void* hidden;
   const float* bias;
@@ -73,8 +78,8 @@ struct ActivationBackwardArguments {
   int m, t, rows_each;
 };
 
-// out = x + depth x dropout(fed + bias), [rows, d]; a thread for 8 columns of `rows_each` rows. Of x, [n, x_t, d], the first
-// t tokens of each image. `bias` may be null.
+// out = x + depth x dropout(fed + bias), [rows, d]; a thread for 8 columns of `rows_each` rows. Of
+// x, [n, x_t, d], the first t tokens of each image. `bias` may be null.
 struct ResidualArguments {
   const float* x;
   const void* fed;  // bfloat16
@@ -97,8 +102,9 @@ struct ResidualBackwardArguments {
   int d, t, rows_each;
 };
 
-// What both attention kernels read, all of it bfloat16; a token's row of q is `q_row` elements long, one of keys and values
-// `kv_row`. A block for each head of each image, and in it a warp for each 16 queries, or keys.
+// What both attention kernels read, all of it bfloat16; a token's row of q is `q_row` elements
+// long, one of keys and values `kv_row`. A block for each head of each image, and in it a warp for
+// each 16 queries, or keys.
 struct AttentionArguments {
   const void *q, *k, *v;
   int64_t q_row, kv_row;
@@ -114,7 +120,8 @@ struct AttentionForwardArguments {
   float* lse;
 };
 
-// The gradient of `out` to those of queries, keys and values, in rows as those of the values themselves.
+// The gradient of `out` to those of queries, keys and values, in rows as those of the values
+// themselves.
 struct AttentionBackwardArguments {
   AttentionArguments common;
   const void *grad, *mixed;  // bfloat16: the gradient of `out`, and `out` itself
@@ -134,7 +141,8 @@ struct View {
 
 constexpr int kMaxChannels = 3;
 
-// Views [n, C, S, S] of images [N, S, S, C]: view i is of the image `rows[i]`. A block for each view.
+// Views [n, C, S, S] of images [N, S, S, C]: view i is of the image `rows[i]`. A block for each
+// view.
 struct ViewsArguments {
   const uint8_t* images;
   const int64_t* rows;
@@ -148,7 +156,9 @@ struct ViewsArguments {
 constexpr int kGreySums = 16;
 
 // Shared memory of a view of so many pixels, of all channels: they, and the sums.
-constexpr int64_t view_bytes(int64_t pixels) { return (pixels + kGreySums) * static_cast<int64_t>(sizeof(float)); }
+constexpr int64_t view_bytes(int64_t pixels) {
+  return (pixels + kGreySums) * static_cast<int64_t>(sizeof(float));
+}
 
 // Rows of a block that sums over rows, and most columns of a norm, for the registers of a warp.
 constexpr int kNormRows = 32;
@@ -158,15 +168,19 @@ constexpr int kMaxTokens = 80;
 
 constexpr int in_tiles(int size) { return (size + 15) / 16 * 16; }
 
-// The shared memory of an attention block: rows of vectors, whose distance spreads them over the memory's banks.
+// The shared memory of an attention block: rows of vectors, whose distance spreads them over the
+// memory's banks.
 struct AttentionMemory {
   int queries, tokens, vector_row, word_groups;
 
   constexpr AttentionMemory(int t, int s, int head)
-      : queries(in_tiles(s)), tokens(in_tiles(t)), vector_row(head + 8),
+      : queries(in_tiles(s)),
+        tokens(in_tiles(t)),
+        vector_row(head + 8),
         word_groups((s * t + static_cast<int>(kGroup) - 1) / static_cast<int>(kGroup)) {}
 
-  // Three numbers of each query, words of what is kept, queries, keys and values, and gradients of the output.
+  // Three numbers of each query, words of what is kept, queries, keys and values, and gradients of
+  // the output.
   constexpr int64_t bytes(bool backward) const {
     const int64_t vectors = (backward ? 2 : 1) * int64_t{queries} + 2 * tokens;
     return 3 * int64_t{queries} * 4 + in_tiles(word_groups * 16) + vectors * vector_row * 2;

@@ -1,6 +1,7 @@
-// What the kernels need of their device. nvcc compiles them for GPUs; a C++ compiler compiles the same bodies with blocks
-// of one thread, for tests on machines without a GPU. So a kernel must be right for any number of threads: loops begin at
-// `thread()` and advance by `threads()`, or at `lane()` by `kLanes` within a warp.
+// What the kernels need of their device. nvcc compiles them for GPUs; a C++ compiler compiles the
+// same bodies with blocks of one thread, for tests on machines without a GPU. So a kernel must be
+// right for any number of threads: loops begin at `thread()` and advance by `threads()`, or at
+// `lane()` by `kLanes` within a warp.
 #pragma once
 
 #include <cstdint>
@@ -38,7 +39,8 @@ DEVICE double difference(double a, double b) { return __dsub_rn(a, b); }
 DEVICE float fast_exp(float x) { return __expf(x); }
 
 DEVICE float warp_sum(float x) {
-  for (int offset = kLanes / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(0xffffffff, x, offset);
+  for (int offset = kLanes / 2; offset > 0; offset /= 2)
+    x += __shfl_xor_sync(0xffffffff, x, offset);
   return x;
 }
 
@@ -123,7 +125,8 @@ struct alignas(16) EightNarrow {
 };
 
 DEVICE void load_eight(const float* at, float* values) {
-  const Four first = *reinterpret_cast<const Four*>(at), second = *reinterpret_cast<const Four*>(at + 4);
+  const Four first = *reinterpret_cast<const Four*>(at),
+             second = *reinterpret_cast<const Four*>(at + 4);
   for (int i = 0; i < 4; i++) values[i] = first.of[i], values[4 + i] = second.of[i];
 }
 

@@ -1,5 +1,6 @@
-// Kernels on a GPU, through the driver: the program neither links with CUDA's runtime nor needs to find it, as the
-// driver's library is there once libtorch uses a GPU. The kernels are in the program, for several architectures.
+// Kernels on a GPU, through the driver: the program neither links with CUDA's runtime nor needs to
+// find it, as the driver's library is there once libtorch uses a GPU. The kernels are in the
+// program, for several architectures.
 #include <c10/core/DeviceGuard.h>
 #include <c10/util/Exception.h>
 
@@ -17,7 +18,8 @@
 #include <string>
 
 // The file as it is, from the linker's point of view.
-asm(".section .rodata\n.balign 16\nthanos_kernels_image:\n.incbin \"" THANOS_FATBIN "\"\n.byte 0\n.previous\n");
+asm(".section .rodata\n.balign 16\nthanos_kernels_image:\n.incbin \"" THANOS_FATBIN
+    "\"\n.byte 0\n.previous\n");
 extern "C" const char thanos_kernels_image[];
 
 namespace thanos::gpu {
@@ -91,22 +93,28 @@ Function& function_of(Module& module, const char* name) {
 
 }  // namespace
 
-void launch_on_device(const char* name, c10::Device device, const Work& work, const void* arguments) {
+void launch_on_device(const char* name, c10::Device device, const Work& work,
+                      const void* arguments) {
   const c10::DeviceGuard guard(device);
-  const auto per_block = work.unit == Unit::kThread ? work.threads : work.unit == Unit::kWarp ? work.threads / 32 : 1;
+  const auto per_block = work.unit == Unit::kThread ? work.threads
+                         : work.unit == Unit::kWarp ? work.threads / 32
+                                                    : 1;
   const auto blocks = (work.count + per_block - 1) / per_block;
   TORCH_CHECK(blocks <= INT32_MAX, name, ": too many blocks");
   const std::lock_guard<std::mutex> lock(mutex);
   auto& function = function_of(module_of(device.index()), name);
   if (work.shared_bytes > function.shared_bytes) {
     const auto bytes = static_cast<int>(work.shared_bytes);
-    driver().check(name, driver().set_attribute(function.handle, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, bytes));
+    driver().check(name,
+                   driver().set_attribute(function.handle,
+                                          CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, bytes));
     function.shared_bytes = work.shared_bytes;
   }
   void* parameters[] = {const_cast<void*>(arguments)};
   const auto stream = c10::cuda::getCurrentCUDAStream().stream();
-  driver().check(name, driver().launch(function.handle, static_cast<unsigned>(blocks), 1, 1, work.threads, 1, 1,
-                                       static_cast<unsigned>(work.shared_bytes), stream, parameters, nullptr));
+  driver().check(name, driver().launch(function.handle, static_cast<unsigned>(blocks), 1, 1,
+                                       work.threads, 1, 1, static_cast<unsigned>(work.shared_bytes),
+                                       stream, parameters, nullptr));
 }
 
 int64_t max_shared_bytes() {

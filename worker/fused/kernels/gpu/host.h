@@ -23,12 +23,14 @@ void make_views(thanos::gpu::ViewsArguments);
 namespace thanos::gpu {
 
 template <auto kernel, typename Arguments>
-void launch(const char* name, const at::Tensor& like, const Work& work, const Arguments& arguments) {
+void launch(const char* name, const at::Tensor& like, const Work& work,
+            const Arguments& arguments) {
   if (work.count == 0) return;
   if (like.is_cuda()) {
     launch_on_device(name, like.device(), work, &arguments);
   } else {
-    launch_on_host(work, [](const void* given) { kernel(*static_cast<const Arguments*>(given)); }, &arguments);
+    launch_on_host(
+        work, [](const void* given) { kernel(*static_cast<const Arguments*>(given)); }, &arguments);
   }
 }
 

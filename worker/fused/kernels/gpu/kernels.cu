@@ -1,5 +1,5 @@
-// The kernels of the two branches of a block, in bfloat16 with sums in float32, of masks, and of views. What each computes:
-// arguments.h.
+// The kernels of the two branches of a block, in bfloat16 with sums in float32, of masks, and of
+// views. What each computes: arguments.h.
 #include "device.h"
 #include "random.h"
 #include "tiles.h"
@@ -12,12 +12,13 @@ using namespace thanos::gpu;
 DEVICE const Bf16* in(const void* x) { return static_cast<const Bf16*>(x); }
 DEVICE Bf16* out(void* x) { return static_cast<Bf16*>(x); }
 
-// Columns that a lane has of a row, in steps of eight: those from (lane + k x kLanes) x 8 on. `widths` is the most columns
-// in units of 32 lanes.
+// Columns that a lane has of a row, in steps of eight: those from (lane + k x kLanes) x 8 on.
+// `widths` is the most columns in units of 32 lanes.
 template <int widths>
 constexpr int kStepsOfLane = widths * 32 / kLanes;
 
-// Calls `body(column, k)` for each step of a lane. Unrolled, so that arrays with an index k stay in registers.
+// Calls `body(column, k)` for each step of a lane. Unrolled, so that arrays with an index k stay in
+// registers.
 template <int steps, typename F>
 DEVICE void for_steps(int d, const F& body) {
   UNROLL for (int k = 0; k < steps; k++) {
@@ -44,12 +45,13 @@ struct Columns {
 
   // Which are kept of a row, the token `row % t` of an image, where a site draws for [t, width].
   DEVICE uint32_t kept(const Randomness& random, Site site, int64_t row, int t, int width) const {
-    return kept_of_eight(random, row / t, site, row % t * (width / static_cast<int>(kGroup)) + group, place);
+    return kept_of_eight(random, row / t, site,
+                         row % t * (width / static_cast<int>(kGroup)) + group, place);
   }
 };
 
-// The share of a normal distribution below x, and its density there. The polynomial is 7.1.26 of Abramowitz and Stegun,
-// within 1.5e-7.
+// The share of a normal distribution below x, and its density there. The polynomial is 7.1.26 of
+// Abramowitz and Stegun, within 1.5e-7.
 struct Normal {
   float below, density;
 
@@ -58,7 +60,8 @@ struct Normal {
     const float t = 1 / (1 + 0.3275911f * 0.70710678f * fabsf(x));
     const float tail =
         0.5f * power * t *
-        (0.254829592f + t * (-0.284496736f + t * (1.421413741f + t * (-1.453152027f + t * 1.061405429f))));
+        (0.254829592f +
+         t * (-0.284496736f + t * (1.421413741f + t * (-1.453152027f + t * 1.061405429f))));
     below = x < 0 ? tail : 1 - tail;
     density = 0.39894228f * power;
   }
@@ -78,7 +81,10 @@ struct AttentionBlock {
   Bf16 *q, *k, *v, *grad;
 
   DEVICE AttentionBlock(const AttentionArguments& a, uint8_t* shared)
-      : a(a), image(block() / a.heads), head(static_cast<int>(block() % a.heads)), memory(a.t, a.s, width) {
+      : a(a),
+        image(block() / a.heads),
+        head(static_cast<int>(block() % a.heads)),
+        memory(a.t, a.s, width) {
     factors = reinterpret_cast<float*>(shared);
     lse = factors + memory.queries;
     dots = lse + memory.queries;
@@ -100,7 +106,8 @@ struct AttentionBlock {
     }
   }
 
-  // Queries, keys and values, factors of the queries' logits, and what is kept of the probabilities.
+  // Queries, keys and values, factors of the queries' logits, and what is kept of the
+  // probabilities.
   DEVICE void load() const {
     const int64_t first = int64_t{head} * width;
     load_rows(in(a.q) + image * a.s * a.q_row + first, a.q_row, a.s, memory.queries, q);
@@ -113,7 +120,8 @@ struct AttentionBlock {
     }
     if (a.weights.kept != kEverything) {
       // A head begins a new group.
-      draw_words(a.random, image, a.weights, static_cast<uint32_t>(head * memory.word_groups), memory.word_groups, words);
+      draw_words(a.random, image, a.weights, static_cast<uint32_t>(head * memory.word_groups),
+                 memory.word_groups, words);
     }
   }
 
@@ -127,7 +135,8 @@ struct AttentionBlock {
     UNROLL for (int tile = 0; tile < width / kTileColumns; tile++) {
       UNROLL for (int i = 0; i < kElements; i += 2) {
         const int row = first_row + row_of(i);
-        if (row < rows) store_pair(to + row * distance + tile * kTileColumns + column_of(i), sums[tile].of + i);
+        if (row < rows)
+          store_pair(to + row * distance + tile * kTileColumns + column_of(i), sums[tile].of + i);
       }
     }
   }
@@ -197,7 +206,9 @@ DEVICE float grey(float r, float g, float b) {
 }
 
 // `a` of the way from `first` to `second`.
-DEVICE float between(float first, float second, float a) { return sum(first, product(difference(second, first), a)); }
+DEVICE float between(float first, float second, float a) {
+  return sum(first, product(difference(second, first), a));
+}
 
 // As `turn_hue` of thanos-views.
 DEVICE void turn_hue(float& r, float& g, float& b, float turns) {
@@ -224,7 +235,8 @@ struct ViewBlock {
     return a.channels == 3 ? grey(pixels[p], pixels[area + p], pixels[2 * area + p]) : pixels[p];
   }
 
-  // Of all pixels, in the order of thanos-views: every kGreySums-th one after the other, then what is left, then the sums.
+  // Of all pixels, in the order of thanos-views: every kGreySums-th one after the other, then what
+  // is left, then the sums.
   DEVICE float mean_grey() const {
     const int whole = area / kGreySums * kGreySums;
     for (int i = thread(); i < kGreySums; i += threads()) {
@@ -248,7 +260,9 @@ struct ViewBlock {
       const Tap across(view.flip ? side - 1 - x : x, view.left, view.width, side);
       const Tap down(p / side, view.top, view.height, side);
       for (int c = 0; c < channels; c++) {
-        const auto at = [&](int y, int x) { return static_cast<float>(image[(y * side + x) * channels + c]); };
+        const auto at = [&](int y, int x) {
+          return static_cast<float>(image[(y * side + x) * channels + c]);
+        };
         const auto row = [&](int y) {
           return between(at(y, across.first), at(y, across.second), across.weight);
         };
@@ -384,11 +398,12 @@ KERNEL draw_mask(MaskArguments a) {
   const int64_t index = block() * threads() + thread();
   if (index >= a.n * counters) return;
   const int64_t image = index / counters, counter = index % counters;
-  const Numbers numbers =
-      draw(*a.random.key, static_cast<uint64_t>(a.random.rows[image]), a.site.site, static_cast<uint32_t>(counter));
+  const Numbers numbers = draw(*a.random.key, static_cast<uint64_t>(a.random.rows[image]),
+                               a.site.site, static_cast<uint32_t>(counter));
   for (int number = 0; number < kNumbers; number++) {
     const int64_t element = counter / kCounters * kGroup + counter % kCounters + number * kCounters;
-    if (element < a.elements) a.out[image * a.elements + element] = numbers.at(number) < a.site.kept ? a.site.scale : 0;
+    if (element < a.elements)
+      a.out[image * a.elements + element] = numbers.at(number) < a.site.kept ? a.site.scale : 0;
   }
 }
 
@@ -478,7 +493,8 @@ KERNEL residual_backward(ResidualBackwardArguments a) {
     }
     store_eight(out(a.dfed) + row * a.d + columns.column, grad);
   }
-  if (a.sums && columns.first_row < a.rows) store_eight(a.sums + columns.block * a.d + columns.column, sums);
+  if (a.sums && columns.first_row < a.rows)
+    store_eight(a.sums + columns.block * a.d + columns.column, sums);
 }
 
 namespace {
@@ -520,7 +536,8 @@ DEVICE void attend(const AttentionForwardArguments& arguments, uint8_t* shared) 
       const int query = first + row_of(row * kInRow);
       const bool is_first = kLanes == 1 || lane() % 4 == 0;
       if (is_first && query < a.s) {
-        arguments.lse[(here.image * a.heads + here.head) * a.s + query] = most[row] + logf(total[row]);
+        arguments.lse[(here.image * a.heads + here.head) * a.s + query] =
+            most[row] + logf(total[row]);
       }
       total[row] = 1 / total[row];
     }
@@ -531,16 +548,19 @@ DEVICE void attend(const AttentionForwardArguments& arguments, uint8_t* shared) 
     });
     UNROLL for (int tile = 0; tile < kMaxTiles; tile += 2) {
       if (tile < tiles) {
-        add_product<width>(mixed, left_of(pairs[tile], pairs[tile + 1]), here.v + tile * kTileColumns * ld, ld);
+        add_product<width>(mixed, left_of(pairs[tile], pairs[tile + 1]),
+                           here.v + tile * kTileColumns * ld, ld);
       }
     }
-    here.store(mixed, first, a.s, out(arguments.out) + here.image * a.s * a.d + here.head * width, a.d);
+    here.store(mixed, first, a.s, out(arguments.out) + here.image * a.s * a.d + here.head * width,
+               a.d);
   }
 }
 
-// Probabilities are made twice: by queries, for the gradients of queries, and by keys, for those of keys and values. So no sum
-// has two writers. A logit's gradient is its probability times (gradient of the kept probability - dot), where the dot
-// product of the output with its gradient is the sum over the row.
+// Probabilities are made twice: by queries, for the gradients of queries, and by keys, for those of
+// keys and values. So no sum has two writers. A logit's gradient is its probability times (gradient
+// of the kept probability - dot), where the dot product of the output with its gradient is the sum
+// over the row.
 template <int width>
 DEVICE void attend_backward(const AttentionBackwardArguments& arguments, uint8_t* shared) {
   const AttentionArguments& a = arguments.common;
@@ -548,7 +568,8 @@ DEVICE void attend_backward(const AttentionBackwardArguments& arguments, uint8_t
   const int ld = here.memory.vector_row;
   const int64_t head_first = int64_t{here.head} * width;
   here.load();
-  here.load_rows(in(arguments.grad) + here.image * a.s * a.d + head_first, a.d, a.s, here.memory.queries, here.grad);
+  here.load_rows(in(arguments.grad) + here.image * a.s * a.d + head_first, a.d, a.s,
+                 here.memory.queries, here.grad);
   wait_for_block();
   for (int i = thread(); i < here.memory.queries; i += threads()) {
     here.lse[i] = i < a.s ? arguments.lse[(here.image * a.heads + here.head) * a.s + i] : 0;
@@ -582,12 +603,14 @@ DEVICE void attend_backward(const AttentionBackwardArguments& arguments, uint8_t
           const bool is_pair = query < a.s && at < a.t;
           const float share = fast_exp(pairs[half].of[i] * factor[row] - lse[row]);
           const float kept = is_pair ? here.weight_factor(query, at) : 0;
-          pairs[half].of[i] = is_pair ? share * (gradients.of[i] * kept - dot[row]) * factor[row] : 0;
+          pairs[half].of[i] =
+              is_pair ? share * (gradients.of[i] * kept - dot[row]) * factor[row] : 0;
         }
       }
       add_product<width>(dq, left_of(pairs[0], pairs[1]), here.k + token * ld, ld);
     }
-    here.store(dq, first, a.s, out(arguments.dq) + here.image * a.s * a.q_row + head_first, a.q_row);
+    here.store(dq, first, a.s, out(arguments.dq) + here.image * a.s * a.q_row + head_first,
+               a.q_row);
   }
   for (int strip = warp(); strip < here.memory.tokens / kTileRows; strip += warps()) {
     const int first = strip * kTileRows;
@@ -602,9 +625,11 @@ DEVICE void attend_backward(const AttentionBackwardArguments& arguments, uint8_t
         UNROLL for (int i = 0; i < kElements; i++) {
           const int token = first + row_of(i), query = column + column_of(i);
           const bool is_pair = query < a.s && token < a.t;
-          const float factor = here.factors[query], kept = is_pair ? here.weight_factor(query, token) : 0;
+          const float factor = here.factors[query],
+                      kept = is_pair ? here.weight_factor(query, token) : 0;
           const float share = is_pair ? fast_exp(pairs[half].of[i] * factor - here.lse[query]) : 0;
-          gradients[half].of[i] = share * (gradients[half].of[i] * kept - here.dots[query]) * factor;
+          gradients[half].of[i] =
+              share * (gradients[half].of[i] * kept - here.dots[query]) * factor;
           pairs[half].of[i] = share * kept;
         }
       }
@@ -620,14 +645,14 @@ DEVICE void attend_backward(const AttentionBackwardArguments& arguments, uint8_t
 }  // namespace
 
 // For heads of one width.
-#define ATTENTION_KERNELS(width)                                             \
-  KERNEL attention_forward_##width(AttentionForwardArguments a) {            \
-    SHARED(shared);                                                          \
-    attend<width>(a, shared);                                                \
-  }                                                                          \
-  KERNEL attention_backward_##width(AttentionBackwardArguments a) {          \
-    SHARED(shared);                                                          \
-    attend_backward<width>(a, shared);                                       \
+#define ATTENTION_KERNELS(width)                                    \
+  KERNEL attention_forward_##width(AttentionForwardArguments a) {   \
+    SHARED(shared);                                                 \
+    attend<width>(a, shared);                                       \
+  }                                                                 \
+  KERNEL attention_backward_##width(AttentionBackwardArguments a) { \
+    SHARED(shared);                                                 \
+    attend_backward<width>(a, shared);                              \
   }
 
 ATTENTION_KERNELS(16)

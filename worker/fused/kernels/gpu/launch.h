@@ -18,7 +18,8 @@ struct Work {
 };
 
 // On the current stream of a device.
-void launch_on_device(const char* name, c10::Device device, const Work& work, const void* arguments);
+void launch_on_device(const char* name, c10::Device device, const Work& work,
+                      const void* arguments);
 
 // Blocks of one thread; `run` is called for each.
 void launch_on_host(const Work& work, void (*run)(const void* arguments), const void* arguments);

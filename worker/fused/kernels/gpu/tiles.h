@@ -1,5 +1,6 @@
-// Products of tiles by one warp, on the tensor cores: m16n8k16 of PTX, whose fragments have a documented layout. A lane
-// knows which elements it has, so what comes between two products stays in registers. On the CPU a lane has all elements.
+// Products of tiles by one warp, on the tensor cores: m16n8k16 of PTX, whose fragments have a
+// documented layout. A lane knows which elements it has, so what comes between two products stays
+// in registers. On the CPU a lane has all elements.
 #pragma once
 
 #include "device.h"
@@ -37,7 +38,8 @@ DEVICE uint32_t pair_at(const Bf16* at) { return *reinterpret_cast<const uint32_
 // Rows of `at` are the rows of the factor.
 DEVICE Left left_of(const Bf16* at, int ld) {
   const Bf16* first = at + lane() / 4 * ld + lane() % 4 * 2;
-  return {{pair_at(first), pair_at(first + 8 * ld), pair_at(first + 8), pair_at(first + 8 * ld + 8)}};
+  return {
+      {pair_at(first), pair_at(first + 8 * ld), pair_at(first + 8), pair_at(first + 8 * ld + 8)}};
 }
 
 // Rows of `at` are the columns of the factor.
@@ -63,16 +65,18 @@ DEVICE uint32_t pair_of(float low, float high) {
 
 // Two tiles of sums next to each other, as the left factor of another product.
 DEVICE Left left_of(const Sums& first, const Sums& second) {
-  return {{pair_of(first.of[0], first.of[1]), pair_of(first.of[2], first.of[3]), pair_of(second.of[0], second.of[1]),
-           pair_of(second.of[2], second.of[3])}};
+  return {{pair_of(first.of[0], first.of[1]), pair_of(first.of[2], first.of[3]),
+           pair_of(second.of[0], second.of[1]), pair_of(second.of[2], second.of[3])}};
 }
 
 DEVICE void multiply_add(Sums& sums, const Left& left, const Right& right) {
   asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, "
       "{%0, %1, %2, %3};"
       : "+f"(sums.of[0]), "+f"(sums.of[1]), "+f"(sums.of[2]), "+f"(sums.of[3])
-      : "r"(left.of[0]), "r"(left.of[1]), "r"(left.of[2]), "r"(left.of[3]), "r"(right.of[0]), "r"(right.of[1]));
+      : "r"(left.of[0]), "r"(left.of[1]), "r"(left.of[2]), "r"(left.of[3]), "r"(right.of[0]),
+        "r"(right.of[1]));
 }
 
 // Over the lanes that share a row.
@@ -130,7 +134,8 @@ DEVICE Left left_of(const Sums& first, const Sums& second) {
 
 DEVICE void multiply_add(Sums& sums, const Left& left, const Right& right) {
   for (int i = 0; i < kElements; i++) {
-    for (int k = 0; k < kTileDepth; k++) sums.of[i] += left.of[row_of(i)][k] * right.of[k][column_of(i)];
+    for (int k = 0; k < kTileDepth; k++)
+      sums.of[i] += left.of[row_of(i)][k] * right.of[k][column_of(i)];
   }
 }
 

@@ -1,6 +1,6 @@
-//! Kubernetes' strategic merge, as far as the patches of deploy/kubernetes use it: maps are merged, entries of known lists
-//! are found by their key, `null` removes a field, and everything else is replaced. kustomize does the same; a test compares
-//! both results.
+//! Kubernetes' strategic merge, as far as the patches of deploy/kubernetes use it: maps are merged,
+//! entries of known lists are found by their key, `null` removes a field, and everything else is
+//! replaced. kustomize does the same; a test compares both results.
 
 use serde_yaml::{Mapping, Value};
 
@@ -30,7 +30,11 @@ fn merge_maps(target: &mut Mapping, patch: &Mapping) {
         let key = KEYS.iter().find(|(list, _)| name == list).map(|(_, key)| *key);
         match (target.get_mut(name), key) {
             (Some(Value::Sequence(entries)), Some(key)) => {
-                value.as_sequence().into_iter().flatten().for_each(|entry| merge_entry(entries, entry, key));
+                value
+                    .as_sequence()
+                    .into_iter()
+                    .flatten()
+                    .for_each(|entry| merge_entry(entries, entry, key));
             }
             (Some(old), _) => merge(old, value),
             (None, _) => _ = target.insert(name.clone(), value.clone()),

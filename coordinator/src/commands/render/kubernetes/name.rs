@@ -1,4 +1,5 @@
-//! The name of a run in its namespace: of every object, of the label `app.kubernetes.io/instance`, and of its folder.
+//! The name of a run in its namespace: of every object, of the label `app.kubernetes.io/instance`,
+//! and of its folder.
 
 use serde_yaml::Value;
 
@@ -6,7 +7,8 @@ use serde_yaml::Value;
 pub(super) const BASE_NAME: &str = "thanos";
 /// What follows the name in names of objects.
 const OBJECTS: [&str; 6] = ["coordinator", "workers", "credentials", "experiment", "runs", "packs"];
-/// Names of pods are host names, of at most 63 characters; after the name they have `-coordinator-0-0-abcde` at most.
+/// Names of pods are host names, of at most 63 characters; after the name they have
+/// `-coordinator-0-0-abcde` at most.
 const MAX_LEN: usize = 40;
 
 /// A DNS label that is short enough for the pods' names.
@@ -23,7 +25,8 @@ impl std::str::FromStr for RunName {
             && !text.ends_with('-')
             && text.chars().all(inside);
         let expected = format!(
-            "expected lower-case letters, digits and `-`, beginning with a letter, ending with a letter or digit, at most \
+            "expected lower-case letters, digits and `-`, beginning with a letter, ending with a \
+            letter or digit, at most \
              {MAX_LEN} characters"
         );
         if is_valid { Ok(Self(text.into())) } else { Err(expected) }
@@ -34,7 +37,8 @@ impl RunName {
     /// The name of an experiment, with what is not allowed replaced by `-`.
     pub(crate) fn of_experiment(experiment: &str) -> Self {
         let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
-        let name: String = experiment.to_lowercase().chars().map(|c| if allowed(c) { c } else { '-' }).collect();
+        let name: String =
+            experiment.to_lowercase().chars().map(|c| if allowed(c) { c } else { '-' }).collect();
         let name = name.trim_start_matches(|c: char| !c.is_ascii_lowercase());
         let name = name.get(..MAX_LEN).unwrap_or(name).trim_end_matches('-');
         Self(if name.is_empty() { BASE_NAME } else { name }.into())
@@ -57,7 +61,9 @@ impl RunName {
     /// The name in this run of what the base names so; `None`: it is not a name of the base.
     fn renamed(&self, text: &str) -> Option<String> {
         let rest = text.strip_prefix(BASE_NAME)?;
-        let object = rest.strip_prefix('-').map(|rest| rest.split_once(':').map_or(rest, |(object, _)| object));
+        let object = rest
+            .strip_prefix('-')
+            .map(|rest| rest.split_once(':').map_or(rest, |(object, _)| object));
         let is_known = rest.is_empty() || object.is_some_and(|object| OBJECTS.contains(&object));
         is_known.then(|| format!("{}{rest}", self.0))
     }

@@ -1,12 +1,13 @@
-//! What a cluster's administrator decides: queues, priorities, tolerations, node labels, storage classes, pull secrets, and
-//! how much of a node a worker takes.
+//! What a cluster's administrator decides: queues, priorities, tolerations, node labels, storage
+//! classes, pull secrets, and how much of a node a worker takes.
 
 use super::Unknown;
 use serde_yaml::{Mapping, Value};
 
 /// The label by which Kueue finds its workloads.
 const QUEUE: &str = "kueue.x-k8s.io/queue-name";
-/// Of a worker with a GPU, unless the user says otherwise; those of a worker without are in the base.
+/// Of a worker with a GPU, unless the user says otherwise; those of a worker without are in the
+/// base.
 const GPU_CPUS: usize = 4;
 const GPU_MEMORY: Memory = Memory { amount: 16, unit: "Gi" };
 
@@ -48,7 +49,9 @@ impl std::str::FromStr for Memory {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let units = ["Mi", "Gi", "Ti", "M", "G", "T"];
-        let read = |unit: &&'static str| Some(Self { amount: text.strip_suffix(unit)?.parse().ok()?, unit });
+        let read = |unit: &&'static str| {
+            Some(Self { amount: text.strip_suffix(unit)?.parse().ok()?, unit })
+        };
         let memory = units.iter().find_map(read).filter(|memory| memory.amount > 0);
         memory.ok_or_else(|| "expected an amount such as 500Mi or 16Gi".into())
     }
@@ -72,12 +75,19 @@ impl std::str::FromStr for Toleration {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (taint, effect) = text.rsplit_once(':').map_or((text, None), |(taint, effect)| (taint, Some(effect)));
-        let (key, value) = taint.split_once('=').map_or((taint, None), |(key, value)| (key, Some(value)));
-        let is_effect = effect.is_none_or(|effect| ["NoSchedule", "PreferNoSchedule", "NoExecute"].contains(&effect));
-        if !is_effect || key.is_empty() && (value.is_some() || effect.is_none()) || !is_label(key, value) {
+        let (taint, effect) =
+            text.rsplit_once(':').map_or((text, None), |(taint, effect)| (taint, Some(effect)));
+        let (key, value) =
+            taint.split_once('=').map_or((taint, None), |(key, value)| (key, Some(value)));
+        let is_effect = effect
+            .is_none_or(|effect| ["NoSchedule", "PreferNoSchedule", "NoExecute"].contains(&effect));
+        if !is_effect
+            || key.is_empty() && (value.is_some() || effect.is_none())
+            || !is_label(key, value)
+        {
             return Err(
-                "expected KEY=VALUE:EFFECT, KEY:EFFECT or KEY, where EFFECT is NoSchedule, PreferNoSchedule or \
+                "expected KEY=VALUE:EFFECT, KEY:EFFECT or KEY, where EFFECT is NoSchedule, \
+                PreferNoSchedule or \
                         NoExecute"
                     .into(),
             );
@@ -92,7 +102,8 @@ impl std::str::FromStr for Toleration {
 /// # Errors
 /// For the command line.
 pub(crate) fn node_label(text: &str) -> Result<(String, String), String> {
-    let label = text.split_once('=').filter(|(key, value)| !key.is_empty() && is_label(key, Some(value)));
+    let label =
+        text.split_once('=').filter(|(key, value)| !key.is_empty() && is_label(key, Some(value)));
     let (key, value) = label.ok_or("expected a label of nodes, KEY=VALUE")?;
     Ok((key.into(), value.into()))
 }
@@ -106,13 +117,17 @@ fn is_label(key: &str, value: Option<&str>) -> bool {
 }
 
 fn map(entries: impl IntoIterator<Item = (&'static str, Value)>) -> Value {
-    Value::Mapping(entries.into_iter().map(|(key, value)| (Value::from(key), value)).collect::<Mapping>())
+    Value::Mapping(
+        entries.into_iter().map(|(key, value)| (Value::from(key), value)).collect::<Mapping>(),
+    )
 }
 
 impl Toleration {
     fn to_value(&self) -> Value {
         let operator = if self.value.is_some() { "Equal" } else { "Exists" };
-        let text = |name: &'static str, text: &Option<String>| text.clone().map(|text| (name, Value::from(text)));
+        let text = |name: &'static str, text: &Option<String>| {
+            text.clone().map(|text| (name, Value::from(text)))
+        };
         let entries = [
             text("key", &self.key),
             Some(("operator", operator.into())),
@@ -130,16 +145,21 @@ impl Site {
             pod["priorityClassName"] = class.as_str().into();
         }
         if !self.image_pull_secrets.is_empty() {
-            let secrets = self.image_pull_secrets.iter().map(|name| map([("name", name.as_str().into())]));
+            let secrets =
+                self.image_pull_secrets.iter().map(|name| map([("name", name.as_str().into())]));
             pod["imagePullSecrets"] = Value::Sequence(secrets.collect());
         }
         if !self.tolerations.is_empty() {
-            let before = pod.get("tolerations").and_then(Value::as_sequence).cloned().unwrap_or_default();
+            let before =
+                pod.get("tolerations").and_then(Value::as_sequence).cloned().unwrap_or_default();
             let all = before.into_iter().chain(self.tolerations.iter().map(Toleration::to_value));
             pod["tolerations"] = Value::Sequence(all.collect());
         }
         if is_worker && !self.node_selector.is_empty() {
-            let labels = self.node_selector.iter().map(|(key, value)| (key.as_str().into(), value.as_str().into()));
+            let labels = self
+                .node_selector
+                .iter()
+                .map(|(key, value)| (key.as_str().into(), value.as_str().into()));
             pod["nodeSelector"] = Value::Mapping(labels.collect());
         }
     }
@@ -155,7 +175,9 @@ impl Site {
     /// Suspends what starts pods, for Kueue to start it.
     pub(super) fn put_into_queue(&self, documents: &mut [Value]) {
         let Some(queue) = &self.queue else { return };
-        for one in documents.iter_mut().filter(|one| one["kind"] == "Job" || one["kind"] == "JobSet") {
+        for one in
+            documents.iter_mut().filter(|one| one["kind"] == "Job" || one["kind"] == "JobSet")
+        {
             one["metadata"]["labels"][QUEUE] = queue.as_str().into();
             one["spec"]["suspend"] = true.into();
         }
@@ -167,10 +189,13 @@ impl Resources {
     pub(super) fn put_into(self, container: &mut Value, gpus: usize) -> Result<(), Unknown> {
         let count = gpus.max(1);
         let default_cpus = (gpus > 0).then_some(GPU_CPUS);
-        let cpus = self.cpus.map(usize::from).or(default_cpus).map(|cpus| (cpus * count).to_string());
-        let memory = self.memory.or((gpus > 0).then_some(GPU_MEMORY)).map(|memory| memory.times(count));
+        let cpus =
+            self.cpus.map(usize::from).or(default_cpus).map(|cpus| (cpus * count).to_string());
+        let memory =
+            self.memory.or((gpus > 0).then_some(GPU_MEMORY)).map(|memory| memory.times(count));
         for kind in ["requests", "limits"] {
-            let resources = container["resources"][kind].as_mapping_mut().ok_or(Unknown("resources"))?;
+            let resources =
+                container["resources"][kind].as_mapping_mut().ok_or(Unknown("resources"))?;
             if let Some(cpus) = &cpus {
                 resources.insert("cpu".into(), cpus.as_str().into());
             }
@@ -195,8 +220,14 @@ mod tests {
             let value = text.parse::<Toleration>().expect(text).to_value();
             assert_eq!(value, serde_yaml::from_str::<Value>(expected).expect("YAML"), "{text}");
         };
-        check("gpu=a100:NoSchedule", "{key: gpu, operator: Equal, value: a100, effect: NoSchedule}");
-        check("nvidia.com/gpu:NoExecute", "{key: nvidia.com/gpu, operator: Exists, effect: NoExecute}");
+        check(
+            "gpu=a100:NoSchedule",
+            "{key: gpu, operator: Equal, value: a100, effect: NoSchedule}",
+        );
+        check(
+            "nvidia.com/gpu:NoExecute",
+            "{key: nvidia.com/gpu, operator: Exists, effect: NoExecute}",
+        );
         check("spot", "{key: spot, operator: Exists}");
         check(":NoSchedule", "{operator: Exists, effect: NoSchedule}");
         for text in ["", "a:No", "=b:NoSchedule", "a b", "a=b=c:NoSchedule", ":", "a/b/c"] {
@@ -206,7 +237,10 @@ mod tests {
 
     #[test]
     fn labels_and_memory_are_checked() {
-        assert_eq!(node_label("cloud.example/pool=a100"), Ok(("cloud.example/pool".into(), "a100".into())));
+        assert_eq!(
+            node_label("cloud.example/pool=a100"),
+            Ok(("cloud.example/pool".into(), "a100".into()))
+        );
         for text in ["", "a", "=b", "a=b c", "a/b/c=d"] {
             assert!(node_label(text).is_err(), "{text}");
         }

@@ -40,12 +40,19 @@ fn a_worker_for_each_gpu_of_each_pod() {
     let documents = rendered("digits_cae", &[], &setting(2, 8));
     let [coordinator, workers] = jobs(&documents);
     let of = |job: &Value, name: &str| variables(job)[name].clone();
-    assert_eq!((of(&coordinator, "NODES"), of(&coordinator, "WORKERS_PER_NODE")), ("2".into(), "8".into()));
+    assert_eq!(
+        (of(&coordinator, "NODES"), of(&coordinator, "WORKERS_PER_NODE")),
+        ("2".into(), "8".into())
+    );
     assert_eq!((of(&workers, "WORKERS"), &workers["completions"]), ("8".into(), &2.into()));
     let container = &workers["template"]["spec"]["containers"][0];
-    let expected: Value = serde_yaml::from_str("{cpu: '32', memory: 128Gi, nvidia.com/gpu: 8}").expect("YAML");
+    let expected: Value =
+        serde_yaml::from_str("{cpu: '32', memory: 128Gi, nvidia.com/gpu: 8}").expect("YAML");
     // Quality of service: Guaranteed.
-    assert_eq!((&container["resources"]["limits"], &container["resources"]["requests"]), (&expected, &expected));
+    assert_eq!(
+        (&container["resources"]["limits"], &container["resources"]["requests"]),
+        (&expected, &expected)
+    );
     let volumes = workers["template"]["spec"]["volumes"].as_sequence().expect("volumes");
     assert!(volumes.iter().any(|one| one["emptyDir"]["sizeLimit"] == "8Gi"), "{volumes:?}");
 }
@@ -55,12 +62,18 @@ fn the_numbers_of_a_stop_agree() {
     let [coordinator, workers] = jobs(&rendered("digits_cae", &[], &setting(3, 0)));
     assert_eq!(coordinator["template"]["spec"]["terminationGracePeriodSeconds"], 230);
     assert_eq!(workers["template"]["spec"]["terminationGracePeriodSeconds"], 230);
-    assert_eq!((&variables(&coordinator)["GRACE"][..], &variables(&workers)["GRACE"][..]), ("200s", "220s"));
+    assert_eq!(
+        (&variables(&coordinator)["GRACE"][..], &variables(&workers)["GRACE"][..]),
+        ("200s", "220s")
+    );
     let plan = Plan::from_preset("digits_cae", &[]).expect("valid");
     let documents = rendered("digits_cae", &[], &setting(3, 0));
     let map = documents.iter().find(|one| one["kind"] == "ConfigMap").expect("a ConfigMap");
     let experiment = map["data"]["experiment.yaml"].as_str().expect("text");
-    assert_eq!(Plan::from_file(experiment, "experiment.yaml", &[]).expect("valid").digest(), plan.digest());
+    assert_eq!(
+        Plan::from_file(experiment, "experiment.yaml", &[]).expect("valid").digest(),
+        plan.digest()
+    );
 }
 
 /// Two runs in one namespace share no object, and neither selects the pods of the other.
@@ -81,8 +94,14 @@ fn every_object_and_selector_has_the_name_of_the_run() {
         let text = serde_yaml::to_string(&with_monitors()).expect("YAML");
         // Left are the program, the product, and the image.
         for word in text.split(|c: char| !c.is_ascii_alphanumeric() && !"-_/:".contains(c)) {
-            let is_known = ["thanos-coord", "thanos-trainer", "thanos_trainer", "thanos_trainer_workers", "r/thanos:1"]
-                .contains(&word);
+            let is_known = [
+                "thanos-coord",
+                "thanos-trainer",
+                "thanos_trainer",
+                "thanos_trainer_workers",
+                "r/thanos:1",
+            ]
+            .contains(&word);
             assert!(is_known || !word.contains("thanos"), "{word}");
         }
     }
@@ -95,16 +114,26 @@ fn pod_monitors_list_every_worker() {
         let site = Site { pod_monitors: true, ..Site::default() };
         let documents = rendered("digits_cae", &[], &Setting { site, ..setting(2, gpus) });
         let [coordinator, workers] = jobs(&documents).map(|job| {
-            let ports = job["spec"]["template"]["spec"]["containers"][0]["ports"].as_sequence().expect("ports").clone();
-            let named =
-                ports.iter().filter(|port| port["name"].as_str().is_some_and(|name| name.starts_with("metrics")));
+            let ports = job["spec"]["template"]["spec"]["containers"][0]["ports"]
+                .as_sequence()
+                .expect("ports")
+                .clone();
+            let named = ports.iter().filter(|port| {
+                port["name"].as_str().is_some_and(|name| name.starts_with("metrics"))
+            });
             named
                 .map(|port| (port["name"].clone(), port["containerPort"].as_u64().expect("a port")))
                 .collect::<Vec<_>>()
         });
-        assert_eq!(workers.iter().map(|port| port.1).collect::<Vec<_>>(), &[9465, 9466, 9467][..gpus.max(1)]);
-        for (monitor, ports) in documents.iter().filter(|one| one["kind"] == "PodMonitor").zip([coordinator, workers]) {
-            let endpoints = monitor["spec"]["podMetricsEndpoints"].as_sequence().expect("endpoints");
+        assert_eq!(
+            workers.iter().map(|port| port.1).collect::<Vec<_>>(),
+            &[9465, 9466, 9467][..gpus.max(1)]
+        );
+        for (monitor, ports) in
+            documents.iter().filter(|one| one["kind"] == "PodMonitor").zip([coordinator, workers])
+        {
+            let endpoints =
+                monitor["spec"]["podMetricsEndpoints"].as_sequence().expect("endpoints");
             let listed: Vec<&Value> = endpoints.iter().map(|endpoint| &endpoint["port"]).collect();
             assert_eq!(listed, ports.iter().map(|port| &port.0).collect::<Vec<_>>());
         }
@@ -129,19 +158,27 @@ fn check_labels(value: &Value, object: &str) {
 fn a_jobset_has_the_pods_of_the_jobs_and_the_queue() {
     let [coordinator, workers] = jobs(&rendered("digits_cae", &[], &setting(2, 8)));
     let site = Site { queue: Some("team".into()), ..Site::default() };
-    let documents = rendered("digits_cae", &[], &Setting { api: Api::Jobset, site, ..setting(2, 8) });
+    let documents =
+        rendered("digits_cae", &[], &Setting { api: Api::Jobset, site, ..setting(2, 8) });
     let jobset = documents.iter().find(|one| one["kind"] == "JobSet").expect("a JobSet");
     assert!(documents.iter().all(|one| one["kind"] != "Job"));
     for (index, job) in [coordinator, workers].iter().enumerate() {
         let replicated = &jobset["spec"]["replicatedJobs"][index]["template"]["spec"];
-        assert_eq!((&replicated["template"], &replicated["suspend"]), (&job["template"], &Value::Null));
+        assert_eq!(
+            (&replicated["template"], &replicated["suspend"]),
+            (&job["template"], &Value::Null)
+        );
         assert_eq!(
             (&replicated["ttlSecondsAfterFinished"], &job["ttlSecondsAfterFinished"]),
             (&Value::Null, &604_800.into())
         );
     }
-    assert_eq!((&jobset["metadata"]["name"], &jobset["spec"]["network"]["subdomain"]), (&"b".into(), &"b".into()));
-    let queued = (&jobset["metadata"]["labels"]["kueue.x-k8s.io/queue-name"], &jobset["spec"]["suspend"]);
+    assert_eq!(
+        (&jobset["metadata"]["name"], &jobset["spec"]["network"]["subdomain"]),
+        (&"b".into(), &"b".into())
+    );
+    let queued =
+        (&jobset["metadata"]["labels"]["kueue.x-k8s.io/queue-name"], &jobset["spec"]["suspend"]);
     assert_eq!(queued, (&"team".into(), &true.into()));
 }
 
@@ -167,14 +204,23 @@ fn the_site_is_in_the_pods() {
             (&"high".into(), &"thanos".into())
         );
         assert_eq!(pod["containers"][0]["image"], digest);
-        let last = pod["tolerations"].as_sequence().and_then(|all| all.last()).expect("a toleration");
+        let last =
+            pod["tolerations"].as_sequence().and_then(|all| all.last()).expect("a toleration");
         assert_eq!((&last["key"], &last["value"]), (&"pool".into(), &"thanos".into()));
     }
-    assert_eq!(workers["tolerations"].as_sequence().map(Vec::len), Some(2), "its own, and that of GPUs");
-    assert_eq!((&workers["nodeSelector"]["pool"], &coordinator["nodeSelector"]), (&"thanos".into(), &Value::Null));
+    assert_eq!(
+        workers["tolerations"].as_sequence().map(Vec::len),
+        Some(2),
+        "its own, and that of GPUs"
+    );
+    assert_eq!(
+        (&workers["nodeSelector"]["pool"], &coordinator["nodeSelector"]),
+        (&"thanos".into(), &Value::Null)
+    );
     let limits = &workers["containers"][0]["resources"]["limits"];
     assert_eq!((&limits["cpu"], &limits["memory"]), (&"6".into(), &"12Gi".into()));
-    let claims: Vec<&Value> = documents.iter().filter(|one| one["kind"] == "PersistentVolumeClaim").collect();
+    let claims: Vec<&Value> =
+        documents.iter().filter(|one| one["kind"] == "PersistentVolumeClaim").collect();
     assert_eq!(claims.len(), 2);
     for claim in claims {
         assert_eq!(

@@ -1,4 +1,5 @@
-//! A step whose collectives fail on every rank, although no connection is lost: once, or each time that it is made.
+//! A step whose collectives fail on every rank, although no connection is lost: once, or each time
+//! that it is made.
 
 use super::{Activity, STAGES, StagePoint, World};
 use thanos_configs::SplitMix64;
@@ -7,7 +8,8 @@ use thanos_proto::GroupFailure;
 /// Worlds among which one has a fault of each kind.
 const WORLDS: u64 = 16;
 /// A part of the cause with which a fault that repeats ends the run.
-pub(in crate::run::simulation) const REPEATED: &str = "failed twice in the same way: all_reduce: invalid usage";
+pub(in crate::run::simulation) const REPEATED: &str =
+    "failed twice in the same way: all_reduce: invalid usage";
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Fault {
@@ -39,16 +41,25 @@ impl World {
         self.fault.is_some_and(|fault| fault.at == at && (fault.repeats || fault.occurred == 0))
     }
 
-    /// All ranks leave the group: the first one because of the error, others because of it or because that one left.
+    /// All ranks leave the group: the first one because of the error, others because of it or
+    /// because that one left.
     pub(super) fn fail_step(&mut self, ranks: &[usize], at: StagePoint) {
         let limit = 2 * (1 + self.losses);
         if let Some(fault) = &mut self.fault {
             fault.occurred += 1;
-            assert!(fault.occurred <= limit, "{} generations failed in the same way: {fault:?}", fault.occurred);
+            assert!(
+                fault.occurred <= limit,
+                "{} generations failed in the same way: {fault:?}",
+                fault.occurred
+            );
         }
         for (rank, index) in ranks.iter().enumerate() {
             let peer_lost = rank > 0 && self.is_once_in(2);
-            let message = if peer_lost { "all_reduce: connection closed" } else { "all_reduce: invalid usage" };
+            let message = if peer_lost {
+                "all_reduce: connection closed"
+            } else {
+                "all_reduce: invalid usage"
+            };
             let (stage, message) = (STAGES[at.stage].0.into(), message.into());
             let worker = &mut self.workers[*index];
             worker.failure = Some(GroupFailure { stage, step: at.made, message, peer_lost });

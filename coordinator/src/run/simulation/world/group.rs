@@ -1,4 +1,5 @@
-//! A simulated generation: its ranks make steps in lockstep, evaluate, save, and leave together or when it is broken.
+//! A simulated generation: its ranks make steps in lockstep, evaluate, save, and leave together or
+//! when it is broken.
 
 use super::{Activity, Health, STAGES, StagePoint, State, World};
 use crate::run::Event;
@@ -68,7 +69,8 @@ impl World {
         self.enter_collectives(&ranks);
         let has_arrived = |index: &usize| {
             let worker = &self.workers[*index];
-            let arrived = matches!(worker.activity, Activity::Training { until } if until <= self.now);
+            let arrived =
+                matches!(worker.activity, Activity::Training { until } if until <= self.now);
             arrived && worker.health == Health::Healthy
         };
         if ranks.len() < group.ranks.len() || !ranks.iter().all(has_arrived) {
@@ -82,7 +84,8 @@ impl World {
                 self.after_step(&ranks);
             }
             Operation::Save { ends_stage } => {
-                let event = WorkerEvent::Checkpoint(self.written(group.at, group.generation, ends_stage));
+                let event =
+                    WorkerEvent::Checkpoint(self.written(group.at, group.generation, ends_stage));
                 // An earlier save is committed first.
                 if self.workers[ranks[0]].saves.is_none()
                     && !self.is_committing(ranks[0])
@@ -100,11 +103,13 @@ impl World {
         self.group.as_mut().expect("it advances")
     }
 
-    /// Those at a collective leave at once; others when they come to it. A stopped or hung one never does.
+    /// Those at a collective leave at once; others when they come to it. A stopped or hung one
+    /// never does.
     fn leave_broken_group(&mut self, group: &Group) {
         for index in group.ranks.iter().copied().flatten() {
             let worker = &mut self.workers[index];
-            let in_group = worker.state.as_ref().is_some_and(|state| state.generation == group.generation);
+            let in_group =
+                worker.state.as_ref().is_some_and(|state| state.generation == group.generation);
             if let Activity::Training { until } = worker.activity
                 && in_group
                 && worker.health == Health::Healthy
@@ -123,7 +128,8 @@ impl World {
             if arrived && worker.phase == "forward" && worker.health == Health::Healthy {
                 (worker.phase, worker.collectives) = ("reduce", worker.collectives + 1);
             }
-            let waits = matches!(operation, Some(Operation::Save { .. } | Operation::Commit { .. }));
+            let waits =
+                matches!(operation, Some(Operation::Save { .. } | Operation::Commit { .. }));
             if arrived && waits && *index != ranks[0] && worker.phase == "save" {
                 (worker.phase, worker.collectives) = ("barrier", worker.collectives + 1);
             }
@@ -150,7 +156,9 @@ impl World {
     }
 
     fn after_step(&mut self, ranks: &[usize]) {
-        let any = |asked: fn(&super::Worker) -> bool| ranks.iter().any(|index| asked(&self.workers[*index]));
+        let any = |asked: fn(&super::Worker) -> bool| {
+            ranks.iter().any(|index| asked(&self.workers[*index]))
+        };
         let (stop, regroup) = (any(|worker| worker.stop), any(|worker| worker.regroup));
         let at = self.group_mut().at;
         if at.made == STAGES[at.stage].1 {
@@ -169,7 +177,8 @@ impl World {
         }
     }
 
-    /// The end of a stage is saved, else a step is made; now and then rank 0 begins to save in the background.
+    /// The end of a stage is saved, else a step is made; now and then rank 0 begins to save in the
+    /// background.
     fn next_operation(&mut self, ranks: &[usize]) {
         let StagePoint { stage, made } = self.group_mut().at;
         if stage == STAGES.len() {
@@ -190,13 +199,13 @@ impl World {
         self.work(ranks, Operation::Step, "forward", self.pace.step[stage]);
     }
 
-    /// A checkpoint of this worker has been written, and it does not know yet whether it was committed.
+    /// A checkpoint of this worker has been written, and it does not know yet whether it was
+    /// committed.
     fn is_committing(&self, index: usize) -> bool {
         let of = |session| Some(session) == self.workers[index].session;
         let is_sent = |event: &Event| match event {
-            Event::Received { session, event: WorkerEvent::Checkpoint(_) } | Event::Committed { session, .. } => {
-                of(*session)
-            }
+            Event::Received { session, event: WorkerEvent::Checkpoint(_) }
+            | Event::Committed { session, .. } => of(*session),
             _ => false,
         };
         self.inbox.iter().any(is_sent) || self.commits.iter().any(|(_, session, _)| of(*session))
@@ -211,9 +220,14 @@ impl World {
         }
     }
 
-    /// Rank 0 is notified of a commit: after the end of a stage, or a stop, all continue together, if all are still there.
+    /// Rank 0 is notified of a commit: after the end of a stage, or a stop, all continue together,
+    /// if all are still there.
     pub(super) fn committed(&mut self, index: usize, outcome: &Result<CheckpointRef, String>) {
-        let Some(group) = self.group.clone().filter(|group| group.ranks.first() == Some(&Some(index))) else { return };
+        let Some(group) =
+            self.group.clone().filter(|group| group.ranks.first() == Some(&Some(index)))
+        else {
+            return;
+        };
         let Operation::Commit { ends_stage } = group.operation else { return };
         let is_it = outcome.as_ref().is_ok_and(|saved| saved.step == group.at.made);
         if group.broken || !is_it {
@@ -250,18 +264,23 @@ impl World {
         self.group = None;
     }
 
-    /// Of those that were in the last collective of a step with one that dies, some may have its result.
+    /// Of those that were in the last collective of a step with one that dies, some may have its
+    /// result.
     pub(super) fn tear_step(&mut self, victim: usize) {
-        let Some(group) = self.group.clone().filter(|group| !group.broken && group.operation == Operation::Step) else {
+        let Some(group) =
+            self.group.clone().filter(|group| !group.broken && group.operation == Operation::Step)
+        else {
             return;
         };
         let ranks: Vec<usize> = group.ranks.iter().copied().flatten().collect();
         let arrived = |index: &usize| {
             let worker = &self.workers[*index];
             worker.health == Health::Healthy
-                && matches!(worker.activity, Activity::Training { until } if until <= self.now + super::QUANTUM)
+                && matches!(worker.activity,
+                Activity::Training { until } if until <= self.now + super::QUANTUM)
         };
-        if ranks.len() < group.ranks.len() || !ranks.contains(&victim) || !ranks.iter().all(arrived) {
+        if ranks.len() < group.ranks.len() || !ranks.contains(&victim) || !ranks.iter().all(arrived)
+        {
             return;
         }
         let done = self.step_done(group.at);

@@ -96,7 +96,9 @@ impl Worker {
     pub(super) fn lose_session(&mut self, back: Duration) {
         (self.session, self.connects) = (None, back);
         match &mut self.activity {
-            Activity::Waiting | Activity::SavingMemory { .. } => self.activity = Activity::Reporting,
+            Activity::Waiting | Activity::SavingMemory { .. } => {
+                self.activity = Activity::Reporting
+            }
             Activity::Over { is_sent, .. } => *is_sent = false,
             _ => {}
         }
@@ -165,9 +167,18 @@ impl World {
                     None => ready(),
                     Some(State { at, generation, recent }) => {
                         self.reported.insert(session, *at);
-                        let held = Some(Held { stage: at.stage as u32, step: at.made, post_step_done: true });
+                        let held = Some(Held {
+                            stage: at.stage as u32,
+                            step: at.made,
+                            post_step_done: true,
+                        });
                         let recent = recent.clone();
-                        WorkerEvent::Rejoin(Rejoin { generation: *generation, held, recent, failure })
+                        WorkerEvent::Rejoin(Rejoin {
+                            generation: *generation,
+                            held,
+                            recent,
+                            failure,
+                        })
                     }
                 };
                 self.send(Event::Received { session, event });
@@ -190,7 +201,8 @@ impl World {
                 self.send(Event::Received { session, event });
             }
             Activity::Over { final_event, is_sent: false } => {
-                worker.activity = Activity::Over { final_event: final_event.clone(), is_sent: true };
+                worker.activity =
+                    Activity::Over { final_event: final_event.clone(), is_sent: true };
                 self.send(Event::Received { session, event: *final_event });
             }
             _ => {}
@@ -220,12 +232,14 @@ impl World {
             collectives: worker.collectives,
             waited_ms: 0,
             progress: 0,
-            in_collective: matches!(worker.activity, Activity::Training { until } if until <= self.now),
+            in_collective: matches!(worker.activity,
+            Activity::Training { until } if until <= self.now),
         };
         self.send(Event::Received { session, event: WorkerEvent::Heartbeat(heartbeat) });
     }
 
-    /// A process ends: its peers notice at once, the coordinator by its session and its exit, in either order.
+    /// A process ends: its peers notice at once, the coordinator by its session and its exit, in
+    /// either order.
     pub(super) fn die(&mut self, index: usize) {
         if !self.workers[index].is_alive() {
             return;
@@ -244,7 +258,8 @@ impl World {
             (Some(closed), false) => self.inbox.extend([closed, exited]),
             (None, _) => self.inbox.push_back(exited),
         }
-        if let Some(group) = self.group.as_mut().filter(|group| group.ranks.contains(&Some(index))) {
+        if let Some(group) = self.group.as_mut().filter(|group| group.ranks.contains(&Some(index)))
+        {
             group.broken = true;
         }
     }
@@ -255,7 +270,8 @@ impl World {
             return;
         }
         self.workers[index] = Worker::ended();
-        if let Some(group) = self.group.as_mut().filter(|group| group.ranks.contains(&Some(index))) {
+        if let Some(group) = self.group.as_mut().filter(|group| group.ranks.contains(&Some(index)))
+        {
             group.broken = true;
         }
         self.send(Event::Exited {

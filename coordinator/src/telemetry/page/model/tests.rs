@@ -34,7 +34,10 @@ fn stages(model: &Model) -> Vec<(String, String, Value)> {
     let state = model.state(&LiveView::default());
     let stages = state["stages"].as_array().expect("a list");
     let text = |value: &Value| value.as_str().expect("text").to_owned();
-    stages.iter().map(|stage| (text(&stage["name"]), text(&stage["state"]), stage["total"].clone())).collect()
+    stages
+        .iter()
+        .map(|stage| (text(&stage["name"]), text(&stage["state"]), stage["total"].clone()))
+        .collect()
 }
 
 #[test]
@@ -73,22 +76,31 @@ fn a_stage_is_waiting_active_complete_and_reopened() {
     let plan = Plan::from_preset("digits_supcon", &["train.epochs=3".into()]).expect("valid");
     let names: Vec<String> = plan.stages().iter().map(|stage| stage.name().to_owned()).collect();
     assert_eq!(names[0], "supcon");
-    fs::write(folder.path().join("config.yaml"), thanos_configs::to_yaml(plan.config())).expect("written");
+    fs::write(folder.path().join("config.yaml"), thanos_configs::to_yaml(plan.config()))
+        .expect("written");
     let mut ledger = ledger(folder.path(), 3);
     let mut model = Model::new(folder.path());
     let mut check = |first: (&str, Value), second: &str| {
         model.read().expect("readable");
         let found = stages(&model);
-        assert_eq!((found[0].1.as_str(), &found[0].2, found[1].1.as_str()), (first.0, &first.1, second));
+        assert_eq!(
+            (found[0].1.as_str(), &found[0].2, found[1].1.as_str()),
+            (first.0, &first.1, second)
+        );
     };
     check(("active", Value::Null), "waiting");
-    ledger.step(&step("supcon", 3)).and_then(|()| ledger.step(&step("supcon", 4))).expect("written");
+    ledger
+        .step(&step("supcon", 3))
+        .and_then(|()| ledger.step(&step("supcon", 4)))
+        .expect("written");
     check(("active", json!(12)), "waiting");
     ledger.event("stage_complete", &json!({"stage": "supcon", "seconds": 1.0})).expect("written");
     check(("complete", json!(5)), "active");
     ledger.event("reconfigured", &json!({"changes": [], "superseded": null})).expect("written");
     check(("complete", json!(5)), "active");
-    ledger.event("reconfigured", &json!({"superseded": "1", "reopened": "supcon"})).expect("written");
+    ledger
+        .event("reconfigured", &json!({"superseded": "1", "reopened": "supcon"}))
+        .expect("written");
     check(("active", json!(12)), "waiting");
 }
 
@@ -96,7 +108,10 @@ fn a_stage_is_waiting_active_complete_and_reopened() {
 fn evaluations_are_by_epoch_and_thinned_and_events_are_the_newest() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut ledger = ledger(folder.path(), 1);
-    let evaluated = |epoch: u64, accuracy: f64| json!({"stage": "supcon", "epoch": epoch, "validation_accuracy": accuracy, "best": false, "measure": "knn"});
+    let evaluated = |epoch: u64, accuracy: f64| {
+        json!({"stage": "supcon", "epoch": epoch,
+    "validation_accuracy": accuracy, "best": false, "measure": "knn"})
+    };
     ledger.event("evaluated", &evaluated(0, 0.25)).expect("written");
     ledger.event("evaluated", &evaluated(0, 0.5)).expect("written");
     let mut model = Model::new(folder.path());
@@ -112,11 +127,18 @@ fn evaluations_are_by_epoch_and_thinned_and_events_are_the_newest() {
     model.read().expect("readable");
     let new = model.since(Some(&cursor));
     let evaluations = new["evaluations"]["supcon"].as_array().expect("a list");
-    assert!((MAX_EVALUATIONS / 2..=MAX_EVALUATIONS).contains(&evaluations.len()), "{}", evaluations.len());
+    assert!(
+        (MAX_EVALUATIONS / 2..=MAX_EVALUATIONS).contains(&evaluations.len()),
+        "{}",
+        evaluations.len()
+    );
     let events = new["events"].as_array().expect("a list");
     assert_eq!((events.len(), &events[MAX_EVENTS - 1]["step"]), (MAX_EVENTS, &json!(2999)));
     let state = model.state(&LiveView::default());
-    assert_eq!((&state["checkpoint_count"], state["checkpoints"].as_array().map(Vec::len)), (&json!(2999), Some(20)));
+    assert_eq!(
+        (&state["checkpoint_count"], state["checkpoints"].as_array().map(Vec::len)),
+        (&json!(2999), Some(20))
+    );
 }
 
 #[test]
@@ -127,7 +149,12 @@ fn the_time_that_is_left_is_that_of_the_stage_in_training() {
     let mut model = Model::new(folder.path());
     model.read().expect("readable");
     let totals = BTreeMap::from([("supcon".to_owned(), 12)]);
-    let live = LiveView { totals, steps_per_second: Some(2.0), workers: HashMap::new(), ..LiveView::default() };
+    let live = LiveView {
+        totals,
+        steps_per_second: Some(2.0),
+        workers: HashMap::new(),
+        ..LiveView::default()
+    };
     let state = model.state(&live);
     assert_eq!((&state["eta_seconds"], &state["damaged"]), (&json!(4.0), &json!(1)));
     assert_eq!(model.state(&LiveView::default())["eta_seconds"], Value::Null);

@@ -1,5 +1,5 @@
-// See ../algorithm.h. The exceptions of lost connections, by the names and bases that libtorch has them with: `catch` goes
-// by these. Never thrown on our side.
+// See ../algorithm.h. The exceptions of lost connections, by the names and bases that libtorch has
+// them with: `catch` goes by these. Never thrown on our side.
 #pragma once
 #include <stdexcept>
 namespace gloo {
