@@ -98,13 +98,17 @@ fn verbs_flags_and_their_values() {
     assert!(!scene.path("runs").exists(), "a wrong command line leaves no file");
 }
 
+/// A configuration is refused by `launch` and by `show`, with exit code 78 and these parts.
+fn check_both(scene: &Scene, name: &str, overrides: &[&str], parts: &[&str]) {
+    check_launch(scene, &[&[name], overrides].concat(), 78, parts);
+    check(scene, &[&["show", name], overrides].concat(), 78, parts);
+}
+
 #[test]
 fn keys_and_values() {
     let scene = Scene::new();
-    let check = |name: &str, overrides: &[&str], parts: &[&str]| {
-        check_launch(&scene, &[&[name], overrides].concat(), 78, parts);
-        check(&scene, &[&["show", name], overrides].concat(), 78, parts);
-    };
+    let check =
+        |name: &str, overrides: &[&str], parts: &[&str]| check_both(&scene, name, overrides, parts);
     check("digit_table", &[], &["unknown preset `digit_table`", "did you mean `digits_table`?"]);
     check(
         "digits_cnce",
@@ -151,6 +155,14 @@ fn keys_and_values() {
         &["model.encoder.vit.patch=3"],
         &["3 does not divide the 8 pixels of digits"],
     );
+    assert!(!scene.path("runs").exists(), "a wrong configuration leaves no file");
+}
+
+#[test]
+fn keys_that_do_not_fit_together() {
+    let scene = Scene::new();
+    let check =
+        |name: &str, overrides: &[&str], parts: &[&str]| check_both(&scene, name, overrides, parts);
     let contradictory = ["transfer.features=cached", "transfer.frozen_mode=train"];
     check(
         "digits_cnce",

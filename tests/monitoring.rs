@@ -125,6 +125,33 @@ fn wait_for_file(running: &mut thanos_tests::Running, path: &Path) -> String {
     fs::read_to_string(path).expect("it is replaced at once, never half written")
 }
 
+fn seconds_by_state_add_up(page: &str) {
+    let start = value(page, "thanos_trainer_start_timestamp_seconds", &[]).expect("a time");
+    let end = value(page, "thanos_trainer_end_timestamp_seconds", &[]).expect("a time");
+    let states =
+        page.lines().filter(|line| line.starts_with("thanos_trainer_state_seconds_total{"));
+    let states: Vec<f64> =
+        states.map(|line| line.rsplit(' ').next().expect("a value").parse().expect("it")).collect();
+    assert_eq!(states.len(), 6, "{page}");
+    let sum: f64 = states.iter().sum();
+    assert!((sum - (end - start)).abs() < 0.25, "{sum} s in states, {} s in all", end - start);
+}
+
+fn counters_begin_at_zero(page: &str) {
+    for (name, labels) in [
+        ("thanos_trainer_checkpoints_total", "outcome=\"failed\""),
+        ("thanos_trainer_restarts_total", "reason=\"hung\""),
+        ("thanos_trainer_redone_steps_total", "run=\"run\""),
+        ("thanos_trainer_recovery_seconds_count", "run=\"run\""),
+    ] {
+        assert_eq!(
+            value(page, name, &[labels]),
+            Some(0.0),
+            "{name} is there before it is first needed"
+        );
+    }
+}
+
 /// A run to its end: what its last scrape shows is complete, is what alerts and panels name, and is
 /// in the file.
 #[test]
@@ -174,29 +201,10 @@ fn the_end_of_a_run_is_seen() {
         &["classes=\"coarse\"", "stage=\"supcon\""],
     );
     assert!(accuracy.is_some(), "{result}");
-    let start = value(&page, "thanos_trainer_start_timestamp_seconds", &[]).expect("a time");
-    let end = value(&page, "thanos_trainer_end_timestamp_seconds", &[]).expect("a time");
-    let states =
-        page.lines().filter(|line| line.starts_with("thanos_trainer_state_seconds_total{"));
-    let states: Vec<f64> =
-        states.map(|line| line.rsplit(' ').next().expect("a value").parse().expect("it")).collect();
-    assert_eq!(states.len(), 6, "{page}");
-    let sum: f64 = states.iter().sum();
-    assert!((sum - (end - start)).abs() < 0.25, "{sum} s in states, {} s in all", end - start);
+    seconds_by_state_add_up(&page);
     let steps = lines(&scene.path("run"), "steps.jsonl").len() as f64;
     assert_eq!(value(&page, "thanos_trainer_steps_total", &[]), Some(steps));
-    for (name, labels) in [
-        ("thanos_trainer_checkpoints_total", "outcome=\"failed\""),
-        ("thanos_trainer_restarts_total", "reason=\"hung\""),
-        ("thanos_trainer_redone_steps_total", "run=\"run\""),
-        ("thanos_trainer_recovery_seconds_count", "run=\"run\""),
-    ] {
-        assert_eq!(
-            value(&page, name, &[labels]),
-            Some(0.0),
-            "{name} is there before it is first needed"
-        );
-    }
+    counters_begin_at_zero(&page);
     all_are_labelled(&page, &["run=\"run\""]);
     all_are_labelled(&worker, &["run=\"run\"", &format!("worker=\"{worker_id}\"")]);
     what_is_named_is_exposed(&page, &worker);

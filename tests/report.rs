@@ -21,6 +21,9 @@ use thanos_tests::{Scene, checkpoints, idx, numbers, root};
 use thanos_worker::load_weights;
 use thanos_worker::model::Mode;
 
+/// Test images by true and predicted class.
+type Counts = BTreeMap<(String, String), u64>;
+
 const SHORT: [&str; 4] =
     ["digits_supcon", "train.max_steps=30", "transfer.max_steps=40", "model.precision=float64"];
 const STAGE: &str = "transfer_supcon";
@@ -47,7 +50,7 @@ fn integers(path: &Path, name: &str) -> Vec<i64> {
 }
 
 /// `confusion.csv` of a run of one row by true and predicted class.
-fn counts(run_dir: &Path) -> BTreeMap<(String, String), u64> {
+fn counts(run_dir: &Path) -> Counts {
     let table = text(&report(run_dir, "confusion.csv"));
     let lines = table.lines().skip(1).map(|line| {
         let [_, fine, predicted, images] = line.split(',').collect::<Vec<_>>()[..] else {
@@ -59,7 +62,7 @@ fn counts(run_dir: &Path) -> BTreeMap<(String, String), u64> {
 }
 
 /// The same by one forward pass over all test images, with the weights that the run has left.
-fn counted(scene: &Scene, run_dir: &Path) -> BTreeMap<(String, String), u64> {
+fn counted(scene: &Scene, run_dir: &Path) -> Counts {
     let plan =
         Plan::from_file(&text(&run_dir.join("config.yaml")), "config.yaml", &[]).expect("valid");
     let packed = scene.coord(&["data", "pack", "digits"]).expect(0).stdout;
@@ -83,7 +86,7 @@ fn counted(scene: &Scene, run_dir: &Path) -> BTreeMap<(String, String), u64> {
 #[test]
 fn counts_and_maps_are_the_same_at_any_number_of_workers() {
     let scene = Scene::new();
-    let mut first: Option<(BTreeMap<(String, String), u64>, PathBuf)> = None;
+    let mut first: Option<(Counts, PathBuf)> = None;
     for workers in [1, 2, 4] {
         let name = format!("run-{workers}");
         scene.launch(&name, workers, &SHORT).expect(0);

@@ -209,7 +209,7 @@ fn sorted(history: &Value) -> Vec<(u64, f64)> {
     let mut pairs: Vec<(u64, f64)> = pairs
         .map(|pair| (pair[0].as_u64().expect("a step"), pair[1].as_f64().expect("a number")))
         .collect();
-    pairs.sort_by(|one, other| one.0.cmp(&other.0));
+    pairs.sort_by_key(|pair| pair.0);
     pairs
 }
 
@@ -337,7 +337,7 @@ fn trackio_has_the_ledger_whatever_was_killed() {
             .iter()
             .filter_map(|log| Some((log["step"].as_u64()?, log[key].as_f64()?)))
             .collect();
-        values.sort_by(|one, other| one.0.cmp(&other.0));
+        values.sort_by_key(|pair| pair.0);
         values
     };
     assert_eq!(of("supcon/loss/total"), ledger(&scene));

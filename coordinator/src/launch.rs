@@ -175,10 +175,8 @@ async fn run_to_end(
         Ok(Launched::Done(results))
     };
     // A benchmark's directory is removed at its end.
-    let mut trackers = launch
-        .bench
-        .is_none()
-        .then(|| Trackers::start(run_dir.path(), plan.config(), run_dir.identity()));
+    let start_trackers = || Trackers::start(run_dir.path(), plan.config(), run_dir.identity());
+    let mut trackers = launch.bench.is_none().then(start_trackers);
     let results_of = |results: &[_]| Results::new(run_dir.identity(), plan, results);
     if found.complete.len() == stages.len() {
         // They may lack what could not be delivered when the run ended.

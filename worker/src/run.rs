@@ -214,7 +214,7 @@ fn take_part(
             .and_then(|group| worker.train_stages(&begin, &Rc::new(group)));
         session.leave_group();
         let (reason, failure) = match outcome {
-            Ok(GenerationOutcome::Over(last_event)) => return Ok(last_event),
+            Ok(GenerationOutcome::Over(last_event)) => return Ok(*last_event),
             Ok(GenerationOutcome::Regroup) => ("more workers have joined".into(), None),
             Err(WorkerError::Group(error)) => {
                 (error.to_string(), Some(worker.failure(&begin, &error)))
@@ -321,7 +321,7 @@ struct StageStart<'a> {
 /// How a worker's part of a generation ended.
 enum GenerationOutcome {
     /// Its part of the run is over, and this is the last message of its session.
-    Over(WorkerEvent),
+    Over(Box<WorkerEvent>),
     /// All ranks leave after the same step, for a generation with more workers.
     Regroup,
 }
@@ -464,7 +464,7 @@ impl Worker<'_> {
                 }
                 StageOutcome::Stopped { step } => {
                     let stopped = WorkerEvent::Stopped { stage: stage.name().into(), step };
-                    return Ok(GenerationOutcome::Over(stopped));
+                    return Ok(GenerationOutcome::Over(Box::new(stopped)));
                 }
                 StageOutcome::Regroup(memory) => {
                     self.memory = Some(memory);
@@ -473,7 +473,7 @@ impl Worker<'_> {
             };
             self.memory = None;
         }
-        Ok(GenerationOutcome::Over(WorkerEvent::Finished))
+        Ok(GenerationOutcome::Over(Box::new(WorkerEvent::Finished)))
     }
 
     fn open(&self, checkpoint: &CheckpointRef) -> Result<Committed> {

@@ -69,17 +69,21 @@ pub(super) fn line(notice: &Notice) -> (&'static str, Value) {
         }
         Notice::Abandoned { worker, how } => ("abandoned", json!({"worker": worker, "how": how})),
         Notice::Recovered { generation, stage, step, seconds, from } => {
-            let from = match from {
-                RecoveredFrom::Memory(worker) => json!({"memory": worker}),
-                RecoveredFrom::Checkpoint => json!("checkpoint"),
-                RecoveredFrom::Start => json!("start"),
-            };
+            let from = recovered_from(from);
             let fields = json!({
                 "generation": generation, "stage": stage, "step": step, "seconds": seconds,
                 "from": from,
             });
             ("recovered", fields)
         }
+    }
+}
+
+fn recovered_from(from: &RecoveredFrom) -> Value {
+    match from {
+        RecoveredFrom::Memory(worker) => json!({"memory": worker}),
+        RecoveredFrom::Checkpoint => json!("checkpoint"),
+        RecoveredFrom::Start => json!("start"),
     }
 }
 

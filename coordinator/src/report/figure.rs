@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 /// What `page.css` has for figures within the page.
 const STYLE: &str = "text{font:13px system-ui,sans-serif;fill:#1b1f24}\
-    .soft{font-size:12px;fill:#555d66}.cell{font-size:11px}.on-dark{fill:#fff}\
+    .soft{font-size:12px;fill:#555d66}.cell{font-size:10px}.on-dark{fill:#fff}\
     .on-light{fill:#1b1f24}.rule{stroke:#d5dae0}.full{stroke:#b3202a;stroke-width:2}\
     .s0{color:#0068a8}.s1{color:#c04a00}.s2{color:#00794f}.s3{color:#a3407a}\
     .s4{color:#6a5acd}.s5{color:#8a6d00}.s6{color:#3d4550}.s7{color:#0f8a96}";

@@ -10,6 +10,8 @@ use std::fmt::Write;
 const SIDE: f64 = 230.0;
 const GAP: f64 = 16.0;
 const TITLE: f64 = 24.0;
+/// The legend needs it.
+const MIN_WIDTH: f64 = 480.0;
 /// Rows of the table that are side by side.
 const ACROSS: usize = 5;
 /// Fine classes that the legend names.
@@ -46,12 +48,12 @@ pub(super) fn figure(rows: &[TestedRow]) -> Option<Figure> {
     }
     let width = across as f64 * (SIDE + GAP);
     let top = maps.len().div_ceil(across) as f64 * block + 6.0;
-    let height = legend(&mut canvas, top, width.max(400.0), (first, map));
+    let height = legend(&mut canvas, top, width.max(MIN_WIDTH), (first, map));
     let caption = format!(
         "The same {} test images of each row: fine class by colour, coarse class by outline",
         map.fine.len()
     );
-    let size = (width.max(400.0), height);
+    let size = (width.max(MIN_WIDTH), height);
     Some(Figure { name: "embeddings", caption, label, size, canvas })
 }
 
@@ -135,7 +137,7 @@ fn legend(
     pairs.into_iter().for_each(|(coarse, fine)| coarse_of.entry(*coarse).or_default().push(*fine));
     if fine_names.len() > MAX_NAMED {
         let text = format!(
-            "{} fine classes: colours and shapes repeat; embeddings.safetensors has every label",
+            "{} fine classes: colours and shapes repeat; see embeddings.safetensors",
             fine_names.len()
         );
         canvas.text((GAP / 2.0, top + 12.0), ("soft", "start"), &text);

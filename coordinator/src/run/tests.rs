@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use thanos_configs::TimeoutsConfig;
 use thanos_proto::{
     Begin, BenchReport, BenchRequest, CheckpointWritten, Device, Evaluated, Failed, Heartbeat,
-    PackRef, Rejoin, StageResult, StepDone,
+    Held, PackRef, Rejoin, StageResult, StepDone,
 };
 
 pub(in crate::run) const NOW: Duration = Duration::from_secs(1);

@@ -31,7 +31,7 @@ impl Predictions {
     fn parse(bytes: &[u8]) -> Result<Self> {
         let file = SafeTensors::deserialize(bytes)?;
         let names = |name: &str| -> Result<Vec<String>> {
-            Ok(serde_json::from_slice(file.tensor(name)?.data()).context(name.to_owned())?)
+            serde_json::from_slice(file.tensor(name)?.data()).context(name.to_owned())
         };
         let (fine_names, coarse_names) = (names("fine_names")?, names("coarse_names")?);
         let labels = |name: &str| labels(&file, name, fine_names.len());

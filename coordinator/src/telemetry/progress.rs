@@ -203,98 +203,94 @@ impl Progress {
 
     /// Something happened that a person may want to read.
     pub(crate) fn notice(&mut self, notice: &Notice) {
-        match notice {
-            Notice::Began { generation, workers, devices, collectives } => {
-                let workers =
-                    workers_on(workers.len(), devices, collectives_name(collectives.label()));
-                terminal::line(&format!("generation {generation}: {workers}"));
-            }
-            Notice::StageComplete(result) => {
-                terminal::hide_bar();
-                terminal::line(&summary(result));
-                self.stage = None;
-            }
-            Notice::SavingBeforeEnd { worker, stage, step } => {
-                terminal::line(&format!(
-                    "saving the state of {worker} (step {step} of stage {stage}) before the run \
-                    ends"
-                ));
-            }
-            Notice::StorageBlocked { problem } => {
-                terminal::line(&format!(
-                    "{problem}; retrying; training pauses when too many steps are unrecorded"
-                ));
-            }
-            Notice::StorageRecovered { seconds } => {
-                terminal::line(&format!(
-                    "the run directory can be written again, after {seconds:.1} s"
-                ));
-            }
-            Notice::Stopping { reason } => {
-                terminal::line(&format!("stopping at a common step: {reason}"))
-            }
-            Notice::Terminating { worker, limit } => terminal::line(&format!(
-                "{worker} received SIGTERM, most others did not: it trains on until it is killed, \
-                at most {limit:?}"
-            )),
-            Notice::GraceOver => {
-                terminal::line("the grace period is over: the run ends at its last checkpoint")
-            }
-            Notice::Skipped { stage, step, problem } => {
-                terminal::line(&format!(
-                    "{problem} at step {step} of stage {stage}: the update is skipped"
-                ));
-            }
-            Notice::Repaired { problem } => {
-                terminal::line(&format!("{problem}: repaired with the state of the majority"))
-            }
-            Notice::Straggler { worker, last_position, share } => {
-                let share = share * 100.0;
-                terminal::line(&format!(
-                    "{worker} is slow: the others wait for it {share:.0} % of the time, in \
-                    {last_position}"
-                ));
-            }
-            Notice::Lost { worker: _, reason } | Notice::GroupFailed { worker: _, reason } => {
-                terminal::line(reason)
-            }
-            Notice::Restarting { worker, how, restart, .. } => {
-                terminal::line(&format!(
-                    "{worker} {how}: restarting it (restart {restart} since the last step)"
-                ));
-            }
-            Notice::Abandoned { worker, how } => {
-                terminal::line(&format!("{worker} {how}: not restarting it"))
-            }
-            Notice::Recovered { generation, step, seconds, from, .. } => {
-                let from = match from {
-                    RecoveredFrom::Memory(worker) => format!("with the state of {worker}"),
-                    RecoveredFrom::Checkpoint => "from the last checkpoint".into(),
-                    RecoveredFrom::Start => "from the start of the stage".into(),
-                };
-                terminal::line(&format!(
-                    "generation {generation} continues after step {step} {from}, recovered in \
-                    {seconds:.1} s"
-                ));
-            }
-            Notice::Refused { reason, .. } => terminal::line(&format!("refused: {reason}")),
-            Notice::NotSaved { stage, step, reason } => {
-                terminal::line(&format!(
-                    "checkpoint save failed: step {step} of stage {stage}: {reason}"
-                ));
-            }
-            Notice::Fetched { worker, split, bytes, .. } => {
-                terminal::line(&format!(
-                    "{worker} received the {split} images from the coordinator: {}",
-                    HumanBytes(*bytes)
-                ));
-            }
-            Notice::Joined { .. }
-            | Notice::Evaluated(_)
-            | Notice::Saved { .. }
-            | Notice::Benched(_) => {}
+        if let Notice::StageComplete(result) = notice {
+            terminal::hide_bar();
+            terminal::line(&summary(result));
+            self.stage = None;
+        } else if let Some(message) = message(notice) {
+            terminal::line(&message);
         }
     }
+}
+
+/// What is printed about the run.
+fn message(notice: &Notice) -> Option<String> {
+    Some(match notice {
+        Notice::Began { generation, workers, devices, collectives } => {
+            let collectives = collectives_name(collectives.label());
+            format!("generation {generation}: {}", workers_on(workers.len(), devices, collectives))
+        }
+        Notice::Recovered { generation, step, seconds, from, .. } => {
+            let from = match from {
+                RecoveredFrom::Memory(worker) => format!("with the state of {worker}"),
+                RecoveredFrom::Checkpoint => "from the last checkpoint".into(),
+                RecoveredFrom::Start => "from the start of the stage".into(),
+            };
+            format!(
+                "generation {generation} continues after step {step} {from}, recovered in \
+                {seconds:.1} s"
+            )
+        }
+        Notice::StorageBlocked { problem } => {
+            format!("{problem}; retrying; training pauses when too many steps are unrecorded")
+        }
+        Notice::StorageRecovered { seconds } => {
+            format!("the run directory can be written again, after {seconds:.1} s")
+        }
+        Notice::Stopping { reason } => format!("stopping at a common step: {reason}"),
+        Notice::GraceOver => "the grace period is over: the run ends at its last checkpoint".into(),
+        Notice::Skipped { stage, step, problem } => {
+            format!("{problem} at step {step} of stage {stage}: the update is skipped")
+        }
+        Notice::Repaired { problem } => {
+            format!("{problem}: repaired with the state of the majority")
+        }
+        Notice::NotSaved { stage, step, reason } => {
+            format!("checkpoint save failed: step {step} of stage {stage}: {reason}")
+        }
+        of_worker => return worker_message(of_worker),
+    })
+}
+
+/// What is printed about one worker. Every notice is in one of the two.
+fn worker_message(notice: &Notice) -> Option<String> {
+    Some(match notice {
+        Notice::SavingBeforeEnd { worker, stage, step } => format!(
+            "saving the state of {worker} (step {step} of stage {stage}) before the run ends"
+        ),
+        Notice::Terminating { worker, limit } => format!(
+            "{worker} received SIGTERM, most others did not: it trains on until it is killed, at \
+            most {limit:?}"
+        ),
+        Notice::Straggler { worker, last_position, share } => format!(
+            "{worker} is slow: the others wait for it {:.0} % of the time, in {last_position}",
+            share * 100.0
+        ),
+        Notice::Lost { reason, .. } | Notice::GroupFailed { reason, .. } => reason.clone(),
+        Notice::Restarting { worker, how, restart, .. } => {
+            format!("{worker} {how}: restarting it (restart {restart} since the last step)")
+        }
+        Notice::Abandoned { worker, how } => format!("{worker} {how}: not restarting it"),
+        Notice::Refused { reason, .. } => format!("refused: {reason}"),
+        Notice::Fetched { worker, split, bytes, .. } => format!(
+            "{worker} received the {split} images from the coordinator: {}",
+            HumanBytes(*bytes)
+        ),
+        Notice::Joined { .. }
+        | Notice::Evaluated(_)
+        | Notice::Saved { .. }
+        | Notice::Benched(_)
+        | Notice::StageComplete(_)
+        | Notice::Began { .. }
+        | Notice::Recovered { .. }
+        | Notice::StorageBlocked { .. }
+        | Notice::StorageRecovered { .. }
+        | Notice::Stopping { .. }
+        | Notice::GraceOver
+        | Notice::Skipped { .. }
+        | Notice::Repaired { .. }
+        | Notice::NotSaved { .. } => return None,
+    })
 }
 
 /// What a rank does in a phase in which it makes no step.

@@ -62,10 +62,8 @@ unsafe impl Send for SharedGroup {}
 impl SharedGroup {
     fn of(group: &ProcessGroup) -> Self {
         // SAFETY: the group is alive; the shim returns a new reference.
-        Self {
-            raw: unsafe { raw::thanos_group_share(group.raw()) },
-            is_nccl: group.gpu().is_some(),
-        }
+        let raw = unsafe { raw::thanos_group_share(group.raw()) };
+        Self { raw, is_nccl: group.gpu().is_some() }
     }
 
     /// NCCL's abort waits for the kernels that run, so it gets a thread of its own.

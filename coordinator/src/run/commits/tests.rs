@@ -4,7 +4,7 @@ use crate::run::tests::{
     NOW, begins, checkpoint, committed, end, hello, notices, ready, received, rejoin, start, step,
     training, written,
 };
-use crate::run::{Effect, Event, Notice, Run, Start};
+use crate::run::{CommitOutcome, Effect, Event, Notice, Run, Start};
 use std::time::Duration;
 use thanos_proto::{CheckpointWritten, Command, StageResult, StepDone, WorkerEvent, WrittenFile};
 
