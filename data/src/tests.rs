@@ -1,13 +1,14 @@
 //! Packing from folders as a user has them, on small files in the real formats: what is packed,
 //! reused and refused.
 
+use super::pack_header::Header;
 use super::*;
 use safetensors::SafeTensors;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::thread;
 use tempfile::TempDir;
-use thanos_configs::DataKind;
+use thanos_configs::{DataConfig, DataKind};
 use writers::gzip;
 
 mod archives;

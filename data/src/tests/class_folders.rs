@@ -6,6 +6,7 @@ use super::writers::{jpeg, png, solid_png, zip};
 use super::*;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
+use thanos_configs::split_train_validation;
 
 /// golden/image_folder.py wrote it.
 const GOLDEN: &str = include_str!("golden/image_folder.txt");

@@ -9,6 +9,7 @@ use super::writers::{array, dict, jpeg, list, picture_in, png, tar_gz, zip};
 use super::*;
 use crate::archive::unpack;
 use crate::raw::RawFile;
+use crate::samples::{Samples, Split};
 use crate::tree::Tree;
 use image::ImageFormat;
 use thanos_configs::{DataSet, SplitMix64};

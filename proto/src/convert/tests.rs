@@ -58,36 +58,7 @@ fn events_come_back_equal() {
 }
 
 #[test]
-fn small_events_come_back_equal() {
-    let hello = Hello {
-        worker_id: "w".into(),
-        host: "h".into(),
-        pid: 1,
-        version: "v".into(),
-        generation: 2,
-        device: Device::cpu("c"),
-    };
-    let gpu = Device { kind: DeviceKind::Cuda, name: "g".into(), id: Some("GPU-1".into()) };
-    check_event(WorkerEvent::Hello(Hello { device: gpu, ..hello.clone() }));
-    check_event(WorkerEvent::Hello(hello));
-    check_event(WorkerEvent::Ready { config_digest: "d".into() });
-    check_event(WorkerEvent::Fetching(Fetching {
-        split: "train".into(),
-        from: 0,
-        done: 1,
-        total: u64::MAX,
-    }));
-    let heartbeat = Heartbeat {
-        generation: 1,
-        stage: "s".into(),
-        step: 2,
-        phase: "p".into(),
-        collectives: 3,
-        waited_ms: 4,
-        progress: 5,
-        in_collective: true,
-    };
-    check_event(WorkerEvent::Heartbeat(heartbeat));
+fn steps_come_back_equal() {
     let made = StepDone {
         stage: "s".into(),
         epoch: 1,
@@ -122,6 +93,39 @@ fn small_events_come_back_equal() {
         recent: Vec::new(),
         failure: None,
     }));
+}
+
+#[test]
+fn small_events_come_back_equal() {
+    let hello = Hello {
+        worker_id: "w".into(),
+        host: "h".into(),
+        pid: 1,
+        version: "v".into(),
+        generation: 2,
+        device: Device::cpu("c"),
+    };
+    let gpu = Device { kind: DeviceKind::Cuda, name: "g".into(), id: Some("GPU-1".into()) };
+    check_event(WorkerEvent::Hello(Hello { device: gpu, ..hello.clone() }));
+    check_event(WorkerEvent::Hello(hello));
+    check_event(WorkerEvent::Ready { config_digest: "d".into() });
+    check_event(WorkerEvent::Fetching(Fetching {
+        split: "train".into(),
+        from: 0,
+        done: 1,
+        total: u64::MAX,
+    }));
+    let heartbeat = Heartbeat {
+        generation: 1,
+        stage: "s".into(),
+        step: 2,
+        phase: "p".into(),
+        collectives: 3,
+        waited_ms: 4,
+        progress: 5,
+        in_collective: true,
+    };
+    check_event(WorkerEvent::Heartbeat(heartbeat));
     check_event(WorkerEvent::Repaired { problem: "p".into() });
     check_event(WorkerEvent::Shows { address: "h:1".into() });
     check_event(WorkerEvent::StopRequested { reason: "SIGINT received by worker-0".into() });
