@@ -5,8 +5,7 @@
 use std::fs;
 use std::net::TcpListener;
 use std::path::Path;
-use thanos_tests::processes::coordinator;
-use thanos_tests::{Invitation, Scene, idx};
+use thanos_tests::{Invitation, Scene, idx, processes::coordinator};
 
 const RECORD_OF_CIFAR10: usize = 1 + 3 * 32 * 32;
 /// As little training as a run can have.
@@ -163,10 +162,9 @@ fn keys_that_do_not_fit_together() {
     let scene = Scene::new();
     let check =
         |name: &str, overrides: &[&str], parts: &[&str]| check_both(&scene, name, overrides, parts);
-    let contradictory = ["transfer.features=cached", "transfer.frozen_mode=train"];
     check(
         "digits_cnce",
-        &contradictory,
+        &["transfer.features=cached", "transfer.frozen_mode=train"],
         &["transfer.frozen_mode: `train` contradicts `transfer.features: cached`"],
     );
     check("digits_cnce", &["rows=[]", "backbones=[]"], &["backbones: nothing to train"]);
@@ -176,22 +174,19 @@ fn keys_that_do_not_fit_together() {
         &["no backbone is called `cae`; there are: cnce"],
     );
     check("digits_cnce", &["backbones.0.name=../x"], &["backbones.0.name", "it names a folder"]);
-    let constant = ["train.schedule=constant", "train.cosine_period=7"];
     check(
         "digits_cnce",
-        &constant,
+        &["train.schedule=constant", "train.cosine_period=7"],
         &["train.cosine_period: 7 has no effect", "(`train.schedule`)"],
     );
-    let dropout = ["model.embedding_dropout=.4"];
     check(
         "digits_cnce",
-        &dropout,
+        &["model.embedding_dropout=.4"],
         &["model.embedding_dropout: 0.4 has no effect", "(`model.dropout`)"],
     );
-    let shared = ["objective.reconstruction=0.5"];
     check(
         "digits_thanos",
-        &shared,
+        &["objective.reconstruction=0.5"],
         &["would change only cnce", "backbones.cae.objective.reconstruction"],
     );
     check(
@@ -199,10 +194,9 @@ fn keys_that_do_not_fit_together() {
         &["backbones.cea.name=x"],
         &["its items are 0 to 2, or supcon, cnce, cae, got `cea`"],
     );
-    let three = ["train.batch_size=0", "views.hue=2", "transfer.epochs=0"];
     check(
         "digits_cnce",
-        &three,
+        &["train.batch_size=0", "views.hue=2", "transfer.epochs=0"],
         &["override 'train.batch_size=0'", "override 'views.hue=2'", "'transfer.epochs=0'"],
     );
     assert!(!scene.path("runs").exists(), "a wrong configuration leaves no file");

@@ -14,15 +14,23 @@ use thanos_configs::{SplitMix64, init_key, rank_slice, stage_key};
 /// Dimensions of a map.
 const AXES: i64 = 2;
 
+/// Which test images are in a map: so many, drawn by the seed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct MapSample {
+    pub(crate) images: u64,
+    pub(crate) seed: u64,
+}
+
 /// The map of unit rows of which this rank holds its slice, `directions` [own, d]; `None` on other
 /// ranks than 0, and if `may_continue`, which is asked again and again, answers no.
 ///
 /// # Errors
 /// If a peer is lost.
 pub(crate) fn embedding_map(
-    (data, group): (&Data, &ProcessGroup),
+    data: &Data,
+    group: &ProcessGroup,
     directions: &Tensor,
-    (images, seed): (u64, u64),
+    MapSample { images, seed }: MapSample,
     may_continue: impl FnMut() -> bool,
 ) -> Result<Option<StateDict>> {
     let _no_graph = tch::no_grad_guard();

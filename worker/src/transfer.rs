@@ -2,7 +2,7 @@
 //! concatenated.
 
 use crate::checkpoint::{EMBEDDINGS, PREDICTIONS};
-use crate::embedding_map::embedding_map;
+use crate::embedding_map::{MapSample, embedding_map};
 use crate::error::Result;
 use crate::evaluate::{Embedded, Evaluator, embed, unit};
 use crate::model::{Mode, Model, linear};
@@ -22,7 +22,7 @@ pub(crate) struct Transfer<'a> {
     source: Source,
     evaluator: Evaluator<'a>,
     /// Images of the embedding map, and the seed that chooses them.
-    map: (u64, u64),
+    map: MapSample,
 }
 
 /// Where a step's features come from.
@@ -81,7 +81,7 @@ impl<'a> Transfer<'a> {
             Features::Cached => cached(&backbones, &evaluator)?,
             Features::Augmented => augmented(config.frozen_mode, &backbones, &evaluator)?,
         };
-        let map = (run.log.embedding_images, run.seed);
+        let map = MapSample { images: run.log.embedding_images, seed: run.seed };
         Ok(Self { backbones, variables, head, source, evaluator, map })
     }
 
@@ -99,13 +99,13 @@ impl<'a> Transfer<'a> {
         let evaluator = &self.evaluator;
         let predictions = predictions(evaluator, scores)?;
         let mut files = vec![(PREDICTIONS, predictions)];
-        if self.map.0 > 0 {
+        if self.map.images > 0 {
             let may_continue = || {
                 evaluator.stop.progressed();
                 !evaluator.stop.is_set()
             };
-            let of = (evaluator.data, evaluator.group.as_ref());
-            let map = embedding_map(of, directions, self.map, may_continue)?;
+            let (data, group) = (evaluator.data, evaluator.group.as_ref());
+            let map = embedding_map(data, group, directions, self.map, may_continue)?;
             // Rank 0 may have left it unfinished.
             evaluator.continue_together()?;
             files.extend(map.map(|map| (EMBEDDINGS, map)));

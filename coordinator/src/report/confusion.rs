@@ -55,7 +55,7 @@ pub(super) fn figure(rows: &[TestedRow]) -> Option<Figure> {
         let place = (corner.0 + margin, corner.1 + 26.0);
         canvas.text((place.0, corner.1 + 18.0), ("", "start"), &row.title());
         let counts = row.predictions.counts();
-        matrix(&mut canvas, place, cell, (&counts, classes));
+        matrix(&mut canvas, place.into(), cell, &counts, classes);
         axes(&mut canvas, place, side, if is_named { names } else { &[] });
         _ = write!(label, " {}.", row.title());
         for ((fine, predicted), images) in most_confused(&counts) {
@@ -78,12 +78,7 @@ fn most_confused(counts: &Counts) -> Vec<((usize, usize), u64)> {
 }
 
 /// Cells of one shade are one path.
-fn matrix(
-    canvas: &mut Canvas,
-    (left, top): (f64, f64),
-    cell: f64,
-    (counts, classes): (&Counts, usize),
-) {
+fn matrix(canvas: &mut Canvas, [left, top]: [f64; 2], cell: f64, counts: &Counts, classes: usize) {
     let side = number(cell * classes as f64);
     canvas.raw(&format!(
         "<rect x=\"{}\" y=\"{}\" width=\"{side}\" height=\"{side}\" fill=\"#fff\" class=\"rule\"/>",

@@ -16,7 +16,7 @@ const MIN_WIDTH: f64 = 480.0;
 const ACROSS: usize = 5;
 /// Fine classes that the legend names.
 const MAX_NAMED: usize = 40;
-/// Ten colours that people with any colour vision tell apart (Petroff, "Accessible Color Sequences
+/// Ten colours that people with any colour vision distinguish (Petroff, "Accessible Color Sequences
 /// for Data Visualization", 2021); classes beyond have another shape, then the same again.
 const FINE: [&str; 10] = [
     "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70",
@@ -42,7 +42,7 @@ pub(super) fn figure(rows: &[TestedRow]) -> Option<Figure> {
             let top = top + panel as f64 * (SIDE + TITLE);
             let title = format!("{}, {name}", short(&row.method));
             canvas.text((left, top + 17.0), ("", "start"), &title);
-            dots(&mut canvas, (left, top + TITLE), (map, places), 2 * at + panel);
+            dots(&mut canvas, [left, top + TITLE], map, places, 2 * at + panel);
         }
         _ = write!(label, " {} by PCA and t-SNE.", row.title());
     }
@@ -61,8 +61,9 @@ pub(super) fn figure(rows: &[TestedRow]) -> Option<Figure> {
 /// outline, and what is within.
 fn dots(
     canvas: &mut Canvas,
-    (left, top): (f64, f64),
-    (map, places): (&EmbeddingMap, &[[f64; 2]]),
+    [left, top]: [f64; 2],
+    map: &EmbeddingMap,
+    places: &[[f64; 2]],
     panel: usize,
 ) {
     canvas.raw(&format!(

@@ -52,7 +52,7 @@ impl Trackio {
         let is_same = |found: &Position| Position { next_row: 0, ..found.clone() } == new;
         // The last row again: it may have been evaluated since.
         let next_row = found.filter(is_same).map_or(0, |found| found.next_row.saturating_sub(1));
-        // The pages of trackio tell runs apart by their names.
+        // The pages of trackio distinguish runs by their names.
         let name = format!("{} {}", run_name(identity), identity.id);
         let place = [("project", project.clone()), ("run", name), ("run_id", identity.id.clone())];
         Self {
@@ -65,7 +65,7 @@ impl Trackio {
         }
     }
 
-    /// `part` tells the entries of a row apart.
+    /// `part` distinguishes the entries of a row.
     fn entry(&self, (index, part): (u64, &str), metrics: Map<String, Value>) -> Value {
         let mut entry = self.place.clone();
         entry.insert("step".into(), index.into());

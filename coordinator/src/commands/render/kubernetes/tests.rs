@@ -114,7 +114,7 @@ fn pod_monitors_list_every_worker() {
         let site = Site { pod_monitors: true, ..Site::default() };
         let documents = rendered("digits_cae", &[], &Setting { site, ..setting(2, gpus) });
         let [coordinator, workers] = jobs(&documents).map(|job| {
-            let ports = job["spec"]["template"]["spec"]["containers"][0]["ports"]
+            let ports = job["template"]["spec"]["containers"][0]["ports"]
                 .as_sequence()
                 .expect("ports")
                 .clone();
