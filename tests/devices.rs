@@ -117,8 +117,8 @@ fn unusable_gpus_are_an_error_without_a_silent_fallback() {
     machine.refuses(&["--device", "cuda:1", "--nodes", "2"], 78, missing);
     let machine = machine.with_cuda_program();
     let unused = "2 GPUs are on this machine or allocated to it, but the libtorch of this worker \
-        is built for CPUs and \
-                  sees none: `make cuda` builds thanos-worker-cuda; `--device cpu` trains on CPUs";
+        is built for CPUs and sees none: `make cuda` builds thanos-worker-cuda; `--device cpu` \
+        trains on CPUs";
     machine.refuses(&["--device", "auto", "--nodes", "2", "--run-dir", "run"], 78, unused);
     assert!(
         !machine.scene.path("run/run.json").exists(),

@@ -240,9 +240,8 @@ fn every_combination_builds_is_valid_and_is_what_render_writes() {
         keep(example, &kustomize(&kubectl, &folder().join("examples").join(example)));
     }
     let site = "render kubernetes --image r/x@sha256:0 --name b --gpus 8 --queue q \
-        --priority-class p --toleration a=b:NoExecute \
-                --node-selector pool=gpu --storage-class s --image-pull-secret i --cpus 3 --memory \
-                5Gi digits_table";
+        --priority-class p --toleration a=b:NoExecute --node-selector pool=gpu --storage-class s \
+        --image-pull-secret i --cpus 3 --memory 5Gi digits_table";
     keep("site", &scene.coord(&site.split_whitespace().collect::<Vec<_>>()).expect(0).stdout);
     let ran = Command::new(python)
         .arg(root().join("tests/kubernetes_schemas.py"))

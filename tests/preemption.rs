@@ -24,18 +24,7 @@ fn start(scene: &Scene, slow: &str, more: &[&str]) -> Running {
 }
 
 fn resume(scene: &Scene) {
-    scene
-        .coord(&[
-            "launch",
-            "--nodes",
-            "2",
-            "--threads-per-worker",
-            "1",
-            "--resume",
-            "--run-dir",
-            "run",
-        ])
-        .expect(0);
+    scene.launch("run", 2, &["--resume"]).expect(0);
 }
 
 fn stop(running: Running, most: Duration) -> String {

@@ -39,18 +39,7 @@ fn a_step_that_always_fails_ends_the_run_with_its_cause() {
     assert!(last.ends_with("step-00000040"), "{}", last.display());
     scene.coord(&["verify-run", "run"]).expect(0);
     scene.launch("whole", 2, &TARGET).expect(0);
-    scene
-        .coord(&[
-            "launch",
-            "--resume",
-            "--nodes",
-            "2",
-            "--threads-per-worker",
-            "1",
-            "--run-dir",
-            "run",
-        ])
-        .expect(0);
+    scene.launch("run", 2, &["--resume"]).expect(0);
     assert_equal(&scene, &scene.path("whole"), &scene.path("run"), &["cnce"]);
 }
 

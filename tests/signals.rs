@@ -38,18 +38,7 @@ pub(crate) fn assert_stopped_and_resumable(whole: &Scene, scene: &Scene) {
     );
     let count = |kind: &str| events.iter().filter(|event| event["event"] == kind).count();
     assert_eq!((count("coordinator"), count("lost"), count("restarting")), (1, 0, 0), "{events:?}");
-    scene
-        .coord(&[
-            "launch",
-            "--nodes",
-            "2",
-            "--threads-per-worker",
-            "1",
-            "--resume",
-            "--run-dir",
-            "run",
-        ])
-        .expect(0);
+    scene.launch("run", 2, &["--resume"]).expect(0);
     assert_equal(scene, &whole.path("whole"), &run, &["supcon"]);
 }
 

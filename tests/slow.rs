@@ -180,18 +180,7 @@ fn a_stop_in_the_middle_of_a_recovery_keeps_what_the_survivor_holds() {
     assert!(output.contains("saving the state of worker-0"), "{output}");
     let saved = events(&scene, "checkpoint");
     assert!(saved.last().is_some_and(|last| last["step"].as_u64() >= Some(3)), "{saved:?}");
-    scene
-        .coord(&[
-            "launch",
-            "--resume",
-            "--nodes",
-            "2",
-            "--threads-per-worker",
-            "1",
-            "--run-dir",
-            "run",
-        ])
-        .expect(0);
+    scene.launch("run", 2, &["--resume"]).expect(0);
     assert_equal(&scene, &scene.path("whole"), &scene.path("run"), &["cae"]);
 }
 

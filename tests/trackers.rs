@@ -284,8 +284,9 @@ fn answer(path: &str, body: &Value, histories: &Histories) -> Value {
         return json!({"data": {"createRunFiles": created}});
     }
     if query.contains("viewer") {
-        let viewer = json!({"id": "u", "entity": "e", "username": "e", "flags": "{}",
-        "teams": {"edges": []}});
+        let viewer = json!({
+            "id": "u", "entity": "e", "username": "e", "flags": "{}", "teams": {"edges": []},
+        });
         return json!({"data": {"viewer": viewer, "serverInfo": null}});
     }
     if query.contains("bucket(") && count > 0 {

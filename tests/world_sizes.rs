@@ -71,8 +71,7 @@ fn deviations(
     let Target { preset, precision, dropout, steps, seed } = target;
     print_line(&format!(
         "{preset} in {precision}, dropout {dropout}, seed {seed}, {workers} workers against 1: \
-        gradient {apart:.1e}, \
-         worst of {steps} losses {worst:.1e}"
+         gradient {apart:.1e}, worst of {steps} losses {worst:.1e}"
     ));
     [apart, worst]
 }

@@ -75,19 +75,22 @@ fn backbone() -> impl Strategy<Value = BackboneConfig> {
 prop_compose! {
     /// Configurations of the right types, most of them of no valid run.
     fn config()(
-        (name, seed, dir, coarse_map, side) in (word(), any::<u64>(), path(), path(),
-        option::of(any::<usize>())),
+        (name, seed, dir, coarse_map, side) in
+            (word(), any::<u64>(), path(), path(), option::of(any::<usize>())),
         (kind, on_bad_image) in (
-            prop_oneof![Just(DataKind::Digits), Just(DataKind::Cifar100U),
-            Just(DataKind::ImageFolder)],
+            prop_oneof![
+                Just(DataKind::Digits),
+                Just(DataKind::Cifar100U),
+                Just(DataKind::ImageFolder),
+            ],
             prop_oneof![Just(OnBadImage::Fail), Just(OnBadImage::Skip)],
         ),
         (validation, validation_fraction) in prop_oneof![
             Just((Validation::Test, 0.1)),
             number().prop_map(|fraction| (Validation::HeldOut, fraction)),
         ],
-        (numbers, drop_last, crop_scale) in ([number(), number(), number(), number()],
-        any::<bool>(), [number(), number()]),
+        (numbers, drop_last, crop_scale) in
+            ([number(), number(), number(), number()], any::<bool>(), [number(), number()]),
         encoder in encoder(),
         (schedule, cosine_period) in prop_oneof![
             Just((Schedule::Constant, None)),
@@ -100,60 +103,67 @@ prop_compose! {
     ) -> RunConfig {
         let mut config = RunConfig { name, seed, backbones, ..RunConfig::default() };
         (config.data.dir, config.data.coarse_map, config.data.side) = (dir, coarse_map, side);
-        (config.data.kind, config.data.on_bad_image, config.data.drop_last) = (kind, on_bad_image,
-        drop_last);
-        (config.data.validation, config.data.validation_fraction) = (validation,
-        validation_fraction);
+        (config.data.kind, config.data.on_bad_image) = (kind, on_bad_image);
+        config.data.drop_last = drop_last;
+        config.data.validation = validation;
+        config.data.validation_fraction = validation_fraction;
         let [jitter, weight, rate, temperature] = numbers;
         (config.views.jitter, config.views.crop_scale) = (jitter, crop_scale);
         config.model.precision = Precision::Float64;
         if !matches!(encoder, EncoderConfig::Vit { .. }) {
-            (config.model.dropout, config.model.embedding_dropout,
-            config.model.query_dropout) = (0.0, 0.0, 0.0);
+            (config.model.dropout, config.model.embedding_dropout) = (0.0, 0.0);
+            config.model.query_dropout = 0.0;
         }
         config.model.encoder = encoder;
         (config.objective.contrastive, config.objective.temperature) = (weight, temperature);
-        (config.objective.similarity,
-        config.objective.clamp_positive_logits) = (Similarity::Reference, clamp);
+        config.objective.similarity = Similarity::Reference;
+        config.objective.clamp_positive_logits = clamp;
         (config.train.schedule, config.train.cosine_period) = (schedule, cosine_period);
-        (config.train.learning_rate, config.train.max_steps, config.train.epochs) = (rate,
-        max_steps, epochs);
+        (config.train.learning_rate, config.train.max_steps) = (rate, max_steps);
+        config.train.epochs = epochs;
         config.transfer.features = Features::Cached;
-        config.rows = rows.into_iter().map(|(method, backbones)| RowConfig { method,
-        backbones }).collect();
+        let row = |(method, backbones)| RowConfig { method, backbones };
+        config.rows = rows.into_iter().map(row).collect();
         config.log.tensorboard = tensorboard;
         config
     }
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None,
-    ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 200,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn what_is_written_is_read_back(config in config()) {
         let text = to_yaml(&config);
-        prop_assert_eq!(load_file(&text, "f", &[]).map_err(|errors| errors.to_string()),
-        Ok(config), "{}", text);
+        let loaded = load_file(&text, "f", &[]).map_err(|errors| errors.to_string());
+        prop_assert_eq!(loaded, Ok(config), "{}", text);
     }
 
     /// Whatever is planned has a digest that its own YAML has as well: a worker reads that.
     #[test]
-    fn a_plan_is_the_plan_of_its_yaml(seed in any::<u64>(), rate in 0.0..10.0,
-    steps in option::of(1_u64..), scale in 0.01..1.0) {
+    fn a_plan_is_the_plan_of_its_yaml(
+        seed in any::<u64>(),
+        rate in 0.0..10.0,
+        steps in option::of(1_u64..),
+        scale in 0.01..1.0,
+    ) {
         let overrides = [
             format!("seed={seed}"),
             format!("train.learning_rate={rate:e}"),
             format!("train.max_steps={}", steps.map_or("null".into(), |steps| steps.to_string())),
             format!("views.crop_scale=[{scale}, 1]"),
         ];
-        let plan = Plan::from_preset("digits_table",
-        &overrides).map_err(|errors| TestCaseError::fail(errors.to_string()))?;
+        let plan = Plan::from_preset("digits_table", &overrides);
+        let plan = plan.map_err(|errors| TestCaseError::fail(errors.to_string()))?;
         prop_assert_eq!(plan.config().seed, seed);
         prop_assert_eq!(plan.config().train.learning_rate, rate);
         let again = Plan::from_resolved(&to_yaml(plan.config()), "f", &[]).expect("it was planned");
-        prop_assert_eq!((again.digest(), again.resolved_digest()), (plan.digest(),
-        plan.resolved_digest()));
+        prop_assert_eq!(again.digest(), plan.digest());
+        prop_assert_eq!(again.resolved_digest(), plan.resolved_digest());
     }
 
     #[test]
@@ -168,10 +178,10 @@ proptest! {
             ("backbones.2.objective.reconstruction", share.to_string()),
             ("model.encoder.vit.mlp", (number + 513).to_string()),
         ] {
-            let after = load_preset("cifar10_table", &[format!("{key}={value}")]).expect("the \
-                types are right");
-            let changed: Vec<String> = changes(&before,
-            &after).into_iter().map(|change| change.key).collect();
+            let after = load_preset("cifar10_table", &[format!("{key}={value}")]);
+            let after = after.expect("the types are right");
+            let changed = changes(&before, &after).into_iter().map(|change| change.key);
+            let changed: Vec<String> = changed.collect();
             let expected: &[&str] = if before == after { &[] } else { &[key] };
             prop_assert_eq!(changed, expected, "{}={}", key, value);
         }
@@ -179,8 +189,8 @@ proptest! {
 
     #[test]
     fn text_is_taken_as_typed(text in "[^'\"].*") {
-        let config = load_preset("mnist_cae", &[format!("data.dir={text}")]).expect("any text is a \
-            path");
+        let config = load_preset("mnist_cae", &[format!("data.dir={text}")]);
+        let config = config.expect("any text is a path");
         let expected = if text == "null" { None } else { Some(PathBuf::from(&text)) };
         prop_assert_eq!(config.data.dir, expected);
     }

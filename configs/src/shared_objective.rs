@@ -64,8 +64,7 @@ impl OwnObjectives {
         };
         Some(format!(
             "would change {reached}: {} has its own value; name the backbone that you mean, such \
-            as {example} \
-             (backbones: {})",
+             as {example} (backbones: {})",
             own.join(", "),
             self.backbones.iter().map(|(name, _)| &**name).collect::<Vec<_>>().join(", ")
         ))

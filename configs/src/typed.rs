@@ -344,13 +344,18 @@ mod tests {
     fn what_is_right_has_no_mistakes() {
         check(json!({}), &[]);
         check(
-            json!({"train": {"learning_rate": 1, "cosine_period": null},
-            "views": {"crop_scale": [0.5, 1]}}),
+            json!({
+                "train": {"learning_rate": 1, "cosine_period": null},
+                "views": {"crop_scale": [0.5, 1]},
+            }),
             &[],
         );
         check(
-            json!({"model": {"encoder": {"resnet18": {"stem": "cifar"}}}, "rows": [],
-            "data": {"dir": "/x"}}),
+            json!({
+                "model": {"encoder": {"resnet18": {"stem": "cifar"}}},
+                "rows": [],
+                "data": {"dir": "/x"},
+            }),
             &[],
         );
     }
@@ -358,9 +363,13 @@ mod tests {
     #[test]
     fn every_mistake_is_found_at_once() {
         check(
-            json!({"trian": {}, "epochs": 3, "seed": -5, "name": 5, "train": {"epochs": "x",
-            "batch_size": 1.5,
-                "learning_rate": true, "schedule": "cosin", "max_steps": []}}),
+            json!({
+                "trian": {}, "epochs": 3, "seed": -5, "name": 5,
+                "train": {
+                    "epochs": "x", "batch_size": 1.5, "learning_rate": true, "schedule": "cosin",
+                    "max_steps": [],
+                },
+            }),
             &[
                 ("trian", "unknown key; did you mean `train`?"),
                 ("epochs", "unknown key; did you mean `train.epochs`?"),
@@ -409,8 +418,9 @@ mod tests {
             &[("model.encoder.vit", "expected a map of keys, got 3")],
         );
         check(
-            json!({"model": {"encoder": {"vit": {"patch": "x", "widht": 3, "depth": 1,
-            "heads": 1}}}}),
+            json!({
+                "model": {"encoder": {"vit": {"patch": "x", "widht": 3, "depth": 1, "heads": 1}}},
+            }),
             &[
                 ("model.encoder.vit.patch", "got the string `x`"),
                 ("model.encoder.vit.widht", "did you mean `width`?"),
@@ -422,8 +432,11 @@ mod tests {
             &[("model.encoder.resnet18.stem", "expected one of imagenet, cifar, got 3")],
         );
         check(
-            json!({"views": {"crop_scale": [1, 2, 3], "crop_ratio": [1, "x"]}, "data": null,
-            "train": [1]}),
+            json!({
+                "views": {"crop_scale": [1, 2, 3], "crop_ratio": [1, "x"]},
+                "data": null,
+                "train": [1],
+            }),
             &[
                 ("views.crop_scale", "expected a list of two numbers, got a list of 3"),
                 ("views.crop_ratio.1", "expected a number"),

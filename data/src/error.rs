@@ -47,9 +47,8 @@ pub enum DataError {
     #[error("data.coarse_map={path}: {fault}")]
     CoarseMap { path: PathBuf, fault: String },
     #[error(
-        "{labels}: {label_count} labels, but {images} has {image_count} images; \
-         the two belong together: replace them, or set data.dir=DIR to a folder with a matching \
-         pair"
+        "{labels}: {label_count} labels, but {images} has {image_count} images; the two belong \
+         together: replace them, or set data.dir=DIR to a folder with a matching pair"
     )]
     Counts { images: PathBuf, image_count: u64, labels: PathBuf, label_count: u64 },
     #[error(
@@ -173,8 +172,7 @@ pub enum RawFault {
     UnknownClass { class: String, train: String, classes: String },
     #[error(
         "its name and that of `{other}` differ only in how an accent is encoded (Unicode \
-        normalisation): rename one of \
-         them"
+         normalisation): rename one of them"
     )]
     SameName { other: String },
     #[error("there are no images in it")]

@@ -115,8 +115,8 @@ pub enum FetchError {
     )]
     Io { action: &'static str, path: PathBuf, source: io::Error },
     #[error(
-        "{path} already exists but {found}; expected {bytes} bytes with MD5 {md5}; \
-         delete it or move it away, then try again (it is never overwritten)"
+        "{path} already exists but {found}; expected {bytes} bytes with MD5 {md5}; delete it or \
+         move it away, then try again (it is never overwritten)"
     )]
     WrongThere { path: PathBuf, found: String, bytes: u64, md5: &'static str },
     #[error(

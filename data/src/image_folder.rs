@@ -135,10 +135,8 @@ fn class_folders<'a>(tree: &'a Tree, folder: &str) -> Result<ClassFolders<'a>, D
     let (dir, loose) = (tree.path(folder), found.loose.len());
     let (found, advice) = if loose > 0 {
         let advice = "put the images of each class into a folder of its own, or name a folder \
-            whose images have \
-                      classes with data.train_folder=FOLDER or data.test_folder=FOLDER (images \
-                      without classes cannot \
-                      be test images)";
+            whose images have classes with data.train_folder=FOLDER or data.test_folder=FOLDER \
+            (images without classes cannot be test images)";
         (
             format!(
                 "{loose} images are directly in it, expected one folder per class, and images in \
@@ -148,8 +146,7 @@ fn class_folders<'a>(tree: &'a Tree, folder: &str) -> Result<ClassFolders<'a>, D
         )
     } else {
         let advice = "put one folder per class into it, or name another with \
-            data.train_folder=FOLDER or \
-                      data.test_folder=FOLDER";
+            data.train_folder=FOLDER or data.test_folder=FOLDER";
         ("there are no images in it (.jpg, .png, .webp, .bmp, .tif and others)".into(), advice)
     };
     Err(DataError::Place { dir, found, advice: advice.into() })

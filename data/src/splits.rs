@@ -183,8 +183,7 @@ mod tests {
             Ok(Splits { train: "a".into(), test: Some("train".into()) })
         );
         let expected = "data.dir=/data: there is no a/ in it, there is b/; name a folder below \
-            data.dir with \
-                        data.train_folder=FOLDER";
+            data.dir with data.train_folder=FOLDER";
         assert_eq!(found(&config, &["b"]), Err(expected.into()));
     }
 
@@ -212,8 +211,7 @@ mod tests {
         check(
             &[],
             "there is nothing; name the folders, each with one folder per class, with \
-            data.train_folder=FOLDER \
-                    data.test_folder=FOLDER",
+             data.train_folder=FOLDER data.test_folder=FOLDER",
         );
     }
 }

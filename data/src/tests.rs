@@ -236,19 +236,16 @@ fn missing_files_are_all_named() {
     fs::remove_file(folders.raw.path().join("train-labels-idx1-ubyte")).unwrap();
     fs::remove_file(folders.raw.path().join("t10k-images-idx3-ubyte")).unwrap();
     let expected = "data set mnist: missing train-labels-idx1-ubyte, t10k-images-idx3-ubyte; \
-        looked in RAW (there is file, \
-                    t10k-labels-idx1-ubyte, train-images-idx3-ubyte) and RAW/MNIST/raw and \
-                    RAW/raw; get the \
-                    four IDX files, gzipped (.gz) or not (`thanos-coord data fetch`), and set \
-                    data.dir=DIR to their folder";
+        looked in RAW (there is file, t10k-labels-idx1-ubyte, train-images-idx3-ubyte) and \
+        RAW/MNIST/raw and RAW/raw; get the four IDX files, gzipped (.gz) or not (`thanos-coord \
+        data fetch`), and set data.dir=DIR to their folder";
     assert_eq!(folders.refusal(DataKind::Mnist), expected);
 
     // Whichever folder has the most is meant.
     let folders = cifar("cifar-10-batches-bin/");
     fs::remove_file(folders.raw.path().join("cifar-10-batches-bin/data_batch_3.bin")).unwrap();
     let expected = "data set cifar10: missing data_batch_3.bin; looked in RAW (there is \
-        cifar-10-batches-bin/) and \
-                    RAW/cifar-10-batches-bin and";
+        cifar-10-batches-bin/) and RAW/cifar-10-batches-bin and";
     let refusal = folders.refusal(DataKind::Cifar10);
     assert!(refusal.starts_with(expected), "{refusal}");
 }

@@ -74,8 +74,7 @@ fn decide(choice: DeviceChoice, local_rank: usize, machine: &Machine) -> Result<
             }
             _ => format!(
                 "local rank {local_rank} but {gpus} on this machine: start fewer workers, or let \
-                them share one with \
-                 --device cuda:0"
+                 them share one with --device cuda:0"
             ),
         }));
     }
@@ -179,8 +178,7 @@ mod tests {
         check(Cuda, 0, &machine(0, 0), &format!("--device cuda: {none}"));
         check(CudaIndex(1), 0, &machine(0, 0), &format!("--device cuda:1: {none}"));
         let driver = "but libtorch sees none: see whether nvidia-smi does, and whether the driver \
-            is new enough; \
-                      `--device cpu` trains on CPUs";
+            is new enough; `--device cpu` trains on CPUs";
         check(
             Auto,
             0,
@@ -196,9 +194,8 @@ mod tests {
         );
         let cpu_build = Machine { has_cuda: false, ..machine(1, 0) };
         let message = "1 GPU is on this machine or allocated to it, but the libtorch of this \
-            worker is built for CPUs and \
-                       sees none: `make cuda` builds thanos-worker-cuda; `--device cpu` trains on \
-                       CPUs";
+            worker is built for CPUs and sees none: `make cuda` builds thanos-worker-cuda; \
+            `--device cpu` trains on CPUs";
         check(Auto, 0, &cpu_build, message);
         check(Cuda, 0, &cpu_build, message);
         let fewer = "start fewer workers, or let them share one with --device cuda:0";

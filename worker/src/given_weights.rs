@@ -94,8 +94,8 @@ impl GivenWeights {
             let (count, quoted) = (self.tensors.len(), quoted.join(", "));
             bail!(
                 "it has no tensor `{name}`, and has {count} others ({quoted}, ...): set \
-                `model.encoder` to the encoder that \
-                 they belong to, or rename them to the names in a checkpoint of this program"
+                 `model.encoder` to the encoder that they belong to, or rename them to the names \
+                 in a checkpoint of this program"
             );
         };
         let found = tensor.size();

@@ -265,8 +265,8 @@ mod tests {
             "coarse": {"dtype": "I64", "shape": [n], "data_offsets": [0, labels]},
             "fine": {"dtype": "I64", "shape": [n], "data_offsets": [labels, 2 * labels]},
             "images": {
-                "dtype": "U8", "shape": [n, 1024, 1024, 3], "data_offsets": [2 * labels,
-                2 * labels + n * image],
+                "dtype": "U8", "shape": [n, 1024, 1024, 3],
+                "data_offsets": [2 * labels, 2 * labels + n * image],
             },
         });
         let header = header.to_string();

@@ -25,9 +25,8 @@ fn check_errors(result: Result<impl std::fmt::Debug, ConfigErrors>, expected: &[
 
 #[test]
 fn a_file_lies_over_its_preset_and_overrides_over_both() {
-    let text = "extends: digits_table\nseed: 3\ntrain:\n  epochs: 5\n  cosine_period: \
-        7\nbackbones:\n- name: a\n\
-                rows:\n- {method: m, backbones: [a]}\n";
+    let text = "extends: digits_table\nseed: 3\ntrain:\n  epochs: 5\n  cosine_period: 7\n\
+                backbones:\n- name: a\nrows:\n- {method: m, backbones: [a]}\n";
     let config = load_file(text, "f", &texts(&["train.epochs=6", "data.dir=/d", "name='12'"]))
         .expect("valid");
     let preset = load_preset("digits_table", &[]).expect("valid");

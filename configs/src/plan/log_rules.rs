@@ -135,8 +135,7 @@ mod tests {
             check(&format!("log.mlflow.uri={valid}"), None);
         }
         let scheme = "log.mlflow.uri: must begin with http:// or https://: write an address such \
-            as http://127.0.0.1:5000, \
-                      got `localhost:5000`";
+            as http://127.0.0.1:5000, got `localhost:5000`";
         check("log.mlflow.uri=localhost:5000", Some(scheme));
         for (address, reason) in [
             ("sqlite:///a.db", "must begin with http:// or https://"),
@@ -151,8 +150,7 @@ mod tests {
             check(&format!("log.trackio.url={address}"), Some(reason));
         }
         let secret = "must not contain a user name or password, as it is written to the run \
-            directory: set \
-                      MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead";
+            directory: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead";
         check("log.mlflow.uri=http://me:secret@host", Some(secret));
         check("log.trackio.url=http://a/?write_token=abc", Some("must not contain a write token"));
     }

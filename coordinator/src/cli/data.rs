@@ -227,8 +227,7 @@ fn data_config(verb: DataVerb) -> Result<(DataConfig, PacksDir)> {
         side.is_some() || coarse_map.is_some() || train_folder.is_some() || test_folder.is_some();
     if kind != DataKind::ImageFolder && is_for_folders {
         let message = "--side, --coarse-map, --train-folder and --test-folder are for \
-            image_folder: other data sets \
-                       have their own";
+            image_folder: other data sets have their own";
         return Err(Fatal::new(EXIT_USAGE, message).into());
     }
     let on_bad_image = match on_bad_image {

@@ -305,8 +305,7 @@ fn launcher(
         && typed != forced
     {
         let message = "serve starts no workers: use `launch --launcher local` or `launch \
-            --launcher srun`, or omit \
-                       --launcher";
+            --launcher srun`, or omit --launcher";
         return Err(Fatal::new(EXIT_USAGE, message));
     }
     Ok(forced.or(typed).or(before.and_then(launcher_of)).unwrap_or(LauncherName::Local))

@@ -23,8 +23,7 @@ pub(crate) fn view(run_dir: &Path, address: SocketAddr) -> Result<()> {
     if needs_guard(address) {
         let message = format!(
             "--listen {address}: other machines can reach it, and the page would be open to them; \
-            listen on 127.0.0.1, and \
-             forward the port (ssh -L)"
+             listen on 127.0.0.1, and forward the port (ssh -L)"
         );
         return Err(Fatal::new(EXIT_USAGE, message).into());
     }

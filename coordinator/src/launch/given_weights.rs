@@ -34,8 +34,7 @@ pub(crate) fn read_given_weights(plan: &Plan) -> Result<BTreeMap<String, String>
                 .map_err(|difference| cannot(name, &path, &difference))?,
             None => tracing::warn!(
                 "backbone {name}: {} records no architecture: only the names and shapes of its \
-                tensors are checked, \
-                 which do not show the number of attention heads",
+                 tensors are checked, which do not show the number of attention heads",
                 path.display()
             ),
         }
@@ -60,10 +59,8 @@ pub(crate) fn refuse_changed(
         {
             let message = format!(
                 "the weights of backbone {name} have changed: the SHA-256 of {} is {found}, the \
-                run was started with \
-                 {expected}; restore the original file, name it with backbones.N.checkpoint=FILE, \
-                 or start a new run in \
-                 another --run-dir",
+                 run was started with {expected}; restore the original file, name it with \
+                 backbones.N.checkpoint=FILE, or start a new run in another --run-dir",
                 path.display()
             );
             return Err(Fatal::new(EXIT_DATA, message));

@@ -131,8 +131,8 @@ fn warning_of_threads(change: &RecordedChange) -> Option<String> {
     (change.key == THREADS_OPTION).then(|| {
         format!(
             "each worker now has {new} threads instead of {old}: sums differ in their last bits, \
-            and the run is no longer \
-             bit-identical to an uninterrupted one; pass {THREADS_OPTION} {old} to keep it so"
+             and the run is no longer bit-identical to an uninterrupted one; pass {THREADS_OPTION} \
+             {old} to keep it so"
         )
     })
 }
@@ -263,9 +263,8 @@ fn refuse_other_data(
     let pack: &PackFile = if split == "train" { &packs.train } else { &packs.test };
     let message = format!(
         "the data has changed: the {split} pack {} has the fingerprint {found}, the run was \
-        started with {expected}; \
-         set data.dir=DIR to the data that the run was started with, or start a new run in another \
-         --run-dir",
+         started with {expected}; set data.dir=DIR to the data that the run was started with, or \
+         start a new run in another --run-dir",
         pack.path.display()
     );
     Err(Fatal::new(EXIT_DATA, message))
@@ -291,8 +290,7 @@ fn refuse_shorter(
                 let (key, new, old, stage) = (&change.key, &change.new, &change.old, stage.name());
                 let message = format!(
                     "{key}={new} allows {allowed} steps per stage, but stage {stage} has already \
-                    made {made}; keep \
-                     {old} or raise it, or start a new run in another --run-dir"
+                     made {made}; keep {old} or raise it, or start a new run in another --run-dir"
                 );
                 return Err(Fatal::new(EXIT_CONFIG, message));
             }

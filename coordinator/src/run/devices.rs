@@ -36,8 +36,8 @@ impl Run {
         if let Some(kind) = kind.filter(|kind| *kind != device.kind) {
             return Some(format!(
                 "worker {worker} trains on {}, the others on {}: all workers of a run need the \
-                same kind of device, as \
-                 their updates would differ in the last bits and the replicas would diverge",
+                 same kind of device, as their updates would differ in the last bits and the \
+                 replicas would diverge",
                 described(device),
                 shown(kind)
             ));
@@ -57,8 +57,7 @@ impl Run {
             .find(|other| other.host == hello.host && other.device.id.as_ref() == Some(id))?;
         Some(format!(
             "workers {} and {worker} share the GPU {id} ({}) of {}: NCCL needs a GPU for each; use \
-            --collectives gloo, or \
-             --device cuda:N for tests",
+             --collectives gloo, or --device cuda:N for tests",
             other.worker_id, device.name, hello.host
         ))
     }

@@ -29,16 +29,14 @@ fn check_limit(limit: u64, workers: usize) -> Result<(), Fatal> {
     if limit < least {
         let message = format!(
             "{workers} workers need {least} open descriptors, and this process may have {limit}: \
-            raise the hard limit \
-             (ulimit -Hn, LimitNOFILE= of systemd, or a container's ulimits)"
+             raise the hard limit (ulimit -Hn, LimitNOFILE= of systemd, or a container's ulimits)"
         );
         return Err(Fatal::new(EXIT_UNREACHABLE, message));
     }
     if limit < wanted {
         tracing::warn!(
             "{limit} open descriptors are enough for {workers} workers, but not for {wanted}, \
-            which unauthenticated \
-             connections could use up: raise the hard limit (ulimit -Hn)"
+             which unauthenticated connections could use up: raise the hard limit (ulimit -Hn)"
         );
     }
     Ok(())

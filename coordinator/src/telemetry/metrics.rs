@@ -178,9 +178,8 @@ pub(crate) fn describe() {
 /// The run is served from now on.
 pub(crate) fn begin(run_id: &str, preset: &str, linger: Duration) {
     let (os, arch) = (std::env::consts::OS, std::env::consts::ARCH);
-    gauge!("thanos_trainer_build_info", "version" => env!("CARGO_PKG_VERSION"), "os" => os,
-    "arch" => arch)
-    .set(1.0);
+    let version = env!("CARGO_PKG_VERSION");
+    gauge!("thanos_trainer_build_info", "version" => version, "os" => os, "arch" => arch).set(1.0);
     gauge!("thanos_trainer_run_info", "run_id" => run_id.to_owned(), "preset" => preset.to_owned())
         .set(1.0);
     gauge!("thanos_trainer_start_timestamp_seconds").set(now());
@@ -311,9 +310,8 @@ pub(crate) fn complete(result: &StageResult) {
     ];
     for (within, cosine) in cosines {
         let Some(cosine) = cosine else { continue };
-        gauge!("thanos_trainer_collapse_cosine", "stage" => result.stage.clone(),
-        "within" => within)
-        .set(cosine);
+        let stage = result.stage.clone();
+        gauge!("thanos_trainer_collapse_cosine", "stage" => stage, "within" => within).set(cosine);
     }
 }
 

@@ -104,15 +104,13 @@ impl LivePage {
     /// `/`, `/series` and `/events`.
     pub(crate) fn routes(&self) -> Router {
         let (following, reading) = (self.clone(), self.clone());
+        let events = |uri: Uri, headers: HeaderMap| async move { following.follow(&uri, &headers) };
+        let series =
+            |uri: Uri, headers: HeaderMap| async move { reading.read(&uri, &headers).await };
         Router::new()
             .route("/", get(|| async { document::response() }))
-            .route("/events", get(move |uri: Uri,
-            headers: HeaderMap| async move { following.follow(&uri, &headers) }))
-            .route(
-                "/series",
-                get(move |uri: Uri, headers: HeaderMap| async move { reading.read(&uri,
-                &headers).await }),
-            )
+            .route("/events", get(events))
+            .route("/series", get(series))
     }
 
     /// Sends the last state of a run to the pages that are open.

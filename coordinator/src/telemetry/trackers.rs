@@ -147,8 +147,8 @@ impl Trackers {
         }
         if !incomplete.is_empty() {
             terminal::line(&format!(
-                "incomplete: {}; the ledger has every step, and \
-                 `thanos-coord launch --resume --run-dir {}` delivers the rest",
+                "incomplete: {}; the ledger has every step, and `thanos-coord launch --resume \
+                 --run-dir {}` delivers the rest",
                 incomplete.join(", "),
                 run_dir.display()
             ));

@@ -16,8 +16,7 @@ pub(super) const COLLECTIVE: Described = (
     "thanos_trainer_worker_collective_seconds_total",
     "counter",
     "Time that a connected worker has spent in collectives; a straggler is the worker that the \
-    others wait for, and spends \
-     the least",
+     others wait for, and spends the least",
 );
 
 /// The workers that are connected.

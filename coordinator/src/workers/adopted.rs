@@ -62,8 +62,9 @@ impl Adopted {
         loop {
             tokio::select! {
                 _ = looks.tick() => {}
-                () = &mut killed => return ("was killed by the coordinator".into(),
-                ExitCause::Hung),
+                () = &mut killed => {
+                    return ("was killed by the coordinator".into(), ExitCause::Hung);
+                }
             }
             if !runs(self.pid.as_raw(), self.program) {
                 return ("has disappeared".into(), ExitCause::Vanished);

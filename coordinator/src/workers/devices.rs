@@ -124,8 +124,7 @@ fn program_in(folder: &Path, named: Option<&Path>, kind: DeviceKind) -> Result<P
         _ if program.is_file() => Ok(program),
         DeviceKind::Cuda => Err(config(format!(
             "workers are to train on GPUs, and {} does not exist: `make cuda` builds \
-            {CUDA_PROGRAM}; `--device cpu` trains \
-             on CPUs",
+             {CUDA_PROGRAM}; `--device cpu` trains on CPUs",
             program.display()
         ))),
         DeviceKind::Cpu => {

@@ -43,8 +43,7 @@ impl Allocation {
     pub(crate) fn of_this_job() -> Result<Self, Fatal> {
         let (Some(list), Some(job)) = (variable("SLURM_JOB_NODELIST"), job_id()) else {
             let message = "--launcher srun runs inside a Slurm allocation (SLURM_JOB_NODELIST is \
-                not set): \
-                           sbatch deploy/slurm/train.sbatch, or salloc";
+                not set): sbatch deploy/slurm/train.sbatch, or salloc";
             return Err(Fatal::new(EXIT_USAGE, message));
         };
         // --all: partitions may be hidden from ordinary users.
@@ -106,8 +105,7 @@ impl Allocation {
         let option = if first.gpus > 0 { "--cpus-per-gpu" } else { "--cpus-per-task" };
         vec![format!(
             "warning: the job has {} on node {}{others} for {} workers, which will be slow: \
-            request more with {option}, \
-             or whole nodes with --exclusive",
+             request more with {option}, or whole nodes with --exclusive",
             if first.cores == 1 { "1 core".into() } else { format!("{} cores", first.cores) },
             first.name,
             first.workers

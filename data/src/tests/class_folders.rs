@@ -104,14 +104,14 @@ fn splits_have_any_common_name_or_a_given_one() {
     };
     check(
         two_classes("my_train", "my_test"),
-        "data.dir=RAW: there is no folder of training images such as train/ in \
-        it, there is my_test/, my_train/; name the folders, each with one folder per class, with \
-        data.train_folder=my_train data.test_folder=my_test",
+        "data.dir=RAW: there is no folder of training images such as train/ in it, there is \
+         my_test/, my_train/; name the folders, each with one folder per class, with \
+         data.train_folder=my_train data.test_folder=my_test",
     );
     check(
         two_classes("birds/train", "birds/val"),
-        "data.dir=RAW: there is no folder of training images such as \
-        train/ in it, there is birds/; set data.dir=RAW/birds",
+        "data.dir=RAW: there is no folder of training images such as train/ in it, there is \
+         birds/; set data.dir=RAW/birds",
     );
     let folders = two_classes("train", "val");
     folders.put("test/1.png", &solid_png(1));
@@ -136,8 +136,7 @@ fn without_test_images_those_held_out_are_measured() {
     }
     let refused = refusal(&folders, |_| {});
     let expected = "data.dir=RAW: found train/ and no test images; name their folder with \
-        data.test_folder=FOLDER, or \
-                    train backbones only with rows=[]";
+        data.test_folder=FOLDER, or train backbones only with rows=[]";
     assert_eq!(refused, expected);
     let config = folder_config(&folders);
     let packs =

@@ -48,11 +48,13 @@ fn is_for_kernels(x: &Tensor, products: Products) -> bool {
 }
 
 pub(crate) fn takes_attention(x: &Tensor, heads: i64, queries: i64, products: Products) -> bool {
-    is_for_kernels(x, products)
-        && fits_attention(&x.size(), heads, queries)
-        // SAFETY: a function of three numbers.
-        && unsafe { raw::thanos_gpu_attention_bytes(x.size()[1], queries,
-        x.size()[2] / heads) } <= shared_bytes()
+    if !is_for_kernels(x, products) || !fits_attention(&x.size(), heads, queries) {
+        return false;
+    }
+    let (t, head) = (x.size()[1], x.size()[2] / heads);
+    // SAFETY: a function of three numbers.
+    let bytes = unsafe { raw::thanos_gpu_attention_bytes(t, queries, head) };
+    bytes <= shared_bytes()
 }
 
 /// Whether the sizes are those of the kernels: rows are whole groups of random numbers.

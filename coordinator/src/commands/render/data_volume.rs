@@ -69,8 +69,7 @@ impl DataMount {
             (Some(dir), None) => {
                 let message = format!(
                     "data.dir={} is in no volume of the pods: name the volume with --data, a \
-                    PersistentVolumeClaim or a \
-                     path of the nodes",
+                     PersistentVolumeClaim or a path of the nodes",
                     dir.display()
                 );
                 return Err(Fatal::new(EXIT_USAGE, message));

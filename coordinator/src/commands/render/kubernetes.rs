@@ -196,10 +196,11 @@ fn scrape_workers(documents: &mut [Value], gpus: usize) -> Result<(), Unknown> {
 /// Ports of a pod's workers, which have one after the other: `thanos-worker --status-port`.
 fn set_ports(container: &mut Value, gpus: usize) -> Result<(), Unknown> {
     let ports = container["ports"].as_sequence_mut().ok_or(Unknown("ports"))?;
+    let first = ports.first().and_then(|port| port["containerPort"].as_u64());
+    let first = first.ok_or(Unknown("port of a worker"))?;
     repeat(ports, gpus, |port, worker| {
         port["name"] = port_name(worker).into();
-        port["containerPort"] =
-            (port["containerPort"].as_u64().unwrap_or_default() + worker as u64).into();
+        port["containerPort"] = (first + worker as u64).into();
     })
 }
 

@@ -135,8 +135,7 @@ fn nccl_needs_a_gpu_for_each_worker_unless_one_is_shared_on_purpose() {
     nccl.apply(Event::Opened { session: 1, hello: on("a", "h", gpu(Some("GPU-1"))) }, NOW);
     let reason = refusal(&mut nccl, on("b", "h", gpu(Some("GPU-1"))));
     let expected = "workers a and b share the GPU GPU-1 (H100) of h: NCCL needs a GPU for each; \
-        use --collectives gloo, \
-                    or --device cuda:N for tests";
+        use --collectives gloo, or --device cuda:N for tests";
     assert_eq!(reason, expected);
     let accepted = |run: &mut Run, hello: Hello| {
         let effects = run.apply(Event::Opened { session: 5, hello }, NOW);

@@ -289,8 +289,10 @@ impl World {
         let lost = lost.filter_map(|worker| worker.state.as_ref()).find(|state| {
             state.generation == self.run.generation && state.at > saved && state.at.made > 0
         });
-        let saves_failed = matches!(&verdict, Verdict::Failed { message,
-        .. } if message.contains("could not be saved"));
+        let saves_failed = matches!(
+            &verdict,
+            Verdict::Failed { message, .. } if message.contains("could not be saved")
+        );
         assert!(
             lost.is_none() || saves_failed,
             "at {:?} {:?} was dropped, saved is {saved:?}: {verdict:?}",

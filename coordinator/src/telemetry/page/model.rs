@@ -429,9 +429,10 @@ impl Model {
         let eta_seconds = left.zip(live.steps_per_second).map(|(left, speed)| left as f64 / speed);
         let (workers, more_workers) = self.roster.json(&live.workers);
         let last = self.last.as_ref().map(|last| {
-            json!({"stage": last.stage, "step": last.step, "epoch": last.epoch, "loss": last.loss,
-            "lr": last.lr,
-                   "images": last.images, "losses": last.losses})
+            json!({
+                "stage": last.stage, "step": last.step, "epoch": last.epoch, "loss": last.loss,
+                "lr": last.lr, "images": last.images, "losses": last.losses,
+            })
         });
         let state = json!({
             "stages": stages, "last": last, "ended": self.ended, "starts": self.starts,

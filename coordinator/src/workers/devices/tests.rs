@@ -129,8 +129,7 @@ fn the_program_is_beside_this_one_or_named() {
     assert_eq!(beside(DeviceKind::Cpu).expect("there"), cpu);
     let message = format!(
         "workers are to train on GPUs, and {} does not exist: `make cuda` builds \
-        thanos-worker-cuda; `--device cpu` trains \
-         on CPUs",
+         thanos-worker-cuda; `--device cpu` trains on CPUs",
         cuda.display()
     );
     refused(beside(DeviceKind::Cuda), EXIT_CONFIG, &message);

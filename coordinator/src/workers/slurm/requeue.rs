@@ -39,8 +39,7 @@ pub(crate) fn requeue(run_dir: &Path, before: &Checkpointed, max_requeues: u32) 
         Decision::Leave => {}
         Decision::End(why) => terminal::line(&format!(
             "job {job} is not requeued: {why}; the run is unchanged, and another job can resume it \
-            with \
-             --resume --run-dir {}",
+             with --resume --run-dir {}",
             run_dir.display()
         )),
         Decision::Requeue => {

@@ -26,8 +26,7 @@ impl std::str::FromStr for RunName {
             && text.chars().all(inside);
         let expected = format!(
             "expected lower-case letters, digits and `-`, beginning with a letter, ending with a \
-            letter or digit, at most \
-             {MAX_LEN} characters"
+             letter or digit, at most {MAX_LEN} characters"
         );
         if is_valid { Ok(Self(text.into())) } else { Err(expected) }
     }

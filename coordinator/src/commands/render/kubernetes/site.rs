@@ -87,8 +87,7 @@ impl std::str::FromStr for Toleration {
         {
             return Err(
                 "expected KEY=VALUE:EFFECT, KEY:EFFECT or KEY, where EFFECT is NoSchedule, \
-                PreferNoSchedule or \
-                        NoExecute"
+                 PreferNoSchedule or NoExecute"
                     .into(),
             );
         }

@@ -276,8 +276,10 @@ impl World {
         let arrived = |index: &usize| {
             let worker = &self.workers[*index];
             worker.health == Health::Healthy
-                && matches!(worker.activity,
-                Activity::Training { until } if until <= self.now + super::QUANTUM)
+                && matches!(
+                    worker.activity,
+                    Activity::Training { until } if until <= self.now + super::QUANTUM
+                )
         };
         if ranks.len() < group.ranks.len() || !ranks.contains(&victim) || !ranks.iter().all(arrived)
         {

@@ -232,8 +232,10 @@ impl World {
             collectives: worker.collectives,
             waited_ms: 0,
             progress: 0,
-            in_collective: matches!(worker.activity,
-            Activity::Training { until } if until <= self.now),
+            in_collective: matches!(
+                worker.activity,
+                Activity::Training { until } if until <= self.now
+            ),
         };
         self.send(Event::Received { session, event: WorkerEvent::Heartbeat(heartbeat) });
     }
