@@ -332,7 +332,7 @@ impl From<Command> for v1::Command {
             Command::Begin(begin) => Wire::Begin(begin.into()),
             Command::Committed(outcome) => Wire::Committed(outcome.into()),
             Command::Stop { reason } => Wire::Stop(v1::Stop { reason }),
-            Command::Regroup => Wire::Regroup(v1::Regroup {}),
+            Command::Regroup { generation } => Wire::Regroup(v1::Regroup { generation }),
             Command::Save => Wire::Save(v1::Save {}),
             Command::Abandon { generation, reason } => {
                 Wire::Abandon(v1::Abandon { generation, reason })
@@ -357,7 +357,7 @@ impl TryFrom<v1::Command> for Command {
             Wire::Begin(begin) => Command::Begin(begin.try_into()?),
             Wire::Committed(outcome) => Command::Committed(outcome.into()),
             Wire::Stop(v1::Stop { reason }) => Command::Stop { reason },
-            Wire::Regroup(v1::Regroup {}) => Command::Regroup,
+            Wire::Regroup(v1::Regroup { generation }) => Command::Regroup { generation },
             Wire::Save(v1::Save {}) => Command::Save,
             Wire::Abandon(v1::Abandon { generation, reason }) => {
                 Command::Abandon { generation, reason }

@@ -302,8 +302,11 @@ pub enum Command {
         reason: String,
     },
     /// More workers are here: finish the step in flight, leave the generation, and wait for the
-    /// next one.
-    Regroup,
+    /// next one. As [`Self::Abandon`], it may arrive before the generation's [`Self::Begin`], which
+    /// is sent once it is durable.
+    Regroup {
+        generation: u64,
+    },
     /// The generation has lost a worker: leave it at once, even from within a collective.
     Abandon {
         generation: u64,

@@ -22,6 +22,8 @@ use tempfile::TempDir;
 
 /// How long processes may outlive their test: a worker's lease is 4 s.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(6);
+/// Lines of each log that a failed test prints.
+const MAX_LOG_LINES: usize = 40;
 /// No test's program may run longer.
 const RUN_TIMEOUT: Duration = Duration::from_secs(300);
 
@@ -66,6 +68,7 @@ impl Drop for Scene {
     /// the latest when a lease ends.
     fn drop(&mut self) {
         if std::thread::panicking() {
+            self.print_logs();
             return;
         }
         let started = Instant::now();
@@ -85,6 +88,24 @@ impl Drop for Scene {
 pub(crate) const DEFAULT_SIGNALS: [&str; 2] = ["env", "--default-signal=HUP"];
 
 impl Scene {
+    /// Prints how the log of every program and the events of every run end: a failed test leaves no
+    /// folder that could be read.
+    fn print_logs(&self) {
+        let is_log = |path: &Path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.ends_with("stderr") || name == "events.jsonl"
+        };
+        for path in files_in(self.folder.path(), 2).into_iter().filter(|path| is_log(path)) {
+            let bytes = fs::read(&path).unwrap_or_default();
+            let text = String::from_utf8_lossy(&bytes);
+            let lines: Vec<&str> = text.lines().collect();
+            let last = &lines[lines.len().saturating_sub(MAX_LOG_LINES)..];
+            if !last.is_empty() {
+                eprintln!("{}:\n{}\n", path.display(), last.join("\n"));
+            }
+        }
+    }
+
     /// # Panics
     /// If there is no room for temporary files.
     pub fn new() -> Self {
@@ -194,6 +215,19 @@ impl Scene {
     pub fn running(&self, child: Child) -> Running {
         Running { child, folder: self.folder.path().into(), log: self.path(".elsewhere") }
     }
+}
+
+/// The files of a folder and of the folders in it, `levels` deep, in order.
+fn files_in(folder: &Path, levels: usize) -> Vec<PathBuf> {
+    let mut entries: Vec<PathBuf> =
+        fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    entries.sort();
+    let files = entries.into_iter().flat_map(|path| match path.is_dir() {
+        true if levels > 1 => files_in(&path, levels - 1),
+        true => Vec::new(),
+        false => vec![path],
+    });
+    files.collect()
 }
 
 fn with_end(log: &Path, end: &str) -> PathBuf {

@@ -287,7 +287,7 @@ fn join(
     (device, timeout): (Device, Duration),
 ) -> Result<ProcessGroup> {
     let (rank, size) = (begin.rank as usize, begin.world_size as usize);
-    let store = session.enter(begin.generation, size);
+    let store = session.enter(begin.generation, size)?;
     tracing::info!(
         "generation {}: rank {rank} of {size} on {device:?}, {}",
         begin.generation,

@@ -24,7 +24,7 @@ use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -65,8 +65,8 @@ struct Shared {
     stop_deadline: OnceLock<Option<Instant>>,
     /// What the coordinator is to be asked, since this process received a stop signal.
     stop_request: StopRequest,
-    /// The generation is to be left for one with more workers.
-    regroup: AtomicBool,
+    /// The newest generation that is to be left for one with more workers.
+    regroup: AtomicU64,
     /// The generation has ended: its group is broken.
     abandoned: AtomicBool,
     /// The worker has sent its last message and waits for `Leave`.
@@ -83,6 +83,8 @@ struct TrainingPosition {
     heartbeat: Heartbeat,
     /// What had been counted when the generation began.
     before: Collectives,
+    /// The newest generation that was abandoned; its `Begin` may come later.
+    abandoned: u64,
     /// Ends the generation's group; none between two generations, and once it was used.
     aborter: Option<GroupAborter>,
     /// When the phase began, and the time of earlier ones since they were asked for.
@@ -108,9 +110,10 @@ impl Shared {
     }
 
     /// Frees the training thread from a group that has lost a member; `generation`: only from that
-    /// of this one.
+    /// of this one, also if it has not begun here yet.
     fn break_group(&self, generation: Option<u64>) {
         let mut position = self.position();
+        position.abandoned = position.abandoned.max(generation.unwrap_or(0));
         if generation.is_none_or(|generation| generation == position.heartbeat.generation)
             && let Some(aborter) = position.aborter.take()
         {
@@ -161,7 +164,7 @@ impl Session {
             stop: AtomicBool::new(false),
             stop_deadline: OnceLock::new(),
             stop_request: StopRequest::new(None),
-            regroup: AtomicBool::new(false),
+            regroup: AtomicU64::new(0),
             abandoned: AtomicBool::new(false),
             done: AtomicBool::new(false),
             identity: OnceLock::new(),
@@ -169,6 +172,7 @@ impl Session {
             position: Mutex::new(TrainingPosition {
                 heartbeat,
                 before: collectives(),
+                abandoned: 0,
                 aborter: None,
                 phase_began: Instant::now(),
                 phase_seconds: BTreeMap::new(),
@@ -304,7 +308,7 @@ impl Session {
     /// Whether the coordinator has asked for another generation. As with a stop: agree before
     /// acting.
     pub(crate) fn regroup_requested(&self) -> bool {
-        self.shared.regroup.load(Ordering::Relaxed)
+        self.shared.regroup.load(Ordering::Relaxed) >= self.generation()
     }
 
     /// The newest generation that this worker was in.
@@ -343,13 +347,23 @@ impl Session {
 
     /// Stamps heartbeats with a new generation, whose group is made next, and returns its
     /// rendezvous.
-    pub(crate) fn enter(&self, generation: u64, world_size: usize) -> Arc<dyn KeyValueStore> {
+    ///
+    /// # Errors
+    /// [`WorkerError::GenerationOver`] if it has been abandoned already.
+    pub(crate) fn enter(
+        &self,
+        generation: u64,
+        world_size: usize,
+    ) -> Result<Arc<dyn KeyValueStore>> {
         let mut position = self.shared.position();
         position.heartbeat.generation = generation;
+        if position.abandoned >= generation {
+            return Err(WorkerError::GenerationOver);
+        }
         (position.before, position.aborter) = (collectives(), Some(GroupAborter::new()));
         self.shared.abandoned.store(false, Ordering::Relaxed);
         let (client, runtime) = (self.client.clone(), self.runtime.handle().clone());
-        Arc::new(store::CoordinatorStore::new(client, runtime, (generation, world_size)))
+        Ok(Arc::new(store::CoordinatorStore::new(client, runtime, (generation, world_size))))
     }
 
     /// The generation's group is connected: from now on it is what ends with the generation.

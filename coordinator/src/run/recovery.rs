@@ -104,8 +104,9 @@ impl Run {
             return Vec::new();
         }
         self.growing = true;
+        let regroup = Command::Regroup { generation: self.generation };
         self.ranks()
-            .map(|(session, _)| Effect::Send { session, command: Command::Regroup })
+            .map(|(session, _)| Effect::Send { session, command: regroup.clone() })
             .collect()
     }
 

@@ -202,7 +202,7 @@ fn commands_come_back_equal() {
     check_command(Command::Begin(begin));
     check_command(Command::Committed(Ok(checkpoint())));
     check_command(Command::Committed(Err("disk full".into())));
-    check_command(Command::Regroup);
+    check_command(Command::Regroup { generation: 3 });
     check_command(Command::Save);
     check_command(Command::Abandon { generation: 3, reason: "r".into() });
     check_command(Command::Recorded { steps: 48 });

@@ -239,7 +239,9 @@ impl Reconnector {
                 open.window.release(true);
                 _ = open.answers.send(Command::Stop { reason });
             }
-            Command::Regroup => shared.regroup.store(true, Ordering::Relaxed),
+            Command::Regroup { generation } => {
+                _ = shared.regroup.fetch_max(generation, Ordering::Relaxed);
+            }
             Command::Recorded { steps } => open.window.recorded(steps),
             Command::Abandon { generation, reason } => {
                 tracing::warn!("generation {generation} has ended: {reason}");
@@ -248,8 +250,6 @@ impl Reconnector {
             }
             command => {
                 if matches!(command, Command::Begin(_)) {
-                    // What was asked for has come; what is asked for from here on is another one.
-                    shared.regroup.store(false, Ordering::Relaxed);
                     open.window.release(shared.stop.load(Ordering::Relaxed));
                 }
                 _ = open.answers.send(command);

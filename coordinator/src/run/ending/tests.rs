@@ -217,7 +217,7 @@ fn a_newcomer_cannot_harm_the_run() {
         let effects = received(&mut run, session, ready());
         let asked = effects
             .iter()
-            .any(|effect| matches!(effect, Effect::Send { command: Command::Regroup, .. }));
+            .any(|effect| matches!(effect, Effect::Send { command: Command::Regroup { .. }, .. }));
         run.apply(Event::Closed { session }, now);
         if asked {
             regroups += 1;

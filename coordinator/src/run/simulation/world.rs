@@ -24,6 +24,8 @@ const QUANTUM: Duration = Duration::from_millis(100);
 /// Faults happen until then; the run must have ended at the latest then.
 const DISTURBED: Duration = Duration::from_secs(60);
 const DEADLINE: Duration = Duration::from_secs(7200);
+/// The longest that a write takes, in seconds.
+const DISK_DELAY: f64 = 4.0;
 /// Names and steps of the stages.
 const STAGES: [(&str, u64); 2] = [("a", 9), ("b", 8)];
 
@@ -60,14 +62,17 @@ pub(super) struct World {
     group: Option<Group>,
     /// What sessions have reported to hold; the worker may have died since.
     reported: BTreeMap<SessionId, StagePoint>,
-    /// Where the newest generation's source was when it began.
-    source: Option<StagePoint>,
     next_session: SessionId,
     /// What workers have sent, in order; the coordinator reads it when it is not paused.
     inbox: VecDeque<Event>,
     paused_until: Duration,
     recorded: Vec<(String, u64)>,
     commits: Vec<(Duration, SessionId, CheckpointWritten)>,
+    /// `Begin` commands that are sent once the disk has their generation, and where it begins; other
+    /// commands overtake them.
+    begins: VecDeque<(Duration, SessionId, Begin, StagePoint)>,
+    /// The newest generation that was abandoned.
+    abandoned: u64,
     /// Something was sent that no correct worker sends.
     nonsense: bool,
     /// A worker that stopped or hung was there when the run ended.
@@ -101,12 +106,13 @@ impl World {
             workers,
             group: None,
             reported: BTreeMap::new(),
-            source: None,
             next_session: 1,
             inbox: VecDeque::new(),
             paused_until: Duration::ZERO,
             recorded: Vec::new(),
             commits: Vec::new(),
+            begins: VecDeque::new(),
+            abandoned: 0,
             nonsense: false,
             is_missing: false,
             fault: Fault::of(seed),
@@ -128,6 +134,7 @@ impl World {
             self.disturb();
         }
         self.finish_commits();
+        self.send_begins();
         for index in 0..self.workers.len() {
             self.live(index);
         }
@@ -212,7 +219,8 @@ impl World {
         {
             self.end(verdict.clone());
         }
-        self.source = self.source_of(&effects).or(self.source);
+        let source = self.source_of(&effects);
+        let durable = self.durable_at();
         for effect in effects {
             if traced {
                 println!("    {effect:?}");
@@ -220,6 +228,10 @@ impl World {
             assert!(!over || matches!(effect, Effect::Send { .. }), "after the end: {effect:?}");
             match effect {
                 Effect::Record(step) => self.record(&step),
+                Effect::Send { session, command: Command::Begin(begin) } => {
+                    let at = self.beginning_of(&begin, source);
+                    self.begins.push_back((durable, session, begin, at));
+                }
                 Effect::Send { session, command } => self.deliver(session, command),
                 Effect::Commit { session, written } => {
                     let seconds = self.chance.uniform(0.0, 1.0);
@@ -338,29 +350,56 @@ impl World {
             return;
         };
         match command {
-            Command::Begin(begin) => self.begin(index, &begin),
             Command::Leave { .. } | Command::Refused { .. } => self.leave(index),
             Command::Stop { .. } => self.workers[index].stop = true,
-            Command::Regroup => self.workers[index].regroup = true,
-            Command::Abandon { generation, .. } => self.break_group(generation),
+            Command::Regroup { generation } => self.workers[index].regroup = generation,
+            Command::Abandon { generation, .. } => {
+                self.abandoned = self.abandoned.max(generation);
+                self.break_group(generation);
+            }
             Command::Committed(outcome) => self.committed(index, &outcome),
             Command::Save => {
                 let until = self.now + self.about(self.pace.save);
                 self.workers[index].activity = Activity::SavingMemory { until };
             }
-            Command::Welcome(_) | Command::Recorded { .. } => {}
+            Command::Begin(_) | Command::Welcome(_) | Command::Recorded { .. } => {}
         }
     }
 
-    /// Takes over what the source holds, or what is committed; no live worker held more.
-    fn begin(&mut self, index: usize, begin: &Begin) {
-        let at = match begin.source {
-            Some(_) => self.source.expect("among the same effects"),
+    /// When the disk has what is written to it now: mostly at once.
+    fn durable_at(&mut self) -> Duration {
+        let delay = match self.chance.below(8) {
+            0 => self.about(DISK_DELAY),
+            _ => Duration::ZERO,
+        };
+        self.begins.back().map_or(Duration::ZERO, |(due, ..)| *due).max(self.now + delay)
+    }
+
+    fn send_begins(&mut self) {
+        while self.begins.front().is_some_and(|(due, ..)| *due <= self.now)
+            && let Some((_, session, begin, at)) = self.begins.pop_front()
+        {
+            if let Some(index) =
+                self.workers.iter().position(|worker| worker.session == Some(session))
+            {
+                self.begin(index, &begin, at);
+            }
+        }
+    }
+
+    /// Where a generation begins: at what its source holds, or at what is committed.
+    fn beginning_of(&self, begin: &Begin, source: Option<StagePoint>) -> StagePoint {
+        match begin.source {
+            Some(_) => source.expect("among the same effects"),
             None => {
                 let made = begin.resume.as_ref().map_or(0, |checkpoint| checkpoint.step);
                 StagePoint { stage: begin.stage as usize, made }
             }
-        };
+        }
+    }
+
+    /// A worker takes over the state of the beginning; no live worker held more.
+    fn begin(&mut self, index: usize, begin: &Begin, at: StagePoint) {
         assert_eq!(at.stage, begin.stage as usize, "a stage that is committed is not made again");
         assert_eq!(begin.complete.len(), begin.stage as usize);
         for worker in self
@@ -379,7 +418,10 @@ impl World {
         }
         let group = match self.group.take() {
             Some(group) if group.generation == begin.generation => group,
-            _ => Group::new(begin.generation, begin.world_size as usize, at),
+            _ => Group {
+                broken: self.abandoned >= begin.generation,
+                ..Group::new(begin.generation, begin.world_size as usize, at)
+            },
         };
         assert_eq!(group.at, at, "all ranks begin at one place");
         self.group = Some(group);
@@ -429,6 +471,7 @@ impl World {
         self.run = Run::new(start, self.now);
         self.paused_until = self.now;
         self.inbox.clear();
+        self.begins.clear();
         if stop {
             self.send(Event::StopRequested { reason: "asked".into() });
         }

@@ -7,6 +7,10 @@ use crate::run::tests::step;
 use std::collections::BTreeMap;
 use thanos_proto::{CheckpointRef, StepDone, WorkerEvent};
 
+/// Steps that a generation makes at most after its ranks were asked to leave it: the last one of a
+/// stage is followed by its checkpoint, and by another.
+const MAX_LATE_STEPS: u64 = 2;
+
 /// What the ranks of a generation do until the next collective.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Operation {
@@ -31,13 +35,22 @@ pub(super) struct Group {
     pub(super) ranks: Vec<Option<usize>>,
     pub(super) at: StagePoint,
     pub(super) operation: Operation,
+    /// Steps that were made after the coordinator had asked its ranks to leave it.
+    pub(super) late_steps: u64,
     /// A rank was lost, or the coordinator sent `Abandon`: all leave at their next collective.
     pub(super) broken: bool,
 }
 
 impl Group {
     pub(super) fn new(generation: u64, size: usize, at: StagePoint) -> Self {
-        Self { generation, ranks: vec![None; size], at, operation: Operation::Join, broken: false }
+        Self {
+            generation,
+            ranks: vec![None; size],
+            at,
+            operation: Operation::Join,
+            late_steps: 0,
+            broken: false,
+        }
     }
 }
 
@@ -51,7 +64,7 @@ impl World {
         let recent = worker.state.take().map(|state| state.recent).unwrap_or_default();
         worker.state = Some(State { at, generation, recent });
         worker.activity = Activity::Training { until };
-        (worker.phase, worker.collectives, worker.regroup) = ("rendezvous", 0, false);
+        (worker.phase, worker.collectives) = ("rendezvous", 0);
     }
 
     pub(super) fn break_group(&mut self, generation: u64) {
@@ -137,7 +150,12 @@ impl World {
     }
 
     fn make_step(&mut self, ranks: &[usize]) {
+        let asked_to_leave = self.run.growing.then_some(self.run.generation);
         let group = self.group_mut();
+        if asked_to_leave == Some(group.generation) {
+            group.late_steps += 1;
+        }
+        assert!(group.late_steps <= MAX_LATE_STEPS, "workers wait for the end of {group:?}");
         let at = group.at;
         group.at.made += 1;
         let done = self.step_done(at);
@@ -156,11 +174,9 @@ impl World {
     }
 
     fn after_step(&mut self, ranks: &[usize]) {
-        let any = |asked: fn(&super::Worker) -> bool| {
-            ranks.iter().any(|index| asked(&self.workers[*index]))
-        };
-        let (stop, regroup) = (any(|worker| worker.stop), any(|worker| worker.regroup));
-        let at = self.group_mut().at;
+        let Group { at, generation, .. } = *self.group_mut();
+        let stop = ranks.iter().any(|index| self.workers[*index].stop);
+        let regroup = ranks.iter().any(|index| self.workers[*index].regroup >= generation);
         if at.made == STAGES[at.stage].1 {
             self.work(ranks, Operation::Evaluate, "evaluate", self.pace.evaluate);
         } else if stop {
@@ -281,8 +297,8 @@ impl World {
                     Activity::Training { until } if until <= self.now + super::QUANTUM
                 )
         };
-        if ranks.len() < group.ranks.len() || !ranks.contains(&victim) || !ranks.iter().all(arrived)
-        {
+        let all_arrived = ranks.len() == group.ranks.len() && ranks.iter().all(arrived);
+        if !all_arrived || !ranks.contains(&victim) || self.is_faulty(group.at) {
             return;
         }
         let done = self.step_done(group.at);

@@ -55,7 +55,8 @@ pub(super) struct Worker {
     /// When rank 0's background save is written, what it is of, and the session that it belongs to.
     pub(super) saves: Option<(Duration, WorkerEvent, Option<SessionId>)>,
     pub(super) stop: bool,
-    pub(super) regroup: bool,
+    /// The newest generation that it was asked to leave for one with more workers.
+    pub(super) regroup: u64,
     pub(super) collectives: u64,
     pub(super) phase: &'static str,
     /// Why it left its group, until it has reported that.
@@ -80,7 +81,7 @@ impl Worker {
             state: None,
             saves: None,
             stop: false,
-            regroup: false,
+            regroup: 0,
             collectives: 0,
             phase: "start",
             failure: None,
