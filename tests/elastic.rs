@@ -7,6 +7,8 @@ use thanos_tests::{Running, Scene, lines, losses};
 
 const TARGET: [&str; 4] =
     ["digits_supcon", "train.max_steps=300", "checkpoint.every_steps=100", "rows=[]"];
+/// A worker that joins meanwhile asks the others to regroup before they were sent their generation.
+const SLOW_DISK: [(&str, &str); 1] = [("FAILPOINTS", "ledger-sync=sleep(300)")];
 /// Steps in which the curve must agree, and how well.
 const STEPS: usize = 50;
 const MAX_DIFFERENCE: f64 = 1e-5;
@@ -26,7 +28,7 @@ fn it_grows_and_shrinks_and_keeps_its_curve() {
     scene.launch("whole", 1, &TARGET).expect(0);
     let arguments =
         ["serve", "--nodes", "1:3", "--rendezvous-timeout", "500ms", "--run-dir", "run"];
-    let mut serving = scene.start(&[&arguments[..], &TARGET].concat());
+    let mut serving = scene.start_with(&[&arguments[..], &TARGET].concat(), &SLOW_DISK);
     let invitation = serving.invitation();
     let first = scene.worker(&invitation, "a", &[]);
     serving.wait_for_steps("run", 10);

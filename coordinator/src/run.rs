@@ -79,6 +79,9 @@ pub(crate) struct Run {
     start: Start,
     phase: Phase,
     generation: u64,
+    /// The newest generation whose ranks were sent their `Begin`: before, nothing can be expected
+    /// of them.
+    sent_generation: u64,
     /// What the workers of the first generation train on, and so all that follow.
     kind: Option<DeviceKind>,
     members: BTreeMap<SessionId, Member>,
@@ -161,6 +164,7 @@ impl Run {
             growth: BTreeMap::new(),
             phase: Phase::Rendezvous { since: Duration::ZERO },
             generation,
+            sent_generation: 0,
             kind: None,
             members: BTreeMap::new(),
             next_step,
@@ -194,6 +198,7 @@ impl Run {
             Event::Exited { worker, how, cause } => self.exited(&worker, (&how, cause), now),
             Event::Committed { session, commit } => self.committed(session, commit, now),
             Event::StopRequested { reason } => self.stop_requested(reason, now),
+            Event::BeginSent { generation } => self.begin_sent(generation),
             Event::Storage { problem } => self.storage(problem),
             Event::Tick => self.tick(now),
         }

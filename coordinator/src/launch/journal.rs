@@ -180,8 +180,15 @@ impl Writer {
             return;
         }
         self.until_written(Ledger::sync);
+        let mut begun = None;
         for (session, command) in std::mem::take(&mut self.unsent) {
+            if let Command::Begin(begin) = &command {
+                begun = Some(begin.generation);
+            }
             self.sessions.send(session, command);
+        }
+        if let Some(generation) = begun {
+            _ = self.events.blocking_send(Event::BeginSent { generation });
         }
     }
 

@@ -40,6 +40,10 @@ pub(crate) enum Event {
         session: SessionId,
         commit: CommitOutcome,
     },
+    /// The ranks of this generation were sent their `Begin`, which had waited for the disk.
+    BeginSent {
+        generation: u64,
+    },
     /// The user, or the machine, wants the run to stop where it can be resumed.
     StopRequested {
         reason: String,

@@ -116,6 +116,21 @@ impl Pace {
 }
 
 impl Run {
+    /// What is expected of the ranks of a generation is expected from now on.
+    pub(super) fn begin_sent(&mut self, generation: u64) -> Vec<Effect> {
+        self.sent_generation = self.sent_generation.max(generation);
+        for member in self.members.values_mut().filter(|member| member.seat().is_some()) {
+            member.last_message = self.awake;
+            member.progress.restart(self.awake);
+        }
+        Vec::new()
+    }
+
+    /// Ranks of which something can be expected.
+    fn begun_ranks(&self) -> impl Iterator<Item = (SessionId, &Member)> {
+        self.ranks().filter(|_| self.sent_generation == self.generation)
+    }
+
     /// Ranks without heartbeats are stopped or cut off: a collective would wait for them. All are
     /// evicted together.
     pub(super) fn evict_unresponsive(&mut self, now: Duration) -> Vec<Effect> {
@@ -123,7 +138,7 @@ impl Run {
         let is_unresponsive =
             |member: &Member| self.awake.saturating_sub(member.last_message) >= limit;
         let sessions: Vec<SessionId> = self
-            .ranks()
+            .begun_ranks()
             .filter(|(_, member)| is_unresponsive(member))
             .map(|(session, _)| session)
             .collect();
@@ -152,9 +167,8 @@ impl Run {
     }
 
     fn evict_hung(&mut self, now: Duration) -> Vec<Effect> {
-        let Some(fewest) = self.ranks().map(|(_, member)| member.progress.collectives).min() else {
-            return Vec::new();
-        };
+        let collectives = self.begun_ranks().map(|(_, member)| member.progress.collectives);
+        let Some(fewest) = collectives.min() else { return Vec::new() };
         let last: Vec<SessionId> = self
             .ranks()
             .filter(|(_, member)| member.progress.collectives == fewest)
@@ -207,7 +221,9 @@ impl Run {
                 true => self.start.timeouts.drain,
                 false => self.progress_limit(progress),
             };
-            member.may_hold_state() && self.awake.saturating_sub(since.max(progress.since)) >= limit
+            let is_expected = member.seat().is_none() || self.sent_generation == self.generation;
+            let may_come = member.may_hold_state() && is_expected;
+            may_come && self.awake.saturating_sub(since.max(progress.since)) >= limit
         };
         let sessions: Vec<SessionId> = self
             .members

@@ -130,18 +130,24 @@ pub(in crate::run) fn training() -> Run {
     let mut run = Run::new(start(2), Duration::ZERO);
     for (session, worker) in [(1, "worker-0"), (2, "worker-1")] {
         run.apply(Event::Opened { session, hello: hello(worker) }, NOW);
-        run.apply(Event::Received { session, event: ready() }, NOW);
+        received(&mut run, session, ready());
     }
     assert_eq!(run.phase, Phase::Training);
     run
 }
+
+/// A message comes; a generation that begins with it is durable at once.
 
 pub(in crate::run) fn received(
     run: &mut Run,
     session: SessionId,
     event: WorkerEvent,
 ) -> Vec<Effect> {
-    run.apply(Event::Received { session, event }, NOW)
+    let effects = run.apply(Event::Received { session, event }, NOW);
+    if !begins(&effects).is_empty() {
+        assert_eq!(run.apply(Event::BeginSent { generation: run.generation }, NOW), []);
+    }
+    effects
 }
 
 /// The verdict among the effects, and the sessions that were sent `Leave`.

@@ -110,6 +110,24 @@ fn unresponsive_workers_are_evicted_together() {
     assert_eq!(opened, 1, "one regroup for all");
 }
 
+/// Nothing is expected of ranks whose `Begin` waits for the disk, however long it takes.
+#[test]
+fn a_generation_that_is_not_durable_yet_is_not_counted() {
+    let mut run = training();
+    run.apply(Event::Closed { session: 2 }, NOW);
+    run.apply(Event::Opened { session: 3, hello: Hello { pid: 9, ..hello("worker-1") } }, NOW);
+    run.apply(Event::Received { session: 3, event: ready() }, NOW);
+    let effects = run.apply(Event::Received { session: 1, event: rejoin(10) }, NOW);
+    assert_eq!(begins(&effects).len(), 2);
+    assert_eq!(killed(&pass(&mut run, SECOND * 700, &[])), [""; 0]);
+    let generation = run.generation;
+    run.apply(Event::BeginSent { generation: generation - 1 }, run.last_event);
+    assert_eq!(killed(&pass(&mut run, SECOND * 4, &[])), [""; 0], "of the one before");
+    run.apply(Event::BeginSent { generation }, run.last_event);
+    assert_eq!(killed(&pass(&mut run, SECOND * 2, &[])), [""; 0]);
+    assert_eq!(killed(&pass(&mut run, SECOND * 2, &[])), ["worker-0", "worker-1"]);
+}
+
 /// A pause of this process is not a worker's fault, however long it is, and whatever its heartbeats
 /// report later.
 #[test]

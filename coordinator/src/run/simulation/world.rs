@@ -25,7 +25,7 @@ const QUANTUM: Duration = Duration::from_millis(100);
 const DISTURBED: Duration = Duration::from_secs(60);
 const DEADLINE: Duration = Duration::from_secs(7200);
 /// The longest that a write takes, in seconds.
-const DISK_DELAY: f64 = 4.0;
+const DISK_DELAY: f64 = 60.0;
 /// Names and steps of the stages.
 const STAGES: [(&str, u64); 2] = [("a", 9), ("b", 8)];
 
@@ -383,6 +383,10 @@ impl World {
                 self.workers.iter().position(|worker| worker.session == Some(session))
             {
                 self.begin(index, &begin, at);
+            }
+            let (generation, last) = (begin.generation, self.begins.is_empty());
+            if last || self.begins[0].2.generation > generation {
+                self.send(Event::BeginSent { generation });
             }
         }
     }

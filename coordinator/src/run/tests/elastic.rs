@@ -20,7 +20,7 @@ fn a_run_begins_with_min_workers_and_grows_when_more_join() {
     let later = |event| Event::Received { session: 3, event };
     run.apply(Event::Opened { session: 3, hello: hello("worker-2") }, NOW * 11);
     let effects = run.apply(later(ready()), NOW * 11);
-    let regroup = |session| Effect::Send { session, command: Command::Regroup { generation: 1 } };
+    let regroup = |session| Effect::Send { session, command: Command::Regroup { generation: 4 } };
     assert_eq!(effects, [regroup(1), regroup(2)], "they finish their step");
     run.apply(Event::Received { session: 1, event: rejoin(5) }, NOW * 12);
     let effects = run.apply(Event::Received { session: 2, event: rejoin(5) }, NOW * 12);
