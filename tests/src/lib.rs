@@ -90,6 +90,7 @@ pub(crate) const DEFAULT_SIGNALS: [&str; 2] = ["env", "--default-signal=HUP"];
 impl Scene {
     /// Prints how the log of every program and the events of every run end: a failed test leaves no
     /// folder that could be read.
+    #[expect(clippy::print_stderr, reason = "captured with the rest of a test's output")]
     fn print_logs(&self) {
         let is_log = |path: &Path| {
             let name = path.file_name().unwrap_or_default().to_string_lossy();

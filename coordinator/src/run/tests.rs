@@ -137,7 +137,6 @@ pub(in crate::run) fn training() -> Run {
 }
 
 /// A message comes; a generation that begins with it is durable at once.
-
 pub(in crate::run) fn received(
     run: &mut Run,
     session: SessionId,
