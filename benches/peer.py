@@ -207,8 +207,7 @@ def measured(a: argparse.Namespace, device: torch.device) -> dict[str, object]:
             for name in ("mode", "precision", "backend", "world", "batch", "method", "model")
         },
         **{
-            name: getattr(a, name)
-            for name in ("views", "last_block", "threads", "steps", "warmup")
+            name: getattr(a, name) for name in ("views", "last_block", "threads", "steps", "warmup")
         },
         "ms_per_step": spread(milliseconds, 3),
         "images_per_s": spread(images_per_s, 1),

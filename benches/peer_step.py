@@ -138,9 +138,7 @@ def training_loss(build: Build) -> TrainingLoss:
     count = sum(parameter.numel() for parameter in module.parameters())
     expected = PARAMETERS[build.model, decoder is not None]
     if count != expected:
-        raise AssertionError(
-            f"the trainer's model has {expected} parameters, this one has {count}"
-        )
+        raise AssertionError(f"the trainer's model has {expected} parameters, this one has {count}")
     module.to(build.device).train()
     if build.device.type == "cuda":
         if build.precision != "float32":

@@ -1,5 +1,5 @@
-"""Images a second of PIL on one core: every JPEG of a .zip to an array of RGB. Prints two JSON lines: from files in
-memory, and from the archive itself."""
+"""Images a second of PIL on one core: every JPEG of a .zip to an array of RGB. Prints two JSON
+lines: from files in memory, and from the archive itself."""
 
 import io
 import json

@@ -26,9 +26,7 @@ def training_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("training")
     group.add_argument("--method", choices=["supcon", "cnce", "cae"], default="cnce")
     group.add_argument("--device", default="cpu", help="of PyTorch's processes; ours: --ours")
-    group.add_argument(
-        "--worlds", type=int, nargs="+", default=[1, 2], help="numbers of processes"
-    )
+    group.add_argument("--worlds", type=int, nargs="+", default=[1, 2], help="numbers of processes")
     group.add_argument("--batch", type=int, default=128, help="images a process")
     group.add_argument("--threads", type=int, default=1, help="of a process")
     group.add_argument("--steps", type=int, default=4)

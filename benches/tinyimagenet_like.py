@@ -1,5 +1,6 @@
-"""Writes a .zip with the names and sizes of TinyImageNet, and pictures of its kind: 64 x 64, about 2 KB, one in fifty
-grey. The pictures are smooth noise, so nothing can be learned from them; they take as long to decode."""
+"""Writes a .zip with the names and sizes of TinyImageNet, and pictures of its kind: 64 x 64, about
+2 KB, one in fifty grey. The pictures are smooth noise, so nothing can be learned from them; they
+take as long to decode."""
 
 import io
 import sys
@@ -12,7 +13,9 @@ CLASSES, SIDE, OF_TEST = 200, 64, 5
 
 
 def picture(generator):
-    coarse = Image.fromarray(generator.integers(0, 256, (9, 9, 3), dtype=np.uint8)).resize((SIDE, SIDE), Image.BICUBIC)
+    coarse = Image.fromarray(generator.integers(0, 256, (9, 9, 3), dtype=np.uint8)).resize(
+        (SIDE, SIDE), Image.BICUBIC
+    )
     fine = generator.normal(0, 6, (SIDE, SIDE, 3))
     image = Image.fromarray(np.clip(np.asarray(coarse) + fine, 0, 255).astype(np.uint8))
     if generator.integers(50) == 0:

@@ -1,13 +1,14 @@
-"""The same kills against this trainer and against torchrun with DDP, in turn: how long each takes to resume, and what it
-loses. `torchrun_train.py` is the other side's script: the same layers, global batch, loss and number of steps.
+"""The same kills against this trainer and against torchrun with DDP, in turn: how long each takes
+to resume, and what it loses. `torchrun_train.py` is the other side's script: the same layers,
+global batch, loss and number of steps.
 
     PYTHON benches/torchrun_faults.py --coord target/release/thanos-coord --results faults.jsonl
 
-PYTHON has torch (only torchrun needs it). A try is, side after side, an undisturbed run and a disturbed one: SIGKILL to
-a random worker at moments of a Poisson process, whose clock starts with the side's first step. Tries of earlier calls
-in --results count into the table, so that a comparison can be made in pieces. Nothing else should run meanwhile.
-Both sides' steps are timed alike: their files with a line a step are read every 5 ms.
-"""
+PYTHON has torch (only torchrun needs it). A try is, side after side, an undisturbed run and a
+disturbed one: SIGKILL to a random worker at moments of a Poisson process, whose clock starts with
+the side's first step. Tries of earlier calls in --results count into the table, so that a
+comparison can be made in pieces. Nothing else should run meanwhile. Both sides' steps are timed
+alike: their files with a line a step are read every 5 ms."""
 
 import argparse
 import dataclasses
@@ -29,13 +30,15 @@ WORKERS = 4
 POLL_S = 0.005
 # A side that has made no new step for so long after a kill does not come back.
 TIMEOUT_S = 60.0
-# Every process of a run carries the run's folder under this name in its environment: so they are all found at the end.
+# Every process of a run carries the run's folder under this name in its environment: so they are
+# all found at the end.
 MARK = "FAULTS_FOLDER"
 
 
 @dataclass
 class Kill:
-    """Seconds since the launch; `back_s` is when the first new step of a newer group than the one hit was seen."""
+    """Seconds since the launch; `back_s` is when the first new step of a newer group than the one
+    hit was seen."""
 
     at_s: float
     group: int
@@ -60,7 +63,8 @@ class Size:
 
 @dataclass(frozen=True)
 class Side:
-    """`command` starts a run in a folder; `victims` are its workers now, by the folder and the started process."""
+    """`command` starts a run in a folder; `victims` are its workers now, by the folder and the
+    started process."""
 
     command: Callable[[Path, Size], list[str]]
     victims: Callable[[Path, int], list[int]]
@@ -69,7 +73,16 @@ class Side:
 
 def ours(coord: Path) -> Side:
     def command(folder: Path, size: Size) -> list[str]:
-        launch = [str(coord), "launch", "--nodes", str(WORKERS), "--threads-per-worker", "1", "--run-dir", str(folder)]
+        launch = [
+            str(coord),
+            "launch",
+            "--nodes",
+            str(WORKERS),
+            "--threads-per-worker",
+            "1",
+            "--run-dir",
+            str(folder),
+        ]
         # No probe, and no evaluation but the one after the last step: the other side has neither.
         recipe = ["rows=[]", f"train.max_steps={size.steps}", f"train.epochs={size.steps}"]
         # As often as the other side saves, and not by the clock as well.
@@ -89,16 +102,40 @@ def ours(coord: Path) -> Side:
 
 
 def torchrun(start: list[str], environment: dict[str, str]) -> Side:
-    """With what makes it fast. --standalone: the rendezvous has one node and waits for no other. --monitor-interval:
-    the agent looks after its workers every 0.1 s, and stops the others with SIGTERM, at which the script leaves at
-    once. A collective's time limit is short, should a survivor wait for a dead peer; mostly Gloo sees the closed
-    connection before. The agent and Gloo stay on the loopback device, without looking up names."""
+    """With what makes it fast. --standalone: the rendezvous has one node and waits for no other.
+    --monitor-interval: the agent looks after its workers every 0.1 s, and stops the others with
+    SIGTERM, at which the script leaves at once. A collective's time limit is short, should a
+    survivor wait for a dead peer; mostly Gloo sees the closed connection before. The agent and Gloo
+    stay on the loopback device, without looking up names."""
 
     def command(folder: Path, size: Size) -> list[str]:
-        agent = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
-        agent += ["--nproc-per-node", str(WORKERS), "--max-restarts", "100", "--monitor-interval", "0.1", *start]
+        agent = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--local-addr",
+            "127.0.0.1",
+        ]
+        agent += [
+            "--nproc-per-node",
+            str(WORKERS),
+            "--max-restarts",
+            "100",
+            "--monitor-interval",
+            "0.1",
+            *start,
+        ]
         data = HERE.parent / "coordinator" / "data" / "digits.csv.gz"
-        script = [str(HERE / "torchrun_train.py"), "--folder", str(folder), "--data", str(data), "--timeout-s", "10"]
+        script = [
+            str(HERE / "torchrun_train.py"),
+            "--folder",
+            str(folder),
+            "--data",
+            str(data),
+            "--timeout-s",
+            "10",
+        ]
         return [*agent, *script, "--steps", str(size.steps), "--every", str(size.every)]
 
     def victims(_: Path, agent: int) -> list[int]:
@@ -108,11 +145,13 @@ def torchrun(start: list[str], environment: dict[str, str]) -> Side:
 
 
 def sides(coord: Path) -> dict[str, Side]:
-    # In torch 2.11 the agent lends its workers one key-value store for all restarts, and Gloo finds the addresses of
-    # dead processes in it: a restarted group does not find together. With a store of its own it does
-    # (pytorch/pytorch#135712); what happens without is the last side, which only `--sides` names.
+    # In torch 2.11 the agent lends its workers one key-value store for all restarts, and Gloo finds
+    # the addresses of dead processes in it: a restarted group does not find together. With a store
+    # of its own it does (pytorch/pytorch#135712); what happens without is the last side, which only
+    # `--sides` names.
     own_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    # A worker is a new interpreter by default, which imports torch; one that is forked from the agent has it already.
+    # A worker is a new interpreter by default, which imports torch; one that is forked from the
+    # agent has it already.
     forked = ["--run-path", "--start-method", "fork"]
     return {
         "ours": ours(coord),
@@ -142,7 +181,10 @@ def end(folder: Path) -> None:
         left = []
         for pid in processes():
             try:
-                if mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") and parent(pid) is not None:
+                if (
+                    mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+                    and parent(pid) is not None
+                ):
                     left.append(pid)
                     os.kill(pid, signal.SIGKILL)
             except OSError:
@@ -195,10 +237,15 @@ class Watch:
         return [kill for kill in self.kills if kill.back_s is None]
 
     def overdue(self) -> bool:
-        return self.now_s() - min([kill.at_s for kill in self.unanswered()] or [self.newest_s]) > TIMEOUT_S
+        return (
+            self.now_s() - min([kill.at_s for kill in self.unanswered()] or [self.newest_s])
+            > TIMEOUT_S
+        )
 
 
-def disturb(side: Side, process: subprocess.Popen[bytes], watch: Watch, steps: int, schedule: list) -> str | None:
+def disturb(
+    side: Side, process: subprocess.Popen[bytes], watch: Watch, steps: int, schedule: list
+) -> str | None:
     """Until the last step was seen (None), or it is known why it will not come."""
     while True:
         code = process.poll()
@@ -209,7 +256,11 @@ def disturb(side: Side, process: subprocess.Popen[bytes], watch: Watch, steps: i
             return f"ended with exit code {code} at step {watch.made}"
         if watch.overdue():
             return f"did not come back within {TIMEOUT_S:.0f} s"
-        if schedule and watch.first_s is not None and watch.now_s() >= watch.first_s + schedule[0][0]:
+        if (
+            schedule
+            and watch.first_s is not None
+            and watch.now_s() >= watch.first_s + schedule[0][0]
+        ):
             # No process is there, as between two starts: the kill waits for one.
             if victims := side.victims(watch.ledger.parent, process.pid):
                 watch.kill(victims[int(schedule.pop(0)[1] * len(victims))])
@@ -217,14 +268,22 @@ def disturb(side: Side, process: subprocess.Popen[bytes], watch: Watch, steps: i
 
 
 def run(side: Side, size: Size, schedule: list[tuple[float, float]]) -> Run:
-    """One run; the schedule's kills are (seconds since the first step, which of the workers, in 0..1)."""
-    with tempfile.TemporaryDirectory(prefix="faults-") as name, (Path(name) / "log").open("w+b") as log:
+    """One run; the schedule's kills are (seconds since the first step, which of the workers, in
+    0..1)."""
+    with (
+        tempfile.TemporaryDirectory(prefix="faults-") as name,
+        (Path(name) / "log").open("w+b") as log,
+    ):
         folder = Path(name) / "run"
         folder.mkdir()
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **side.environment, MARK: str(folder)}
         watch = Watch(folder / "steps.jsonl")
         process = subprocess.Popen(
-            side.command(folder, size), env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            side.command(folder, size),
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
         )
         try:
             failed = disturb(side, process, watch, size.steps, list(schedule))
@@ -253,7 +312,11 @@ def column(pairs: list[tuple[Run, Run]]) -> dict[str, str]:
     whole = [(quiet.wall_s, loud.wall_s) for quiet, loud in pairs if quiet.wall_s and loud.wall_s]
 
     def spread(values: list[float]) -> str:
-        return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})" if values else "-"
+        return (
+            f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+            if values
+            else "-"
+        )
 
     return {
         "tries": str(len(pairs)),
@@ -262,7 +325,9 @@ def column(pairs: list[tuple[Run, Run]]) -> dict[str, str]:
         "kills that it came back from": str(len(back_s)),
         "s from a kill to the next new step: median (least to most)": spread(back_s),
         "the same, 95 %": f"{back_s[round(0.95 * (len(back_s) - 1))]:.2f}" if back_s else "-",
-        "steps lost a kill: mean (most)": f"{statistics.mean(lost):.1f} ({max(lost)})" if lost else "-",
+        "steps lost a kill: mean (most)": f"{statistics.mean(lost):.1f} ({max(lost)})"
+        if lost
+        else "-",
         "undisturbed run, s": spread([quiet.wall_s for quiet, _ in pairs if quiet.wall_s]),
         "disturbed run, s": spread([loud for _, loud in whole]),
         "goodput, undisturbed / disturbed": spread([quiet / loud for quiet, loud in whole]),
@@ -275,7 +340,9 @@ def table(results: Path) -> str:
 
     found: dict[str, list[tuple[Run, Run]]] = {}
     for line in map(json.loads, results.read_text().splitlines()):
-        found.setdefault(line["side"], []).append((one(line["undisturbed"]), one(line["disturbed"])))
+        found.setdefault(line["side"], []).append(
+            (one(line["undisturbed"]), one(line["disturbed"]))
+        )
     columns = [column(pairs) for pairs in found.values()]
     lines = [["", *found], ["---"] * (len(found) + 1)]
     lines += [[what, *(column[what] for column in columns)] for what in columns[0]]
@@ -284,11 +351,20 @@ def table(results: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--coord", type=Path, required=True, help="thanos-coord, built, with thanos-worker beside it")
-    parser.add_argument("--results", type=Path, required=True, help="a line a side and try is appended")
+    parser.add_argument(
+        "--coord",
+        type=Path,
+        required=True,
+        help="thanos-coord, built, with thanos-worker beside it",
+    )
+    parser.add_argument(
+        "--results", type=Path, required=True, help="a line a side and try is appended"
+    )
     parser.add_argument("--sides", nargs="+", default=["ours", "torchrun", "torchrun-forked"])
     parser.add_argument("--tries", type=int, default=4)
-    parser.add_argument("--seed", type=int, default=1, help="of the first try; the next has the next")
+    parser.add_argument(
+        "--seed", type=int, default=1, help="of the first try; the next has the next"
+    )
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--every", type=int, default=50, help="steps between checkpoints")
     parser.add_argument("--kills", type=int, default=4, help="at most, a try")
@@ -306,7 +382,10 @@ def main() -> None:
             at_s += stream.expovariate(1 / arguments.pause_s)
             schedule.append((at_s, stream.random()))
         for name in arguments.sides:
-            runs = {"undisturbed": run(known[name], size, []), "disturbed": run(known[name], size, schedule)}
+            runs = {
+                "undisturbed": run(known[name], size, []),
+                "disturbed": run(known[name], size, schedule),
+            }
             made = {what: dataclasses.asdict(run) for what, run in runs.items()}
             line = json.dumps({"seed": seed, "side": name, **dataclasses.asdict(size), **made})
             print(line, flush=True)

@@ -1,9 +1,10 @@
-"""What `torchrun_faults.py` has torchrun start: the digits' SupCon stage as a user of PyTorch writes it, DDP on Gloo.
+"""What `torchrun_faults.py` has torchrun start: the digits' SupCon stage as a user of PyTorch
+writes it, DDP on Gloo.
 
-The layers, parameters, global batch, loss and update of the preset `digits_supcon`, without evaluation and without an
-epoch's last partial batch. It makes --steps steps, saves every --every of them, resumes from what is saved, and appends
-a line a step to --folder's steps.jsonl. Shapes: b images of this rank, B of all, t tokens, d width, h heads.
-"""
+The layers, parameters, global batch, loss and update of the preset `digits_supcon`, without
+evaluation and without an epoch's last partial batch. It makes --steps steps, saves every --every of
+them, resumes from what is saved, and appends a line a step to --folder's steps.jsonl. Shapes: b
+images of this rank, B of all, t tokens, d width, h heads."""
 
 import argparse
 import gzip
@@ -63,7 +64,8 @@ class Encoder(nn.Module):
 
 
 def supcon(z: Tensor, labels: Tensor, own: Tensor) -> Tensor:
-    """Embeddings [b, view, d], labels [B], this rank's [b]: view 1's anchors with all ranks' view 0."""
+    """Embeddings [b, view, d], labels [B], this rank's [b]: view 1's anchors with all ranks' view
+    0."""
     candidates, anchors = F.normalize(z, dim=2).unbind(1)
     gathered = torch.cat(differentiable.all_gather(candidates.contiguous()))  # [B, d]
     s = anchors @ gathered.T / TEMPERATURE  # [b, B]
@@ -84,12 +86,20 @@ def digits(path: str) -> tuple[Tensor, Tensor]:
 def view(images: Tensor) -> Tensor:
     """Random resized crops and brightness, of the whole batch at once."""
     n = len(images)
-    area, ratio = torch.empty(n).uniform_(0.7, 1), torch.empty(n).uniform_(math.log(3 / 4), math.log(4 / 3)).exp()
+    area, ratio = (
+        torch.empty(n).uniform_(0.7, 1),
+        torch.empty(n).uniform_(math.log(3 / 4), math.log(4 / 3)).exp(),
+    )
     w, h = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
     theta = torch.zeros(n, 2, 3)
     theta[:, 0, 0], theta[:, 1, 1] = w, h
-    theta[:, 0, 2], theta[:, 1, 2] = (1 - w) * torch.empty(n).uniform_(-1, 1), (1 - h) * torch.empty(n).uniform_(-1, 1)
-    crops = F.grid_sample(images, F.affine_grid(theta, [n, 1, SIDE, SIDE], align_corners=False), align_corners=False)
+    theta[:, 0, 2], theta[:, 1, 2] = (
+        (1 - w) * torch.empty(n).uniform_(-1, 1),
+        (1 - h) * torch.empty(n).uniform_(-1, 1),
+    )
+    crops = F.grid_sample(
+        images, F.affine_grid(theta, [n, 1, SIDE, SIDE], align_corners=False), align_corners=False
+    )
     brightness = torch.where(torch.rand(n) < 0.8, torch.empty(n).uniform_(0.6, 1.4), 1.0)
     return (crops * brightness[:, None, None, None]).clamp(0, 1)
 
@@ -100,7 +110,9 @@ def train(folder: Path, data: str, steps: int, every: int) -> None:
     mean, std = images.mean(), images.std()
     torch.manual_seed(SEED)
     encoder = Encoder()
-    optimizer = torch.optim.AdamW(encoder.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
+    optimizer = torch.optim.AdamW(
+        encoder.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True
+    )
     saved, first = folder / "checkpoint.pt", 0
     if saved.exists():
         state = torch.load(saved)
@@ -128,16 +140,26 @@ def train(folder: Path, data: str, steps: int, every: int) -> None:
             optimizer.param_groups[0]["lr"] = lr
             optimizer.step()
             if rank == 0:
-                made = {"step": step, "generation": generation, "time": time.time(), "loss": loss.item()}
+                made = {
+                    "step": step,
+                    "generation": generation,
+                    "time": time.time(),
+                    "loss": loss.item(),
+                }
                 ledger.write(json.dumps({**made, "parameters": parameters}) + "\n")
                 if (step + 1) % every == 0:
-                    state = {"step": step + 1, "model": encoder.state_dict(), "optimizer": optimizer.state_dict()}
+                    state = {
+                        "step": step + 1,
+                        "model": encoder.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                    }
                     torch.save(state, folder / "checkpoint.new")
                     (folder / "checkpoint.new").rename(saved)
 
 
 def main() -> None:
-    # When the agent says so, leave at once: a forked worker inherits the agent's own handler, which only raises.
+    # When the agent says so, leave at once: a forked worker inherits the agent's own handler, which
+    # only raises.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parser = argparse.ArgumentParser()
     parser.add_argument("--folder", type=Path, required=True)

@@ -1,8 +1,7 @@
 """Views a second of torchvision on one core: the recipe's augmentation, on images in memory.
 
-Prints a JSON line for each pipeline and side: `pil` is the classic path over PIL images, `tensor` the v2 transforms
-over tensors.
-"""
+Prints a JSON line for each pipeline and side: `pil` is the classic path over PIL images, `tensor`
+the v2 transforms over tensors."""
 
 import json
 import time
@@ -45,7 +44,11 @@ def main():
         classic = recipe(transforms, side, [transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
         modern = recipe(v2, side, [v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
         for name, pipeline, images in (("pil", classic, pil), ("tensor", modern, tensors)):
-            print(json.dumps({"pipeline": name, "side": side, "views_per_s_per_core": rate(pipeline, images)}))
+            print(
+                json.dumps(
+                    {"pipeline": name, "side": side, "views_per_s_per_core": rate(pipeline, images)}
+                )
+            )
 
 
 if __name__ == "__main__":

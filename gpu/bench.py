@@ -1,5 +1,6 @@
-"""One batch size: ours and PyTorch's in turn (ours, a peer, ours, the next peer, ...), a process each. Every measurement
-is a line of bench.jsonl as soon as it is there; the ratio to a peer is to the mean of ours before and after it."""
+"""One batch size: ours and PyTorch's in turn (ours, a peer, ours, the next peer, ...), a process
+each. Every measurement is a line of bench.jsonl as soon as it is there; the ratio to a peer is to
+the mean of ours before and after it."""
 
 import argparse
 import importlib.util
@@ -11,11 +12,18 @@ from pathlib import Path
 
 SKIPPED = 77
 # A peer: its mode and precision. The slowest to start is last.
-PEERS = [("eager", "bf16"), ("compile", "bf16"), ("graph", "bf16"), ("eager", "tf32"), ("max-autotune", "bf16")]
+PEERS = [
+    ("eager", "bf16"),
+    ("compile", "bf16"),
+    ("graph", "bf16"),
+    ("eager", "tf32"),
+    ("max-autotune", "bf16"),
+]
 PEERS_SHORT = [("eager", "float32")]
 # What `model.precision` calls a peer's precision.
 PRECISIONS = {"bf16": "bfloat16", "tf32": "tf32", "float32": "float32"}
-# A measurement needs at most this; what cannot be had in the time that is left is named, and is no failure.
+# A measurement needs at most this; what cannot be had in the time that is left is named, and is no
+# failure.
 OURS_SECONDS, PEER_SECONDS = 40, 110
 
 
@@ -42,7 +50,9 @@ class Bench:
         print("$", *command, flush=True)
         try:
             limit = min(left, most_seconds)
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=limit, check=False)
+            done = subprocess.run(
+                command, stdout=subprocess.PIPE, text=True, timeout=limit, check=False
+            )
         except subprocess.TimeoutExpired:
             self.skipped.append(f"{name}: took more than {limit:.0f} s")
             return None
@@ -54,21 +64,52 @@ class Bench:
         if done.returncode != 0 or not lines:
             self.failed.append(f"{name}: exit code {done.returncode}")
             return None
-        row = {"section": self.arguments.batch, "name": name, "command": command, **json.loads(lines[-1])}
+        row = {
+            "section": self.arguments.batch,
+            "name": name,
+            "command": command,
+            **json.loads(lines[-1]),
+        }
         with self.out.open("a") as file:
             file.write(json.dumps(row) + "\n")
         return row
 
     def ours(self, precision):
         a = self.arguments
-        command = [a.coord, "bench", preset_of(a), f"train.batch_size={batch_of(a)}", f"model.precision={precision}"]
+        command = [
+            a.coord,
+            "bench",
+            preset_of(a),
+            f"train.batch_size={batch_of(a)}",
+            f"model.precision={precision}",
+        ]
         command += ["--workers", 1, "--warmup", warmup_of(a), "--steps", steps_of(a)]
         return self.measure(f"ours {precision}", command, OURS_SECONDS)
 
     def peer(self, mode, precision):
         a = self.arguments
-        command = [sys.executable, a.peer, "--mode", mode, "--precision", precision, "--backend", "none", "--world", 1]
-        command += ["--device", a.device, "--batch", batch_of(a), "--method", "cnce", "--views", "device"]
+        command = [
+            sys.executable,
+            a.peer,
+            "--mode",
+            mode,
+            "--precision",
+            precision,
+            "--backend",
+            "none",
+            "--world",
+            1,
+        ]
+        command += [
+            "--device",
+            a.device,
+            "--batch",
+            batch_of(a),
+            "--method",
+            "cnce",
+            "--views",
+            "device",
+        ]
         command += ["--warmup", warmup_of(a), "--steps", steps_of(a)]
         return self.measure(f"{mode} {precision}", command, PEER_SECONDS)
 
@@ -107,7 +148,8 @@ def compare(bench, peers):
 
 
 def put_ratio(bench, names, ours, theirs):
-    """Records and returns the ratio of medians, and records the range that the least and the greatest times of both leave."""
+    """Records and returns the ratio of medians, and records the range that the least and the
+    greatest times of both leave."""
     median = sum(row["images_per_s"]["median"] for row in ours) / len(ours)
     least = min(row["images_per_s"]["min"] for row in ours) / theirs["images_per_s"]["max"]
     most = max(row["images_per_s"]["max"] for row in ours) / theirs["images_per_s"]["min"]
@@ -132,7 +174,9 @@ def main():
     parser.add_argument("--work")
     parser.add_argument("--short", action="store_true")
     parser.add_argument("--out", required=True, help="bench.jsonl")
-    parser.add_argument("--seconds", type=float, required=True, help="for all measurements together")
+    parser.add_argument(
+        "--seconds", type=float, required=True, help="for all measurements together"
+    )
     parser.add_argument("--peer", required=True, help="peer.py")
     arguments = parser.parse_args()
     if arguments.device == "cpu" and (arguments.batch > 128 or not arguments.short):

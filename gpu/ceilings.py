@@ -1,5 +1,6 @@
-"""What this device can do at best, in PyTorch: memory copies, matrix products, those of our encoder, a kernel's launch,
-and a wait for the device. One JSON line each; the figures of the verdict come last."""
+"""What this device can do at best, in PyTorch: memory copies, matrix products, those of our
+encoder, a kernel's launch, and a wait for the device. One JSON line each; the figures of the
+verdict come last."""
 
 import argparse
 import json
@@ -14,7 +15,8 @@ REPEATS = 5
 
 
 def seconds(torch, device, work, inner):
-    """The median time of `work`, of `REPEATS` measurements of `inner` calls each, after a warm-up."""
+    """The median time of `work`, of `REPEATS` measurements of `inner` calls each, after a
+    warm-up."""
     for _ in range(3):
         work()
     times = []
@@ -64,13 +66,22 @@ def launch_overhead(torch, device, inner):
 def synchronisation(torch, device, inner):
     """A kernel and a wait for its result on the host, as `.item()` does."""
     x = torch.zeros(1, device=device)
-    return put("kernel, copy to the host and wait", seconds(torch, device, lambda: x.add_(1).item(), inner) * 1e6, "us")
+    return put(
+        "kernel, copy to the host and wait",
+        seconds(torch, device, lambda: x.add_(1).item(), inner) * 1e6,
+        "us",
+    )
 
 
 def encoder_products(torch, device, kinds, batches, inner):
     for batch in batches:
         rows = 2 * batch * TOKENS
-        for what, k, n in (("qkv", WIDTH, 3 * WIDTH), ("proj", WIDTH, WIDTH), ("mlp", WIDTH, MLP), ("mlp back", MLP, WIDTH)):
+        for what, k, n in (
+            ("qkv", WIDTH, 3 * WIDTH),
+            ("proj", WIDTH, WIDTH),
+            ("mlp", WIDTH, MLP),
+            ("mlp back", MLP, WIDTH),
+        ):
             for kind in kinds:
                 product(torch, device, f"{batch} images, {what}", (rows, k, n), kind, inner)
 
@@ -90,16 +101,25 @@ def main():
         sys.exit("figures: torch sees no GPU")
     on_gpu = device == "cuda"
     small = arguments.short or not on_gpu
-    kinds = [("bf16", torch.bfloat16, False), ("tf32", torch.float32, True), ("fp32", torch.float32, False)]
+    kinds = [
+        ("bf16", torch.bfloat16, False),
+        ("tf32", torch.float32, True),
+        ("fp32", torch.float32, False),
+    ]
     kinds = kinds if on_gpu else kinds[2:]
     side, inner = (512, 2) if small else (8192, 10)
     copied = copy_bandwidth(torch, device, 2**24 if small else 2**32, inner)
-    square = {kind[0]: product(torch, device, "square", (side, side, side), kind, inner) for kind in kinds}
+    square = {
+        kind[0]: product(torch, device, "square", (side, side, side), kind, inner) for kind in kinds
+    }
     launch = launch_overhead(torch, device, 10 if small else 2000)
     wait = synchronisation(torch, device, 10 if small else 500)
     encoder_products(torch, device, kinds, [2] if small else [128, 512, 2048], inner)
     squares = ", ".join(f"{name} {value:.1f}" for name, value in square.items())
-    print(f"figures: copy {copied:,.0f} GB/s; {side}^3 products {squares} TFLOP/s; launch {launch:.1f} us, wait {wait:.1f} us")
+    print(
+        f"figures: copy {copied:,.0f} GB/s; {side}^3 products {squares} TFLOP/s; "
+        f"launch {launch:.1f} us, wait {wait:.1f} us"
+    )
 
 
 if __name__ == "__main__":

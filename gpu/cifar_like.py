@@ -1,4 +1,5 @@
-"""Writes random images in the form of CIFAR-10's binary version: for speed alone, as nothing can be learned from them."""
+"""Writes random images in the form of CIFAR-10's binary version: for speed alone, as nothing can be
+learned from them."""
 
 import argparse
 import random
@@ -15,7 +16,9 @@ def write(path, images, chance):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("images", type=int, nargs="?", default=50_000, help="training images [50000]")
+    parser.add_argument(
+        "images", type=int, nargs="?", default=50_000, help="training images [50000]"
+    )
     arguments = parser.parse_args()
     folder, images = arguments.folder, arguments.images
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,5 @@
-"""Writes report.md: where and with what it was measured, a verdict a section, and ours against the peers."""
+"""Writes report.md: where and with what it was measured, a verdict a section, and ours against the
+peers."""
 
 import argparse
 import datetime
@@ -15,7 +16,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def output(*command):
     try:
-        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            check=True,
+        )
     except (OSError, subprocess.CalledProcessError):
         return ""
     return done.stdout.strip()
@@ -24,7 +32,11 @@ def output(*command):
 def commit():
     """`make gpu-bundle` writes it down; in the repository git knows."""
     written = ROOT / "COMMIT"
-    text = written.read_text().strip() if written.exists() else output("git", "describe", "--always", "--dirty", "--abbrev=40")
+    text = (
+        written.read_text().strip()
+        if written.exists()
+        else output("git", "describe", "--always", "--dirty", "--abbrev=40")
+    )
     return text or "unknown"
 
 
@@ -39,12 +51,16 @@ def torch_version():
 
 def processor():
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    names = [line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")]
+    names = [
+        line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")
+    ]
     return f"{names[0] if names else platform.machine()}, {os.cpu_count()} logical cores"
 
 
 def facts(device, short):
-    card = output("nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader")
+    card = output(
+        "nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"
+    )
     return {
         "Device": device + (", shortened" if short else ""),
         "Card, driver, memory": card.replace("\n", "; ") or "none",
@@ -73,12 +89,18 @@ def bench(out):
     rows = [row for row in rows if "ratio" in row]
     if not rows:
         return ["No peer was measured."]
-    lines = ["| images a step | ours | peer | ours, images/s | peer, images/s | ratio (range) |", "|---:|---|---|---:|---:|---|"]
+    lines = [
+        "| images a step | ours | peer | ours, images/s | peer, images/s | ratio (range) |",
+        "|---:|---|---|---:|---:|---|",
+    ]
     for row in rows:
         ratio = row["ratio"]
         spread = f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})"
         ours, theirs = row["ours_images_per_s"], row["peer_images_per_s"]
-        lines.append(f"| {row['section']} | {row['ours']} | {row['peer']} | {ours:,.0f} | {theirs:,.0f} | {spread} |")
+        lines.append(
+            f"| {row['section']} | {row['ours']} | {row['peer']} | {ours:,.0f} | "
+            f"{theirs:,.0f} | {spread} |"
+        )
     return lines
 
 
@@ -90,7 +112,9 @@ def main():
     parser.add_argument("--short", action="store_true")
     arguments = parser.parse_args()
     lines = ["# Report", ""]
-    lines += [f"- {name}: {value}" for name, value in facts(arguments.device, arguments.short).items()]
+    lines += [
+        f"- {name}: {value}" for name, value in facts(arguments.device, arguments.short).items()
+    ]
     lines += ["", "## Verdicts", "", *verdicts(arguments.out, arguments.sections.split(","))]
     lines += ["", "## Ours against PyTorch", "", *bench(arguments.out)]
     (arguments.out / "report.md").write_text("\n".join(lines) + "\n")

@@ -1,7 +1,8 @@
-"""Sections that train: they start `thanos-coord`, disturb it, and compare run directories. `train.py SECTION ...`.
+"""Sections that train: they start `thanos-coord`, disturb it, and compare run directories.
+`train.py SECTION ...`.
 
-Only files of a run directory and exit codes are looked at, so that nothing here depends on how the programs work.
-"""
+Only files of a run directory and exit codes are looked at, so that nothing here depends on how the
+programs work."""
 
 import argparse
 import hashlib
@@ -39,7 +40,14 @@ class Runs:
 
     def start(self, name, *target, workers=1, collectives=None, device=None):
         """On the CPU without options: run.sh hides the GPUs then."""
-        options = ["--nodes", str(workers), "--threads-per-worker", "1", "--run-dir", self.folder(name)]
+        options = [
+            "--nodes",
+            str(workers),
+            "--threads-per-worker",
+            "1",
+            "--run-dir",
+            self.folder(name),
+        ]
         device = device or self.device
         if self.device == "cuda":
             options += ["--device", "cuda:0" if device == "cuda" else "cpu"]
@@ -66,7 +74,9 @@ class Runs:
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         print(done.stdout, flush=True)
         if done.returncode != 0 or "every step exactly once and in order" not in done.stdout:
-            raise Failed(f"verify-run ended with exit code {done.returncode}: {done.stdout.strip()[-200:]}")
+            raise Failed(
+                f"verify-run ended with exit code {done.returncode}: {done.stdout.strip()[-200:]}"
+            )
         if len(names) == 2 and "identical in all " not in done.stdout:
             raise Failed(f"verify-run: {done.stdout.strip().splitlines()[-1]}")
 
@@ -77,18 +87,24 @@ class Runs:
         return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
     def losses(self, name, stage):
-        return [line["loss"] for line in self.json_lines(name, "steps.jsonl") if line["stage"] == stage]
+        return [
+            line["loss"] for line in self.json_lines(name, "steps.jsonl") if line["stage"] == stage
+        ]
 
     def wait_for_steps(self, process, name, steps):
         while len(self.json_lines(name, "steps.jsonl")) < steps:
             if process.poll() is not None:
-                raise Failed(f"thanos-coord ended with exit code {process.returncode} before step {steps}")
+                raise Failed(
+                    f"thanos-coord ended with exit code {process.returncode} before step {steps}"
+                )
             time.sleep(POLL_SECONDS)
 
     def weights(self, name, stage):
         """SHA-256 of the files of a stage's last checkpoint."""
         folders = sorted((self.folder(name) / "checkpoints" / stage).iterdir())
-        return {file: hashlib.sha256((folders[-1] / file).read_bytes()).hexdigest() for file in WEIGHTS}
+        return {
+            file: hashlib.sha256((folders[-1] / file).read_bytes()).hexdigest() for file in WEIGHTS
+        }
 
     def require_equal_weights(self, one, other, stage):
         left, right = self.weights(one, stage), self.weights(other, stage)
@@ -98,12 +114,15 @@ class Runs:
 
 
 def digits(runs, short):
-    """Past step 100, where ranks compare their replicas, then a probe: losses are finite and fall."""
+    """Past step 100, where ranks compare their replicas, then a probe: losses are finite and
+    fall."""
     steps = 110 if short else 210
     runs.finish(runs.start("run", "digits_cnce", f"train.max_steps={steps}", "transfer.epochs=2"))
     runs.verify("run")
     losses = runs.losses("run", "cnce")
-    if len(losses) != steps or not all(isinstance(loss, float) and math.isfinite(loss) for loss in losses):
+    if len(losses) != steps or not all(
+        isinstance(loss, float) and math.isfinite(loss) for loss in losses
+    ):
         raise Failed(f"{len(losses)} losses of {steps}, or not all are finite")
     first, last = sum(losses[:10]) / 10, sum(losses[-10:]) / 10
     if last >= first:
@@ -112,7 +131,8 @@ def digits(runs, short):
 
 
 def cifar(runs, short):
-    """The preset of the benchmarks at its real size, from files on the disk: packed, trained, evaluated."""
+    """The preset of the benchmarks at its real size, from files on the disk: packed, trained,
+    evaluated."""
     if runs.device == "cpu":
         return None, "needs CUDA: a step of this preset takes seconds on a CPU"
     images, steps = (5000, 10) if short else (20_000, 110)
@@ -126,22 +146,29 @@ def cifar(runs, short):
 
 
 def losses(runs, short):
-    """The same steps on the CPU and on the device. Dropout is off: its random numbers differ between devices.
+    """The same steps on the CPU and on the device. Dropout is off: its random numbers differ
+    between devices.
 
-    The autoencoder is compared in float64. Its batch normalisation amplifies rounding: in float32 even one and two ranks
-    on one CPU are 6e-3 apart within 50 steps, and float32 and float64 1e-2, where the encoder's are 1e-7 apart.
-    """
+    The autoencoder is compared in float64. Its batch normalisation amplifies rounding: in float32
+    even one and two ranks on one CPU are 6e-3 apart within 50 steps, and float32 and float64 1e-2,
+    where the encoder's are 1e-7 apart."""
     steps, figures = 20 if short else 50, []
     for stage, precision in (("cnce", "float32"), ("cae", "float64")):
         target = [f"digits_{stage}", f"train.max_steps={steps}", f"model.precision={precision}"]
         for name, device in (("cpu", "cpu"), ("device", runs.device)):
-            runs.finish(runs.start(f"{stage}-{name}", *target, "model.dropout=0", "rows=[]", device=device))
-        pairs = list(zip(*(runs.losses(f"{stage}-{name}", stage) for name in ("cpu", "device")), strict=True))
+            runs.finish(
+                runs.start(f"{stage}-{name}", *target, "model.dropout=0", "rows=[]", device=device)
+            )
+        pairs = list(
+            zip(*(runs.losses(f"{stage}-{name}", stage) for name in ("cpu", "device")), strict=True)
+        )
         if len(pairs) != steps:
             raise Failed(f"stage {stage}: {len(pairs)} losses of {steps}")
         apart = [abs(device - cpu) / max(1.0, abs(cpu)) for cpu, device in pairs]
         for step, ((cpu, device), difference) in enumerate(zip(pairs, apart)):
-            print(f"{stage} step {step}: cpu {cpu!r}, device {device!r}, difference {difference:.2e}")
+            print(
+                f"{stage} step {step}: cpu {cpu!r}, device {device!r}, difference {difference:.2e}"
+            )
         figures.append(f"{stage} {precision}: first {apart[0]:.1e}, largest {max(apart):.1e}")
         if not max(apart) <= MAX_LOSS_DIFFERENCE:
             raise Failed(f"{figures[-1]}, allowed {MAX_LOSS_DIFFERENCE:.0e}")
@@ -162,7 +189,10 @@ def resume(runs, short):
     runs.verify("whole", "parts")
     for stage in ("cnce", "cae"):
         runs.require_equal_weights("whole", "parts", stage)
-    return f"stopped after step {stopped_after} of {2 * steps} and resumed: weights and losses bit-equal"
+    return (
+        f"stopped after step {stopped_after} of {2 * steps} and resumed: "
+        "weights and losses bit-equal"
+    )
 
 
 def ranks(runs, short, collectives):
@@ -172,15 +202,26 @@ def ranks(runs, short, collectives):
     runs.finish(runs.start("whole", *target, workers=2, collectives=collectives))
     process = runs.start("disturbed", *target, workers=2, collectives=collectives)
     runs.wait_for_steps(process, "disturbed", steps // 4)
-    joined = [event for event in runs.json_lines("disturbed", "events.jsonl") if event["event"] == "joined"]
+    joined = [
+        event
+        for event in runs.json_lines("disturbed", "events.jsonl")
+        if event["event"] == "joined"
+    ]
     os.kill(next(event["pid"] for event in joined if event["worker"] == "worker-1"), signal.SIGKILL)
     runs.finish(process)
     runs.verify("whole", "disturbed")
     runs.require_equal_weights("whole", "disturbed", "cnce")
-    recovered = [event for event in runs.json_lines("disturbed", "events.jsonl") if event["event"] == "recovered"]
+    recovered = [
+        event
+        for event in runs.json_lines("disturbed", "events.jsonl")
+        if event["event"] == "recovered"
+    ]
     if not recovered:
         raise Failed("no recovery is recorded: the worker was killed too late")
-    return f"2 ranks, 1 killed, in training again after {recovered[0]['seconds']:.2f} s: weights and losses bit-equal"
+    return (
+        f"2 ranks, 1 killed, in training again after {recovered[0]['seconds']:.2f} s: "
+        "weights and losses bit-equal"
+    )
 
 
 def nccl(runs, short):

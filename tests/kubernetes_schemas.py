@@ -1,7 +1,9 @@
-"""Validates manifests: python kubernetes_schemas.py FILE...  One line for each object, `KIND NAME` or `KIND NAME: what is wrong`.
+"""Validates manifests: python kubernetes_schemas.py FILE...  One line for each object, `KIND NAME`
+or `KIND NAME: what is wrong`.
 
-Kubernetes' own kinds by its schemas (PyPI: kubernetes-validate), unknown fields are errors. JobSet, TrainingRuntime and
-TrainJob by the models of kubeflow-trainer-api, which know names and types; the Jobs within them by Kubernetes' schemas."""
+Kubernetes' own kinds by its schemas (PyPI: kubernetes-validate), unknown fields are errors. JobSet,
+TrainingRuntime and TrainJob by the models of kubeflow-trainer-api, which know names and types; the
+Jobs within them by Kubernetes' schemas."""
 
 import sys
 
@@ -15,6 +17,8 @@ MODELS = {
     "TrainingRuntime": models.TrainerV1alpha1TrainingRuntime,
     "TrainJob": models.TrainerV1alpha1TrainJob,
 }
+
+
 # Between the optional parts of a path the model says `null`, which no field of ours is.
 def without_nulls(value):
     if isinstance(value, dict):
@@ -46,10 +50,19 @@ def check_kubernetes(document):
 
 def jobs(document):
     spec = document.get("spec", {})
-    replicated = spec.get("replicatedJobs") or spec.get("template", {}).get("spec", {}).get("replicatedJobs") or []
+    replicated = (
+        spec.get("replicatedJobs")
+        or spec.get("template", {}).get("spec", {}).get("replicatedJobs")
+        or []
+    )
     for job in replicated:
         name = {"name": job["name"]}
-        yield {"apiVersion": "batch/v1", "kind": "Job", "metadata": name, "spec": job["template"]["spec"]}
+        yield {
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "metadata": name,
+            "spec": job["template"]["spec"],
+        }
 
 
 def check_model(document, model):

@@ -169,7 +169,7 @@ fn the_page_is_one_document_for_this_machine_and_a_bounded_number_of_readers() {
     assert!(!head.contains("unsafe"), "{head}");
     assert!(html.starts_with("<!doctype html>") && html.len() < 120_000, "{} bytes", html.len());
     print_line(&format!("the page is {} bytes", html.len()));
-    for path in ["/", "/series", "/events", "/status", "/metrics"] {
+    for path in ["/", "/series", "/figures", "/events", "/status", "/metrics"] {
         let (head, _) = ask(&address, path, "Host: attacker.example\r\n");
         assert!(head.contains(" 403 "), "{path}: {head}");
     }
@@ -209,7 +209,7 @@ assert all(part in cookie for part in ['; HttpOnly', '; Secure', '; SameSite=Str
 run]), cookie
 assert token not in cookie and answer.getheader('Referrer-Policy') == 'no-referrer'
 pair = cookie.split(';')[0]
-for path in ['/', '/series', '/status', '/metrics']:
+for path in ['/', '/series', '/figures', '/status', '/metrics']:
     assert ask(path, {'Cookie': 'a=b; ' + pair})[0] == 200, path
     assert ask(path, {'Cookie': pair[:-1]})[0] == 401, path
 assert ask('/series', {'Authorization': 'Bearer ' + token})[0] == 200";
@@ -277,6 +277,18 @@ fn check_report(scene: &Scene, left: &Path, shown: &Value) {
     assert!(refused.stderr.contains("name one directory"), "{}", refused.stderr);
 }
 
+/// The figures of a served page are those of the report that the page does not draw itself.
+fn check_figures(scene: &Scene, address: &str) {
+    let report = std::fs::read_to_string(scene.path("run/report/index.html")).expect("a report");
+    let figures = get(address, "/figures").1;
+    for name in ["accuracy per class", "confusion", "embeddings", "views"] {
+        assert!(figures.contains(&format!("Figure: {name}\"")), "{name}: {figures}");
+    }
+    assert!(report.contains(&figures), "{figures}");
+    let Some(python) = playwright() else { return };
+    in_browser(&python, &format!("http://{address}/"), &shots(scene), &["--ended"]);
+}
+
 #[test]
 fn a_run_that_has_ended_is_viewed() {
     let scene = Scene::new();
@@ -302,6 +314,7 @@ fn a_run_that_has_ended_is_viewed() {
     let events = lines(&run, "events.jsonl");
     assert_eq!(shown["events"].as_array().expect("a list").last(), events.last());
     check_report(&scene, &run.join("report/index.html"), &shown);
+    check_figures(&scene, &address);
     viewing.interrupt().expect(0);
     let refused = scene.coord(&["view", "run", "--listen", "0.0.0.0:0"]).expect(64);
     assert!(refused.stderr.contains("ssh -L"), "{}", refused.stderr);
@@ -344,10 +357,31 @@ pub(crate) fn playwright() -> Option<PathBuf> {
 }
 
 /// Where axe-core is kept, or `-`.
-pub(crate) fn axe() -> String {
+fn axe() -> String {
     let home = std::env::var("HOME").unwrap_or_default();
     let axe = format!("{home}/.cache/thanos/axe-core/package/axe.min.js");
     if Path::new(&axe).exists() { axe } else { "-".into() }
+}
+
+/// Where screenshots are kept.
+pub(crate) fn shots(scene: &Scene) -> PathBuf {
+    let kept = std::env::var_os("PAGE_SHOTS").map_or_else(|| scene.path("shots"), PathBuf::from);
+    std::fs::create_dir_all(&kept).expect("a folder");
+    kept
+}
+
+/// Looks at a page with a browser, and prints what it found.
+pub(crate) fn in_browser(python: &Path, url: &str, shots: &Path, arguments: &[&str]) {
+    let asked = Command::new(python)
+        .arg(root().join("tests/page_browser.py"))
+        .args([url, &axe()])
+        .arg(shots)
+        .args(arguments)
+        .output()
+        .expect("it runs");
+    let said = String::from_utf8_lossy(&asked.stdout).into_owned();
+    assert!(asked.status.success(), "{said}{}", String::from_utf8_lossy(&asked.stderr));
+    print_line(said.trim());
 }
 
 #[test]
@@ -364,18 +398,8 @@ fn a_browser_sees_the_run_and_a_killed_worker() {
     let (mut running, address) =
         start_with(&scene, &[&["--status", "127.0.0.1:0"][..], &target].concat());
     running.wait_for_steps("run", 40);
-    let kept = std::env::var_os("PAGE_SHOTS").map_or_else(|| scene.path("shots"), PathBuf::from);
-    std::fs::create_dir_all(&kept).expect("a folder");
     let victim = workers(&scene.path("run"))["worker-1"].to_string();
-    let asked = Command::new(python)
-        .arg(root().join("tests/page_browser.py"))
-        .args([&format!("http://{address}/"), &axe()])
-        .arg(&kept)
-        .args(["--kill", &victim])
-        .output()
-        .expect("it runs");
-    let said = String::from_utf8_lossy(&asked.stdout).into_owned();
-    assert!(asked.status.success(), "{said}{}", String::from_utf8_lossy(&asked.stderr));
-    print_line(said.trim());
+    let url = format!("http://{address}/");
+    in_browser(&python, &url, &shots(&scene), &["--kill", &victim]);
     running.interrupt().expect(75);
 }

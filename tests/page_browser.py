@@ -2,9 +2,10 @@
 
     page_browser.py ADDRESS AXE SHOTS [--kill PID] [--ended]
 
-Opens the page on a desk and on a phone, light and dark; fails on a request to another server, an error on the console, an
-accessibility violation (axe-core at AXE, `-` for none) or a chart without a value. With --kill a worker is killed, and its
-loss must show. SHOTS is a folder for screenshots."""
+Opens the page on a desk and on a phone, light and dark; fails on a request to another server, an
+error on the console, an accessibility violation (axe-core at AXE, `-` for none) or a chart without
+a value. With --kill a worker is killed, and its loss must show. SHOTS is a folder for
+screenshots."""
 
 import os
 import signal
@@ -29,10 +30,14 @@ class Opened:
         self.context = browser.new_context(**options)
         self.page = self.context.new_page()
         self.page.on("request", self.requested)
-        self.page.on("console", lambda line: self.errors.append(line.text) if line.type == "error" else None)
+        self.page.on(
+            "console", lambda line: self.errors.append(line.text) if line.type == "error" else None
+        )
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.goto(address)
-        self.page.wait_for_function("() => document.getElementById('state').textContent !== 'connecting'")
+        self.page.wait_for_function(
+            "() => document.getElementById('state').textContent !== 'connecting'"
+        )
 
     def requested(self, request):
         if not request.url.startswith((self.address, "data:")):
@@ -61,7 +66,8 @@ def check_values(page):
     page.wait_for_selector("#loss-chart canvas")
     page.wait_for_selector("#accuracy-chart canvas")
     lit = """() => { const c = document.querySelector('#loss-chart canvas');
-        return c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some((v) => v > 0); }"""
+        const pixels = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
+        return pixels.some((v) => v > 0); }"""
     page.wait_for_function(lit)
     page.click("#log")
     if page.get_attribute("#log", "aria-pressed") != "true":
@@ -73,7 +79,8 @@ def check_values(page):
 
 
 def check_kill(page, pid):
-    restarts = "[...document.querySelectorAll('#workers tr')].reduce((n, r) => n + Number(r.cells[6].textContent), 0)"
+    rows = "[...document.querySelectorAll('#workers tr')]"
+    restarts = rows + ".reduce((n, r) => n + Number(r.cells[6].textContent), 0)"
     if page.evaluate(restarts) != 0:
         fail("a worker was restarted before")
     began = time.monotonic()
@@ -89,6 +96,14 @@ def check_kill(page, pid):
     print(f"a killed worker shows after {shown:.2f} s")
 
 
+def check_end(page):
+    if "done" not in page.text_content("#state"):
+        fail(f"state {page.text_content('#state')!r}")
+    page.wait_for_function("() => document.querySelectorAll('#figures svg').length >= 3")
+    if not page.is_visible("#figures-title"):
+        fail("the figures are hidden")
+
+
 def main():
     address, axe, shots, *rest = sys.argv[1:]
     with sync_playwright() as playwright:
@@ -99,10 +114,14 @@ def main():
             desk.check("before the first step", axe)
         else:
             check_values(desk.page)
+            if "--ended" in rest:
+                check_end(desk.page)
             desk.shot(shots, "desk-light")
             desk.check("desk, light", axe)
             phone = {"width": 360, "height": 740}
-            dark = Opened(browser, address, viewport=phone, color_scheme="dark", reduced_motion="reduce")
+            dark = Opened(
+                browser, address, viewport=phone, color_scheme="dark", reduced_motion="reduce"
+            )
             check_values(dark.page)
             dark.shot(shots, "phone-dark")
             dark.check("phone, dark", axe)
@@ -111,8 +130,6 @@ def main():
             check_kill(desk.page, int(rest[rest.index("--kill") + 1]))
             desk.shot(shots, "killed")
             desk.check("after a loss", axe)
-        if "--ended" in rest and "done" not in desk.page.text_content("#state"):
-            fail(f"state {desk.page.text_content('#state')!r}")
         browser.close()
 
 

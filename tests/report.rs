@@ -4,7 +4,7 @@
 //! browser.
 
 use crate::evaluation::{backbone, read};
-use crate::page::{axe, playwright};
+use crate::page::{in_browser, playwright, shots};
 use crate::print_line;
 use nix::sys::signal::Signal;
 use safetensors::SafeTensors;
@@ -12,12 +12,11 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use tch::Tensor;
 use thanos_configs::Plan;
 use thanos_tests::processes::{coordinator, send};
 use thanos_tests::raw_files::image_folder;
-use thanos_tests::{Scene, checkpoints, idx, numbers, root};
+use thanos_tests::{Scene, checkpoints, idx, numbers};
 use thanos_worker::load_weights;
 use thanos_worker::model::Mode;
 
@@ -279,17 +278,7 @@ fn look_at(page: &Path, scene: &Scene) {
         );
         return;
     };
-    let kept = std::env::var_os("PAGE_SHOTS").map_or_else(|| scene.path("shots"), PathBuf::from);
-    let kept = kept.join("report");
+    let kept = shots(scene).join("report");
     fs::create_dir_all(&kept).expect("a folder");
-    let asked = Command::new(python)
-        .arg(root().join("tests/page_browser.py"))
-        .args([&format!("file://{}", page.display()), &axe()])
-        .arg(&kept)
-        .arg("--ended")
-        .output()
-        .expect("it runs");
-    let said = String::from_utf8_lossy(&asked.stdout).into_owned();
-    assert!(asked.status.success(), "{said}{}", String::from_utf8_lossy(&asked.stderr));
-    print_line(said.trim());
+    in_browser(&python, &format!("file://{}", page.display()), &kept, &["--ended"]);
 }

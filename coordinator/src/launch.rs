@@ -16,7 +16,7 @@ use crate::launch::event_loop::EventLoop;
 use crate::launch::journal::Journal;
 use crate::launch::prepare::{Prepared, prepare};
 use crate::launch::status_listener::StatusListener;
-use crate::report::{report_file, write_report};
+use crate::report::{figures_of_rows, report_file, write_report};
 use crate::run::CollectivesChoice;
 use crate::run::{Event, Placement, Run, Start, Timeouts, Verdict};
 use crate::run_dir::checkpoints::{CheckpointFiles, Checkpoints};
@@ -417,9 +417,12 @@ fn observe(
     (sessions, start): (&Sessions, &Start),
 ) -> Result<Option<Observed>> {
     let address = status.as_ref().map(std::net::TcpListener::local_addr).transpose()?;
-    let observed =
-        status.map(|listener| Observed::serve(listener, credentials, (sessions, telemetry), start));
-    let observed = observed.transpose()?;
+    let (run_dir, packs_dir) = (PathBuf::from(&start.welcome.run_dir), launch.packs_dir.clone());
+    let figures = Arc::new(move || figures_of_rows(&run_dir, Some(&packs_dir)));
+    let serve = |listener| {
+        Observed::serve(listener, credentials, (sessions, telemetry), (start, figures))
+    };
+    let observed = status.map(serve).transpose()?;
     // A benchmark's directory is removed at its end.
     if launch.bench.is_some() {
         return Ok(observed);

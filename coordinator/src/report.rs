@@ -82,6 +82,14 @@ pub(crate) fn write_report(
     Ok(page)
 }
 
+/// The figures of the rows that are complete, and of the images, as HTML: what the live page does
+/// not draw itself.
+pub(crate) fn figures_of_rows(run_dir: &Path, packs_dir: Option<&Path>) -> String {
+    let rows = plan_of_run(run_dir, &[]).map(|plan| rows(run_dir, &plan)).unwrap_or_default();
+    let sheet = sheet(run_dir, packs_dir);
+    draw_rows(&rows, sheet.as_deref()).iter().map(Figure::within_page).collect()
+}
+
 /// A complete row of the table: what its probe left of the test images.
 struct TestedRow {
     method: String,
@@ -133,9 +141,12 @@ fn sheet(run_dir: &Path, packs_dir: Option<&Path>) -> Option<Vec<u8>> {
 }
 
 fn draw(update: &Value, rows: &[TestedRow], sheet: Option<&[u8]>) -> Vec<Figure> {
+    let of_stages = [curves::figure(update), collapse::figure(update)];
+    of_stages.into_iter().flatten().chain(draw_rows(rows, sheet)).collect()
+}
+
+fn draw_rows(rows: &[TestedRow], sheet: Option<&[u8]>) -> Vec<Figure> {
     let figures = [
-        curves::figure(update),
-        collapse::figure(update),
         accuracy::figure(rows),
         confusion::figure(rows),
         map::figure(rows),

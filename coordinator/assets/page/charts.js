@@ -1,6 +1,6 @@
-
 "use strict";
-// Line charts by uPlot, and the cosines as SVG. Colours are those of the style, read again when the scheme changes.
+// Line charts by uPlot, and the cosines as SVG. Colours are those of the style, read again when the
+// scheme changes.
 
 const MAX_COLOURS = 8;
 
@@ -36,10 +36,18 @@ class LineChart {
   }
 
   options(names, { log, x, points }) {
-    const axis = { stroke: css("--soft"), grid: { stroke: css("--line"), width: 1 }, ticks: { stroke: css("--line"), width: 1 } };
+    const axis = {
+      stroke: css("--soft"),
+      grid: { stroke: css("--line"), width: 1 },
+      ticks: { stroke: css("--line"), width: 1 },
+    };
     const value = (_, ticks) => ticks.map((tick) => (tick === null ? "" : number(tick)));
     const line = (name, index) => ({
-      label: name, stroke: colour(index), width: index === 0 ? 2 : 1.5, spanGaps: false, points: { show: Boolean(points), size: 5 },
+      label: name,
+      stroke: colour(index),
+      width: index === 0 ? 2 : 1.5,
+      spanGaps: false,
+      points: { show: Boolean(points), size: 5 },
     });
     return {
       width: Math.max(this.place.clientWidth, 120),
@@ -47,7 +55,17 @@ class LineChart {
       legend: { show: false },
       cursor: { y: false, drag: { x: true, y: false } },
       scales: { x: { time: false }, y: log ? { distr: 3 } : {} },
-      axes: [{ ...axis, values: (_, ticks) => ticks.map((tick) => (Number.isInteger(tick) ? whole(tick) : "")), label: x, labelSize: 20, labelFont: "12px system-ui", size: 36 }, { ...axis, values: value, size: 64 }],
+      axes: [
+        {
+          ...axis,
+          values: (_, ticks) => ticks.map((tick) => (Number.isInteger(tick) ? whole(tick) : "")),
+          label: x,
+          labelSize: 20,
+          labelFont: "12px system-ui",
+          size: 36,
+        },
+        { ...axis, values: value, size: 64 },
+      ],
       series: [{}, ...names.map(line)],
     };
   }
@@ -61,7 +79,8 @@ class LineChart {
   }
 
   resize() {
-    if (this.plot && this.place.clientWidth > 0) this.plot.setSize({ width: this.place.clientWidth, height: 240 });
+    if (this.plot && this.place.clientWidth > 0)
+      this.plot.setSize({ width: this.place.clientWidth, height: 240 });
   }
 }
 
@@ -95,35 +114,82 @@ function showCosines(place, rows) {
     place.setAttribute("aria-label", "Collapse cosines: no complete stage yet");
     return;
   }
-  const words = rows.map((row) => row.name + ": " + COSINES.map(([key, label]) => label + " " + number(row[key])).join(", "));
+  const words = rows.map(
+    (row) =>
+      row.name + ": " + COSINES.map(([key, label]) => label + " " + number(row[key])).join(", "),
+  );
   place.setAttribute("aria-label", "Collapse cosines, 1 is fully collapsed. " + words.join("; "));
-  const width = Math.max(place.clientWidth, 260), left = Math.min(130, width * 0.32), right = width - 24, step = 30;
+  const width = Math.max(place.clientWidth, 260),
+    left = Math.min(130, width * 0.32),
+    right = width - 24,
+    step = 30;
   const values = rows.flatMap((row) => COSINES.map(([key]) => row[key])).filter(Number.isFinite);
   const low = Math.min(0, ...values);
   const at = (value) => left + ((value - low) / (1 - low)) * (right - left);
   // The legend takes as many lines as it needs.
-  let lines = 0, next = left;
+  let lines = 0,
+    next = left;
   const legend = COSINES.map(([, label, kind]) => {
     const length = 27 + label.length * 6.8;
     if (next + length > width && next > left) [lines, next] = [lines + 1, left];
     next += length;
     return { label, kind, x: next - length, line: lines };
   });
-  const top = rows.length * step + 46, height = top + lines * 20 + 12;
+  const top = rows.length * step + 46,
+    height = top + lines * 20 + 12;
   const root = svg("svg", { width, height, viewBox: `0 0 ${width} ${height}` });
   for (const tick of low < 0 ? [low, 0, 0.5] : [0, 0.5]) {
-    root.append(svg("line", { x1: at(tick), x2: at(tick), y1: 8, y2: rows.length * step + 8, stroke: css("--line") }));
-    root.append(svg("text", { x: at(tick), y: rows.length * step + 24, "text-anchor": "middle", class: "soft" }, number(tick)));
+    root.append(
+      svg("line", {
+        x1: at(tick),
+        x2: at(tick),
+        y1: 8,
+        y2: rows.length * step + 8,
+        stroke: css("--line"),
+      }),
+    );
+    root.append(
+      svg(
+        "text",
+        { x: at(tick), y: rows.length * step + 24, "text-anchor": "middle", class: "soft" },
+        number(tick),
+      ),
+    );
   }
-  root.append(svg("line", { x1: at(1), x2: at(1), y1: 8, y2: rows.length * step + 8, stroke: css("--bad"), "stroke-width": 2 }));
-  root.append(svg("text", { x: at(1), y: rows.length * step + 24, "text-anchor": "middle", class: "soft" }, "1"));
+  root.append(
+    svg("line", {
+      x1: at(1),
+      x2: at(1),
+      y1: 8,
+      y2: rows.length * step + 8,
+      stroke: css("--bad"),
+      "stroke-width": 2,
+    }),
+  );
+  root.append(
+    svg(
+      "text",
+      { x: at(1), y: rows.length * step + 24, "text-anchor": "middle", class: "soft" },
+      "1",
+    ),
+  );
   rows.forEach((row, index) => {
     const y = 8 + index * step + step / 2;
-    root.append(svg("text", { x: left - 10, y: y + 4, "text-anchor": "end" }, row.name.length > 16 ? row.name.slice(0, 15) + "…" : row.name));
-    for (const [key, , kind] of COSINES) if (Number.isFinite(row[key])) root.append(mark(kind, at(row[key]), y));
+    root.append(
+      svg(
+        "text",
+        { x: left - 10, y: y + 4, "text-anchor": "end" },
+        row.name.length > 16 ? row.name.slice(0, 15) + "…" : row.name,
+      ),
+    );
+    for (const [key, , kind] of COSINES)
+      if (Number.isFinite(row[key])) root.append(mark(kind, at(row[key]), y));
   });
   for (const { label, kind, x, line } of legend) {
-    root.append(mark(kind, x + 6, top + line * 20), svg("text", { x: x + 17, y: top + 4 + line * 20, class: "soft" }, label));
+    root.append(
+      mark(kind, x + 6, top + line * 20),
+      svg("text", { x: x + 17, y: top + 4 + line * 20, class: "soft" }, label),
+    );
   }
   place.append(root);
 }

@@ -1,6 +1,6 @@
-
 "use strict";
-// Numbers, times, states and events in words. Everything that a worker or a file has sent is text, never markup.
+// Numbers, times, states and events in words. Everything that a worker or a file has sent is text,
+// never markup.
 
 const STATES = {
   waiting_for_workers: ["waiting for workers", "warn"],
@@ -27,7 +27,9 @@ function number(value) {
   if (value === 0) return "0";
   const size = Math.abs(value);
   if (size >= 1e6 || size < 1e-3) return value.toExponential(2);
-  return size >= 1000 ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(4)));
+  return size >= 1000
+    ? Math.round(value).toLocaleString("en")
+    : String(Number(value.toPrecision(4)));
 }
 
 function whole(value) {
@@ -35,7 +37,9 @@ function whole(value) {
 }
 
 function percent(share) {
-  return share === null || share === undefined ? "–" : (100 * share).toFixed(share > 0 && share < 0.1 ? 1 : 0) + " %";
+  return share === null || share === undefined
+    ? "–"
+    : (100 * share).toFixed(share > 0 && share < 0.1 ? 1 : 0) + " %";
 }
 
 function accuracy(share) {
@@ -49,24 +53,34 @@ function duration(seconds) {
   if (s < 90) return s + " s";
   if (s < 5400) return Math.round(s / 60) + " min";
   const minutes = Math.round(s / 60);
-  return minutes < 2880 ? Math.floor(minutes / 60) + " h " + (minutes % 60) + " min" : Math.round(minutes / 1440) + " days";
+  return minutes < 2880
+    ? Math.floor(minutes / 60) + " h " + (minutes % 60) + " min"
+    : Math.round(minutes / 1440) + " days";
 }
 
 function clock(seconds) {
   const time = new Date(seconds * 1000);
   const two = (value) => String(value).padStart(2, "0");
   const today = new Date().toDateString() === time.toDateString();
-  const day = today ? "" : time.getFullYear() + "-" + two(time.getMonth() + 1) + "-" + two(time.getDate()) + " ";
+  const day = today
+    ? ""
+    : time.getFullYear() + "-" + two(time.getMonth() + 1) + "-" + two(time.getDate()) + " ";
   return day + two(time.getHours()) + ":" + two(time.getMinutes()) + ":" + two(time.getSeconds());
 }
 
 // The step of a stage: "after step 60 of stage supcon".
 function after(event) {
-  return event.stage ? "after step " + whole(event.step) + " of stage " + event.stage : "before the first step";
+  return event.stage
+    ? "after step " + whole(event.step) + " of stage " + event.stage
+    : "before the first step";
 }
 
 const EVENTS = {
-  coordinator: (e) => (e.again ? "the coordinator was restarted" : "the coordinator started") + " (pid " + e.pid + ")",
+  coordinator: (e) =>
+    (e.again ? "the coordinator was restarted" : "the coordinator started") +
+    " (pid " +
+    e.pid +
+    ")",
   joined: (e) => e.worker + " joined from " + e.host + " (pid " + e.pid + ")",
   fetched: (e) => e.worker + " fetched the " + e.split + " images",
   refused: (e) => e.worker + " was refused: " + e.reason,
@@ -82,8 +96,13 @@ const EVENTS = {
   grace_over: () => "the time for a stop is over",
   skipped: (e) => "update skipped " + after(e) + ": " + e.problem,
   repaired: (e) => "replica divergence repaired: " + e.problem,
-  straggler: (e) => e.worker + " is a straggler: the others wait " + percent(e.share_of_time_waited_for) + " of their time",
-  lost: (e) => "lost " + (String(e.reason).startsWith(e.worker) ? e.reason : e.worker + ": " + e.reason),
+  straggler: (e) =>
+    e.worker +
+    " is a straggler: the others wait " +
+    percent(e.share_of_time_waited_for) +
+    " of their time",
+  lost: (e) =>
+    "lost " + (String(e.reason).startsWith(e.worker) ? e.reason : e.worker + ": " + e.reason),
   group_failed: (e) => "the process group of " + e.worker + " failed: " + e.reason,
   restarting: (e) => "restarting " + e.worker + " (restart " + e.restart + "): " + e.how,
   abandoned: (e) => "gave up on " + e.worker + ": " + e.how,
@@ -93,16 +112,33 @@ const EVENTS = {
 };
 
 const TONES = {
-  lost: "bad", abandoned: "bad", storage_blocked: "bad", group_failed: "bad", checkpoint_failed: "bad",
-  restarting: "warn", straggler: "warn", skipped: "warn", refused: "warn", stopping: "warn", repaired: "warn",
-  termination_notice: "warn", recovered: "good", storage_recovered: "good", stage_complete: "good",
+  lost: "bad",
+  abandoned: "bad",
+  storage_blocked: "bad",
+  group_failed: "bad",
+  checkpoint_failed: "bad",
+  restarting: "warn",
+  straggler: "warn",
+  skipped: "warn",
+  refused: "warn",
+  stopping: "warn",
+  repaired: "warn",
+  termination_notice: "warn",
+  recovered: "good",
+  storage_recovered: "good",
+  stage_complete: "good",
 };
 
 function eventText(event) {
   const known = EVENTS[event.event];
   if (known) return known(event);
   const rest = Object.entries(event).filter(([key]) => key !== "time" && key !== "event");
-  return event.event + (rest.length ? ": " + rest.map(([key, value]) => key + " " + JSON.stringify(value)).join(", ") : "");
+  return (
+    event.event +
+    (rest.length
+      ? ": " + rest.map(([key, value]) => key + " " + JSON.stringify(value)).join(", ")
+      : "")
+  );
 }
 
 function eventTone(event) {

@@ -2,6 +2,7 @@
 //! trains. It reads the directory without its lock, and changes nothing.
 
 use crate::exit::{EXIT_USAGE, Fatal};
+use crate::report::figures_of_rows;
 use crate::run_dir::identity;
 use crate::signals;
 use crate::telemetry::http::Observed;
@@ -11,6 +12,7 @@ use anyhow::Result;
 use axum::Router;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use thanos_transport::{needs_guard, show};
 
 /// Serves the page until a signal ends it.
@@ -35,7 +37,9 @@ pub(crate) fn view(run_dir: &Path, address: SocketAddr) -> Result<()> {
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let address = listener.local_addr()?;
         let mut stop_signals = signals::received();
-        let page = LivePage::start(run_dir, Source::Directory(run_dir.into()))?;
+        let drawn = run_dir.to_owned();
+        let figures = Arc::new(move || figures_of_rows(&drawn, None));
+        let page = LivePage::start(run_dir, Source::Directory(run_dir.into()), figures)?;
         show(listener, None, (Router::new(), page.routes()))?;
         terminal::line(&format!(
             "live page of {} at http://{address}/ (Ctrl-C ends it)",

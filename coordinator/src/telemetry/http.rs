@@ -10,7 +10,7 @@ use crate::exit::{EXIT_UNREACHABLE, Fatal};
 use crate::run::{Effect, Event, Notice, Start};
 use crate::server::Sessions;
 use crate::telemetry::Telemetry;
-use crate::telemetry::page::{Live, LivePage, Source};
+use crate::telemetry::page::{DrawFigures, Live, LivePage, Source};
 use crate::terminal;
 use anyhow::Result;
 use axum::Router;
@@ -71,7 +71,7 @@ impl Observed {
         listener: std::net::TcpListener,
         credentials: Option<&Credentials>,
         (sessions, telemetry): (&Sessions, &Telemetry),
-        start: &Start,
+        (start, figures): (&Start, DrawFigures),
     ) -> Result<Self> {
         listener.set_nonblocking(true)?;
         let listener = TcpListener::from_std(listener)?;
@@ -91,7 +91,7 @@ impl Observed {
         };
         let live = Arc::new(Live::default());
         let source = Source::Run { live: live.clone(), telemetry: telemetry.clone() };
-        let page = LivePage::start(Path::new(&start.welcome.run_dir), source);
+        let page = LivePage::start(Path::new(&start.welcome.run_dir), source, figures);
         // The run continues without it.
         let page = page.inspect_err(|error| tracing::warn!("there is no live page: {error}")).ok();
         if let Some(page) = &page {

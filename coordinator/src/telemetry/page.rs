@@ -1,6 +1,6 @@
 //! The live page of a run: one embedded document at `/` that loads nothing from elsewhere,
-//! `/events` (server-sent events) that keep it up to date, and `/series?since=CURSOR`, the same
-//! JSON for scripts. A thread of its own reads the run directory (`page/feed.rs`); the run never
+//! `/events` (server-sent events) that keep it up to date, `/series?since=CURSOR`, the same JSON
+//! for scripts, and `/figures`, which are HTML. A thread of its own reads the run directory (`page/feed.rs`); the run never
 //! waits for a page, and an error of a page never ends it.
 
 mod document;
@@ -87,23 +87,34 @@ fn is_at_work(run_dir: &Path) -> bool {
     written.and_then(|time| time.elapsed().ok()).is_some_and(|age| age < MAX_METRICS_AGE)
 }
 
+/// Draws the figures of the rows that are complete, as HTML; from files, which may take a while.
+pub(crate) type DrawFigures = Arc<dyn Fn() -> String + Send + Sync>;
+
 /// The page of one run; a handle.
 #[derive(Clone)]
 pub(crate) struct LivePage {
     feed: Feed,
     open: Arc<Semaphore>,
+    figures: DrawFigures,
+    /// One drawing at a time.
+    drawing: Arc<Semaphore>,
 }
 
 impl LivePage {
     /// # Errors
     /// If there can be no more threads.
-    pub(crate) fn start(run_dir: &Path, source: Source) -> io::Result<Self> {
-        Ok(Self { feed: Feed::start(run_dir, source)?, open: Arc::new(Semaphore::new(MAX_PAGES)) })
+    pub(crate) fn start(run_dir: &Path, source: Source, figures: DrawFigures) -> io::Result<Self> {
+        Ok(Self {
+            feed: Feed::start(run_dir, source)?,
+            open: Arc::new(Semaphore::new(MAX_PAGES)),
+            figures,
+            drawing: Arc::new(Semaphore::new(1)),
+        })
     }
 
-    /// `/`, `/series` and `/events`.
+    /// `/`, `/series`, `/events` and `/figures`.
     pub(crate) fn routes(&self) -> Router {
-        let (following, reading) = (self.clone(), self.clone());
+        let (following, reading, drawing) = (self.clone(), self.clone(), self.clone());
         let events = |uri: Uri, headers: HeaderMap| async move { following.follow(&uri, &headers) };
         let series =
             |uri: Uri, headers: HeaderMap| async move { reading.read(&uri, &headers).await };
@@ -111,6 +122,7 @@ impl LivePage {
             .route("/", get(|| async { document::response() }))
             .route("/events", get(events))
             .route("/series", get(series))
+            .route("/figures", get(|| async move { drawing.draw().await }))
     }
 
     /// Sends the last state of a run to the pages that are open.
@@ -135,6 +147,15 @@ impl LivePage {
         });
         let sse = Sse::new(stream).keep_alive(KeepAlive::new().interval(KEEP_ALIVE_INTERVAL));
         (document::SAFE_HEADERS, sse).into_response()
+    }
+
+    async fn draw(&self) -> Response {
+        let figures = self.figures.clone();
+        let _one = self.drawing.acquire().await;
+        match tokio::task::spawn_blocking(move || figures()).await {
+            Ok(html) => document::html_response(html),
+            Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+        }
     }
 
     async fn read(&self, uri: &Uri, headers: &HeaderMap) -> Response {

@@ -48,33 +48,35 @@ static DOCUMENT: LazyLock<(String, String)> = LazyLock::new(|| {
 /// What [`with_snapshot`] fills.
 const SNAPSHOT: &str = "<script type=\"application/json\" id=\"snapshot\">";
 
-/// Where [`with_snapshot`] puts figures.
+/// Where [`with_snapshot`] puts figures, in a section that is hidden without any.
 const FIGURES: &str = "<!-- figures -->";
+const HIDDEN: &str = "aria-labelledby=\"figures-title\" hidden>";
+const VISIBLE: &str = "aria-labelledby=\"figures-title\">";
 
 /// The document as a file of its own, which shows this update and asks no server, with figures.
 pub(super) fn with_snapshot(update: &str, figures: &[String]) -> String {
-    let section = match figures {
-        [] => String::new(),
-        figures => format!(
-            "<section aria-labelledby=\"figures-title\">\n<h2 id=\"figures-title\">Figures</h2>\n{}\
-             </section>",
-            figures.concat()
-        ),
-    };
+    let section = if figures.is_empty() { HIDDEN } else { VISIBLE };
     // Neither the end of a script nor the beginning of a comment is in it. In JSON only strings
     // have this character.
     let update = format!("{SNAPSHOT}{}", update.replace('<', "\\u003c"));
-    DOCUMENT.0.replacen(SNAPSHOT, &update, 1).replacen(FIGURES, &section, 1)
+    DOCUMENT.0.replacen(SNAPSHOT, &update, 1)
+        .replacen(HIDDEN, section, 1)
+        .replacen(FIGURES, &figures.concat(), 1)
 }
 
 pub(super) fn response() -> Response {
-    let (html, policy) = &*DOCUMENT;
+    html_response(DOCUMENT.0.as_str())
+}
+
+/// HTML under the document's policy.
+pub(super) fn html_response(html: impl IntoResponse) -> Response {
+    let policy = &DOCUMENT.1;
     let headers = [
         (CONTENT_TYPE, "text/html; charset=utf-8"),
         (CONTENT_SECURITY_POLICY, policy.as_str()),
         (CACHE_CONTROL, "no-store"),
     ];
-    (SAFE_HEADERS, headers, html.as_str()).into_response()
+    (SAFE_HEADERS, headers, html).into_response()
 }
 
 /// As a policy has it: of what is between the tags.
@@ -94,8 +96,9 @@ mod tests {
             "{\"name\":\"\\u003c/script>\\u003c!-- \\u003cscript> \\u003c!-- figures -->\"}";
         assert!(html.contains(&format!("id=\"snapshot\">{escaped}</script>")), "{html}");
         assert_eq!(html.matches("</script>").count(), SCRIPTS.len() + 1);
-        assert_eq!(html.matches("Figures</h2>\n<svg></svg></section>").count(), 1);
-        assert!(!with_snapshot("{}", &[]).contains("figures-title\">"));
+        assert_eq!(html.matches("<div id=\"figures\"><svg></svg></div>").count(), 1);
+        assert!(html.contains(VISIBLE) && !html.contains(HIDDEN));
+        assert!(with_snapshot("{}", &[]).contains(HIDDEN));
     }
 
     #[test]

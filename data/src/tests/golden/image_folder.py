@@ -1,4 +1,5 @@
-"""Writes image_folder.txt: a tree of files and links, and what torchvision's ImageFolder makes of it.
+"""Writes image_folder.txt: a tree of files and links, and what torchvision's ImageFolder makes of
+it.
 
     pip install torchvision==0.26.0 && python image_folder.py
 
@@ -14,11 +15,32 @@ from torchvision.datasets import ImageFolder
 
 files = [
     # Names sort by code point: capitals first, "-" before "/", accents last.
-    "b/2.png", "b/10.png", "b/1.PNG", "b-2/x.png", "B/z.png", "b/sub/a.png", "b/sub/deep/c.png", "b/sub-2/a.png",
-    "b/zz.png", "b/sub/zz.png", "a b/1.png", "\u00e9t\u00e9/1.png", "10/x.png", "9/x.png", "b/a.b.png",
-    "b/notes.txt", "b/Thumbs.db", "labels.csv", "loose.png", "9/x.png.bak",
+    "b/2.png",
+    "b/10.png",
+    "b/1.PNG",
+    "b-2/x.png",
+    "B/z.png",
+    "b/sub/a.png",
+    "b/sub/deep/c.png",
+    "b/sub-2/a.png",
+    "b/zz.png",
+    "b/sub/zz.png",
+    "a b/1.png",
+    "\u00e9t\u00e9/1.png",
+    "10/x.png",
+    "9/x.png",
+    "b/a.b.png",
+    "b/notes.txt",
+    "b/Thumbs.db",
+    "labels.csv",
+    "loose.png",
+    "9/x.png.bak",
 ]
-links = {"linked": "../elsewhere", "b/linked.png": "../9/x.png", "b/linked_folder": "../../elsewhere/more"}
+links = {
+    "linked": "../elsewhere",
+    "b/linked.png": "../9/x.png",
+    "b/linked_folder": "../../elsewhere/more",
+}
 elsewhere = ["1.png", "more/2.png"]
 
 with tempfile.TemporaryDirectory() as root:
@@ -29,7 +51,9 @@ with tempfile.TemporaryDirectory() as root:
     for name, target in links.items():
         os.symlink(target, Path(root, "train", name))
     found = ImageFolder(Path(root, "train"))
-    lines = [f"file train/{name}" for name in files] + [f"file elsewhere/{name}" for name in elsewhere]
+    lines = [f"file train/{name}" for name in files] + [
+        f"file elsewhere/{name}" for name in elsewhere
+    ]
     lines += [f"link train/{name}\t{target}" for name, target in links.items()]
     lines += [f"class {name}" for name in found.classes]
     lines += [f"sample {os.path.relpath(name, root)}\t{label}" for name, label in found.samples]

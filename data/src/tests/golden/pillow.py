@@ -2,9 +2,8 @@
 
     pip install pillow==13.0.0 numpy && python pillow.py
 
-NAME.rgb is `Image.open(NAME).convert("RGB")`, row after row; of a picture that Pillow refuses there is none.
-sizes.txt has a line `NAME WIDTH HEIGHT` for each picture, with 0 0 for those.
-"""
+NAME.rgb is `Image.open(NAME).convert("RGB")`, row after row; of a picture that Pillow refuses there
+is none. sizes.txt has a line `NAME WIDTH HEIGHT` for each picture, with 0 0 for those."""
 
 import io
 import struct
@@ -17,9 +16,18 @@ from PIL import Image
 
 W, H = 31, 22
 y, x = np.mgrid[0:H, 0:W]
-waves = [128 + 100 * np.sin(x / 9), 128 + 100 * np.cos(y / 7), 128 + 90 * np.sin((x + y) / 11), 40 + 6 * x]
+waves = [
+    128 + 100 * np.sin(x / 9),
+    128 + 100 * np.cos(y / 7),
+    128 + 90 * np.sin((x + y) / 11),
+    40 + 6 * x,
+]
 pixels = np.clip(np.stack(waves, -1), 0, 255).astype(np.uint8)
-rgb, rgba, grey = Image.fromarray(pixels[..., :3]), Image.fromarray(pixels), Image.fromarray(pixels[..., 0])
+rgb, rgba, grey = (
+    Image.fromarray(pixels[..., :3]),
+    Image.fromarray(pixels),
+    Image.fromarray(pixels[..., 0]),
+)
 files = {}
 
 
@@ -83,9 +91,16 @@ save("grey16.png", Image.fromarray(deep[..., 0]), "PNG")
 
 def png16(values, colour):
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    chunk = lambda kind, data: (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    )
     header = struct.pack(">IIBBBBB", W, H, 16, colour, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
 
 
 files["rgb16.png"], files["rgba16.png"] = png16(deep[..., :3], 2), png16(deep, 6)
@@ -97,8 +112,13 @@ files |= {"tail.png": png + b"more\n", "no_end.png": png[:-12], "cut.png": png[:
 save("lossy.webp", rgb, "WEBP", quality=85)
 save("lossless.webp", rgb, "WEBP", lossless=True)
 save("rgba.webp", rgba, "WEBP", lossless=True, exact=True)
-save("animated.webp", rgb, "WEBP", save_all=True, append_images=[grey.convert("RGB")], lossless=True)
-files |= {"tail.webp": files["lossless.webp"] + b"\0\0more", "cut.webp": files["lossless.webp"][:-40]}
+save(
+    "animated.webp", rgb, "WEBP", save_all=True, append_images=[grey.convert("RGB")], lossless=True
+)
+files |= {
+    "tail.webp": files["lossless.webp"] + b"\0\0more",
+    "cut.webp": files["lossless.webp"][:-40],
+}
 for name, image in (kinds | dict(bilevel=grey.convert("1"))).items():
     if name != "grey_alpha":
         save(f"{name}.bmp", image, "BMP")
@@ -110,7 +130,11 @@ save("group4.tif", grey.convert("1"), "TIFF", compression="group4")
 save("grey16.tif", Image.fromarray(deep[..., 0]), "TIFF")
 save("pages.tif", rgb, "TIFF", save_all=True, append_images=[grey])
 save("orientation6.tif", rgb, "TIFF", exif=exif(6))
-files |= {"tail.bmp": files["rgb.bmp"] + b"x", "cut.bmp": files["rgb.bmp"][:-200], "cut.tif": files["rgb.tif"][:-300]}
+files |= {
+    "tail.bmp": files["rgb.bmp"] + b"x",
+    "cut.bmp": files["rgb.bmp"][:-200],
+    "cut.tif": files["rgb.tif"][:-300],
+}
 save("colours.ppm", rgb, "PPM")
 save("grey.pgm", grey, "PPM")
 files["gif_inside.jpg"] = save("colours.gif", rgb, "GIF")
