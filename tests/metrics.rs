@@ -70,6 +70,21 @@ pub(crate) fn tool(name: &str, arguments: &[&str], stdin: &str) -> Option<(bool,
     Some((output.status.success(), printed))
 }
 
+/// A worker's floating-point operations are those that a benchmark counts, but for the short last
+/// batch of an epoch.
+fn check_flops(scene: &Scene, worker: &str) {
+    let counted = |name: &str| {
+        value(worker, &format!("thanos_trainer_worker_{name}_total"), &[]).expect("a counter")
+    };
+    let arguments = ["bench", "--workers", "2", "--threads-per-worker", "1", "--steps", "1"];
+    let ran = scene.coord(&[&arguments[..], &["digits_cnce", "train.batch_size=64"]].concat());
+    let bench: serde_json::Value =
+        serde_json::from_str(&ran.expect(0).stdout).expect("a line of JSON");
+    let of_rank = bench["flops_per_step"].as_f64().expect("a number") / 2.0;
+    let share = counted("flops") / counted("steps") / of_rank;
+    assert!((0.9..=1.001).contains(&share), "{share} of {of_rank}");
+}
+
 #[test]
 fn metrics_are_what_the_ledger_says() {
     let scene = Scene::new();
@@ -127,6 +142,7 @@ fn metrics_are_what_the_ledger_says() {
         value(&worker, "thanos_trainer_worker_gradient_norm", &of_worker).expect("a norm") > 0.0,
         "{worker}"
     );
+    check_flops(&scene, &worker);
     for text in [&metrics, &worker] {
         match tool("promtool", &["check", "metrics"], text) {
             Some((accepted, printed)) => assert!(accepted, "{printed}"),

@@ -28,7 +28,7 @@ use crate::server::pack_stream::PackServer;
 use crate::server::rendezvous::Store;
 use crate::server::{PlanNames, Service, Sessions, serve};
 use crate::signals::StopSignals;
-use crate::telemetry::http::{Observed, targets};
+use crate::telemetry::http::{Observed, ServedRun, targets};
 use crate::telemetry::metrics;
 use crate::telemetry::progress::Progress;
 use crate::telemetry::trackers::{Ending, Trackers};
@@ -419,10 +419,9 @@ fn observe(
     let address = status.as_ref().map(std::net::TcpListener::local_addr).transpose()?;
     let (run_dir, packs_dir) = (PathBuf::from(&start.welcome.run_dir), launch.packs_dir.clone());
     let figures = Arc::new(move || figures_of_rows(&run_dir, Some(&packs_dir)));
-    let serve = |listener| {
-        Observed::serve(listener, credentials, (sessions, telemetry), (start, figures))
-    };
-    let observed = status.map(serve).transpose()?;
+    let run = ServedRun { sessions, telemetry, start, figures };
+    let observed =
+        status.map(|listener| Observed::serve(listener, credentials, run)).transpose()?;
     // A benchmark's directory is removed at its end.
     if launch.bench.is_some() {
         return Ok(observed);

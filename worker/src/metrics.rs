@@ -32,7 +32,7 @@ pub const WORKER_GAUGES: [(&str, Unit, &str); 6] = [
 ];
 
 /// Counters of a worker, which start again with each process.
-pub const WORKER_COUNTERS: [(&str, Unit, &str); 3] = [
+pub const WORKER_COUNTERS: [(&str, Unit, &str); 4] = [
     ("thanos_trainer_worker_steps_total", Unit::Count, "Updates that it has made"),
     (
         "thanos_trainer_worker_gathered_bytes_total",
@@ -40,6 +40,12 @@ pub const WORKER_COUNTERS: [(&str, Unit, &str); 3] = [
         "Candidates and their gradients, received and sent",
     ),
     ("thanos_trainer_worker_collectives_total", Unit::Count, "Collectives that it has entered"),
+    (
+        "thanos_trainer_worker_flops_total",
+        Unit::Count,
+        "Floating-point operations of its matrix products, convolutions and attention in training \
+        steps, as counted in the first step of a generation's stage",
+    ),
 ];
 
 /// This rank's time by phase, an observation a step.
@@ -85,8 +91,8 @@ fn describe() {
     );
 }
 
-/// A step was made. Nothing happens without a status page.
-pub(crate) fn step(rank: usize, step: &StepDone) {
+/// A step was made, for which this rank has computed so much. Nothing happens without a status page.
+pub(crate) fn step(rank: usize, step: &StepDone, flops: f64) {
     gauge!("thanos_trainer_worker_rank").set(rank as f64);
     gauge!("thanos_trainer_worker_generation").set(step.generation as f64);
     gauge!("thanos_trainer_worker_step", "stage" => step.stage.clone()).set((step.step + 1) as f64);
@@ -96,6 +102,7 @@ pub(crate) fn step(rank: usize, step: &StepDone) {
     counter!("thanos_trainer_worker_steps_total").increment(1);
     counter!("thanos_trainer_worker_gathered_bytes_total").increment(step.gathered_bytes);
     counter!("thanos_trainer_worker_collectives_total").absolute(collectives().entered);
+    counter!("thanos_trainer_worker_flops_total").increment(flops as u64);
     for (phase, seconds) in &step.phase_seconds {
         histogram!(WORKER_PHASE_SECONDS, "phase" => phase.label().to_owned()).record(*seconds);
     }

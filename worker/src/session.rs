@@ -345,6 +345,10 @@ impl Session {
         seconds
     }
 
+    pub(crate) fn serves_metrics(&self) -> bool {
+        self.shared.shows.get().is_some()
+    }
+
     /// Stamps heartbeats with a new generation, whose group is made next, and returns its
     /// rendezvous.
     ///

@@ -28,7 +28,7 @@ pub(crate) use spec::{Interrupted, ResumeFrom, StageContext, StageOutcome, Stage
 use std::collections::BTreeMap;
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
-use thanos_c10d::Exchanged;
+use thanos_c10d::{Exchanged, count};
 use thanos_configs::{Position, learning_rate, samples_sha256, step_key};
 use thanos_proto::{Best, RankPhase, StepDone};
 
@@ -113,7 +113,7 @@ impl Trainer<'_> {
         self.context.group.forget_exchanged();
         let computed = match &mut graph {
             Some(graph) => self.replay(graph, &inputs, lr)?,
-            None => self.compute(&inputs)?,
+            None => self.compute_and_count(&inputs, batch.samples.len())?,
         };
         feed.prepare()?;
         self.step_phase(RankPhase::Reduce)?;
@@ -167,6 +167,9 @@ struct Trainer<'a> {
     buffers_before: StateDict,
     /// Updates skipped since the last one that was made.
     skipped: u32,
+    /// Floating-point operations of this rank for each image of the global batch; counted in the
+    /// first step if metrics are served.
+    flops_per_image: Option<f64>,
     /// In the forward pass of the step in flight.
     exchanged: Exchanged,
     clock: GpuClock,
@@ -221,6 +224,7 @@ impl<'a> Trainer<'a> {
             buffers,
             buffers_before: StateDict::new(),
             skipped: 0,
+            flops_per_image: None,
             exchanged: Exchanged::default(),
             clock: GpuClock::new(device),
             graphs: Graphs::new((kind, device), context.group.size()),
@@ -229,6 +233,15 @@ impl<'a> Trainer<'a> {
             saving: 0.0,
             started: Instant::now(),
         }
+    }
+
+    fn compute_and_count(&mut self, inputs: &Inputs, images: usize) -> Result<Computed> {
+        if self.flops_per_image.is_some() || !self.context.session.serves_metrics() {
+            return self.compute(inputs);
+        }
+        let (computed, counted) = count(|| self.compute(inputs))?;
+        self.flops_per_image = Some(counted.flops as f64 / images.max(1) as f64);
+        computed
     }
 
     /// The forward and the backward pass of this rank's images.
@@ -304,7 +317,8 @@ impl<'a> Trainer<'a> {
         self.step += 1;
         self.post_step_done = false;
         self.recent.push(done.clone());
-        metrics::step(self.context.group.rank(), &done);
+        let flops = self.flops_per_image.unwrap_or(0.0) * done.images as f64;
+        metrics::step(self.context.group.rank(), &done, flops);
         match self.context.group.rank() {
             0 => self.context.session.send_step(done),
             _ => Ok(()),

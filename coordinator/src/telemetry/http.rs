@@ -46,6 +46,14 @@ struct State {
     checkpoint: Value,
 }
 
+/// What is served of a run.
+pub(crate) struct ServedRun<'a> {
+    pub(crate) sessions: &'a Sessions,
+    pub(crate) telemetry: &'a Telemetry,
+    pub(crate) start: &'a Start,
+    pub(crate) figures: DrawFigures,
+}
+
 impl Observed {
     /// Takes the address on which a run is to be shown.
     ///
@@ -70,8 +78,7 @@ impl Observed {
     pub(crate) fn serve(
         listener: std::net::TcpListener,
         credentials: Option<&Credentials>,
-        (sessions, telemetry): (&Sessions, &Telemetry),
-        (start, figures): (&Start, DrawFigures),
+        ServedRun { sessions, telemetry, start, figures }: ServedRun<'_>,
     ) -> Result<Self> {
         listener.set_nonblocking(true)?;
         let listener = TcpListener::from_std(listener)?;
