@@ -1,10 +1,19 @@
 //! What the user asked for and what the program needs, without doing anything.
 //!
-//! [`RunConfig`] is the YAML file, verbatim; [`load`] reads it and names every mistake with its
-//! line; [`Plan`] is the validated form, the one place for rules that span several keys, and its
-//! digest must be equal on every process of a run. `sample_order` says which sample goes where: the
-//! global order of an epoch, a rank's slice of a batch, the train / validation split. [`presets`]
-//! holds the experiments of the paper.
+//! In reading order:
+//!
+//! - `run_config`, `checks_config`, `log_config`, `timeouts`: the keys of the YAML file, verbatim.
+//! - `load`, `yaml`, `text`, `typed`, `overlays`: from a file or preset and its overrides to
+//!   [`RunConfig`]; `error`: every mistake, with its line; `redacted`: without secrets.
+//! - `presets`: the experiments of the paper; `recipe`: which keys a resume may change; `effect` and
+//!   `shared_objective`: which keys have no effect.
+//! - `plan`: [`Plan`], the validated form, the one place for rules that span several keys; its
+//!   digest is equal on every process of a run.
+//! - `sample_order`: which sample goes where: the global order of an epoch, a rank's slice of a
+//!   batch, the split into training and validation images. `schedule`: the learning rate.
+//! - `selection`: what the best checkpoint is chosen by. `weights`: what published weights must
+//!   match.
+//! - `dataset`, `class_map`, `packs_dir`, `digest`: what is known of a data set, and SHA-256.
 //!
 //! Pure: no tch, tokio, clock, environment or file system. Nothing of ours is imported here.
 
@@ -23,6 +32,7 @@ mod presets;
 #[cfg(test)]
 mod properties;
 mod recipe;
+mod redacted;
 #[cfg(test)]
 mod reference;
 mod run_config;

@@ -7,6 +7,7 @@ use crate::error::{ConfigError, ConfigErrors, Mistake};
 use crate::overlays::{self, EXTENDS};
 use crate::plan::Plan;
 use crate::presets::{preset_value, unknown_preset};
+use crate::redacted::redacted;
 use crate::run_config::RunConfig;
 use crate::shared_objective::{self, OwnObjectives};
 use crate::text::text_value;
@@ -97,7 +98,7 @@ struct Override {
 
 impl Override {
     fn source(&self) -> String {
-        format!("override '{}'", self.typed)
+        format!("override '{}'", redacted(&self.typed))
     }
 
     /// Whether it sets a key, or one below it.
@@ -214,7 +215,7 @@ impl Layered {
         let own = OwnObjectives::of(&self.value);
         for typed in overrides {
             if let Err((key, message)) = self.lay(typed, &own) {
-                let source = format!("override '{typed}'");
+                let source = format!("override '{}'", redacted(typed));
                 self.refused.push(ConfigError { source, line: None, key, message });
             }
         }

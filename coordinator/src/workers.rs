@@ -38,6 +38,15 @@ const WORKER: &str = "worker";
 
 /// Variable by which CUDA orders GPUs.
 const DEVICE_ORDER: &str = "CUDA_DEVICE_ORDER";
+/// What only the coordinator needs of its environment: credentials of trackers.
+const TRACKER_SECRETS: [&str; 6] = [
+    "WANDB_API_KEY",
+    "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+    "TRACKIO_WRITE_TOKEN",
+    "HF_TOKEN",
+];
 
 /// Resolves when a process is to end; never, if the sender is gone.
 type Killed = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -365,6 +374,9 @@ impl WorkerProcess<'_> {
             .stdin(Stdio::null())
             // A Ctrl-C at the terminal reaches them once: through the process that starts them.
             .process_group(0);
+        for secret in TRACKER_SECRETS {
+            command.env_remove(secret);
+        }
         if self.device != DeviceChoice::Auto {
             command.args(["--device", &self.device.to_string()]);
         }

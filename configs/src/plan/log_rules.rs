@@ -3,6 +3,7 @@
 
 use super::rules::Rules;
 use crate::log_config::LogConfig;
+use crate::redacted::redacted;
 
 /// The longest name of an experiment that MLflow takes.
 const MAX_EXPERIMENT_BYTES: usize = 500;
@@ -27,12 +28,10 @@ impl Rules {
             let Some(address) = address else { continue };
             match problem_of(address) {
                 Some(Problem::Malformed(reason)) => {
+                    let got = redacted(address);
                     self.refuse(
                         key,
-                        format!(
-                            "{reason}: write an address such as {example}, got \
-                        `{address}`"
-                        ),
+                        format!("{reason}: write an address such as {example}, got `{got}`"),
                     );
                 }
                 // It holds a secret: the rule does not repeat it.

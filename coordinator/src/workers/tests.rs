@@ -37,6 +37,19 @@ fn value<'a>(words: &'a [String], option: &str) -> Option<&'a str> {
     words.get(at + 1).map(String::as_str)
 }
 
+/// Credentials of trackers are the coordinator's alone.
+#[test]
+fn a_worker_does_not_inherit_the_secrets_of_trackers() {
+    let mut command = std::process::Command::new("/bin/thanos-worker");
+    let (coordinator, device) = ("127.0.0.1:1", DeviceChoice::Auto);
+    WorkerProcess { coordinator, id: "worker-0", local_rank: "0", threads: 1, device }
+        .put_into(&mut command);
+    for secret in ["WANDB_API_KEY", "MLFLOW_TRACKING_PASSWORD", "TRACKIO_WRITE_TOKEN"] {
+        let removed = command.get_envs().any(|(name, value)| name == secret && value.is_none());
+        assert!(removed, "{secret}");
+    }
+}
+
 #[test]
 fn a_worker_gets_its_device_and_its_place() {
     let (words, variables) = started(DeviceChoice::Cuda, false, LaunchTarget::Here { workers: 2 });
