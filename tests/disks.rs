@@ -200,14 +200,14 @@ fn a_run_directory_that_stays_full_ends_the_run() {
     scene.coord(&["launch", "--resume", "--nodes", "2", "--run-dir", "small/run"]).expect(0);
 }
 
-/// Each sync of the ledger takes longer than a worker may be silent: steps continue meanwhile, and no
-/// worker is terminated, also not before it was sent its generation.
+/// Each sync of the ledger takes longer than a worker may be silent: steps continue meanwhile, and
+/// no worker is terminated, also not before it was sent its generation.
 #[test]
 fn a_slow_sync_makes_no_worker_hang() {
     let scene = Scene::new();
     let arguments = ["launch", "--nodes", "2", "--threads-per-worker", "1", "--run-dir", "run"];
-    let variables = [("FAILPOINTS", "ledger-sync=sleep(4000)")];
-    let target = ["digits_supcon", "train.max_steps=80", "checkpoint.every_steps=40", "rows=[]"];
+    let variables = [("FAILPOINTS", "ledger-sync=1*sleep(4000)->sleep(1500)")];
+    let target = ["digits_supcon", "train.max_steps=120", "checkpoint.every_steps=40", "rows=[]"];
     let ran = scene.start_with(&[&arguments[..], &target].concat(), &variables).wait().expect(0);
     let lost = lines(&scene.path("run"), "events.jsonl")
         .iter()

@@ -5,8 +5,8 @@
 //! - `run_config`, `checks_config`, `log_config`, `timeouts`: the keys of the YAML file, verbatim.
 //! - `load`, `yaml`, `text`, `typed`, `overlays`: from a file or preset and its overrides to
 //!   [`RunConfig`]; `error`: every mistake, with its line; `redacted`: without secrets.
-//! - `presets`: the experiments of the paper; `recipe`: which keys a resume may change; `effect` and
-//!   `shared_objective`: which keys have no effect.
+//! - `presets`: the experiments of the paper; `recipe`: which keys a resume may change; `effect`
+//!   and `shared_objective`: which keys have no effect.
 //! - `plan`: [`Plan`], the validated form, the one place for rules that span several keys; its
 //!   digest is equal on every process of a run.
 //! - `sample_order`: which sample goes where: the global order of an epoch, a rank's slice of a

@@ -1,5 +1,5 @@
-//! Addresses as they may be shown: an address that is refused for a secret in it is not printed with
-//! it, as what is printed may be a log that others read.
+//! Addresses as they may be shown: an address that is refused for a secret in it is not printed
+//! with it, as what is printed may be a log that others read.
 
 const HIDDEN: &str = "***";
 

@@ -91,7 +91,8 @@ fn describe() {
     );
 }
 
-/// A step was made, for which this rank has computed so much. Nothing happens without a status page.
+/// A step was made, for which this rank has computed so much. Nothing happens without a status
+/// page.
 pub(crate) fn step(rank: usize, step: &StepDone, flops: f64) {
     gauge!("thanos_trainer_worker_rank").set(rank as f64);
     gauge!("thanos_trainer_worker_generation").set(step.generation as f64);

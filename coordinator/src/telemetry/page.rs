@@ -1,7 +1,7 @@
 //! The live page of a run: one embedded document at `/` that loads nothing from elsewhere,
 //! `/events` (server-sent events) that keep it up to date, `/series?since=CURSOR`, the same JSON
-//! for scripts, and `/figures`, which are HTML. A thread of its own reads the run directory (`page/feed.rs`); the run never
-//! waits for a page, and an error of a page never ends it.
+//! for scripts, and `/figures`, which are HTML. A thread of its own reads the run directory
+//! (`page/feed.rs`); the run never waits for a page, and an error of a page never ends it.
 
 mod document;
 mod feed;

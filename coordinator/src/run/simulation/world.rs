@@ -68,8 +68,8 @@ pub(super) struct World {
     paused_until: Duration,
     recorded: Vec<(String, u64)>,
     commits: Vec<(Duration, SessionId, CheckpointWritten)>,
-    /// `Begin` commands that are sent once the disk has their generation, and where it begins; other
-    /// commands overtake them.
+    /// `Begin` commands that are sent once the disk has their generation, and where it begins;
+    /// other commands overtake them.
     begins: VecDeque<(Duration, SessionId, Begin, StagePoint)>,
     /// The newest generation that was abandoned.
     abandoned: u64,
