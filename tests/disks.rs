@@ -200,8 +200,8 @@ fn a_run_directory_that_stays_full_ends_the_run() {
     scene.coord(&["launch", "--resume", "--nodes", "2", "--run-dir", "small/run"]).expect(0);
 }
 
-/// Each sync of the ledger takes longer than a worker may be silent: steps continue meanwhile, and
-/// no worker is terminated, also not before it was sent its generation.
+/// Each sync of the ledger takes seconds, and the first one, after which workers are sent their
+/// generation, longer than a worker may be silent: no worker is terminated, and steps continue.
 #[test]
 fn a_slow_sync_makes_no_worker_hang() {
     let scene = Scene::new();
