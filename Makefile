@@ -89,7 +89,7 @@ $(DENY):
 # A hundred kills in one run of four workers; steps of eight seconds, checkpoints of eighteen, evaluations of forty; the
 # rehearsal of the half hour on a GPU, not shortened: minutes.
 chaos: build
-	$(TESTS) --nocapture --ignored recovery:: slow:: gpu_rehearsal:: quick::
+	$(TESTS) --nocapture --ignored recovery:: slow:: gpu_rehearsal:: quick:: memory::
 
 # Only the golden vectors, of another folder with THANOS_PARITY=FOLDER: one line per file.
 parity: libtorch

@@ -11,8 +11,10 @@ use std::process::Command;
 /// With all that it printed, if the test fails.
 pub(crate) fn alone(test: &str, (variable, value): (&str, &str)) -> String {
     let this = env::current_exe().expect("the path of this binary");
-    let output =
-        Command::new(this).args(["--exact", test, "--nocapture"]).env(variable, value).output();
+    let output = Command::new(this)
+        .args(["--exact", test, "--nocapture", "--include-ignored"])
+        .env(variable, value)
+        .output();
     let output = output.expect("this binary restarts");
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();
     let ran_one = printed.contains("1 passed");
