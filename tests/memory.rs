@@ -1,6 +1,6 @@
 //! Memory of the contrastive loss: a batch whose matrix of logits has 1 GB a copy (in the long form
-//! 4 GB) is contrasted in a few hundred MB. The test measures a process of its own, this binary restarted, so that other
-//! tests do not blur the number.
+//! 4 GB) is contrasted in a few hundred MB. The test measures a process of its own, this binary
+//! restarted, so that other tests do not blur the number.
 
 use crate::exchanges::SingleRank;
 use crate::print_line;
