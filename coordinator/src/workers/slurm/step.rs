@@ -1,6 +1,7 @@
 //! The `srun` that starts a worker on a node.
 
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 
 /// Variables of a job that a step needs, to find Slurm and the job; tasks get the others again, for
 /// their step.
@@ -14,6 +15,8 @@ const KEPT: [&str; 6] = [
 ];
 /// Set by sites and plugins, for every step.
 const KEPT_PREFIXES: [&str; 3] = ["SLURM_SPANK_", "SLURM_TASK_PROLOG", "SLURM_TASK_EPILOG"];
+/// Of the two that were tried, 22.05 and 24.11, the former needs the other option.
+const FIRST_YEAR_OF_GPUS_PER_NODE: u32 = 23;
 /// GPUs that the job has on this node: a step on another one has others.
 const GPU_LISTS: [&str; 4] =
     ["CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK"];
@@ -42,9 +45,7 @@ pub(crate) fn srun(node: &str, gpus: usize, arguments: &[String]) -> Command {
         .arg("--export=ALL")
         .stdin(Stdio::null());
     if gpus > 0 {
-        // Not `--gres=gpu:N`: in a job of `--gpus` whose nodes have different numbers, Slurm 22.05
-        // refuses it for the others.
-        command.arg(format!("--gpus={gpus}"));
+        command.arg(format!("{}={gpus}", gpus_option()));
     }
     for (name, _) in std::env::vars_os() {
         if name.to_str().is_some_and(|name| is_for_another_step(name, gpus > 0)) {
@@ -53,6 +54,29 @@ pub(crate) fn srun(node: &str, gpus: usize, arguments: &[String]) -> Command {
     }
     command.args(arguments);
     command
+}
+
+/// How a step requests the GPUs of its node, for the Slurm that is installed.
+fn gpus_option() -> &'static str {
+    static OPTION: OnceLock<&str> = OnceLock::new();
+    OPTION.get_or_init(|| {
+        let asked = Command::new("srun").arg("--version").stdin(Stdio::null()).output();
+        let printed = asked.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+        gpus_option_of(&printed.unwrap_or_default())
+    })
+}
+
+/// The same for what `srun --version` prints. In a job of `--gpus` whose nodes have different
+/// numbers, 22.05 refuses `--gpus-per-node` and `--gres` for the node with more, and 24.11 makes a
+/// step of `--gpus` on one node wait while steps of another run; in all other jobs both take both.
+fn gpus_option_of(printed: &str) -> &'static str {
+    let version = printed.split_whitespace().last().unwrap_or_default();
+    let year = version.split('.').next().and_then(|year| year.parse::<u32>().ok());
+    if year.is_some_and(|year| year < FIRST_YEAR_OF_GPUS_PER_NODE) {
+        "--gpus"
+    } else {
+        "--gpus-per-node"
+    }
 }
 
 /// The options of `sbatch` are passed to a job as variables, which `srun` reads as its own:
@@ -69,6 +93,19 @@ fn is_for_another_step(name: &str, has_gpus: bool) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_step_requests_gpus_as_the_installed_slurm_takes_them() {
+        for (printed, option) in [
+            ("slurm-wlm 22.05.8\n", "--gpus"),
+            ("slurm 21.08.5", "--gpus"),
+            ("slurm 23.02.7", "--gpus-per-node"),
+            ("slurm-wlm 24.11.5\n", "--gpus-per-node"),
+            ("", "--gpus-per-node"),
+        ] {
+            assert_eq!(gpus_option_of(printed), option, "{printed}");
+        }
+    }
 
     #[test]
     fn a_step_inherits_no_request_of_its_job() {
@@ -115,7 +152,8 @@ mod tests {
         };
         let with_gpus = words(4, &["--container-image=a.sqsh"]);
         assert!(with_gpus.windows(2).any(|pair| pair == ["--nodelist", "n1"]), "{with_gpus:?}");
-        assert_eq!(with_gpus[with_gpus.len() - 2..], ["--gpus=4", "--container-image=a.sqsh"]);
+        let gpus = format!("{}=4", gpus_option());
+        assert_eq!(with_gpus[with_gpus.len() - 2..], [gpus.as_str(), "--container-image=a.sqsh"]);
         assert!(!words(0, &[]).iter().any(|word| word.starts_with("--gpus")));
     }
 }
