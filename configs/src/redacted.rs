@@ -6,16 +6,21 @@ const HIDDEN: &str = "***";
 /// A text whose address, if it has one, has no credentials and no query any more.
 pub(crate) fn redacted(text: &str) -> String {
     let Some((scheme, rest)) = text.split_once("://") else { return text.to_owned() };
-    let (address, query) = match rest.split_once('?') {
-        Some((address, _)) => (address, format!("?{HIDDEN}")),
+    let (authority, rest) = split_authority(rest);
+    let (path, query) = match rest.split_once('?') {
+        Some((path, _)) => (path, format!("?{HIDDEN}")),
         None => (rest, String::new()),
     };
-    let (authority, path) = address.split_at(address.find('/').unwrap_or(address.len()));
     let host = match authority.rsplit_once('@') {
         Some((_, host)) => format!("{HIDDEN}@{host}"),
         None => authority.to_owned(),
     };
     format!("{scheme}://{host}{path}{query}")
+}
+
+/// What follows the scheme of an address: credentials, host and port, and the rest.
+pub(crate) fn split_authority(address: &str) -> (&str, &str) {
+    address.split_at(address.find(['/', '?', '#']).unwrap_or(address.len()))
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use serde_json::Value;
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
-use thanos_configs::{Plan, StagePlan};
+use thanos_configs::StagePlan;
 
 /// Files of a report beside its figures. The counts are a line for each row of the table and pair
 /// of true and predicted class that has images.
@@ -53,8 +53,7 @@ pub(crate) fn write_report(
 ) -> Result<PathBuf, anyhow::Error> {
     let place = |path: &Path| format!("{}", path.display());
     let update = snapshot(run_dir).with_context(|| place(run_dir))?;
-    let rows = plan_of_run(run_dir, &[]).map(|plan| rows(run_dir, &plan)).unwrap_or_default();
-    let sheet = sheet(run_dir, packs_dir);
+    let (rows, sheet) = (rows(run_dir), sheet(run_dir, packs_dir));
     let drawn = draw(&serde_json::from_str(&update)?, &rows, sheet.as_deref());
     let parts: Vec<String> = drawn.iter().map(Figure::within_page).collect();
     let page = file.map_or_else(|| report_file(run_dir), Path::to_owned);
@@ -85,8 +84,7 @@ pub(crate) fn write_report(
 /// The figures of the rows that are complete, and of the images, as HTML: what the live page does
 /// not draw itself.
 pub(crate) fn figures_of_rows(run_dir: &Path, packs_dir: Option<&Path>) -> String {
-    let rows = plan_of_run(run_dir, &[]).map(|plan| rows(run_dir, &plan)).unwrap_or_default();
-    let sheet = sheet(run_dir, packs_dir);
+    let (rows, sheet) = (rows(run_dir), sheet(run_dir, packs_dir));
     draw_rows(&rows, sheet.as_deref()).iter().map(Figure::within_page).collect()
 }
 
@@ -108,7 +106,8 @@ impl TestedRow {
 }
 
 /// Those of a run in the order of its table. A file that is damaged is reported and skipped.
-fn rows(run_dir: &Path, plan: &Plan) -> Vec<TestedRow> {
+fn rows(run_dir: &Path) -> Vec<TestedRow> {
+    let Ok(plan) = plan_of_run(run_dir, &[]) else { return Vec::new() };
     let read = |stage: &str| -> anyhow::Result<Option<(Predictions, Option<EmbeddingMap>)>> {
         let Some(predictions) = Predictions::read(run_dir, stage)? else { return Ok(None) };
         let map = EmbeddingMap::read(run_dir, stage, &predictions)?;

@@ -79,9 +79,9 @@ pub(crate) struct Run {
     start: Start,
     phase: Phase,
     generation: u64,
-    /// The newest generation whose ranks were sent their `Begin`: before, nothing can be expected
+    /// The ranks of the newest generation were sent their `Begin`: before, nothing can be expected
     /// of them.
-    sent_generation: u64,
+    is_begin_sent: bool,
     /// What the workers of the first generation train on, and so all that follow.
     kind: Option<DeviceKind>,
     members: BTreeMap<SessionId, Member>,
@@ -164,7 +164,7 @@ impl Run {
             growth: BTreeMap::new(),
             phase: Phase::Rendezvous { since: Duration::ZERO },
             generation,
-            sent_generation: 0,
+            is_begin_sent: false,
             kind: None,
             members: BTreeMap::new(),
             next_step,

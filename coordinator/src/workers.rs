@@ -10,6 +10,7 @@ pub(crate) mod slurm;
 
 use crate::run::{Event, ExitCause};
 use crate::server::credentials::Credentials;
+use crate::telemetry::trackers::secret_variables;
 use crate::workers::devices::shared_nccl_variables;
 use crate::workers::slurm::Node;
 use adopted::Adopted;
@@ -38,15 +39,6 @@ const WORKER: &str = "worker";
 
 /// Variable by which CUDA orders GPUs.
 const DEVICE_ORDER: &str = "CUDA_DEVICE_ORDER";
-/// What only the coordinator needs of its environment: credentials of trackers.
-const TRACKER_SECRETS: [&str; 6] = [
-    "WANDB_API_KEY",
-    "MLFLOW_TRACKING_USERNAME",
-    "MLFLOW_TRACKING_PASSWORD",
-    "MLFLOW_TRACKING_TOKEN",
-    "TRACKIO_WRITE_TOKEN",
-    "HF_TOKEN",
-];
 
 /// Resolves when a process is to end; never, if the sender is gone.
 type Killed = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -374,7 +366,7 @@ impl WorkerProcess<'_> {
             .stdin(Stdio::null())
             // A Ctrl-C at the terminal reaches them once: through the process that starts them.
             .process_group(0);
-        for secret in TRACKER_SECRETS {
+        for secret in secret_variables() {
             command.env_remove(secret);
         }
         if self.device != DeviceChoice::Auto {

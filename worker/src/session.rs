@@ -24,7 +24,7 @@ use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -65,8 +65,6 @@ struct Shared {
     stop_deadline: OnceLock<Option<Instant>>,
     /// What the coordinator is to be asked, since this process received a stop signal.
     stop_request: StopRequest,
-    /// The newest generation that is to be left for one with more workers.
-    regroup: AtomicU64,
     /// The generation has ended: its group is broken.
     abandoned: AtomicBool,
     /// The worker has sent its last message and waits for `Leave`.
@@ -83,7 +81,9 @@ struct TrainingPosition {
     heartbeat: Heartbeat,
     /// What had been counted when the generation began.
     before: Collectives,
-    /// The newest generation that was abandoned; its `Begin` may come later.
+    /// The newest generation that is to be left for one with more workers, and the newest that was
+    /// abandoned; the `Begin` of either may come later.
+    regroup: u64,
     abandoned: u64,
     /// Ends the generation's group; none between two generations, and once it was used.
     aborter: Option<GroupAborter>,
@@ -164,7 +164,6 @@ impl Session {
             stop: AtomicBool::new(false),
             stop_deadline: OnceLock::new(),
             stop_request: StopRequest::new(None),
-            regroup: AtomicU64::new(0),
             abandoned: AtomicBool::new(false),
             done: AtomicBool::new(false),
             identity: OnceLock::new(),
@@ -172,6 +171,7 @@ impl Session {
             position: Mutex::new(TrainingPosition {
                 heartbeat,
                 before: collectives(),
+                regroup: 0,
                 abandoned: 0,
                 aborter: None,
                 phase_began: Instant::now(),
@@ -308,7 +308,8 @@ impl Session {
     /// Whether the coordinator has asked for another generation. As with a stop: agree before
     /// acting.
     pub(crate) fn regroup_requested(&self) -> bool {
-        self.shared.regroup.load(Ordering::Relaxed) >= self.generation()
+        let position = self.shared.position();
+        position.regroup >= position.heartbeat.generation
     }
 
     /// The newest generation that this worker was in.
@@ -345,6 +346,7 @@ impl Session {
         seconds
     }
 
+    /// Whether anyone can read this process's metrics.
     pub(crate) fn serves_metrics(&self) -> bool {
         self.shared.shows.get().is_some()
     }

@@ -235,6 +235,7 @@ impl<'a> Trainer<'a> {
         }
     }
 
+    /// As [`Self::compute`]; in the first step also counts what it costs.
     fn compute_and_count(&mut self, inputs: &Inputs, images: usize) -> Result<Computed> {
         if self.flops_per_image.is_some() || !self.context.session.serves_metrics() {
             return self.compute(inputs);

@@ -3,7 +3,7 @@
 
 use super::rules::Rules;
 use crate::log_config::LogConfig;
-use crate::redacted::redacted;
+use crate::redacted::{redacted, split_authority};
 
 /// The longest name of an experiment that MLflow takes.
 const MAX_EXPERIMENT_BYTES: usize = 500;
@@ -79,7 +79,7 @@ fn problem_of(address: &str) -> Option<Problem> {
     let Some(rest) = rest else {
         return Some(Problem::Malformed("must begin with http:// or https://"));
     };
-    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let (authority, path) = split_authority(rest);
     if authority.contains('@') {
         return Some(Problem::Credentials("a user name or password"));
     }

@@ -118,7 +118,10 @@ impl Pace {
 impl Run {
     /// What is expected of the ranks of a generation is expected from now on.
     pub(super) fn begin_sent(&mut self, generation: u64) -> Vec<Effect> {
-        self.sent_generation = self.sent_generation.max(generation);
+        if generation != self.generation {
+            return Vec::new();
+        }
+        self.is_begin_sent = true;
         for member in self.members.values_mut().filter(|member| member.seat().is_some()) {
             member.last_message = self.awake;
             member.progress.restart(self.awake);
@@ -128,7 +131,7 @@ impl Run {
 
     /// Ranks of which something can be expected.
     fn begun_ranks(&self) -> impl Iterator<Item = (SessionId, &Member)> {
-        self.ranks().filter(|_| self.sent_generation == self.generation)
+        self.ranks().filter(|_| self.is_begin_sent)
     }
 
     /// Ranks without heartbeats are stopped or cut off: a collective would wait for them. All are
@@ -221,7 +224,7 @@ impl Run {
                 true => self.start.timeouts.drain,
                 false => self.progress_limit(progress),
             };
-            let is_expected = member.seat().is_none() || self.sent_generation == self.generation;
+            let is_expected = member.seat().is_none() || self.is_begin_sent;
             let may_come = member.may_hold_state() && is_expected;
             may_come && self.awake.saturating_sub(since.max(progress.since)) >= limit
         };

@@ -125,7 +125,7 @@ impl Run {
         self.generation += 1;
         self.failures.generation_begins();
         self.phase = Phase::Training;
-        self.growing = false;
+        (self.growing, self.is_begin_sent) = (false, false);
         sessions.sort_by_key(|session| {
             let id = self.members[session].hello.worker_id.clone();
             (id.len(), id)

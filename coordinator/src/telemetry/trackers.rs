@@ -59,6 +59,12 @@ pub(crate) enum Ending {
     Failed(u8),
 }
 
+/// Variables that have credentials of trackers: no worker needs them.
+pub(crate) fn secret_variables() -> impl Iterator<Item = &'static str> {
+    let of_servers = mlflow_calls::VARIABLES.into_iter().chain(trackio::VARIABLES);
+    of_servers.chain([wandb_client::KEY_VARIABLE])
+}
+
 /// A place to which a run's rows go.
 trait Sink: Send {
     /// As messages name it.

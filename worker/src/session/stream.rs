@@ -240,7 +240,8 @@ impl Reconnector {
                 _ = open.answers.send(Command::Stop { reason });
             }
             Command::Regroup { generation } => {
-                _ = shared.regroup.fetch_max(generation, Ordering::Relaxed);
+                let mut position = shared.position();
+                position.regroup = position.regroup.max(generation);
             }
             Command::Recorded { steps } => open.window.recorded(steps),
             Command::Abandon { generation, reason } => {

@@ -53,6 +53,15 @@ struct Pace {
     evaluate: f64,
 }
 
+/// A `Begin` that is sent once the disk has its generation.
+struct PendingBegin {
+    due: Duration,
+    session: SessionId,
+    begin: Begin,
+    /// Where the generation begins.
+    at: StagePoint,
+}
+
 pub(super) struct World {
     run: Run,
     chance: SplitMix64,
@@ -68,9 +77,8 @@ pub(super) struct World {
     paused_until: Duration,
     recorded: Vec<(String, u64)>,
     commits: Vec<(Duration, SessionId, CheckpointWritten)>,
-    /// `Begin` commands that are sent once the disk has their generation, and where it begins;
-    /// other commands overtake them.
-    begins: VecDeque<(Duration, SessionId, Begin, StagePoint)>,
+    /// In order; other commands overtake them.
+    begins: VecDeque<PendingBegin>,
     /// The newest generation that was abandoned.
     abandoned: u64,
     /// Something was sent that no correct worker sends.
@@ -230,7 +238,7 @@ impl World {
                 Effect::Record(step) => self.record(&step),
                 Effect::Send { session, command: Command::Begin(begin) } => {
                     let at = self.beginning_of(&begin, source);
-                    self.begins.push_back((durable, session, begin, at));
+                    self.begins.push_back(PendingBegin { due: durable, session, begin, at });
                 }
                 Effect::Send { session, command } => self.deliver(session, command),
                 Effect::Commit { session, written } => {
@@ -372,20 +380,20 @@ impl World {
             0 => self.about(DISK_DELAY),
             _ => Duration::ZERO,
         };
-        self.begins.back().map_or(Duration::ZERO, |(due, ..)| *due).max(self.now + delay)
+        self.begins.back().map_or(Duration::ZERO, |last| last.due).max(self.now + delay)
     }
 
     fn send_begins(&mut self) {
-        while self.begins.front().is_some_and(|(due, ..)| *due <= self.now)
-            && let Some((_, session, begin, at)) = self.begins.pop_front()
+        while let Some(PendingBegin { session, begin, at, .. }) =
+            self.begins.pop_front_if(|next| next.due <= self.now)
         {
             if let Some(index) =
                 self.workers.iter().position(|worker| worker.session == Some(session))
             {
                 self.begin(index, &begin, at);
             }
-            let (generation, last) = (begin.generation, self.begins.is_empty());
-            if last || self.begins[0].2.generation > generation {
+            let generation = begin.generation;
+            if self.begins.front().is_none_or(|next| next.begin.generation > generation) {
                 self.send(Event::BeginSent { generation });
             }
         }

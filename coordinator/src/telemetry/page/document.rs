@@ -59,11 +59,8 @@ pub(super) fn with_snapshot(update: &str, figures: &[String]) -> String {
     // Neither the end of a script nor the beginning of a comment is in it. In JSON only strings
     // have this character.
     let update = format!("{SNAPSHOT}{}", update.replace('<', "\\u003c"));
-    DOCUMENT.0.replacen(SNAPSHOT, &update, 1).replacen(HIDDEN, section, 1).replacen(
-        FIGURES,
-        &figures.concat(),
-        1,
-    )
+    let html = DOCUMENT.0.replacen(SNAPSHOT, &update, 1).replacen(HIDDEN, section, 1);
+    html.replacen(FIGURES, &figures.concat(), 1)
 }
 
 pub(super) fn response() -> Response {

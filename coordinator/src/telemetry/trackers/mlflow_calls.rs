@@ -174,14 +174,18 @@ impl Calls {
     }
 }
 
-/// The header by which MLflow's client authenticates, from the variables that it reads.
+/// User name, password and token, as MLflow's own client reads them.
+pub(super) const VARIABLES: [&str; 3] =
+    ["MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"];
+
+/// The header by which MLflow's client authenticates.
 fn authorization(variable: impl Fn(&str) -> Option<String>) -> Option<(&'static str, String)> {
     let value = |name: &str| variable(name).filter(|value| !value.is_empty());
-    let user = value("MLFLOW_TRACKING_USERNAME").zip(value("MLFLOW_TRACKING_PASSWORD"));
+    let [user, password, token] = VARIABLES;
+    let user = value(user).zip(value(password));
     let basic = user
         .map(|(user, password)| format!("Basic {}", STANDARD.encode(format!("{user}:{password}"))));
-    let authorization =
-        basic.or_else(|| Some(format!("Bearer {}", value("MLFLOW_TRACKING_TOKEN")?)));
+    let authorization = basic.or_else(|| Some(format!("Bearer {}", value(token)?)));
     authorization.map(|value| ("Authorization", value))
 }
 

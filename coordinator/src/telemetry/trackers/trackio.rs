@@ -104,13 +104,17 @@ impl Trackio {
     }
 }
 
+/// Tokens of Hugging Face and of a server, as trackio's own client reads them.
+pub(super) const VARIABLES: [&str; 2] = ["HF_TOKEN", "TRACKIO_WRITE_TOKEN"];
+
 /// As trackio's own client authenticates.
 fn headers(url: &str, variable: impl Fn(&str) -> Option<String>) -> Vec<(&'static str, String)> {
     let value = |name: &str| variable(name).filter(|value| !value.is_empty());
     let host = url.split("://").nth(1).unwrap_or("").split(['/', ':']).next().unwrap_or("");
-    let of_space = value("HF_TOKEN").filter(|_| host.to_ascii_lowercase().ends_with(SPACES));
+    let [of_space, write] = VARIABLES;
+    let of_space = value(of_space).filter(|_| host.to_ascii_lowercase().ends_with(SPACES));
     let space = of_space.map(|token| ("Authorization", format!("Bearer {token}")));
-    let write = value("TRACKIO_WRITE_TOKEN").map(|token| ("X-Trackio-Write-Token", token));
+    let write = value(write).map(|token| ("X-Trackio-Write-Token", token));
     space.into_iter().chain(write).collect()
 }
 

@@ -12,6 +12,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 const PROGRAM: &str = "wandb";
+/// Which the client reads itself.
+pub(super) const KEY_VARIABLE: &str = "WANDB_API_KEY";
 /// How long the end of a run waits for the client.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(4);
 const EXIT_POLL: Duration = Duration::from_millis(20);

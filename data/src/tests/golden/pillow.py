@@ -2,8 +2,9 @@
 
     pip install pillow==13.0.0 numpy && python pillow.py
 
-NAME.rgb is `Image.open(NAME).convert("RGB")`, row after row; of a picture that Pillow refuses there
-is none. sizes.txt has a line `NAME WIDTH HEIGHT` for each picture, with 0 0 for those."""
+NAME.rgb is `Image.open(NAME).convert("RGB")`, row after row. A picture that Pillow refuses has no
+such file. sizes.txt has a line `NAME WIDTH HEIGHT` for each picture, `NAME 0 0` for a refused
+one."""
 
 import io
 import struct
