@@ -384,8 +384,8 @@ impl World {
     }
 
     fn send_begins(&mut self) {
-        while let Some(PendingBegin { session, begin, at, .. }) =
-            self.begins.pop_front_if(|next| next.due <= self.now)
+        while self.begins.front().is_some_and(|next| next.due <= self.now)
+            && let Some(PendingBegin { session, begin, at, .. }) = self.begins.pop_front()
         {
             if let Some(index) =
                 self.workers.iter().position(|worker| worker.session == Some(session))
