@@ -77,12 +77,11 @@ const MAX_VALUES: usize = 5;
 const MAX_TUPLE: usize = 2;
 
 /// Functions with more values, as their tuples are of what belongs together. Smaller sets only.
-const WIDE: [&str; 12] = [
+const WIDE: [&str; 11] = [
     "coordinator/src/cli/launch.rs: workers",
     "coordinator/src/cli/series.rs: run_member",
     "coordinator/src/launch.rs: observe",
     "coordinator/src/run/commits.rs: not_saved",
-    "data/src/pack_header.rs: to_bytes",
     "data/src/pictures.rs: keep_good",
     "worker/fused/src/calls.rs: attention",
     "worker/fused/src/gpu.rs: attention",

@@ -4,6 +4,7 @@
 use crate::print_line;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
@@ -100,16 +101,44 @@ fn python(tool: &str) -> Option<String> {
     is_there.then_some(python)
 }
 
+/// Over HTTPS, with a certificate of an authority of this test.
 struct Mlflow {
     python: String,
     port: u16,
+    /// The authority's certificate.
+    authority: String,
 }
 
 impl Mlflow {
+    fn new(scene: &Scene, python: String) -> Self {
+        let file = |name: &str| scene.path(name).display().to_string();
+        let authority_key = KeyPair::generate().expect("a key");
+        let mut authority = CertificateParams::default();
+        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        authority.distinguished_name.push(DnType::CommonName, "the authority of a test");
+        authority.use_authority_key_identifier_extension = true;
+        let certificate = authority.self_signed(&authority_key).expect("a certificate");
+        fs::write(file("authority.pem"), certificate.pem()).expect("written");
+        let key = KeyPair::generate().expect("a key");
+        let mut server = CertificateParams::new(vec!["127.0.0.1".into()]).expect("an address");
+        server.use_authority_key_identifier_extension = true;
+        let issuer = Issuer::new(authority, authority_key);
+        let certificate = server.signed_by(&key, &issuer).expect("a certificate");
+        fs::write(file("server.pem"), certificate.pem()).expect("written");
+        fs::write(file("server.key"), key.serialize_pem()).expect("written");
+        Self { python, port: free_port(), authority: file("authority.pem") }
+    }
+
+    /// What makes our programs trust the server.
+    fn trust(&self) -> (&str, &str) {
+        ("SSL_CERT_FILE", &self.authority)
+    }
+
     fn serve(&self, scene: &Scene) -> Server {
         let database = format!("sqlite:///{}", scene.path("mlflow.db").display());
         let mut command = Command::new(&self.python);
         command.args(["-m", "uvicorn", "--host", "127.0.0.1", "--port", &self.port.to_string()]);
+        command.args(["--ssl-certfile", "server.pem", "--ssl-keyfile", "server.key"]);
         command.arg("mlflow.server.fastapi_app:app");
         // What `mlflow server` starts, as it starts it, without waiting twice for Python's imports.
         let variables = [
@@ -124,11 +153,13 @@ impl Mlflow {
     }
 
     fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        format!("https://127.0.0.1:{}", self.port)
     }
 
     fn read(&self) -> Value {
-        printed(Command::new(&self.python).args(["-c", READ_MLFLOW, &self.url()]))
+        let mut command = Command::new(&self.python);
+        command.env("MLFLOW_TRACKING_SERVER_CERT_PATH", &self.authority);
+        printed(command.args(["-c", READ_MLFLOW, &self.url()]))
     }
 }
 
@@ -164,11 +195,11 @@ fn printed(command: &mut Command) -> Value {
         .unwrap_or_else(|error| panic!("{error}: {text}"))
 }
 
-fn start(scene: &Scene, arguments: &[&str], keys: &[String]) -> Running {
+fn start(scene: &Scene, arguments: &[&str], keys: &[String], variable: (&str, &str)) -> Running {
     let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
     let size = ["--nodes", "2", "--threads-per-worker", "1", "--run-dir", "run"];
     let all = [&["launch"], arguments, &size, &TARGET, &keys].concat();
-    scene.start_with(&all, &[SLOW, ("TRACKIO_WRITE_TOKEN", TOKEN)])
+    scene.start_with(&all, &[SLOW, variable])
 }
 
 /// The position file of a tracker.
@@ -218,10 +249,11 @@ fn sorted(history: &Value) -> Vec<(u64, f64)> {
 #[test]
 fn mlflow_has_the_ledger_whatever_was_killed() {
     let Some(python) = python("mlflow") else { return };
-    let (scene, mlflow) = (Scene::new(), Mlflow { python, port: free_port() });
+    let scene = Scene::new();
+    let mlflow = Mlflow::new(&scene, python);
     let keys = [format!("log.mlflow.uri={}/", mlflow.url()), "log.mlflow.experiment=digits".into()];
-    let mut running = start(&scene, &[], &keys);
-    running.wait_for_line("MLflow: cannot reach http://127.0.0.1:");
+    let mut running = start(&scene, &[], &keys, mlflow.trust());
+    running.wait_for_line("MLflow: cannot reach https://127.0.0.1:");
     running.wait_for_steps("run", 20);
     let ran = running.interrupt().expect(75);
     assert_eq!(ran.stderr.matches("MLflow: ").count(), 1, "{}", ran.stderr);
@@ -230,7 +262,7 @@ fn mlflow_has_the_ledger_whatever_was_killed() {
     ));
     let mut server = mlflow.serve(&scene);
     server.wait(mlflow.port);
-    let mut running = start(&scene, &["--resume"], &keys);
+    let mut running = start(&scene, &["--resume"], &keys, mlflow.trust());
     running.wait_until("a batch", || position(&scene, "mlflow")["first"].as_u64() > Some(0));
     send(coordinator(&scene.path("run")).expect("it is running"), Signal::SIGKILL);
     let before = ledger(&scene).len() as u64;
@@ -247,34 +279,25 @@ fn mlflow_has_the_ledger_whatever_was_killed() {
     );
     server = mlflow.serve(&scene);
     server.wait(mlflow.port);
+    let resume = ["launch", "--resume", "--run-dir", "run"];
+    let ran = scene.coord(&resume).expect(0);
+    assert!(
+        ran.stderr.contains("its certificate is of an unknown authority: set SSL_CERT_FILE to"),
+        "{}",
+        ran.stderr
+    );
     // The run is done: what is missing is delivered. A second time nothing is.
     for _ in 0..2 {
-        let ran = scene.coord(&["launch", "--resume", "--run-dir", "run"]).expect(0);
+        let ran = scene.start_with(&resume, &[mlflow.trust()]).wait().expect(0);
         assert!(!ran.stderr.contains("incomplete: "), "{}", ran.stderr);
     }
-    let runs = mlflow.read();
-    assert_eq!(runs.as_object().map(serde_json::Map::len), Some(1), "{runs}");
-    let run = &runs[id(&scene)];
-    assert_eq!(
-        (&run["status"], &run["name"]),
-        (&json!("FINISHED"), &json!("digits_supcon seed 0"))
-    );
-    assert_eq!(run["params"]["train.epochs"], json!("24"));
-    assert_eq!(sorted(&run["history"]["supcon/loss/total"]), ledger(&scene));
-    assert_eq!(sorted(&run["history"]["supcon/learning_rate"]).len(), ledger(&scene).len());
-    let evaluated = sorted(&run["history"]["supcon/validation/accuracy"]);
-    assert_eq!(
-        evaluated.into_iter().map(|(_, value)| value).collect::<Vec<_>>(),
-        accuracies(&scene)
-    );
-    assert_eq!(sorted(&run["history"]["supcon/collapse/views"]).len(), 1);
-    assert_eq!(sorted(&run["history"]["supcon/knn_fine_accuracy"]).len(), 1, "of the table");
+    assert_mlflow_has_the_run(&scene, &mlflow);
     // A run that fails is there with its last step, and as a failed one.
     let target =
         ["digits_cnce", "rows=[]", "train.max_steps=30", "--run-dir", "failed", "--nodes", "2"];
     let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
     let arguments = [&["launch"], &target[..], &keys].concat();
-    let failing = [("FAILPOINTS", "poison-gradient=return(1:7)")];
+    let failing = [("FAILPOINTS", "poison-gradient=return(1:7)"), mlflow.trust()];
     scene.start_with(&arguments, &failing).wait().expect(70);
     let runs = mlflow.read();
     let failed = runs
@@ -287,6 +310,27 @@ fn mlflow_has_the_ledger_whatever_was_killed() {
     assert_eq!(sorted(&failed.1["history"]["cnce/loss/total"]).len(), 7);
 }
 
+/// One run, finished, with every step and evaluation of the ledger.
+fn assert_mlflow_has_the_run(scene: &Scene, mlflow: &Mlflow) {
+    let runs = mlflow.read();
+    assert_eq!(runs.as_object().map(serde_json::Map::len), Some(1), "{runs}");
+    let run = &runs[id(scene)];
+    assert_eq!(
+        (&run["status"], &run["name"]),
+        (&json!("FINISHED"), &json!("digits_supcon seed 0"))
+    );
+    assert_eq!(run["params"]["train.epochs"], json!("24"));
+    assert_eq!(sorted(&run["history"]["supcon/loss/total"]), ledger(scene));
+    assert_eq!(sorted(&run["history"]["supcon/learning_rate"]).len(), ledger(scene).len());
+    let evaluated = sorted(&run["history"]["supcon/validation/accuracy"]);
+    assert_eq!(
+        evaluated.into_iter().map(|(_, value)| value).collect::<Vec<_>>(),
+        accuracies(scene)
+    );
+    assert_eq!(sorted(&run["history"]["supcon/collapse/views"]).len(), 1);
+    assert_eq!(sorted(&run["history"]["supcon/knn_fine_accuracy"]).len(), 1, "of the table");
+}
+
 #[test]
 fn trackio_has_the_ledger_whatever_was_killed() {
     let Some(python) = python("trackio") else { return };
@@ -294,7 +338,7 @@ fn trackio_has_the_ledger_whatever_was_killed() {
     let keys = [format!("log.trackio.url={}", trackio.url()), "log.trackio.project=digits".into()];
     let mut server = trackio.serve(&scene);
     server.wait(trackio.port);
-    let mut running = start(&scene, &[], &keys);
+    let mut running = start(&scene, &[], &keys, ("TRACKIO_WRITE_TOKEN", TOKEN));
     let (run, mut killed) = (scene.path("run"), None);
     for steps in [0, 40] {
         let next_row = || position(&scene, "trackio")["next_row"].as_u64();

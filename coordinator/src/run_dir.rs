@@ -3,7 +3,6 @@
 
 pub(crate) mod checkpoints;
 pub(crate) mod comparison;
-mod identity;
 pub(crate) mod ledger;
 mod lock;
 pub(crate) mod results;
@@ -20,14 +19,11 @@ use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 use thanos_configs::{Change, Plan, changes, hex, to_yaml};
+use thanos_formats::{CONFIG_YAML, DataIdentity, Identity, RUN_JSON, RecordedChange, StartedWith};
 
-pub(crate) use identity::{DataIdentity, Identity, RecordedChange, StartedWith, THREADS_OPTION};
 use lock::Lock;
 pub(crate) use lock::{holder, host};
 
-/// `run.json`, which makes a directory a run.
-const IDENTITY: &str = "run.json";
-const CONFIG: &str = "config.yaml";
 /// Runs of one name that `launch` makes directories for by itself.
 const MAX_NUMBER: u32 = 1_000_000;
 
@@ -59,7 +55,7 @@ impl RunDir {
     pub(crate) fn create(path: &Path, plan: &Plan, content: Content) -> Result<Self, Fatal> {
         make_durably(path)?;
         let lock = Lock::take(path)?;
-        if path.join(IDENTITY).exists() {
+        if path.join(RUN_JSON).exists() {
             let message = format!(
                 "{} already contains a run: add --resume to continue it, or choose another \
                 --run-dir",
@@ -84,7 +80,7 @@ impl RunDir {
         for folder in ["checkpoints", "logs"] {
             make_durably(&path.join(folder))?;
         }
-        write_durably(&path.join(CONFIG), to_yaml(config).as_bytes())?;
+        write_durably(&path.join(CONFIG_YAML), to_yaml(config).as_bytes())?;
         Ok(Self { path: path.into(), identity, _lock: lock })
     }
 
@@ -93,7 +89,7 @@ impl RunDir {
     /// # Errors
     /// 74 if it cannot be written.
     pub(crate) fn begin(&self) -> Result<(), Fatal> {
-        write_durably(&self.path.join(IDENTITY), &json(&self.identity))
+        write_durably(&self.path.join(RUN_JSON), &json(&self.identity))
     }
 
     /// Undoes [`RunDir::begin`] of a run that could not start: the fixed command finds the
@@ -102,7 +98,7 @@ impl RunDir {
     /// # Errors
     /// 74 if it cannot be written.
     pub(crate) fn withdraw(&self) -> Result<(), Fatal> {
-        let path = self.path.join(IDENTITY);
+        let path = self.path.join(RUN_JSON);
         let removed = fs::remove_file(&path).and_then(|()| sync_folder(&self.path));
         removed.map_err(|error| cannot("remove", &path, &error))
     }
@@ -159,8 +155,8 @@ impl RunDir {
             (Some(data), weights, Some(started_with));
         identity.changes.extend(changes.iter().cloned());
         if identity != self.identity {
-            write_durably(&self.path.join(CONFIG), to_yaml(plan.config()).as_bytes())?;
-            write_durably(&self.path.join(IDENTITY), &json(&identity))?;
+            write_durably(&self.path.join(CONFIG_YAML), to_yaml(plan.config()).as_bytes())?;
+            write_durably(&self.path.join(RUN_JSON), &json(&identity))?;
             self.identity = identity;
         }
         Ok(changes)
@@ -186,7 +182,7 @@ fn describe(change: &Change) -> String {
 /// # Errors
 /// 64 if it is not a run directory.
 pub(crate) fn identity(path: &Path) -> Result<Identity, Fatal> {
-    let file = path.join(IDENTITY);
+    let file = path.join(RUN_JSON);
     let text = fs::read_to_string(&file).map_err(|error| {
         Fatal::new(
             EXIT_USAGE,
@@ -202,7 +198,7 @@ pub(crate) fn identity(path: &Path) -> Result<Identity, Fatal> {
 /// # Errors
 /// 65 if it cannot be read, 78 if it, or an override, is not a configuration.
 pub(crate) fn plan_of_run(run_dir: &Path, overrides: &[String]) -> Result<Plan, Fatal> {
-    let file = run_dir.join(CONFIG);
+    let file = run_dir.join(CONFIG_YAML);
     let text = fs::read_to_string(&file).map_err(|error| {
         Fatal::new(EXIT_DATA, format!("cannot read {}: {error}", file.display()))
     })?;

@@ -4,7 +4,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use thanos_formats::{EXIT_DATA, EXIT_IO};
+use thanos_formats::{EXIT_DATA, EXIT_IO, PackFault};
 use thiserror::Error;
 
 /// Why there is no pack, or why a pack is refused.
@@ -200,23 +200,4 @@ pub enum RawFault {
 /// Where in a list, if in one.
 fn at_line(line: Option<u64>) -> String {
     line.map_or_else(String::new, |line| format!("line {line}: "))
-}
-
-/// What is wrong with a pack.
-#[derive(Debug, Error)]
-pub enum PackFault {
-    #[error("cannot be read: {0}")]
-    Io(#[from] io::Error),
-    #[error("its header is damaged: {0}")]
-    Header(String),
-    #[error("expected {expected} bytes, got {got}: it was cut off, or something was appended")]
-    Length { expected: u64, got: u64 },
-    #[error("it was written in format {got}, this program reads format {expected}")]
-    Format { expected: u32, got: String },
-    #[error("its {set} label of image {image} is {got}, but it names {names} classes")]
-    Label { set: &'static str, image: u64, got: i64, names: u64 },
-    #[error(
-        "its header has fingerprint {expected}, its images and labels have {got}: they were changed"
-    )]
-    Fingerprint { expected: String, got: String },
 }

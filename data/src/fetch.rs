@@ -3,6 +3,7 @@
 //! is reported, and the next one is tried. It must not know what is inside the files, how progress
 //! is drawn, or which command called it.
 
+mod https;
 mod part;
 mod resources;
 #[cfg(test)]
@@ -17,6 +18,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+pub use https::{CERTIFICATES_VARIABLE, is_loopback, tls_config};
 use part::Part;
 pub use resources::{Resource, resources};
 use thanos_formats::{EXIT_DATA, EXIT_IO, EXIT_UNREACHABLE};

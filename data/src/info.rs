@@ -1,12 +1,11 @@
 //! What a pack holds, measured, as a person reads it: counts of labels, mean and std of the pixels.
 //! It must not know where packs come from.
 
-use super::error::PackFault;
 use super::moments::Moments;
 use super::pack_file::{self, Images};
-use super::samples::Skipped;
 use std::fmt;
 use std::path::Path;
+use thanos_formats::{PackFault, Skipped};
 
 /// What is in a pack. `mean` and `std` are measured over its pixels in [0, 1], one a channel; std
 /// is the population's. `fine_counts[label]` images have that fine label.

@@ -2,13 +2,13 @@
 //! decodes nothing.
 
 use super::error::DataError;
-use super::pack_header::Header;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
+use thanos_formats::PackHeader;
 
 /// One pack of a folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,7 +86,7 @@ fn kept(path: &Path, open: &BTreeSet<(u64, u64)>) -> Option<KeptPack> {
     if !is_unfinished && !name.ends_with(".safetensors") {
         return None;
     }
-    let header = Header::read(path).ok().filter(|_| !is_unfinished);
+    let header = PackHeader::read(path).ok().filter(|_| !is_unfinished);
     let what = header.map(|header| (header.name.clone(), header.split.clone(), header.images()));
     let used = found.modified().ok()?;
     let is_open = open.contains(&(found.dev(), found.ino()));

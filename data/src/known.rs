@@ -2,7 +2,6 @@
 //! the cheap sign by which raw files are known not to have changed. It decodes nothing.
 
 use super::error::DataError;
-use super::pack_header::Header;
 use super::packs::{PackFile, Packs};
 use super::samples::Split;
 use super::stamp::stamp_file;
@@ -11,6 +10,7 @@ use sha2::{Digest, Sha256};
 use std::fs;
 use std::path::{Path, PathBuf};
 use thanos_configs::{DataConfig, DataKind, DataSet, hex};
+use thanos_formats::PackHeader;
 
 /// The packs with these fingerprints, of the training and of the test images; `None` if `packs_dir`
 /// does not have both, each as long as its header says.
@@ -40,7 +40,7 @@ pub(super) fn with_pixels(
     split: Split,
     pixels: &str,
     packs_dir: &Path,
-) -> Option<(PathBuf, Header)> {
+) -> Option<(PathBuf, PackHeader)> {
     packs_of(&facts.name, split, packs_dir).find(|(path, header)| {
         let is_same = header.notes.pixels == pixels && header.fine_names == facts.labels.fine_names;
         // More may have been skipped than there was room to name.
@@ -56,7 +56,7 @@ fn packs_of(
     data_set: &str,
     split: Split,
     packs_dir: &Path,
-) -> impl Iterator<Item = (PathBuf, Header)> {
+) -> impl Iterator<Item = (PathBuf, PackHeader)> {
     let start = format!("{data_set}-{}-", split.name());
     let named = move |path: &PathBuf| {
         path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&start))
@@ -67,7 +67,7 @@ fn packs_of(
         .flatten()
         .map(|entry| entry.path())
         .filter(named);
-    let packs = paths.filter_map(|path| Header::read(&path).ok().map(|header| (path, header)));
+    let packs = paths.filter_map(|path| PackHeader::read(&path).ok().map(|header| (path, header)));
     packs.filter(move |(_, header)| header.split == split.name())
 }
 

@@ -9,7 +9,7 @@
 //!   `raw_set` is their trait.
 //! - `packing` makes packs of what they read, or reuses those that are there (`known`, `kept`,
 //!   `stamp`).
-//! - `pack_file` and `pack_header` are the format of packs; `info` and `sheet` show what is in one.
+//! - `pack_file` and `pack_header` write and read packs; `info` and `sheet` show what is in one.
 //! - `picture` and `pictures` decode; `tree`, `archive`, `raw` and `pickle` open what raw files are
 //!   in.
 //! - `synthetic` makes random images for benchmarks; `fetch`, alone with the network, downloads
@@ -47,16 +47,16 @@ mod synthetic;
 mod tinyimagenet;
 mod tree;
 
-pub use error::{DataError, PackFault, RawFault};
+pub use error::{DataError, RawFault};
 pub use info::PackInfo;
 pub use kept::{KeptPack, kept_packs, prune};
 pub use known::{find_packs, raw_stamp};
 pub use packing::{OnSplit, pack};
 pub use packs::{PackFile, Packs};
 pub use raw_set::TestImages;
-pub use samples::Skipped;
 pub use sheet::{contact_sheet, report_sheet};
 pub use synthetic::pack_synthetic;
+pub use thanos_formats::{PackFault, Skipped};
 
 use std::path::Path;
 

@@ -1,9 +1,9 @@
 //! Packs on disk: written whole or not at all, read back, and checked against their fingerprint.
-//! It knows the tensors' bytes; what the header says is `pack_header`'s, raw files are others'.
+//! It knows the tensors' bytes; what the header says is `thanos_formats`', raw files are others'.
 
-use super::error::{DataError, PackFault};
+use super::error::DataError;
 use super::moments::Moments;
-use super::pack_header::{self, Header, Notes, SkippedImages};
+use super::pack_header;
 use super::samples::{Decoded, Split};
 use sha2::{Digest, Sha256};
 use std::fs::{self, File, Permissions};
@@ -13,6 +13,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use tempfile::NamedTempFile;
 use thanos_configs::{DataSet, hex};
+use thanos_formats::{PackFault, PackHeader, PackNotes, SkippedImages};
 
 /// Bytes of the two labels of an image.
 const LABELS_OF_AN_IMAGE: u64 = 16;
@@ -26,16 +27,10 @@ const ROOM_FOR_NAMES: usize = 64 << 10;
 
 /// SHA-256 over images, fine and coarse labels, and the header without its fingerprint, all numbers
 /// little-endian; `hash` has the images already.
-fn fingerprint(mut hash: Sha256, header: &Header, labels: [&[i64]; 2]) -> String {
+fn fingerprint(mut hash: Sha256, header: &PackHeader, labels: [&[i64]; 2]) -> String {
     labels.iter().for_each(|labels| hash.update(to_le_bytes(labels)));
-    let header = pack_header::to_bytes(
-        &header.facts(),
-        &header.split,
-        &header.skipped_images,
-        (labels[0].len(), ""),
-        &Notes::default(),
-    );
-    hash.update(header);
+    let (fingerprint, notes) = (String::new(), PackNotes::default());
+    hash.update(PackHeader { fingerprint, notes, ..header.clone() }.to_bytes());
     hex(&hash.finalize())
 }
 
@@ -97,7 +92,7 @@ impl<'a> Sink<'a> {
     ///
     /// # Errors
     /// If anything cannot be written.
-    pub(super) fn finish(mut self, decoded: Decoded) -> Result<Header, DataError> {
+    pub(super) fn finish(mut self, decoded: Decoded) -> Result<PackHeader, DataError> {
         let begun = self.begun.take().expect("a decoder brings images");
         let mut data = self.data.clone();
         if let Some(moments) = &begun.moments {
@@ -128,17 +123,9 @@ fn begin(
         // another user's.
         .permissions(Permissions::from_mode(0o666))
         .tempfile_in(folder)?;
-    let begun = (max_images, "");
-    let header = pack_header::to_bytes(
-        data,
-        split.name(),
-        &SkippedImages::default(),
-        begun,
-        &Notes::default(),
-    )
-    .len()
-        + room;
-    let images_at = header.next_multiple_of(8) as u64 + LABELS_OF_AN_IMAGE * max_images as u64;
+    let header = pack_header::of(data, split.name(), max_images).to_bytes();
+    let images_at =
+        (header.len() + room).next_multiple_of(8) as u64 + LABELS_OF_AN_IMAGE * max_images as u64;
     file.seek(SeekFrom::Start(images_at))?;
     let moments = data.mean.is_empty().then(|| Moments::new(data.channels));
     Ok(Begun { file, images_at, hash: Sha256::new(), moments })
@@ -149,43 +136,37 @@ fn finish(
     path: &Path,
     (data, split): (&DataSet, Split),
     decoded: Decoded,
-) -> io::Result<Header> {
+) -> io::Result<PackHeader> {
     let Begun { mut file, images_at, hash, .. } = begun;
     let Decoded { fine, skipped, warnings, pixels } = decoded;
     let coarse: Vec<i64> = fine.iter().map(|fine| data.labels.coarse_of[*fine as usize]).collect();
     let labels_at = images_at - LABELS_OF_AN_IMAGE * fine.len() as u64;
     // As many names of images that were skipped as there is room for; all are counted.
-    let mut skipped_images = SkippedImages { images: skipped.len() as u64, named: skipped };
-    let bytes = |skipped_images: &SkippedImages, print: &str, notes: &Notes| {
-        pack_header::to_bytes(data, split.name(), skipped_images, (fine.len(), print), notes)
+    let mut header = PackHeader {
+        skipped_images: SkippedImages { images: skipped.len() as u64, named: skipped },
+        notes: PackNotes { pixels, ..PackNotes::default() },
+        ..pack_header::of(data, split.name(), fine.len())
     };
-    let print_bytes = 2 * Sha256::output_size();
-    let mut notes = Notes { pixels, ..Notes::default() };
-    while bytes(&skipped_images, "", &notes).len() + print_bytes > labels_at as usize
-        && !skipped_images.named.is_empty()
-    {
-        skipped_images.named.truncate(skipped_images.named.len() / 2);
+    let fingerprint_bytes = 2 * Sha256::output_size();
+    let fits =
+        |header: &PackHeader| header.to_bytes().len() + fingerprint_bytes <= labels_at as usize;
+    while !fits(&header) && !header.skipped_images.named.is_empty() {
+        header.skipped_images.named.truncate(header.skipped_images.named.len() / 2);
     }
-    notes.warnings = warnings;
-    while bytes(&skipped_images, "", &notes).len() + print_bytes > labels_at as usize
-        && notes.warnings.pop().is_some()
-    {}
-    let header = Header::of(data, split.name(), skipped_images, &fine);
-    let print = fingerprint(hash, &header, [&fine, &coarse]);
-    let header = pack_header::padded(bytes(&header.skipped_images, &print, &notes), labels_at)
-        .ok_or_else(|| {
-            io::Error::other(format!(
-                "its header needs more than the {labels_at} bytes left for it"
-            ))
-        })?;
+    header.notes.warnings = warnings;
+    while !fits(&header) && header.notes.warnings.pop().is_some() {}
+    header.fingerprint = fingerprint(hash, &header, [&fine, &coarse]);
+    let bytes = header.to_bytes_until(labels_at).ok_or_else(|| {
+        io::Error::other(format!("its header needs more than the {labels_at} bytes left for it"))
+    })?;
     file.seek(SeekFrom::Start(0))?;
-    file.write_all(&header)?;
+    file.write_all(&bytes)?;
     file.write_all(&to_le_bytes(&coarse))?;
     file.write_all(&to_le_bytes(&fine))?;
     file.as_file().sync_all()?;
     file.persist(path).map_err(|error| error.error)?;
     File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()?;
-    Header::read(path).map_err(|fault| io::Error::other(format!("it was written, but {fault}")))
+    PackHeader::read(path).map_err(|fault| io::Error::other(format!("it was written, but {fault}")))
 }
 
 /// The labels of a pack.
@@ -200,12 +181,11 @@ pub(super) struct PackLabels {
 ///
 /// # Errors
 /// If it is not a pack, or cut off.
-pub(super) fn read_labels(path: &Path) -> Result<(Header, PackLabels), PackFault> {
-    let header = Header::read(path)?;
-    let mut file = File::open(path)?;
-    let fine = from_le_bytes(&read_tensor(&mut file, &header.fine_at)?);
-    let coarse = from_le_bytes(&read_tensor(&mut file, &header.coarse_at)?);
-    Ok((header, PackLabels { fine, coarse }))
+pub(super) fn read_labels(path: &Path) -> Result<(PackHeader, PackLabels), PackFault> {
+    let file = File::open(path)?;
+    let header = PackHeader::read_from(&file)?;
+    let labels = PackLabels { fine: header.read_fine(&file)?, coarse: header.read_coarse(&file)? };
+    Ok((header, labels))
 }
 
 /// The fine labels of a pack, without its images.
@@ -213,8 +193,8 @@ pub(super) fn read_labels(path: &Path) -> Result<(Header, PackLabels), PackFault
 /// # Errors
 /// As [`read_labels`].
 pub(super) fn read_fine(path: &Path) -> Result<Vec<i64>, PackFault> {
-    let header = Header::read(path)?;
-    Ok(from_le_bytes(&read_tensor(&mut File::open(path)?, &header.fine_at)?))
+    let file = File::open(path)?;
+    Ok(PackHeader::read_from(&file)?.read_fine(&file)?)
 }
 
 /// The images of a pack, which may be larger than memory.
@@ -228,9 +208,10 @@ impl Images {
     /// # Errors
     /// As [`read_labels`].
     pub(super) fn open(path: &Path) -> Result<Self, PackFault> {
-        let header = Header::read(path)?;
+        let file = File::open(path)?;
+        let header = PackHeader::read_from(&file)?;
         let image_bytes = header.shape[1..].iter().product::<usize>() as u64;
-        Ok(Self { file: File::open(path)?, at: header.images_at, image_bytes })
+        Ok(Self { file, at: header.images_at, image_bytes })
     }
 
     /// One image, [H, W, C]; `id` is below their number.
@@ -282,8 +263,4 @@ pub(super) fn verify(path: &Path) -> Result<(), PackFault> {
 
 fn to_le_bytes(labels: &[i64]) -> Vec<u8> {
     labels.iter().flat_map(|label| label.to_le_bytes()).collect()
-}
-
-fn from_le_bytes(bytes: &[u8]) -> Vec<i64> {
-    bytes.as_chunks::<8>().0.iter().map(|label| i64::from_le_bytes(*label)).collect()
 }

@@ -2,7 +2,7 @@
 
 use super::error::DataError;
 use super::pack_file::{self, Sink};
-use super::pack_header::{self, Header, Notes, SkippedImages};
+use super::pack_header;
 use super::packs::{PackFile, Packs};
 use super::raw_set::{RawSet, TestImages};
 use super::samples::{Decoded, Split};
@@ -10,6 +10,7 @@ use super::{kept, known, sources};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 use thanos_configs::{DataConfig, DataSet, hex, split_train_validation};
+use thanos_formats::PackHeader;
 
 /// Called with a split and how many of its images are decoded, of how many; from any thread.
 pub type OnSplit<'a> = &'a (dyn Fn(&str, u64, u64) + Sync);
@@ -76,8 +77,8 @@ impl Packing<'_> {
             split.name(),
             &source[..16]
         ));
-        let (header, reused) = match Header::read(&path) {
-            Ok(header) if header.describes(facts, split.name()) => {
+        let (header, reused) = match PackHeader::read(&path) {
+            Ok(header) if pack_header::describes(&header, facts, split.name()) => {
                 kept::note_use(&path);
                 (header, true)
             }
@@ -113,7 +114,10 @@ impl Packing<'_> {
 }
 
 /// Images and fine labels of another pack: only its coarse labels are others.
-fn copy_all((path, header): (PathBuf, Header), sink: &mut Sink<'_>) -> Result<Decoded, DataError> {
+fn copy_all(
+    (path, header): (PathBuf, PackHeader),
+    sink: &mut Sink<'_>,
+) -> Result<Decoded, DataError> {
     let refuse = |fault| DataError::Pack { path: path.clone(), fault };
     let fine = pack_file::read_fine(&path).map_err(refuse)?;
     sink.expect(fine.len(), header.skipped_images.images > 0)?;
@@ -168,13 +172,7 @@ fn sha256_of(
     held_out: Option<HeldOut<'_>>,
 ) -> Result<String, DataError> {
     let mut hash = Sha256::new();
-    hash.update(pack_header::to_bytes(
-        facts,
-        split.name(),
-        &SkippedImages::default(),
-        (0, ""),
-        &Notes::default(),
-    ));
+    hash.update(pack_header::of(facts, split.name(), 0).to_bytes());
     facts.labels.coarse_of.iter().for_each(|coarse| hash.update(coarse.to_le_bytes()));
     raw.hash_into(split, &mut hash)?;
     if let Some(held_out) = held_out {

@@ -1,8 +1,8 @@
 //! The packs of a data set, as their users get them.
 
-use super::pack_header::{Header, SkippedImages};
-use super::samples::{Skipped, Split};
+use super::samples::Split;
 use std::path::PathBuf;
+use thanos_formats::{PackHeader, Skipped, SkippedImages};
 
 /// One split's pack on disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,9 +23,9 @@ pub struct PackFile {
 }
 
 impl PackFile {
-    pub(super) fn of(split: Split, path: PathBuf, header: Header) -> Self {
+    pub(super) fn of(split: Split, path: PathBuf, header: PackHeader) -> Self {
         let images = header.images();
-        let Header {
+        let PackHeader {
             fingerprint,
             skipped_images: SkippedImages { images: skipped_images, named: skipped },
             notes,

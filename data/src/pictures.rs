@@ -5,13 +5,14 @@
 use super::error::{DataError, RawFault};
 use super::pack_file::Sink;
 use super::picture::{Oddity, Rules, decode};
-use super::samples::{Decoded, OnProgress, Skipped};
+use super::samples::{Decoded, OnProgress};
 use super::tree::{Tree, TreeFile};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use thanos_configs::OnBadImage;
+use thanos_formats::Skipped;
 
 /// Pictures that are decoded before they are written: at 64 x 64, 12 MB.
 const CHUNK: usize = 1024;

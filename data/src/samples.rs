@@ -1,6 +1,6 @@
 //! Images and labels between a reader of raw files and a pack.
 
-use serde::{Deserialize, Serialize};
+use thanos_formats::Skipped;
 
 /// Called with how many images of a split are decoded, of how many; from any thread.
 pub(super) type OnProgress<'a> = &'a (dyn Fn(u64, u64) + Sync);
@@ -44,13 +44,6 @@ pub(super) struct Decoded {
     pub(super) skipped: Vec<Skipped>,
     /// What is unusual about its images, a sentence each.
     pub(super) warnings: Vec<String>,
-    /// What the images were decoded from and how: see `Notes` of a pack's header.
+    /// What the images were decoded from and how: see `PackNotes`.
     pub(super) pixels: String,
-}
-
-/// An image that was skipped, and why.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Skipped {
-    pub name: String,
-    pub reason: String,
 }

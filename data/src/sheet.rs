@@ -1,14 +1,14 @@
 //! Contact sheets: some images of a pack and augmented views of each, as the trainer sees them, as
 //! one PNG file, so that the augmentation can be checked at a glance.
 
-use super::error::{DataError, PackFault};
+use super::error::DataError;
 use super::pack_file::{self, Images};
-use super::pack_header::Header;
 use image::imageops::thumbnail;
 use image::{ImageFormat, Rgb, RgbImage};
 use std::io::Cursor;
 use std::path::Path;
 use thanos_configs::{ViewsConfig, view_key};
+use thanos_formats::{PackFault, PackHeader};
 use thanos_views::{Augmentation, Scratch};
 
 /// Images of a sheet.
@@ -78,7 +78,7 @@ struct Row {
     image: Vec<u8>,
 }
 
-fn read(pack: &Path) -> Result<(Header, Vec<Row>), DataError> {
+fn read(pack: &Path) -> Result<(PackHeader, Vec<Row>), DataError> {
     let refuse = |fault| DataError::Pack { path: pack.to_owned(), fault };
     let (header, labels) = pack_file::read_labels(pack).map_err(refuse)?;
     if header.shape[1] != header.shape[2] || ![1, 3].contains(&header.shape[3]) {
@@ -94,7 +94,7 @@ fn read(pack: &Path) -> Result<(Header, Vec<Row>), DataError> {
 }
 
 fn draw(
-    header: &Header,
+    header: &PackHeader,
     rows: &[Row],
     (views, seed): (&ViewsConfig, u64),
     layout: Layout,

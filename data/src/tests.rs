@@ -1,7 +1,6 @@
 //! Packing from folders as a user has them, on small files in the real formats: what is packed,
 //! reused and refused.
 
-use super::pack_header::Header;
 use super::*;
 use safetensors::SafeTensors;
 use std::fs;
@@ -9,6 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::thread;
 use tempfile::TempDir;
 use thanos_configs::{DataConfig, DataKind};
+use thanos_formats::PackHeader;
 use writers::gzip;
 
 mod archives;

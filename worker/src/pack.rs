@@ -5,19 +5,14 @@
 //! mapped file that is cut off ends the process with SIGBUS in place of an error.
 
 use anyhow::{Context, Result, bail, ensure};
-use safetensors::tensor::{Dtype, Metadata, TensorInfo};
-use serde::de::DeserializeOwned;
-use std::collections::HashMap;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 use thanos_configs::{DataSet, Labels};
+use thanos_formats::PackHeader;
 
-/// Most bytes that a pack's header may have.
-const MAX_HEADER: u64 = 64 << 20;
 /// Bytes of images that are moved to a device at once.
 const MOVED_BYTES: usize = 64 << 20;
 
@@ -69,56 +64,27 @@ impl Pack {
     /// Opens a pack that has the given fingerprint.
     ///
     /// # Errors
-    /// If the file is no pack, or its header names another fingerprint: another data set, or one
+    /// If the file is not a pack, or its header names another fingerprint: another data set, or one
     /// changed since.
     pub fn open(path: &Path, fingerprint: &str) -> Result<Self> {
         Self::read(path, fingerprint).with_context(|| format!("pack {}", path.display()))
     }
 
     fn read(path: &Path, fingerprint: &str) -> Result<Self> {
-        let mut file = File::open(path)?;
-        let mut length = [0; 8];
-        file.read_exact(&mut length)?;
-        let length = u64::from_le_bytes(length);
-        ensure!(
-            length <= MAX_HEADER,
-            "its header claims {length} bytes, at most {MAX_HEADER} are allowed"
-        );
-        let mut header = Vec::new();
-        file.by_ref().take(length).read_to_end(&mut header)?;
-        // The crate's own reader wants the whole file in memory.
-        let header: Metadata = serde_json::from_slice(&header).context("its header is damaged")?;
-        let metadata = header.metadata().as_ref().context("its header has no metadata")?;
-        let found = metadata.get("fingerprint").cloned().unwrap_or_default();
+        let file = File::open(path)?;
+        let header = PackHeader::read_from(&file)?;
+        let found = &header.fingerprint;
         ensure!(
             found == fingerprint,
             "its fingerprint is {found}, the coordinator's is {fingerprint}: the file differs"
         );
-        let info =
-            |name: &str| header.info(name).with_context(|| format!("it has no tensor `{name}`"));
-        let images = info("images")?;
-        let &[n, h, w, c] = images.shape.as_slice() else {
-            bail!("`images` has shape {:?}", images.shape)
-        };
+        let [_, h, w, _] = header.shape;
         ensure!(h == w, "its images are {h} x {w} pixels: only squares are trained on");
-        ensure!(images.dtype == Dtype::U8, "`images` is {:?}, expected U8", images.dtype);
-        let data_start = 8 + length;
-        let mut labels = |name: &str| -> Result<Vec<i64>> {
-            let info = info(name)?;
-            ensure!(info.shape == [n] && info.dtype == Dtype::I64, "`{name}` is not I64 [{n}]");
-            read_labels(&mut file, data_start, info)
-        };
-        let (fine, coarse) = (labels("fine")?, labels("coarse")?);
-        let from = data_start + images.data_offsets.0 as u64;
-        let bytes =
-            [n, h, w, c].into_iter().try_fold(1_u64, |bytes, side| bytes.checked_mul(side as u64));
-        let end = bytes
-            .and_then(|bytes| from.checked_add(bytes))
-            .context("`images` is larger than any file")?;
-        let shape = [n, h, w, c].map(|side| side as i64);
-        ensure!(file.metadata()?.len() >= end, "it is cut off: {end} bytes were expected");
-        let images = Images { path: path.into(), shape, store: Store::File(Arc::new(file), from) };
-        Ok(Self { images, fine, coarse, facts: facts(metadata, h, c)? })
+        let (fine, coarse) = (header.read_fine(&file)?, header.read_coarse(&file)?);
+        let shape = header.shape.map(|size| size as i64);
+        let store = Store::File(Arc::new(file), header.images_at.start);
+        let images = Images { path: path.into(), shape, store };
+        Ok(Self { images, fine, coarse, facts: facts(header)? })
     }
 
     /// A handle on the images.
@@ -212,40 +178,17 @@ impl Images {
     }
 }
 
-/// What a header's metadata says about the data set; the map from fine to coarse labels is not
-/// among them.
-fn facts(metadata: &HashMap<String, String>, side: usize, channels: usize) -> Result<DataSet> {
-    let facts = DataSet {
-        name: metadata.get("name").cloned().context("its header has no name")?,
-        side,
-        channels,
-        mean: entry(metadata, "mean")?,
-        std: entry(metadata, "std")?,
-        labels: Labels {
-            fine_names: entry(metadata, "fine_names")?,
-            coarse_names: entry(metadata, "coarse_names")?,
-            coarse_of: Vec::new(),
-        },
-    };
-    let (means, stds) = (facts.mean.len(), facts.std.len());
+/// What a header says about the data set; the map from fine to coarse labels is not in it.
+fn facts(header: PackHeader) -> Result<DataSet> {
+    let PackHeader { name, fine_names, coarse_names, mean, std, .. } = header;
+    let [_, _, side, channels] = header.shape;
+    let (means, stds) = (mean.len(), std.len());
     ensure!(
         (means, stds) == (channels, channels),
         "{means} means and {stds} deviations of {channels} channels"
     );
-    Ok(facts)
-}
-
-fn entry<T: DeserializeOwned>(metadata: &HashMap<String, String>, key: &str) -> Result<T> {
-    let text = metadata.get(key).with_context(|| format!("its header has no `{key}`"))?;
-    serde_json::from_str(text).with_context(|| format!("`{key}` of its header is `{text}`"))
-}
-
-fn read_labels(file: &mut File, data_start: u64, info: &TensorInfo) -> Result<Vec<i64>> {
-    let (from, to) = info.data_offsets;
-    file.seek(SeekFrom::Start(data_start + from as u64))?;
-    let mut bytes = vec![0; to - from];
-    file.read_exact(&mut bytes)?;
-    Ok(bytes.as_chunks::<8>().0.iter().map(|chunk| i64::from_le_bytes(*chunk)).collect())
+    let labels = Labels { fine_names, coarse_names, coarse_of: Vec::new() };
+    Ok(DataSet { name, side, channels, mean, std, labels })
 }
 
 #[cfg(test)]
@@ -255,25 +198,21 @@ mod tests {
     /// A pack of `n` images of 1024 x 1024 x 3 pixels that are all 0, without a block on disk; the
     /// last is all 7.
     fn sparse(path: &Path, n: u64) -> u64 {
-        let (labels, image) = (8 * n, 3 << 20);
-        let header = serde_json::json!({
-            "__metadata__": {
-                "fingerprint": "f", "name": "image_folder", "mean": "[0.5,0.5,0.5]",
-                "std": "[1.0,1.0,1.0]",
-                "fine_names": "[\"a\"]", "coarse_names": "[\"a\"]",
-            },
-            "coarse": {"dtype": "I64", "shape": [n], "data_offsets": [0, labels]},
-            "fine": {"dtype": "I64", "shape": [n], "data_offsets": [labels, 2 * labels]},
-            "images": {
-                "dtype": "U8", "shape": [n, 1024, 1024, 3],
-                "data_offsets": [2 * labels, 2 * labels + n * image],
-            },
-        });
-        let header = header.to_string();
-        let bytes = [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat();
+        let header = PackHeader {
+            name: "image_folder".into(),
+            split: "train".into(),
+            fine_names: vec!["a".into()],
+            coarse_names: vec!["a".into()],
+            mean: vec![0.5; 3],
+            std: vec![1.0; 3],
+            fingerprint: "f".into(),
+            shape: [n as usize, 1 << 10, 1 << 10, 3],
+            ..PackHeader::default()
+        };
+        let (bytes, image) = (header.to_bytes(), 3 << 20);
         let file = File::create(path).expect("a file");
         file.write_all_at(&bytes, 0).expect("written");
-        let end = bytes.len() as u64 + 2 * labels + n * image;
+        let end = bytes.len() as u64 + n * (16 + image);
         file.write_all_at(&[7; 3 << 20], end - image).expect("written");
         end
     }
@@ -313,7 +252,7 @@ mod tests {
         assert!(
             Pack::open(&path, "f")
                 .err()
-                .is_some_and(|error| format!("{error:#}").contains("it is cut off"))
+                .is_some_and(|error| format!("{error:#}").contains("it was cut off"))
         );
     }
 }

@@ -3,11 +3,10 @@
 
 use crate::failpoints::crash;
 use anyhow::{Context, Result};
-use serde::Deserialize;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
-use thanos_formats::{CHECKPOINTS, UNFINISHED, unfinished_name};
+use thanos_formats::{CHECKPOINTS, Identity, RUN_JSON, UNFINISHED, unfinished_name};
 use thanos_proto::CheckpointRef;
 
 /// A checkpoint that is not committed yet.
@@ -38,11 +37,7 @@ pub(crate) struct Disk(PathBuf);
 impl Disk {
     /// The coordinator's run directory, if this machine sees it under the same path.
     pub(crate) fn of_run(run_dir: &Path, run_id: &str) -> Option<Self> {
-        #[derive(Deserialize)]
-        struct Identity {
-            id: String,
-        }
-        let text = fs::read(run_dir.join("run.json")).ok()?;
+        let text = fs::read(run_dir.join(RUN_JSON)).ok()?;
         let identity: Identity = serde_json::from_slice(&text).ok()?;
         (identity.id == run_id).then(|| Self(run_dir.into()))
     }

@@ -12,6 +12,11 @@ function colour(index) {
   return css("--s" + (index % MAX_COLOURS));
 }
 
+// Pixels that an axis with these labels takes; 12 px digits are about 7 wide.
+function labelsWidth(_, labels) {
+  return 22 + 7 * Math.max(6, ...(labels || []).map((label) => label.length));
+}
+
 class LineChart {
   constructor(id) {
     this.place = document.getElementById(id);
@@ -64,7 +69,7 @@ class LineChart {
           labelFont: "12px system-ui",
           size: 36,
         },
-        { ...axis, values: value, size: 64 },
+        { ...axis, values: value, size: labelsWidth },
       ],
       series: [{}, ...names.map(line)],
     };

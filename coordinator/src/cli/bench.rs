@@ -7,7 +7,6 @@ use crate::exit::EXIT_STOPPED;
 use crate::launch::supervisor::listen;
 use crate::launch::{Launch, Launched, Starter, launch};
 use crate::run::CollectivesChoice;
-use crate::run_dir::StartedWith;
 use crate::terminal;
 use crate::workers::LaunchTarget;
 use crate::workers::devices::{
@@ -19,6 +18,7 @@ use listenfd::ListenFd;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
+use thanos_formats::StartedWith;
 use thanos_proto::{BenchRequest, MAX_BENCH_STEPS};
 use thanos_transport::{DeviceChoice, GpuFacts};
 

@@ -10,7 +10,7 @@ use crate::launch::status_listener::{StatusChoice, StatusListener};
 use crate::launch::supervisor::{end_with, listen, supervise};
 use crate::launch::{Launch, Launched, Starter, launch};
 use crate::run::CollectivesChoice;
-use crate::run_dir::{Claimed, StartedWith, identity};
+use crate::run_dir::{Claimed, identity};
 use crate::server::MAX_WORKERS;
 use crate::signals::StopSignals;
 use crate::terminal::{self, OutputError};
@@ -26,6 +26,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use thanos_configs::Plan;
+use thanos_formats::{RUN_JSON, StartedWith};
 use thanos_transport::{DeviceChoice, GpuFacts};
 use tokio::runtime::Runtime;
 
@@ -259,7 +260,7 @@ impl Requested {
         let run_dir = arguments.run_dir.as_deref();
         let resumed = run_dir.filter(|run_dir| match arguments.resume {
             Some(Resume::Always) => true,
-            Some(Resume::Auto) => run_dir.join("run.json").exists(),
+            Some(Resume::Auto) => run_dir.join(RUN_JSON).exists(),
             None => false,
         });
         let (target, overrides) = arguments.target.parts();

@@ -15,6 +15,7 @@ use anyhow::{Context, Result};
 use clap::{Args, Command, Parser};
 use std::path::Path;
 use thanos_configs::Plan;
+use thanos_formats::{RESULTS_JSON, RUN_JSON};
 
 /// Options of the series itself, which its runs are not launched with.
 const OWN: [&str; 4] = ["--seeds", "--sweep", "--run-dir", "--resume"];
@@ -105,7 +106,7 @@ fn table(folder: &Path) -> Result<RunTable> {
         .map(|run_dir| RunResults::read(run_dir))
         .collect::<Result<Vec<_>, Fatal>>()?;
     let table = RunTable::new(&runs);
-    write_durably(&folder.join("results.json"), format!("{}\n", table.to_json()).as_bytes())?;
+    write_durably(&folder.join(RESULTS_JSON), format!("{}\n", table.to_json()).as_bytes())?;
     Ok(table)
 }
 
@@ -155,7 +156,7 @@ fn refuse_occupied(arguments: &LaunchArguments, recorded: Option<&Path>) -> Resu
     let Some(folder) = arguments.run_dir.as_deref() else { return Ok(()) };
     let shown = folder.display();
     let message = match arguments.resume {
-        _ if folder.join("run.json").exists() => {
+        _ if folder.join(RUN_JSON).exists() => {
             format!("{shown} contains a single run: name another --run-dir for the series")
         }
         None if recorded.is_some() => {

@@ -15,6 +15,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 use thanos_configs::SplitMix64;
+use thanos_formats::EVENTS_JSONL;
 
 /// How often the run is looked at.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
@@ -156,7 +157,7 @@ fn pause(stream: &mut SplitMix64, mean: Duration) -> Duration {
 
 /// The whole lines of `events.jsonl`.
 fn events(run_dir: &Path) -> Result<Vec<Value>, Fatal> {
-    let path = run_dir.join("events.jsonl");
+    let path = run_dir.join(EVENTS_JSONL);
     let text = std::fs::read_to_string(&path).unwrap_or_default();
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
     let read = |line: &str| {

@@ -20,6 +20,7 @@ use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use thanos_formats::RESULTS_JSON;
 
 /// Which makes a directory that of a series.
 const SERIES: &str = "series.json";
@@ -77,7 +78,7 @@ pub(crate) fn runs_at(folder: &Path) -> Result<Vec<PathBuf>, Fatal> {
     }
     let members = Series::read(folder)?.members.into_iter().map(|member| folder.join(member));
     let with_results: Vec<PathBuf> =
-        members.filter(|run_dir| run_dir.join("results.json").exists()).collect();
+        members.filter(|run_dir| run_dir.join(RESULTS_JSON).exists()).collect();
     match with_results.is_empty() {
         true => {
             Err(Fatal::new(EXIT_DATA, format!("there are no results yet: {}", folder.display())))

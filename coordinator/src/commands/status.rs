@@ -9,6 +9,7 @@ use serde_json::Value;
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
+use thanos_formats::EVENTS_JSONL;
 
 /// A few lines on a run: what it is, how far it is, whether a coordinator is at work on it.
 ///
@@ -76,6 +77,6 @@ fn ending(events: &[Value]) -> Option<&Value> {
 
 /// The lines of `events.jsonl`; one that is being written is skipped.
 fn events(run_dir: &Path) -> Vec<Value> {
-    let text = fs::read_to_string(run_dir.join("events.jsonl")).unwrap_or_default();
+    let text = fs::read_to_string(run_dir.join(EVENTS_JSONL)).unwrap_or_default();
     text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }

@@ -8,6 +8,7 @@ use crate::run_dir::ledger::{StepLine, read_steps};
 use std::fmt;
 use std::path::Path;
 use thanos_configs::{EpochOrder, Plan, samples_sha256, stage_steps};
+use thanos_formats::STEPS_JSONL;
 
 /// What was found of one ledger.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,7 +39,7 @@ impl fmt::Display for Verified {
 /// 65, with the first line that is not what it must be, and what it must be.
 pub(crate) fn verify_run(run_dir: &Path, plan: &Plan, fine: &[i64]) -> Result<Verified, Fatal> {
     verify(&read_steps(run_dir)?, plan, fine).map_err(|(line, problem)| {
-        let path = run_dir.join("steps.jsonl");
+        let path = run_dir.join(STEPS_JSONL);
         Fatal::new(EXIT_DATA, format!("{}, line {line}: {problem}", path.display()))
     })
 }

@@ -9,7 +9,7 @@ use crate::launch::{Launch, Starter};
 use crate::run_dir::checkpoints::{Checkpoints, Found};
 use crate::run_dir::ledger::Ledger;
 use crate::run_dir::superseded::{move_aside, steps_made};
-use crate::run_dir::{Content, DataIdentity, RecordedChange, RunDir, THREADS_OPTION};
+use crate::run_dir::{Content, RunDir};
 use crate::server::check_descriptors;
 use crate::server::credentials::Credentials;
 use crate::telemetry::progress::{Bar, report_packs};
@@ -22,6 +22,7 @@ use std::path::Path;
 use std::sync::Arc;
 use thanos_configs::{Change, Condition, Plan, StagePlan, Validation};
 use thanos_data::{PackFile, Packs, TestImages};
+use thanos_formats::{DataIdentity, RecordedChange, THREADS_OPTION};
 use thanos_transport::check_interface;
 
 /// A run that can start, or continue.

@@ -23,6 +23,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
+use thanos_formats::{RUN_JSON, STEPS_JSONL};
 
 /// Starts of the coordinator, without a step between them, before the run is given up.
 const MAX_STARTS: u32 = 5;
@@ -53,7 +54,7 @@ pub(crate) fn supervise(
     let last_fd = status.map_or(Ok(listener.as_raw_fd()), |status| status.inheritable(listener))?;
     let (mut starts, mut steps, mut stop_requested) = (0, 0, false);
     loop {
-        let again = starts > 0 && run_dir.join("run.json").exists();
+        let again = starts > 0 && run_dir.join(RUN_JSON).exists();
         let coordinator = spawn(run_dir, (listener.as_raw_fd(), last_fd), (again, stop_requested))?;
         let (ended, asked) = wait(coordinator, &mut signals)?;
         stop_requested |= asked;
@@ -65,7 +66,7 @@ pub(crate) fn supervise(
             }
             // It was killed otherwise: only if there is a run yet may workers hold what no
             // checkpoint has.
-            WaitStatus::Signaled(..) if stop_requested && !run_dir.join("run.json").exists() => {
+            WaitStatus::Signaled(..) if stop_requested && !run_dir.join(RUN_JSON).exists() => {
                 return Ok(EXIT_STOPPED);
             }
             WaitStatus::Exited(_, code) if code != PANICKED => {
@@ -74,7 +75,7 @@ pub(crate) fn supervise(
             WaitStatus::Signaled(_, signal, _) => format!("was killed by {signal}"),
             _ => "crashed".into(),
         };
-        let made = std::fs::metadata(run_dir.join("steps.jsonl")).map_or(0, |file| file.len());
+        let made = std::fs::metadata(run_dir.join(STEPS_JSONL)).map_or(0, |file| file.len());
         starts = if made > steps { 1 } else { starts + 1 };
         steps = made;
         if starts > MAX_STARTS {

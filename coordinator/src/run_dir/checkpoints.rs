@@ -4,7 +4,7 @@
 
 mod transfer;
 
-use crate::run_dir::{DataIdentity, write_durably};
+use crate::run_dir::write_durably;
 use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
@@ -15,8 +15,8 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use thanos_configs::hex;
 use thanos_formats::{
-    CHECKPOINTS, MANIFEST, MANIFEST_FORMAT, MANIFEST_SHA256, Manifest, ManifestBest, ManifestData,
-    ManifestFile, ManifestResult, committed_folder, unfinished_folder,
+    CHECKPOINTS, DataIdentity, MANIFEST, MANIFEST_FORMAT, MANIFEST_SHA256, Manifest, ManifestBest,
+    ManifestData, ManifestFile, ManifestResult, committed_folder, unfinished_folder,
 };
 use thanos_proto::{Best, CheckpointRef, CheckpointWritten, StageResult};
 pub(crate) use transfer::CheckpointFiles;

@@ -8,13 +8,14 @@ mod statistics;
 
 use crate::exit::Fatal;
 use crate::run_dir::results::{Results, Row};
-use crate::run_dir::{Identity, identity, plan_of_run};
+use crate::run_dir::{identity, plan_of_run};
 use serde::Serialize;
 use serde_json::Value;
 use statistics::{Difference, Summary};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use thanos_configs::{Change, Condition, Plan, RunConfig, changes};
+use thanos_formats::Identity;
 
 /// Keys in which a group's label says how it differs; more are listed once, beside the table.
 const MAX_LABEL_KEYS: usize = 2;

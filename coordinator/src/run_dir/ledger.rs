@@ -14,6 +14,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
+use thanos_formats::{EVENTS_JSONL, STEPS_JSONL};
 use thanos_proto::StepDone;
 
 /// One committed step.
@@ -78,11 +79,7 @@ impl Ledger {
                 Fatal::new(EXIT_IO, format!("cannot open {}: {error}", path.display()))
             })
         };
-        Ok(Self {
-            path: run_dir.into(),
-            steps: lines("steps.jsonl")?,
-            events: lines("events.jsonl")?,
-        })
+        Ok(Self { path: run_dir.into(), steps: lines(STEPS_JSONL)?, events: lines(EVENTS_JSONL)? })
     }
 
     /// Cuts the steps down to those that `keep` answers yes to.
@@ -98,8 +95,8 @@ impl Ledger {
             text.push_str(&serde_json::to_string(line).expect("a step is always JSON"));
             text.push('\n');
         }
-        write_durably(&self.path.join("steps.jsonl"), text.as_bytes()).map_err(io::Error::other)?;
-        self.steps = Lines::open(&self.path.join("steps.jsonl"))?;
+        write_durably(&self.path.join(STEPS_JSONL), text.as_bytes()).map_err(io::Error::other)?;
+        self.steps = Lines::open(&self.path.join(STEPS_JSONL))?;
         Ok(())
     }
 
@@ -144,7 +141,7 @@ impl Ledger {
 /// # Errors
 /// 65, naming the line that is malformed.
 pub fn read_steps(run_dir: &Path) -> Result<Vec<StepLine>, Fatal> {
-    let path = run_dir.join("steps.jsonl");
+    let path = run_dir.join(STEPS_JSONL);
     let text = match fs::read_to_string(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -195,7 +192,7 @@ pub(crate) fn workers_of_last_generation(run_dir: &Path) -> Result<Vec<String>, 
 
 /// The whole lines of `events.jsonl`.
 pub(crate) fn events(run_dir: &Path) -> Result<Vec<Value>, Fatal> {
-    let path = run_dir.join("events.jsonl");
+    let path = run_dir.join(EVENTS_JSONL);
     let text = fs::read_to_string(&path).unwrap_or_default();
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
     let read = |(index, line): (usize, &str)| {

@@ -2,11 +2,12 @@
 //! people.
 
 use crate::exit::{EXIT_DATA, Fatal};
-use crate::run_dir::{Identity, write_durably};
+use crate::run_dir::write_durably;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::Path;
 use thanos_configs::{Plan, StagePlan, TransferPlan, ValidationMeasure};
+use thanos_formats::{Identity, RESULTS_JSON};
 use thanos_proto::StageResult;
 
 /// The first line of the table of a quick run.
@@ -99,7 +100,7 @@ impl Results {
     /// # Errors
     /// 74, naming the file.
     pub fn write(&self, run_dir: &Path) -> Result<(), Fatal> {
-        write_durably(&run_dir.join("results.json"), format!("{}\n", self.to_json()).as_bytes())
+        write_durably(&run_dir.join(RESULTS_JSON), format!("{}\n", self.to_json()).as_bytes())
     }
 
     /// Reads `results.json`.
@@ -107,7 +108,7 @@ impl Results {
     /// # Errors
     /// 65, naming the file.
     pub fn read(run_dir: &Path) -> Result<Self, Fatal> {
-        let path = run_dir.join("results.json");
+        let path = run_dir.join(RESULTS_JSON);
         let text = std::fs::read_to_string(&path).map_err(|error| {
             Fatal::new(EXIT_DATA, format!("there are no results yet: {}: {error}", path.display()))
         })?;

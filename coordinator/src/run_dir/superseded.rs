@@ -8,12 +8,11 @@ use crate::run_dir::{sync_folder, write_durably};
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
+use thanos_formats::{RESULTS_JSON, STEPS_JSONL};
 use thanos_proto::CheckpointRef;
 
 /// Folders of a run directory that have a folder for each stage.
 const OF_STAGES: [&str; 2] = ["checkpoints", "tensorboard"];
-const STEPS: &str = "steps.jsonl";
-const RESULTS: &str = "results.json";
 const LATEST: &str = "LATEST";
 
 /// Moves aside what the stages `later` have, and cuts the ledger back to `resume`. `complete` are
@@ -35,7 +34,9 @@ pub(crate) fn move_aside(
         )
     };
     let aside = new_folder(&run_dir.join("superseded")).map_err(cannot)?;
-    copy(run_dir, &aside, STEPS).and_then(|()| copy(run_dir, &aside, RESULTS)).map_err(cannot)?;
+    copy(run_dir, &aside, STEPS_JSONL)
+        .and_then(|()| copy(run_dir, &aside, RESULTS_JSON))
+        .map_err(cannot)?;
     for folder in OF_STAGES {
         // The last stage first: what is left is always a beginning of the run.
         for stage in later.iter().rev() {
@@ -43,7 +44,7 @@ pub(crate) fn move_aside(
         }
     }
     write_durably(&run_dir.join(LATEST), format!("{}\n", resume.folder).as_bytes())?;
-    match fs::remove_file(run_dir.join(RESULTS)) {
+    match fs::remove_file(run_dir.join(RESULTS_JSON)) {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(cannot(error)),
         _ => {}
     }
@@ -121,8 +122,8 @@ mod tests {
             fs::create_dir_all(&checkpoint).expect("made");
             fs::write(checkpoint.join("file"), stage).expect("written");
         }
-        fs::write(run_dir.join(RESULTS), "{}").expect("written");
-        let before = fs::read(run_dir.join(STEPS)).expect("there");
+        fs::write(run_dir.join(RESULTS_JSON), "{}").expect("written");
+        let before = fs::read(run_dir.join(STEPS_JSONL)).expect("there");
         assert_eq!(
             ["a", "b", "c", "d"].map(|stage| steps_made(run_dir, stage).expect("whole")),
             [2, 3, 1, 0]
@@ -146,13 +147,13 @@ mod tests {
             .map(|(stage, step)| (stage.to_owned(), step));
         assert_eq!(kept.collect::<Vec<_>>(), expected);
         let aside = run_dir.join("superseded/1");
-        assert_eq!(fs::read(aside.join(STEPS)).expect("copied"), before);
+        assert_eq!(fs::read(aside.join(STEPS_JSONL)).expect("copied"), before);
         assert_eq!(
             fs::read_to_string(aside.join("checkpoints/c/step-00000001/file")).expect("moved"),
             "c"
         );
         assert!(run_dir.join("checkpoints/b").is_dir() && !run_dir.join("checkpoints/c").exists());
-        assert!(aside.join(RESULTS).is_file() && !run_dir.join(RESULTS).exists());
+        assert!(aside.join(RESULTS_JSON).is_file() && !run_dir.join(RESULTS_JSON).exists());
         assert_eq!(
             fs::read_to_string(run_dir.join(LATEST)).expect("there"),
             "checkpoints/b/step-00000003\n"

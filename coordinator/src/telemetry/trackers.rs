@@ -15,7 +15,6 @@ mod wandb;
 mod wandb_client;
 mod wandb_file;
 
-use crate::run_dir::Identity;
 use crate::run_dir::results::Results;
 use crate::terminal;
 use csv_log::CsvLog;
@@ -31,6 +30,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use tensorboard::TensorBoard;
 use thanos_configs::{RunConfig, WandbMode};
+use thanos_formats::Identity;
 use trackio::Trackio;
 use wandb::Wandb;
 

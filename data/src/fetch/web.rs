@@ -4,12 +4,11 @@
 //! addresses of a file.
 
 use std::io::Read;
-use std::net::IpAddr;
 
 use ureq::http::{Response, Uri, header};
 use ureq::{Agent, Body};
 
-use super::{Reason, Timeouts};
+use super::{Reason, Timeouts, is_loopback, tls_config};
 
 /// How many redirects one request may take.
 const MAX_REDIRECTS: usize = 5;
@@ -107,6 +106,7 @@ fn get(times: &Timeouts, uri: &Uri, from: u64) -> Result<Response<Body>, Reason>
         .max_redirects(0)
         .max_idle_connections(0)
         .user_agent(USER_AGENT)
+        .tls_config(tls_config().map_err(Reason::Refused)?)
         // The MD5 is that of the file as it is; a server must not pack it on the way.
         .accept_encoding("identity")
         .timeout_resolve(Some(times.connect))
@@ -143,12 +143,6 @@ fn allowed(url: &str) -> Result<Uri, String> {
         }
         Some(_) => Ok(uri),
     }
-}
-
-fn is_loopback(host: &str) -> bool {
-    let bare = host.trim_start_matches('[').trim_end_matches(']');
-    host.eq_ignore_ascii_case("localhost")
-        || bare.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// The scheme of an address in lower case; `None` for a relative one. By hand, since `Uri` cannot

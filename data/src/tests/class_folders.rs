@@ -57,7 +57,7 @@ fn samples_labels_and_classes_are_those_of_torchvision() {
     let packs = pack_with(&folders, |config| config.test_folder = Some("train".into()));
     assert!(packs.is_ok(), "{packs:?}");
     let packs = packs.unwrap();
-    assert_eq!(Header::read(&packs.train.path).unwrap().fine_names, classes);
+    assert_eq!(PackHeader::read(&packs.train.path).unwrap().fine_names, classes);
     let (_, images, fine, _) = tensors(&packs.train);
     assert_eq!((fine.len(), images.len()), (samples.len(), samples.len() * 192));
     for (at, sample) in samples.iter().enumerate() {
@@ -228,7 +228,7 @@ fn one_class_may_be_encoded_in_two_ways() {
     let map = folders.raw.path().join("map.yaml");
     let packs = pack_with(&folders, |config| config.coarse_map = Some(map)).unwrap();
     assert_eq!((tensors(&packs.train).2, tensors(&packs.test).2), (vec![0, 1], vec![0, 1]));
-    let header = Header::read(&packs.train.path).unwrap();
+    let header = PackHeader::read(&packs.train.path).unwrap();
     assert_eq!(
         (header.fine_names, header.coarse_names),
         (vec!["b".to_owned(), composed.into()], vec![composed.to_owned(), "food".into()])

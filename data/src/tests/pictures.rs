@@ -67,7 +67,7 @@ fn tinyimagenet_is_the_same_as_folder_and_as_zip() {
         };
         assert!(gray(2) && !gray(0), "the third is grey");
         assert_eq!(tensors(&packs.test).2, [7, 150, 7]);
-        let header = Header::read(&packs.train.path).unwrap();
+        let header = PackHeader::read(&packs.train.path).unwrap();
         assert_eq!((header.fine_names[7].as_str(), header.coarse_names.len()), ("n007", 67));
         fingerprints.push((packs.train.fingerprint, packs.test.fingerprint));
         let folders = Folders::new();
@@ -156,8 +156,9 @@ fn a_folder_has_its_classes_and_a_measured_mean() {
     let packs = pack_folder(&folders, |_| {}).unwrap();
     let (shape, _, fine, coarse) = tensors(&packs.train);
     assert_eq!((shape, &fine, &coarse), (vec![6, 32, 32, 3], &vec![0, 0, 0, 1, 1, 1], &fine));
-    let (train, test) = (info(&packs.train.path).unwrap(), Header::read(&packs.test.path).unwrap());
-    assert_eq!(Header::read(&packs.train.path).unwrap().mean, train.mean);
+    let (train, test) =
+        (info(&packs.train.path).unwrap(), PackHeader::read(&packs.test.path).unwrap());
+    assert_eq!(PackHeader::read(&packs.train.path).unwrap().mean, train.mean);
     assert_eq!((test.mean, test.std), (train.mean, train.std), "those of the training images");
     assert_eq!(test.fine_names, ["cat", "dog"]);
     assert!(pack_folder(&folders, |_| {}).unwrap().reused);

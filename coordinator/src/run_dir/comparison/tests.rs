@@ -1,7 +1,7 @@
 //! Runs that differ in their seed, and runs that differ in keys.
 
 use super::*;
-use crate::run_dir::DataIdentity;
+use thanos_formats::DataIdentity;
 use thanos_proto::StageResult;
 
 /// A run of `digits_thanos` whose probe has this accuracy, as a share.

@@ -15,6 +15,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use thanos_configs::{Plan, StagePlan};
+use thanos_formats::{CONFIG_YAML, EVENTS_JSONL, RESULTS_JSON, RUN_JSON, STEPS_JSONL};
 
 /// Events, checkpoints and evaluations of a stage that are kept: the newest, of evaluations about
 /// evenly spread ones.
@@ -164,8 +165,8 @@ impl Model {
     pub(super) fn new(run_dir: &Path) -> Self {
         Self {
             run_dir: run_dir.into(),
-            steps: Tail::new(run_dir.join("steps.jsonl"), MAX_READ_BYTES),
-            events: Tail::new(run_dir.join("events.jsonl"), MAX_READ_BYTES),
+            steps: Tail::new(run_dir.join(STEPS_JSONL), MAX_READ_BYTES),
+            events: Tail::new(run_dir.join(EVENTS_JSONL), MAX_READ_BYTES),
             step_lines: 0,
             event_lines: 0,
             damaged: 0,
@@ -215,16 +216,16 @@ impl Model {
 
     /// What is there besides the ledger, if it has changed.
     fn read_files(&mut self) {
-        let changed = ["run.json", "config.yaml", "results.json"].map(|name| {
+        let changed = [RUN_JSON, CONFIG_YAML, RESULTS_JSON].map(|name| {
             fs::metadata(self.run_dir.join(name)).and_then(|file| file.modified()).ok()
         });
         if changed == self.files_changed {
             return;
         }
         self.files_changed = changed;
-        let results = fs::read_to_string(self.run_dir.join("results.json")).ok();
+        let results = fs::read_to_string(self.run_dir.join(RESULTS_JSON)).ok();
         self.results = results.and_then(|text| serde_json::from_str(&text).ok());
-        let mut config = fs::read_to_string(self.run_dir.join("config.yaml")).unwrap_or_default();
+        let mut config = fs::read_to_string(self.run_dir.join(CONFIG_YAML)).unwrap_or_default();
         if config.len() > MAX_CONFIG_BYTES {
             config = format!("{} bytes: see config.yaml\n", config.len());
         }

@@ -9,6 +9,7 @@ use serde_json::Value;
 use std::collections::HashMap;
 use std::io;
 use std::path::Path;
+use thanos_formats::{EVENTS_JSONL, STEPS_JSONL};
 
 const VALIDATION_ACCURACY: &str = "validation/accuracy";
 /// Fields of the event `stage_complete`, and the names of their values.
@@ -76,8 +77,8 @@ impl Feed {
     pub(super) fn new(run_dir: &Path) -> Self {
         let tail = |name: &str| Tail::new(run_dir.join(name), MAX_READ_BYTES);
         Self {
-            steps: tail("steps.jsonl"),
-            events: tail("events.jsonl"),
+            steps: tail(STEPS_JSONL),
+            events: tail(EVENTS_JSONL),
             evaluated: HashMap::new(),
             measured: HashMap::new(),
             held: None,

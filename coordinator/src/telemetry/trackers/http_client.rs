@@ -4,8 +4,8 @@
 use serde_json::Value;
 use std::fmt;
 use std::io;
-use std::net::IpAddr;
 use std::time::Duration;
+use thanos_data::fetch::{CERTIFICATES_VARIABLE, is_loopback, tls_config};
 use ureq::Agent;
 use ureq::http::{Response, Uri, header};
 
@@ -19,7 +19,8 @@ const MAX_QUOTED_CHARS: usize = 300;
 
 /// A server, and how we authenticate.
 pub(super) struct HttpClient {
-    agent: Agent,
+    /// Or why no connection can be secured.
+    agent: Result<Agent, String>,
     /// Without a slash at its end.
     base: String,
     headers: Vec<(&'static str, String)>,
@@ -90,13 +91,14 @@ impl HttpClient {
         let is_local = uri.as_ref().and_then(Uri::host).is_some_and(is_loopback);
         // A proxy would look for this machine's addresses on its own machine.
         let builder = if is_local { builder.proxy(None) } else { builder };
-        Self { agent: builder.build().new_agent(), base: url.trim_end_matches('/').into(), headers }
+        let agent = tls_config().map(|tls| builder.tls_config(tls).build().new_agent());
+        Self { agent, base: url.trim_end_matches('/').into(), headers }
     }
 
     /// # Errors
     /// [`CallError`].
     pub(super) fn get(&self, path: &str, query: &[(&str, &str)]) -> Result<Value, CallError> {
-        let mut request = self.agent.get(format!("{}{path}", self.base));
+        let mut request = self.agent()?.get(format!("{}{path}", self.base));
         for (name, value) in &self.headers {
             request = request.header(*name, value);
         }
@@ -106,11 +108,19 @@ impl HttpClient {
     /// # Errors
     /// As [`HttpClient::get`].
     pub(super) fn post(&self, path: &str, body: &Value) -> Result<Value, CallError> {
-        let mut request = self.agent.post(format!("{}{path}", self.base));
+        let mut request = self.agent()?.post(format!("{}{path}", self.base));
         for (name, value) in &self.headers {
             request = request.header(*name, value);
         }
         self.answer(request.content_type("application/json").send(body.to_string()))
+    }
+
+    fn agent(&self) -> Result<&Agent, CallError> {
+        let unreachable = |cause: &String| CallError::Unreachable {
+            base: self.base.clone(),
+            cause: cause.clone(),
+        };
+        self.agent.as_ref().map_err(unreachable)
     }
 
     fn answer(
@@ -159,6 +169,10 @@ fn cause_of(error: &ureq::Error) -> String {
         ureq::Error::Timeout(_) => "it does not answer in time".into(),
         ureq::Error::Io(error) => error.to_string(),
         ureq::Error::HostNotFound => "host not found".into(),
+        error if error.to_string().contains("UnknownIssuer") => format!(
+            "its certificate is of an unknown authority: set {CERTIFICATES_VARIABLE} to a PEM file \
+             of that authority's certificate"
+        ),
         error => error.to_string(),
     }
 }
@@ -171,12 +185,6 @@ fn quoted(text: &str) -> String {
         Some((end, _)) => format!("{} ...", &text[..end]),
         None => text,
     }
-}
-
-fn is_loopback(host: &str) -> bool {
-    let bare = host.trim_start_matches('[').trim_end_matches(']');
-    host.eq_ignore_ascii_case("localhost")
-        || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 #[cfg(test)]

@@ -8,7 +8,6 @@ use super::feed::Row;
 use super::mlflow_calls::{Calls, MAX_METRICS, Metric, NewRun, valid_key};
 use super::position::PositionFile;
 use super::{Ending, Sink, config_keys, result_values, run_name};
-use crate::run_dir::Identity;
 use crate::telemetry::metrics::now;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -16,6 +15,7 @@ use std::env;
 use std::io;
 use std::path::Path;
 use thanos_configs::RunConfig;
+use thanos_formats::Identity;
 
 /// How long a run that was requested, and whose id did not arrive, is looked for before it is
 /// requested again.

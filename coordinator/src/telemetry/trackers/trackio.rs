@@ -6,13 +6,13 @@ use super::feed::Row;
 use super::http_client::HttpClient;
 use super::position::PositionFile;
 use super::{Ending, Sink, config_keys, result_values, run_name};
-use crate::run_dir::Identity;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::env;
 use std::io;
 use std::path::Path;
 use thanos_configs::RunConfig;
+use thanos_formats::Identity;
 
 /// Entries of a call.
 const MAX_ENTRIES: usize = 1000;

@@ -13,7 +13,6 @@ use super::wandb_file::{
 };
 use super::{Ending, Sink, result_values, run_name};
 use crate::exit::EXIT_STOPPED;
-use crate::run_dir::Identity;
 use crate::run_dir::results::Results;
 use crate::telemetry::metrics::now;
 use serde::Serialize;
@@ -21,6 +20,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use thanos_configs::{RunConfig, WandbMode};
+use thanos_formats::Identity;
 
 /// The client whose files these are like.
 const VERSION: &str = "0.31.0";

@@ -1,5 +1,6 @@
 //! `run.json`: which run a directory holds, what it is trained on, and what it was started with.
-//! Files that were written before a field was added still open.
+//! Files that were written before a field was added still open. The coordinator writes it; it and
+//! the workers read it.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -44,10 +45,7 @@ pub struct DataIdentity {
 
 impl DataIdentity {
     /// The first pack whose content is not the other's: its split, what is here, and what is there.
-    pub(crate) fn difference<'a>(
-        &'a self,
-        other: &'a Self,
-    ) -> Option<(&'static str, &'a str, &'a str)> {
+    pub fn difference<'a>(&'a self, other: &'a Self) -> Option<(&'static str, &'a str, &'a str)> {
         let pairs = [("train", &self.train, &other.train), ("test", &self.test, &other.test)];
         pairs
             .into_iter()
@@ -74,7 +72,7 @@ pub struct StartedWith {
 }
 
 /// Under which a change of [`StartedWith::threads_per_worker`] is recorded.
-pub(crate) const THREADS_OPTION: &str = "--threads-per-worker";
+pub const THREADS_OPTION: &str = "--threads-per-worker";
 
 fn auto() -> String {
     "auto".into()
@@ -92,7 +90,7 @@ pub struct RecordedChange {
 
 impl StartedWith {
     /// What is different in `new`, as options of `launch`: name, old and new value.
-    pub(crate) fn changes(&self, new: &Self) -> Vec<(&'static str, Value, Value)> {
+    pub fn changes(&self, new: &Self) -> Vec<(&'static str, Value, Value)> {
         let options = |with: &Self| {
             let Self {
                 min_nodes,
