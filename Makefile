@@ -7,6 +7,9 @@
 #   make gpu-bundle   .gpu/, everything for half an hour on a machine with a GPU: gpu/README.md
 #   make bench   ours and PyTorch's side by side; PEER_PYTHON=... if you have one with torch and torchvision
 
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
+
 # Every call of cargo selects the whole workspace: with another selection, dependencies have other features, and are built again.
 LIBTORCH_VERSION := 2.11.0
 CACHE   := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/thanos
@@ -32,8 +35,8 @@ LOADED_CUDA := libcudnn libnvrtc libtorch_cuda_linalg
 # The newest, as the name has a hash; looked for when a recipe needs it.
 TESTS_CUDA = $$(ls -t $(CACHE)/target-cuda/release/deps/thanos-???????????????? | head -n 1)
 PARITY  := $(if $(THANOS_PARITY),$(abspath $(THANOS_PARITY)))
-# One binary at a time, and its tests one after the other: they start up to four processes each, on two cores.
-TESTS   := OMP_NUM_THREADS=1 cargo test --release --locked --workspace --test thanos -- --test-threads=1
+# Two tests side by side, as they wait for processes most of the time; those that measure time run alone (tests/src/turns.rs).
+TESTS   := OMP_NUM_THREADS=1 cargo test --release --locked --workspace --test thanos -- --test-threads=2
 
 .PHONY: run build cuda install test lint deny bench bench-faults chaos parity check-cuda gpu-bundle install-cuda libtorch libtorch-cuda image image-cuda image-test clean
 
@@ -69,7 +72,8 @@ install-cuda:
 
 test: build
 	cargo test --release --locked --workspace --lib --bins
-	$(TESTS)
+	$(TESTS) | tee $(TARGET)/tests.log
+	@grep '^skipped: ' $(TARGET)/tests.log | sort -u | sed '1i Skipped, as this machine lacks what they need:' || true
 
 lint: libtorch
 	cargo fmt --all -- --check

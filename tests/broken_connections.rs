@@ -10,7 +10,7 @@ const AT_ONCE: Mode = Mode::After(Duration::ZERO);
 
 #[test]
 fn a_bad_line_to_the_coordinator_costs_time_and_no_step() {
-    let scene = Scene::new();
+    let scene = Scene::alone();
     let target =
         ["digits_supcon", "rows=[]", "train.epochs=100000", "timeouts.heartbeat_seconds=3"];
     let arguments = ["serve", "--nodes", "1:2", "--rendezvous-timeout", "2s", "--run-dir", "run"];

@@ -39,7 +39,7 @@ fn time_steps(running: &mut Running, scene: &Scene) -> f64 {
 
 #[test]
 fn unauthenticated_connections_do_not_slow_a_run_down() {
-    let scene = Scene::new();
+    let scene = Scene::alone();
     let mut running = launch(&scene, "run", "2", &["digits_cae", "train.epochs=100000"]);
     running.wait_for_steps("run", 10);
     let address = address(&scene);

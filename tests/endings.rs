@@ -77,7 +77,7 @@ fn a_second_signal_ends_at_once() {
 /// From `launch` to the first step with four workers, on a pack that is there.
 #[test]
 fn a_run_of_four_workers_begins_within_three_seconds() {
-    let scene = Scene::new();
+    let scene = Scene::alone();
     // The pack is made by the first run of a user, and is there from then on.
     scene.coord(&["data", "pack", "digits"]).expect(0);
     let started = Instant::now();

@@ -212,7 +212,7 @@ async fn flood(from: &str, to: SocketAddr) {
 
 #[test]
 fn two_addresses_cannot_keep_a_worker_out() {
-    let scene = Scene::new();
+    let scene = Scene::alone();
     let (serving, target) = serve(&scene);
     let to: SocketAddr = target.address.parse().expect("an address");
     let attackers = runtime();

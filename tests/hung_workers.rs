@@ -42,7 +42,7 @@ fn a_worker_that_hangs_is_named_and_replaced() {
 /// Four fifths of the time it is stopped, for a moment each.
 #[test]
 fn a_straggler_is_named_and_left_alone() {
-    let scene = Scene::new();
+    let scene = Scene::alone();
     let mut running = launch(&scene, "run", "2", &["digits_supcon", "train.epochs=100000"]);
     running.wait_for_steps("run", 20);
     let pid = workers(&scene.path("run"))["worker-1"];

@@ -1,7 +1,8 @@
 //! The one test binary, as every binary links libtorch. `parity_checks`: ours against the golden
 //! vectors of the published code. `losses`: the closed-form gradient against finite differences,
-//! tile sizes and ranks. `memory`: a batch whose square would not fit. `exchanges`, `nearness`,
-//! `rerun` and `test_device` serve them. The others start the real programs: `world_sizes`,
+//! tile sizes and ranks; `gradient_buckets`: their sums over the ranks. `memory`: a batch whose
+//! square would not fit. `exchanges`, `nearness`, `rerun` and `test_device` serve them. The others
+//! start the real programs: `world_sizes`,
 //! `resume`, `identity`, `ledger` and `evaluation` hold the promises, `recovery`, `elastic`,
 //! `hung_workers`, `repeated_failures`, `partitions`, `broken_connections`, `slow`, `preemption`,
 //! `commit_points`, `checks`, `connection_flood`, `disks` and `endings` what happens to processes,
@@ -43,6 +44,7 @@ mod exchanges;
 mod fashion_mnist;
 mod fused_on_device;
 mod gpu_rehearsal;
+mod gradient_buckets;
 mod group_errors;
 mod hostile;
 mod hung_workers;

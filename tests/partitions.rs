@@ -26,7 +26,7 @@ fn a_partitioned_worker_is_evicted_within_five_seconds_and_rejoins() {
         print_line("skipped: no network namespaces can be made here (it needs root)");
         return;
     };
-    let scene = Scene::new();
+    let scene = Scene::alone();
     let arguments = [
         "serve",
         "--nodes",

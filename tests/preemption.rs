@@ -83,7 +83,7 @@ fn a_stop_is_obeyed_wherever_the_run_is() {
 
 #[test]
 fn a_stop_that_takes_longer_than_its_grace_ends_with_the_last_checkpoint() {
-    let scene = Scene::new();
+    let scene = Scene::alone();
     let mut running = start(&scene, "embed=1*sleep(0)->sleep(30000)", &["--grace", "4s"]);
     running.wait_for_steps("run", 42);
     let output = stop(running, Duration::from_secs(5));

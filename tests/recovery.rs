@@ -212,7 +212,7 @@ fn when_all_workers_are_lost_the_last_checkpoint_is_taken() {
 /// process that is restarted finds the others, and what they hold.
 #[test]
 fn killed_coordinators_lose_no_step() {
-    let scene = Scene::new();
+    let scene = Scene::alone();
     let target = [
         "digits_thanos",
         "train.max_steps=120",

@@ -111,7 +111,7 @@ fn wait_until_handled(running: &mut Running) {
 /// There is no run yet that it could have left in disorder.
 #[test]
 fn a_worker_that_is_signalled_before_it_has_joined_ends_at_once() {
-    let scene = Scene::new();
+    let scene = Scene::alone();
     let reserved = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = reserved.local_addr().expect("an address").to_string();
     // The port accepts, and never answers.
@@ -126,7 +126,7 @@ fn a_worker_that_is_signalled_before_it_has_joined_ends_at_once() {
 
 #[test]
 fn a_later_second_signal_ends_a_worker_at_once() {
-    let scene = Scene::new();
+    let scene = Scene::alone();
     let mut running =
         launch(&scene, "run", "2", &[&TARGET[..], &["train.max_steps=100000"]].concat());
     running.wait_for_steps("run", 20);
@@ -166,7 +166,7 @@ fn a_stop_on_a_disk_that_was_full_for_a_moment_ends_with_a_checkpoint() {
 
 #[test]
 fn a_stop_on_a_full_disk_is_retried_within_its_grace_and_no_longer() {
-    let scene = Scene::new();
+    let scene = Scene::alone();
     let Some((running, disk)) = stop_on_a_full_disk(&scene, &["--grace", "6s"]) else { return };
     let asked = Instant::now();
     let ran = running.wait();

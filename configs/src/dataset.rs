@@ -4,10 +4,34 @@
 
 mod labels;
 
-use crate::run_config::{DataConfig, DataKind};
+use serde::{Deserialize, Serialize};
 
 /// Side of the images of `image_folder` where `data.side` is null, in pixels.
 const SIDE_OF_FOLDERS: usize = 64;
+
+/// The data sets, by the reader of their files and what is published about them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum DataKind {
+    /// UCI digits, 8 x 8, embedded.
+    Digits,
+    /// MNIST, 28 x 28.
+    Mnist,
+    /// Fashion-MNIST, 28 x 28.
+    FashionMnist,
+    /// CIFAR-10, 32 x 32.
+    Cifar10,
+    /// CIFAR-100, 32 x 32.
+    Cifar100,
+    /// CIFAR-100 with unbalanced training images.
+    #[serde(rename = "cifar100_u")]
+    Cifar100U,
+    /// TinyImageNet, 64 x 64.
+    Tinyimagenet,
+    /// The user's own: `train/` and `test/` with one folder per class.
+    ImageFolder,
+}
 
 /// A data set's facts; `side` in pixels, `mean` and `std` per channel of images scaled to [0, 1].
 ///
@@ -60,34 +84,35 @@ impl Labels {
 }
 
 impl DataSet {
-    /// The facts of a configuration's data set. Means and deviations are the published ones; digits
+    /// What is published about a data set; `side` is that of the images where nothing is published.
+    /// Means and deviations are the published ones; digits
     /// and Fashion-MNIST: measured on their training images (`thanos-coord data info` prints them).
-    pub fn of(config: &DataConfig) -> Self {
-        let gray = |name: &str, side, mean: f64, std: f64, labels| Self {
-            name: name.into(),
+    pub fn of(kind: DataKind, side: Option<usize>) -> Self {
+        let name = kind.name().to_owned();
+        let gray = |side, mean: f64, std: f64, labels| Self {
+            name: name.clone(),
             side,
             channels: 1,
             mean: vec![mean],
             std: vec![std],
             labels,
         };
-        let rgb = |name: &str, side, mean: [f64; 3], std: [f64; 3], labels| Self {
-            name: name.into(),
+        let rgb = |side, mean: [f64; 3], std: [f64; 3], labels| Self {
+            name: name.clone(),
             side,
             channels: 3,
             mean: mean.to_vec(),
             std: std.to_vec(),
             labels,
         };
-        let cifar100 = |name| {
+        let cifar100 = || {
             let mean = [0.507_075_16, 0.486_548_87, 0.440_917_84];
-            rgb(name, 32, mean, [0.267_334_29, 0.256_438_46, 0.276_150_47], Labels::cifar100())
+            rgb(32, mean, [0.267_334_29, 0.256_438_46, 0.276_150_47], Labels::cifar100())
         };
-        match config.kind {
-            DataKind::Digits => gray("digits", 8, 0.3055, 0.3761, Labels::digits()),
-            DataKind::Mnist => gray("mnist", 28, 0.1307, 0.3081, Labels::digits()),
+        match kind {
+            DataKind::Digits => gray(8, 0.3055, 0.3761, Labels::digits()),
+            DataKind::Mnist => gray(28, 0.1307, 0.3081, Labels::digits()),
             DataKind::FashionMnist => gray(
-                "fashion_mnist",
                 28,
                 0.2860,
                 0.3530,
@@ -99,7 +124,6 @@ impl DataSet {
                 ),
             ),
             DataKind::Cifar10 => rgb(
-                "cifar10",
                 32,
                 [0.491_399_68, 0.482_158_41, 0.446_530_91],
                 [0.247_032_23, 0.243_485_13, 0.261_587_84],
@@ -109,18 +133,13 @@ impl DataSet {
                     &[1, 1, 0, 0, 0, 0, 0, 0, 1, 1],
                 ),
             ),
-            DataKind::Cifar100 => cifar100("cifar100"),
-            DataKind::Cifar100U => cifar100("cifar100_u"),
-            DataKind::Tinyimagenet => rgb(
-                "tinyimagenet",
-                64,
-                [0.485, 0.456, 0.406],
-                [0.229, 0.224, 0.225],
-                Labels::tinyimagenet(),
-            ),
+            DataKind::Cifar100 | DataKind::Cifar100U => cifar100(),
+            DataKind::Tinyimagenet => {
+                rgb(64, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225], Labels::tinyimagenet())
+            }
             DataKind::ImageFolder => Self {
-                name: "image_folder".into(),
-                side: config.side.unwrap_or(SIDE_OF_FOLDERS),
+                name,
+                side: side.unwrap_or(SIDE_OF_FOLDERS),
                 channels: 3,
                 mean: Vec::new(),
                 std: Vec::new(),
@@ -131,6 +150,65 @@ impl DataSet {
 }
 
 impl DataKind {
+    /// In the order of the list of presets.
+    pub const ALL: [Self; 8] = [
+        Self::Digits,
+        Self::Mnist,
+        Self::FashionMnist,
+        Self::Cifar10,
+        Self::Cifar100,
+        Self::Cifar100U,
+        Self::Tinyimagenet,
+        Self::ImageFolder,
+    ];
+
+    /// As a configuration has it: also the name of its packs, and the first part of its presets'.
+    pub fn name(self) -> &'static str {
+        self.names()[0]
+    }
+
+    /// [`DataKind::name`], then other spellings that commands accept.
+    pub fn names(self) -> &'static [&'static str] {
+        match self {
+            Self::Digits => &["digits"],
+            Self::Mnist => &["mnist"],
+            Self::FashionMnist => &["fashion_mnist", "fashion-mnist"],
+            Self::Cifar10 => &["cifar10"],
+            Self::Cifar100 => &["cifar100"],
+            Self::Cifar100U => &["cifar100_u"],
+            Self::Tinyimagenet => &["tinyimagenet"],
+            Self::ImageFolder => &["image_folder", "image-folder"],
+        }
+    }
+
+    /// In the summary of its presets.
+    pub(crate) fn about(self) -> &'static str {
+        match self {
+            Self::Digits => "UCI digits 8x8 (embedded)",
+            Self::Mnist => "MNIST 28x28 (IDX files in data.dir)",
+            Self::FashionMnist => "Fashion-MNIST 28x28 (IDX files in data.dir)",
+            Self::Cifar10 => "CIFAR-10 32x32 (any published form in data.dir)",
+            Self::Cifar100 => "CIFAR-100 32x32 (any published form in data.dir)",
+            Self::Cifar100U => "CIFAR-100 with unbalanced training images",
+            Self::Tinyimagenet => "TinyImageNet 64x64 (folder or .zip in data.dir)",
+            Self::ImageFolder => "your images (train/ and test/ in data.dir, one folder per class)",
+        }
+    }
+
+    /// Its half of its presets, in YAML.
+    pub(crate) fn recipe(self) -> &'static str {
+        match self {
+            Self::Digits => include_str!("../presets/datasets/digits.yaml"),
+            Self::Mnist => include_str!("../presets/datasets/mnist.yaml"),
+            Self::FashionMnist => include_str!("../presets/datasets/fashion_mnist.yaml"),
+            Self::Cifar10 => include_str!("../presets/datasets/cifar10.yaml"),
+            Self::Cifar100 => include_str!("../presets/datasets/cifar100.yaml"),
+            Self::Cifar100U => include_str!("../presets/datasets/cifar100_u.yaml"),
+            Self::Tinyimagenet => include_str!("../presets/datasets/tinyimagenet.yaml"),
+            Self::ImageFolder => include_str!("../presets/datasets/image_folder.yaml"),
+        }
+    }
+
     /// Training and test images of the published data set; a folder has as many as it has.
     pub fn published_images(self) -> Option<[u64; 2]> {
         match self {
@@ -156,8 +234,17 @@ pub(crate) fn images_kept_of_cifar100_u(coarse_of: &[i64]) -> Vec<usize> {
 mod tests {
     use super::*;
 
+    #[test]
+    fn names_are_those_of_configurations() {
+        for kind in DataKind::ALL {
+            let named: DataKind =
+                serde_json::from_str(&format!("\"{}\"", kind.name())).expect("a data set");
+            assert_eq!(named, kind);
+        }
+    }
+
     fn data_set(kind: DataKind) -> DataSet {
-        DataSet::of(&DataConfig { kind, ..DataConfig::default() })
+        DataSet::of(kind, None)
     }
 
     #[test]
@@ -229,9 +316,7 @@ mod tests {
 
     #[test]
     fn a_folder_has_the_configured_side() {
-        let folder = |side| {
-            DataSet::of(&DataConfig { kind: DataKind::ImageFolder, side, ..DataConfig::default() })
-        };
+        let folder = |side| DataSet::of(DataKind::ImageFolder, side);
         assert_eq!((folder(None).side, folder(Some(96)).side), (64, 96));
         assert!(folder(None).labels.fine_names.is_empty(), "its folders name the classes");
     }

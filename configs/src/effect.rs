@@ -2,10 +2,10 @@
 //! dropout. Such a key holds its neutral value in a resolved configuration; one that a user sets to
 //! another value is refused, with both names.
 
-use crate::dataset::DataSet;
+use crate::dataset::DataKind;
 use crate::error::Mistake;
 use crate::log_config::{LogConfig, WandbMode};
-use crate::run_config::{BackboneConfig, DataKind, EncoderConfig, RunConfig, Schedule, Validation};
+use crate::run_config::{BackboneConfig, EncoderConfig, RunConfig, Schedule, Validation};
 use serde_json::{Value, json};
 use std::borrow::Cow;
 
@@ -146,7 +146,7 @@ fn for_nothing(config: &RunConfig) -> Vec<Idle> {
     let mut add = |key: &'static str, by, neutral, why: String| {
         found.push(Idle { key: key.into(), by, neutral, why, scope: Scope::OverrideOnly });
     };
-    let data = DataSet::of(&config.data);
+    let data = config.data.facts();
     if data.channels == 1 {
         for key in ["views.saturation", "views.hue", "views.grayscale"] {
             add(

@@ -2,7 +2,8 @@
 //!
 //! In reading order:
 //!
-//! - `run_config`, `checks_config`, `log_config`, `timeouts`: the keys of the YAML file, verbatim.
+//! - `run_config`, `objective`, `checks_config`, `log_config`, `timeouts`: the keys of the YAML
+//!   file, verbatim.
 //! - `load`, `yaml`, `text`, `typed`, `overlays`: from a file or preset and its overrides to
 //!   [`RunConfig`]; `error`: every mistake, with its line; `redacted`: without secrets.
 //! - `presets`: the experiments of the paper; `recipe`: which keys a resume may change; `effect`
@@ -25,6 +26,7 @@ mod effect;
 mod error;
 mod load;
 mod log_config;
+mod objective;
 mod overlays;
 mod packs_dir;
 mod plan;
@@ -48,20 +50,22 @@ mod yaml;
 
 pub use checks_config::{ChecksConfig, OnDivergence, OnNonFinite};
 pub use class_map::class_map;
-pub use dataset::{DataSet, Labels};
+pub use dataset::{DataKind, DataSet, Labels};
 pub use digest::{hex, sha256_of};
 pub use error::{ConfigError, ConfigErrors};
 pub use load::{load_file, load_preset, to_yaml};
 pub use log_config::{LogConfig, MlflowConfig, TrackioConfig, WandbConfig, WandbMode};
+pub use objective::{
+    Contrastive, LossTerm, Objective, ObjectiveConfig, ObjectivePatch, Similarity,
+};
 pub use packs_dir::default_packs_dir;
-pub use plan::{BackbonePlan, Contrastive, Objective, Plan, PlanError, StagePlan, TransferPlan};
+pub use plan::{BackbonePlan, Plan, PlanError, StagePlan, TransferPlan};
 pub use presets::{preset_names, preset_summary};
 pub use recipe::{Change, Condition, changes};
 pub use run_config::{
-    BackboneConfig, CheckpointConfig, DataConfig, DataKind, DecoderConfig, EncoderConfig, Features,
-    FrozenMode, ModelConfig, ObjectiveConfig, ObjectivePatch, OnBadImage, Precision, RowConfig,
-    RunConfig, Schedule, Select, Similarity, Stem, TrainConfig, TransferConfig, Validation,
-    ViewsConfig,
+    BackboneConfig, CheckpointConfig, DataConfig, DecoderConfig, EncoderConfig, Features,
+    FrozenMode, ModelConfig, OnBadImage, Precision, RowConfig, RunConfig, Schedule, Select, Stem,
+    TrainConfig, TransferConfig, Validation, ViewsConfig,
 };
 pub use sample_order::{
     EpochOrder, Position, Split, SplitMix64, init_key, rank_slice, samples_sha256,

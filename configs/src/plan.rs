@@ -5,12 +5,10 @@
 mod log_rules;
 mod rules;
 
-use crate::dataset::{DataSet, images_kept_of_cifar100_u};
+use crate::dataset::{DataKind, DataSet, images_kept_of_cifar100_u};
+use crate::objective::{LossTerm, Objective, patched};
 use crate::recipe::{recipe_digest, resolved_digest};
-use crate::run_config::{
-    BackboneConfig, DataKind, ObjectiveConfig, RunConfig, Schedule, Similarity, TrainConfig,
-    Validation,
-};
+use crate::run_config::{RunConfig, Schedule, TrainConfig, Validation};
 use crate::sample_order::{
     Split, first_of_each_class, permutation, split_train_validation, steps_per_epoch,
 };
@@ -52,6 +50,14 @@ impl StagePlan {
             StagePlan::Transfer(stage) => &stage.name,
         }
     }
+
+    /// The terms of its loss.
+    pub fn terms(&self) -> Vec<LossTerm> {
+        match self {
+            StagePlan::Backbone(stage) => stage.objective.terms(),
+            StagePlan::Transfer(_) => vec![LossTerm::CrossEntropy],
+        }
+    }
 }
 
 /// An encoder to train on coarse labels.
@@ -70,36 +76,10 @@ pub struct TransferPlan {
     pub backbones: Vec<String>,
 }
 
-/// A backbone's loss; a term that is `None` or 0 is not computed.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Objective {
-    /// Weight of the coarse cross-entropy.
-    pub cross_entropy: f64,
-    pub contrastive: Option<Contrastive>,
-    /// Weight of the reconstruction's mean squared error.
-    pub reconstruction: Option<f64>,
-}
-
-/// The contrastive term: the mean over anchors of (attract x attraction + spread x InfoNCE within
-/// the class) / (attract
-/// + spread).
-#[derive(Clone, Debug, PartialEq)]
-pub struct Contrastive {
-    /// Weight of the whole term in the backbone's loss.
-    pub weight: f64,
-    pub attract: f64,
-    pub spread: f64,
-    pub temperature: f64,
-    pub similarity: Similarity,
-    pub clamp_positive_logits: Option<f64>,
-    pub positives_in_denominator: bool,
-    pub both_directions: bool,
-}
-
 impl Plan {
     /// Checks every rule and reports all that are broken.
     pub fn new(config: RunConfig) -> Result<Self, Vec<PlanError>> {
-        let data = DataSet::of(&config.data);
+        let data = config.data.facts();
         let mut rules = Rules::default();
         rules.texts(&config);
         rules.data(&config);
@@ -113,10 +93,10 @@ impl Plan {
         rules.log(&config.log);
         let mut stages = Vec::new();
         for (index, backbone) in config.backbones.iter().enumerate() {
-            let patched = patch(&config.objective, backbone);
-            rules.terms(&format!("backbones.{index}.objective"), &backbone.objective, &patched);
+            let objective = patched(&config.objective, &backbone.objective);
+            rules.terms(&format!("backbones.{index}.objective"), &backbone.objective, &objective);
             if backbone.checkpoint.is_none() {
-                let objective = Objective::of(&patched);
+                let objective = Objective::of(&objective);
                 stages.push(StagePlan::Backbone(BackbonePlan {
                     name: backbone.name.clone(),
                     objective,
@@ -266,38 +246,6 @@ impl Plan {
     /// run.
     pub fn backbone_checkpoint(&self, name: &str) -> Option<&Path> {
         self.config.backbones.iter().find(|backbone| backbone.name == name)?.checkpoint.as_deref()
-    }
-}
-
-impl Objective {
-    fn of(config: &ObjectiveConfig) -> Self {
-        Self {
-            cross_entropy: config.cross_entropy,
-            contrastive: (config.contrastive > 0.0).then_some(Contrastive {
-                weight: config.contrastive,
-                attract: config.attract,
-                spread: config.spread,
-                temperature: config.temperature,
-                similarity: config.similarity,
-                clamp_positive_logits: config.clamp_positive_logits,
-                positives_in_denominator: config.positives_in_denominator,
-                both_directions: config.both_directions,
-            }),
-            reconstruction: (config.reconstruction > 0.0).then_some(config.reconstruction),
-        }
-    }
-}
-
-/// The run's objective with what one backbone changes in it.
-fn patch(base: &ObjectiveConfig, backbone: &BackboneConfig) -> ObjectiveConfig {
-    let patch = &backbone.objective;
-    ObjectiveConfig {
-        cross_entropy: patch.cross_entropy.unwrap_or(base.cross_entropy),
-        contrastive: patch.contrastive.unwrap_or(base.contrastive),
-        reconstruction: patch.reconstruction.unwrap_or(base.reconstruction),
-        attract: patch.attract.unwrap_or(base.attract),
-        spread: patch.spread.unwrap_or(base.spread),
-        ..base.clone()
     }
 }
 

@@ -1,60 +1,24 @@
 //! The experiments of the paper: a data set's recipe and a method's stages, laid over each other.
 //! It must not know how they are run.
 
+use crate::dataset::DataKind;
 use crate::error::nearest;
 use crate::overlays::merge;
 use crate::yaml;
 use serde_json::Value;
 
-/// Half of a preset: its part of the name, what it is, its YAML.
+/// Half of a preset, a data set's or a method's.
+#[derive(Clone, Copy)]
 struct Part {
     name: &'static str,
     about: &'static str,
     text: &'static str,
 }
 
-const DATASETS: [Part; 8] = [
-    Part {
-        name: "digits",
-        about: "UCI digits 8x8 (embedded)",
-        text: include_str!("../presets/datasets/digits.yaml"),
-    },
-    Part {
-        name: "mnist",
-        about: "MNIST 28x28 (IDX files in data.dir)",
-        text: include_str!("../presets/datasets/mnist.yaml"),
-    },
-    Part {
-        name: "fashion_mnist",
-        about: "Fashion-MNIST 28x28 (IDX files in data.dir)",
-        text: include_str!("../presets/datasets/fashion_mnist.yaml"),
-    },
-    Part {
-        name: "cifar10",
-        about: "CIFAR-10 32x32 (any published form in data.dir)",
-        text: include_str!("../presets/datasets/cifar10.yaml"),
-    },
-    Part {
-        name: "cifar100",
-        about: "CIFAR-100 32x32 (any published form in data.dir)",
-        text: include_str!("../presets/datasets/cifar100.yaml"),
-    },
-    Part {
-        name: "cifar100_u",
-        about: "CIFAR-100 with unbalanced training images",
-        text: include_str!("../presets/datasets/cifar100_u.yaml"),
-    },
-    Part {
-        name: "tinyimagenet",
-        about: "TinyImageNet 64x64 (folder or .zip in data.dir)",
-        text: include_str!("../presets/datasets/tinyimagenet.yaml"),
-    },
-    Part {
-        name: "image_folder",
-        about: "your images (train/ and test/ in data.dir, one folder per class)",
-        text: include_str!("../presets/datasets/image_folder.yaml"),
-    },
-];
+/// Of each data set.
+fn datasets() -> [Part; DataKind::ALL.len()] {
+    DataKind::ALL.map(|kind| Part { name: kind.name(), about: kind.about(), text: kind.recipe() })
+}
 
 const METHODS: [Part; 5] = [
     Part {
@@ -86,10 +50,8 @@ const METHODS: [Part; 5] = [
 
 /// The names of all presets, `DATASET_METHOD`, data set by data set.
 pub fn preset_names() -> Vec<String> {
-    let names = |dataset: &'static Part| {
-        METHODS.iter().map(move |method| format!("{}_{}", dataset.name, method.name))
-    };
-    DATASETS.iter().flat_map(names).collect()
+    let names = |dataset: Part| METHODS.map(|method| format!("{}_{}", dataset.name, method.name));
+    datasets().into_iter().flat_map(names).collect()
 }
 
 /// What a preset is, in one line; `None` when there is no such preset.
@@ -101,7 +63,7 @@ pub fn preset_summary(name: &str) -> Option<String> {
 /// A preset's keys: the data set's with the method's laid over them.
 pub(crate) fn preset_value(name: &str) -> Option<Value> {
     let (dataset, method) = parts(name)?;
-    let read = |part: &Part| {
+    let read = |part: Part| {
         yaml::parse(part.text).expect("embedded presets parse: a test reads them all").value
     };
     let mut value = serde_json::json!({ "name": name });
@@ -118,10 +80,10 @@ pub(crate) fn unknown_preset(name: &str) -> String {
     format!("unknown preset `{name}`{meant} (`thanos-coord presets` lists all {})", names.len())
 }
 
-fn parts(name: &str) -> Option<(&'static Part, &'static Part)> {
-    DATASETS.iter().find_map(|dataset| {
+fn parts(name: &str) -> Option<(Part, Part)> {
+    datasets().into_iter().find_map(|dataset| {
         let method = name.strip_prefix(dataset.name)?.strip_prefix('_')?;
-        Some((dataset, METHODS.iter().find(|part| part.name == method)?))
+        Some((dataset, METHODS.into_iter().find(|part| part.name == method)?))
     })
 }
 

@@ -1,12 +1,14 @@
 //! Properties of the configuration on random values: what is written is read back, an override sets
 //! the key that it names and no other, and text is taken as typed.
 
+use crate::dataset::DataKind;
 use crate::load::{load_file, load_preset, to_yaml};
+use crate::objective::{ObjectivePatch, Similarity};
 use crate::plan::{Plan, is_separator};
 use crate::recipe::changes;
 use crate::run_config::{
-    BackboneConfig, DataKind, EncoderConfig, Features, ObjectivePatch, OnBadImage, Precision,
-    RowConfig, RunConfig, Schedule, Similarity, Stem, Validation,
+    BackboneConfig, EncoderConfig, Features, OnBadImage, Precision, RowConfig, RunConfig, Schedule,
+    Stem, Validation,
 };
 use proptest::collection::vec;
 use proptest::option;

@@ -2,7 +2,9 @@
 //! recipe. It must not know what is sensible: rules that span keys are in `plan.rs`.
 
 use crate::checks_config::ChecksConfig;
+use crate::dataset::{DataKind, DataSet};
 use crate::log_config::LogConfig;
+use crate::objective::{ObjectiveConfig, ObjectivePatch};
 use crate::timeouts::TimeoutsConfig;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -96,6 +98,13 @@ pub struct DataConfig {
     pub max_images: Option<u64>,
 }
 
+impl DataConfig {
+    /// What is known of the data set before its files are read.
+    pub fn facts(&self) -> DataSet {
+        DataSet::of(self.kind, self.side)
+    }
+}
+
 impl Default for DataConfig {
     fn default() -> Self {
         Self {
@@ -113,29 +122,6 @@ impl Default for DataConfig {
             max_images: None,
         }
     }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(rename_all = "snake_case")]
-pub enum DataKind {
-    /// UCI digits, 8 x 8, embedded.
-    Digits,
-    /// MNIST, 28 x 28.
-    Mnist,
-    /// Fashion-MNIST, 28 x 28.
-    FashionMnist,
-    /// CIFAR-10, 32 x 32.
-    Cifar10,
-    /// CIFAR-100, 32 x 32.
-    Cifar100,
-    /// CIFAR-100 with unbalanced training images.
-    #[serde(rename = "cifar100_u")]
-    Cifar100U,
-    /// TinyImageNet, 64 x 64.
-    Tinyimagenet,
-    /// The user's own: `train/` and `test/` with one folder per class.
-    ImageFolder,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -305,85 +291,6 @@ impl Default for DecoderConfig {
     fn default() -> Self {
         Self { width: 512 }
     }
-}
-
-/// A backbone's loss: weights of its three terms, and the contrastive term's form.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(deny_unknown_fields, default)]
-pub struct ObjectiveConfig {
-    /// Weight of the coarse cross-entropy; 0 disables it. Unit: a weight.
-    pub cross_entropy: f64,
-    /// Weight of the contrastive loss; 0 disables it. Unit: a weight.
-    pub contrastive: f64,
-    /// Weight of the autoencoder's mean squared error; 0 disables it. Unit: a weight.
-    pub reconstruction: f64,
-    /// Weight `a` of attraction within the contrastive loss. Unit: a weight.
-    pub attract: f64,
-    /// Weight `b` of class-conditional InfoNCE within the contrastive loss. Unit: a weight.
-    pub spread: f64,
-    /// Similarities are divided by it. Unit: none.
-    pub temperature: f64,
-    /// Similarity of two embeddings.
-    pub similarity: Similarity,
-    /// Positive logits are clamped at this value in the numerator; null: never. Unit: a similarity
-    /// over the temperature.
-    pub clamp_positive_logits: Option<f64>,
-    /// Each positive competes with the other positives as well as with the negatives.
-    pub positives_in_denominator: bool,
-    /// Also take view 0 as anchors, and halve.
-    pub both_directions: bool,
-}
-
-impl Default for ObjectiveConfig {
-    fn default() -> Self {
-        Self {
-            cross_entropy: 1.0,
-            contrastive: 1.0,
-            reconstruction: 0.0,
-            attract: 1.0,
-            spread: 0.0,
-            temperature: 0.5,
-            similarity: Similarity::Cosine,
-            clamp_positive_logits: None,
-            positives_in_denominator: false,
-            both_directions: false,
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(rename_all = "snake_case")]
-pub enum Similarity {
-    /// Of normalised embeddings.
-    Cosine,
-    /// Dot product.
-    Dot,
-    /// The published code's: dot products, column j divided by |u_j| |w_j|.
-    Reference,
-}
-
-/// What one backbone changes in `objective`; null: as there.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(deny_unknown_fields, default)]
-pub struct ObjectivePatch {
-    /// In the place of `objective.cross_entropy`. Unit: a weight.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cross_entropy: Option<f64>,
-    /// In the place of `objective.contrastive`. Unit: a weight.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub contrastive: Option<f64>,
-    /// In the place of `objective.reconstruction`. Unit: a weight.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub reconstruction: Option<f64>,
-    /// In the place of `objective.attract`. Unit: a weight.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub attract: Option<f64>,
-    /// In the place of `objective.spread`. Unit: a weight.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub spread: Option<f64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -2,7 +2,8 @@
 //! something that the stage trains, and it never uses the fine labels of a backbone's images:
 //! backbones are trained on coarse labels alone.
 
-use crate::plan::{Objective, StagePlan};
+use crate::objective::Objective;
+use crate::plan::StagePlan;
 use crate::run_config::Select;
 
 /// What classifies the validation images.

@@ -88,7 +88,7 @@ pub(crate) fn of_file(preset: &Value, file: &Map<String, Value>) -> Vec<Mistake>
 #[cfg(test)]
 mod tests {
     use crate::load::{load_file, load_preset};
-    use crate::run_config::ObjectivePatch;
+    use crate::objective::ObjectivePatch;
 
     fn load(preset: &str, overrides: &[&str]) -> Result<crate::RunConfig, String> {
         let overrides: Vec<String> = overrides.iter().map(|&text| text.to_owned()).collect();

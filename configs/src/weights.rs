@@ -122,7 +122,7 @@ mod tests {
     fn architecture(overrides: &[&str]) -> (Architecture, DataSet) {
         let overrides: Vec<String> = overrides.iter().map(|&text| text.into()).collect();
         let config = load_preset("digits_cnce", &overrides).expect("valid");
-        let data = DataSet::of(&config.data);
+        let data = config.data.facts();
         (Architecture::of(&config.model, &data), data)
     }
 

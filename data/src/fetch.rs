@@ -20,7 +20,7 @@ use thiserror::Error;
 
 pub use https::{CERTIFICATES_VARIABLE, is_loopback, tls_config};
 use part::Part;
-pub use resources::{Resource, resources};
+pub use resources::{PUBLISHED, Published, Resource, resources};
 use thanos_formats::{EXIT_DATA, EXIT_IO, EXIT_UNREACHABLE};
 use web::Answer;
 

@@ -49,7 +49,7 @@ impl ImageFolder {
         }
         tree.list(&splits.train)?;
         splits.test.iter().try_for_each(|test| tree.list(test))?;
-        let mut facts = DataSet::of(config);
+        let mut facts = config.facts();
         let train = class_folders(&tree, &splits.train)?;
         let fine_names = train.names(&tree, &splits.train)?;
         let mut notes = train.notes(&splits.train);

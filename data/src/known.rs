@@ -19,7 +19,7 @@ pub fn find_packs(
     packs_dir: &Path,
     [train, test]: [&str; 2],
 ) -> Option<Packs> {
-    let name = DataSet::of(config).name;
+    let name = config.facts().name;
     let find = |split: Split, fingerprint: &str| {
         let mut packs = packs_of(&name, split, packs_dir);
         let (path, header) = packs.find(|(_, header)| header.fingerprint == fingerprint)?;

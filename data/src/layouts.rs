@@ -9,7 +9,7 @@ use super::samples::Split;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use thanos_configs::{DataConfig, DataKind, DataSet};
+use thanos_configs::{DataConfig, DataKind};
 
 /// Names that a message shows.
 const MAX_SHOWN: usize = 8;
@@ -366,7 +366,7 @@ impl Search {
         places[0] += &format!(" (there is {there})");
         let (files, places) = (self.missing.join(", "), places.join(" and "));
         DataError::Missing {
-            dataset: DataSet::of(config).name,
+            dataset: config.facts().name,
             files,
             places,
             advice: self.layouts.advice,
@@ -402,7 +402,7 @@ pub(super) fn dir(
     files: &str,
     archives: &[&str],
 ) -> Result<PathBuf, DataError> {
-    let dataset = DataSet::of(config).name;
+    let dataset = config.facts().name;
     let files = files.to_owned();
     let Some(dir) = &config.dir else { return Err(DataError::NoDir { dataset, files }) };
     let refuse = |fault: String| Err(DataError::NotAFolder { dir: dir.clone(), fault, files });

@@ -9,7 +9,7 @@ use super::stamp::stamp_file;
 use super::{image_folder, tinyimagenet};
 use sha2::Sha256;
 use std::path::{Path, PathBuf};
-use thanos_configs::{DataConfig, DataKind, DataSet};
+use thanos_configs::{DataConfig, DataKind};
 
 /// Finds a data set's raw files.
 ///
@@ -17,7 +17,7 @@ use thanos_configs::{DataConfig, DataKind, DataSet};
 /// If `data.dir` is not given or is not a folder, or a file is not there; all missing ones are
 /// named.
 pub(super) fn locate(config: &DataConfig, test: TestImages) -> Result<Box<dyn RawSet>, DataError> {
-    let facts = DataSet::of(config);
+    let facts = config.facts();
     Ok(match layouts(config.kind) {
         Some(layouts) => Box::new(Files::new(facts, find(config, layouts)?)),
         None if config.kind == DataKind::Digits => Box::new(Digits::new(facts)),

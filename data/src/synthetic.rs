@@ -27,7 +27,7 @@ pub fn pack_synthetic(
     packs_dir: &Path,
     (images, seed): (u64, u64),
 ) -> Result<Packs, DataError> {
-    let raw = Synthetic { facts: named(DataSet::of(config)), images, seed };
+    let raw = Synthetic { facts: named(config.facts()), images, seed };
     pack_raw(&Packing { raw: &raw, packs_dir, on_split: &|_, _, _| {} }, config.validation_fraction)
 }
 
@@ -129,7 +129,7 @@ mod tests {
                 (0..classes[0]).all(|class| count(class) == 400 / classes[0]),
                 "{kind:?} is not balanced"
             );
-            let labels = named(DataSet::of(&config)).labels;
+            let labels = named(config.facts()).labels;
             assert_eq!(
                 [labels.fine_names.len(), labels.coarse_names.len()].map(|count| count as u64),
                 classes

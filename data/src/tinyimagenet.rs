@@ -35,7 +35,7 @@ impl TinyImageNet {
         let mut tree = Tree::open(root)?;
         tree.top(&["train", "val"])?;
         [CLASSES, "train", "val"].into_iter().try_for_each(|name| tree.list(name))?;
-        let mut facts = DataSet::of(config);
+        let mut facts = config.facts();
         let expected = facts.labels.coarse_of.len();
         facts.labels.fine_names = if tree.find(CLASSES).is_some() {
             read_list(&tree, CLASSES, |text| classes(text, expected))?

@@ -4,7 +4,8 @@
 //! - `exit_code`: how the programs end.
 //! - `run_files`: names of a run directory's files; `identity`: its `run.json`.
 //! - `checkpoint`: names and manifest of checkpoints.
-//! - `pack`, `pack_fault`: the header of packs of images and labels, and what can be wrong with one.
+//! - `pack`, `pack_fault`: the header of packs of images and labels, and what can be wrong with
+//!   one.
 
 mod checkpoint;
 mod exit_code;

@@ -7,6 +7,7 @@ pub mod processes;
 pub mod proxy;
 pub mod raw_files;
 pub mod terminal;
+mod turns;
 
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
@@ -19,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
+use turns::Turn;
 
 /// How long processes may outlive their test: a worker's lease is 4 s.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(6);
@@ -30,6 +32,7 @@ const RUN_TIMEOUT: Duration = Duration::from_secs(300);
 /// A folder for one test: run directories in it, packs shared by all tests.
 pub struct Scene {
     folder: TempDir,
+    _turn: Turn,
 }
 
 /// Where and with what workers may join a run.
@@ -110,7 +113,20 @@ impl Scene {
     /// # Panics
     /// If there is no room for temporary files.
     pub fn new() -> Self {
-        Self { folder: tempfile::tempdir().expect("a temporary folder") }
+        Self::with(Turn::shared())
+    }
+
+    /// For a test that measures time or what processes take of the machine: no other one with a
+    /// scene runs meanwhile.
+    ///
+    /// # Panics
+    /// As [`Scene::new`], and if the test has a scene already.
+    pub fn alone() -> Self {
+        Self::with(Turn::alone())
+    }
+
+    fn with(turn: Turn) -> Self {
+        Self { folder: tempfile::tempdir().expect("a temporary folder"), _turn: turn }
     }
 
     /// A path in the test's folder.

@@ -14,7 +14,10 @@ fn main() {
         .cpp(true)
         .std("c++20")
         .warnings(false)
-        .files(["shim/shim.cpp", "shim/device.cpp", "shim/graph.cpp", "shim/measure.cpp"])
+        .files(
+            ["shim", "buckets", "device", "graph", "measure"]
+                .map(|name| format!("shim/{name}.cpp")),
+        )
         .include("shim")
         .include(libtorch.join("include"))
         .include(libtorch.join("include/torch/csrc/api/include"))

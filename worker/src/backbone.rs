@@ -11,7 +11,7 @@ use crate::stage::{Inputs, Losses, Measured, Stage, Term};
 use crate::tensors::StateDict;
 use std::rc::Rc;
 use tch::{Reduction, Tensor};
-use thanos_configs::{Contrastive, Objective, Plan, ValidationMeasure};
+use thanos_configs::{Contrastive, LossTerm, Objective, Plan, ValidationMeasure};
 
 pub(crate) struct Backbone<'a> {
     model: Model,
@@ -57,7 +57,7 @@ impl Stage for Backbone<'_> {
             let labels = inputs.own_labels().unsqueeze(1).expand([b, 2], false).reshape([2 * b]);
             let logits = self.model.logits(&z); // [2b, classes]
             let sum = logits.cross_entropy_loss::<Tensor>(&labels, None, Reduction::Sum, -100, 0.0);
-            losses.add("cross_entropy", self.objective.cross_entropy, sum / (2 * total));
+            losses.add(LossTerm::CrossEntropy, self.objective.cross_entropy, sum / (2 * total));
         }
         if let Some(contrastive) = &self.objective.contrastive {
             let labels = unlabelled_apart(&inputs.labels(), 0); // [B]
@@ -75,7 +75,11 @@ impl Stage for Backbone<'_> {
             let gradient =
                 Tensor::stack(&[contrasted.view0_gradient, contrasted.view1_gradient], 1);
             losses.add_gradient(
-                Term { name: "contrastive", weight: contrastive.weight, share: contrasted.value },
+                Term {
+                    term: LossTerm::Contrastive,
+                    weight: contrastive.weight,
+                    share: contrasted.value,
+                },
                 &z,
                 &gradient.reshape_as(&z),
             );
@@ -85,7 +89,7 @@ impl Stage for Backbone<'_> {
             let reconstructed = decoder.forward(&z, Mode::Train(&draws))?; // [2b, C, S, S]
             let pixels = total * 2 * images.size()[1..].iter().product::<i64>();
             losses.add(
-                "reconstruction",
+                LossTerm::Reconstruction,
                 weight,
                 (reconstructed - &images).square().sum(images.kind()) / pixels,
             );

@@ -21,13 +21,9 @@ pub(crate) fn are_armed() -> bool {
     !fail::list().is_empty()
 }
 
-/// A gradient that is NaN.
-pub(crate) fn poison_gradient(parameters: &StateDict, rank: usize, step: u64) {
-    if is_here("poison-gradient", rank, step)
-        && let Some(parameter) = parameters.values().nth(1)
-    {
-        _ = parameter.grad().fill_(f64::NAN);
-    }
+/// The parameter whose gradient becomes NaN.
+pub(crate) fn poisoned(parameters: &StateDict, rank: usize, step: u64) -> Option<&Tensor> {
+    parameters.values().nth(1).filter(|_| is_here("poison-gradient", rank, step))
 }
 
 /// A weight that is not that of the other ranks.

@@ -1,9 +1,9 @@
 //! AdamW with its state as our own tensors, so that it can be saved and moved; the update is
 //! libtorch's fused kernel.
 
+use crate::model::depth;
 use crate::tensors::{StateDict, copy_into, upload};
 use anyhow::{Context, Result};
-use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 use thanos_c10d::{AdamWParameter, AdamWRates, LearningRate, fused_adamw};
 use thanos_fused::drop_gradients;
@@ -12,6 +12,8 @@ use thanos_fused::drop_gradients;
 /// 1e-8).
 pub struct AdamW {
     parameters: StateDict,
+    /// Names of the parameters in the order of a flat gradient: that of a forward pass.
+    layout: Vec<String>,
     means: StateDict,
     squares: StateDict,
     /// Updates made.
@@ -20,7 +22,7 @@ pub struct AdamW {
 }
 
 impl AdamW {
-    /// For parameters in sorted order; the tensors are the model's own and are updated in place.
+    /// The tensors are the model's own and are updated in place.
     pub fn new(parameters: StateDict, weight_decay: f64) -> Self {
         let zeros = || {
             parameters
@@ -28,11 +30,23 @@ impl AdamW {
                 .map(|(name, p)| (name.clone(), p.detach().zeros_like()))
                 .collect::<StateDict>()
         };
-        Self { means: zeros(), squares: zeros(), parameters, step: 0, weight_decay }
+        let mut layout: Vec<String> = parameters.keys().cloned().collect();
+        layout.sort_by_key(|name| depth(name));
+        Self { means: zeros(), squares: zeros(), parameters, layout, step: 0, weight_decay }
     }
 
     pub(crate) fn parameters(&self) -> &StateDict {
         &self.parameters
+    }
+
+    /// Names of the parameters in the order of a flat gradient.
+    pub(crate) fn layout(&self) -> &[String] {
+        &self.layout
+    }
+
+    /// The parameters in the order of a flat gradient.
+    pub(crate) fn in_layout(&self) -> impl Iterator<Item = &Tensor> {
+        self.layout.iter().map(|name| &self.parameters[name])
     }
 
     /// Number of updates made.
@@ -40,11 +54,10 @@ impl AdamW {
         self.step
     }
 
-    /// The gradients of all parameters, in sorted order, as one row; zeros where there is none.
+    /// The gradients of all parameters as one row; zeros where there is none.
     pub fn flat_gradient(&self) -> Tensor {
         let parts: Vec<Tensor> = self
-            .parameters
-            .values()
+            .in_layout()
             .map(|p| {
                 let gradient = p.grad();
                 if gradient.defined() {
@@ -60,7 +73,7 @@ impl AdamW {
     /// The place of the first parameter whose part of a flat gradient holds a NaN or an infinity.
     pub(crate) fn first_non_finite(&self, flat_gradient: &Tensor) -> Option<usize> {
         let mut from = 0;
-        self.parameters.values().position(|parameter| {
+        self.in_layout().position(|parameter| {
             let part = flat_gradient.narrow(0, from, parameter.numel() as i64);
             from += parameter.numel() as i64;
             part.isfinite().all().int64_value(&[]) == 0
@@ -111,18 +124,19 @@ impl AdamW {
         step: &Tensor,
     ) -> Result<()> {
         let mut from = 0;
-        let mut gradients = BTreeMap::new();
-        for (name, parameter) in &self.parameters {
+        let mut gradients = Vec::new();
+        for parameter in self.in_layout() {
             let len = parameter.numel() as i64;
-            gradients.insert(name, flat_gradient.narrow(0, from, len).view_as(parameter));
+            gradients.push(flat_gradient.narrow(0, from, len).view_as(parameter));
             from += len;
         }
         let rows: Vec<AdamWParameter<'_>> = self
-            .parameters
+            .layout
             .iter()
-            .map(|(name, parameter)| AdamWParameter {
-                parameter,
-                gradient: &gradients[name],
+            .zip(&gradients)
+            .map(|(name, gradient)| AdamWParameter {
+                parameter: &self.parameters[name],
+                gradient,
                 mean: &self.means[name],
                 square: &self.squares[name],
                 step,

@@ -9,12 +9,13 @@ use crate::tensors::{StateDict, upload};
 use anyhow::anyhow;
 use std::ops::Range;
 use tch::{Device, Kind, Tensor};
+use thanos_configs::LossTerm;
 use thanos_fused::{Draws, rows_of};
 
 /// One term of the loss: this rank's share of its global value, a scalar. Shares are summed over
 /// the ranks.
 pub(crate) struct Term {
-    pub(crate) name: &'static str,
+    pub(crate) term: LossTerm,
     pub(crate) weight: f64,
     pub(crate) share: Tensor,
 }
@@ -28,9 +29,9 @@ pub(crate) struct Losses {
 
 impl Losses {
     /// A term whose gradient autograd finds.
-    pub(crate) fn add(&mut self, name: &'static str, weight: f64, share: Tensor) {
+    pub(crate) fn add(&mut self, term: LossTerm, weight: f64, share: Tensor) {
         self.grow(&share * weight);
-        self.terms.push(Term { name, weight, share: share.detach() });
+        self.terms.push(Term { term, weight, share: share.detach() });
     }
 
     /// A term whose gradient with respect to `z` is known: sum(z * gradient) carries it into z
@@ -38,6 +39,11 @@ impl Losses {
     pub(crate) fn add_gradient(&mut self, term: Term, z: &Tensor, gradient: &Tensor) {
         self.grow((z * gradient.detach()).sum(z.kind()) * term.weight);
         self.terms.push(term);
+    }
+
+    /// For tests: the gradient of a parameter, and of no other one, becomes NaN.
+    pub(crate) fn poison(&mut self, parameter: &Tensor) {
+        self.grow((parameter * f64::NAN).sum(parameter.kind()));
     }
 
     fn grow(&mut self, scalar: Tensor) {

@@ -7,6 +7,7 @@ mod checks;
 mod computed;
 mod finish;
 mod gpu_clock;
+mod gradients;
 mod graph;
 mod spec;
 mod state;
@@ -23,6 +24,7 @@ use crate::tensors::{StateDict, snapshot};
 use anyhow::Context;
 use computed::{Computed, Reduced, Requests, norm_of};
 use gpu_clock::GpuClock;
+use gradients::Gradients;
 use graph::{Graphs, StepGraph};
 pub(crate) use spec::{Interrupted, ResumeFrom, StageContext, StageOutcome, StageSpec};
 use std::collections::BTreeMap;
@@ -39,9 +41,10 @@ pub(crate) fn train(
     context: &StageContext<'_>,
     from: &ResumeFrom<'_>,
 ) -> Result<StageOutcome, Interrupted> {
-    let mut trainer = Trainer::new(stage, spec, context);
+    let nothing_changed = |error| Interrupted { error, memory: None };
+    let mut trainer = Trainer::new(stage, spec, context).map_err(nothing_changed)?;
     // Until all have begun, what a rank held before is still its best: it is not touched.
-    trainer.begin(from).map_err(|error| Interrupted { error, memory: None })?;
+    trainer.begin(from).map_err(nothing_changed)?;
     let left = match trainer.run() {
         Ok(Some(outcome)) => return Ok(outcome),
         Ok(None) => Ok(()),
@@ -155,6 +158,7 @@ struct Trainer<'a> {
     context: &'a StageContext<'a>,
     device: Device,
     optimizer: AdamW,
+    gradients: Gradients<'a>,
     saver: Saver<'a>,
     /// Updates made.
     step: u64,
@@ -201,7 +205,7 @@ impl<'a> Trainer<'a> {
         stage: &'a mut dyn Stage,
         spec: &'a StageSpec<'a>,
         context: &'a StageContext<'a>,
-    ) -> Self {
+    ) -> Result<Self> {
         let parameters = stage.parameters();
         let buffers =
             stage.state().into_iter().filter(|(name, _)| !parameters.contains_key(name)).collect();
@@ -210,12 +214,14 @@ impl<'a> Trainer<'a> {
             .next()
             .map_or((Kind::Float, Device::Cpu), |p| (p.kind(), p.device()));
         let optimizer = AdamW::new(parameters, spec.train.weight_decay);
-        Self {
+        let gradients = Gradients::new(&optimizer, context.group)?;
+        Ok(Self {
             stage,
             spec,
             context,
             device,
             optimizer,
+            gradients,
             saver: Saver::new(context.session),
             step: 0,
             post_step_done: true,
@@ -232,7 +238,7 @@ impl<'a> Trainer<'a> {
             waited: 0.0,
             saving: 0.0,
             started: Instant::now(),
-        }
+        })
     }
 
     /// As [`Self::compute`]; in the first step also counts what it costs.
@@ -252,12 +258,14 @@ impl<'a> Trainer<'a> {
         self.step_phase(RankPhase::Forward)?;
         failpoints::hang(rank, self.step);
         failpoints::pass("step");
-        let losses = self.stage.losses(inputs)?;
+        let mut losses = self.stage.losses(inputs)?;
+        if let Some(parameter) = failpoints::poisoned(self.optimizer.parameters(), rank, self.step)
+        {
+            losses.poison(parameter);
+        }
         self.step_phase(RankPhase::Backward)?;
-        self.optimizer.zero_grad()?;
-        losses.backward()?;
-        failpoints::poison_gradient(self.optimizer.parameters(), rank, self.step);
-        Ok(Computed::new(&losses, self.optimizer.flat_gradient()))
+        let gradient = self.gradients.backward(&losses, &self.optimizer)?;
+        Ok(Computed::new(&losses, gradient))
     }
 
     /// The same as a CUDA graph, which does not say when the backward pass begins.
@@ -271,8 +279,7 @@ impl<'a> Trainer<'a> {
     /// Sums gradients, shares of the loss and what was asked for over the ranks: all ranks see the
     /// same from here on.
     fn reduce(&self, computed: &Computed) -> Result<Reduced> {
-        let mut gradient = computed.gradient.shallow_clone(); // [parameters]
-        self.context.group.all_reduce(&mut gradient)?;
+        let mut gradient = self.gradients.sum(&computed.gradient)?; // [parameters]
         failpoints::abort_collective(&mut gradient, self.context.group, self.step);
         let norm = computed.norm.as_ref().map_or_else(|| norm_of(&gradient), Tensor::shallow_clone);
         let asked =
@@ -301,7 +308,7 @@ impl<'a> Trainer<'a> {
             generation: self.context.generation,
             world_size: self.context.group.size() as u32,
             loss: terms().map(|(term, value)| term.weight * value).sum(),
-            losses: terms().map(|(term, value)| (term.name.into(), *value)).collect(),
+            losses: terms().map(|(term, value)| (term.term.name().into(), *value)).collect(),
             lr,
             images: batch.samples.len() as u64,
             samples_sha256: samples_sha256(&batch.samples),

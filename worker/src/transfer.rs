@@ -12,7 +12,7 @@ use crate::tensors::{StateDict, broadcast};
 use anyhow::Context;
 use tch::nn::{self, Module, VarStore};
 use tch::{Device, Kind, Reduction, Tensor};
-use thanos_configs::{Features, FrozenMode, RunConfig};
+use thanos_configs::{Features, FrozenMode, LossTerm, RunConfig};
 
 pub(crate) struct Transfer<'a> {
     backbones: Vec<Model>,
@@ -181,7 +181,7 @@ impl Stage for Transfer<'_> {
             0.0,
         );
         let mut losses = Losses::default();
-        losses.add("cross_entropy", 1.0, sum / inputs.sizes().1);
+        losses.add(LossTerm::CrossEntropy, 1.0, sum / inputs.sizes().1);
         Ok(losses)
     }
 

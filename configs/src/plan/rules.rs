@@ -2,10 +2,9 @@
 //! what is made of a configuration that keeps them.
 
 use super::{PlanError, transfer_name};
-use crate::dataset::DataSet;
-use crate::run_config::{
-    DataKind, EncoderConfig, Features, FrozenMode, ObjectiveConfig, ObjectivePatch, RunConfig,
-};
+use crate::dataset::{DataKind, DataSet};
+use crate::objective::{LossTerm, ObjectiveConfig, ObjectivePatch};
+use crate::run_config::{EncoderConfig, Features, FrozenMode, RunConfig};
 use serde_json::Value;
 
 /// Bounds on what a run may ask for: beyond them a number is a slip of the keyboard.
@@ -264,14 +263,10 @@ impl Rules {
     /// What every backbone starts from; whether its terms make sense together is seen on each
     /// backbone.
     pub(super) fn objective(&mut self, objective: &ObjectiveConfig) {
-        for (key, value) in [
-            ("objective.cross_entropy", objective.cross_entropy),
-            ("objective.contrastive", objective.contrastive),
-            ("objective.reconstruction", objective.reconstruction),
-            ("objective.attract", objective.attract),
-            ("objective.spread", objective.spread),
-        ] {
-            self.between(key, value, 0.0, MAX_WEIGHT);
+        let terms = LossTerm::ALL.map(|term| (term.name(), term.weight(objective)));
+        let of_contrastive = [("attract", objective.attract), ("spread", objective.spread)];
+        for (name, value) in terms.into_iter().chain(of_contrastive) {
+            self.between(&format!("objective.{name}"), value, 0.0, MAX_WEIGHT);
         }
         self.between("objective.temperature", objective.temperature, 1e-3, 1e3);
         let clamp = objective.clamp_positive_logits;
@@ -282,13 +277,9 @@ impl Rules {
 
     /// A backbone's own weights, and whether what it learns from (`patched`) makes sense.
     pub(super) fn terms(&mut self, key: &str, own: &ObjectivePatch, patched: &ObjectiveConfig) {
-        for (name, value) in [
-            ("cross_entropy", own.cross_entropy),
-            ("contrastive", own.contrastive),
-            ("reconstruction", own.reconstruction),
-            ("attract", own.attract),
-            ("spread", own.spread),
-        ] {
+        let terms = LossTerm::ALL.map(|term| (term.name(), term.own_weight(own)));
+        let of_contrastive = [("attract", own.attract), ("spread", own.spread)];
+        for (name, value) in terms.into_iter().chain(of_contrastive) {
             if let Some(value) = value {
                 self.between(&format!("{key}.{name}"), value, 0.0, MAX_WEIGHT);
             }
@@ -303,9 +294,10 @@ impl Rules {
                 .into()
             },
         );
-        let terms = patched.cross_entropy + patched.contrastive + patched.reconstruction;
-        self.require(terms != 0.0, &format!("{key}.cross_entropy"), || {
-            "`cross_entropy`, `contrastive` and `reconstruction` are all 0: nothing to learn".into()
+        let is_any = LossTerm::ALL.iter().any(|term| term.weight(patched) != 0.0);
+        self.require(is_any, &format!("{key}.cross_entropy"), || {
+            let names = LossTerm::ALL.map(|term| format!("`{}`", term.name()));
+            format!("{} are all 0: nothing to learn", names.join(", "))
         });
     }
 

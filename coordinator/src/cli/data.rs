@@ -5,12 +5,13 @@ use crate::exit::{EXIT_USAGE, Fatal};
 use crate::telemetry::progress::{Bar, report_packs};
 use crate::terminal::{self, Unit};
 use anyhow::Result;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Subcommand, ValueEnum};
 use indicatif::HumanBytes;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use thanos_configs::{DataConfig, DataKind, OnBadImage, ViewsConfig, preset_names};
-use thanos_data::fetch::{FetchError, Fetched, Watch, fetch, resources};
+use thanos_data::fetch::{FetchError, Fetched, PUBLISHED, Watch, fetch, resources};
 use thanos_data::{KeptPack, TestImages};
 
 const SECONDS_OF_A_DAY: u64 = 86_400;
@@ -19,8 +20,8 @@ const SECONDS_OF_A_DAY: u64 = 86_400;
 pub(super) enum DataVerb {
     /// Download the published files of a data set, checked against their published checksums
     Fetch {
-        #[arg(value_enum)]
-        dataset: Published,
+        #[arg(value_parser = published())]
+        dataset: String,
         /// Folder to put them in; it is created if needed, and an interrupted download is resumed
         #[arg(long)]
         dir: PathBuf,
@@ -30,8 +31,8 @@ pub(super) enum DataVerb {
     },
     /// Read a data set's raw files, check them, and write its packs
     Pack {
-        #[arg(value_enum)]
-        kind: KindName,
+        #[arg(value_parser = kinds())]
+        kind: DataKind,
         /// Folder of the raw files, or the archive they came in; `digits` is built in and needs
         /// none
         #[arg(long)]
@@ -92,56 +93,22 @@ pub(super) enum DataVerb {
     Verify { pack: PathBuf },
 }
 
-/// Data sets that can be downloaded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum Published {
-    Mnist,
-    #[value(alias = "fashion_mnist")]
-    FashionMnist,
-    Cifar10,
-    Cifar100,
-    Tinyimagenet,
+/// The data sets by their names.
+fn kinds() -> impl TypedValueParser<Value = DataKind> {
+    let named = DataKind::ALL
+        .map(|kind| PossibleValue::new(kind.name()).aliases(kind.names().iter().copied().skip(1)));
+    PossibleValuesParser::new(named).map(|typed| {
+        let is_typed = |kind: &DataKind| kind.names().contains(&typed.as_str());
+        DataKind::ALL.into_iter().find(is_typed).expect("the parser accepts only names")
+    })
 }
 
-impl Published {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Mnist => "mnist",
-            Self::FashionMnist => "fashion_mnist",
-            Self::Cifar10 => "cifar10",
-            Self::Cifar100 => "cifar100",
-            Self::Tinyimagenet => "tinyimagenet",
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-#[value(rename_all = "snake_case")]
-pub(super) enum KindName {
-    Digits,
-    Mnist,
-    #[value(alias = "fashion-mnist")]
-    FashionMnist,
-    Cifar10,
-    #[value(alias = "cifar100_u")]
-    Cifar100,
-    Tinyimagenet,
-    #[value(alias = "image-folder")]
-    ImageFolder,
-}
-
-impl From<KindName> for DataKind {
-    fn from(name: KindName) -> Self {
-        match name {
-            KindName::Digits => DataKind::Digits,
-            KindName::Mnist => DataKind::Mnist,
-            KindName::FashionMnist => DataKind::FashionMnist,
-            KindName::Cifar10 => DataKind::Cifar10,
-            KindName::Cifar100 => DataKind::Cifar100,
-            KindName::Tinyimagenet => DataKind::Tinyimagenet,
-            KindName::ImageFolder => DataKind::ImageFolder,
-        }
-    }
+/// Names of the data sets that can be downloaded.
+fn published() -> PossibleValuesParser {
+    let named = |names: &'static [&'static str]| {
+        PossibleValue::new(names[0]).aliases(names[1..].iter().copied())
+    };
+    PossibleValuesParser::new(PUBLISHED.iter().map(|published| named(published.names)))
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -154,7 +121,7 @@ pub(super) enum BadImages {
 
 pub(super) fn act_data(verb: DataVerb) -> Result<()> {
     match verb {
-        DataVerb::Fetch { dataset, dir, mirror } => act_fetch(dataset.name(), &dir, &mirror)?,
+        DataVerb::Fetch { dataset, dir, mirror } => act_fetch(&dataset, &dir, &mirror)?,
         pack @ DataVerb::Pack { .. } => act_pack(pack)?,
         DataVerb::Info { pack, images, views, seed } => {
             let info = thanos_data::info(&pack).map_err(Fatal::from)?;
@@ -222,7 +189,6 @@ fn data_config(verb: DataVerb) -> Result<(DataConfig, PacksDir)> {
     else {
         unreachable!("it is called for `data pack`")
     };
-    let kind = DataKind::from(kind);
     let is_for_folders =
         side.is_some() || coarse_map.is_some() || train_folder.is_some() || test_folder.is_some();
     if kind != DataKind::ImageFolder && is_for_folders {

@@ -2,7 +2,7 @@
 //! them: they become folders and labels of metrics.
 
 use std::collections::BTreeMap;
-use thanos_configs::{Plan, StagePlan};
+use thanos_configs::{LossTerm, Plan, StagePlan};
 use thanos_proto::{BEFORE_STAGES, StepDone, WorkerEvent};
 
 /// Stages by name, each with the terms that its loss has.
@@ -13,9 +13,11 @@ pub(crate) struct PlanNames {
 
 impl PlanNames {
     pub(crate) fn new(plan: &Plan) -> Self {
-        let stages =
-            plan.stages().iter().map(|stage| (stage.name().to_owned(), terms(stage))).collect();
-        Self { stages }
+        let named = |stage: &StagePlan| {
+            let terms = stage.terms().into_iter().map(LossTerm::name).collect();
+            (stage.name().to_owned(), terms)
+        };
+        Self { stages: plan.stages().iter().map(named).collect() }
     }
 
     /// # Errors
@@ -63,20 +65,6 @@ impl PlanNames {
             None => Ok(()),
         }
     }
-}
-
-/// As the worker names them.
-fn terms(stage: &StagePlan) -> Vec<&'static str> {
-    let StagePlan::Backbone(backbone) = stage else { return vec!["cross_entropy"] };
-    let objective = &backbone.objective;
-    [
-        ("cross_entropy", objective.cross_entropy > 0.0),
-        ("contrastive", objective.contrastive.is_some()),
-        ("reconstruction", objective.reconstruction.is_some()),
-    ]
-    .into_iter()
-    .filter_map(|(term, is_there)| is_there.then_some(term))
-    .collect()
 }
 
 #[cfg(test)]

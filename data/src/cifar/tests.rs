@@ -2,13 +2,13 @@
 
 use super::*;
 use crate::tests::writers::{array, dict, list};
-use thanos_configs::{DataConfig, DataKind, DataSet};
+use thanos_configs::{DataKind, DataSet};
 
 const RECORD: usize = 1 + PIXELS;
 
 fn labels(cifar: Cifar) -> Labels {
     let kind = if cifar == Cifar::Ten { DataKind::Cifar10 } else { DataKind::Cifar100 };
-    DataSet::of(&DataConfig { kind, ..DataConfig::default() }).labels
+    DataSet::of(kind, None).labels
 }
 
 /// A red, a green and a blue plane that differ, and within each the number of the pixel.

@@ -14,16 +14,26 @@ pub struct Resource {
     pub md5: &'static str,
 }
 
+/// A data set that can be downloaded.
+#[derive(Debug)]
+pub struct Published {
+    /// Its name, then other spellings.
+    pub names: &'static [&'static str],
+    pub files: &'static [Resource],
+}
+
+/// All that can be downloaded.
+pub static PUBLISHED: [Published; 5] = [
+    Published { names: &["mnist"], files: &MNIST },
+    Published { names: &["fashion-mnist", "fashion_mnist"], files: &FASHION_MNIST },
+    Published { names: &["cifar10"], files: &CIFAR10 },
+    Published { names: &["cifar100"], files: &CIFAR100 },
+    Published { names: &["tinyimagenet"], files: &TINYIMAGENET },
+];
+
 /// The files of a data set, or `None` for a name that is not in the table.
 pub fn resources(name: &str) -> Option<&'static [Resource]> {
-    match name {
-        "cifar10" => Some(&CIFAR10),
-        "cifar100" => Some(&CIFAR100),
-        "mnist" => Some(&MNIST),
-        "fashion-mnist" | "fashion_mnist" => Some(&FASHION_MNIST),
-        "tinyimagenet" => Some(&TINYIMAGENET),
-        _ => None,
-    }
+    PUBLISHED.iter().find(|published| published.names.contains(&name)).map(|found| found.files)
 }
 
 static CIFAR10: [Resource; 1] = [Resource {
@@ -140,11 +150,11 @@ mod tests {
 
     #[test]
     fn the_table_is_well_formed() {
-        for name in ["cifar10", "cifar100", "mnist", "fashion-mnist", "tinyimagenet"] {
-            let files = resources(name).unwrap();
+        for Published { names, files } in &PUBLISHED {
+            let name = names[0];
             let names: BTreeSet<&str> = files.iter().map(|each| each.file).collect();
             assert_eq!(names.len(), files.len(), "{name}: names must be unique within one folder");
-            for each in files {
+            for each in *files {
                 assert!(!each.urls.is_empty() && each.bytes > 0);
                 assert_eq!(each.md5.len(), 32, "{}", each.file);
                 assert!(
@@ -162,14 +172,13 @@ mod tests {
             }
         }
         assert!(resources("imagenet").is_none());
+        assert!(resources("fashion_mnist").is_some());
     }
 
     #[test]
     fn no_two_files_share_a_sum() {
-        let all = ["cifar10", "cifar100", "mnist", "fashion-mnist", "tinyimagenet"]
-            .map(|name| resources(name).unwrap());
-        let sums: Vec<&str> =
-            all.iter().flat_map(|files| files.iter().map(|each| each.md5)).collect();
+        let all = PUBLISHED.iter().flat_map(|published| published.files);
+        let sums: Vec<&str> = all.map(|each| each.md5).collect();
         assert_eq!(sums.iter().collect::<BTreeSet<_>>().len(), sums.len());
     }
 }

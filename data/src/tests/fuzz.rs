@@ -67,7 +67,7 @@ fn fuzz<T, E: std::fmt::Display>(
 }
 
 fn cifar(kind: DataKind) -> DataSet {
-    DataSet::of(&DataConfig { kind, ..DataConfig::default() })
+    DataSet::of(kind, None)
 }
 
 fn is_whole(samples: &Samples, bytes: usize, classes: i64) -> bool {

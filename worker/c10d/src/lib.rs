@@ -1,13 +1,15 @@
 //! libtorch's own process groups for Rust: Gloo on CPU and, with the feature `cuda`, NCCL on GPUs.
 //!
 //! A [`ProcessGroup`] is one rank's membership in a group; its peers find each other through a
-//! [`KeyValueStore`], which is the caller's. Three layers: `shim/shim.cpp` turns C++ exceptions
-//! into text, `raw.rs` declares it, `group.rs`, `store.rs`, `aborter.rs`, `device.rs` and
-//! `error.rs` are safe; `measure.rs` with `shim/measure.cpp` counts what a step computes. Beside
+//! [`KeyValueStore`], which is the caller's. Three layers: `shim/` turns C++ exceptions into text,
+//! `raw.rs` declares it, the other files are safe: `group.rs`, `store.rs` and `aborter.rs` are
+//! groups, `buckets.rs` sums gradients while a backward pass makes them, `measure.rs` counts what a
+//! step computes. Beside
 //! `thanos-fused` this is the only crate of the workspace with `unsafe` code. It knows tensors and
 //! ranks, nothing of training.
 
 mod aborter;
+mod buckets;
 mod device;
 mod error;
 mod graph;
@@ -18,6 +20,7 @@ mod raw;
 mod store;
 
 pub use aborter::GroupAborter;
+pub use buckets::GradientBuckets;
 pub use device::{DeviceEvent, GpuMemory, gpu_memory, set_tf32, use_gpu, use_interface};
 pub use error::{Error, ErrorKind};
 pub use graph::Graph;

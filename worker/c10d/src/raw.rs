@@ -1,4 +1,4 @@
-//! The C functions of `shim/shim.cpp`, as they are. Nothing here is safe; nothing here decides.
+//! The C functions of `shim/`, as they are. Nothing here is safe; nothing here decides.
 
 use std::ffi::{c_char, c_void};
 
@@ -17,6 +17,12 @@ pub(crate) struct Bytes {
 /// `c10::Event` of the shim.
 #[repr(C)]
 pub(crate) struct Event {
+    _opaque: [u8; 0],
+}
+
+/// `Buckets` of the shim.
+#[repr(C)]
+pub(crate) struct Buckets {
     _opaque: [u8; 0],
 }
 
@@ -102,6 +108,18 @@ unsafe extern "C" {
         input: *mut c_void,
         out: *mut *mut c_void,
     ) -> *mut c_char;
+    pub(crate) fn thanos_buckets_create(
+        group: *mut Group,
+        count: usize,
+        parameters: *const *mut c_void,
+        row: *mut c_void,
+        buckets: usize,
+        ends: *const usize,
+        out: *mut *mut Buckets,
+    ) -> *mut c_char;
+    pub(crate) fn thanos_buckets_begin(buckets: *mut Buckets) -> *mut c_char;
+    pub(crate) fn thanos_buckets_finish(buckets: *mut Buckets) -> *mut c_char;
+    pub(crate) fn thanos_buckets_free(buckets: *mut Buckets);
     pub(crate) fn thanos_fused_adamw(
         count: usize,
         parameters: *const *mut c_void,

@@ -5,12 +5,14 @@
 //! published code, so that a checkpoint opens in PyTorch; they are always visited in sorted order.
 
 mod decoder;
+mod depth;
 mod layers;
 mod norm;
 mod resnet;
 mod vit;
 
 pub use decoder::{Decoder, DecoderShape};
+pub(crate) use depth::depth;
 pub(crate) use layers::{linear, products};
 pub use norm::{Alone, BatchSum};
 pub use vit::{Vit, VitShape};

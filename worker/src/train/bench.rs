@@ -25,7 +25,7 @@ pub(crate) fn updates(
     total: u64,
     mut each: impl FnMut(u64, &mut Update<'_>) -> Result<()>,
 ) -> Result<bool> {
-    let mut trainer = Trainer::new(stage, spec, context);
+    let mut trainer = Trainer::new(stage, spec, context)?;
     let mut feed = BatchLoader::new(context.data, &spec.schedule, 0..total, trainer.stage.views())?;
     for step in 0..total {
         let mut stop = false;

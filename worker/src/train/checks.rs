@@ -27,9 +27,9 @@ impl Trainer<'_> {
         if reduced.norm.is_finite() && reduced.terms.iter().all(|value| value.is_finite()) {
             return Ok(None);
         }
-        let terms = computed.terms.iter().map(|term| format!("the loss `{}`", term.name));
+        let terms = computed.terms.iter().map(|term| format!("the loss `{}`", term.term.name()));
         let gradients =
-            self.optimizer.parameters().keys().map(|name| format!("the gradient of `{name}`"));
+            self.optimizer.layout().iter().map(|name| format!("the gradient of `{name}`"));
         let names: Vec<String> = terms.chain(gradients).collect();
         let shares = Vec::<f64>::try_from(&computed.shares)?;
         let own_term = shares.iter().position(|share| !share.is_finite());

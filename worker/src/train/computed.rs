@@ -2,6 +2,7 @@
 
 use crate::stage::Losses;
 use tch::{Kind, Tensor};
+use thanos_configs::LossTerm;
 
 /// What one rank has computed of a step, from its own images.
 pub(super) struct Computed {
@@ -17,7 +18,7 @@ pub(super) struct Computed {
 /// A term of the loss, without its value.
 #[derive(Clone, Copy)]
 pub(super) struct TermName {
-    pub(super) name: &'static str,
+    pub(super) term: LossTerm,
     pub(super) weight: f64,
 }
 
@@ -26,7 +27,7 @@ impl Computed {
         let terms = losses
             .terms()
             .iter()
-            .map(|term| TermName { name: term.name, weight: term.weight })
+            .map(|term| TermName { term: term.term, weight: term.weight })
             .collect();
         Self { terms, shares: losses.shares(), gradient, norm: None }
     }

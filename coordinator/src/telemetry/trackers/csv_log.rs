@@ -6,9 +6,9 @@ use super::{Ending, Sink};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use thanos_configs::LossTerm;
 
-/// Terms of all losses, each a column.
-const TERMS: [&str; 3] = ["cross_entropy", "contrastive", "reconstruction"];
+/// The terms of the loss follow, each a column.
 const COLUMNS: [&str; 9] = [
     "stage",
     "epoch",
@@ -38,7 +38,8 @@ impl CsvLog {
             Some(writer) => writer,
             None => {
                 let mut writer = csv::Writer::from_path(&self.path)?;
-                writer.write_record(COLUMNS.iter().chain(&TERMS))?;
+                writer
+                    .write_record(COLUMNS.into_iter().chain(LossTerm::ALL.map(LossTerm::name)))?;
                 self.writer.insert(writer)
             }
         };
@@ -51,8 +52,8 @@ impl CsvLog {
                 [step.stage.clone()].into_iter().chain(numbers.map(|number| number.to_string()));
             let line =
                 line.chain([step.lr.to_string(), text(*validation_accuracy), text(step.loss)]);
-            writer
-                .write_record(line.chain(TERMS.map(|term| text(step.losses.get(term).copied()))))?;
+            let term = |term: LossTerm| text(step.losses.get(term.name()).copied());
+            writer.write_record(line.chain(LossTerm::ALL.map(term)))?;
         }
         writer.flush()
     }

@@ -167,12 +167,12 @@ impl HttpClient {
 fn cause_of(error: &ureq::Error) -> String {
     match error {
         ureq::Error::Timeout(_) => "it does not answer in time".into(),
-        ureq::Error::Io(error) => error.to_string(),
-        ureq::Error::HostNotFound => "host not found".into(),
         error if error.to_string().contains("UnknownIssuer") => format!(
             "its certificate is of an unknown authority: set {CERTIFICATES_VARIABLE} to a PEM file \
              of that authority's certificate"
         ),
+        ureq::Error::Io(error) => error.to_string(),
+        ureq::Error::HostNotFound => "host not found".into(),
         error => error.to_string(),
     }
 }
