@@ -35,8 +35,10 @@ LOADED_CUDA := libcudnn libnvrtc libtorch_cuda_linalg
 # The newest, as the name has a hash; looked for when a recipe needs it.
 TESTS_CUDA = $$(ls -t $(CACHE)/target-cuda/release/deps/thanos-???????????????? | head -n 1)
 PARITY  := $(if $(THANOS_PARITY),$(abspath $(THANOS_PARITY)))
-# Two tests side by side, as they wait for processes most of the time; those that measure time run alone (tests/src/turns.rs).
-TESTS   := OMP_NUM_THREADS=1 cargo test --release --locked --workspace --test thanos -- --test-threads=2
+# Two tests side by side, as they wait for processes part of the time; those that measure time run alone (tests/src/turns.rs).
+# On a slow or busy machine: make test TEST_THREADS=1
+TEST_THREADS ?= 2
+TESTS   := OMP_NUM_THREADS=1 cargo test --release --locked --workspace --test thanos -- --test-threads=$(TEST_THREADS)
 
 .PHONY: run build cuda install test lint deny bench bench-faults chaos parity check-cuda gpu-bundle install-cuda libtorch libtorch-cuda image image-cuda image-test clean
 
