@@ -5,6 +5,8 @@
 #include "group.h"
 #include "guard.h"
 
+using namespace thanos;
+
 namespace {
 
 // A row of gradients in parts, the buckets. Each is summed as soon as all of its gradients are
@@ -63,7 +65,7 @@ class Buckets {
     std::fill(missing_.begin(), missing_.end(), 0);
     launch();
     is_open_ = false;
-    for (const auto& work : works_) ::finish(work);
+    for (const auto& work : works_) thanos::finish(work);
     works_.clear();
   }
 

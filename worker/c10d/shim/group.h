@@ -14,6 +14,8 @@
 #include <stdexcept>
 #include <vector>
 
+namespace thanos {
+
 // Collectives that this process has entered and left, and how long it has waited in them: the rank
 // that has entered the fewest is the one that the others wait for, and the one that waits least
 // makes them wait.
@@ -155,3 +157,5 @@ inline void all_reduce_sum(const Group& group, const at::Tensor& tensor) {
 
 // Begins the message of a collective that failed within a backward pass; `group.rs` looks for it.
 constexpr const char* kLostInBackward = "a collective of the backward pass failed: ";
+
+}  // namespace thanos

@@ -24,6 +24,8 @@
 #include "group.h"
 #include "guard.h"
 
+using namespace thanos;
+
 namespace {
 
 using Bytes = std::vector<uint8_t>;
