@@ -59,17 +59,25 @@ impl Ranks {
         size: usize,
         work: impl Fn(&dyn Exchange) -> T + Sync,
     ) -> Vec<T> {
-        let store = Arc::new(MemoryStore::default());
-        let join = |rank| {
-            let address = Address::Host("127.0.0.1".into());
-            ProcessGroup::gloo(store.clone(), rank, size, &address, Duration::from_secs(60))
-                .expect("a group")
-        };
         match self {
             Ranks::Channels(summing) => in_threads(Seat::of_all(size, summing), |seat| work(&seat)),
-            Ranks::Gloo => in_threads((0..size).collect(), |rank| work(&join(rank))),
+            Ranks::Gloo => in_gloo_group(size, |group| work(group)),
         }
     }
+}
+
+/// What `work` returns on each rank of a Gloo group of `size` threads, in rank order.
+pub(crate) fn in_gloo_group<T: Send>(
+    size: usize,
+    work: impl Fn(&ProcessGroup) -> T + Sync,
+) -> Vec<T> {
+    let store = Arc::new(MemoryStore::default());
+    let join = |rank| {
+        let address = Address::Host("127.0.0.1".into());
+        ProcessGroup::gloo(store.clone(), rank, size, &address, Duration::from_secs(60))
+            .expect("a group")
+    };
+    in_threads((0..size).collect(), |rank| work(&join(rank)))
 }
 
 fn in_threads<S: Send, T: Send>(seats: Vec<S>, work: impl Fn(S) -> T + Sync) -> Vec<T> {

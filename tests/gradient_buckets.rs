@@ -2,19 +2,15 @@
 //! a sum after it, the curve does not depend on the number of workers, and a worker that is lost
 //! meanwhile costs no step.
 
+use crate::exchanges::in_gloo_group;
 use crate::recovery::{assert_equal, launch};
-use crate::rerun::alone;
+use crate::rerun::{NO_RECORDER, has_or_reran};
 use nix::sys::signal::Signal;
-use std::env;
-use std::sync::Arc;
-use std::thread;
-use std::time::Duration;
 use tch::{Device, Kind, Tensor};
-use thanos_c10d::{Address, GradientBuckets, KeyValueStore, MemoryStore, ProcessGroup};
+use thanos_c10d::{GradientBuckets, ProcessGroup};
 use thanos_tests::processes::{send, workers};
 use thanos_tests::{Scene, losses};
 
-const NO_RECORDER: (&str, &str) = ("TORCH_FR_BUFFER_SIZE", "0");
 const RANKS: usize = 3;
 const STEPS: usize = 3;
 /// Parameters of this many rows and columns; no gradient reaches the third one.
@@ -68,23 +64,11 @@ fn rows(group: &ProcessGroup) -> Vec<[Tensor; 2]> {
 
 #[test]
 fn the_sums_are_those_of_a_sum_after_the_backward_pass() {
-    if env::var(NO_RECORDER.0).as_deref() != Ok(NO_RECORDER.1) {
-        let test = "gradient_buckets::the_sums_are_those_of_a_sum_after_the_backward_pass";
-        alone(test, NO_RECORDER);
+    let test = "gradient_buckets::the_sums_are_those_of_a_sum_after_the_backward_pass";
+    if !has_or_reran(test, NO_RECORDER) {
         return;
     }
-    let store: Arc<dyn KeyValueStore> = Arc::new(MemoryStore::default());
-    let address = Address::Host("127.0.0.1".into());
-    let on_rank = |rank| {
-        let timeout = Duration::from_secs(60);
-        let group = ProcessGroup::gloo(store.clone(), rank, RANKS, &address, timeout);
-        rows(&group.expect("a group"))
-    };
-    let ranks: Vec<Vec<[Tensor; 2]>> = thread::scope(|scope| {
-        let on_rank = &on_rank;
-        let ranks: Vec<_> = (0..RANKS).map(|rank| scope.spawn(move || on_rank(rank))).collect();
-        ranks.into_iter().map(|rank| rank.join().expect("no panic")).collect()
-    });
+    let ranks = in_gloo_group(RANKS, rows);
     for step in 0..STEPS {
         let [first, expected] = &ranks[0][step];
         let largest = expected.abs().max().double_value(&[]);

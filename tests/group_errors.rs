@@ -1,15 +1,12 @@
 //! The kind of an error of a real Gloo group: lost connections can be made again, and everything
 //! else may repeat. The groups of one process share libtorch's flight recorder, which must be off.
 
-use crate::rerun::alone;
-use std::env;
+use crate::rerun::{NO_RECORDER, has_or_reran};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 use tch::{Kind, Tensor};
 use thanos_c10d::{Address, Error, ErrorKind, KeyValueStore, MemoryStore, ProcessGroup};
-
-const NO_RECORDER: (&str, &str) = ("TORCH_FR_BUFFER_SIZE", "0");
 
 fn join(
     store: &Arc<dyn KeyValueStore>,
@@ -71,8 +68,8 @@ fn check<T>(what: &str, outcome: Result<T, Error>, expected: ErrorKind, part: &s
 
 #[test]
 fn the_kind_of_an_error_says_whether_a_connection_was_lost() {
-    if env::var(NO_RECORDER.0).as_deref() != Ok(NO_RECORDER.1) {
-        alone("group_errors::the_kind_of_an_error_says_whether_a_connection_was_lost", NO_RECORDER);
+    let test = "group_errors::the_kind_of_an_error_says_whether_a_connection_was_lost";
+    if !has_or_reran(test, NO_RECORDER) {
         return;
     }
     let [group, peer] = pair();
@@ -106,8 +103,7 @@ fn the_kind_of_an_error_says_whether_a_connection_was_lost() {
 /// The error passes through libtorch's autograd engine.
 #[test]
 fn an_error_in_a_backward_pass_keeps_its_kind() {
-    if env::var(NO_RECORDER.0).as_deref() != Ok(NO_RECORDER.1) {
-        alone("group_errors::an_error_in_a_backward_pass_keeps_its_kind", NO_RECORDER);
+    if !has_or_reran("group_errors::an_error_in_a_backward_pass_keeps_its_kind", NO_RECORDER) {
         return;
     }
     let forward = |group: &ProcessGroup| {

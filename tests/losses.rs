@@ -4,8 +4,7 @@
 
 use crate::exchanges::{Ranks, SingleRank, Summing};
 use crate::nearness::relative_error;
-use crate::rerun::alone;
-use std::env;
+use crate::rerun::{NO_RECORDER, has_or_reran};
 use std::ops::Range;
 use tch::{Kind, Tensor};
 use thanos_configs::{SplitMix64, rank_slice};
@@ -17,9 +16,6 @@ const SAME: f64 = 1e-12;
 
 /// Values and gradients are either larger than this or zero, but for rounding.
 const MIN_NORM: f64 = 1e-2;
-
-/// Turns libtorch's flight recorder off, which crashes where groups of one process record at once.
-const NO_RECORDER: (&str, &str) = ("TORCH_FR_BUFFER_SIZE", "0");
 
 /// A global batch as plain numbers, which threads can share.
 struct Batch {
@@ -219,10 +215,9 @@ fn ranks_agree_with_one() {
 
 #[test]
 fn ranks_of_a_gloo_group_agree_with_one() {
-    if env::var(NO_RECORDER.0).is_ok_and(|value| value == NO_RECORDER.1) {
-        return check_ranks(Ranks::Gloo, &labellings()[..1]);
+    if has_or_reran("losses::ranks_of_a_gloo_group_agree_with_one", NO_RECORDER) {
+        check_ranks(Ranks::Gloo, &labellings()[..1]);
     }
-    alone("losses::ranks_of_a_gloo_group_agree_with_one", NO_RECORDER);
 }
 
 /// The comparison above can fail: both usual mistakes are eight orders of magnitude outside what it

@@ -4,6 +4,21 @@
 use std::env;
 use std::process::Command;
 
+/// Turns libtorch's flight recorder off, which crashes where groups of one process record at once.
+pub(crate) const NO_RECORDER: (&str, &str) = ("TORCH_FR_BUFFER_SIZE", "0");
+
+/// Whether this process has the variable that `test` needs; else another one has run it with that.
+///
+/// # Panics
+/// As [`alone`].
+pub(crate) fn has_or_reran(test: &str, (variable, value): (&str, &str)) -> bool {
+    if env::var(variable).is_ok_and(|found| found == value) {
+        return true;
+    }
+    alone(test, (variable, value));
+    false
+}
+
 /// What this binary prints when it runs `test` alone, with an environment variable that shows that
 /// it is there.
 ///

@@ -85,8 +85,8 @@ impl Labels {
 
 impl DataSet {
     /// What is published about a data set; `side` is that of the images where nothing is published.
-    /// Means and deviations are the published ones; digits
-    /// and Fashion-MNIST: measured on their training images (`thanos-coord data info` prints them).
+    /// Means and deviations are the published ones; those of digits and Fashion-MNIST were measured
+    /// on their training images (`thanos-coord data info` prints them).
     pub fn of(kind: DataKind, side: Option<usize>) -> Self {
         let name = kind.name().to_owned();
         let gray = |side, mean: f64, std: f64, labels| Self {

@@ -71,6 +71,20 @@ pub struct ObjectiveConfig {
     pub both_directions: bool,
 }
 
+impl ObjectiveConfig {
+    /// With what one backbone changes in it.
+    pub(crate) fn patched(&self, patch: &ObjectivePatch) -> Self {
+        Self {
+            cross_entropy: patch.cross_entropy.unwrap_or(self.cross_entropy),
+            contrastive: patch.contrastive.unwrap_or(self.contrastive),
+            reconstruction: patch.reconstruction.unwrap_or(self.reconstruction),
+            attract: patch.attract.unwrap_or(self.attract),
+            spread: patch.spread.unwrap_or(self.spread),
+            ..self.clone()
+        }
+    }
+}
+
 impl Default for ObjectiveConfig {
     fn default() -> Self {
         Self {
@@ -173,17 +187,5 @@ impl Objective {
             LossTerm::Reconstruction => self.reconstruction.is_some(),
         };
         LossTerm::ALL.into_iter().filter(is_computed).collect()
-    }
-}
-
-/// The run's objective with what one backbone changes in it.
-pub(crate) fn patched(base: &ObjectiveConfig, patch: &ObjectivePatch) -> ObjectiveConfig {
-    ObjectiveConfig {
-        cross_entropy: patch.cross_entropy.unwrap_or(base.cross_entropy),
-        contrastive: patch.contrastive.unwrap_or(base.contrastive),
-        reconstruction: patch.reconstruction.unwrap_or(base.reconstruction),
-        attract: patch.attract.unwrap_or(base.attract),
-        spread: patch.spread.unwrap_or(base.spread),
-        ..base.clone()
     }
 }

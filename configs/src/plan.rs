@@ -6,7 +6,7 @@ mod log_rules;
 mod rules;
 
 use crate::dataset::{DataKind, DataSet, images_kept_of_cifar100_u};
-use crate::objective::{LossTerm, Objective, patched};
+use crate::objective::{LossTerm, Objective};
 use crate::recipe::{recipe_digest, resolved_digest};
 use crate::run_config::{RunConfig, Schedule, TrainConfig, Validation};
 use crate::sample_order::{
@@ -93,10 +93,10 @@ impl Plan {
         rules.log(&config.log);
         let mut stages = Vec::new();
         for (index, backbone) in config.backbones.iter().enumerate() {
-            let objective = patched(&config.objective, &backbone.objective);
-            rules.terms(&format!("backbones.{index}.objective"), &backbone.objective, &objective);
+            let patched = config.objective.patched(&backbone.objective);
+            rules.terms(&format!("backbones.{index}.objective"), &backbone.objective, &patched);
             if backbone.checkpoint.is_none() {
-                let objective = Objective::of(&objective);
+                let objective = Objective::of(&patched);
                 stages.push(StagePlan::Backbone(BackbonePlan {
                     name: backbone.name.clone(),
                     objective,

@@ -19,7 +19,9 @@ use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 use thanos_configs::{Change, Plan, changes, hex, to_yaml};
-use thanos_formats::{CONFIG_YAML, DataIdentity, Identity, RUN_JSON, RecordedChange, StartedWith};
+use thanos_formats::{
+    CHECKPOINTS, CONFIG_YAML, DataIdentity, Identity, RUN_JSON, RecordedChange, StartedWith,
+};
 
 use lock::Lock;
 pub(crate) use lock::{holder, host};
@@ -77,7 +79,7 @@ impl RunDir {
             started_with: Some(started_with),
             changes: Vec::new(),
         };
-        for folder in ["checkpoints", "logs"] {
+        for folder in [CHECKPOINTS, "logs"] {
             make_durably(&path.join(folder))?;
         }
         write_durably(&path.join(CONFIG_YAML), to_yaml(config).as_bytes())?;

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-pub use https::{CERTIFICATES_VARIABLE, is_loopback, tls_config};
+pub use https::{agent, untrusted};
 use part::Part;
 pub use resources::{PUBLISHED, Published, Resource, resources};
 use thanos_formats::{EXIT_DATA, EXIT_IO, EXIT_UNREACHABLE};

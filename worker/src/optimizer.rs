@@ -54,7 +54,7 @@ impl AdamW {
         self.step
     }
 
-    /// The gradients of all parameters as one row; zeros where there is none.
+    /// The gradients of all parameters as one row, with zeros for a parameter without a gradient.
     pub fn flat_gradient(&self) -> Tensor {
         let parts: Vec<Tensor> = self
             .in_layout()

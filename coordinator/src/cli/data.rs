@@ -95,9 +95,7 @@ pub(super) enum DataVerb {
 
 /// The data sets by their names.
 fn kinds() -> impl TypedValueParser<Value = DataKind> {
-    let named = DataKind::ALL
-        .map(|kind| PossibleValue::new(kind.name()).aliases(kind.names().iter().copied().skip(1)));
-    PossibleValuesParser::new(named).map(|typed| {
+    PossibleValuesParser::new(DataKind::ALL.map(|kind| named(kind.names()))).map(|typed| {
         let is_typed = |kind: &DataKind| kind.names().contains(&typed.as_str());
         DataKind::ALL.into_iter().find(is_typed).expect("the parser accepts only names")
     })
@@ -105,10 +103,12 @@ fn kinds() -> impl TypedValueParser<Value = DataKind> {
 
 /// Names of the data sets that can be downloaded.
 fn published() -> PossibleValuesParser {
-    let named = |names: &'static [&'static str]| {
-        PossibleValue::new(names[0]).aliases(names[1..].iter().copied())
-    };
     PossibleValuesParser::new(PUBLISHED.iter().map(|published| named(published.names)))
+}
+
+/// A name, and other spellings of it.
+fn named(names: &[&'static str]) -> PossibleValue {
+    PossibleValue::new(names[0]).aliases(names[1..].iter().copied())
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -8,11 +8,11 @@ use crate::run_dir::{sync_folder, write_durably};
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
-use thanos_formats::{RESULTS_JSON, STEPS_JSONL};
+use thanos_formats::{CHECKPOINTS, RESULTS_JSON, STEPS_JSONL};
 use thanos_proto::CheckpointRef;
 
 /// Folders of a run directory that have a folder for each stage.
-const OF_STAGES: [&str; 2] = ["checkpoints", "tensorboard"];
+const OF_STAGES: [&str; 2] = [CHECKPOINTS, "tensorboard"];
 const LATEST: &str = "LATEST";
 
 /// Moves aside what the stages `later` have, and cuts the ledger back to `resume`. `complete` are

@@ -1,4 +1,4 @@
-//! What HTTPS clients of this program trust, and which hosts are this machine.
+//! What HTTPS clients of this program trust, and which hosts they reach without a proxy.
 
 use std::env;
 use std::ffi::OsStr;
@@ -6,19 +6,37 @@ use std::fs;
 use std::net::IpAddr;
 use std::path::Path;
 
+use ureq::Agent;
+use ureq::config::ConfigBuilder;
+use ureq::http::Uri;
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
+use ureq::typestate::AgentScope;
 
 /// Names a PEM file of certificate authorities that replace those of the web, as for OpenSSL, curl
 /// and Python.
-pub const CERTIFICATES_VARIABLE: &str = "SSL_CERT_FILE";
+const CERTIFICATES_VARIABLE: &str = "SSL_CERT_FILE";
 
-/// Trusts the certificate authorities of the web, or those of [`CERTIFICATES_VARIABLE`].
+/// A client for the host of `uri`. It trusts the certificate authorities of the web, or those of
+/// [`CERTIFICATES_VARIABLE`], and reaches this machine without the proxy of the environment, which
+/// would look for this machine's addresses on its own machine.
 ///
 /// # Errors
 /// If the file that the variable names cannot be read, or contains no certificate.
-pub fn tls_config() -> Result<TlsConfig, String> {
+pub fn agent(builder: ConfigBuilder<AgentScope>, uri: &Uri) -> Result<Agent, String> {
     let file = env::var_os(CERTIFICATES_VARIABLE).filter(|file| !file.is_empty());
-    trusting(file.as_deref())
+    let builder = builder.tls_config(trusting(file.as_deref())?);
+    let builder = if uri.host().is_some_and(is_loopback) { builder.proxy(None) } else { builder };
+    Ok(builder.build().new_agent())
+}
+
+/// What to do about a server whose certificate is not trusted; `None` of another error.
+pub fn untrusted(error: &ureq::Error) -> Option<String> {
+    error.to_string().contains("UnknownIssuer").then(|| {
+        format!(
+            "its certificate is of an unknown authority: set {CERTIFICATES_VARIABLE} to a PEM file \
+             of that authority's certificate"
+        )
+    })
 }
 
 fn trusting(file: Option<&OsStr>) -> Result<TlsConfig, String> {
@@ -39,7 +57,7 @@ fn trusting(file: Option<&OsStr>) -> Result<TlsConfig, String> {
 }
 
 /// Whether an address's host is this machine, so that no other one can intercept it.
-pub fn is_loopback(host: &str) -> bool {
+pub(super) fn is_loopback(host: &str) -> bool {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     host.eq_ignore_ascii_case("localhost")
         || bare.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())

@@ -8,7 +8,8 @@ use std::io::Read;
 use ureq::http::{Response, Uri, header};
 use ureq::{Agent, Body};
 
-use super::{Reason, Timeouts, is_loopback, tls_config};
+use super::https::{agent, is_loopback, untrusted};
+use super::{Reason, Timeouts};
 
 /// How many redirects one request may take.
 const MAX_REDIRECTS: usize = 5;
@@ -106,7 +107,6 @@ fn get(times: &Timeouts, uri: &Uri, from: u64) -> Result<Response<Body>, Reason>
         .max_redirects(0)
         .max_idle_connections(0)
         .user_agent(USER_AGENT)
-        .tls_config(tls_config().map_err(Reason::Refused)?)
         // The MD5 is that of the file as it is; a server must not pack it on the way.
         .accept_encoding("identity")
         .timeout_resolve(Some(times.connect))
@@ -115,13 +115,13 @@ fn get(times: &Timeouts, uri: &Uri, from: u64) -> Result<Response<Body>, Reason>
         .timeout_recv_response(Some(times.idle))
         .timeout_per_read(Some(times.idle))
         .timeout_per_write(Some(times.idle));
-    // A proxy from the environment would look for this machine's addresses on its own machine.
-    let builder = if uri.host().is_some_and(is_loopback) { builder.proxy(None) } else { builder };
-    let mut request = builder.build().new_agent().get(uri);
+    let mut request = agent(builder, uri).map_err(Reason::Refused)?.get(uri);
     if from > 0 {
         request = request.header(header::RANGE, format!("bytes={from}-"));
     }
-    request.call().map_err(|error| Reason::NoAnswer(error.to_string()))
+    request
+        .call()
+        .map_err(|error| Reason::NoAnswer(untrusted(&error).unwrap_or_else(|| error.to_string())))
 }
 
 /// `url`, if this module may ask it, or why not: any https address, or http on this machine, which

@@ -17,21 +17,19 @@ class Buckets {
   // `row` has the gradients of `parameters` one after the other; bucket b ends before parameter
   // `ends[b]`.
   Buckets(GroupRef group, std::vector<at::Tensor> parameters, at::Tensor row,
-          std::vector<size_t> ends)
-      : group_(std::move(group)), parameters_(std::move(parameters)), ends_(std::move(ends)) {
-    int64_t from = 0;
-    for (size_t p = 0, bucket = 0; p < parameters_.size(); p++) {
-      while (p == ends_[bucket]) bucket++;
-      bucket_of_.push_back(bucket);
-      parts_.push_back(row.narrow(0, from, parameters_[p].numel()));
-      from += parameters_[p].numel();
+          const std::vector<size_t>& ends)
+      : group_(std::move(group)), parameters_(std::move(parameters)) {
+    int64_t bucket_begin = 0, begin = 0;
+    for (size_t p = 0; p < parameters_.size(); p++) {
+      bucket_of_.push_back(rows_.size());
+      parts_.push_back(row.narrow(0, begin, parameters_[p].numel()));
+      begin += parameters_[p].numel();
+      if (p + 1 == ends[rows_.size()]) {
+        rows_.push_back(row.narrow(0, bucket_begin, begin - bucket_begin));
+        bucket_begin = begin;
+      }
     }
-    for (size_t bucket = 0, first = 0, at = 0; bucket < ends_.size(); bucket++) {
-      size_t length = 0;
-      for (; first < ends_[bucket]; first++) length += parameters_[first].numel();
-      rows_.push_back(row.narrow(0, at, length));
-      at += length;
-    }
+    // Last, as they refer to this object.
     for (size_t p = 0; p < parameters_.size(); p++) {
       torch::autograd::impl::set_post_acc_grad_hooks(parameters_[p],
                                                      std::make_unique<Hook>(*this, p));
@@ -51,9 +49,9 @@ class Buckets {
   void begin() {
     works_.clear();
     is_there_.assign(parameters_.size(), false);
-    missing_.assign(ends_.size(), 0);
+    missing_.assign(rows_.size(), 0);
     for (const auto bucket : bucket_of_) missing_[bucket]++;
-    next_ = ends_.size();
+    next_ = rows_.size();
     is_open_ = true;
   }
 
@@ -86,13 +84,7 @@ class Buckets {
     parts_[p].copy_(parameters_[p].grad().reshape({-1}));
     is_there_[p] = true;
     missing_[bucket_of_[p]]--;
-    // It reaches Rust as an error of the whole backward pass: the mark distinguishes it from
-    // others.
-    try {
-      launch();
-    } catch (...) {
-      throw std::runtime_error(kLostInBackward + describe_current_exception());
-    }
+    within_backward([&] { launch(); });
   }
 
   // Begins to sum the buckets that are complete and whose turn it is.
@@ -105,7 +97,6 @@ class Buckets {
 
   GroupRef group_;
   std::vector<at::Tensor> parameters_;
-  std::vector<size_t> ends_;
   // Of each parameter, and its part of the row.
   std::vector<size_t> bucket_of_;
   std::vector<at::Tensor> parts_;

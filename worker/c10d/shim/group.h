@@ -14,6 +14,8 @@
 #include <stdexcept>
 #include <vector>
 
+#include "guard.h"
+
 namespace thanos {
 
 // Collectives that this process has entered and left, and how long it has waited in them: the rank
@@ -155,7 +157,16 @@ inline void all_reduce_sum(const Group& group, const at::Tensor& tensor) {
   unstage(summed, tensor);
 }
 
-// Begins the message of a collective that failed within a backward pass; `group.rs` looks for it.
-constexpr const char* kLostInBackward = "a collective of the backward pass failed: ";
+// Calls collectives within a backward pass. Their failure reaches Rust as an error of the whole
+// pass; `error.rs` looks for this mark, which distinguishes it from others.
+template <typename F>
+void within_backward(F&& collectives) {
+  try {
+    collectives();
+  } catch (...) {
+    throw std::runtime_error("a collective of the backward pass failed: " +
+                             describe_current_exception());
+  }
+}
 
 }  // namespace thanos

@@ -220,13 +220,7 @@ class AllReduceSum : public torch::autograd::Function<AllReduceSum> {
     auto group =
         c10::static_intrusive_pointer_cast<Group>(context->saved_data["group"].toCapsule());
     auto gradient = gradients[0].contiguous().clone();
-    // It reaches Rust as an error of the whole backward pass: the mark distinguishes it from
-    // others.
-    try {
-      all_reduce_sum(*group, gradient);
-    } catch (...) {
-      throw std::runtime_error(kLostInBackward + describe_current_exception());
-    }
+    within_backward([&] { all_reduce_sum(*group, gradient); });
     return {gradient, at::Tensor()};
   }
 };

@@ -5,7 +5,7 @@ use serde_json::Value;
 use std::fmt;
 use std::io;
 use std::time::Duration;
-use thanos_data::fetch::{CERTIFICATES_VARIABLE, is_loopback, tls_config};
+use thanos_data::fetch::{agent, untrusted};
 use ureq::Agent;
 use ureq::http::{Response, Uri, header};
 
@@ -87,11 +87,10 @@ impl HttpClient {
             .timeout_resolve(Some(CONNECT_TIMEOUT))
             .timeout_connect(Some(CONNECT_TIMEOUT))
             .timeout_global(Some(CALL_TIMEOUT));
-        let uri: Option<Uri> = url.parse().ok();
-        let is_local = uri.as_ref().and_then(Uri::host).is_some_and(is_loopback);
-        // A proxy would look for this machine's addresses on its own machine.
-        let builder = if is_local { builder.proxy(None) } else { builder };
-        let agent = tls_config().map(|tls| builder.tls_config(tls).build().new_agent());
+        let agent = url
+            .parse::<Uri>()
+            .map_err(|error| error.to_string())
+            .and_then(|uri| agent(builder, &uri));
         Self { agent, base: url.trim_end_matches('/').into(), headers }
     }
 
@@ -165,12 +164,11 @@ impl HttpClient {
 }
 
 fn cause_of(error: &ureq::Error) -> String {
+    if let Some(cause) = untrusted(error) {
+        return cause;
+    }
     match error {
         ureq::Error::Timeout(_) => "it does not answer in time".into(),
-        error if error.to_string().contains("UnknownIssuer") => format!(
-            "its certificate is of an unknown authority: set {CERTIFICATES_VARIABLE} to a PEM file \
-             of that authority's certificate"
-        ),
         ureq::Error::Io(error) => error.to_string(),
         ureq::Error::HostNotFound => "host not found".into(),
         error => error.to_string(),
