@@ -7,7 +7,7 @@
 //! `hung_workers`, `repeated_failures`, `partitions`, `broken_connections`, `slow`, `preemption`,
 //! `commit_points`, `checks`, `connection_flood`, `disks` and `endings` what happens to processes,
 //! networks and disks, `checkpoint_intervals` when a stage is saved, `group_errors` which errors of
-//! a group are lost connections, `security` who may join and what is secret, `pytorch_names` what
+//! a group are lost connections, `aborted_group` that an abort ends every collective, `security` who may join and what is secret, `pytorch_names` what
 //! is in a checkpoint, `selection` which epoch's weights are kept and that all state is saved,
 //! `data_sets`, `pack_transfer`, `downloads` and `fashion_mnist` how images come to workers,
 //! `device_views` how a GPU makes views of them, `fused_on_device` a transformer block on a GPU,
@@ -21,6 +21,7 @@
 //! a real one, `kubernetes` checks the manifests, `pods` runs their commands in namespaces, as
 //! `job_controller`, a model of Kubernetes, would. `layering` and `language` read the sources.
 
+mod aborted_group;
 mod bad_input;
 mod bench;
 mod broken_connections;

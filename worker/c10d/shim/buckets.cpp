@@ -63,7 +63,7 @@ class Buckets {
     std::fill(missing_.begin(), missing_.end(), 0);
     launch();
     is_open_ = false;
-    for (const auto& work : works_) thanos::finish(work);
+    for (const auto& work : works_) thanos::finish(*group_, work);
     works_.clear();
   }
 

@@ -9,9 +9,11 @@
 
 #include <atomic>
 #include <chrono>
+#include <future>
 #include <mutex>
 #include <optional>
 #include <stdexcept>
+#include <thread>
 #include <vector>
 
 #include "guard.h"
@@ -39,6 +41,10 @@ struct Counted {
   std::chrono::steady_clock::time_point begin = std::chrono::steady_clock::now();
 };
 
+// Between two checks whether the group of a collective that lasts was aborted, and how long Gloo's
+// threads may take to end a collective, and themselves, after that.
+constexpr std::chrono::milliseconds kAbortInterval{250};
+
 // A group that its owner can close while others refer to it, and that another thread can abort.
 // After an error, libtorch's autograd engine keeps what was left of the backward pass in a queue of
 // its own until the next one, and with it whatever a graph refers to: peers would wait at
@@ -58,6 +64,24 @@ class Group : public torch::CustomClassHolder {
   }
 
   bool is_nccl() const { return gpu_.has_value(); }
+
+  // Waits for a collective of this group. On NCCL it only makes the current stream wait.
+  //
+  // Gloo ends a collective when its connections are shut down, except one that waits for bytes in
+  // the middle of a message, or to send the rest of one: `Pair::signalException` of its TCP
+  // transport notifies the buffers that wait for their turn, not those of `tx_` and `rx_`, which
+  // have it. Such a collective lasts until the group's timeout. After an abort it is left to Gloo's
+  // threads, which keep its tensors and send and receive nothing any more.
+  void finish(const c10::intrusive_ptr<c10d::Work>& work) const {
+    bool was_aborted = false;
+    while (!is_nccl() && !completes_soon(*work)) {
+      if (was_aborted) {
+        C10_THROW_ERROR(DistNetworkError, "the group was aborted: a collective did not end");
+      }
+      was_aborted = aborted_;
+    }
+    work->wait();
+  }
 
   // Makes the communicator now instead of in the first collective. It blocks until all ranks are
   // there.
@@ -95,7 +119,8 @@ class Group : public torch::CustomClassHolder {
   }
 
   // ~ProcessGroupNCCL warns, waits and may throw from a noexcept destructor unless it was shut down
-  // or aborted before.
+  // or aborted before. ~ProcessGroupGloo waits for its threads, one of which may be in a collective
+  // that does not end: see `finish`.
   void close() {
     c10::intrusive_ptr<c10d::Backend> held;
     {
@@ -103,9 +128,27 @@ class Group : public torch::CustomClassHolder {
       held.swap(backend_);
     }
     if (held && is_nccl() && !aborted_) held->shutdown();
+    if (held && !is_nccl() && aborted_) {
+      std::promise<void> is_dropped;
+      const auto dropped = is_dropped.get_future();
+      std::thread([held = std::move(held), is_dropped = std::move(is_dropped)]() mutable {
+        held.reset();
+        is_dropped.set_value();
+      }).detach();
+      dropped.wait_for(kAbortInterval);
+    }
   }
 
  private:
+  // Whether a collective is over within the interval, whatever it came to.
+  static bool completes_soon(c10d::Work& work) {
+    try {
+      return work.wait(kAbortInterval);
+    } catch (...) {
+      return work.isCompleted();
+    }
+  }
+
   mutable std::mutex mutex_;
   std::atomic<bool> aborted_{false};
   c10::intrusive_ptr<c10d::Backend> backend_;
@@ -114,10 +157,10 @@ class Group : public torch::CustomClassHolder {
 
 using GroupRef = c10::intrusive_ptr<Group>;
 
-// On NCCL `wait` only makes the current stream wait: what is measured then is the launch.
-inline void finish(const c10::intrusive_ptr<c10d::Work>& work) {
+// On NCCL what is measured is the launch.
+inline void finish(const Group& group, const c10::intrusive_ptr<c10d::Work>& work) {
   const Counted counted;
-  work->wait();
+  group.finish(work);
 }
 
 // The tensor that a collective of this group works on. Gloo gets CPU tensors only: it takes CUDA
@@ -148,11 +191,11 @@ inline void all_reduce_sum(const Group& group, const at::Tensor& tensor) {
   if (summed.is_cpu() && summed.nbytes() <= kSmallBytes) {
     auto all = at::empty({backend.getSize(), summed.numel()}, summed.options());
     auto row = summed.view({1, -1});
-    finish(backend._allgather_base(all, row));
+    finish(group, backend._allgather_base(all, row));
     row.copy_(all.sum(0, /*keepdim=*/true));
   } else {
     std::vector<at::Tensor> tensors{summed};
-    finish(backend.allreduce(tensors));
+    finish(group, backend.allreduce(tensors));
   }
   unstage(summed, tensor);
 }

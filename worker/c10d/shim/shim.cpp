@@ -310,7 +310,7 @@ char* thanos_all_gather(GroupRef* group, at::Tensor* output, at::Tensor* input) 
   return guard([&] {
     auto gathered = staged(**group, *output);
     auto own = staged(**group, *input);
-    finish((*group)->get()._allgather_base(gathered, own));
+    finish(**group, (*group)->get()._allgather_base(gathered, own));
     unstage(gathered, *output);
   });
 }
@@ -319,7 +319,15 @@ char* thanos_reduce_scatter(GroupRef* group, at::Tensor* output, at::Tensor* inp
   return guard([&] {
     auto part = staged(**group, *output);
     auto all = staged(**group, *input);
-    finish((*group)->get()._reduce_scatter_base(part, all));
+    auto& backend = (*group)->get();
+    if ((*group)->is_nccl()) {
+      finish(**group, backend._reduce_scatter_base(part, all));
+    } else {
+      // As ProcessGroupGloo does it, but that its work object waits for as long as it takes.
+      std::vector<at::Tensor> sum{all.clone()};
+      finish(**group, backend.allreduce(sum));
+      part.copy_(sum[0].chunk(backend.getSize())[backend.getRank()]);
+    }
     unstage(part, *output);
   });
 }
@@ -330,7 +338,7 @@ char* thanos_broadcast(GroupRef* group, at::Tensor* tensor, int32_t root) {
     std::vector<at::Tensor> tensors{sent};
     c10d::BroadcastOptions options;
     options.rootRank = root;
-    finish((*group)->get().broadcast(tensors, options));
+    finish(**group, (*group)->get().broadcast(tensors, options));
     unstage(sent, *tensor);
   });
 }
@@ -338,7 +346,7 @@ char* thanos_broadcast(GroupRef* group, at::Tensor* tensor, int32_t root) {
 // NCCL's blocks until the device is there, too.
 char* thanos_barrier(GroupRef* group) {
   return guard([&] {
-    finish((*group)->get().barrier());
+    finish(**group, (*group)->get().barrier());
     (*group)->check();
   });
 }

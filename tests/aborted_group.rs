@@ -1,0 +1,132 @@
+//! Gloo leaves a sender waiting whose receiver was lost in the middle of a message: the group's
+//! abort ends the collective all the same. The ranks are processes, as one of them is killed.
+
+use crate::rerun::{NO_RECORDER, has_or_reran};
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::{Duration, Instant};
+use tch::{Device, Kind, Tensor};
+use thanos_c10d::{Address, ErrorKind, GroupAborter, KeyValueStore, ProcessGroup};
+
+const TEST: &str = "aborted_group::a_rank_leaves_a_broadcast_whose_receiver_was_killed";
+/// The folder of the rendezvous, in the process of rank 1.
+const RENDEZVOUS: &str = "THANOS_TEST_RENDEZVOUS";
+/// As long as a hang would last.
+const GROUP_TIMEOUT: Duration = Duration::from_secs(120);
+/// What is broadcast: more than the sockets hold.
+const BYTES: i64 = 1 << 30;
+
+/// A rendezvous of several processes: a file a key.
+struct Folder(PathBuf);
+
+impl KeyValueStore for Folder {
+    fn set(&self, key: &str, value: &[u8]) -> Result<(), String> {
+        let path = self.0.join(key.replace('/', "_"));
+        let unfinished = path.with_extension("unfinished");
+        fs::write(&unfinished, value)
+            .and_then(|()| fs::rename(unfinished, path))
+            .map_err(|error| error.to_string())
+    }
+
+    fn get(&self, key: &str, timeout: Duration) -> Result<Vec<u8>, String> {
+        let path = self.0.join(key.replace('/', "_"));
+        let deadline = Instant::now() + timeout;
+        loop {
+            match fs::read(&path) {
+                Ok(value) => return Ok(value),
+                Err(_) if Instant::now() < deadline => thread::sleep(Duration::from_millis(5)),
+                Err(error) => return Err(format!("{key}: {error}")),
+            }
+        }
+    }
+
+    fn add(&self, _: &str, _: i64) -> Result<i64, String> {
+        Err("Gloo's rendezvous does not add".into())
+    }
+
+    fn compare_set(&self, _: &str, _: &[u8], _: &[u8]) -> Result<Vec<u8>, String> {
+        Err("Gloo's rendezvous does not compare".into())
+    }
+
+    fn delete(&self, _: &str) -> Result<bool, String> {
+        Err("Gloo's rendezvous does not delete".into())
+    }
+
+    fn check(&self, keys: &[&str]) -> Result<bool, String> {
+        Ok(keys.iter().all(|key| self.0.join(key.replace('/', "_")).exists()))
+    }
+
+    fn wait(&self, keys: &[&str], timeout: Duration) -> Result<(), String> {
+        keys.iter().try_for_each(|key| self.get(key, timeout).map(drop))
+    }
+}
+
+fn join(folder: &Path, rank: usize) -> ProcessGroup {
+    let address = Address::Host("127.0.0.1".into());
+    let store = Arc::new(Folder(folder.into()));
+    ProcessGroup::gloo(store, rank, 2, &address, GROUP_TIMEOUT).expect("a group")
+}
+
+/// Rank 1, until it is killed.
+fn receive(folder: &Path) {
+    let mut tensor = Tensor::empty([BYTES / 4], (Kind::Float, Device::Cpu));
+    _ = join(folder, 1).broadcast(&mut tensor, 0);
+}
+
+/// Memory of a process that is in use, in bytes.
+fn resident_bytes(process: &Child) -> u64 {
+    let statm = fs::read_to_string(format!("/proc/{}/statm", process.id())).unwrap_or_default();
+    let pages = statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0);
+    pages * 4096
+}
+
+#[test]
+fn a_rank_leaves_a_broadcast_whose_receiver_was_killed() {
+    if let Some(folder) = env::var_os(RENDEZVOUS) {
+        return receive(Path::new(&folder));
+    }
+    if !has_or_reran(TEST, NO_RECORDER) {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let this = env::current_exe().expect("the path of this binary");
+    let mut peer = Command::new(this)
+        .args(["--exact", TEST])
+        .env(RENDEZVOUS, folder.path())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("this binary starts");
+    let mut aborter = GroupAborter::new();
+    let group = join(folder.path(), 0);
+    aborter.watch(&group);
+    let before = resident_bytes(&peer);
+    let (sender, outcome) = channel();
+    thread::spawn(move || {
+        let mut tensor = Tensor::ones([BYTES / 4], (Kind::Float, Device::Cpu));
+        let error = group.broadcast(&mut tensor, 0).expect_err("its receiver was killed");
+        let began = Instant::now();
+        drop(group);
+        _ = sender.send((error, began.elapsed()));
+    });
+    // It has received a quarter.
+    while resident_bytes(&peer) < before + BYTES as u64 / 4 {
+        assert!(peer.try_wait().expect("its state").is_none(), "rank 1 ended by itself");
+        thread::sleep(Duration::from_millis(1));
+    }
+    peer.kill().expect("it is running");
+    peer.wait().expect("it has ended");
+    let began = Instant::now();
+    aborter.abort();
+    let (error, drop_took) = outcome
+        .recv_timeout(Duration::from_secs(30))
+        .expect("the rank leaves the broadcast within 30 s of the abort");
+    let took = began.elapsed();
+    println!("left {took:?} after the abort, closed within {drop_took:?}: {error}");
+    assert_eq!(error.kind, ErrorKind::PeerLost, "{error}");
+    assert!(took < Duration::from_secs(3) && drop_took < Duration::from_secs(1));
+}
