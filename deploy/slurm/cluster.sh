@@ -114,12 +114,15 @@ pid_of() {
 }
 
 up() {
+    # Another cluster that started now would find the same ports free. The daemons do not keep the lock.
+    exec 9>"${TMPDIR:-/tmp}/thanos-slurm-$(id -u).lock"
+    flock 9
     configure
     pid_of munged munged >/dev/null || munged --key-file="$dir/munge.key" --socket="$dir/munge.socket" \
-        --pid-file="$dir/munged.pid" --log-file="$dir/log/munged.log" --seed-file="$dir/munge.seed"
-    pid_of slurmctld slurmctld >/dev/null || slurmctld -f "$SLURM_CONF"
+        --pid-file="$dir/munged.pid" --log-file="$dir/log/munged.log" --seed-file="$dir/munge.seed" 9>&-
+    pid_of slurmctld slurmctld >/dev/null || slurmctld -f "$SLURM_CONF" 9>&-
     for node in "${nodes[@]}"; do
-        pid_of "$node" slurmd >/dev/null || slurmd -N "$node" -f "$SLURM_CONF"
+        pid_of "$node" slurmd >/dev/null || slurmd -N "$node" -f "$SLURM_CONF" 9>&-
     done
     for _ in {1..60}; do
         if silent=$(sinfo -h -N -p main -t down,unknown,no_respond 2>/dev/null) && [[ -z $silent ]]; then
