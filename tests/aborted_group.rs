@@ -1,17 +1,20 @@
-//! Gloo leaves a sender waiting whose receiver was lost in the middle of a message: the group's
-//! abort ends the collective all the same. The ranks are processes, as one of them is killed.
+//! What Gloo does not end when connections are lost ends with the generation all the same: a
+//! broadcast whose receiver was killed in the middle of a message, and a rendezvous with a peer
+//! that does not connect.
 
+use crate::group_errors::Rendezvous;
 use crate::rerun::{NO_RECORDER, has_or_reran};
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
-use thanos_c10d::{Address, ErrorKind, GroupAborter, KeyValueStore, ProcessGroup};
+use thanos_c10d::{Address, ErrorKind, GroupAborter, KeyValueStore, MemoryStore, ProcessGroup};
 
 const TEST: &str = "aborted_group::a_rank_leaves_a_broadcast_whose_receiver_was_killed";
 /// The folder of the rendezvous, in the process of rank 1.
@@ -83,6 +86,35 @@ fn resident_bytes(process: &Child) -> u64 {
     let statm = fs::read_to_string(format!("/proc/{}/statm", process.id())).unwrap_or_default();
     let pages = statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0);
     pages * 4096
+}
+
+/// The rank that waits for its peer's connection and the one that connects are chosen by their
+/// ports: several times, so that both are seen.
+#[test]
+fn a_rank_leaves_a_rendezvous_whose_peer_does_not_connect() {
+    let test = "aborted_group::a_rank_leaves_a_rendezvous_whose_peer_does_not_connect";
+    if !has_or_reran(test, NO_RECORDER) {
+        return;
+    }
+    let join = |store: Arc<dyn KeyValueStore>, rank| {
+        let address = Address::Host("127.0.0.1".into());
+        ProcessGroup::gloo(store, rank, 2, &address, GROUP_TIMEOUT)
+    };
+    for _ in 0..8 {
+        let store: Arc<dyn KeyValueStore> = Arc::new(MemoryStore::default());
+        join(Rendezvous::new(&store, true), 1).err().expect("it is interrupted");
+        let rendezvous = Rendezvous::new(&store, false);
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| join(rendezvous.clone(), 0));
+            let began = Instant::now();
+            rendezvous.is_over.store(true, Ordering::Relaxed);
+            let error = waiting.join().expect("no panic").err().expect("its peer does not connect");
+            let took = began.elapsed();
+            println!("left {took:?} after the end: {error}");
+            assert_eq!(error.kind, ErrorKind::PeerLost, "{error}");
+            assert!(took < Duration::from_secs(3), "{took:?}");
+        });
+    }
 }
 
 #[test]

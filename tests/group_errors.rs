@@ -3,6 +3,7 @@
 
 use crate::rerun::{NO_RECORDER, has_or_reran};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 use tch::{Kind, Tensor};
@@ -26,36 +27,55 @@ fn pair() -> [ProcessGroup; 2] {
     })
 }
 
-/// The rendezvous of a rank that publishes its address and fails before it connects to its peer.
-struct Interrupted(Arc<dyn KeyValueStore>);
+/// The rendezvous of a rank that is interrupted, or gives up.
+pub(crate) struct Rendezvous {
+    pub(crate) store: Arc<dyn KeyValueStore>,
+    /// The rank publishes its address and fails before it connects to its peer.
+    pub(crate) is_interrupted: bool,
+    pub(crate) is_over: AtomicBool,
+}
 
-impl KeyValueStore for Interrupted {
+impl Rendezvous {
+    pub(crate) fn new(store: &Arc<dyn KeyValueStore>, is_interrupted: bool) -> Arc<Self> {
+        Arc::new(Self { store: store.clone(), is_interrupted, is_over: AtomicBool::new(false) })
+    }
+}
+
+impl KeyValueStore for Rendezvous {
     fn set(&self, key: &str, value: &[u8]) -> Result<(), String> {
-        self.0.set(key, value)
+        self.store.set(key, value)
     }
 
-    fn get(&self, _: &str, _: Duration) -> Result<Vec<u8>, String> {
-        Err("interrupted".into())
+    fn get(&self, key: &str, timeout: Duration) -> Result<Vec<u8>, String> {
+        self.wait(&[key], timeout)?;
+        self.store.get(key, timeout)
     }
 
     fn add(&self, key: &str, amount: i64) -> Result<i64, String> {
-        self.0.add(key, amount)
+        self.store.add(key, amount)
     }
 
     fn compare_set(&self, key: &str, expected: &[u8], desired: &[u8]) -> Result<Vec<u8>, String> {
-        self.0.compare_set(key, expected, desired)
+        self.store.compare_set(key, expected, desired)
     }
 
     fn delete(&self, key: &str) -> Result<bool, String> {
-        self.0.delete(key)
+        self.store.delete(key)
     }
 
     fn check(&self, keys: &[&str]) -> Result<bool, String> {
-        self.0.check(keys)
+        self.store.check(keys)
     }
 
-    fn wait(&self, _: &[&str], _: Duration) -> Result<(), String> {
-        Err("interrupted".into())
+    fn wait(&self, keys: &[&str], timeout: Duration) -> Result<(), String> {
+        match self.is_interrupted {
+            true => Err("interrupted".into()),
+            false => self.store.wait(keys, timeout),
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::Relaxed)
     }
 }
 
@@ -86,7 +106,7 @@ fn the_kind_of_an_error_says_whether_a_connection_was_lost() {
         "store: ",
     );
     let store: Arc<dyn KeyValueStore> = Arc::new(MemoryStore::default());
-    let interrupted: Arc<dyn KeyValueStore> = Arc::new(Interrupted(store.clone()));
+    let interrupted: Arc<dyn KeyValueStore> = Rendezvous::new(&store, true);
     let timeout = Duration::from_secs(2);
     check(
         "a failing rendezvous",

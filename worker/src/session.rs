@@ -369,7 +369,9 @@ impl Session {
         (position.before, position.aborter) = (collectives(), Some(GroupAborter::new()));
         self.shared.abandoned.store(false, Ordering::Relaxed);
         let (client, runtime) = (self.client.clone(), self.runtime.handle().clone());
-        Ok(Arc::new(store::CoordinatorStore::new(client, runtime, (generation, world_size))))
+        let (shared, place) = (self.shared.clone(), (generation, world_size));
+        let is_over = move || shared.abandoned.load(Ordering::Relaxed);
+        Ok(Arc::new(store::CoordinatorStore::new(client, runtime, place, is_over)))
     }
 
     /// The generation's group is connected: from now on it is what ends with the generation.

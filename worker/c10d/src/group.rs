@@ -9,8 +9,14 @@ use std::cell::RefCell;
 use std::ffi::{c_char, c_void};
 use std::ptr;
 use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
 use std::time::{Duration, Instant};
 use tch::{Device, TchError, Tensor};
+
+/// Between two checks whether the rendezvous of a group that is being made is over, and how long
+/// Gloo may then take to see it.
+const OVER_INTERVAL: Duration = Duration::from_millis(250);
 
 /// What Gloo binds to. It is never left to resolve the machine's own name: many resolve to
 /// 127.0.1.1.
@@ -53,7 +59,11 @@ pub struct Exchanged {
 unsafe impl Send for ProcessGroup {}
 
 impl ProcessGroup {
-    /// Joins a Gloo group of `size` ranks; returns when all have come, or fails after `timeout`.
+    /// Joins a Gloo group of `size` ranks; returns when all have come, or fails after `timeout`, or
+    /// soon after the rendezvous is over ([`KeyValueStore::is_over`]).
+    ///
+    /// Of two ranks one connects and the other waits for it, at no socket that could be shut down:
+    /// Gloo waits on a thread of its own, which is left to its timeout then.
     pub fn gloo(
         store: Arc<dyn KeyValueStore>,
         rank: usize,
@@ -66,23 +76,27 @@ impl ProcessGroup {
             Address::Interface(interface) => ("", interface.as_str()),
         };
         let (host, interface) = (c_string("gloo", host)?, c_string("gloo", interface)?);
-        Self::create("gloo", (rank, size), None, |out| {
-            // SAFETY: strings and `out` live through the call; the shim owns the store from here
-            // on.
-            unsafe {
-                raw::thanos_gloo_create(
-                    into_raw(store),
-                    call_store,
-                    drop_store,
-                    rank as i32,
-                    size as i32,
-                    host.as_ptr(),
-                    interface.as_ptr(),
-                    millis(timeout),
-                    out,
-                )
-            }
-        })
+        let rendezvous = store.clone();
+        let create = move || {
+            Self::create("gloo", (rank, size), None, |out| {
+                // SAFETY: strings and `out` live through the call; the shim owns the store from
+                // here on.
+                unsafe {
+                    raw::thanos_gloo_create(
+                        into_raw(store),
+                        call_store,
+                        drop_store,
+                        rank as i32,
+                        size as i32,
+                        host.as_ptr(),
+                        interface.as_ptr(),
+                        millis(timeout),
+                        out,
+                    )
+                }
+            })
+        };
+        until_over(create, rendezvous.as_ref())
     }
 
     /// Joins an NCCL group whose collectives run on this GPU; [`Self::connect`] makes its
@@ -333,6 +347,36 @@ impl ProcessGroup {
         exchanges.bytes +=
             (part.numel() * part.kind().elt_size_in_bytes() * (self.size - 1)) as u64;
         done
+    }
+}
+
+/// What `create` returns on a thread of its own, unless the rendezvous is over before.
+fn until_over(
+    create: impl FnOnce() -> Result<ProcessGroup, Error> + Send + 'static,
+    rendezvous: &dyn KeyValueStore,
+) -> Result<ProcessGroup, Error> {
+    let failed = |message: String, kind| Error { operation: "gloo", message, kind };
+    let (sender, created) = channel();
+    // A group that is not waited for any more is closed there.
+    let connect = move || drop(sender.send(create()));
+    thread::Builder::new()
+        .name("gloo-connect".into())
+        .spawn(connect)
+        .map_err(|error| failed(format!("no thread to connect: {error}"), ErrorKind::Other))?;
+    let mut was_over = false;
+    loop {
+        match created.recv_timeout(OVER_INTERVAL) {
+            Ok(group) => return group,
+            Err(RecvTimeoutError::Timeout) if !was_over => was_over = rendezvous.is_over(),
+            Err(RecvTimeoutError::Timeout) => {
+                let message = "the rendezvous is over, and a peer has not connected";
+                return Err(failed(message.into(), ErrorKind::PeerLost));
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                let message = "the thread that connects has ended";
+                return Err(failed(message.into(), ErrorKind::Other));
+            }
+        }
     }
 }
 

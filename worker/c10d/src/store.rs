@@ -28,6 +28,10 @@ pub trait KeyValueStore: Send + Sync {
     fn check(&self, keys: &[&str]) -> Result<bool, String>;
     /// Waits until all keys are there, at most `timeout`.
     fn wait(&self, keys: &[&str], timeout: Duration) -> Result<(), String>;
+    /// Whether the rendezvous is given up: a group that is being made is not waited for any more.
+    fn is_over(&self) -> bool {
+        false
+    }
 }
 
 /// A store within one process, for groups whose ranks are threads.

@@ -17,6 +17,8 @@ pub(super) struct CoordinatorStore {
     world_size: usize,
     /// Values that have come before they were asked for: Gloo asks for 128 at a time.
     ahead: Mutex<HashMap<String, Vec<u8>>>,
+    /// Whether the generation is over.
+    is_over: Box<dyn Fn() -> bool + Send + Sync>,
 }
 
 impl CoordinatorStore {
@@ -24,8 +26,10 @@ impl CoordinatorStore {
         client: Client,
         runtime: Handle,
         (generation, world_size): (u64, usize),
+        is_over: impl Fn() -> bool + Send + Sync + 'static,
     ) -> Self {
-        Self { client, runtime, generation, world_size, ahead: Mutex::default() }
+        let is_over = Box::new(is_over);
+        Self { client, runtime, generation, world_size, ahead: Mutex::default(), is_over }
     }
 
     fn call(&self, operation: Operation) -> Result<v1::StoreReply, String> {
@@ -115,6 +119,10 @@ impl KeyValueStore for CoordinatorStore {
 
     fn wait(&self, keys: &[&str], timeout: Duration) -> Result<(), String> {
         self.values(keys, timeout).map(drop)
+    }
+
+    fn is_over(&self) -> bool {
+        (self.is_over)()
     }
 }
 
