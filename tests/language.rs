@@ -76,21 +76,6 @@ fn crates() -> Vec<String> {
 const MAX_VALUES: usize = 5;
 const MAX_TUPLE: usize = 2;
 
-/// Functions with more values, as their tuples are of what belongs together. Smaller sets only.
-const WIDE: [&str; 11] = [
-    "coordinator/src/cli/launch.rs: workers",
-    "coordinator/src/cli/series.rs: run_member",
-    "coordinator/src/launch.rs: observe",
-    "coordinator/src/run/commits.rs: not_saved",
-    "data/src/pictures.rs: keep_good",
-    "worker/fused/src/calls.rs: attention",
-    "worker/fused/src/gpu.rs: attention",
-    "worker/fused/src/gpu.rs: views",
-    "worker/fused/src/masks.rs: plain_mask",
-    "worker/src/data.rs: views",
-    "worker/src/model/resnet.rs: new",
-];
-
 /// The files below a folder with this extension, except generated and third-party ones.
 fn files(folder: &Path, extension: &str, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).expect("a folder") {
@@ -210,9 +195,5 @@ fn parameters_are_no_tuples_of_many_values() {
             wrong.extend(found.map(|tuples| format!("{name}: {}", tuples.function)));
         }
     }
-    let needless: Vec<&&str> =
-        WIDE.iter().filter(|wide| !wrong.iter().any(|found| found == **wide)).collect();
-    assert!(needless.is_empty(), "no exceptions any more: {needless:?}");
-    wrong.retain(|found| !WIDE.contains(&found.as_str()));
     assert!(wrong.is_empty(), "{wrong:?}");
 }

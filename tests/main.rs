@@ -6,19 +6,20 @@
 //! `resume`, `identity`, `ledger` and `evaluation` hold the promises, `recovery`, `elastic`,
 //! `hung_workers`, `repeated_failures`, `partitions`, `broken_connections`, `slow`, `preemption`,
 //! `commit_points`, `checks`, `connection_flood`, `disks` and `endings` what happens to processes,
-//! networks and disks, `checkpoint_intervals` when a stage is saved, `group_errors` which errors of
-//! a group are lost connections, `aborted_group` that an abort ends every collective, `security` who may join and what is secret, `pytorch_names` what
-//! is in a checkpoint, `selection` which epoch's weights are kept and that all state is saved,
-//! `data_sets`, `pack_transfer`, `downloads` and `fashion_mnist` how images come to workers,
-//! `device_views` how a GPU makes views of them, `fused_on_device` a transformer block on a GPU,
-//! `devices` on what workers train, `gpu_rehearsal` the script of half an hour on a GPU, on the
-//! CPU; `bad_input`, `command_line`, `metrics`, `tensorboard`, `page`, `trackers`,
-//! `tracker_servers` and `documents` what people type and read; `every_key` what each key of the
-//! configuration changes, `quick` a first look at every preset; `seeds` several runs by one
-//! command, and their comparison; `monitoring` what alerts, panels and a site's Prometheus rely on,
-//! `container` the image; `bench` what a benchmark prints and leaves, `output` terminals, pipes and
-//! files that take no output, `signals` how a stop request arrives. `slurm` runs the job scripts on
-//! a real one, `kubernetes` checks the manifests, `pods` runs their commands in namespaces, as
+//! networks and disks, `checkpoint_intervals` when a stage is saved, `group_errors` which errors
+//! of a group are lost connections, `aborted_group` that an abort ends every collective,
+//! `security` who may join and what is secret, `pytorch_names` what is in a checkpoint,
+//! `selection` which epoch's weights are kept and that all state is saved, `data_sets`,
+//! `pack_transfer`, `downloads` and `fashion_mnist` how images come to workers, `device_views` how
+//! a GPU makes views of them, `fused_on_device` a transformer block on a GPU, `devices` on what
+//! workers train, `gpu_rehearsal` the script of half an hour on a GPU, on the CPU; `bad_input`,
+//! `command_line`, `metrics`, `tensorboard`, `page`, `trackers`, `tracker_servers` and `documents`
+//! what people type and read; `every_key` what each key of the configuration changes, `quick` a
+//! first look at every preset; `seeds` several runs by one command, and their comparison;
+//! `monitoring` what alerts, panels and a site's Prometheus rely on, `container` the image;
+//! `bench` what a benchmark prints and leaves, `output` terminals, pipes and files that take no
+//! output, `signals` how a stop request arrives. `slurm` runs the job scripts on a real one,
+//! `kubernetes` checks the manifests, `pods` runs their commands in namespaces, as
 //! `job_controller`, a model of Kubernetes, would. `layering` and `language` read the sources.
 
 mod aborted_group;

@@ -57,13 +57,13 @@ const MAX_EVENTS: usize = 4096;
 const LEAVE_DELIVERY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How the workers are started.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(crate) enum Starter {
     /// This program.
     This {
         program: PathBuf,
         device: DeviceChoice,
-        place: LaunchTarget,
+        target: Arc<dyn LaunchTarget>,
         threads: usize,
         interface: Option<String>,
     },
@@ -72,10 +72,9 @@ pub(crate) enum Starter {
 }
 
 impl Starter {
-    fn placement(&self) -> Placement {
+    pub(crate) fn placement(&self) -> Placement {
         match self {
-            Self::This { place: LaunchTarget::Here { .. }, .. } => Placement::Local,
-            Self::This { place: LaunchTarget::Nodes { .. }, .. } => Placement::Nodes,
+            Self::This { target, .. } => target.placement(),
             Self::External => Placement::External,
         }
     }
@@ -196,14 +195,14 @@ async fn run_to_end(
         complete: found.complete,
         next_step,
         adopted: match &launch.starter {
-            Starter::This { place, .. } if launch.again => place.worker_ids(),
+            Starter::This { target, .. } if launch.again => target.worker_ids(),
             Starter::This { .. } => Vec::new(),
             Starter::External => workers_of_last_generation(run_dir.path())?,
         },
         grace: launch.grace,
         collectives: launch.collectives,
         shares_gpu: launch.starter.shares_gpu(),
-        launched: launch.starter != Starter::External,
+        launched: launch.starter.placement() != Placement::External,
         stages: stages.iter().map(|stage| (*stage).to_owned()).collect(),
         timeouts: Timeouts::new(&plan.config().timeouts, launch.starter.placement()),
     };
@@ -368,8 +367,11 @@ async fn conduct(
     if launcher.is_none() {
         invite(launch.workers, address, credentials.as_deref())?;
     }
-    let observed =
-        observe((launch, telemetry), status, credentials.as_deref(), (&sessions, &start))?;
+    let run_dir = PathBuf::from(&start.welcome.run_dir);
+    let packs_dir = launch.packs_dir.clone();
+    let figures = Arc::new(move || figures_of_rows(&run_dir, Some(&packs_dir)));
+    let served = ServedRun { sessions: &sessions, telemetry, start: &start, figures };
+    let observed = observe(launch, served, status, credentials.as_deref())?;
     let ledger = Ledger::open(&launch.run_dir)?;
     let journal = Journal::start(ledger, checkpoints, (sessions.clone(), events))?;
     let about =
@@ -412,28 +414,23 @@ fn beginning(launch: &Launch, plan: &Plan, start: &Start) -> Beginning {
 /// `metrics.prom` in the run directory, and, if pages are served, where they are: in
 /// `targets.json`, and in the site's folder of such files.
 fn observe(
-    (launch, telemetry): (&Launch, &Telemetry),
+    launch: &Launch,
+    run: ServedRun<'_>,
     status: Option<std::net::TcpListener>,
     credentials: Option<&Credentials>,
-    (sessions, start): (&Sessions, &Start),
 ) -> Result<Option<Observed>> {
     let address = status.as_ref().map(std::net::TcpListener::local_addr).transpose()?;
-    let (run_dir, packs_dir) = (PathBuf::from(&start.welcome.run_dir), launch.packs_dir.clone());
-    let figures = Arc::new(move || figures_of_rows(&run_dir, Some(&packs_dir)));
-    let run = ServedRun { sessions, telemetry, start, figures };
+    let (sessions, telemetry, run_id) =
+        (run.sessions.clone(), run.telemetry, &run.start.welcome.run_id);
     let observed =
         status.map(|listener| Observed::serve(listener, credentials, run)).transpose()?;
     // A benchmark's directory is removed at its end.
     if launch.bench.is_some() {
         return Ok(observed);
     }
-    let of_site = launch
-        .targets_dir
-        .as_ref()
-        .map(|folder| folder.join(format!("{}.json", start.welcome.run_id)));
+    let of_site = launch.targets_dir.as_ref().map(|folder| folder.join(format!("{run_id}.json")));
     let files = [launch.run_dir.join("targets.json")].into_iter().chain(of_site).collect();
-    let (run, is_secure, sessions) =
-        (telemetry.run().to_owned(), credentials.is_some(), sessions.clone());
+    let (run, is_secure) = (telemetry.run().to_owned(), credentials.is_some());
     let found = address.map(|address| {
         let addresses = reachable(address);
         Targets { files, list: Box::new(move || targets(&run, &addresses, &sessions, is_secure)) }
@@ -495,7 +492,7 @@ fn start_workers(
     credentials: Option<&Arc<Credentials>>,
     events: &mpsc::Sender<Event>,
 ) -> Result<Option<Arc<Launcher>>> {
-    let Starter::This { program, device, place, threads, interface } = launch.starter.clone()
+    let Starter::This { program, device, target, threads, interface } = launch.starter.clone()
     else {
         return Ok(None);
     };
@@ -507,7 +504,7 @@ fn start_workers(
         coordinator: address.to_string(),
         credentials: credentials.cloned(),
         threads,
-        place,
+        target,
         interface,
         shows: launch.status.as_ref().is_some_and(|status| status.is_typed),
         logs: launch.run_dir.join("logs"),

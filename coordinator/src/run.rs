@@ -307,7 +307,7 @@ impl Run {
                 None => vec![Effect::Notify(Notice::Repaired { problem })],
             },
             WorkerEvent::NotSaved { stage, step, reason } => {
-                self.not_saved(session, (stage, step), reason, now)
+                self.not_saved(session, commits::FailedSave { stage, step, reason }, now)
             }
             WorkerEvent::StageFinished { .. } | WorkerEvent::Shows { .. } => Vec::new(),
             WorkerEvent::Stopped { stage, step } => self.stopped(session, (stage, step), now),

@@ -1,27 +1,29 @@
-//! The launcher: worker processes on this machine, or the `srun` processes that stand for workers
-//! on the nodes of a Slurm allocation; its own, and those that an earlier coordinator of the run
-//! has started. Workers that still run when the run is over are killed; if this process is killed
-//! itself, they wait for another coordinator until their lease ends.
+//! The processes of workers, or those that stand for workers on other machines: this program's own,
+//! and those that an earlier coordinator of the run has started. Workers that still run when the
+//! run is over are killed; if this process is killed itself, they wait for another coordinator
+//! until their lease ends. [`LaunchTarget`] is how one is started.
 
 mod adopted;
 pub(crate) mod devices;
+mod local;
 mod log;
 pub(crate) mod slurm;
 
-use crate::run::{Event, ExitCause};
+use crate::run::{Event, ExitCause, Placement};
 use crate::server::credentials::Credentials;
 use crate::telemetry::trackers::secret_variables;
 use crate::workers::devices::shared_nccl_variables;
-use crate::workers::slurm::Node;
 use adopted::Adopted;
 pub(crate) use adopted::is_worker_since;
 use anyhow::{Context, Result};
+pub(crate) use local::ThisMachine;
 use log::first_error;
 use std::collections::{HashMap, HashSet};
+use std::fmt::Debug;
 use std::fs::File;
 use std::os::unix::process::CommandExt;
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -33,9 +35,6 @@ use tokio::task::JoinSet;
 
 /// How long workers may take to leave by themselves when a run is over.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// What a worker's id begins with on this machine; its place there follows.
-const WORKER: &str = "worker";
 
 /// Variable by which CUDA orders GPUs.
 const DEVICE_ORDER: &str = "CUDA_DEVICE_ORDER";
@@ -51,13 +50,21 @@ fn asked_to_end(asked: oneshot::Receiver<()>) -> Killed {
     })
 }
 
-/// Where workers are started.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum LaunchTarget {
-    /// So many on this machine.
-    Here { workers: usize },
-    /// On nodes of the Slurm allocation, by `srun` with these further arguments.
-    Nodes { nodes: Vec<Node>, srun_arguments: Vec<String> },
+/// Where workers are started, and how: one implementation a launcher.
+pub(crate) trait LaunchTarget: Debug + Send + Sync {
+    /// How far the workers are from this program, for timeouts.
+    fn placement(&self) -> Placement;
+
+    /// Names of the workers, each ending in `-N` with its place N among those of its machine.
+    fn worker_ids(&self) -> Vec<String>;
+
+    /// What starts a worker's program, before the program's own arguments. Its process ends when
+    /// the worker's does.
+    fn command(&self, worker: &str, program: &Path) -> std::process::Command;
+
+    /// Name of the program whose processes stand for the workers: a restarted coordinator looks for
+    /// them.
+    fn process_name(&self) -> &'static str;
 }
 
 /// What every worker is started with.
@@ -72,7 +79,7 @@ pub(crate) struct WorkerCommand {
     pub(crate) device: DeviceChoice,
     /// Workers that share a GPU use NCCL all the same, for tests.
     pub(crate) shares_gpu_by_nccl: bool,
-    pub(crate) place: LaunchTarget,
+    pub(crate) target: Arc<dyn LaunchTarget>,
     /// Under which the workers reach each other; `None`: they find out.
     pub(crate) interface: Option<String>,
     /// Whether they show their metrics.
@@ -106,7 +113,7 @@ impl Launcher {
 
     /// Starts all workers' processes.
     pub(crate) fn start(&self) -> Result<()> {
-        for worker in self.command.place.worker_ids() {
+        for worker in self.command.target.worker_ids() {
             let child = self.command.spawn(&worker)?;
             self.spawn_after(worker, Some(child), Duration::ZERO);
         }
@@ -133,9 +140,9 @@ impl Launcher {
     /// Takes over the workers' processes that an earlier coordinator of this run started; those
     /// that are not there have ended.
     pub(crate) fn adopt_all(&self) {
-        let workers = self.command.place.worker_ids();
-        let is_local = matches!(self.command.place, LaunchTarget::Here { .. });
-        let mut found = Adopted::find(&workers, &self.command.coordinator, is_local);
+        let workers = self.command.target.worker_ids();
+        let program = self.command.target.process_name();
+        let mut found = Adopted::find(&workers, &self.command.coordinator, program);
         for worker in workers {
             let process = found.remove(&worker);
             self.report_end(worker, |killed| async move {
@@ -248,31 +255,7 @@ impl Started {
     }
 }
 
-impl LaunchTarget {
-    /// Names of the workers: of this machine by number, of nodes by node and number.
-    pub(crate) fn worker_ids(&self) -> Vec<String> {
-        match self {
-            Self::Here { workers } => {
-                (0..*workers).map(|index| format!("{WORKER}-{index}")).collect()
-            }
-            Self::Nodes { nodes, .. } => {
-                let of = |node: &Node| {
-                    (0..node.workers).map(|index| format!("{}-{index}", node.name)).collect()
-                };
-                nodes.iter().flat_map(|node| -> Vec<String> { of(node) }).collect()
-            }
-        }
-    }
-}
-
 impl WorkerCommand {
-    fn cannot_start(&self) -> String {
-        match self.place {
-            LaunchTarget::Here { .. } => format!("{} could not be started", self.program.display()),
-            LaunchTarget::Nodes { .. } => "srun could not be started".into(),
-        }
-    }
-
     fn log(&self, worker: &str) -> PathBuf {
         self.logs.join(format!("{worker}.log"))
     }
@@ -285,17 +268,8 @@ impl WorkerCommand {
             .append(true)
             .open(&log)
             .with_context(|| format!("{}", log.display()))?;
-        let (node, index) = worker.rsplit_once('-').unwrap_or((worker, "0"));
-        let mut command = match &self.place {
-            LaunchTarget::Here { .. } => std::process::Command::new(&self.program),
-            LaunchTarget::Nodes { nodes, srun_arguments } => {
-                let gpus =
-                    nodes.iter().find(|other| other.name == node).map_or(0, |node| node.gpus);
-                let mut command = slurm::srun(node, gpus, srun_arguments);
-                command.arg(&self.program);
-                command
-            }
-        };
+        let (_, index) = worker.rsplit_once('-').unwrap_or((worker, "0"));
+        let mut command = self.target.command(worker, &self.program);
         let (coordinator, threads) = (self.coordinator.as_str(), self.threads);
         WorkerProcess { coordinator, id: worker, local_rank: index, threads, device: self.device }
             .put_into(&mut command);
@@ -339,7 +313,11 @@ impl WorkerCommand {
     fn spawned(&self, mut command: Command, worker: &str) -> Result<Started> {
         let log = self.log(worker);
         let log_begins_at = std::fs::metadata(&log).map_or(0, |log| log.len());
-        let child = command.spawn().with_context(|| self.cannot_start())?;
+        let started = command.spawn();
+        let child = started.with_context(|| {
+            let program = command.as_std().get_program().to_string_lossy();
+            format!("{program} could not be started")
+        })?;
         Ok(Started { child, log, log_begins_at })
     }
 }

@@ -84,14 +84,13 @@ pub(super) fn decode_all(
     let done = AtomicU64::new(0);
     let count = || progress(done.fetch_add(1, Ordering::Relaxed) + 1, pictures.len() as u64);
     let (mut ready, mut next) = (Vec::new(), Vec::new());
-    for chunk in pictures.chunks(CHUNK) {
-        let (written, outcomes) = rayon::join(
-            || sink.images(&ready),
-            || decode_chunk(tree, chunk, (rules, &mut next), &count),
-        );
+    for pictures in pictures.chunks(CHUNK) {
+        let chunk = Chunk { tree, pictures };
+        let (written, outcomes) =
+            rayon::join(|| sink.images(&ready), || chunk.decode(rules, &mut next, &count));
         written?;
-        note_oddities(chunk, &outcomes, &mut oddities);
-        keep_good(tree, chunk, outcomes, &mut next, (on_bad_image, &mut decoded))?;
+        chunk.note_oddities(&outcomes, &mut oddities);
+        chunk.keep_good(outcomes, on_bad_image, &mut next, &mut decoded)?;
         std::mem::swap(&mut ready, &mut next);
     }
     sink.images(&ready)?;
@@ -109,18 +108,6 @@ pub(super) fn decode_all(
 /// How many pictures are odd in one way, and the first of them.
 type Found<'a> = (u64, &'a str);
 
-fn note_oddities<'a>(
-    pictures: &[Picture<'a>],
-    outcomes: &[Outcome],
-    noted: &mut BTreeMap<Oddity, Found<'a>>,
-) {
-    for (picture, outcome) in pictures.iter().zip(outcomes) {
-        if let Ok(Some(oddity)) = outcome {
-            noted.entry(*oddity).or_insert((0, picture.file.name.as_str())).0 += 1;
-        }
-    }
-}
-
 fn warning(oddity: Oddity, (count, first): Found<'_>) -> String {
     let (images, verb) = if count == 1 { ("image", "has") } else { ("images", "have") };
     format!("{count} {images} {verb} {}; the first is {first}", oddity.text())
@@ -128,54 +115,71 @@ fn warning(oddity: Oddity, (count, first): Found<'_>) -> String {
 
 type Outcome = Result<Option<Oddity>, RawFault>;
 
-/// Decodes some pictures into `pixels`, one after the other.
-fn decode_chunk(
-    tree: &Tree,
-    pictures: &[Picture<'_>],
-    (rules, pixels): (Rules, &mut Vec<u8>),
-    count: &(dyn Fn() + Sync),
-) -> Vec<Outcome> {
-    let bytes = rules.size.bytes();
-    pixels.resize(pictures.len() * bytes, 0);
-    let one = |(out, picture): (&mut [u8], &Picture<'_>)| {
-        let outcome = tree.read(picture.file).and_then(|content| decode(&content, rules, out));
-        count();
-        outcome
-    };
-    pixels.par_chunks_exact_mut(bytes).zip(pictures).map(one).collect()
+/// Pictures that are decoded together.
+struct Chunk<'a> {
+    tree: &'a Tree,
+    pictures: &'a [Picture<'a>],
 }
 
-/// Moves what could be decoded together, and notes labels and what is skipped.
-fn keep_good(
-    tree: &Tree,
-    pictures: &[Picture<'_>],
-    outcomes: Vec<Outcome>,
-    pixels: &mut Vec<u8>,
-    (on_bad_image, decoded): (OnBadImage, &mut Decoded),
-) -> Result<(), DataError> {
-    let bytes = pixels.len() / pictures.len();
-    let mut kept = 0;
-    for (at, (picture, outcome)) in pictures.iter().zip(outcomes).enumerate() {
-        match outcome {
-            Ok(_) => {
-                if kept < at {
-                    pixels.copy_within(at * bytes..(at + 1) * bytes, kept * bytes);
-                }
-                kept += 1;
-                decoded.fine.push(picture.fine);
-            }
-            Err(fault) if on_bad_image == OnBadImage::Fail => {
-                return Err(DataError::Picture { path: tree.path(&picture.file.name), fault });
-            }
-            Err(fault) => {
-                decoded
-                    .skipped
-                    .push(Skipped { name: picture.file.name.clone(), reason: fault.to_string() });
+impl<'a> Chunk<'a> {
+    /// Decodes them into `pixels`, one after the other.
+    fn decode(
+        &self,
+        rules: Rules,
+        pixels: &mut Vec<u8>,
+        count: &(dyn Fn() + Sync),
+    ) -> Vec<Outcome> {
+        let bytes = rules.size.bytes();
+        pixels.resize(self.pictures.len() * bytes, 0);
+        let one = |(out, picture): (&mut [u8], &Picture<'_>)| {
+            let content = self.tree.read(picture.file);
+            let outcome = content.and_then(|content| decode(&content, rules, out));
+            count();
+            outcome
+        };
+        pixels.par_chunks_exact_mut(bytes).zip(self.pictures).map(one).collect()
+    }
+
+    fn note_oddities(&self, outcomes: &[Outcome], noted: &mut BTreeMap<Oddity, Found<'a>>) {
+        for (picture, outcome) in self.pictures.iter().zip(outcomes) {
+            if let Ok(Some(oddity)) = outcome {
+                noted.entry(*oddity).or_insert((0, picture.file.name.as_str())).0 += 1;
             }
         }
     }
-    pixels.truncate(kept * bytes);
-    Ok(())
+
+    /// Moves what could be decoded together, and notes labels and what is skipped.
+    fn keep_good(
+        &self,
+        outcomes: Vec<Outcome>,
+        on_bad_image: OnBadImage,
+        pixels: &mut Vec<u8>,
+        decoded: &mut Decoded,
+    ) -> Result<(), DataError> {
+        let bytes = pixels.len() / self.pictures.len();
+        let mut kept = 0;
+        for (at, (picture, outcome)) in self.pictures.iter().zip(outcomes).enumerate() {
+            let name = &picture.file.name;
+            match outcome {
+                Ok(_) => {
+                    if kept < at {
+                        pixels.copy_within(at * bytes..(at + 1) * bytes, kept * bytes);
+                    }
+                    kept += 1;
+                    decoded.fine.push(picture.fine);
+                }
+                Err(fault) if on_bad_image == OnBadImage::Fail => {
+                    return Err(DataError::Picture { path: self.tree.path(name), fault });
+                }
+                Err(fault) => {
+                    let skipped = Skipped { name: name.clone(), reason: fault.to_string() };
+                    decoded.skipped.push(skipped);
+                }
+            }
+        }
+        pixels.truncate(kept * bytes);
+        Ok(())
+    }
 }
 
 #[cfg(test)]

@@ -142,11 +142,13 @@ impl<'a> BatchLoader<'a> {
 fn make_ahead(
     maker: &ViewMaker,
     steps: impl Iterator<Item = (Position, Vec<u64>, Range<usize>)>,
-    (share, views): ((usize, usize), u64),
+    ((part, parts), views): ((usize, usize), u64),
     sender: &SyncSender<Result<Vec<f32>>>,
 ) {
     for (at, samples, own) in steps {
-        if sender.send(maker.views(&samples[own], share, at.epoch, views)).is_err() {
+        let own = &samples[own];
+        let ids = &own[rank_slice(own.len(), part, parts)];
+        if sender.send(maker.views(ids, at.epoch, views)).is_err() {
             return;
         }
     }

@@ -135,7 +135,7 @@ impl Data {
             };
             return Ok(made.reshape(self.shape(&leading)).to_kind(self.kind()));
         }
-        let floats = self.on_threads(pack, |maker, part| maker.views(ids, part, epoch, views))?;
+        let floats = self.on_threads(pack, ids, |maker, ids| maker.views(ids, epoch, views))?;
         Ok(self.tensor(&floats, &leading))
     }
 
@@ -145,26 +145,27 @@ impl Data {
             return Ok(plain_on_device(&self.augmentation, &self.on_gpu(images, ids)?)
                 .to_kind(self.kind()));
         }
-        let floats = self.on_threads(pack, |maker, part| maker.plain(ids, part))?;
+        let floats = self.on_threads(pack, ids, ViewMaker::plain)?;
         Ok(self.tensor(&floats, &[ids.len() as i64]))
     }
 
     /// Floats that all threads of this worker compute, each its part of so many, one after the
     /// other.
-    fn on_threads<F>(&self, pack: &Pack, compute: F) -> Result<Vec<f32>>
+    fn on_threads<F>(&self, pack: &Pack, ids: &[u64], compute: F) -> Result<Vec<f32>>
     where
-        F: Fn(&ViewMaker, (usize, usize)) -> Result<Vec<f32>> + Sync,
+        F: Fn(&ViewMaker, &[u64]) -> Result<Vec<f32>> + Sync,
     {
         let (maker, threads) = (self.maker(pack.images()), self.threads);
         let parts: Vec<Result<Vec<f32>>> = thread::scope(|scope| {
             let compute = &compute;
+            let of_part = |part| &ids[rank_slice(ids.len(), part, threads)];
             // Images of a tensor go to a thread by a handle of its own.
             let others = (1..threads).map(|part| {
                 let maker = maker.clone();
-                scope.spawn(move || compute(&maker, (part, threads)))
+                scope.spawn(move || compute(&maker, of_part(part)))
             });
             let others: Vec<_> = others.collect();
-            let first = compute(&maker, (0, threads));
+            let first = compute(&maker, of_part(0));
             let joined =
                 others.into_iter().map(|part| part.join().expect("making views does not panic"));
             std::iter::once(first).chain(joined).collect()
@@ -296,16 +297,8 @@ pub(crate) struct ViewMaker {
 }
 
 impl ViewMaker {
-    /// The floats of views of one of so many parts of some images in one epoch: [n, views, C, S,
-    /// S].
-    pub(crate) fn views(
-        &self,
-        ids: &[u64],
-        (part, parts): (usize, usize),
-        epoch: u64,
-        views: u64,
-    ) -> Result<Vec<f32>> {
-        let ids = &ids[rank_slice(ids.len(), part, parts)];
+    /// The floats of views of images in one epoch: [n, views, C, S, S].
+    pub(crate) fn views(&self, ids: &[u64], epoch: u64, views: u64) -> Result<Vec<f32>> {
         let pixels = self.images.pixels(ids)?;
         let size = self.augmentation.pixels();
         let mut floats = vec![0.0_f32; ids.len() * views as usize * size];
@@ -324,9 +317,8 @@ impl ViewMaker {
         Ok(floats)
     }
 
-    /// The floats of one of so many parts of some images as evaluation sees them: [n, C, S, S].
-    fn plain(&self, ids: &[u64], (part, parts): (usize, usize)) -> Result<Vec<f32>> {
-        let ids = &ids[rank_slice(ids.len(), part, parts)];
+    /// The floats of images as evaluation sees them: [n, C, S, S].
+    fn plain(&self, ids: &[u64]) -> Result<Vec<f32>> {
         let pixels = self.images.pixels(ids)?;
         let size = self.augmentation.pixels();
         let mut floats = vec![0.0_f32; ids.len() * size];

@@ -7,7 +7,7 @@
 use crate::tensors::upload;
 use tch::{Device, Kind, Tensor};
 use thanos_fused::Error;
-use thanos_fused::gpu::{VIEW_WORDS, ViewParameters, views};
+use thanos_fused::gpu::{Normalization, VIEW_WORDS, ViewParameters, views};
 use thanos_views::{Adjustment, Augmentation, Crop, Draw, LUMA, Tap, taps};
 
 /// One view of each of `images`, [n, S, S, C] u8, by its key: [n, C, S, S] f32 on the images'
@@ -58,7 +58,9 @@ pub fn views_by_kernel(
     let (size, n) = (images.size(), keys.len() as i64);
     let mut made = Tensor::empty([n, size[3], size[1], size[2]], (Kind::Float, device));
     let parameters = upload(&words, device).reshape([n, VIEW_WORDS as i64]);
-    views(images, (&upload(rows, device), &parameters), augmentation.normalisation(), &mut made)?;
+    let (scale, shift) = augmentation.normalisation();
+    let normalization = Normalization { scale, shift };
+    views(images, &upload(rows, device), &parameters, normalization, &mut made)?;
     Ok(made)
 }
 

@@ -1,6 +1,7 @@
 //! `bench`: its options, and the run in a temporary folder that it makes of them.
 
-use super::launch::{LOCAL_LEASE, runtime};
+use super::launch::runtime;
+use super::launcher::LOCAL_LEASE;
 use super::{Target, config_of};
 use crate::commands::bench::{Bench, Folder};
 use crate::exit::EXIT_STOPPED;
@@ -8,7 +9,7 @@ use crate::launch::supervisor::listen;
 use crate::launch::{Launch, Launched, Starter, launch};
 use crate::run::CollectivesChoice;
 use crate::terminal;
-use crate::workers::LaunchTarget;
+use crate::workers::ThisMachine;
 use crate::workers::devices::{
     Devices, Request, device_of_environment, on_this_machine, worker_program,
 };
@@ -17,6 +18,7 @@ use clap::Args;
 use listenfd::ListenFd;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 use thanos_formats::StartedWith;
 use thanos_proto::{BenchRequest, MAX_BENCH_STEPS};
@@ -123,7 +125,7 @@ impl BenchArguments {
             starter: Starter::This {
                 program,
                 device,
-                place: LaunchTarget::Here { workers },
+                target: Arc::new(ThisMachine { workers }),
                 threads,
                 interface: None,
             },

@@ -1,24 +1,22 @@
 //! `launch` and `serve`: their options, and what a launch is by them, by the machine and by the
 //! allocation.
 
-use super::launcher_name::LauncherName;
+use super::launcher::{DeviceOptions, LauncherName, target};
 use super::series_arguments::SeriesArguments;
+use super::size::{Nodes, Size, nodes};
 use super::slurm_arguments::SlurmArguments;
 use super::{PacksDir, Target, duration, plan, plan_to_resume, quick, quick_plan};
 use crate::exit::{EXIT_STOPPED, EXIT_USAGE, Fatal};
 use crate::launch::status_listener::{StatusChoice, StatusListener};
-use crate::launch::supervisor::{end_with, listen, supervise};
+use crate::launch::supervisor::{end_with, listen};
 use crate::launch::{Launch, Launched, Starter, launch};
 use crate::run::CollectivesChoice;
 use crate::run_dir::{Claimed, identity};
 use crate::server::MAX_WORKERS;
 use crate::signals::StopSignals;
 use crate::terminal::{self, OutputError};
-use crate::workers::LaunchTarget;
-use crate::workers::devices::{
-    Devices, Request, device_of_environment, on_nodes, on_this_machine, worker_program,
-};
-use crate::workers::slurm::{Allocation, Checkpointed, requeue};
+use crate::workers::devices::{Devices, device_of_environment, worker_program};
+use crate::workers::slurm::Allocation;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use listenfd::ListenFd;
@@ -27,13 +25,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use thanos_configs::Plan;
 use thanos_formats::{RUN_JSON, StartedWith};
-use thanos_transport::{DeviceChoice, GpuFacts};
+use thanos_transport::DeviceChoice;
 use tokio::runtime::Runtime;
-
-/// Workers of this machine must not outlive their supervisor by five seconds; others wait for a
-/// restarted coordinator.
-pub(super) const LOCAL_LEASE: Duration = Duration::from_secs(4);
-const FOREIGN_LEASE: Duration = Duration::from_secs(60);
 
 #[derive(Args, Debug)]
 pub(super) struct LaunchArguments {
@@ -147,29 +140,6 @@ pub(super) enum Resume {
     Auto,
 }
 
-/// How many nodes a run has at least and at most.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Nodes {
-    min: usize,
-    max: usize,
-}
-
-/// `4`, or `2:4`.
-fn nodes(text: &str) -> Result<Nodes, String> {
-    let number = |text: &str| -> Result<usize, String> {
-        let number = text.parse::<usize>().map_err(|error| error.to_string())?;
-        let known = (1..=MAX_WORKERS).contains(&number);
-        if known { Ok(number) } else { Err(format!("{number} is not in 1..={MAX_WORKERS}")) }
-    };
-    let (min, max) = text.split_once(':').unwrap_or((text, text));
-    let nodes = Nodes { min: number(min)?, max: number(max)? };
-    if nodes.min <= nodes.max {
-        Ok(nodes)
-    } else {
-        Err(format!("MIN {min} is greater than MAX {max}"))
-    }
-}
-
 /// Does a launch, with the launcher that was typed or, for `serve`, `none`.
 pub(super) fn act_launch(arguments: &LaunchArguments, forced: Option<LauncherName>) -> Result<u8> {
     if let (Some(series), None) = (arguments.series.member_of, arguments.supervised_by) {
@@ -197,18 +167,16 @@ pub(super) fn act_launch(arguments: &LaunchArguments, forced: Option<LauncherNam
     };
     let claimed_path = claimed.as_ref().map(|claimed| claimed.path().to_owned());
     let run_dir = arguments.run_dir.clone().or(claimed_path).unwrap_or_default();
-    match (requested.launcher, arguments.supervised_by) {
-        (LauncherName::Local, None) => return supervise(&run_dir, &listener, status.as_ref()),
-        (LauncherName::Srun, None) => {
-            let before = Checkpointed::of(&run_dir);
-            let code = supervise(&run_dir, &listener, status.as_ref())?;
-            if code == EXIT_STOPPED {
-                requeue(&run_dir, &before, arguments.slurm.max_requeues);
+    match arguments.supervised_by {
+        Some(supervisor) => end_with(supervisor)?,
+        None => {
+            let max_requeues = arguments.slurm.max_requeues;
+            let launcher = requested.launcher;
+            let code = launcher.supervise(&run_dir, &listener, status.as_ref(), max_requeues)?;
+            if let Some(code) = code {
+                return Ok(code);
             }
-            return Ok(code);
         }
-        (_, Some(supervisor)) => end_with(supervisor)?,
-        (LauncherName::None, None) => {}
     }
     let what = arguments.launch(&requested, run_dir, status)?;
     if let Some(workers) = requested.workers.as_ref().filter(|_| !arguments.again) {
@@ -240,8 +208,7 @@ struct Requested {
     size: Size,
     /// Of each worker; `None`: the cores are shared.
     threads: Option<usize>,
-    device: DeviceChoice,
-    collectives: CollectivesChoice,
+    device_options: DeviceOptions,
     /// What this program starts; `None`: the workers are started separately.
     workers: Option<Workers>,
 }
@@ -273,48 +240,21 @@ impl Requested {
             Some(run_dir) => identity(run_dir)?.started_with,
             None => None,
         };
-        let launcher = launcher(arguments.launcher, forced, before.as_ref())?;
-        let (device, collectives) = arguments.devices(launcher, before.as_ref())?;
-        // All workers of many machines would be too many for this one.
-        let before = before.filter(|before| {
-            launcher != LauncherName::Local || launcher_of(before) != Some(LauncherName::Srun)
-        });
+        let launcher = LauncherName::choose(arguments.launcher, forced, before.as_ref())?;
+        let device_options = arguments.device_options(launcher, before.as_ref())?;
+        let before = before.filter(|before| launcher.keeps_size_of(before));
         arguments.slurm.check(launcher)?;
-        let mut allocation = match launcher {
-            LauncherName::Srun => Some(Allocation::of_this_job()?),
-            LauncherName::Local | LauncherName::None => None,
-        };
+        let mut allocation = launcher.allocation()?;
         let size = arguments.size(allocation.as_mut(), before.as_ref())?;
         // Another number of threads adds in another order: the run keeps its own, in another
         // allocation of Slurm too.
         let threads = arguments.threads_per_worker.map(usize::from);
         let threads = threads.or_else(|| before.and_then(|before| before.threads_per_worker));
-        let gpus = allocation.as_ref().map_or(0, Allocation::gpus);
-        let workers = arguments.workers(launcher, (size, gpus), (device, collectives))?;
+        let devices = launcher.devices(size, allocation.as_ref(), device_options)?;
+        let workers = devices.map(|devices| arguments.workers(devices)).transpose()?;
         let resume = resumed.is_some();
-        Ok(Self { plan, resume, launcher, allocation, size, threads, device, collectives, workers })
+        Ok(Self { plan, resume, launcher, allocation, size, threads, device_options, workers })
     }
-}
-
-/// How the workers are started: as typed, else as the run to resume was started.
-fn launcher(
-    typed: Option<LauncherName>,
-    forced: Option<LauncherName>,
-    before: Option<&StartedWith>,
-) -> Result<LauncherName, Fatal> {
-    if let (Some(typed), Some(forced)) = (typed, forced)
-        && typed != forced
-    {
-        let message = "serve starts no workers: use `launch --launcher local` or `launch \
-            --launcher srun`, or omit --launcher";
-        return Err(Fatal::new(EXIT_USAGE, message));
-    }
-    Ok(forced.or(typed).or(before.and_then(launcher_of)).unwrap_or(LauncherName::Local))
-}
-
-/// The launcher that a run was started with.
-fn launcher_of(before: &StartedWith) -> Option<LauncherName> {
-    LauncherName::from_str(&before.launcher, true).ok()
 }
 
 /// Prints how a launch ended well, and returns its exit code.
@@ -343,22 +283,6 @@ fn report_outcome(launched: Launched, run_dir: &Path, command: &str) -> u8 {
     }
 }
 
-/// How many workers, and where.
-#[derive(Clone, Copy, Debug)]
-struct Size {
-    nodes: Nodes,
-    /// On the node that has the most.
-    per_node: usize,
-    /// Fewest and most of the whole run.
-    workers: (usize, usize),
-}
-
-impl Size {
-    fn uniform(nodes: Nodes, per_node: usize) -> Self {
-        Self { nodes, per_node, workers: (nodes.min * per_node, nodes.max * per_node) }
-    }
-}
-
 impl LaunchArguments {
     /// Everything about this launch that is not in its plan.
     fn launch(
@@ -370,7 +294,7 @@ impl LaunchArguments {
         let own_credentials = || run_dir.join("credentials");
         let credentials =
             (!self.insecure).then(|| self.credentials.clone().unwrap_or_else(own_credentials));
-        let Size { nodes, per_node, workers: (min, workers) } = requested.size;
+        let Size { nodes, per_node, min_workers, max_workers } = requested.size;
         let starter = match &requested.workers {
             None => Starter::External,
             Some(workers) => self.starter(requested, workers),
@@ -383,13 +307,9 @@ impl LaunchArguments {
                 Starter::This { threads, .. } => Some(*threads),
                 Starter::External => requested.threads,
             },
-            launcher: requested
-                .launcher
-                .to_possible_value()
-                .map(|name| name.get_name().to_owned())
-                .unwrap_or_default(),
-            device: requested.device.to_string(),
-            collectives: requested.collectives.label().into(),
+            launcher: requested.launcher.name(),
+            device: requested.device_options.device.to_string(),
+            collectives: requested.device_options.collectives.label().into(),
         };
         Ok(Launch {
             run_dir,
@@ -397,15 +317,12 @@ impl LaunchArguments {
             resume: requested.resume,
             packs_dir: self.packs.path()?,
             started_with,
-            workers,
-            min_workers: min,
+            workers: max_workers,
+            min_workers,
             rendezvous_timeout: self.rendezvous_timeout,
             starter,
-            collectives: requested.collectives,
-            lease: self.lease.unwrap_or(match requested.launcher {
-                LauncherName::Local => LOCAL_LEASE,
-                LauncherName::Srun | LauncherName::None => FOREIGN_LEASE,
-            }),
+            collectives: requested.device_options.collectives,
+            lease: self.lease.unwrap_or_else(|| requested.launcher.lease()),
             grace: self.grace,
             again: self.again,
             stop_requested: self.stop_requested,
@@ -438,10 +355,10 @@ impl LaunchArguments {
                 }
                 let nodes = Nodes { min, max: max.min(available) };
                 allocation.limit(nodes.max, per_node);
-                let workers =
-                    (allocation.fewest_workers(nodes.min), allocation.fewest_workers(nodes.max));
                 let per_node = allocation.nodes.iter().map(|node| node.workers).max().unwrap_or(1);
-                Size { nodes, per_node, workers }
+                let min_workers = allocation.fewest_workers(nodes.min);
+                let max_workers = allocation.fewest_workers(nodes.max);
+                Size { nodes, per_node, min_workers, max_workers }
             }
             None => {
                 let nodes = before.map_or(Nodes { min: 1, max: 1 }, |before| Nodes {
@@ -452,20 +369,20 @@ impl LaunchArguments {
                 Size::uniform(self.nodes.unwrap_or(nodes), per_node.unwrap_or(before))
             }
         };
-        let (_, workers) = size.workers;
-        if workers > MAX_WORKERS {
-            let message = format!("{workers} workers: at most {MAX_WORKERS} are supported");
+        if size.max_workers > MAX_WORKERS {
+            let message =
+                format!("{} workers: at most {MAX_WORKERS} are supported", size.max_workers);
             return Err(Fatal::new(EXIT_USAGE, message));
         }
         Ok(size)
     }
 
     /// As typed, else as the run to resume was started.
-    fn devices(
+    fn device_options(
         &self,
         launcher: LauncherName,
         before: Option<&StartedWith>,
-    ) -> Result<(DeviceChoice, CollectivesChoice), Fatal> {
+    ) -> Result<DeviceOptions, Fatal> {
         let before_collectives =
             before.and_then(|before| CollectivesChoice::from_str(&before.collectives, true).ok());
         let collectives = self.collectives.or(before_collectives).unwrap_or_default();
@@ -488,90 +405,36 @@ impl LaunchArguments {
             None if launcher == LauncherName::None => DeviceChoice::default(),
             None => device_of_environment()?.unwrap_or_default(),
         };
-        Ok((device, collectives))
+        Ok(DeviceOptions { device, collectives })
     }
 
-    /// What this program starts as workers, checked against this machine.
-    fn workers(
-        &self,
-        launcher: LauncherName,
-        (size, allocated): (Size, usize),
-        (device, collectives): (DeviceChoice, CollectivesChoice),
-    ) -> Result<Option<Workers>> {
-        let request = |workers| Request { device, collectives, workers };
-        let facts = GpuFacts::of_this_process;
-        let devices = match launcher {
-            LauncherName::None => return Ok(None),
-            LauncherName::Local => on_this_machine(request(size.workers.1), &facts())?,
-            LauncherName::Srun => {
-                let facts = facts();
-                on_nodes(
-                    request(size.per_node),
-                    &GpuFacts { allocated: facts.allocated.max(allocated), ..facts },
-                )?
-            }
-        };
+    /// The workers' program for these devices.
+    fn workers(&self, devices: Devices) -> Result<Workers> {
         let program = match &self.worker_program {
             // In a container the file is not that of this machine.
             Some(named) if !self.slurm.srun_arguments.is_empty() => named.clone(),
             named => worker_program(named.as_deref(), devices.kind)?,
         };
-        Ok(Some(Workers { devices, program }))
+        Ok(Workers { devices, program })
     }
 
     fn starter(&self, requested: &Requested, workers: &Workers) -> Starter {
-        let here = || std::thread::available_parallelism().map_or(1, usize::from);
-        let (place, cores) = match &requested.allocation {
-            None => {
-                let (_, workers) = requested.size.workers;
-                (LaunchTarget::Here { workers }, here() / workers)
-            }
-            Some(allocation) => {
-                let srun_arguments = self.slurm.srun_arguments.clone();
-                (
-                    LaunchTarget::Nodes { nodes: allocation.nodes.clone(), srun_arguments },
-                    allocation.cores_per_worker(),
-                )
-            }
-        };
-        let threads = requested.threads.unwrap_or(cores.max(1));
-        let (program, device) = (workers.program.clone(), workers.devices.device);
-        Starter::This { program, device, place, threads, interface: self.interface.clone() }
+        let allocation = requested.allocation.as_ref();
+        let max_workers = requested.size.max_workers;
+        let (target, cores) = target(max_workers, allocation, &self.slurm.srun_arguments);
+        Starter::This {
+            program: workers.program.clone(),
+            device: workers.devices.device,
+            target,
+            threads: requested.threads.unwrap_or(cores),
+            interface: self.interface.clone(),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn before(launcher: &str) -> StartedWith {
-        StartedWith {
-            min_nodes: 2,
-            max_nodes: 3,
-            workers_per_node: 4,
-            threads_per_worker: Some(1),
-            launcher: launcher.into(),
-            device: "auto".into(),
-            collectives: "auto".into(),
-        }
-    }
-
-    #[test]
-    fn a_resume_is_launched_as_its_run_unless_typed_otherwise() {
-        use LauncherName::{Local, None as External, Srun};
-        let check = |typed, forced, recorded: Option<&str>, expected| {
-            let recorded = recorded.map(before);
-            let found = launcher(typed, forced, recorded.as_ref()).map_err(|fatal| fatal.exit_code);
-            assert_eq!(found, expected, "{typed:?} {forced:?} {recorded:?}");
-        };
-        check(None, None, None, Ok(Local));
-        check(None, None, Some("none"), Ok(External));
-        check(Some(Local), None, Some("none"), Ok(Local));
-        check(None, Some(External), Some("local"), Ok(External));
-        check(Some(External), Some(External), None, Ok(External));
-        check(Some(Srun), Some(External), None, Err(EXIT_USAGE));
-        check(None, None, Some("of a later version"), Ok(Local));
-    }
 
     #[test]
     fn the_first_word_may_be_an_override() {

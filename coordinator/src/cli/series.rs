@@ -2,7 +2,7 @@
 //! series is launched.
 
 use super::launch::{LaunchArguments, Resume};
-use super::launcher_name::LauncherName;
+use super::launcher::LauncherName;
 use super::series_arguments::SeriesArguments;
 use super::{Arguments, Verb, plan, quick, quick_plan};
 use crate::commands::series::members::{Member, Seeds, Sweep, members};
@@ -13,7 +13,7 @@ use crate::run_dir::{Claimed, write_durably};
 use crate::terminal;
 use anyhow::{Context, Result};
 use clap::{Args, Command, Parser};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use thanos_configs::Plan;
 use thanos_formats::{RESULTS_JSON, RUN_JSON};
 
@@ -57,9 +57,8 @@ pub(super) fn act_series(arguments: &LaunchArguments, forced: Option<LauncherNam
     terminal::line(&format!("directory of the series: {}", folder.display()));
     for (index, (plan, member)) in planned.iter().enumerate() {
         let place = format!("run {} of {}, {}", index + 1, planned.len(), member.name);
-        if let Some(code) =
-            run_member(&mut starter, (&folder, &series.arguments), (plan, member), &place)?
-        {
+        let run = MemberRun { run_dir: folder.join(&member.name), plan, member, place };
+        if let Some(code) = run.make(&mut starter, &folder, &series.arguments)? {
             return Ok(code);
         }
     }
@@ -67,35 +66,49 @@ pub(super) fn act_series(arguments: &LaunchArguments, forced: Option<LauncherNam
     Ok(0)
 }
 
-/// Runs one member unless it has finished, and writes the table; returns the exit code that ends
-/// the series, if it does.
-fn run_member(
-    starter: &mut Starter,
-    (folder, arguments): (&Path, &[String]),
-    (plan, member): (&Plan, &Member),
-    place: &str,
-) -> Result<Option<u8>> {
-    let run_dir = folder.join(&member.name);
-    if RunResults::read(&run_dir).is_ok_and(|run| run.is_complete(plan)) {
-        terminal::line(&format!("{place}: it has finished already"));
-        table(folder)?;
-        return Ok(None);
-    }
-    terminal::line(&format!("{place}: started"));
-    let words: Vec<String> = arguments.iter().chain(&member.overrides).cloned().collect();
-    let code = starter.run(&run_dir, &words)?;
-    let resume = format!("thanos-coord launch --resume --run-dir {}", folder.display());
-    match code {
-        0 => {
+/// A member of a series, as it is run.
+struct MemberRun<'a> {
+    run_dir: PathBuf,
+    plan: &'a Plan,
+    member: &'a Member,
+    /// Which of the series it is, for messages.
+    place: String,
+}
+
+impl MemberRun<'_> {
+    /// Runs it, with these arguments of the series and its own, unless it has finished, and writes
+    /// the table of the series' folder; returns the exit code that ends the series, if it does.
+    fn make(
+        &self,
+        starter: &mut Starter,
+        folder: &Path,
+        arguments: &[String],
+    ) -> Result<Option<u8>> {
+        let place = &self.place;
+        if RunResults::read(&self.run_dir).is_ok_and(|run| run.is_complete(self.plan)) {
+            terminal::line(&format!("{place}: it has finished already"));
             table(folder)?;
             return Ok(None);
         }
-        EXIT_STOPPED => terminal::line(&format!("{place}: stopped; resume the series: {resume}")),
-        code => terminal::line(&format!(
-            "{place}: it failed with exit code {code}, which ends the series; resume it: {resume}"
-        )),
+        terminal::line(&format!("{place}: started"));
+        let words: Vec<String> = arguments.iter().chain(&self.member.overrides).cloned().collect();
+        let code = starter.run(&self.run_dir, &words)?;
+        let resume = format!("thanos-coord launch --resume --run-dir {}", folder.display());
+        match code {
+            0 => {
+                table(folder)?;
+                return Ok(None);
+            }
+            EXIT_STOPPED => {
+                terminal::line(&format!("{place}: stopped; resume the series: {resume}"));
+            }
+            code => terminal::line(&format!(
+                "{place}: it failed with exit code {code}, which ends the series; resume it: \
+                 {resume}"
+            )),
+        }
+        Ok(Some(code))
     }
-    Ok(Some(code))
 }
 
 /// The table over the runs that have results, which is also written to `results.json` of the

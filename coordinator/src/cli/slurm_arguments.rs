@@ -1,6 +1,6 @@
 //! Options of a launch inside a Slurm allocation.
 
-use super::launcher_name::LauncherName;
+use super::launcher::LauncherName;
 use crate::exit::{EXIT_USAGE, Fatal};
 use clap::Args;
 

@@ -6,6 +6,7 @@
 use crate::exit::{EXIT_CONFIG, EXIT_DATA, EXIT_IO, EXIT_UNREACHABLE, Fatal};
 use crate::launch::given_weights::{read_given_weights, refuse_changed};
 use crate::launch::{Launch, Starter};
+use crate::run::Placement;
 use crate::run_dir::checkpoints::{Checkpoints, Found};
 use crate::run_dir::ledger::Ledger;
 use crate::run_dir::superseded::{move_aside, steps_made};
@@ -14,7 +15,6 @@ use crate::server::check_descriptors;
 use crate::server::credentials::Credentials;
 use crate::telemetry::progress::{Bar, report_packs};
 use crate::terminal::Unit;
-use crate::workers::LaunchTarget;
 use anyhow::Result;
 use serde_json::json;
 use std::net::TcpListener;
@@ -53,8 +53,8 @@ struct Data {
 pub(crate) fn prepare(plan: &Plan, launch: &Launch) -> Result<Prepared> {
     check_descriptors(launch.workers)?;
     let status = launch.status.as_ref().map(|status| status.listener.try_clone()).transpose()?;
-    if let Starter::This { place: LaunchTarget::Here { .. }, interface: Some(name), .. } =
-        &launch.starter
+    if let Starter::This { target, interface: Some(name), .. } = &launch.starter
+        && target.placement() == Placement::Local
     {
         check_interface(name).map_err(|names| {
             let message = format!("--interface {name} is not on this machine, which has {names}");
@@ -139,7 +139,7 @@ fn warning_of_threads(change: &RecordedChange) -> Option<String> {
 }
 
 fn open_credentials(launch: &Launch) -> Result<Option<Arc<Credentials>>, Fatal> {
-    let shared = launch.starter == Starter::External;
+    let shared = launch.starter.placement() == Placement::External;
     let opened = launch.credentials.as_deref().map(|folder| {
         let opened = Credentials::open_or_make(folder, shared)?;
         match &launch.scrape_token_file {

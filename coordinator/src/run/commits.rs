@@ -6,6 +6,13 @@ use super::{CommitOutcome, Effect, Member, Notice, Phase, RECORDED_INTERVAL, Run
 use std::time::Duration;
 use thanos_proto::{CheckpointRef, CheckpointWritten, Command, StageResult, StepDone};
 
+/// A checkpoint that rank 0 could not write, and why.
+pub(super) struct FailedSave {
+    pub(super) stage: String,
+    pub(super) step: u64,
+    pub(super) reason: String,
+}
+
 impl Run {
     pub(super) fn step(
         &mut self,
@@ -160,8 +167,7 @@ impl Run {
     pub(super) fn not_saved(
         &mut self,
         session: SessionId,
-        (stage, step): (String, u64),
-        reason: String,
+        FailedSave { stage, step, reason }: FailedSave,
         now: Duration,
     ) -> Vec<Effect> {
         let saves_before_end = self.saves_before_end(session);

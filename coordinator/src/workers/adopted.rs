@@ -34,14 +34,13 @@ pub(super) struct Adopted {
 }
 
 impl Adopted {
-    /// The processes that stand for these workers of this coordinator, by their names: on this
-    /// machine a worker's own, else the `srun` that started it. Reads /proc once, for all workers.
+    /// The processes of a program that stand for these workers of this coordinator, by the workers'
+    /// names. Reads /proc once, for all workers.
     pub(super) fn find(
         workers: &[String],
         coordinator: &str,
-        is_local: bool,
+        program: &'static str,
     ) -> HashMap<String, Self> {
-        let program = if is_local { "thanos-worker" } else { "srun" };
         let pids = std::fs::read_dir("/proc").into_iter().flatten().flatten();
         let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
         let found =

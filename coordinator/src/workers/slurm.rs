@@ -1,10 +1,11 @@
 //! A run inside a Slurm allocation: its nodes, how they are reached and what the job has on each.
-//! Slurm's own programs are asked, as its libraries are of one version each. `srun` itself is in
-//! `slurm/step.rs`, the requeue in `slurm/requeue.rs`.
+//! Slurm's own programs are asked, as its libraries are of one version each. How workers are
+//! started is in `slurm/target.rs` and `slurm/step.rs`, the requeue in `slurm/requeue.rs`.
 
 mod requeue;
 mod resources;
 mod step;
+mod target;
 
 use crate::exit::{EXIT_UNREACHABLE, EXIT_USAGE, Fatal};
 use nix::ifaddrs::getifaddrs;
@@ -14,7 +15,8 @@ use std::process::{Command, Stdio};
 use thanos_transport::address_towards;
 
 pub(crate) use requeue::{Checkpointed, requeue};
-pub(crate) use step::srun;
+use step::srun;
+pub(crate) use target::SlurmNodes;
 
 /// What this program is part of.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,5 +1,6 @@
 //! What a worker's process is started with.
 
+use super::slurm::SlurmNodes;
 use super::*;
 use std::path::Path;
 
@@ -7,7 +8,7 @@ use std::path::Path;
 fn started(
     device: DeviceChoice,
     shares_gpu_by_nccl: bool,
-    place: LaunchTarget,
+    target: Arc<dyn LaunchTarget>,
 ) -> (Vec<String>, HashMap<String, String>) {
     let logs = tempfile::tempdir().expect("a folder");
     let command = WorkerCommand {
@@ -17,7 +18,7 @@ fn started(
         threads: 1,
         device,
         shares_gpu_by_nccl,
-        place,
+        target,
         interface: None,
         shows: false,
         logs: logs.path().into(),
@@ -52,7 +53,8 @@ fn a_worker_does_not_inherit_the_secrets_of_trackers() {
 
 #[test]
 fn a_worker_gets_its_device_and_its_place() {
-    let (words, variables) = started(DeviceChoice::Cuda, false, LaunchTarget::Here { workers: 2 });
+    let (words, variables) =
+        started(DeviceChoice::Cuda, false, Arc::new(ThisMachine { workers: 2 }));
     assert_eq!(words[0], "/bin/thanos-worker");
     assert_eq!(
         (value(&words, "--device"), value(&words, "--local-rank")),
@@ -60,7 +62,7 @@ fn a_worker_gets_its_device_and_its_place() {
     );
     assert!(!variables.keys().any(|name| name.starts_with("NCCL_")), "{variables:?}");
     // On another node the worker decides, by its own environment.
-    let nodes = || LaunchTarget::Nodes { nodes: Vec::new(), srun_arguments: Vec::new() };
+    let nodes = || Arc::new(SlurmNodes { nodes: Vec::new(), srun_arguments: Vec::new() });
     let (words, _) = started(DeviceChoice::Auto, false, nodes());
     assert_eq!((words[0].as_str(), value(&words, "--device")), ("srun", None));
     assert!(
@@ -73,7 +75,7 @@ fn a_worker_gets_its_device_and_its_place() {
 #[test]
 fn workers_that_share_a_gpu_are_hosts_of_their_own_to_nccl() {
     let (words, variables) =
-        started(DeviceChoice::CudaIndex(0), true, LaunchTarget::Here { workers: 2 });
+        started(DeviceChoice::CudaIndex(0), true, Arc::new(ThisMachine { workers: 2 }));
     assert_eq!(value(&words, "--device"), Some("cuda:0"));
     let variable = |name: &str| variables.get(name).map(String::as_str);
     assert_eq!(

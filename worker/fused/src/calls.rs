@@ -49,13 +49,22 @@ pub(crate) fn draw(drop: &raw::Drop, row: u64, elements: usize) -> Result<Vec<u1
     Ok(numbers)
 }
 
+/// Heads, and queries: the first tokens, which attend to all.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AttentionShape {
+    pub(crate) heads: i64,
+    pub(crate) queries: i64,
+}
+
 /// `tensors`: x, weight and bias of the norm, weight of q, k and v, rows.
 pub(crate) fn attention(
     tensors: [&Tensor; 5],
-    (heads, queries): (i64, i64),
-    (eps, products): (f64, Products),
+    shape: AttentionShape,
+    eps: f64,
+    products: Products,
     drop: &raw::Drop,
 ) -> Result<Tensor, Error> {
+    let AttentionShape { heads, queries } = shape;
     let tensors = tensors.map(pointer);
     let bfloat16 = products == Products::Bfloat16;
     result("attention", |out| {

@@ -2,7 +2,7 @@
 //! built for and the GPU has memory for; [`is_available`] says whether there are any. The same
 //! kernels run on the CPU, slowly, for tests.
 
-use crate::calls::{Error, check, pointer, result};
+use crate::calls::{AttentionShape, Error, check, pointer, result};
 use crate::draws::{Draws, GROUP};
 use crate::products::Products;
 use crate::raw;
@@ -109,10 +109,12 @@ pub(crate) fn mask(
 /// `tensors`: x, weight and bias of the norm, weight of q, k and v.
 pub(crate) fn attention(
     tensors: [&Tensor; 4],
-    (heads, queries): (i64, i64),
+    shape: AttentionShape,
     eps: f64,
-    (draws, drop): (Option<&Draws>, &raw::Drop),
+    draws: Option<&Draws>,
+    drop: &raw::Drop,
 ) -> Result<Tensor, Error> {
+    let AttentionShape { heads, queries } = shape;
     let [x, weight, bias, qkv] = tensors;
     let [key, rows] = draws_of(draws, x.device());
     let tensors = [x, weight, bias, qkv, &key, &rows].map(pointer);
@@ -126,7 +128,8 @@ pub(crate) fn attention(
 pub(crate) fn feed_forward(
     tensors: [&Tensor; 7],
     eps: f64,
-    (draws, drop): (Option<&Draws>, &raw::Drop),
+    draws: Option<&Draws>,
+    drop: &raw::Drop,
 ) -> Result<Tensor, Error> {
     let [x, weight, bias, input, input_bias, output, output_bias] = tensors;
     let [key, rows] = draws_of(draws, x.device());
@@ -170,6 +173,13 @@ impl ViewParameters {
     }
 }
 
+/// By channel, pixels in [0, 1] become pixel * scale + shift.
+#[derive(Clone, Copy, Debug)]
+pub struct Normalization<'a> {
+    pub scale: &'a [f32],
+    pub shift: &'a [f32],
+}
+
 /// Whether [`views`] makes views of these images, [N, S, S, C].
 pub fn takes_views(images: &Tensor) -> bool {
     let size = images.size();
@@ -180,8 +190,8 @@ pub fn takes_views(images: &Tensor) -> bool {
 }
 
 /// Writes views to `out` [n, C, S, S] f32. View i is of image `rows[i]`, [n] i64, of `images` [N,
-/// S, S, C] u8, by `parameters[i]`, [n, 14] i32 as [`ViewParameters::words`]; then pixels in [0, 1]
-/// become pixel * scale + shift, by channel.
+/// S, S, C] u8, by `parameters[i]`, [n, 14] i32 as [`ViewParameters::words`]; then pixels are
+/// normalized.
 ///
 /// Rows and crops that are not within the images read other memory: they are the caller's to check.
 ///
@@ -189,10 +199,12 @@ pub fn takes_views(images: &Tensor) -> bool {
 /// If shapes do not fit, or tensors are on several devices.
 pub fn views(
     images: &Tensor,
-    (rows, parameters): (&Tensor, &Tensor),
-    (scale, shift): (&[f32], &[f32]),
+    rows: &Tensor,
+    parameters: &Tensor,
+    normalization: Normalization<'_>,
     out: &mut Tensor,
 ) -> Result<(), Error> {
+    let Normalization { scale, shift } = normalization;
     let (size, n) = (images.size(), rows.size()[0]);
     let [_, side, _, channels] = size[..] else { return Err(misfit(&size)) };
     let fits = size[1] == size[2]

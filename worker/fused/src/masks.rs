@@ -32,8 +32,9 @@ pub(crate) fn plain_mask(
     site: u32,
     elements: i64,
     kept: Kept,
-    (kind, device): (Kind, Device),
+    options: (Kind, Device),
 ) -> Tensor {
+    let (kind, device) = options;
     let numbers = numbers(draws, site, in_groups(elements), device).narrow(1, 0, elements);
     numbers.lt(i64::from(kept.share())).to_kind(kind) / kept.probability()
 }

@@ -1,6 +1,7 @@
 //! The two branches of a block: their weights, rates and sites, and which implementation computes
 //! them.
 
+use crate::calls::AttentionShape;
 use crate::draws::{Draws, Kept, has_kernels, keep_everything};
 use crate::products::Products;
 use crate::{Error, calls, gpu, raw};
@@ -108,7 +109,8 @@ impl Attention<'_> {
         let drop = self.drop_of(draws, Draws::key);
         let rows = rows(draws, n);
         let tensors = [x, self.norm.weight, self.norm.bias, self.qkv, &rows];
-        calls::attention(tensors, (self.heads, queries), (self.norm.eps, self.products), &drop)
+        let shape = AttentionShape { heads: self.heads, queries };
+        calls::attention(tensors, shape, self.norm.eps, self.products, &drop)
     }
 
     /// By the kernels of GPUs, which run on the CPU as well, slowly.
@@ -120,7 +122,8 @@ impl Attention<'_> {
     ) -> Result<Tensor, Error> {
         let drop = self.drop_of(draws, |_| 0);
         let tensors = [x, self.norm.weight, self.norm.bias, self.qkv];
-        gpu::attention(tensors, (self.heads, queries), self.norm.eps, (draws, &drop))
+        let shape = AttentionShape { heads: self.heads, queries };
+        gpu::attention(tensors, shape, self.norm.eps, draws, &drop)
     }
 
     fn drop_of(&self, draws: Option<&Draws>, key: fn(&Draws) -> u64) -> raw::Drop {
@@ -170,7 +173,7 @@ impl FeedForward<'_> {
         let drop = self.drop_of(draws, |_| 0);
         let [norm, norm_bias, input, input_bias, output, output_bias] = self.weights();
         let tensors = [x, norm, norm_bias, input, input_bias, output, output_bias];
-        gpu::feed_forward(tensors, self.norm.eps, (draws, &drop))
+        gpu::feed_forward(tensors, self.norm.eps, draws, &drop)
     }
 
     fn weights(&self) -> [&Tensor; 6] {

@@ -53,21 +53,31 @@ impl Kind {
     }
 }
 
+/// Kind of the blocks, and how many there are in each of the four stages.
+struct Layout {
+    kind: Kind,
+    depths: [usize; 4],
+}
+
+/// A block's channels in, channels of its 3x3 convolutions, and stride.
+struct BlockShape {
+    kind: Kind,
+    input: i64,
+    planes: i64,
+    stride: i64,
+}
+
 impl Resnet {
     pub(crate) fn eighteen(root: &nn::Path<'_>, input: Input, sum: &Rc<dyn BatchSum>) -> Self {
-        Self::new(root, input, (Kind::Basic, [2, 2, 2, 2]), sum)
+        Self::new(root, input, &Layout { kind: Kind::Basic, depths: [2, 2, 2, 2] }, sum)
     }
 
     pub(crate) fn fifty(root: &nn::Path<'_>, input: Input, sum: &Rc<dyn BatchSum>) -> Self {
-        Self::new(root, input, (Kind::Bottleneck, [3, 4, 6, 3]), sum)
+        Self::new(root, input, &Layout { kind: Kind::Bottleneck, depths: [3, 4, 6, 3] }, sum)
     }
 
-    fn new(
-        root: &nn::Path<'_>,
-        input: Input,
-        (kind, depths): (Kind, [usize; 4]),
-        sum: &Rc<dyn BatchSum>,
-    ) -> Self {
+    fn new(root: &nn::Path<'_>, input: Input, layout: &Layout, sum: &Rc<dyn BatchSum>) -> Self {
+        let Layout { kind, depths } = *layout;
         let Input { channels, stem, products } = input;
         let (kernel, stride) = match stem {
             Stem::Imagenet => (7, 2),
@@ -86,7 +96,8 @@ impl Resnet {
             for block in 0..depth {
                 let path = root / format!("layer{}", stage + 1) / block;
                 let stride = if stage > 0 && block == 0 { 2 } else { 1 };
-                blocks.push(Block::new(&path, (kind, products), [input, planes], stride, sum));
+                let shape = BlockShape { kind, input, planes, stride };
+                blocks.push(Block::new(&path, &shape, products, sum));
                 input = planes * kind.expansion();
             }
         }
@@ -113,11 +124,11 @@ impl Resnet {
 impl Block {
     fn new(
         path: &nn::Path<'_>,
-        (kind, products): (Kind, Products),
-        [input, planes]: [i64; 2],
-        stride: i64,
+        shape: &BlockShape,
+        products: Products,
         sum: &Rc<dyn BatchSum>,
     ) -> Self {
+        let BlockShape { kind, input, planes, stride } = *shape;
         let output = planes * kind.expansion();
         // torchvision puts a bottleneck's stride on its 3x3 convolution.
         let sizes = match kind {
