@@ -7,11 +7,12 @@ use crate::print_line;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use thanos_configs::SplitMix64;
 use thanos_tests::processes::{commands_in, coordinator, descriptors, send, workers};
-use thanos_tests::{Ran, Running, Scene, lines, results, weights_sha256};
+use thanos_tests::{Ran, Running, Scene, lines, program, results, weights_sha256};
 
 /// Descriptors that a worker of four may have open.
 const MAX_OPEN: usize = 64;
@@ -263,6 +264,25 @@ fn killed_coordinators_lose_no_step() {
         .filter(|event| event["event"] == "recovered")
         .map(|event| event["from"].clone());
     assert!(from.clone().all(|from| from["memory"].is_string()), "{:?}", from.collect::<Vec<_>>());
+}
+
+/// As the worker's program for GPUs is, whose name is another one.
+#[test]
+fn workers_of_any_program_are_taken_over_by_a_restarted_coordinator() {
+    let scene = Scene::new();
+    std::os::unix::fs::symlink(program("thanos-worker"), scene.path("my-worker")).expect("a link");
+    let target = ["digits_supcon", "train.max_steps=120", "rows=[]"];
+    let own = ["--worker-program", "./my-worker"];
+    let mut running = launch(&scene, "run", "2", &[&own[..], &target].concat());
+    running.wait_for_steps("run", 40);
+    let run_dir = scene.path("run");
+    send(coordinator(&run_dir).expect("it runs"), Signal::SIGKILL);
+    running.wait().expect(0);
+    let events = lines(&run_dir, "events.jsonl");
+    let joined = events.iter().filter(|event| event["event"] == "joined");
+    let processes: BTreeSet<i64> = joined.filter_map(|event| event["pid"].as_i64()).collect();
+    assert_eq!(processes.len(), 2, "the same processes: {events:?}");
+    assert!(events.iter().all(|event| event["event"] != "lost"), "{events:?}");
 }
 
 /// Another program starts coordinator and workers, and the coordinator again; the workers wait

@@ -58,13 +58,14 @@ pub(crate) trait LaunchTarget: Debug + Send + Sync {
     /// Names of the workers, each ending in `-N` with its place N among those of its machine.
     fn worker_ids(&self) -> Vec<String>;
 
-    /// What starts a worker's program, before the program's own arguments. Its process ends when
-    /// the worker's does.
+    /// What starts a worker's program; the program's own arguments and the environment of a worker
+    /// are added. The process stands for the worker: it ends when the worker does, with its exit
+    /// code, or 128 + N after a signal, and killing it kills the worker. The program can read the
+    /// files that its arguments name.
     fn command(&self, worker: &str, program: &Path) -> std::process::Command;
 
-    /// Name of the program whose processes stand for the workers: a restarted coordinator looks for
-    /// them.
-    fn process_name(&self) -> &'static str;
+    /// File name of what [`Self::command`] runs: a restarted coordinator looks for such processes.
+    fn process_name(&self, program: &Path) -> String;
 }
 
 /// What every worker is started with.
@@ -141,8 +142,8 @@ impl Launcher {
     /// that are not there have ended.
     pub(crate) fn adopt_all(&self) {
         let workers = self.command.target.worker_ids();
-        let program = self.command.target.process_name();
-        let mut found = Adopted::find(&workers, &self.command.coordinator, program);
+        let program = self.command.target.process_name(&self.command.program);
+        let mut found = Adopted::find(&workers, &self.command.coordinator, &program);
         for worker in workers {
             let process = found.remove(&worker);
             self.report_end(worker, |killed| async move {

@@ -3,6 +3,7 @@
 //! knows nothing of what is in the files.
 
 use super::archive::{self, is_archive};
+use super::cifar::Cifar;
 use super::error::DataError;
 use super::raw::RawFile;
 use super::samples::Split;
@@ -14,14 +15,29 @@ use thanos_configs::{DataConfig, DataKind};
 /// Names that a message shows.
 const MAX_SHOWN: usize = 8;
 
-/// The published forms of a data set that is a few files.
-pub(super) fn layouts(kind: DataKind) -> Option<&'static Layouts> {
-    match kind {
-        DataKind::Mnist => Some(&MNIST),
-        DataKind::FashionMnist => Some(&FASHION_MNIST),
-        DataKind::Cifar10 => Some(&CIFAR10),
-        DataKind::Cifar100 | DataKind::Cifar100U => Some(&CIFAR100),
-        DataKind::Digits | DataKind::Tinyimagenet | DataKind::ImageFolder => None,
+/// Where the images of a kind of data set come from.
+pub(super) enum Source {
+    /// This program.
+    Embedded,
+    /// A few files, in these published forms.
+    Files(&'static Layouts),
+    /// A tree of pictures, as TinyImageNet is published.
+    TinyImageNet,
+    /// A tree of pictures with a folder per class.
+    ImageFolder,
+}
+
+impl Source {
+    pub(super) fn of(kind: DataKind) -> Self {
+        match kind {
+            DataKind::Digits => Self::Embedded,
+            DataKind::Mnist => Self::Files(&MNIST),
+            DataKind::FashionMnist => Self::Files(&FASHION_MNIST),
+            DataKind::Cifar10 => Self::Files(&CIFAR10),
+            DataKind::Cifar100 | DataKind::Cifar100U => Self::Files(&CIFAR100),
+            DataKind::Tinyimagenet => Self::TinyImageNet,
+            DataKind::ImageFolder => Self::ImageFolder,
+        }
     }
 }
 
@@ -32,8 +48,8 @@ type Spellings = &'static [&'static str];
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form {
     Idx,
-    Binary,
-    Pickle,
+    Binary(Cifar),
+    Pickle(Cifar),
 }
 
 /// One published form of a data set.
@@ -98,7 +114,7 @@ const FASHION_MNIST: Layouts = Layouts {
 const CIFAR10: Layouts = Layouts {
     forms: &[
         Layout {
-            form: Form::Binary,
+            form: Form::Binary(Cifar::Ten),
             archive: Some("cifar-10-binary.tar.gz"),
             folders: &["cifar-10-batches-bin"],
             train: &[
@@ -111,7 +127,7 @@ const CIFAR10: Layouts = Layouts {
             test: &[&["test_batch.bin"]],
         },
         Layout {
-            form: Form::Pickle,
+            form: Form::Pickle(Cifar::Ten),
             archive: Some("cifar-10-python.tar.gz"),
             folders: &["cifar-10-batches-py"],
             train: &[
@@ -134,14 +150,14 @@ const CIFAR10: Layouts = Layouts {
 const CIFAR100: Layouts = Layouts {
     forms: &[
         Layout {
-            form: Form::Binary,
+            form: Form::Binary(Cifar::Hundred),
             archive: Some("cifar-100-binary.tar.gz"),
             folders: &["cifar-100-binary"],
             train: &[&["train.bin"]],
             test: &[&["test.bin"]],
         },
         Layout {
-            form: Form::Pickle,
+            form: Form::Pickle(Cifar::Hundred),
             archive: Some("cifar-100-python.tar.gz"),
             folders: &["cifar-100-python"],
             train: &[&["train"]],

@@ -1,7 +1,6 @@
 //! The data sets that come as a handful of files, from their raw bytes to samples: the embedded
 //! digits, IDX, CIFAR. Which files those are is `layouts`'; how they are written is the decoders'.
 
-use super::cifar::Cifar;
 use super::error::{DataError, RawFault};
 use super::layouts::{Form, Found};
 use super::pack_file::Sink;
@@ -74,11 +73,14 @@ impl RawSet for Files {
     ) -> Result<Decoded, DataError> {
         let (form, files) = self.found.files(split)?;
         let labels = &self.facts.labels;
-        let cifar = if labels.fine_names.len() == 10 { Cifar::Ten } else { Cifar::Hundred };
         let samples = match form {
             Form::Idx => decode_idx(&files, &self.facts)?,
-            Form::Binary => decode_cifar(&files, |content| cifar.decode_binary(content, labels))?,
-            Form::Pickle => decode_cifar(&files, |content| cifar.decode_pickle(content, labels))?,
+            Form::Binary(cifar) => {
+                decode_cifar(&files, |content| cifar.decode_binary(content, labels))?
+            }
+            Form::Pickle(cifar) => {
+                decode_cifar(&files, |content| cifar.decode_pickle(content, labels))?
+            }
         };
         put(samples, sink)
     }

@@ -1,7 +1,7 @@
 //! Which reader reads `data.dir`. Where the files of a published data set are in it is `layouts`'.
 
 use super::error::DataError;
-use super::layouts::{FoundFiles, dir, directly_in, find, layouts};
+use super::layouts::{FoundFiles, Source, dir, directly_in, find};
 use super::raw_set::{RawSet, TestImages};
 use super::samples::Split;
 use super::sets::{Digits, Files};
@@ -9,7 +9,7 @@ use super::stamp::stamp_file;
 use super::{image_folder, tinyimagenet};
 use sha2::Sha256;
 use std::path::{Path, PathBuf};
-use thanos_configs::{DataConfig, DataKind};
+use thanos_configs::DataConfig;
 
 /// Finds a data set's raw files.
 ///
@@ -18,19 +18,16 @@ use thanos_configs::{DataConfig, DataKind};
 /// named.
 pub(super) fn locate(config: &DataConfig, test: TestImages) -> Result<Box<dyn RawSet>, DataError> {
     let facts = config.facts();
-    Ok(match layouts(config.kind) {
-        Some(layouts) => Box::new(Files::new(facts, find(config, layouts)?)),
-        None if config.kind == DataKind::Digits => Box::new(Digits::new(facts)),
-        None => tree(config, test)?,
-    })
-}
-
-/// A data set that is a tree of pictures.
-fn tree(config: &DataConfig, test: TestImages) -> Result<Box<dyn RawSet>, DataError> {
-    let root = tree_root(config)?;
-    Ok(match config.kind {
-        DataKind::Tinyimagenet => Box::new(tinyimagenet::TinyImageNet::open(&root, config)?),
-        _ => Box::new(image_folder::ImageFolder::open(&root, config, test)?),
+    Ok(match Source::of(config.kind) {
+        Source::Embedded => Box::new(Digits::new(facts)),
+        Source::Files(layouts) => Box::new(Files::new(facts, find(config, layouts)?)),
+        Source::TinyImageNet => {
+            Box::new(tinyimagenet::TinyImageNet::open(&tinyimagenet_root(config)?, config)?)
+        }
+        Source::ImageFolder => {
+            let root = dir(config, "train/ and test/ with one folder per class", &[".zip"])?;
+            Box::new(image_folder::ImageFolder::open(&root, config, test)?)
+        }
     })
 }
 
@@ -39,26 +36,22 @@ fn tree(config: &DataConfig, test: TestImages) -> Result<Box<dyn RawSet>, DataEr
 /// # Errors
 /// As [`locate`]'s.
 pub(super) fn stamp_into(config: &DataConfig, hash: &mut Sha256) -> Result<(), DataError> {
-    let Some(layouts) = layouts(config.kind) else {
-        if config.kind == DataKind::Digits {
-            return Ok(());
+    match Source::of(config.kind) {
+        Source::Embedded => Ok(()),
+        Source::Files(layouts) => match find(config, layouts)?.place {
+            FoundFiles::Archive(path) => stamp_file(&path, hash),
+            FoundFiles::Files(_, paths) => paths.iter().try_for_each(|path| stamp_file(path, hash)),
+        },
+        Source::TinyImageNet | Source::ImageFolder => {
+            let set = locate(config, TestImages::Optional)?;
+            let mut splits = [Split::Train, Split::Test].into_iter();
+            splits.try_for_each(|split| set.hash_into(split, hash))
         }
-        let set = tree(config, TestImages::Optional)?;
-        return [Split::Train, Split::Test]
-            .into_iter()
-            .try_for_each(|split| set.hash_into(split, hash));
-    };
-    match find(config, layouts)?.place {
-        FoundFiles::Archive(path) => stamp_file(&path, hash),
-        FoundFiles::Files(_, paths) => paths.iter().try_for_each(|path| stamp_file(path, hash)),
     }
 }
 
-/// The folder or archive of a data set that is a tree of pictures.
-fn tree_root(config: &DataConfig) -> Result<PathBuf, DataError> {
-    if config.kind == DataKind::ImageFolder {
-        return dir(config, "train/ and test/ with one folder per class", &[".zip"]);
-    }
+/// The folder or archive of TinyImageNet.
+fn tinyimagenet_root(config: &DataConfig) -> Result<PathBuf, DataError> {
     let archive = format!("{}.zip", tinyimagenet::FOLDER);
     let given = dir(
         config,

@@ -185,7 +185,7 @@ pub struct Heartbeat {
 }
 
 /// A committed update: a line of `steps.jsonl`. `step` counts over the stage, from 0.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct StepDone {
     pub stage: String,
     pub epoch: u64,

@@ -1,7 +1,7 @@
 //! `launch` and `serve`: their options, and what a launch is by them, by the machine and by the
 //! allocation.
 
-use super::launcher::{DeviceOptions, LauncherName, target};
+use super::launcher::{DeviceOptions, LauncherName};
 use super::series_arguments::SeriesArguments;
 use super::size::{Nodes, Size, nodes};
 use super::slurm_arguments::SlurmArguments;
@@ -421,7 +421,8 @@ impl LaunchArguments {
     fn starter(&self, requested: &Requested, workers: &Workers) -> Starter {
         let allocation = requested.allocation.as_ref();
         let max_workers = requested.size.max_workers;
-        let (target, cores) = target(max_workers, allocation, &self.slurm.srun_arguments);
+        let srun_arguments = &self.slurm.srun_arguments;
+        let (target, cores) = requested.launcher.target(max_workers, allocation, srun_arguments);
         Starter::This {
             program: workers.program.clone(),
             device: workers.devices.device,

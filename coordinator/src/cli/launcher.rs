@@ -150,22 +150,22 @@ impl LauncherName {
             }
         }
     }
-}
-
-/// What starts this many workers, and the cores that each has.
-pub(super) fn target(
-    workers: usize,
-    allocation: Option<&Allocation>,
-    srun_arguments: &[String],
-) -> (Arc<dyn LaunchTarget>, usize) {
-    match allocation {
-        None => {
-            let cores = std::thread::available_parallelism().map_or(1, usize::from);
-            (Arc::new(ThisMachine { workers }), (cores / workers).max(1))
-        }
-        Some(allocation) => {
-            let (nodes, srun_arguments) = (allocation.nodes.clone(), srun_arguments.to_vec());
-            (Arc::new(SlurmNodes { nodes, srun_arguments }), allocation.cores_per_worker())
+    /// What starts this many workers, and the cores that each has.
+    pub(super) fn target(
+        self,
+        workers: usize,
+        allocation: Option<&Allocation>,
+        srun_arguments: &[String],
+    ) -> (Arc<dyn LaunchTarget>, usize) {
+        match (self, allocation) {
+            (Self::Srun, Some(allocation)) => {
+                let (nodes, srun_arguments) = (allocation.nodes.clone(), srun_arguments.to_vec());
+                (Arc::new(SlurmNodes { nodes, srun_arguments }), allocation.cores_per_worker())
+            }
+            (Self::Local | Self::Srun | Self::None, _) => {
+                let cores = std::thread::available_parallelism().map_or(1, usize::from);
+                (Arc::new(ThisMachine { workers }), (cores / workers).max(1))
+            }
         }
     }
 }

@@ -109,19 +109,14 @@ pub(in crate::run) fn ready() -> WorkerEvent {
 pub(crate) fn step(stage: &str, step: u64, generation: u64) -> StepDone {
     StepDone {
         stage: stage.into(),
-        epoch: 0,
         step,
         generation,
         world_size: 2,
         loss: 1.0,
-        losses: BTreeMap::new(),
         lr: 0.1,
         images: 8,
-        samples_sha256: String::new(),
         total_steps: 10,
-        skipped: None,
-        phase_seconds: BTreeMap::new(),
-        gathered_bytes: 0,
+        ..StepDone::default()
     }
 }
 

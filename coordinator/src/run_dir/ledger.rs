@@ -213,7 +213,6 @@ mod tests {
     fn step(stage: &str, step: u64, generation: u64) -> StepDone {
         StepDone {
             stage: stage.into(),
-            epoch: 0,
             step,
             generation,
             world_size: 2,
@@ -223,9 +222,7 @@ mod tests {
             images: 128,
             samples_sha256: "00".into(),
             total_steps: 9,
-            skipped: None,
-            phase_seconds: BTreeMap::new(),
-            gathered_bytes: 0,
+            ..StepDone::default()
         }
     }
 

@@ -30,7 +30,7 @@ fn without_children(
 /// A process that stands for a worker. It dies with this value.
 pub(super) struct Adopted {
     pid: Pid,
-    program: &'static str,
+    program: String,
 }
 
 impl Adopted {
@@ -39,7 +39,7 @@ impl Adopted {
     pub(super) fn find(
         workers: &[String],
         coordinator: &str,
-        program: &'static str,
+        program: &str,
     ) -> HashMap<String, Self> {
         let pids = std::fs::read_dir("/proc").into_iter().flatten().flatten();
         let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
@@ -51,7 +51,9 @@ impl Adopted {
         );
         of_run
             .into_iter()
-            .map(|(worker, pid)| (worker, Self { pid: Pid::from_raw(pid), program }))
+            .map(|(worker, pid)| {
+                (worker, Self { pid: Pid::from_raw(pid), program: program.into() })
+            })
             .collect()
     }
 
@@ -65,7 +67,7 @@ impl Adopted {
                     return ("was killed by the coordinator".into(), ExitCause::Hung);
                 }
             }
-            if !runs(self.pid.as_raw(), self.program) {
+            if !runs(self.pid.as_raw(), &self.program) {
                 return ("has disappeared".into(), ExitCause::Vanished);
             }
         }
@@ -75,7 +77,7 @@ impl Adopted {
 impl Drop for Adopted {
     fn drop(&mut self) {
         // A number that was used again by another program must not be signalled.
-        if runs(self.pid.as_raw(), self.program) {
+        if runs(self.pid.as_raw(), &self.program) {
             _ = kill(self.pid, Signal::SIGKILL);
         }
     }
@@ -94,7 +96,8 @@ fn worker_of(words: &[String], program: &str, coordinator: &str) -> Option<Strin
 /// its number may have been given to another process since, also to one of another run.
 pub(crate) fn is_worker_since(pid: i32, worker: &str, then: f64) -> bool {
     let words = command(pid);
-    words.first().is_some_and(|program| Path::new(program).ends_with("thanos-worker"))
+    // Whatever its program is called.
+    words.iter().any(|word| word == "--coordinator")
         && words.windows(2).any(|pair| pair == ["--id", worker])
         && started_at(pid).is_some_and(|started| started <= then + CLOCK_DIFFERENCE_SECONDS)
 }

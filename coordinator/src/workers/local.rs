@@ -27,7 +27,7 @@ impl LaunchTarget for ThisMachine {
         Command::new(program)
     }
 
-    fn process_name(&self) -> &'static str {
-        "thanos-worker"
+    fn process_name(&self, program: &Path) -> String {
+        program.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 }

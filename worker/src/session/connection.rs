@@ -114,24 +114,18 @@ impl Connection {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeMap;
 
     fn step(step: u64) -> StepDone {
         StepDone {
             stage: "a".into(),
-            epoch: 0,
             step,
             generation: 1,
             world_size: 1,
             loss: 1.0,
-            losses: BTreeMap::new(),
             lr: 0.1,
             images: 8,
-            samples_sha256: String::new(),
             total_steps: 1000,
-            skipped: None,
-            phase_seconds: BTreeMap::new(),
-            gathered_bytes: 0,
+            ..StepDone::default()
         }
     }
 

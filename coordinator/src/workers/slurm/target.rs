@@ -33,7 +33,7 @@ impl LaunchTarget for SlurmNodes {
         command
     }
 
-    fn process_name(&self) -> &'static str {
-        "srun"
+    fn process_name(&self, _program: &Path) -> String {
+        "srun".into()
     }
 }
