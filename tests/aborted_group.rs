@@ -2,19 +2,20 @@
 //! broadcast whose receiver was killed in the middle of a message, and a rendezvous with a peer
 //! that does not connect.
 
-use crate::group_errors::Rendezvous;
-use crate::rerun::{NO_RECORDER, has_or_reran};
+use crate::group_errors::{Rendezvous, join};
+use crate::rerun::{OWN_PROCESS, has_or_reran};
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
-use thanos_c10d::{Address, ErrorKind, GroupAborter, KeyValueStore, MemoryStore, ProcessGroup};
+use thanos_c10d::{ErrorKind, GroupAborter, KeyValueStore, MemoryStore, ProcessGroup};
+use thanos_tests::processes::status_kb;
 
 const TEST: &str = "aborted_group::a_rank_leaves_a_broadcast_whose_receiver_was_killed";
 /// The folder of the rendezvous, in the process of rank 1.
@@ -27,9 +28,15 @@ const BYTES: i64 = 1 << 30;
 /// A rendezvous of several processes: a file a key.
 struct Folder(PathBuf);
 
+impl Folder {
+    fn path(&self, key: &str) -> PathBuf {
+        self.0.join(key.replace('/', "_"))
+    }
+}
+
 impl KeyValueStore for Folder {
     fn set(&self, key: &str, value: &[u8]) -> Result<(), String> {
-        let path = self.0.join(key.replace('/', "_"));
+        let path = self.path(key);
         let unfinished = path.with_extension("unfinished");
         fs::write(&unfinished, value)
             .and_then(|()| fs::rename(unfinished, path))
@@ -37,7 +44,7 @@ impl KeyValueStore for Folder {
     }
 
     fn get(&self, key: &str, timeout: Duration) -> Result<Vec<u8>, String> {
-        let path = self.0.join(key.replace('/', "_"));
+        let path = self.path(key);
         let deadline = Instant::now() + timeout;
         loop {
             match fs::read(&path) {
@@ -61,7 +68,7 @@ impl KeyValueStore for Folder {
     }
 
     fn check(&self, keys: &[&str]) -> Result<bool, String> {
-        Ok(keys.iter().all(|key| self.0.join(key.replace('/', "_")).exists()))
+        Ok(keys.iter().all(|key| self.path(key).exists()))
     }
 
     fn wait(&self, keys: &[&str], timeout: Duration) -> Result<(), String> {
@@ -69,23 +76,15 @@ impl KeyValueStore for Folder {
     }
 }
 
-fn join(folder: &Path, rank: usize) -> ProcessGroup {
-    let address = Address::Host("127.0.0.1".into());
-    let store = Arc::new(Folder(folder.into()));
-    ProcessGroup::gloo(store, rank, 2, &address, GROUP_TIMEOUT).expect("a group")
+fn join_at(folder: &Path, rank: usize) -> ProcessGroup {
+    let store: Arc<dyn KeyValueStore> = Arc::new(Folder(folder.into()));
+    join(&store, rank, GROUP_TIMEOUT).expect("a group")
 }
 
 /// Rank 1, until it is killed.
 fn receive(folder: &Path) {
     let mut tensor = Tensor::empty([BYTES / 4], (Kind::Float, Device::Cpu));
-    _ = join(folder, 1).broadcast(&mut tensor, 0);
-}
-
-/// Memory of a process that is in use, in bytes.
-fn resident_bytes(process: &Child) -> u64 {
-    let statm = fs::read_to_string(format!("/proc/{}/statm", process.id())).unwrap_or_default();
-    let pages = statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0);
-    pages * 4096
+    _ = join_at(folder, 1).broadcast(&mut tensor, 0);
 }
 
 /// The rank that waits for its peer's connection and the one that connects are chosen by their
@@ -93,19 +92,17 @@ fn resident_bytes(process: &Child) -> u64 {
 #[test]
 fn a_rank_leaves_a_rendezvous_whose_peer_does_not_connect() {
     let test = "aborted_group::a_rank_leaves_a_rendezvous_whose_peer_does_not_connect";
-    if !has_or_reran(test, NO_RECORDER) {
+    if !has_or_reran(test, OWN_PROCESS) {
         return;
     }
-    let join = |store: Arc<dyn KeyValueStore>, rank| {
-        let address = Address::Host("127.0.0.1".into());
-        ProcessGroup::gloo(store, rank, 2, &address, GROUP_TIMEOUT)
-    };
     for _ in 0..8 {
         let store: Arc<dyn KeyValueStore> = Arc::new(MemoryStore::default());
-        join(Rendezvous::new(&store, true), 1).err().expect("it is interrupted");
+        let interrupted: Arc<dyn KeyValueStore> = Rendezvous::new(&store, true);
+        join(&interrupted, 1, GROUP_TIMEOUT).err().expect("it is interrupted");
         let rendezvous = Rendezvous::new(&store, false);
+        let waited_at: Arc<dyn KeyValueStore> = rendezvous.clone();
         thread::scope(|scope| {
-            let waiting = scope.spawn(|| join(rendezvous.clone(), 0));
+            let waiting = scope.spawn(|| join(&waited_at, 0, GROUP_TIMEOUT));
             let began = Instant::now();
             rendezvous.is_over.store(true, Ordering::Relaxed);
             let error = waiting.join().expect("no panic").err().expect("its peer does not connect");
@@ -122,7 +119,7 @@ fn a_rank_leaves_a_broadcast_whose_receiver_was_killed() {
     if let Some(folder) = env::var_os(RENDEZVOUS) {
         return receive(Path::new(&folder));
     }
-    if !has_or_reran(TEST, NO_RECORDER) {
+    if !has_or_reran(TEST, OWN_PROCESS) {
         return;
     }
     let folder = tempfile::tempdir().expect("a folder");
@@ -134,9 +131,9 @@ fn a_rank_leaves_a_broadcast_whose_receiver_was_killed() {
         .spawn()
         .expect("this binary starts");
     let mut aborter = GroupAborter::new();
-    let group = join(folder.path(), 0);
+    let group = join_at(folder.path(), 0);
     aborter.watch(&group);
-    let before = resident_bytes(&peer);
+    let before_kb = status_kb(peer.id(), "VmRSS");
     let (sender, outcome) = channel();
     thread::spawn(move || {
         let mut tensor = Tensor::ones([BYTES / 4], (Kind::Float, Device::Cpu));
@@ -146,7 +143,7 @@ fn a_rank_leaves_a_broadcast_whose_receiver_was_killed() {
         _ = sender.send((error, began.elapsed()));
     });
     // It has received a quarter.
-    while resident_bytes(&peer) < before + BYTES as u64 / 4 {
+    while status_kb(peer.id(), "VmRSS") < before_kb + BYTES as u64 / 4 / 1024 {
         assert!(peer.try_wait().expect("its state").is_none(), "rank 1 ended by itself");
         thread::sleep(Duration::from_millis(1));
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tch::{Kind, Tensor};
 use thanos_c10d::{Address, Error, ErrorKind, KeyValueStore, MemoryStore, ProcessGroup};
 
-fn join(
+pub(crate) fn join(
     store: &Arc<dyn KeyValueStore>,
     rank: usize,
     timeout: Duration,

@@ -17,6 +17,7 @@ use thanos_proto::{
     COORDINATOR_NAME, Command, Device, Evaluated, Heartbeat, Hello, RankPhase, StepDone,
     WorkerEvent,
 };
+use thanos_tests::processes::status_kb;
 use thanos_tests::proxy::{Mode, Proxy};
 use thanos_tests::{Invitation, Running, Scene, lines};
 use tokio::net::{TcpSocket, TcpStream};
@@ -141,12 +142,6 @@ fn runtime() -> Runtime {
         .expect("a runtime")
 }
 
-fn rss_kb(pid: i32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
-    line.split_whitespace().next().and_then(|kb| kb.parse().ok()).expect("a number")
-}
-
 #[test]
 fn a_client_without_a_certificate_costs_a_few_kb() {
     const CONNECTIONS: u64 = 16;
@@ -155,7 +150,7 @@ fn a_client_without_a_certificate_costs_a_few_kb() {
     runtime().block_on(async {
         // What the first connection makes once is not counted.
         drop(target.join("a").await);
-        let before = rss_kb(serving.pid());
+        let before = status_kb(serving.pid() as u32, "VmRSS");
         let mut most = before;
         let mut calls = tokio::task::JoinSet::new();
         for _ in 0..CONNECTIONS {
@@ -169,12 +164,12 @@ fn a_client_without_a_certificate_costs_a_few_kb() {
                     client.store(request).await.expect_err("without a certificate")
                 });
             }
-            most = most.max(rss_kb(serving.pid()));
+            most = most.max(status_kb(serving.pid() as u32, "VmRSS"));
         }
         let mut codes = BTreeMap::new();
         while let Some(status) = calls.join_next().await {
             *codes.entry(format!("{:?}", status.expect("no panic").code())).or_insert(0) += 1;
-            most = most.max(rss_kb(serving.pid()));
+            most = most.max(status_kb(serving.pid() as u32, "VmRSS"));
         }
         let each = (most - before) / CONNECTIONS;
         print_line(&format!(

@@ -8,7 +8,7 @@
 //! `commit_points`, `checks`, `connection_flood`, `disks` and `endings` what happens to processes,
 //! networks and disks, `checkpoint_intervals` when a stage is saved, `group_errors` which errors
 //! of a group are lost connections, `aborted_group` that an abort ends every collective,
-//! `security` who may join and what is secret, `pytorch_names` what is in a checkpoint,
+//! `security` which workers may join and what is secret, `pytorch_names` what is in a checkpoint,
 //! `selection` which epoch's weights are kept and that all state is saved, `data_sets`,
 //! `pack_transfer`, `downloads` and `fashion_mnist` how images come to workers, `device_views` how
 //! a GPU makes views of them, `fused_on_device` a transformer block on a GPU, `devices` on what

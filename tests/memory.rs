@@ -9,6 +9,7 @@ use std::env;
 use std::fs;
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
+use thanos_tests::processes::status_kb;
 use thanos_worker::loss::{LossForm, Similarity, Tile};
 use thanos_worker::{Comparison, contrast_globally};
 
@@ -72,20 +73,13 @@ fn measure(images: i64) {
     contrast(&rows(64), &rows(64), &labels(64));
     let (view0, view1, labels) = (rows(images), rows(images), labels(images));
 
-    let before_kb = status_kb("VmRSS");
+    let before_kb = status_kb(std::process::id(), "VmRSS");
     fs::write("/proc/self/clear_refs", "5").expect("the peak is reset");
     let start = Instant::now();
     let value = contrast(&view0, &view1, &labels);
     let seconds = start.elapsed().as_secs_f64();
-    let peak_mb = status_kb("VmHWM").saturating_sub(before_kb) * 1024 / 1_000_000;
+    let peak_mb =
+        status_kb(std::process::id(), "VmHWM").saturating_sub(before_kb) * 1024 / 1_000_000;
     assert!(value.is_finite(), "the loss is {value}");
     print_line(&format!("{ANSWER}{peak_mb} MB at {images} x {WIDTH}, {seconds:.1} s"));
-}
-
-/// A line of /proc/self/status, in kB (of 1024 bytes).
-fn status_kb(key: &str) -> u64 {
-    let status = fs::read_to_string("/proc/self/status").expect("a process has a status");
-    let line = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
-    let number = line.and_then(|line| line.trim().split(' ').next()).map(str::parse);
-    number.and_then(Result::ok).unwrap_or_else(|| panic!("no {key} in /proc/self/status"))
 }

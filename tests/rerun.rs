@@ -7,6 +7,10 @@ use std::process::Command;
 /// Turns libtorch's flight recorder off, which crashes where groups of one process record at once.
 pub(crate) const NO_RECORDER: (&str, &str) = ("TORCH_FR_BUFFER_SIZE", "0");
 
+/// For a test that aborts a group: every socket of its process that was opened since is shut down.
+/// The shim sets [`NO_RECORDER`]'s variable in all processes, so that one starts no other process.
+pub(crate) const OWN_PROCESS: (&str, &str) = ("THANOS_TEST_OWN_PROCESS", "1");
+
 /// Whether this process has the variable that `test` needs; else another one has run it with that.
 ///
 /// # Panics

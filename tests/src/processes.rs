@@ -38,6 +38,18 @@ pub fn is_alive(pid: i32) -> bool {
     fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|words| !words.is_empty())
 }
 
+/// A line of a process's status, in kB (of 1024 bytes), as `VmRSS`.
+///
+/// # Panics
+/// If the process, or the line, is not there.
+#[track_caller]
+pub fn status_kb(pid: u32, key: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+    let number = line.and_then(|line| line.trim().split(' ').next()).map(str::parse);
+    number.and_then(Result::ok).unwrap_or_else(|| panic!("no {key} in the status of {pid}"))
+}
+
 /// # Panics
 /// If the process is not there.
 #[track_caller]
